@@ -1,0 +1,145 @@
+"""Files that pass between stages: written atomically, versioned, with provenance, never unpickled.
+
+An artifact is an `.npz` whose arrays stand beside one JSON `header` that says what kind of file
+it is, which format version it has and where it came from (DESIGN section 4).
+"""
+
+import hashlib
+import json
+import os
+import tempfile
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import StaleArtifactError
+from .version import __version__
+
+__all__ = [
+    "atomic_open",
+    "check_fingerprint",
+    "load_artifact",
+    "save_artifact",
+    "sha256_of_file",
+    "write_json",
+]
+
+_FORMAT_VERSION = 1
+_HASH_BLOCK = 1 << 20
+
+
+@contextmanager
+def atomic_open(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
+    """Open a temporary file beside `path` that takes its name only when the block succeeds.
+
+    A killed or failing writer leaves the old file, or none; never half a file.
+    """
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.chmod(name, 0o666 & ~_umask())
+        os.replace(name, target)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: str | os.PathLike[str], value: Any) -> None:
+    """Write `value` as indented JSON, atomically."""
+    with atomic_open(path) as stream:
+        stream.write((json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+
+
+def sha256_of_file(path: str | os.PathLike[str]) -> str:
+    """Return the SHA-256 of a file's bytes as hexadecimal digits."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as stream:
+        while block := stream.read(_HASH_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def save_artifact(
+    path: str | os.PathLike[str],
+    kind: str,
+    arrays: Mapping[str, NDArray[Any]],
+    header: Mapping[str, Any],
+) -> None:
+    """Write an artifact: `arrays`, and a JSON header of `kind`, versions and `header`.
+
+    Raises:
+        ValueError: `path` does not end in `.npz`.
+    """
+    if Path(path).suffix != ".npz":
+        raise ValueError(f"`path` must end in .npz; got {str(path)!r}. Rename the output file.")
+    full = {**header, "kind": kind, "format": _FORMAT_VERSION, "tool": f"dp4tl_ffcv {__version__}"}
+    with atomic_open(path) as stream:
+        np.savez(stream, header=np.array(json.dumps(full)), **arrays)  # type: ignore[arg-type]  # numpy's stub takes the dict for allow_pickle
+
+
+def load_artifact(
+    path: str | os.PathLike[str], kind: str, names: tuple[str, ...]
+) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+    """Read the arrays `names` and the header of an artifact of `kind`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is no artifact, of another kind, or of a newer format.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            header = json.loads(str(stored["header"]))
+            found, version = header["kind"], header["format"]
+            if found != kind:
+                raise ValueError(
+                    f"`path` must be a {kind} file; got a {found} file, {str(path)!r}. "
+                    f"Pass the file that the {kind} step wrote."
+                )
+            if version > _FORMAT_VERSION:
+                raise ValueError(
+                    f"`path` must have format <= {_FORMAT_VERSION}; got {version} in "
+                    f"{str(path)!r}. Update dp4tl_ffcv."
+                )
+            arrays = {name: stored[name] for name in names}
+    except (KeyError, TypeError, zipfile.BadZipFile, json.JSONDecodeError, EOFError) as error:
+        raise _not_an_artifact(path, kind) from error
+    except ValueError as error:
+        if str(error).startswith("`path`"):
+            raise
+        raise _not_an_artifact(path, kind) from error
+    return arrays, header
+
+
+def check_fingerprint(what: str, expected: str | None, found: str) -> None:
+    """Raise `StaleArtifactError` unless `what` was made for the beton whose fingerprint is `found`.
+
+    `expected` is what the artifact recorded; None (made from bare arrays) fits every beton.
+    """
+    if expected is not None and expected != found:
+        raise StaleArtifactError(
+            f"`{what}` must be made for this beton; got one made for fingerprint "
+            f"{expected[:16]}, this beton has {found[:16]}. Make it again from this beton."
+        )
+
+
+def _not_an_artifact(path: str | os.PathLike[str], kind: str) -> ValueError:
+    return ValueError(
+        f"`path` must be a {kind} file (.npz) written by dp4tl; got {str(path)!r}. "
+        "It may be damaged or come from another program: make it again."
+    )
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current

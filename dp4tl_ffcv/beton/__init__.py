@@ -1,0 +1,7 @@
+"""Reading and writing beton files, FFCV's dataset format (version 2)."""
+
+from .images import read_image
+from .index import BetonIndex, FieldInfo
+from .manifest import Manifest, read_manifest
+
+__all__ = ["BetonIndex", "FieldInfo", "Manifest", "read_image", "read_manifest"]

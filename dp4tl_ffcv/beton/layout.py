@@ -1,0 +1,72 @@
+"""The binary layout of a beton: header, field descriptors, metadata, pages, allocation table.
+
+Read off files written by ffcv 1.0.2 and its documentation; all integers are little-endian.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+__all__ = [
+    "ALLOCATION",
+    "CUSTOM_TYPE",
+    "FIELD",
+    "FIELD_KINDS",
+    "FIELD_METADATA",
+    "HEADER",
+    "IMAGE_MODES",
+    "VERSION",
+    "metadata_dtype",
+]
+
+VERSION = 2
+
+HEADER = np.dtype(
+    [
+        ("version", "<u2"),
+        ("num_fields", "<u2"),
+        ("page_size", "<u4"),
+        ("num_samples", "<u8"),
+        ("alloc_table_ptr", "<u8"),
+    ],
+    align=True,
+)
+
+FIELD = np.dtype(
+    [("type_id", "<u1"), ("name", ("<u1", 16)), ("arguments", ("<u1", (1024,)))], align=True
+)
+
+ALLOCATION = np.dtype([("sample_id", "<u8"), ("ptr", "<u8"), ("size", "<u8")])
+
+CUSTOM_TYPE = 255
+FIELD_KINDS = {
+    0: "float",
+    1: "int",
+    2: "rgb_image",
+    3: "bytes",
+    4: "ndarray",
+    5: "json",
+    6: "torch_tensor",
+    CUSTOM_TYPE: "custom",
+}
+
+_EXTENT = np.dtype([("ptr", "<u8"), ("size", "<u8")])
+_IMAGE = np.dtype([("mode", "<u1"), ("width", "<u2"), ("height", "<u2"), ("data_ptr", "<u8")])
+# What each field keeps per sample in the metadata table.
+FIELD_METADATA: dict[int, np.dtype[Any]] = {
+    0: np.dtype("<f8"),
+    1: np.dtype("<i8"),
+    2: _IMAGE,
+    3: _EXTENT,
+    4: np.dtype("<u8"),
+    5: _EXTENT,
+    6: np.dtype("<u8"),
+}
+
+IMAGE_MODES = {0: "jpg", 1: "raw"}
+
+
+def metadata_dtype(columns: Sequence[np.dtype[Any]]) -> np.dtype[Any]:
+    """Return the record type of one sample: `f0`, `f1`, ... aligned as in a C struct."""
+    return np.dtype([("", column) for column in columns], align=True)

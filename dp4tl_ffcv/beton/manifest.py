@@ -1,0 +1,68 @@
+"""The manifest `NAME.beton.json` beside a beton: class names, counts, how it was written."""
+
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..artifacts import write_json
+from ..version import __version__
+
+__all__ = ["Manifest", "manifest_path", "read_manifest", "write_manifest"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """What a beton holds, in words that the file itself has no room for."""
+
+    fields: dict[str, str]
+    """Field name to kind, in the order of the file."""
+    num_samples: int
+    class_names: tuple[str, ...] = ()
+    """Name of each class id; empty when unknown."""
+    class_counts: tuple[int, ...] = ()
+    """Samples of each class id."""
+    written_by: dict[str, Any] = field(default_factory=dict)
+    """The writer and its arguments."""
+    tool: str = f"dp4tl_ffcv {__version__}"
+    fingerprint: str = ""
+    """Fingerprint of the beton that this manifest was written for."""
+
+
+def manifest_path(beton: str | os.PathLike[str]) -> Path:
+    """Return where the manifest of `beton` lies: the same name with `.json` appended."""
+    path = Path(beton)
+    return path.with_name(path.name + ".json")
+
+
+def write_manifest(beton: str | os.PathLike[str], manifest: Manifest) -> None:
+    """Write the manifest beside `beton`."""
+    write_json(manifest_path(beton), asdict(manifest))
+
+
+def read_manifest(beton: str | os.PathLike[str]) -> Manifest | None:
+    """Read the manifest beside `beton`; None when there is none.
+
+    Raises:
+        ValueError: the manifest is not JSON of the expected form.
+    """
+    path = manifest_path(beton)
+    if not path.exists():
+        return None
+    try:
+        stored = json.loads(path.read_text())
+        return Manifest(
+            fields=dict(stored["fields"]),
+            num_samples=int(stored["num_samples"]),
+            class_names=tuple(map(str, stored["class_names"])),
+            class_counts=tuple(map(int, stored["class_counts"])),
+            written_by=dict(stored["written_by"]),
+            tool=str(stored["tool"]),
+            fingerprint=str(stored["fingerprint"]),
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"`manifest` must be JSON written beside a beton; got {str(path)!r}. "
+            "Delete it, or write the beton again."
+        ) from error

@@ -1,0 +1,7 @@
+"""Loaders that read the retained samples: a drop-in for `ffcv.loader.Loader`."""
+
+from .loader import PrunedLoader
+from .orders import ORDERS, Order, random_order, sequential_order
+from .remap import RemapLabel
+
+__all__ = ["ORDERS", "Order", "PrunedLoader", "RemapLabel", "random_order", "sequential_order"]

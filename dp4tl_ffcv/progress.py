@@ -1,0 +1,46 @@
+"""Progress of long work: a bar with rate and ETA on a terminal, a line now and then in a log."""
+
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+from tqdm import tqdm
+
+__all__ = ["track"]
+
+_Item = TypeVar("_Item")
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+def track(
+    items: Iterable[_Item], *, total: int, description: str, unit: str = "it", scale: int = 1
+) -> Iterator[_Item]:
+    """Yield `items` and report on stderr how far the work has come.
+
+    Args:
+        items: what to iterate over.
+        total: how many units all items make.
+        description: what is going on, in a few words.
+        unit: what is counted.
+        scale: units per item, such as images per batch.
+    """
+    if sys.stderr.isatty():
+        with tqdm(total=total, desc=description, unit=unit, leave=False) as bar:
+            for item in items:
+                yield item
+                bar.update(min(scale, total - bar.n))
+        return
+    started = last = time.monotonic()
+    done = 0
+    for item in items:
+        yield item
+        done = min(done + scale, total)
+        now = time.monotonic()
+        if now - last >= _SECONDS_BETWEEN_LINES and done < total:
+            last = now
+            rate = done / (now - started)
+            left = (total - done) / rate
+            line = f"{description}: {done}/{total} {unit}, {rate:.1f} {unit}/s, {left:.0f} s left\n"
+            sys.stderr.write(line)
+            sys.stderr.flush()

@@ -1,0 +1,108 @@
+"""Run folders: what a recipe was asked, what it logged, what came out, on which machine."""
+
+import json
+import os
+import platform
+import shutil
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from .artifacts import write_json
+from .version import __version__
+
+__all__ = ["RunFolder", "environment"]
+
+_PACKAGES = ("ffcv", "torch", "torchvision", "numba", "numpy")
+
+
+class RunFolder:
+    """A folder with `config.json`, `log.jsonl`, `checkpoints/`, `result.json`.
+
+    A run is finished once its `result.json` is there, and the same configuration then need not run
+    again; a folder with another configuration, or a run that was stopped, starts over.
+
+    Args:
+        path: the folder.
+        config: everything that the result depends on, as JSON values.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], config: Mapping[str, Any]) -> None:
+        self.path = Path(path)
+        self.config = json.loads(json.dumps(config))
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the checkpoints."""
+        return self.path / "checkpoints"
+
+    def finished(self) -> dict[str, Any] | None:
+        """Return the result of an earlier run of the same configuration, or None."""
+        config, result = (_read(self.path / name) for name in ("config.json", "result.json"))
+        return result if result is not None and config == self.config else None
+
+    def start(self) -> None:
+        """Clear what an unfinished or differently configured run left, and record the config."""
+        for name in ("result.json", "log.jsonl"):
+            (self.path / name).unlink(missing_ok=True)
+        if self.checkpoints.exists():
+            shutil.rmtree(self.checkpoints)
+        self.checkpoints.mkdir(parents=True)
+        write_json(self.path / "config.json", self.config)
+        self.log({"event": "start", **environment()})
+
+    def log(self, row: Mapping[str, Any]) -> None:
+        """Append one JSON line to `log.jsonl`."""
+        with (self.path / "log.jsonl").open("a") as stream:
+            stream.write(json.dumps(row) + "\n")
+
+    def finish(self, result: Mapping[str, Any]) -> dict[str, Any]:
+        """Write `result.json`, which marks the run as finished, and return its content."""
+        full = {**result, "environment": environment()}
+        write_json(self.path / "result.json", full)
+        return full
+
+
+def environment() -> dict[str, Any]:
+    """Describe the machine and the versions that a figure was measured with."""
+    row: dict[str, Any] = {
+        "machine": platform.machine(),
+        "cpu": _cpu_name(),
+        "cores": len(os.sched_getaffinity(0)),
+        "gpu": _gpu_name(),
+        "python": platform.python_version(),
+        "dp4tl_ffcv": __version__,
+    }
+    for name in _PACKAGES:
+        try:
+            row[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            row[name] = "absent"
+    return row
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def _gpu_name() -> str:
+    # Read from the driver, because asking torch would import it and open a context on the GPU.
+    cards = sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))
+    for card in cards:
+        for line in card.read_text().splitlines():
+            if line.startswith("Model:"):
+                return line.split(":", 1)[1].strip()
+    return "none"
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, json.JSONDecodeError):
+        return None

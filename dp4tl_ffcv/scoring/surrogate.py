@@ -1,0 +1,256 @@
+"""Surrogates: build, load and save a classifier, and run it over a dataset."""
+
+import copy
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+import torchvision
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock
+
+from ..artifacts import atomic_open, sha256_of_file
+from ..errors import CheckpointError
+from .features import Features
+
+__all__ = [
+    "Classifier",
+    "build_model",
+    "extract_features",
+    "load_checkpoint",
+    "replace_head",
+    "save_checkpoint",
+]
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+SMALL_RESNET = "resnet8_small"
+_CHECKPOINT_KEYS = {"arch", "num_classes", "mean", "std", "network"}
+
+
+class Classifier(nn.Module):
+    """A network with its normalisation: uint8 images in, logits out.
+
+    Args:
+        network: maps normalised images `(B, 3, H, W)` to logits `(B, C)`; its last `nn.Linear` is
+            the head, whose input is the feature.
+        arch: name to build the network again by.
+        num_classes: C.
+        mean: per channel, for pixels in [0, 1].
+        std: likewise.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        network: nn.Module,
+        arch: str,
+        num_classes: int,
+        mean: tuple[float, ...] = IMAGENET_MEAN,
+        std: tuple[float, ...] = IMAGENET_STD,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.arch = arch
+        self.num_classes = num_classes
+        # Not in the state dict, whose keys stay those of the network.
+        self.register_buffer("mean", 255.0 * torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", 255.0 * torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the logits `(B, C)` of images `(B, 3, H, W)` with values 0 to 255."""
+        logits: Tensor = self.network((images.float() - self.mean) / self.std)
+        return logits
+
+    def features(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return logits `(B, C)` and the head's input `(B, D)` from one pass."""
+        caught: list[Tensor] = []
+        _, head = _find_head(self.network)
+        handle = head.register_forward_pre_hook(lambda _, inputs: caught.append(inputs[0]))
+        try:
+            logits = self(images)
+        finally:
+            handle.remove()
+        return logits, caught[0]
+
+
+def build_model(arch: str, num_classes: int) -> Classifier:
+    """Build an untrained classifier.
+
+    Args:
+        arch: any classification model of torchvision, or `resnet8_small` for images of 32 to 64
+            pixels.
+        num_classes: outputs C.
+
+    Raises:
+        ValueError: there is no such architecture.
+    """
+    if arch == SMALL_RESNET:
+        return Classifier(_small_resnet(num_classes), arch, num_classes)
+    known = torchvision.models.list_models(module=torchvision.models)
+    if arch not in known:
+        raise ValueError(
+            f"`arch` must be {SMALL_RESNET} or a classifier of torchvision; got {arch!r}. "
+            "See torchvision.models.list_models()."
+        )
+    network = torchvision.models.get_model(arch, weights=None, num_classes=num_classes)
+    return Classifier(network, arch, num_classes)
+
+
+def replace_head(model: Classifier, num_classes: int) -> Classifier:
+    """Return a copy of `model` with a new, freshly initialised head of `num_classes` outputs."""
+    network = copy.deepcopy(model.network)
+    name, head = _find_head(network)
+    parent = network.get_submodule(name.rpartition(".")[0])
+    setattr(parent, name.rpartition(".")[2], nn.Linear(head.in_features, num_classes))
+    mean, std = _channels(model)
+    return Classifier(network, model.arch, num_classes, mean, std)
+
+
+def save_checkpoint(path: str | os.PathLike[str], model: Classifier) -> None:
+    """Write the network, its architecture and its normalisation, atomically."""
+    mean, std = _channels(model)
+    state = {name: value.detach().cpu() for name, value in model.network.state_dict().items()}
+    values = {
+        "arch": model.arch,
+        "num_classes": model.num_classes,
+        "mean": list(mean),
+        "std": list(std),
+        "network": state,
+    }
+    with atomic_open(path) as stream:
+        torch.save(values, stream)
+
+
+def load_checkpoint(path: str | os.PathLike[str], *, arch: str | None = None) -> Classifier:
+    """Read what `save_checkpoint` wrote; nothing is unpickled.
+
+    Args:
+        path: the checkpoint.
+        arch: the architecture that the caller expects; None takes the recorded one.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        CheckpointError: the file is no checkpoint, is of another architecture than `arch`, or its
+            weights do not fit the architecture that it names.
+    """
+    try:
+        values = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # torch raises several kinds for a damaged or foreign file
+        raise _no_checkpoint(path) from error
+    if not isinstance(values, dict) or not _CHECKPOINT_KEYS <= values.keys():
+        raise _no_checkpoint(path)
+    if arch is not None and values["arch"] != arch:
+        raise CheckpointError(
+            f"`path` must be a checkpoint of {arch}; got one of {values['arch']}, {str(path)!r}. "
+            "Name its architecture, or pass another checkpoint."
+        )
+    model = build_model(values["arch"], values["num_classes"])
+    try:
+        model.network.load_state_dict(values["network"])
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"`path` must hold the weights of {values['arch']} with {values['num_classes']} "
+            f"classes; got others in {str(path)!r}. It is damaged or was altered."
+        ) from error
+    return Classifier(
+        model.network,
+        values["arch"],
+        values["num_classes"],
+        tuple(values["mean"]),
+        tuple(values["std"]),
+    )
+
+
+def extract_features(
+    model: Classifier,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    indices: NDArray[np.int64],
+    *,
+    checkpoint: str | os.PathLike[str] | None = None,
+    provenance: Mapping[str, Any] | None = None,
+) -> Features:
+    """Run a surrogate in evaluation mode and collect logits and features in one pass.
+
+    Args:
+        model: the surrogate, on the device of the batches.
+        batches: images `(B, 3, H, W)` and labels `(B,)`, in the order of `indices`.
+        indices: sample ids `(n,)`.
+        checkpoint: file that the surrogate came from, recorded by its SHA-256.
+        provenance: further facts to record.
+
+    Raises:
+        ValueError: the batches do not add up to n samples.
+    """
+    model.eval()
+    logits, features, labels = [], [], []
+    with torch.inference_mode():
+        for images, targets in batches:
+            outputs, pooled = model.features(images)
+            logits.append(outputs.float().cpu().numpy())
+            features.append(pooled.float().cpu().numpy())
+            labels.append(targets.reshape(-1).cpu().numpy().astype(np.int64))
+    count = sum(map(len, labels))
+    if count != len(indices) or not count:
+        raise ValueError(
+            f"`batches` must hold {len(indices)} samples, at least one; got {count}. "
+            "Load without drop_last."
+        )
+    source = {"checkpoint_sha256": sha256_of_file(checkpoint)} if checkpoint else {}
+    return Features(
+        logits=np.concatenate(logits),
+        features=np.concatenate(features),
+        labels=np.concatenate(labels),
+        indices=np.asarray(indices, dtype=np.int64),
+        provenance={"arch": model.arch, **source, **(provenance or {})},
+    )
+
+
+def _small_resnet(num_classes: int, width: int = 32) -> nn.Module:
+    """Three basic blocks behind a stem of stride 2: a ResNet for 32 to 64 pixels and few cores."""
+    layers: list[nn.Module] = [
+        nn.Conv2d(3, width, 3, stride=2, padding=1, bias=False),
+        nn.BatchNorm2d(width),
+        nn.ReLU(inplace=True),
+    ]
+    channels = width
+    for stage in range(3):
+        planes, stride = width << stage, 1 if stage == 0 else 2
+        shortcut = None
+        if stride != 1:
+            shortcut = nn.Sequential(
+                nn.Conv2d(channels, planes, 1, stride=stride, bias=False), nn.BatchNorm2d(planes)
+            )
+        layers.append(BasicBlock(channels, planes, stride, shortcut))
+        channels = planes
+    head = nn.Linear(channels, num_classes)
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), head)
+
+
+def _find_head(network: nn.Module) -> tuple[str, nn.Linear]:
+    linear = [(name, part) for name, part in network.named_modules() if isinstance(part, nn.Linear)]
+    if not linear:
+        raise ValueError(
+            f"`network` must end in an nn.Linear; got {type(network).__name__} without one. "
+            "Choose a classifier with a linear head."
+        )
+    return linear[-1]
+
+
+def _channels(model: Classifier) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    mean, std = (part.flatten().double() / 255.0 for part in (model.mean, model.std))
+    return tuple(mean.tolist()), tuple(std.tolist())
+
+
+def _no_checkpoint(path: str | os.PathLike[str]) -> CheckpointError:
+    return CheckpointError(
+        f"`path` must be a checkpoint written by this project; got {str(path)!r}. "
+        "Train one with `python -m train.pretrain`."
+    )

@@ -1,0 +1,7 @@
+"""Selections: which classes and samples are retained, where that came from, and their files."""
+
+from .exports import export_indices, import_indices
+from .rules import select
+from .selection import Selection
+
+__all__ = ["Selection", "export_indices", "import_indices", "select"]

@@ -1,0 +1,78 @@
+"""Bare index lists for other people's loaders, and back: `.npy`, DP4TL's `.indices`, `.txt`."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..artifacts import atomic_open
+from ..beton import BetonIndex
+from .selection import Selection
+
+__all__ = ["EXPORT_SUFFIXES", "export_indices", "import_indices"]
+
+EXPORT_SUFFIXES = (".npy", ".indices", ".txt")
+
+
+def export_indices(selection: Selection, path: str | os.PathLike[str]) -> None:
+    """Write the retained sample ids, ascending, in the form that the suffix of `path` names.
+
+    `.npy` is a numpy array, `.indices` a torch tensor as DP4TL's scripts load, `.txt` one id a
+    line. None of them records which beton the ids count in; the selection's own file does.
+
+    Raises:
+        ValueError: the suffix is none of the three.
+    """
+    suffix = _check_suffix(path)
+    with atomic_open(path) as stream:
+        if suffix == ".npy":
+            np.save(stream, selection.indices)
+        elif suffix == ".txt":
+            stream.write("".join(f"{index}\n" for index in selection.indices).encode())
+        else:
+            import torch  # loaded for this one format alone
+
+            torch.save(torch.from_numpy(selection.indices.copy()), stream)
+
+
+def import_indices(path: str | os.PathLike[str], index: BetonIndex) -> Selection:
+    """Read sample ids that `export_indices` or DP4TL wrote, as a selection of `index`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        TypeError: the file does not hold integers.
+        ValueError: the suffix is unknown, the file cannot be read, or an id is out of range.
+    """
+    suffix = _check_suffix(path)
+    try:
+        ids = _read(path, suffix)
+    except OSError:
+        raise
+    except Exception as error:  # each reader has its own exceptions for a damaged file
+        raise ValueError(
+            f"`path` must hold sample ids; got {str(path)!r}, which cannot be read as {suffix}. "
+            "Export it again."
+        ) from error
+    return Selection.of_indices(index, ids, provenance={"imported": Path(path).name})
+
+
+def _read(path: str | os.PathLike[str], suffix: str) -> NDArray[Any]:
+    if suffix == ".npy":
+        return np.load(path, allow_pickle=False)  # type: ignore[no-any-return]  # np.load is untyped
+    if suffix == ".txt":
+        return np.array([int(line) for line in Path(path).read_text().split()], dtype=np.int64)
+    import torch  # loaded for this one format alone
+
+    return np.asarray(torch.load(path, weights_only=True))
+
+
+def _check_suffix(path: str | os.PathLike[str]) -> str:
+    suffix = Path(path).suffix
+    if suffix not in EXPORT_SUFFIXES:
+        raise ValueError(
+            f"`path` must end in one of {', '.join(EXPORT_SUFFIXES)}; got {str(path)!r}. "
+            "The suffix chooses the format."
+        )
+    return suffix
