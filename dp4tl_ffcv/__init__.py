@@ -11,15 +11,17 @@ from typing import TYPE_CHECKING, Any
 from .version import __version__
 
 if TYPE_CHECKING:
+    from .artifacts import atomic_open, sha256_of_file
     from .beton import BetonIndex, Manifest, read_image, read_manifest
     from .beton.write import image_fields, write_beton
     from .errors import BetonError, CheckpointError, StaleArtifactError
-    from .loading import PrunedLoader, RemapLabel
+    from .loading import PrunedLoader, RemapLabel, evaluation_loader, training_loader
     from .progress import track
     from .runs import RunFolder, environment
     from .scoring import Scores, class_means, feature_mapping, label_mapping, random_scores
     from .scoring.features import Features
     from .scoring.surrogate import (
+        Classifier,
         build_model,
         extract_features,
         load_checkpoint,
@@ -32,6 +34,7 @@ _HOMES = {
     "BetonError": "errors",
     "BetonIndex": "beton",
     "CheckpointError": "errors",
+    "Classifier": "scoring.surrogate",
     "Features": "scoring.features",
     "Manifest": "beton",
     "PrunedLoader": "loading",
@@ -40,9 +43,11 @@ _HOMES = {
     "Scores": "scoring",
     "Selection": "selection",
     "StaleArtifactError": "errors",
+    "atomic_open": "artifacts",
     "build_model": "scoring.surrogate",
     "class_means": "scoring",
     "environment": "runs",
+    "evaluation_loader": "loading",
     "export_indices": "selection",
     "extract_features": "scoring.surrogate",
     "feature_mapping": "scoring",
@@ -56,13 +61,48 @@ _HOMES = {
     "replace_head": "scoring.surrogate",
     "save_checkpoint": "scoring.surrogate",
     "select": "selection",
+    "sha256_of_file": "artifacts",
     "track": "progress",
+    "training_loader": "loading",
     "write_beton": "beton.write",
 }
 
-__all__ = [  # noqa: RUF022  # the order of the modules in the design
+__all__ = [
+    "BetonError",
+    "BetonIndex",
+    "CheckpointError",
+    "Classifier",
+    "Features",
+    "Manifest",
+    "PrunedLoader",
+    "RemapLabel",
+    "RunFolder",
+    "Scores",
+    "Selection",
+    "StaleArtifactError",
     "__version__",
-    *_HOMES,
+    "atomic_open",
+    "build_model",
+    "class_means",
+    "environment",
+    "evaluation_loader",
+    "export_indices",
+    "extract_features",
+    "feature_mapping",
+    "image_fields",
+    "import_indices",
+    "label_mapping",
+    "load_checkpoint",
+    "random_scores",
+    "read_image",
+    "read_manifest",
+    "replace_head",
+    "save_checkpoint",
+    "select",
+    "sha256_of_file",
+    "track",
+    "training_loader",
+    "write_beton",
 ]
 
 

@@ -20,13 +20,12 @@ __all__ = ["shared_compilation"]
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), np.generic, np.dtype)
 _BY_IDENTITY = (Dispatcher, type, types.BuiltinFunctionType, types.ModuleType)
 
-# Entries live as long as the process: they are small, and numba writes a harmless but alarming
-# KeyError to stderr when a compiled function is freed.
+# Entries live as long as the process: they are small, and every Loader uses them.
 _compiled: dict[Any, Any] = {}
 _lock = threading.RLock()
 
 
-class _NotAConstant(Exception):
+class _NotAConstantError(Exception):
     """A function captures an object that may change: it must be compiled anew."""
 
 
@@ -42,9 +41,13 @@ def shared_compilation() -> Iterator[None]:
 
             try:
                 # The compiler's settings decide what the same code compiles to.
-                settings = (cls.is_enabled, cls.num_threads > 1, getattr(code, "is_parallel", False))
+                settings = (
+                    cls.is_enabled,
+                    cls.num_threads > 1,
+                    getattr(code, "is_parallel", False),
+                )
                 key = (_function_key(code), str(signature), settings)
-            except _NotAConstant:
+            except _NotAConstantError:
                 return build()
             if key not in _compiled:
                 _compiled[key] = build()
@@ -78,4 +81,4 @@ def _constant_key(value: Any) -> Any:
         return _function_key(value)
     if isinstance(value, _BY_IDENTITY):
         return ("object", id(value))  # kept alive by the compiled function that captured it
-    raise _NotAConstant
+    raise _NotAConstantError

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from queue import Full
 from typing import Any
 
-import numpy as np
 from ffcv.loader.epoch_iterator import EpochIterator
 from numpy.typing import NDArray
 

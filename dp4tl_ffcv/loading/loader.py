@@ -2,13 +2,14 @@
 
 import inspect
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numba
 import numpy as np
 from ffcv.fields.basics import IntDecoder
-from ffcv.loader import Loader, OrderOption
+from ffcv.loader.loader import ORDER_MAP, Loader, OrderOption
+from ffcv.memory_managers import OSCacheManager
 from ffcv.pipeline import PipelineSpec
 from ffcv.transforms import ToTensor
 from ffcv.traversal_order.base import TraversalOrder
@@ -19,6 +20,7 @@ from ..beton.index import check_indices
 from ..selection import Selection
 from .compilation import shared_compilation
 from .iterator import EpochBatches
+from .memory import MappedFile
 from .orders import ORDERS, Order
 from .remap import RemapLabel
 
@@ -72,14 +74,12 @@ class PrunedLoader(Loader):  # type: ignore[misc]  # ffcv has no types
         if relabel:
             _insert_remap(options["pipelines"], self.selection)
         options["num_workers"] = _clamp_workers(options["num_workers"])
-        order, options["order"] = _split_order(options["order"])
+        self._make_order = _order_factory(options["order"])
+        options["order"] = _HOOK
         if options["seed"] is None and options["distributed"]:
             options["seed"] = 0  # a seed of its own on every rank would repeat and miss samples
         with shared_compilation():
             super().__init__(**options)
-            if order is not None:
-                self.traversal_order = order(self)
-                self.first_traversal_order = self.next_traversal_order()
 
     def __iter__(self) -> EpochBatches:
         """Start the next epoch."""
@@ -121,20 +121,33 @@ def _place_in_group(distributed: bool) -> tuple[int, int]:
     return group.get_rank(), group.get_world_size()
 
 
-def _split_order(order: Any) -> tuple[Any, Any]:
-    """Return a factory for an order that ffcv does not take, or None, and what to pass to ffcv."""
+def _order_factory(order: Any) -> Callable[[Any], TraversalOrder]:
+    """Return what makes the traversal order of a loader."""
     if isinstance(order, OrderOption):
-        return None, order
+        return ORDER_MAP[order]  # type: ignore[no-any-return]  # ffcv has no types
     if isinstance(order, str) and order in ORDERS:
         order = ORDERS[order]
     if inspect.isclass(order) and issubclass(order, TraversalOrder):
-        return order, OrderOption.SEQUENTIAL
+        return order
     if callable(order) and not inspect.isclass(order):
-        return (lambda loader: _FunctionOrder(loader, order)), OrderOption.SEQUENTIAL
+        return lambda loader: _FunctionOrder(loader, order)
     raise ValueError(
         f"`order` must be an OrderOption, one of {sorted(ORDERS)}, a function or a TraversalOrder "
         f"class; got {order!r}. Choose one."
     )
+
+
+def _prepare(loader: "PrunedLoader") -> TraversalOrder:
+    """Make the order; ffcv asks for it before it compiles the reader of its memory manager."""
+    if isinstance(loader.memory_manager, OSCacheManager):
+        loader.memory_manager = MappedFile(loader.memory_manager)
+    return loader._make_order(loader)
+
+
+# An order under a key of our own is the one hook that ffcv 1.0.2 and its main branch share:
+# 1.0.2 refuses order classes, and neither takes a memory manager.
+_HOOK = "dp4tl_ffcv"
+ORDER_MAP[_HOOK] = _prepare
 
 
 def _load_selection(

@@ -51,9 +51,7 @@ def random_order(
     return _share(np.random.default_rng((seed, epoch)).permutation(ids), rank, world_size, pad)
 
 
-def _share(
-    ids: NDArray[np.int64], rank: int, world_size: int, pad: bool
-) -> NDArray[np.int64]:
+def _share(ids: NDArray[np.int64], rank: int, world_size: int, pad: bool) -> NDArray[np.int64]:
     if not 0 <= rank < world_size:
         raise ValueError(
             f"`rank` must lie in [0, {world_size}); got {rank}. Check the process group."

@@ -62,6 +62,11 @@ class Classifier(nn.Module):
         self.register_buffer("mean", 255.0 * torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", 255.0 * torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
+    @property
+    def head(self) -> nn.Linear:
+        """The last linear layer."""
+        return _find_head(self.network)[1]
+
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits `(B, C)` of images `(B, 3, H, W)` with values 0 to 255."""
         logits: Tensor = self.network((images.float() - self.mean) / self.std)
@@ -70,8 +75,7 @@ class Classifier(nn.Module):
     def features(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return logits `(B, C)` and the head's input `(B, D)` from one pass."""
         caught: list[Tensor] = []
-        _, head = _find_head(self.network)
-        handle = head.register_forward_pre_hook(lambda _, inputs: caught.append(inputs[0]))
+        handle = self.head.register_forward_pre_hook(lambda _, inputs: caught.append(inputs[0]))
         try:
             logits = self(images)
         finally:
@@ -145,7 +149,7 @@ def load_checkpoint(path: str | os.PathLike[str], *, arch: str | None = None) ->
         raise
     except Exception as error:  # torch raises several kinds for a damaged or foreign file
         raise _no_checkpoint(path) from error
-    if not isinstance(values, dict) or not _CHECKPOINT_KEYS <= values.keys():
+    if not isinstance(values, dict) or not values.keys() >= _CHECKPOINT_KEYS:
         raise _no_checkpoint(path)
     if arch is not None and values["arch"] != arch:
         raise CheckpointError(

@@ -60,9 +60,7 @@ def select(
     }
     if scores.unit == "sample":
         chosen = _best_samples(scores, index, keep, keep_classes, keep_samples)
-        return Selection.of_indices(
-            index, chosen, label_field=label_field, provenance=provenance
-        )
+        return Selection.of_indices(index, chosen, label_field=label_field, provenance=provenance)
     classes = _best_classes(scores, index, label_field, keep, keep_classes, keep_samples)
     return Selection.of_classes(
         index, classes, num_classes=len(scores), label_field=label_field, provenance=provenance
@@ -87,7 +85,9 @@ def _best_classes(
     ranking = scores.ranking()
     ranking = ranking[counts[ranking] > 0]
     if keep_samples is not None:
-        fitting = np.cumsum(counts[ranking]) <= _whole("keep_samples", keep_samples, index.num_samples)
+        fitting = np.cumsum(counts[ranking]) <= _whole(
+            "keep_samples", keep_samples, index.num_samples
+        )
         if not fitting[0]:
             raise ValueError(
                 f"`keep_samples` must hold the best class, of {counts[ranking[0]]} samples; got "

@@ -1,5 +1,6 @@
 """A selection: retained classes and samples of one beton, saved with where it came from."""
 
+import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -123,6 +124,13 @@ class Selection:
             label_field=label_field,
             provenance=provenance or {},
         )
+
+    def digest(self) -> str:
+        """Return a SHA-256, as hex digits, of what is retained and of which beton."""
+        digest = hashlib.sha256(self.fingerprint.encode())
+        for name in _ARRAYS:
+            digest.update(getattr(self, name).tobytes())
+        return digest.hexdigest()
 
     def check(self, index: BetonIndex) -> None:
         """Raise StaleArtifactError, naming both fingerprints, unless made for this beton."""

@@ -1,0 +1,117 @@
+"""The two image pipelines that recipes and tools share: augmented training and plain evaluation."""
+
+import os
+from typing import Any
+
+import torch
+from ffcv.fields.basics import IntDecoder
+from ffcv.fields.rgb_image import CenterCropRGBImageDecoder, RandomResizedCropRGBImageDecoder
+from ffcv.transforms import RandomHorizontalFlip, Squeeze, ToDevice, ToTensor, ToTorchImage
+from numpy.typing import ArrayLike
+
+from ..beton import BetonIndex
+from ..selection import Selection
+from .loader import PrunedLoader
+
+__all__ = ["evaluation_loader", "training_loader"]
+
+DEFAULT_CROP_RATIO = 224 / 256  # side of the centre crop / shorter side, as for ImageNet
+
+
+def training_loader(
+    beton: str | os.PathLike[str],
+    *,
+    batch_size: int,
+    resolution: int,
+    seed: int,
+    selection: Selection | None = None,
+    min_scale: float = 0.08,
+    flip: bool = True,
+    num_workers: int = -1,
+    device: str | torch.device = "cpu",
+) -> PrunedLoader:
+    """Load random resized crops in random order, with a selection's labels remapped.
+
+    The last batch is dropped unless it is the only one.
+
+    Args:
+        beton: with fields `image` and `label`.
+        batch_size: images per batch.
+        resolution: side of the square crops in pixels.
+        seed: of the order.
+        selection: what to load; None loads all with the labels as they are.
+        min_scale: smallest area of a crop, as a share of the image.
+        flip: mirror half of the images.
+        num_workers: threads; -1 takes every core.
+        device: where the batches go.
+
+    Yields images uint8 `(B, 3, resolution, resolution)` and labels int64 `(B,)`.
+    """
+    side = (resolution, resolution)
+    steps: list[Any] = [RandomResizedCropRGBImageDecoder(side, scale=(min_scale, 1.0))]
+    if flip:
+        steps.append(RandomHorizontalFlip())
+    index = BetonIndex.open(beton)
+    count = index.num_samples if selection is None else len(selection)
+    return PrunedLoader(
+        beton,
+        batch_size,
+        num_workers=num_workers,
+        order="random",
+        seed=seed,
+        pipelines=_pipelines(index, steps, device),
+        drop_last=count >= batch_size,
+        selection=selection,
+        relabel=selection is not None,
+    )
+
+
+def evaluation_loader(
+    beton: str | os.PathLike[str],
+    *,
+    batch_size: int,
+    resolution: int,
+    selection: Selection | None = None,
+    indices: ArrayLike | None = None,
+    crop_ratio: float = DEFAULT_CROP_RATIO,
+    num_workers: int = -1,
+    device: str | torch.device = "cpu",
+) -> PrunedLoader:
+    """Load centre crops, each sample once, in order, with a selection's labels remapped.
+
+    Args:
+        beton: with fields `image` and `label`.
+        batch_size: images per batch.
+        resolution: side of the square crops in pixels.
+        selection: what to load; None loads all with the labels as they are.
+        indices: sample ids to load, instead of a selection.
+        crop_ratio: side of the crop / shorter side of the image.
+        num_workers: threads; -1 takes every core.
+        device: where the batches go.
+
+    Yields images uint8 `(B, 3, resolution, resolution)` and labels int64 `(B,)`.
+    """
+    steps = [CenterCropRGBImageDecoder((resolution, resolution), ratio=crop_ratio)]
+    return PrunedLoader(
+        beton,
+        batch_size,
+        num_workers=num_workers,
+        order="sequential",
+        indices=indices,
+        pipelines=_pipelines(BetonIndex.open(beton), steps, device),
+        drop_last=False,
+        selection=selection,
+        relabel=selection is not None,
+    )
+
+
+def _pipelines(index: BetonIndex, image: list[Any], device: str | torch.device) -> dict[str, Any]:
+    device = torch.device(device)
+    move = [] if device.type == "cpu" else [ToDevice(device, non_blocking=True)]
+    for name in ("image", "label"):
+        index.field(name)  # names the fields there are when it is missing
+    return {
+        **{field.name: None for field in index.fields},
+        "image": [*image, ToTensor(), *move, ToTorchImage()],
+        "label": [IntDecoder(), ToTensor(), Squeeze(1), *move],
+    }

@@ -1,0 +1,1 @@
+"""Recipes to read, run and fork (`python -m train.NAME`)."""

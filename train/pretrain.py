@@ -1,0 +1,212 @@
+r"""Pretrain a classifier on a source beton, or on what a selection retains of it.
+
+    python -m train.pretrain --train source_train.beton --val source_val.beton \
+        --selection pets_lm_40.npz --run runs/pets_lm_40
+
+The run folder gets `config.json`, `log.jsonl`, `checkpoints/last.pt` and `result.json`. A finished
+run of the same configuration is not repeated.
+"""
+
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+from torch import nn
+
+from dp4tl_ffcv import (
+    BetonIndex,
+    PrunedLoader,
+    RunFolder,
+    Selection,
+    build_model,
+    evaluation_loader,
+    save_checkpoint,
+    track,
+    training_loader,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """A pretraining run."""
+
+    train: Path
+    """Beton to train on."""
+    run: Path
+    """Run folder."""
+    val: Path | None = None
+    """Beton to validate on at the end; with a selection, on its classes alone."""
+    selection: Path | None = None
+    """Selection made for `train`; its classes get the labels 0 to K - 1. None trains on all."""
+    arch: str = "resnet18"
+    """A classifier of torchvision, or resnet8_small for 32 to 64 pixels."""
+    resolution: int = 160
+    """Side of the training crops in pixels."""
+    crop_ratio: float = 224 / 256
+    """Side of the validation crop / shorter side of the image."""
+    epochs: int = 16
+    """Passes over the retained samples."""
+    iterations: int | None = None
+    """Optimiser steps instead of epochs, to compare selections at equal compute."""
+    batch_size: int = 1024
+    """Images per step."""
+    lr: float = 0.5
+    """Highest learning rate, reached after `warmup` and then lowered linearly to zero."""
+    warmup: float = 0.125
+    """Share of all steps over which the rate rises: 2 of 16 epochs."""
+    momentum: float = 0.9
+    """Of SGD, with Nesterov's correction."""
+    weight_decay: float = 5e-5
+    """On every parameter."""
+    label_smoothing: float = 0.0
+    """Of the cross-entropy."""
+    min_scale: float = 0.08
+    """Smallest area of a random crop, as a share of the image."""
+    flip: bool = True
+    """Mirror half of the images; switch off where left and right matter."""
+    seed: int = 0
+    """Of the initial weights and the order of the samples."""
+    num_workers: int = -1
+    """Loading threads; -1 takes every core."""
+
+
+def pretrain(config: Config) -> dict[str, Any]:
+    """Train as `config` says and return the content of `result.json`."""
+    index = BetonIndex.open(config.train)
+    selection = Selection.load(config.selection) if config.selection else None
+    run = RunFolder(config.run, _fingerprint(config, index, selection))
+    if finished := run.finished():
+        print(f"{config.run}: finished before, reused")
+        return finished
+    run.start()
+
+    # -- set up ----------------------------------------------------------------------------------
+    torch.manual_seed(config.seed)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    num_classes = len(selection.classes) if selection else index.num_classes()
+    model = build_model(config.arch, num_classes).to(device, memory_format=torch.channels_last)
+    loader = training_loader(
+        config.train,
+        batch_size=config.batch_size,
+        resolution=config.resolution,
+        seed=config.seed,
+        selection=selection,
+        min_scale=config.min_scale,
+        flip=config.flip,
+        num_workers=config.num_workers,
+        device=device,
+    )
+    optimizer = torch.optim.SGD(
+        model.parameters(),
+        lr=config.lr,
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+        nesterov=True,
+    )
+    num_steps = config.iterations or config.epochs * len(loader)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: triangle(step, num_steps, config.warmup)
+    )
+    criterion = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
+    warm_up_seconds = warm_up(loader)
+
+    # -- train -----------------------------------------------------------------------------------
+    model.train()
+    seconds, step, images_seen = 0.0, 0, 0
+    while step < num_steps:
+        total_loss = torch.zeros((), device=device)
+        epoch_steps = min(len(loader), num_steps - step)
+        started = time.perf_counter()
+        batches = zip(range(epoch_steps), loader, strict=False)
+        for _, (images, labels) in track(
+            batches,
+            total=epoch_steps * config.batch_size,
+            description=f"pretrain {config.run.name}, step {step}/{num_steps}",
+            unit="images",
+            scale=config.batch_size,
+        ):
+            with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+                loss = criterion(model(images), labels)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            total_loss += loss.detach()  # stays on the device: no wait for the GPU in the loop
+            images_seen += len(images)
+        mean_loss = total_loss.item() / epoch_steps  # waits for the GPU, so the clock is right
+        seconds += time.perf_counter() - started
+        step += epoch_steps
+        run.log({"event": "epoch", "step": step, "loss": mean_loss, "seconds": seconds})
+
+    # -- finish ----------------------------------------------------------------------------------
+    checkpoint = run.checkpoints / "last.pt"
+    save_checkpoint(checkpoint, model)
+    result = {
+        "checkpoint": str(checkpoint),
+        "retained_classes": num_classes,
+        "retained_samples": len(selection) if selection else index.num_samples,
+        "steps": num_steps,
+        "images": images_seen,
+        "pretrain_seconds": seconds,
+        "warm_up_seconds": warm_up_seconds,
+        "images_per_second": images_seen / seconds,
+        "val_accuracy": validate(model, config, selection) if config.val else None,
+    }
+    print(
+        f"{config.run}: {num_classes} classes, {num_steps} steps, {seconds:.1f} s, "
+        f"{images_seen / seconds:.0f} images/s, loss {mean_loss:.3f}"
+    )
+    return run.finish(result)
+
+
+def triangle(step: int, num_steps: int, warmup: float) -> float:
+    """Return the share of the highest rate at `step`: up linearly, then down, never zero."""
+    peak = max(1.0, warmup * num_steps)
+    if step < peak:
+        return (step + 1) / (peak + 1)
+    return max(0.0, num_steps - step) / max(1.0, num_steps - peak)
+
+
+def warm_up(loader: PrunedLoader) -> float:
+    """Load one batch, so that compilation is not counted as training, and return the seconds."""
+    started = time.perf_counter()
+    epoch = loader.next_epoch
+    next(iter(loader))
+    loader.next_epoch = epoch
+    return time.perf_counter() - started
+
+
+@torch.inference_mode()
+def validate(model: nn.Module, config: Config, selection: Selection | None) -> float:
+    """Return the top-1 accuracy on the validation samples of the retained classes."""
+    assert config.val is not None  # noqa: S101  # the caller checks
+    index = BetonIndex.open(config.val)
+    loader = evaluation_loader(
+        config.val,
+        batch_size=config.batch_size,
+        resolution=config.resolution,
+        selection=selection.transfer(index) if selection else None,
+        crop_ratio=config.crop_ratio,
+        num_workers=config.num_workers,
+        device=next(model.parameters()).device,
+    )
+    model.eval()
+    hits = [(model(images).argmax(1) == labels).sum() for images, labels in loader]
+    return float(torch.stack(hits).sum()) / len(loader.indices)
+
+
+def _fingerprint(config: Config, index: BetonIndex, selection: Selection | None) -> dict[str, Any]:
+    """Everything that the result depends on: the settings, and what the files hold."""
+    return {
+        **{name: str(v) if isinstance(v, Path) else v for name, v in asdict(config).items()},
+        "train_fingerprint": index.fingerprint,
+        "val_fingerprint": BetonIndex.open(config.val).fingerprint if config.val else None,
+        "retained": selection.digest() if selection else None,
+    }
+
+
+if __name__ == "__main__":
+    pretrain(tyro.cli(Config, description=__doc__))

@@ -1,0 +1,1 @@
+"""Writers: one module per source dataset, each turns it into betons (`python -m writers.NAME`)."""
