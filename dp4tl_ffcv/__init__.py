@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from .version import __version__
 
 if TYPE_CHECKING:
-    from .artifacts import atomic_open, sha256_of_file
+    from .artifacts import atomic_open, sha256_of_file, write_json
     from .beton import BetonIndex, Manifest, read_image, read_manifest
     from .beton.write import image_fields, write_beton
     from .errors import BetonError, CheckpointError, StaleArtifactError
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .scoring.features import Features
     from .scoring.surrogate import (
         Classifier,
+        best_device,
         build_model,
         extract_features,
         load_checkpoint,
@@ -44,6 +45,7 @@ _HOMES = {
     "Selection": "selection",
     "StaleArtifactError": "errors",
     "atomic_open": "artifacts",
+    "best_device": "scoring.surrogate",
     "build_model": "scoring.surrogate",
     "class_means": "scoring",
     "environment": "runs",
@@ -65,6 +67,7 @@ _HOMES = {
     "track": "progress",
     "training_loader": "loading",
     "write_beton": "beton.write",
+    "write_json": "artifacts",
 }
 
 __all__ = [
@@ -82,6 +85,7 @@ __all__ = [
     "StaleArtifactError",
     "__version__",
     "atomic_open",
+    "best_device",
     "build_model",
     "class_means",
     "environment",
@@ -103,6 +107,7 @@ __all__ = [
     "track",
     "training_loader",
     "write_beton",
+    "write_json",
 ]
 
 

@@ -9,6 +9,7 @@ import json
 import os
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,6 +32,8 @@ __all__ = [
 
 _FORMAT_VERSION = 1
 _HASH_BLOCK = 1 << 20
+# What numpy, zipfile and json raise on files that are damaged or not theirs, beside ValueError.
+_DAMAGE = (KeyError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
 @contextmanager
@@ -111,7 +114,9 @@ def load_artifact(
                     f"{str(path)!r}. Update dp4tl_ffcv."
                 )
             arrays = {name: stored[name] for name in names}
-    except (KeyError, TypeError, zipfile.BadZipFile, json.JSONDecodeError, EOFError) as error:
+    except (*_DAMAGE, OSError) as error:
+        if isinstance(error, OSError) and error.filename is not None:
+            raise  # the file cannot be opened; an OSError without a name comes from reading it
         raise _not_an_artifact(path, kind) from error
     except ValueError as error:
         if str(error).startswith("`path`"):

@@ -104,5 +104,5 @@ def _gpu_name() -> str:
 def _read(path: Path) -> Any:
     try:
         return json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError):
+    except (OSError, ValueError):  # not there, or neither text nor JSON
         return None

@@ -21,6 +21,7 @@ from dp4tl_ffcv import (
     BetonIndex,
     PrunedLoader,
     RunFolder,
+    best_device,
     evaluation_loader,
     load_checkpoint,
     replace_head,
@@ -82,9 +83,9 @@ def finetune(config: Config) -> dict[str, Any]:
 
     # -- set up ----------------------------------------------------------------------------------
     torch.manual_seed(config.seed)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = best_device()
     num_classes = BetonIndex.open(config.train).num_classes()
-    model = replace_head(model, num_classes).to(device, memory_format=torch.channels_last)
+    model = replace_head(model, num_classes).to(memory_format=torch.channels_last).to(device)
     train_one = train_probe if config.mode == "linear_probe" else train_all
     started = time.perf_counter()
     best_epoch, val_accuracy = train_one(model, config, run, device)

@@ -21,6 +21,7 @@ from dp4tl_ffcv import (
     PrunedLoader,
     RunFolder,
     Selection,
+    best_device,
     build_model,
     evaluation_loader,
     save_checkpoint,
@@ -42,7 +43,7 @@ class Config:
     selection: Path | None = None
     """Selection made for `train`; its classes get the labels 0 to K - 1. None trains on all."""
     arch: str = "resnet18"
-    """A classifier of torchvision, or resnet8_small for 32 to 64 pixels."""
+    """A classifier of torchvision, or resnet8_w16 or resnet8_w32 for 32 to 64 pixels."""
     resolution: int = 160
     """Side of the training crops in pixels."""
     crop_ratio: float = 224 / 256
@@ -85,9 +86,9 @@ def pretrain(config: Config) -> dict[str, Any]:
 
     # -- set up ----------------------------------------------------------------------------------
     torch.manual_seed(config.seed)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = best_device()
     num_classes = len(selection.classes) if selection else index.num_classes()
-    model = build_model(config.arch, num_classes).to(device, memory_format=torch.channels_last)
+    model = build_model(config.arch, num_classes).to(memory_format=torch.channels_last).to(device)
     loader = training_loader(
         config.train,
         batch_size=config.batch_size,

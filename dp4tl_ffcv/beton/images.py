@@ -44,7 +44,7 @@ def read_image(index: BetonIndex, sample_id: int, field: str = "image") -> NDArr
         )
     with index.path.open("rb") as stream:
         stream.seek(int(record["data_ptr"]))
-        data = stream.read(int(sizes[0]))
+        data = stream.read(int(sizes.max()))  # an empty extent may start at the same byte
     height, width = int(record["height"]), int(record["width"])
     try:
         if layout.IMAGE_MODES[int(record["mode"])] == "raw":

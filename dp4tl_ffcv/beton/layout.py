@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 __all__ = [
     "ALLOCATION",
@@ -18,6 +19,7 @@ __all__ = [
     "IMAGE_MODES",
     "VERSION",
     "metadata_dtype",
+    "pointers",
 ]
 
 VERSION = 2
@@ -66,7 +68,17 @@ FIELD_METADATA: dict[int, np.dtype[Any]] = {
 
 IMAGE_MODES = {0: "jpg", 1: "raw"}
 
+_POINTERS = {"data_ptr", "ptr"}
+_BARE_POINTERS = {"ndarray", "torch_tensor"}
+
 
 def metadata_dtype(columns: Sequence[np.dtype[Any]]) -> np.dtype[Any]:
     """Return the record type of one sample: `f0`, `f1`, ... aligned as in a C struct."""
     return np.dtype([("", column) for column in columns], align=True)
+
+
+def pointers(column: NDArray[Any], kind: str) -> list[NDArray[Any]]:
+    """Return the parts of a metadata column that say where in the file a sample's bytes start."""
+    if column.dtype.names:
+        return [column[name] for name in column.dtype.names if name in _POINTERS]
+    return [column] if kind in _BARE_POINTERS else []

@@ -31,12 +31,14 @@ MIN_PAGE_SIZE = 1 << 21  # ffcv refuses smaller pages
 DEFAULT_PAGE_SIZE = 1 << 23  # ffcv's own default
 
 _TYPE_IDS: dict[Any, int] = {handler: type_id for type_id, handler in TYPE_ID_HANDLER.items()}
-_POINTERS = ("data_ptr", "ptr")
+# Until a sample has a place its pointers count from this number, drawn at random, by which they
+# are told from what else a field may keep in 64 bits.
+_MARK = 0x6D1F_83A9_50C7_E42B
 
 
 @dataclass(frozen=True, slots=True)
 class _Encoded:
-    """One sample before it has a place: pointers count from the start of its first extent."""
+    """One sample before it has a place: pointers count from `_MARK`, its first extent."""
 
     row: NDArray[Any]
     blobs: list[NDArray[np.uint8]]
@@ -91,7 +93,7 @@ def write_beton(
             not fit into a page, or a label without a class name.
     """
     target = Path(path)
-    dtype = _check_arguments(samples, fields, page_size)
+    dtype = _check_arguments(samples, fields, label_field, page_size)
     metadata = np.zeros(len(samples), dtype=dtype)
     encoded = _encode_all(samples, fields, dtype, num_workers or os.cpu_count() or 1)
     watched = track(encoded, total=len(samples), description=f"write {target.name}", unit="samples")
@@ -108,7 +110,7 @@ def write_beton(
         stream.seek(0)
         stream.write(header.tobytes() + _descriptors(fields).tobytes() + metadata.tobytes())
         counts = _check_labels(metadata, fields, label_field, class_names)
-    index = BetonIndex.open(target)
+    index = BetonIndex.open(target, custom_fields=_custom_classes(fields))
     manifest = Manifest(
         fields={field.name: field.kind for field in index.fields},
         num_samples=index.num_samples,
@@ -132,7 +134,7 @@ class _PageWriter:
 
     def place(self, sample_id: int, sample: _Encoded) -> NDArray[Any]:
         """Write the extents of a sample and return its metadata row with final pointers."""
-        size = sum(blob.size for blob in sample.blobs)
+        size = sum(_room(blob) for blob in sample.blobs)
         if size > self._page_size:
             raise ValueError(
                 f"`page_size` must hold the largest sample; got {self._page_size}, and sample "
@@ -141,12 +143,12 @@ class _PageWriter:
         left = self._page_size - self._position % self._page_size
         if size > left:
             self._position += left
-        _move_pointers(sample.row, self._position)
+        _move_pointers(sample.row, self._position, size)
         self._stream.seek(self._position)
         for blob in sample.blobs:
-            self._stream.write(blob.data)
+            self._stream.write(blob.data if blob.size else b"\0")
             self.allocations.append((sample_id, self._position, blob.size))
-            self._position += blob.size
+            self._position += _room(blob)
         return sample.row
 
     def finish(self) -> int:
@@ -200,21 +202,26 @@ def _encode(sample: tuple[Any, ...], fields: Mapping[str, Any], dtype: np.dtype[
 
 def _allocator(blobs: list[NDArray[np.uint8]]) -> Callable[[int], tuple[int, NDArray[np.uint8]]]:
     def malloc(size: int) -> tuple[int, NDArray[np.uint8]]:
-        pointer = sum(blob.size for blob in blobs)
+        pointer = _MARK + sum(_room(blob) for blob in blobs)
         blobs.append(np.empty(size, dtype=np.uint8))
         return pointer, blobs[-1]
 
     return malloc
 
 
-def _move_pointers(row: NDArray[Any], base: int) -> None:
+def _room(blob: NDArray[np.uint8]) -> int:
+    """Bytes that a blob takes: ffcv finds an extent by its start, so no two may share one."""
+    return max(1, blob.size)
+
+
+def _move_pointers(row: NDArray[Any], base: int, room: int) -> None:
     for column in row.dtype.names or ():
         values = row[column]
-        if values.dtype.names:
-            for name in set(values.dtype.names) & set(_POINTERS):
-                values[name] += np.uint64(base)
-        elif values.dtype == np.uint64:  # arrays and tensors keep a bare pointer
-            values += np.uint64(base)
+        for part in [values[name] for name in values.dtype.names or ()] or [values]:
+            if part.dtype == np.uint64:
+                pointers = (part >= _MARK) & (part <= _MARK + room)
+                part[pointers] += np.uint64(base)
+                part[pointers] -= np.uint64(_MARK)
 
 
 def _descriptors(fields: Mapping[str, Any]) -> NDArray[Any]:
@@ -226,16 +233,27 @@ def _descriptors(fields: Mapping[str, Any]) -> NDArray[Any]:
     return table
 
 
+def _custom_classes(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: type(field) for name, field in fields.items() if type(field) not in _TYPE_IDS}
+
+
 def _check_arguments(
-    samples: Sequence[tuple[Any, ...]], fields: Mapping[str, Any], page_size: int
+    samples: Sequence[tuple[Any, ...]], fields: Mapping[str, Any], label_field: str, page_size: int
 ) -> np.dtype[Any]:
     if not len(samples):
         raise ValueError("`samples` must hold at least one sample; got none. Check the dataset.")
+    if not fields:
+        raise ValueError("`fields` must hold at least one field; got none. Name what to write.")
     for name in fields:
-        if not name.isascii() or not 1 <= len(name) <= 16:
+        if not name.isascii() or not 1 <= len(name) <= 16 or "\0" in name:
             raise ValueError(
-                f"`fields` must have names of 1 to 16 ASCII characters; got {name!r}. Shorten it."
+                f"`fields` must have names of 1 to 16 ASCII characters; got {name!r}. Rename it."
             )
+    if label_field in fields and type(fields[label_field]) is not IntField:
+        raise ValueError(
+            f"`label_field` must be an IntField; got {label_field!r}, a "
+            f"{type(fields[label_field]).__name__}. Name the field that holds the class ids."
+        )
     if page_size < MIN_PAGE_SIZE or page_size >= 1 << 32 or page_size & (page_size - 1):
         raise ValueError(
             f"`page_size` must be a power of two from 2 MiB to 2 GiB; got {page_size}. "
@@ -253,10 +271,10 @@ def _check_labels(
     if label_field not in fields:
         return np.zeros(0, dtype=np.int64)
     labels = metadata[f"f{list(fields).index(label_field)}"]
-    if labels.dtype.kind not in "iu" or labels.min() < 0:
+    if labels.min() < 0:
         raise ValueError(
-            f"`{label_field}` must hold class ids >= 0; got dtype {labels.dtype} with minimum "
-            f"{labels.min()}. Number the classes from 0."
+            f"`{label_field}` must hold class ids >= 0; got {labels.min()}. "
+            "Number the classes from 0."
         )
     if class_names and labels.max() >= len(class_names):
         raise ValueError(

@@ -14,13 +14,13 @@ __all__ = ["class_histogram"]
 _LABELS_PER_THREAD = 1 << 16
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]  # numba has no types
+@njit(cache=True, nogil=True)
 def _count_range(labels: Any, counts: Any) -> None:
     for label in labels:
         counts[label] += 1
 
 
-@njit(cache=True, nogil=True, parallel=True)  # type: ignore[untyped-decorator]  # numba has no types
+@njit(cache=True, nogil=True, parallel=True)
 def _count_slabs(labels: Any, slabs: Any) -> None:
     num_slabs = slabs.shape[0]
     for slab in prange(num_slabs):
@@ -52,4 +52,5 @@ def class_histogram(labels: ArrayLike, num_classes: int) -> NDArray[np.int64]:
         _count_range(ids, slabs[0])
     else:
         _count_slabs(ids, slabs)
-    return slabs.sum(axis=0)
+    counts: NDArray[np.int64] = slabs.sum(axis=0)
+    return counts

@@ -16,8 +16,14 @@ __all__ = ["nearest_mean"]
 # the number of threads; 1,024 rows x 1,000 classes in float32 are 4 MB, about one L2 cache.
 _BLOCK_ROWS = 1024
 
+# Squared distances of values up to here fit into float64 for any number of columns.
+_LARGEST = 1e150
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]  # numba has no types
+# Soft votes are taken from exact distances where the mean gap is below so many rounding errors.
+_UNSURE = 10.0
+
+
+@njit(cache=True, nogil=True)
 def _squared_distance(row: Any, mean: Any) -> float:
     total = 0.0
     for column in range(row.size):
@@ -26,33 +32,44 @@ def _squared_distance(row: Any, mean: Any) -> float:
     return total
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]  # numba has no types
+@njit(cache=True, nogil=True)
 def _nearest_rows(features: Any, means: Any, gaps: Any, slack: Any, nearest: Any) -> None:
     # `gaps` are squared distances less the row's own norm, in rounded arithmetic. Every class whose
     # gap lies within the rounding error of the smallest is measured again in float64, so the answer
-    # is the one that exact comparison gives. `not >` also catches NaN from overflow.
+    # is the one that exact comparison gives.
     for row in range(features.shape[0]):
         limit = gaps[row].min() + slack[row]
         best, best_distance = -1, np.inf
         for label in range(means.shape[0]):
-            if not gaps[row, label] > limit:
+            if gaps[row, label] <= limit:
                 distance = _squared_distance(features[row], means[label])
                 if best < 0 or distance < best_distance:
                     best, best_distance = label, distance
         nearest[row] = best
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]  # numba has no types
-def _soft_votes(gaps: Any, mass: Any) -> None:
+@njit(cache=True, nogil=True)
+def _subtract_smallest(values: Any) -> Any:
+    smallest, total = values.min(), 0.0
+    for position in range(values.size):
+        values[position] -= smallest
+        total += values[position]
+    return total / values.size
+
+
+@njit(cache=True, nogil=True)
+def _soft_votes(features: Any, means: Any, gaps: Any, slack: Any, mass: Any) -> None:
     num_classes = gaps.shape[1]
     weights = np.empty(num_classes, dtype=np.float64)
     for row in range(gaps.shape[0]):
-        smallest = np.float64(gaps[row].min())
-        mean_gap = 0.0
-        for label in range(num_classes):
-            weights[label] = np.float64(gaps[row, label]) - smallest
-            mean_gap += weights[label]
-        mean_gap = mean_gap / num_classes if mean_gap > 0.0 else 1.0
+        weights[:] = gaps[row]
+        mean_gap = _subtract_smallest(weights)
+        if mean_gap <= _UNSURE * slack[row]:
+            for label in range(num_classes):
+                weights[label] = _squared_distance(features[row], means[label])
+            mean_gap = _subtract_smallest(weights)
+        if mean_gap == 0.0:
+            mean_gap = 1.0
         total = 0.0
         for label in range(num_classes):
             weights[label] = np.exp(-weights[label] / mean_gap)
@@ -72,7 +89,7 @@ def nearest_mean(
     the row and `s_n` the mean of `d_nc` over c: a temperature per sample, free of any scale.
 
     Args:
-        features: `(N, D)`, finite, float16, float32 or float64.
+        features: `(N, D)`, float16, float32 or float64, finite and at most 1e150.
         means: `(C, D)`; a row with NaN is a class without samples and is never nearest.
 
     Returns:
@@ -80,7 +97,7 @@ def nearest_mean(
 
     Raises:
         TypeError: a dtype is wrong.
-        ValueError: shapes do not fit, a feature is not finite, or every mean is NaN.
+        ValueError: shapes do not fit, a value is not finite or too large, or every mean is NaN.
     """
     values = as_features(features)
     centres = as_features(means, "means").astype(np.float64)
@@ -96,19 +113,23 @@ def nearest_mean(
             "`means` must hold a class without NaN; got none. Check the features they came from."
         )
     centres = np.ascontiguousarray(centres[present])
-    if not np.isfinite(centres).all():
-        raise ValueError("`means` must be finite; got inf. Check the features they came from.")
+    _check_size(centres, "means")
 
     nearest = np.empty(len(values), dtype=np.int64)
     starts = range(0, len(values), _BLOCK_ROWS)
     masses = np.zeros((len(starts), len(present)), dtype=np.float64)
-    product = _Product(centres, np.promote_types(values.dtype, np.float32))
+    dtype = np.promote_types(values.dtype, np.float32)
+    product, wider = _Product(centres, dtype), _Product(centres, np.dtype(np.float64))
 
     def assign(block: int) -> None:
         rows = slice(starts[block], starts[block] + _BLOCK_ROWS)
-        wide, gaps, slack = product(values[rows])
+        wide = values[rows].astype(dtype, copy=False)
+        _check_size(wide, "features")
+        gaps, slack = product(wide)
+        if not np.isfinite(gaps).all():  # huge values, whose squares overflow float32
+            gaps, slack = wider(wide)
         _nearest_rows(wide, centres, gaps, slack, nearest[rows])
-        _soft_votes(gaps, masses[block])
+        _soft_votes(wide, centres, gaps, slack, masses[block])
 
     # The blocks already run in parallel, and one BLAS thread per block keeps the bits fixed.
     with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(get_num_threads()) as pool:
@@ -122,26 +143,34 @@ def nearest_mean(
 class _Product:
     """Squared distances of a block less the rows' own norms, with their rounding error."""
 
-    def __init__(self, centres: NDArray[np.float64], dtype: Any) -> None:
-        self._dtype = np.dtype(dtype)
+    def __init__(self, centres: NDArray[np.float64], dtype: np.dtype[Any]) -> None:
+        self._dtype = dtype
         # Distances do not change when both sides move; small values leave small rounding errors.
         self._origin = centres.mean(axis=0)
         moved = centres - self._origin
         squared = np.einsum("cd,cd->c", moved, moved)
-        self._doubled = np.ascontiguousarray((2.0 * moved).T, dtype=self._dtype)
-        self._squared = squared.astype(self._dtype)
+        with np.errstate(over="ignore"):
+            self._doubled = np.ascontiguousarray((2.0 * moved).T, dtype=dtype)
+            self._squared = squared.astype(dtype)
         self._longest = float(np.sqrt(squared.max()))
-        # D products and additions, the conversions and the moves, each within one unit roundoff.
-        self._roundoff = 2.0 * (centres.shape[1] + 8) * float(np.finfo(self._dtype).eps)
+        # D products and additions, the conversions and the moves, each within one unit roundoff: of
+        # the value, or of the smallest normal number where the value is smaller still.
+        self._roundoff = 2.0 * (centres.shape[1] + 8) * float(np.finfo(dtype).eps)
+        self._tiny = float(np.finfo(dtype).tiny)
 
-    def __call__(self, block: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-        wide = block.astype(self._dtype, copy=False)
-        if not np.isfinite(wide).all():
-            raise ValueError(
-                "`features` must be finite; got NaN or inf. Check the surrogate's outputs."
-            )
-        moved = (wide - self._origin).astype(self._dtype)
-        norms = np.sqrt(np.einsum("nd,nd->n", moved, moved, dtype=np.float64))
-        gaps = self._squared - moved @ self._doubled
-        slack = self._roundoff * self._longest * (2.0 * norms + self._longest)
-        return wide, gaps, slack.astype(np.float64)
+    def __call__(self, block: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.float64]]:
+        with np.errstate(over="ignore", invalid="ignore"):
+            moved = (block - self._origin).astype(self._dtype)
+            gaps = self._squared - moved @ self._doubled
+            norms = np.sqrt(np.einsum("nd,nd->n", moved, moved, dtype=np.float64))
+            reach = self._longest * (2.0 * norms + self._longest)
+        return gaps, self._roundoff * (reach + self._tiny)
+
+
+def _check_size(values: NDArray[Any], name: str) -> None:
+    largest = float(np.abs(values).max())
+    if not largest <= _LARGEST:  # also where it is NaN
+        raise ValueError(
+            f"`{name}` must be finite and at most {_LARGEST:g}; got {largest:g}. "
+            "Check the surrogate's outputs."
+        )

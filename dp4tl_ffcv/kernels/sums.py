@@ -15,7 +15,7 @@ __all__ = ["class_sums"]
 _BLOCK_ROWS = 1 << 16
 
 
-@njit(cache=True, nogil=True, parallel=True)  # type: ignore[untyped-decorator]  # numba has no types
+@njit(cache=True, nogil=True, parallel=True)
 def _add_rows(features: Any, rows: Any, starts: Any, sums: Any) -> None:
     # A class belongs to one thread, which adds its rows in ascending order: the order of the
     # additions, and so every bit of the sum, depends neither on the threads nor on the blocks.

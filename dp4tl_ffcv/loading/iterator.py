@@ -12,7 +12,7 @@ from .compilation import shared_compilation
 __all__ = ["EpochBatches"]
 
 
-class _CheckedThread(EpochIterator):  # type: ignore[misc]  # ffcv has no types
+class _CheckedThread(EpochIterator):
     """ffcv's loading thread, which keeps its error for the consumer instead of hanging."""
 
     def __init__(self, loader: Any, order: NDArray[Any]) -> None:

@@ -29,7 +29,7 @@ __all__ = ["PrunedLoader"]
 _SIGNATURE = inspect.signature(Loader.__init__)
 
 
-class PrunedLoader(Loader):  # type: ignore[misc]  # ffcv has no types
+class PrunedLoader(Loader):
     """Drop-in for `ffcv.loader.Loader` that loads the retained samples of a selection.
 
     Every argument of `Loader` works as it does there, with these differences: the file is checked
@@ -95,7 +95,7 @@ class PrunedLoader(Loader):  # type: ignore[misc]  # ffcv has no types
             super().generate_code()
 
 
-class _FunctionOrder(TraversalOrder):  # type: ignore[misc]  # ffcv has no types
+class _FunctionOrder(TraversalOrder):
     """An order function in the form that ffcv's Loader calls."""
 
     def __init__(self, loader: Any, function: Order) -> None:
@@ -202,5 +202,6 @@ def _insert_remap(pipelines: dict[str, Any], selection: Selection | None) -> Non
 
 
 def _clamp_workers(num_workers: int) -> int:
-    most = int(numba.config.NUMBA_NUM_THREADS)  # numba refuses more
+    # numba refuses more
+    most = int(numba.config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]  # set at import
     return most if num_workers < 1 else min(num_workers, most)

@@ -15,7 +15,7 @@ from ffcv.pipeline.compiler import Compiler
 __all__ = ["MappedFile"]
 
 
-class MappedFile(OSCacheManager):  # type: ignore[misc]  # ffcv has no types
+class MappedFile(OSCacheManager):
     """ffcv's memory map over tables that another manager has built already."""
 
     def __init__(self, built: OSCacheManager) -> None:

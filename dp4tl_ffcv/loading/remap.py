@@ -15,7 +15,7 @@ from ..selection import Selection
 __all__ = ["RemapLabel"]
 
 
-class RemapLabel(Operation):  # type: ignore[misc]  # ffcv has no types
+class RemapLabel(Operation):
     """Replace each label by `label_map[label]`; put it right after the label's decoder.
 
     Args:

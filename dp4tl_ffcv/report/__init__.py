@@ -1,7 +1,6 @@
 """Figures and the self-contained HTML report of a finished run."""
 
 import base64
-import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,14 +8,15 @@ from typing import Any
 
 from markupsafe import Markup
 
-from dp4tl_ffcv.report.figures import (
+from ..artifacts import atomic_open
+from .figures import (
     Plot,
     accuracy_plot,
     class_scores_plot,
     contact_sheet_png,
     speedup_plot,
 )
-from dp4tl_ffcv.report.page import (
+from .page import (
     ClassScores,
     ContactSheet,
     Row,
@@ -86,8 +86,8 @@ def write_report(
         }
     )
     for name, png in pngs.items():
-        _replace(path.parent / "figures" / f"{name}.png", png)
-    _replace(path, page.encode())
+        _write(path.parent / "figures" / f"{name}.png", png)
+    _write(path, page.encode())
     return path
 
 
@@ -135,12 +135,6 @@ def _free_name(wish: str, taken: Sequence[str] | Mapping[str, Any]) -> str:
     return name
 
 
-def _replace(path: Path, content: bytes) -> None:
-    """Write a file under a temporary name, then put it in place in one step."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+def _write(path: Path, content: bytes) -> None:
+    with atomic_open(path) as stream:
+        stream.write(content)

@@ -24,7 +24,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from dp4tl_ffcv.report.page import ClassScores, Row, full_row, method_label
+from .page import ClassScores, Row, full_row, method_label
 
 __all__ = ["Plot", "accuracy_plot", "class_scores_plot", "contact_sheet_png", "speedup_plot"]
 

@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..artifacts import load_artifact, save_artifact
+from ..errors import StaleArtifactError
 
-__all__ = ["Features"]
+__all__ = ["Features", "check_same_surrogate"]
 
 _KIND = "features"
 _ARRAYS = ("logits", "features", "labels", "indices")
@@ -46,3 +47,14 @@ class Features:
         """
         arrays, header = load_artifact(path, _KIND, _ARRAYS)
         return cls(provenance=header["provenance"], **arrays)
+
+
+def check_same_surrogate(target: Features, source: Features) -> None:
+    """Raise StaleArtifactError unless both were computed by the same surrogate, in the same way."""
+    for name in ("checkpoint_sha256", "arch", "resolution", "crop_ratio"):
+        one, other = target.provenance.get(name), source.provenance.get(name)
+        if one != other:
+            raise StaleArtifactError(
+                f"`source` must come from the target's surrogate; got {name} {other} for the "
+                f"source and {one} for the target. Extract both features alike."
+            )

@@ -18,6 +18,7 @@ from .features import Features
 
 __all__ = [
     "Classifier",
+    "best_device",
     "build_model",
     "extract_features",
     "load_checkpoint",
@@ -27,7 +28,8 @@ __all__ = [
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-SMALL_RESNET = "resnet8_small"
+# ResNets for images of 32 to 64 pixels and few cores, by the channels of their first stage.
+SMALL_RESNETS = {"resnet8_w16": 16, "resnet8_w32": 32}
 _CHECKPOINT_KEYS = {"arch", "num_classes", "mean", "std", "network"}
 
 
@@ -83,23 +85,29 @@ class Classifier(nn.Module):
         return logits, caught[0]
 
 
+def best_device() -> torch.device:
+    """Return the GPU if torch can use one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def build_model(arch: str, num_classes: int) -> Classifier:
     """Build an untrained classifier.
 
     Args:
-        arch: any classification model of torchvision, or `resnet8_small` for images of 32 to 64
-            pixels.
+        arch: any classification model of torchvision, or `resnet8_w16` or `resnet8_w32` for images
+            of 32 to 64 pixels.
         num_classes: outputs C.
 
     Raises:
         ValueError: there is no such architecture.
     """
-    if arch == SMALL_RESNET:
-        return Classifier(_small_resnet(num_classes), arch, num_classes)
+    if arch in SMALL_RESNETS:
+        return Classifier(_small_resnet(num_classes, SMALL_RESNETS[arch]), arch, num_classes)
     known = torchvision.models.list_models(module=torchvision.models)
     if arch not in known:
         raise ValueError(
-            f"`arch` must be {SMALL_RESNET} or a classifier of torchvision; got {arch!r}. "
+            f"`arch` must be one of {sorted(SMALL_RESNETS)} or a classifier of torchvision; got "
+            f"{arch!r}. "
             "See torchvision.models.list_models()."
         )
     network = torchvision.models.get_model(arch, weights=None, num_classes=num_classes)
@@ -217,8 +225,8 @@ def extract_features(
     )
 
 
-def _small_resnet(num_classes: int, width: int = 32) -> nn.Module:
-    """Three basic blocks behind a stem of stride 2: a ResNet for 32 to 64 pixels and few cores."""
+def _small_resnet(num_classes: int, width: int) -> nn.Module:
+    """Three basic blocks behind a stem of stride 2, at `width`, 2 and 4 times `width` channels."""
     layers: list[nn.Module] = [
         nn.Conv2d(3, width, 3, stride=2, padding=1, bias=False),
         nn.BatchNorm2d(width),

@@ -1,0 +1,90 @@
+# `make demo` and `make test` each work on a fresh Debian or Ubuntu machine.
+#
+#   make setup   system packages that are missing, a virtual environment, all dependencies
+#   make demo    setup, then the whole path on real images; ends with the path to its report
+#   make test    setup, then the tests        (PYTEST_ARGS="-k kernels" to pick some)
+#   make lint    setup, then ruff and mypy
+#   make clean   remove .venv and what builds and tools left; runs/ stays
+#
+# VENV=DIR puts the environment elsewhere; PYTHON=python3.12 chooses the interpreter.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.ONESHELL:
+.PHONY: setup demo test lint clean
+
+VENV ?= .venv
+PYTHON ?= python3.13 python3.12 python3.11 python3
+PYTEST_ARGS ?=
+STAMP := $(VENV)/.installed
+
+setup: $(STAMP)
+
+demo: $(STAMP)
+	@"$(VENV)/bin/python" -m train.demo
+
+test: $(STAMP)
+	@"$(VENV)/bin/python" -m pytest $(PYTEST_ARGS)
+
+lint: $(STAMP)
+	@set -x
+	"$(VENV)/bin/python" -m ruff check .
+	"$(VENV)/bin/python" -m ruff format --check .
+	"$(VENV)/bin/python" -m mypy --strict dp4tl_ffcv writers train
+
+clean:
+	@rm -rf .venv build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# First look for what is there; apt-get runs only for what is not.
+define INSTALL
+python_that() { # print the first of PYTHON that can run the code $$1
+    for name in $(PYTHON); do
+        if "$$name" -c "$$1" 2>/dev/null; then command -v "$$name"; return; fi
+    done
+}
+suits='import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))'
+complete="import ensurepip, os, sysconfig
+os.stat(os.path.join(sysconfig.get_path('include'), 'Python.h')); $$suits"
+
+missing=()
+command -v g++ >/dev/null || missing+=(g++)
+command -v pkg-config >/dev/null || missing+=(pkg-config)
+pkg-config --exists opencv4 2>/dev/null || missing+=(libopencv-dev)
+pkg-config --exists libturbojpeg 2>/dev/null || missing+=(libturbojpeg0-dev)
+if [ -z "$$(python_that "$$complete")" ]; then
+    found=$$(readlink -f "$$(python_that "$$suits")" || true)
+    case "$$found" in
+        /usr/bin/python3.*) missing+=("$${found##*/}-venv" "$${found##*/}-dev") ;;
+        *) missing+=(python3 python3-venv python3-dev) ;;
+    esac
+fi
+
+if [ $${#missing[@]} -gt 0 ]; then
+    root=()
+    [ "$$(id -u)" = 0 ] || root=(sudo)
+    if ! command -v apt-get >/dev/null || ! command -v "$${root[0]:-env}" >/dev/null; then
+        echo "make setup: these Debian packages are missing: $${missing[*]}." >&2
+        echo "Install them (or what your system calls them) as root and run make setup again." >&2
+        exit 1
+    fi
+    echo "make setup: installing $${missing[*]}"
+    "$${root[@]}" apt-get update
+    "$${root[@]}" env DEBIAN_FRONTEND=noninteractive \
+        apt-get install -y --no-install-recommends "$${missing[@]}"
+fi
+
+python=$$(python_that "$$complete")
+if [ -z "$$python" ]; then
+    echo "make setup: Python 3.11, 3.12 or 3.13 with venv and Python.h is needed;" \
+        "none found as: $(PYTHON)." >&2
+    echo "Install one and run make setup PYTHON=/path/to/python." >&2
+    exit 1
+fi
+"$$python" -m venv "$(VENV)"
+"$(VENV)/bin/python" -m pip install -e '.[dev,demo]' -c constraints.txt
+touch "$(STAMP)"
+endef
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(INSTALL)

@@ -1,0 +1,1 @@
+"""Benchmarks: measure, then tabulate from the result files (`python -m benchmarks.NAME`)."""

@@ -1,0 +1,200 @@
+"""The verbs inspect, features, select and export."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from .output import Output
+
+__all__ = ["Export", "Features", "Inspect", "Select"]
+
+# The library is imported inside `run`: `dp4tl --help` answers at once, without numba or torch.
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inspect:
+    """Say what a beton holds, without decoding a sample."""
+
+    beton: Annotated[Path, tyro.conf.Positional]
+    """The beton."""
+    label_field: str = "label"
+    """Integer field of the class ids."""
+    output: Output = field(default_factory=Output)
+
+    def run(self) -> dict[str, Any]:
+        """Read the tables and describe them."""
+        import numpy as np
+
+        from ..beton import BetonIndex
+
+        index = BetonIndex.open(self.beton)
+        result: dict[str, Any] = {
+            "beton": str(self.beton),
+            "fingerprint": index.fingerprint,
+            "samples": index.num_samples,
+            "file_bytes": self.beton.stat().st_size,
+            "sample_bytes": int(index.sample_bytes().sum()),
+            "page_bytes": index.page_size,
+            "fields": {part.name: part.kind for part in index.fields},
+        }
+        for part in index.fields:
+            if part.kind == "rgb_image":
+                images = index.metadata[part.column]
+                result[f"{part.name}_stored"] = {
+                    "jpg": int((images["mode"] == 0).sum()),
+                    "raw": int((images["mode"] == 1).sum()),
+                }
+                for side in ("width", "height"):
+                    result[f"{part.name}_{side}"] = [
+                        int(images[side].min()),
+                        int(images[side].max()),
+                    ]
+        if any(part.name == self.label_field for part in index.fields):
+            counts = index.class_counts(self.label_field)
+            result["classes"] = len(counts)
+            result["classes_without_samples"] = int((counts == 0).sum())
+            result["samples_per_class"] = {
+                "min": int(counts.min()),
+                "median": float(np.median(counts)),
+                "max": int(counts.max()),
+            }
+        if index.manifest:
+            result["class_names"] = list(index.manifest.class_names)
+            result["written_by"] = index.manifest.written_by
+        return result
+
+
+@dataclass(frozen=True, kw_only=True)
+class Features:
+    """Run a surrogate over a beton; keep its logits and pooled features."""
+
+    beton: Annotated[Path, tyro.conf.Positional]
+    """Source or target, with fields image and label."""
+    checkpoint: Path
+    """Surrogate, as train.pretrain writes it."""
+    out: Path
+    """Features file (.npz) to write."""
+    arch: str | None = None
+    """Architecture to insist on."""
+    resolution: int = 224
+    """Side of the centre crop in pixels, after resizing."""
+    crop_ratio: float = 224 / 256
+    """Side of the centre crop / shorter side of the image."""
+    batch_size: int = 256
+    """Images per pass; does not change the result."""
+    num_workers: int = -1
+    """Loading threads; -1 takes every core."""
+    output: Output = field(default_factory=Output)
+
+    def run(self) -> dict[str, Any]:
+        """Extract and save."""
+        from ..beton import BetonIndex
+        from ..loading import evaluation_loader
+        from ..progress import track
+        from ..scoring.surrogate import best_device, extract_features, load_checkpoint
+
+        device = best_device()
+        model = load_checkpoint(self.checkpoint, arch=self.arch).to(device)
+        index = BetonIndex.open(self.beton)
+        loader = evaluation_loader(
+            self.beton,
+            batch_size=self.batch_size,
+            resolution=self.resolution,
+            crop_ratio=self.crop_ratio,
+            num_workers=self.num_workers,
+            device=device,
+        )
+        batches = track(
+            loader,
+            total=index.num_samples,
+            description="features",
+            unit="images",
+            scale=self.batch_size,
+        )
+        features = extract_features(
+            model,
+            batches,
+            loader.indices,
+            checkpoint=self.checkpoint,
+            provenance={
+                "beton_fingerprint": index.fingerprint,
+                "resolution": self.resolution,
+                "crop_ratio": self.crop_ratio,
+            },
+        )
+        features.save(self.out)
+        return {
+            "out": str(self.out),
+            "samples": len(features.indices),
+            "classes": features.logits.shape[1],
+            "features": features.features.shape[1],
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Select:
+    """Retain the best classes, or samples, of a beton. Give exactly one of the three budgets."""
+
+    scores: Path
+    """Scores file."""
+    beton: Path
+    """Source that the selection is for."""
+    out: Path
+    """Selection file (.npz) to write."""
+    keep: float | None = None
+    """Share of the classes (or of the samples, for sample scores), in (0, 1]."""
+    keep_classes: int | None = None
+    """Number of classes."""
+    keep_samples: int | None = None
+    """Number of samples at most."""
+    label_field: str = "label"
+    """Integer field of the class ids."""
+    output: Output = field(default_factory=Output)
+
+    def run(self) -> dict[str, Any]:
+        """Select and save."""
+        from ..beton import BetonIndex
+        from ..scoring import Scores
+        from ..selection import select
+
+        index = BetonIndex.open(self.beton)
+        selection = select(
+            Scores.load(self.scores),
+            index,
+            keep=self.keep,
+            keep_classes=self.keep_classes,
+            keep_samples=self.keep_samples,
+            label_field=self.label_field,
+        )
+        selection.save(self.out)
+        names = index.manifest.class_names if index.manifest else ()
+        return {
+            "out": str(self.out),
+            "retained_classes": len(selection.classes),
+            "of_classes": len(selection.label_map),
+            "retained_samples": len(selection.indices),
+            "of_samples": index.num_samples,
+            "retained_bytes": int(index.sample_bytes()[selection.indices].sum()),
+            "classes": [names[c] if names else int(c) for c in selection.classes],
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export:
+    """Write the retained sample ids for other loaders: .npy, .indices (DP4TL) or .txt."""
+
+    selection: Annotated[Path, tyro.conf.Positional]
+    """Selection file."""
+    out: Path
+    """File to write; its suffix chooses the format."""
+    output: Output = field(default_factory=Output)
+
+    def run(self) -> dict[str, Any]:
+        """Export."""
+        from ..selection import Selection, export_indices
+
+        selection = Selection.load(self.selection)
+        export_indices(selection, self.out)
+        return {"out": str(self.out), "samples": len(selection.indices)}

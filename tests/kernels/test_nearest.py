@@ -1,0 +1,308 @@
+"""`nearest_mean` against its twin: exact ties, near ties, far origins, huge and tiny values."""
+
+import warnings
+from fractions import Fraction
+from typing import Any
+
+import numba
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from dp4tl_ffcv.kernels import nearest_mean
+from dp4tl_ffcv.kernels.nearest import _BLOCK_ROWS
+from tests import reference
+
+FLOATS = (np.float16, np.float32, np.float64)
+Case = tuple[NDArray[Any], NDArray[Any]]
+
+
+@st.composite
+def whole_numbers(draw: Any) -> Case:
+    """Small integers: distances are exact, and exact ties are common."""
+    rows, classes, columns = (draw(st.integers(*ends)) for ends in ((0, 30), (1, 9), (1, 6)))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    reach = draw(st.sampled_from((1, 3, 40)))
+    features, means = (rng.integers(-reach, reach + 1, (n, columns)) for n in (rows, classes))
+    return features.astype(draw(st.sampled_from(FLOATS))), with_absent(draw, means.astype(float))
+
+
+@st.composite
+def real_numbers(draw: Any) -> Case:
+    """Gaussians around means of any spread, any distance from the origin, any size."""
+    rows, classes, columns = (draw(st.integers(*ends)) for ends in ((0, 30), (1, 9), (1, 40)))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    size = 10.0 ** draw(st.sampled_from((-3, 0, 2)))
+    offset = draw(st.sampled_from((0.0, 1.0, 50.0))) * rng.normal(size=columns)
+    means = offset + rng.normal(size=(classes, columns))
+    features = offset + draw(st.sampled_from((0.1, 2.0))) * rng.normal(size=(rows, columns))
+    dtype = draw(st.sampled_from(FLOATS))
+    return (size * features).astype(dtype), with_absent(draw, size * means)
+
+
+def with_absent(draw: Any, means: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Make some classes, but not all, ones without samples."""
+    absent = draw(st.lists(st.booleans(), min_size=len(means), max_size=len(means)))
+    absent[draw(st.integers(0, len(means) - 1))] = False
+    return np.where(np.array(absent)[:, None], np.nan, means)
+
+
+def assert_like_twin(features: NDArray[Any], means: NDArray[Any], rtol: float = 1e-3) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        nearest, mass = nearest_mean(features, means)
+    expected, votes = reference.nearest_mean(features, means)
+    assert nearest.dtype == np.int64
+    np.testing.assert_array_equal(nearest, expected)
+    np.testing.assert_allclose(mass, votes, rtol=rtol, atol=rtol * max(1, len(features)))
+    absent = np.isnan(means).any(axis=1)
+    assert not mass[absent].any()
+    assert not absent[nearest].any()
+    assert mass.sum() == pytest.approx(len(features))
+
+
+def rounded_argmin(features: NDArray[Any], means: NDArray[Any]) -> NDArray[np.int64]:
+    """What the usual float32 matrix product says."""
+    rows, centres = features.astype(np.float32), means.astype(np.float32)
+    return np.argmin((centres**2).sum(axis=1) - 2 * rows @ centres.T, axis=1)
+
+
+@settings(derandomize=True, deadline=None, max_examples=200)
+@given(whole_numbers())
+def test_whole_numbers_give_the_twins_classes_and_votes(case: Case) -> None:
+    assert_like_twin(*case, rtol=1e-5)
+
+
+@settings(derandomize=True, deadline=None, max_examples=200)
+@given(real_numbers())
+def test_real_numbers_give_the_twins_classes_and_votes(case: Case) -> None:
+    assert_like_twin(*case)
+
+
+@settings(derandomize=True, deadline=None, max_examples=50)
+@given(whole_numbers())
+def test_the_class_is_the_first_of_those_at_the_smallest_exact_distance(case: Case) -> None:
+    features, means = case
+    nearest, _ = nearest_mean(features, means)
+    for row, label in zip(features.tolist(), nearest.tolist(), strict=True):
+        exact = {
+            other: sum((Fraction(a) - Fraction(b)) ** 2 for a, b in zip(row, mean, strict=True))
+            for other, mean in enumerate(means.tolist())
+            if not np.isnan(mean).any()
+        }
+        assert label == min(exact, key=lambda other: (exact[other], other))
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_an_exact_tie_goes_to_the_lowest_class(dtype: Any) -> None:
+    corners = np.array([[1, 1], [1, -1], [-1, 1], [-1, -1]], dtype=dtype)
+    assert nearest_mean(np.zeros((1, 2), dtype=dtype), corners)[0].tolist() == [0]
+    edges = np.array([[0, 2], [0, -2], [2, 0], [-2, 0]], dtype=dtype)
+    assert nearest_mean(edges, corners)[0].tolist() == [0, 1, 0, 2]
+
+
+def test_of_equal_means_only_the_first_is_ever_nearest() -> None:
+    rng = np.random.default_rng(1)
+    means = np.repeat(rng.normal(size=(3, 20)), 5, axis=0)
+    nearest, _ = nearest_mean(rng.normal(size=(200, 20)).astype(np.float32), means)
+    assert set(nearest.tolist()) == {0, 5, 10}
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e3, 1e6])
+def test_near_ties_that_float32_gets_wrong_are_decided_right(offset: float) -> None:
+    rng = np.random.default_rng(2)
+    middle = offset + rng.normal(size=64)
+    step = rng.normal(size=64)
+    means = np.stack([middle + 10 * step, middle - 10 * step])
+    side = rng.choice([-1, 1], 500)
+    across = rng.normal(size=(500, 64))
+    across -= np.outer(across @ step, step) / (step @ step)
+    features = middle + 100 * across + 1e-7 * side[:, None] * step
+    expected = np.where(side > 0, 0, 1)
+    assert (rounded_argmin(features, means) != expected).mean() > 0.1
+    np.testing.assert_array_equal(nearest_mean(features, means)[0], expected)
+    assert_like_twin(features.astype(np.float32), means)
+
+
+@pytest.mark.parametrize("gap", [1e-6, 1e-9, 1e-12])
+def test_means_that_nearly_coincide_are_told_apart(gap: float) -> None:
+    rng = np.random.default_rng(4)
+    means = rng.normal(size=32) + gap * rng.normal(size=(20, 32))
+    features = rng.normal(size=(300, 32)).astype(np.float32)
+    nearest, _ = nearest_mean(features, means)
+    np.testing.assert_array_equal(nearest, reference.nearest_mean(features, means)[0])
+    assert (rounded_argmin(features, means) != nearest).any()
+    assert len(set(nearest.tolist())) > 5
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("distance", [1e4, 1e8])
+def test_data_far_from_the_origin_give_the_twins_classes(distance: float, dtype: Any) -> None:
+    rng = np.random.default_rng(6)
+    means = distance + rng.normal(size=(15, 10)) * distance * 1e-6
+    features = (distance + rng.normal(size=(400, 10)) * distance * 1e-6).astype(dtype)
+    nearest, _ = nearest_mean(features, means)
+    np.testing.assert_array_equal(nearest, reference.nearest_mean(features, means)[0])
+    assert (rounded_argmin(features, means) != nearest).any()
+
+
+@pytest.mark.parametrize("far", [1e3, 1e10])
+def test_rows_much_longer_than_the_means_give_the_twins_classes(far: float) -> None:
+    rng = np.random.default_rng(7)
+    means = rng.normal(size=(12, 8))
+    assert_like_twin((far * rng.normal(size=(300, 8))).astype(np.float32), means)
+
+
+@pytest.mark.parametrize(
+    ("size", "dtype"),
+    [
+        (1e-30, np.float32),  # squares vanish in float32
+        (1e-21, np.float32),  # squares are subnormal in float32
+        (1e18, np.float32),
+        (1e19, np.float32),  # some squares overflow float32
+        (1e20, np.float32),
+        (1e38, np.float32),  # moving to the means' centre overflows as well
+        (1e-140, np.float64),
+        (1e140, np.float64),
+    ],
+)
+def test_tiny_and_huge_values_give_the_twins_classes(size: float, dtype: Any) -> None:
+    rng = np.random.default_rng(9)
+    means = size * rng.uniform(-3, 3, size=(10, 4))
+    features = (size * rng.uniform(-3, 3, size=(500, 4))).astype(dtype)
+    nearest, mass = nearest_mean(features, means)
+    np.testing.assert_array_equal(nearest, reference.nearest_mean(features, means)[0])
+    assert len(set(nearest.tolist())) > 5
+    assert mass.sum() == pytest.approx(500)
+
+
+@pytest.mark.parametrize("size", [1e-12, 1e12, 1e19, 1e37])
+def test_votes_do_not_depend_on_the_scale(size: float) -> None:
+    rng = np.random.default_rng(10)
+    means = rng.normal(size=(6, 5))
+    features = rng.normal(size=(100, 5)).astype(np.float32)
+    _, mass = nearest_mean(features, means)
+    _, scaled = nearest_mean((features * np.float32(size)), size * means)
+    np.testing.assert_allclose(scaled, mass, rtol=1e-4)
+
+
+def test_votes_of_a_row_follow_the_formula() -> None:
+    _, mass = nearest_mean(np.array([[0.0]]), np.array([[1.0], [np.nan], [2.0], [-3.0]]))
+    gaps = np.array([0.0, 3.0, 8.0]) / (11 / 3)  # squared distances 1, 4, 9
+    votes = np.exp(-gaps) / np.exp(-gaps).sum()
+    np.testing.assert_allclose(mass, [votes[0], 0, votes[1], votes[2]], rtol=1e-12)
+
+
+def test_votes_are_even_where_all_means_are_equally_near() -> None:
+    _, mass = nearest_mean(np.zeros((6, 2)), np.array([[3.0, 4.0], [5.0, 0.0], [-4.0, -3.0]]))
+    np.testing.assert_allclose(mass, [2, 2, 2])
+
+
+def test_no_rows_give_no_classes_and_no_votes() -> None:
+    nearest, mass = nearest_mean(np.zeros((0, 3), dtype=np.float32), np.ones((4, 3)))
+    assert nearest.shape == (0,)
+    assert mass.tolist() == [0, 0, 0, 0]
+
+
+def test_one_class_takes_all() -> None:
+    nearest, mass = nearest_mean(np.arange(6.0).reshape(3, 2), np.array([[7.0, 7.0]]))
+    assert nearest.tolist() == [0, 0, 0]
+    assert mass.tolist() == [3]
+
+
+def test_a_class_with_one_nan_is_never_nearest() -> None:
+    means = np.array([[0.0, np.nan], [9.0, 9.0], [np.nan, np.nan]])
+    nearest, mass = nearest_mean(np.zeros((2, 2)), means)
+    assert nearest.tolist() == [1, 1]
+    assert mass.tolist() == [0, 2, 0]
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("more", [-1, 0, 1, _BLOCK_ROWS + 1])
+def test_bits_do_not_depend_on_threads_at_the_block_borders(
+    more: int, dtype: Any, thread_counts: list[int]
+) -> None:
+    rng = np.random.default_rng(more + 2)
+    features = rng.normal(size=(_BLOCK_ROWS + more, 7)).astype(dtype)
+    means = rng.normal(size=(9, 7))
+    results = []
+    for count in thread_counts:
+        numba.set_num_threads(count)
+        nearest, mass = nearest_mean(features, means)
+        results.append(nearest.tobytes() + mass.tobytes())
+    assert len(set(results)) == 1
+    expected, votes = reference.nearest_mean(features, means)
+    np.testing.assert_array_equal(nearest, expected)
+    np.testing.assert_allclose(mass, votes, rtol=1e-4)
+
+
+@pytest.mark.parametrize("block_rows", [1, 2, 7, 49, 50, 51])
+def test_classes_do_not_depend_on_the_blocks(
+    block_rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(12)
+    monkeypatch.setattr("dp4tl_ffcv.kernels.nearest._BLOCK_ROWS", block_rows)
+    assert_like_twin(rng.normal(size=(50, 3)).astype(np.float32), rng.normal(size=(4, 3)))
+
+
+def test_strided_and_read_only_arguments_are_read_right_and_left_alone() -> None:
+    rng = np.random.default_rng(13)
+    features, means = rng.normal(size=(20, 12))[::-2, ::3], rng.normal(size=(4, 8))[:, ::2]
+    copies = features.copy(), means.copy()
+    for array in (features, means):
+        array.setflags(write=False)
+    assert_like_twin(features, means)
+    np.testing.assert_array_equal(features, copies[0])
+    np.testing.assert_array_equal(means, copies[1])
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_features_that_are_not_finite_are_refused(bad: float, dtype: Any) -> None:
+    features = np.zeros((_BLOCK_ROWS + 5, 3), dtype=dtype)
+    features[-1, 1] = bad
+    with pytest.raises(ValueError, match=r"^`features` must be finite"):
+        nearest_mean(features, np.eye(3))
+
+
+@pytest.mark.parametrize("bad", [np.inf, -np.inf])
+def test_infinite_means_are_refused(bad: float) -> None:
+    with pytest.raises(ValueError, match=r"^`means` must be finite"):
+        nearest_mean(np.zeros((1, 2)), np.array([[0.0, bad], [1.0, 1.0]]))
+
+
+@pytest.mark.parametrize("means", [np.full((2, 2), np.nan), np.array([[np.nan, 1.0]])])
+def test_means_that_are_all_absent_are_refused(means: NDArray[np.float64]) -> None:
+    with pytest.raises(ValueError, match=r"^`means` must hold a class without NaN"):
+        nearest_mean(np.zeros((1, 2)), means)
+
+
+def test_values_whose_squares_overflow_float64_are_refused() -> None:
+    huge, small = np.full((1, 2), 1e160), np.ones((1, 2))
+    with pytest.raises(ValueError, match=r"^`features` must be finite and at most"):
+        nearest_mean(huge, small)
+    with pytest.raises(ValueError, match=r"^`means` must be finite and at most"):
+        nearest_mean(small, huge)
+
+
+def test_means_must_have_the_features_columns() -> None:
+    with pytest.raises(ValueError, match=r"^`means` must have as many columns as `features`"):
+        nearest_mean(np.zeros((1, 2)), np.zeros((1, 3)))
+
+
+@pytest.mark.parametrize("name", ["features", "means"])
+@pytest.mark.parametrize("bad", [[[1, 2]], [[True]], [["a"]], [[1j]]])
+def test_arguments_that_are_not_floats_are_refused(name: str, bad: Any) -> None:
+    good = {"features": np.zeros((1, 2)), "means": np.zeros((1, 2))}
+    with pytest.raises(TypeError, match=rf"^`{name}` must be float16, float32 or float64"):
+        nearest_mean(**{**good, name: bad})
+
+
+@pytest.mark.parametrize("name", ["features", "means"])
+@pytest.mark.parametrize("shape", [(), (2,), (1, 0), (1, 2, 1)])
+def test_arguments_of_another_shape_are_refused(name: str, shape: tuple[int, ...]) -> None:
+    good = {"features": np.zeros((1, 2)), "means": np.zeros((1, 2))}
+    with pytest.raises(ValueError, match=rf"^`{name}` must have shape \(N, D\)"):
+        nearest_mean(**{**good, name: np.zeros(shape)})

@@ -1,0 +1,14 @@
+"""Twin of `dp4tl_ffcv.kernels.class_histogram`."""
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+__all__ = ["class_histogram"]
+
+
+def class_histogram(labels: ArrayLike, num_classes: int) -> NDArray[np.int64]:
+    """`counts[c] = sum_n 1[labels[n] = c]`."""
+    counts = np.zeros(num_classes, dtype=np.int64)
+    for label in np.asarray(labels).tolist():
+        counts[label] += 1
+    return counts

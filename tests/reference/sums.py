@@ -1,0 +1,19 @@
+"""Twin of `dp4tl_ffcv.kernels.class_sums`."""
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+__all__ = ["class_sums"]
+
+
+def class_sums(
+    features: ArrayLike, labels: ArrayLike, num_classes: int
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """`sums[c] = sum_{n: labels[n] = c} features[n]`, in float64, in ascending n."""
+    rows = np.asarray(features, dtype=np.float64)
+    sums = np.zeros((num_classes, rows.shape[1]), dtype=np.float64)
+    counts = np.zeros(num_classes, dtype=np.int64)
+    for row, label in zip(rows, np.asarray(labels).tolist(), strict=True):
+        sums[label] += row
+        counts[label] += 1
+    return sums, counts

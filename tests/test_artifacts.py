@@ -1,0 +1,318 @@
+"""Artifacts: written whole or not at all, read only as what was asked for, never unpickled."""
+
+import hashlib
+import json
+import os
+import pickle
+import stat
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dp4tl_ffcv import StaleArtifactError
+from dp4tl_ffcv.artifacts import (
+    atomic_open,
+    check_fingerprint,
+    load_artifact,
+    save_artifact,
+    sha256_of_file,
+    write_json,
+)
+
+NAMES = ("values", "ids")
+NOT_ONE = r"^`path` must be a scores file \(\.npz\) written by dp4tl; got '.*a\.npz'"
+
+
+def arrays() -> dict[str, Any]:
+    return {"values": np.array([0.5, np.nan, -np.inf]), "ids": np.arange(6).reshape(2, 3)}
+
+
+def save(path: Path, **header: Any) -> Path:
+    save_artifact(path, "scores", arrays(), header)
+    return path
+
+
+def save_by_hand(path: Path, header: Any, **values: Any) -> Path:
+    """Write the file as another program, or another version, might."""
+    text = header if isinstance(header, np.ndarray) else np.array(json.dumps(header))
+    np.savez(path, header=text, **{**arrays(), **values})
+    return path
+
+
+class Trap:
+    """Leaves a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.path,)
+
+
+# Writing.
+
+
+def test_a_file_appears_whole_when_the_block_ends(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "folder" / "a.bin"
+    with atomic_open(path) as stream:
+        stream.write(b"one")
+        stream.flush()
+        assert not path.exists()
+        stream.write(b"two")
+    assert path.read_bytes() == b"onetwo"
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("error", [RuntimeError("boom"), KeyboardInterrupt(), SystemExit(3)])
+@pytest.mark.parametrize("old", [None, b"old content"])
+def test_a_failing_block_leaves_the_old_file_or_none(
+    error: BaseException, old: bytes | None, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.bin"
+    if old is not None:
+        path.write_bytes(old)
+
+    def write() -> None:
+        with atomic_open(path) as stream:
+            stream.write(b"half")
+            raise error
+
+    with pytest.raises(type(error)):
+        write()
+    assert [file.read_bytes() for file in tmp_path.iterdir()] == ([] if old is None else [old])
+
+
+def test_a_file_that_cannot_be_put_in_place_leaves_no_litter(tmp_path: Path) -> None:
+    path = tmp_path / "a.bin"
+    path.mkdir()
+
+    def write() -> None:
+        with atomic_open(path) as stream:
+            stream.write(b"content")
+
+    with pytest.raises(OSError, match=r"a\.bin"):
+        write()
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077])
+def test_a_file_has_the_usual_permissions(mask: int, tmp_path: Path) -> None:
+    before = os.umask(mask)
+    try:
+        write_json(tmp_path / "a.json", 1)
+        assert os.umask(mask) == mask
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "a.json").stat().st_mode) == 0o666 & ~mask
+
+
+def test_json_comes_back_and_ends_in_a_newline(tmp_path: Path) -> None:
+    value = {"b": [1, 2.5, None, "ä"], "a": {"c": True}}
+    write_json(tmp_path / "a.json", value)
+    text = (tmp_path / "a.json").read_text(encoding="utf-8")
+    assert json.loads(text) == value
+    assert text.endswith("}\n")
+
+
+@pytest.mark.parametrize("value", [float("nan"), {"a": float("inf")}, {1, 2}])
+def test_what_is_not_json_leaves_the_old_file(value: Any, tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    write_json(path, "old")
+    with pytest.raises((ValueError, TypeError), match="JSON"):
+        write_json(path, value)
+    assert path.read_text() == '"old"\n'
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("size", [0, 5, (1 << 20) - 1, 1 << 20, (1 << 20) + 1])
+def test_the_hash_is_of_all_bytes(size: int, tmp_path: Path) -> None:
+    data = np.random.default_rng(size).bytes(size)
+    (tmp_path / "a.bin").write_bytes(data)
+    assert sha256_of_file(tmp_path / "a.bin") == hashlib.sha256(data).hexdigest()
+
+
+@pytest.mark.parametrize("name", ["a", "a.npy", "a.npz.old", ".npz"])
+def test_an_artifact_must_be_called_npz(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"^`path` must end in \.npz; got"):
+        save(tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
+
+
+# Reading.
+
+
+def test_arrays_and_header_come_back(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.npz", method="lm", nested={"keep": [0.4, None]}, text="ä\n'\"")
+    found, header = load_artifact(path, "scores", NAMES)
+    assert list(found) == list(NAMES)
+    for name, array in arrays().items():
+        assert found[name].dtype == array.dtype
+        np.testing.assert_array_equal(found[name], array)
+    assert header.pop("tool").startswith("dp4tl_ffcv ")
+    assert header == {
+        "method": "lm",
+        "nested": {"keep": [0.4, None]},
+        "text": "ä\n'\"",
+        "kind": "scores",
+        "format": 1,
+    }
+
+
+def test_only_the_arrays_asked_for_are_read(tmp_path: Path) -> None:
+    found, _ = load_artifact(save(tmp_path / "a.npz"), "scores", ("ids",))
+    assert list(found) == ["ids"]
+
+
+def test_the_kind_and_format_of_the_file_cannot_be_overridden(tmp_path: Path) -> None:
+    _, header = load_artifact(save(tmp_path / "a.npz", kind="x", format=9), "scores", ())
+    assert (header["kind"], header["format"]) == ("scores", 1)
+
+
+def test_a_missing_artifact_is_not_found(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"a\.npz"):
+        load_artifact(tmp_path / "a.npz", "scores", NAMES)
+
+
+def test_a_folder_is_said_to_be_one(tmp_path: Path) -> None:
+    with pytest.raises(IsADirectoryError):
+        load_artifact(tmp_path, "scores", NAMES)
+
+
+def test_another_kind_is_refused(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.npz")
+    with pytest.raises(ValueError, match=r"^`path` must be a selection file; got a scores file"):
+        load_artifact(path, "selection", NAMES)
+
+
+def test_a_newer_format_is_refused(tmp_path: Path) -> None:
+    path = save_by_hand(tmp_path / "a.npz", {"kind": "scores", "format": 2})
+    with pytest.raises(
+        ValueError, match=r"^`path` must have format <= 1; got 2 .*Update dp4tl_ffcv"
+    ):
+        load_artifact(path, "scores", NAMES)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        {"format": 1},
+        {"kind": "scores"},
+        {"kind": "scores", "format": "new"},
+        {"kind": "scores", "format": None},
+        ["kind", "format"],
+        "scores",
+        None,
+        np.array("{not json"),
+        np.arange(3),
+        np.array(b"\xff\xfe"),
+    ],
+    ids=str,
+)
+def test_a_header_of_another_form_is_refused(header: Any, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=NOT_ONE):
+        load_artifact(save_by_hand(tmp_path / "a.npz", header), "scores", NAMES)
+
+
+def test_an_artifact_that_lacks_an_array_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=NOT_ONE):
+        load_artifact(save(tmp_path / "a.npz"), "scores", (*NAMES, "tie"))
+
+
+@pytest.mark.parametrize("content", [b"", b"text", b"PK\x03\x04", bytes(500), b"\x93NUMPY"])
+def test_a_file_of_another_form_is_refused(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=NOT_ONE):
+        load_artifact(path, "scores", NAMES)
+
+
+def test_an_npy_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    with path.open("wb") as stream:
+        np.save(stream, np.arange(4))
+    with pytest.raises(ValueError, match=NOT_ONE):
+        load_artifact(path, "scores", NAMES)
+
+
+def test_an_npz_without_a_header_is_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", **arrays())
+    with pytest.raises(ValueError, match=NOT_ONE):
+        load_artifact(tmp_path / "a.npz", "scores", NAMES)
+
+
+@pytest.mark.parametrize("place", ["values", "header", "file"])
+def test_nothing_is_ever_unpickled(place: str, tmp_path: Path) -> None:
+    path, sprung = tmp_path / "a.npz", tmp_path / "sprung"
+    trap = np.array([Trap(sprung)], dtype=object)
+    if place == "values":
+        save_by_hand(path, {"kind": "scores", "format": 1}, values=trap)
+    elif place == "header":
+        save_by_hand(path, trap)
+    else:
+        path.write_bytes(pickle.dumps(Trap(sprung)))
+    with pytest.raises(ValueError, match=NOT_ONE):
+        load_artifact(path, "scores", NAMES)
+    assert not sprung.exists()
+
+
+def test_the_trap_works(tmp_path: Path) -> None:
+    pickle.loads(pickle.dumps(Trap(tmp_path / "sprung")))
+    assert (tmp_path / "sprung").exists()
+
+
+def load_unless_refused(path: Path) -> Any:
+    try:
+        return load_artifact(path, "scores", NAMES)
+    except ValueError as error:
+        if not str(error).startswith("`path` must be a scores file"):
+            raise
+        return None
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_a_damaged_artifact_is_refused_or_read_right(compressed: bool, tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    header = {"kind": "scores", "format": 1, "method": "lm"}
+    save_as = np.savez_compressed if compressed else np.savez
+    save_as(path, header=np.array(json.dumps(header)), **arrays())
+    whole = path.read_bytes()
+    refused = 0
+    for position in range(len(whole)):
+        for flip in (0x01, 0xFF):
+            damaged = bytearray(whole)
+            damaged[position] ^= flip
+            path.write_bytes(damaged)
+            loaded = load_unless_refused(path)
+            if loaded is None:
+                refused += 1
+                continue
+            for name, array in arrays().items():
+                assert loaded[0][name].tobytes() == array.tobytes()
+            assert loaded[1] == header
+    assert refused > len(whole)
+
+
+def test_an_artifact_cut_anywhere_is_refused(tmp_path: Path) -> None:
+    whole = save(tmp_path / "a.npz").read_bytes()
+    for size in range(len(whole)):
+        (tmp_path / "a.npz").write_bytes(whole[:size])
+        with pytest.raises(ValueError, match=NOT_ONE):
+            load_artifact(tmp_path / "a.npz", "scores", NAMES)
+
+
+# Fingerprints.
+
+
+@pytest.mark.parametrize("expected", [None, "ab" * 32])
+def test_the_right_beton_and_any_for_bare_arrays_pass(expected: str | None) -> None:
+    check_fingerprint("selection", expected, "ab" * 32)
+
+
+def test_another_beton_is_refused_with_both_fingerprints() -> None:
+    message = "^`selection` must be made for this beton; .*abababababababab.*cdcdcdcdcdcdcdcd"
+    with pytest.raises(StaleArtifactError, match=message):
+        check_fingerprint("selection", "ab" * 32, "cd" * 32)
+    with pytest.raises(StaleArtifactError, match=r"^`scores` must"):
+        check_fingerprint("scores", "", "cd" * 32)

@@ -1,0 +1,157 @@
+"""Run folders: a run is finished only for its own configuration; anything else starts over."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dp4tl_ffcv import RunFolder, __version__, environment
+
+CONFIG = {"epochs": 3, "lr": 0.1, "parts": [1, 2], "deep": {"name": "ä", "none": None}}
+
+
+def finish(path: Path, config: dict[str, Any], **result: Any) -> RunFolder:
+    folder = RunFolder(path, config)
+    folder.start()
+    folder.finish(result)
+    return folder
+
+
+def rows(folder: RunFolder) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder.path / "log.jsonl").read_text().splitlines()]
+
+
+def test_a_new_folder_is_not_finished_and_not_made(tmp_path: Path) -> None:
+    assert RunFolder(tmp_path / "run", CONFIG).finished() is None
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_started_run_has_its_config_log_and_checkpoint_folder(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "deep" / "run", CONFIG)
+    folder.start()
+    assert json.loads((folder.path / "config.json").read_text()) == CONFIG
+    assert folder.checkpoints == folder.path / "checkpoints"
+    assert list(folder.checkpoints.iterdir()) == []
+    (row,) = rows(folder)
+    assert row == {"event": "start", **environment()}
+    assert folder.finished() is None
+
+
+def test_a_finished_run_is_found_again_with_its_result(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path, CONFIG)
+    folder.start()
+    full = folder.finish({"accuracy": 0.75})
+    assert full == {"accuracy": 0.75, "environment": environment()}
+    assert folder.finished() == full
+    assert RunFolder(tmp_path, dict(reversed(CONFIG.items()))).finished() == full
+    assert json.loads((tmp_path / "result.json").read_text()) == full
+
+
+def test_tuples_in_a_config_are_lists_when_it_is_read_again(tmp_path: Path) -> None:
+    finish(tmp_path, {"ramp": (1, 2), "names": {1: "a"}}, accuracy=1)
+    assert RunFolder(tmp_path, {"ramp": (1, 2), "names": {1: "a"}}).finished() is not None
+    assert RunFolder(tmp_path, {"ramp": [1, 2], "names": {"1": "a"}}).finished() is not None
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"epochs": 4}, {"lr": 0.2}, {"parts": [2, 1]}, {"deep": {"name": "ä"}}, {"more": 1}],
+    ids=str,
+)
+def test_another_config_is_not_finished(changes: dict[str, Any], tmp_path: Path) -> None:
+    finish(tmp_path, CONFIG, accuracy=1)
+    assert RunFolder(tmp_path, {**CONFIG, **changes}).finished() is None
+    assert RunFolder(tmp_path, CONFIG).finished() is not None
+
+
+def test_a_smaller_config_is_not_finished(tmp_path: Path) -> None:
+    finish(tmp_path, CONFIG, accuracy=1)
+    assert RunFolder(tmp_path, {"epochs": 3}).finished() is None
+
+
+def test_a_later_change_of_the_callers_config_does_not_reach_the_run(tmp_path: Path) -> None:
+    config = {"parts": [1]}
+    folder = RunFolder(tmp_path, config)
+    config["parts"].append(2)
+    folder.start()
+    assert json.loads((tmp_path / "config.json").read_text()) == {"parts": [1]}
+
+
+def test_a_run_that_was_stopped_starts_over(tmp_path: Path) -> None:
+    stopped = RunFolder(tmp_path, CONFIG)
+    stopped.start()
+    stopped.log({"epoch": 0})
+    (stopped.checkpoints / "last.pt").write_bytes(b"half")
+    again = RunFolder(tmp_path, CONFIG)
+    assert again.finished() is None
+    again.start()
+    assert [row.get("event") for row in rows(again)] == ["start"]
+    assert list(again.checkpoints.iterdir()) == []
+
+
+def test_a_start_makes_a_finished_run_unfinished(tmp_path: Path) -> None:
+    folder = finish(tmp_path, CONFIG, accuracy=1)
+    folder.start()
+    assert folder.finished() is None
+    assert not (tmp_path / "result.json").exists()
+
+
+def test_a_run_of_another_config_replaces_the_first(tmp_path: Path) -> None:
+    finish(tmp_path, CONFIG, accuracy=1)
+    finish(tmp_path, {"epochs": 9}, accuracy=2)
+    assert RunFolder(tmp_path, CONFIG).finished() is None
+    result = RunFolder(tmp_path, {"epochs": 9}).finished()
+    assert result is not None
+    assert result["accuracy"] == 2
+
+
+def test_files_that_are_not_the_runs_are_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    finish(tmp_path, CONFIG, accuracy=1)
+    RunFolder(tmp_path, CONFIG).start()
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["config.json", "result.json"])
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe\x80"])
+def test_a_damaged_folder_is_not_finished(name: str, content: bytes, tmp_path: Path) -> None:
+    finish(tmp_path, CONFIG, accuracy=1)
+    (tmp_path / name).write_bytes(content)
+    folder = RunFolder(tmp_path, CONFIG)
+    assert folder.finished() is None
+    folder.start()
+    folder.finish({"accuracy": 2})
+    assert folder.finished() is not None
+
+
+def test_log_rows_are_appended_as_json_lines(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path, CONFIG)
+    folder.start()
+    for epoch in range(3):
+        folder.log({"epoch": epoch, "loss": 0.5})
+    assert rows(folder)[1:] == [{"epoch": epoch, "loss": 0.5} for epoch in range(3)]
+
+
+def test_a_result_that_is_not_json_leaves_the_run_unfinished(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path, CONFIG)
+    folder.start()
+    with pytest.raises(ValueError, match="JSON"):
+        folder.finish({"accuracy": float("nan")})
+    assert folder.finished() is None
+
+
+def test_a_config_that_is_not_json_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="JSON"):
+        RunFolder(tmp_path, {"path": tmp_path})
+
+
+def test_the_environment_names_machine_and_versions() -> None:
+    row = environment()
+    assert json.loads(json.dumps(row)) == row
+    assert row["cores"] == len(os.sched_getaffinity(0))
+    assert row["dp4tl_ffcv"] == __version__
+    for name in ("machine", "cpu", "gpu", "python", "ffcv", "torch", "numba", "numpy"):
+        assert row[name]
+    assert row["numpy"] != "absent"
