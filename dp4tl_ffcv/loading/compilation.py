@@ -1,10 +1,12 @@
 """Compile each pipeline function once per process instead of once per Loader.
 
 ffcv hands fresh closures to numba whenever a Loader is built, which costs seconds each time. Two
-closures with the same code and the same captured constants compile to the same machine code, so
-the first one's is used again. Functions that capture anything else are compiled as ffcv would.
+closures with the same code that read the same constants, from around them or from their modules,
+compile to the same machine code, so the first one's is used again. Functions that read anything
+else are compiled as ffcv would.
 """
 
+import ctypes
 import threading
 import types
 from collections.abc import Callable, Iterator
@@ -18,7 +20,14 @@ from numba.core.dispatcher import Dispatcher
 __all__ = ["shared_compilation"]
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), np.generic, np.dtype)
-_BY_IDENTITY = (Dispatcher, type, types.BuiltinFunctionType, types.ModuleType)
+_BY_IDENTITY = (
+    Dispatcher,
+    type,
+    types.BuiltinFunctionType,
+    ctypes._CFuncPtr,  # type: ignore[attr-defined]  # documented, but not in the stub
+)
+# Packages whose attributes nobody changes; of others numba may have compiled in an old value.
+_FIXED_PACKAGES = {"cmath", "ctypes", "math", "numba", "numpy", "random"}
 
 # Entries live as long as the process: they are small, and every Loader uses them.
 _compiled: dict[Any, Any] = {}
@@ -26,7 +35,7 @@ _lock = threading.RLock()
 
 
 class _NotAConstantError(Exception):
-    """A function captures an object that may change: it must be compiled anew."""
+    """A function reads an object that may change: it must be compiled anew."""
 
 
 @contextmanager
@@ -60,25 +69,45 @@ def shared_compilation() -> Iterator[None]:
             Compiler.compile = original
 
 
-def _function_key(function: Any) -> Any:
-    """Describe a function by its code and everything it captures."""
+def _function_key(function: Any, around: tuple[Any, ...] = ()) -> Any:
+    """Describe a function by its code and everything that numba compiles into it."""
     if not isinstance(function, types.FunctionType):
-        return _constant_key(function)
-    cells = tuple(_constant_key(cell.cell_contents) for cell in function.__closure__ or ())
-    defaults = tuple(_constant_key(value) for value in function.__defaults__ or ())
-    # Equal code in two modules may read different globals.
-    return ("function", function.__code__, id(function.__globals__), cells, defaults)
+        return _constant_key(function, around)
+    if function in around:
+        return ("recursion", around.index(function))
+    around = (*around, function)
+    names = _names(function.__code__)
+    read = [function.__globals__.get(name) for name in names if name in function.__globals__]
+    cells = [cell.cell_contents for cell in function.__closure__ or ()]
+    defaults = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
+    values = tuple(_constant_key(value, around) for value in (*read, *cells, *defaults))
+    return ("function", function.__code__, values)
 
 
-def _constant_key(value: Any) -> Any:
+def _names(code: types.CodeType) -> list[str]:
+    """List the names that a code object reads: globals, and attributes of anything."""
+    inner = [
+        name for part in code.co_consts if isinstance(part, types.CodeType) for name in _names(part)
+    ]
+    return [*code.co_names, *inner]
+
+
+def _constant_key(value: Any, around: tuple[Any, ...]) -> Any:
     if isinstance(value, _PLAIN):
         return (type(value), value)
     if isinstance(value, tuple):
-        return ("tuple", tuple(_constant_key(item) for item in value))
+        return ("tuple", tuple(_constant_key(item, around) for item in value))
     if isinstance(value, np.ndarray) and not value.dtype.hasobject:
         return ("array", value.dtype.str, value.shape, value.tobytes())
     if isinstance(value, types.FunctionType):
-        return _function_key(value)
-    if isinstance(value, _BY_IDENTITY):
-        return ("object", id(value))  # kept alive by the compiled function that captured it
+        return _function_key(value, around)
+    if isinstance(value, _BY_IDENTITY) or _is_fixed(value):
+        return ("object", id(value))  # kept alive by the compiled function that reads it
     raise _NotAConstantError
+
+
+def _is_fixed(value: Any) -> bool:
+    """Say whether a value is a module, or a function, of a package that nobody changes."""
+    is_module = isinstance(value, types.ModuleType)
+    home = value.__name__ if is_module else getattr(value, "__module__", None)
+    return (is_module or callable(value)) and str(home).split(".")[0] in _FIXED_PACKAGES

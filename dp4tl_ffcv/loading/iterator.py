@@ -1,7 +1,9 @@
 """One epoch's batches, whose background thread never fails in silence nor outlives its use."""
 
+import threading
 from collections.abc import Iterator
-from queue import Full
+from contextlib import suppress
+from queue import Empty
 from typing import Any
 
 from ffcv.loader.epoch_iterator import EpochIterator
@@ -12,34 +14,50 @@ from .compilation import shared_compilation
 __all__ = ["EpochBatches"]
 
 
+class _ClosedError(Exception):
+    """The consumer has left: no further batch is wanted."""
+
+
 class _CheckedThread(EpochIterator):
     """ffcv's loading thread, which keeps its error for the consumer instead of hanging."""
 
     def __init__(self, loader: Any, order: NDArray[Any]) -> None:
         self.error: BaseException | None = None
-        self._exited = False
+        self._open = False
         with shared_compilation():
             super().__init__(loader, order)
+        self._open = True
 
     def run(self) -> None:
         """Produce batches until the epoch ends, fails or is closed."""
         try:
             super().run()
+        except _ClosedError:
+            pass
         except BaseException as error:  # whatever it is belongs to the training loop
             self.error = error
-            while not self.terminate_event.is_set():
-                try:
-                    self.output_queue.put(None, timeout=0.1)
-                    return
-                except Full:
-                    pass
+            self.output_queue.put(None)
+
+    def run_pipeline(self, *batch: Any) -> Any:
+        """Make one batch, unless nobody wants it any more."""
+        if self.terminate_event.is_set():
+            raise _ClosedError
+        return super().run_pipeline(*batch)
 
     def close(self) -> None:
-        """Ask the thread to stop and release the memory context, once."""
+        """Stop the thread, wait for it (for the batch in hand), release the memory context; once."""
+        if not self._open:
+            return
         self.terminate_event.set()
-        if not self._exited:
-            self._exited = True
-            self.memory_context.__exit__(None, None, None)
+        if threading.current_thread() is self:
+            return  # collected as garbage from within; there is nobody left to wait
+        while self.is_alive():
+            with suppress(Empty):  # the thread may be waiting for room, with the end mark above all
+                self.output_queue.get_nowait()
+            self.join(0.01)
+        self._open = False
+        # Only now: a page that is asked for after this would never be read.
+        self.memory_context.__exit__(None, None, None)
 
 
 class EpochBatches(Iterator[Any]):
@@ -67,10 +85,9 @@ class EpochBatches(Iterator[Any]):
             raise RuntimeError(f"the loading thread failed: {error}") from error
 
     def close(self) -> None:
-        """Stop the background thread and wait for it (at most about half a second)."""
+        """Stop the background thread and wait for it."""
         if self._thread is not None:
             self._thread.close()
-            self._thread.join()
             self._thread = None
 
     def join(self, timeout: float | None = None) -> None:

@@ -51,8 +51,8 @@ class PrunedLoader(Loader):
         BetonError: the file is no finished, whole beton.
         StaleArtifactError: the selection was made for another beton.
         TypeError: `indices` are not integers.
-        ValueError: `indices` are out of range or given beside a selection; `relabel` without one;
-            an unknown order.
+        ValueError: `indices` are none, out of range or given beside a selection; `relabel` without
+            a selection; an unknown order.
     """
 
     def __init__(
@@ -74,6 +74,7 @@ class PrunedLoader(Loader):
         if relabel:
             _insert_remap(options["pipelines"], self.selection)
         options["num_workers"] = _clamp_workers(options["num_workers"])
+        self._options = {**options, "pipelines": _copy_pipelines(options["pipelines"])}
         self._make_order = _order_factory(options["order"])
         options["order"] = _HOOK
         if options["seed"] is None and options["distributed"]:
@@ -93,6 +94,15 @@ class PrunedLoader(Loader):
         """Compile the pipelines, taking over what the process has compiled before."""
         with shared_compilation():
             super().generate_code()
+
+    def filter(self, field_name: str, condition: Callable[[Any], bool]) -> "PrunedLoader":
+        """Return a loader of the samples whose value in `field_name` meets `condition`."""
+        pipelines: dict[str, Any] = dict.fromkeys(self.reader.handlers)
+        pipelines[field_name] = self._options["pipelines"].get(field_name, [])
+        whole = {"pipelines": pipelines, "order": OrderOption.SEQUENTIAL, "drop_last": False}
+        values = PrunedLoader(**{**self._options, **whole, "distributed": False})
+        meets = [bool(condition(value)) for (batch,) in values for value in batch]
+        return PrunedLoader(**{**self._options, "indices": values.indices[np.array(meets)]})
 
 
 class _FunctionOrder(TraversalOrder):
@@ -172,8 +182,12 @@ def _choose_indices(
         indices = selection.indices
     if indices is None:
         return None
-    # ffcv's own type for "all samples", so that both cases share their compiled code.
-    return check_indices(indices, index.num_samples).astype(np.uint64)
+    ids = check_indices(indices, index.num_samples)
+    if not ids.size:
+        raise ValueError(
+            "`indices` must name at least one sample; got none. Check what chose them."
+        )
+    return ids.astype(np.uint64)  # ffcv's type for "all samples", so that both share compiled code
 
 
 def _copy_pipelines(pipelines: Mapping[str, Any]) -> dict[str, Any]:
@@ -191,7 +205,9 @@ def _insert_remap(pipelines: dict[str, Any], selection: Selection | None) -> Non
     if selection is None:
         raise ValueError("`relabel` must come with a `selection`; got none. Pass one.")
     name = selection.label_field
-    steps = pipelines.get(name, [IntDecoder(), ToTensor()])
+    steps = pipelines.get(name, [])
+    if steps == []:  # ffcv's default
+        steps = [IntDecoder(), ToTensor()]
     if not isinstance(steps, list):
         raise ValueError(
             f"`pipelines` must give {name!r} a list of operations for `relabel`; got {steps!r}. "

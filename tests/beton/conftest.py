@@ -44,15 +44,16 @@ class OpaqueField(Field):
 
 
 class StampField(OpaqueField):
-    """A time, and bytes of variable length."""
+    """A time, and bytes of variable length or None."""
 
     metadata_type = np.dtype([("when", "<i8"), ("ptr", "<u8"), ("size", "<u8")])
 
-    def encode(self, destination: Any, value: tuple[int, bytes], malloc: Any) -> None:
-        when, payload = value
-        pointer, storage = malloc(len(payload))
-        storage[:] = np.frombuffer(payload, dtype=np.uint8)
-        destination["when"], destination["ptr"], destination["size"] = when, pointer, len(payload)
+    def encode(self, destination: Any, value: tuple[int, bytes | None], malloc: Any) -> None:
+        destination["when"], payload = value
+        if payload is not None:
+            destination["ptr"], storage = malloc(len(payload))
+            destination["size"] = len(payload)
+            storage[:] = np.frombuffer(payload, dtype=np.uint8)
 
 
 class HashField(OpaqueField):
@@ -146,6 +147,14 @@ def written(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         workers = 2 if "2" in request.param else 1
         write_stock(path, samples, every_field(), workers, chunk=2)
     return Written(path, samples, [stored_bytes(sample) for sample in samples], CUSTOM_FIELDS)
+
+
+@pytest.fixture
+def stamps() -> dict[str, Any]:
+    """A custom field of which every second sample keeps no bytes."""
+    samples = [(0, (number, bytes(5) if number % 2 else None)) for number in range(6)]
+    fields = {"label": IntField(), "stamp": StampField()}
+    return {"samples": samples, "fields": fields}
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,7 @@ from dp4tl_ffcv import BetonError, BetonIndex, write_beton
 
 HEADER = HeaderType.fields
 TABLES_START = HeaderType.itemsize + 2 * FieldDescType.itemsize  # metadata of the tiny beton
+DATA_START = TABLES_START + 6 * 24
 MAX = 2**64 - 1
 
 
@@ -142,8 +143,10 @@ def test_page_table_lists_the_samples_of_every_page(written: Any) -> None:
 
 def test_tables_cannot_be_written_to(written: Any) -> None:
     index = BetonIndex.open(written.path, custom_fields=written.custom_fields)
-    for table in (index.metadata, index.allocations):
-        assert not table.flags.writeable
+    copies = index.metadata.copy(), index.allocations.copy()
+    for each in (index, BetonIndex(index.path, index.header, index.fields, *copies)):
+        for table in (each.metadata, each.allocations):
+            assert not table.flags.writeable
 
 
 def test_repr_names_file_samples_and_fields(tiny: Path) -> None:
@@ -169,6 +172,20 @@ def test_a_beton_without_extents_is_accepted(stock: Any, tmp_path: Path) -> None
     assert index.extents([1, 0]).tolist() == []
     assert index.sample_bytes().tolist() == [0, 0]
     assert [part.tolist() for part in index.page_table] == [[], [0], []]
+
+
+def test_a_custom_field_may_keep_no_bytes(
+    stock: Any, stamps: dict[str, Any], tmp_path: Path
+) -> None:
+    classes = {"stamp": type(stamps["fields"]["stamp"])}
+    for path in (stock(tmp_path / "a.beton", **stamps), tmp_path / "b.beton"):
+        if not path.exists():
+            write_beton(path, **stamps)
+        index = BetonIndex.open(path, custom_fields=classes)
+        assert index.sample_bytes().tolist() == [0, 5] * 3
+        assert index.column("stamp")["size"].tolist() == [0, 5] * 3
+        assert index.column("stamp")["ptr"].tolist()[::2] == [0, 0, 0]
+        assert index.extents([1, 0, 3])["sample_id"].tolist() == [1, 3]
 
 
 # Fingerprints.
@@ -353,6 +370,7 @@ def test_a_damaged_field_descriptor_is_refused(at: int, tiny: Path) -> None:
         {"ptr": MAX},
         {"ptr": MAX - 190},  # the end wraps around to 1
         {"size": 1 << 21 | 1},
+        {"ptr": DATA_START, "size": (2 << 21) - DATA_START + 1},
         {"size": MAX},
         {"ptr": 1 << 21, "size": MAX - (1 << 21) + 2},  # the end wraps around to 1
         {"ptr": 2**63, "size": 2**63},
@@ -361,7 +379,8 @@ def test_a_damaged_field_descriptor_is_refused(at: int, tiny: Path) -> None:
 )
 def test_an_extent_outside_of_the_data_is_refused(values: dict[str, int], tiny: Path) -> None:
     put_extent(tiny, 2, **values)
-    with pytest.raises(BetonError, match=r"^`path` must be a whole beton"):
+    found = "(sample 2 lies outside of the data region|an extent of sample [0-9]+ of 6)"
+    with pytest.raises(BetonError, match=f"^`path` must be a whole beton; .*{found}"):
         BetonIndex.open(tiny)
 
 

@@ -1,0 +1,219 @@
+"""Each pipeline is compiled once in a process, and never where that would be another pipeline."""
+
+import sys
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+from ffcv.fields.basics import IntDecoder
+from ffcv.fields.rgb_image import CenterCropRGBImageDecoder, RandomResizedCropRGBImageDecoder
+from ffcv.pipeline.compiler import Compiler
+from ffcv.pipeline.operation import Operation
+from ffcv.transforms import RandomHorizontalFlip, ToTensor, ToTorchImage
+from numba.core import event
+
+from dp4tl_ffcv import PrunedLoader, RemapLabel, Selection
+from dp4tl_ffcv.loading.compilation import shared_compilation
+
+
+def compilations(work: Callable[[], Any]) -> list[Any]:
+    """Return what numba compiles while `work` runs, in any thread."""
+    with event.install_recorder("numba:compile") as recorder:
+        work()
+    return [entry.data["dispatcher"] for _, entry in recorder.buffer if entry.is_start]
+
+
+def image_loader(dataset: Any, side: int = 16, **options: Any) -> PrunedLoader:
+    steps: list[Any] = [RandomResizedCropRGBImageDecoder((side, side)), RandomHorizontalFlip()]
+    pipelines = {
+        "image": [*steps, ToTensor(), ToTorchImage()],
+        "label": [IntDecoder(), ToTensor()],
+        "identifier": None,
+    }
+    return PrunedLoader(dataset.path, 20, pipelines=pipelines, **options)
+
+
+def mapped_loader(dataset: Any, label_map: Any) -> PrunedLoader:
+    pipelines = {
+        "image": None,
+        "label": [IntDecoder(), RemapLabel(label_map), ToTensor()],
+        "identifier": None,
+    }
+    return PrunedLoader(dataset.path, 120, pipelines=pipelines)
+
+
+def labels_of(loader: PrunedLoader) -> list[int]:
+    return next(iter(loader))[0].reshape(-1).tolist()
+
+
+@pytest.mark.parametrize("os_cache", [True, False])
+def test_a_second_loader_compiles_nothing(os_cache: bool, photos: Any, other_photos: Any) -> None:
+    assert len(list(image_loader(photos, os_cache=os_cache))) == 6
+    selection = Selection.of_classes(photos.index, [1, 5])
+    seconds = {
+        "the same": lambda: image_loader(photos, os_cache=os_cache),
+        "another order": lambda: image_loader(photos, os_cache=os_cache, order="random"),
+        "a selection": lambda: image_loader(photos, os_cache=os_cache, selection=selection),
+        "another beton": lambda: image_loader(other_photos, os_cache=os_cache),
+        "another size": lambda: image_loader(photos, side=24, os_cache=os_cache),
+        "recompiled": lambda: image_loader(photos, os_cache=os_cache, recompile=True),
+    }
+    found = {
+        name: compilations(lambda make=make: [list(make()), list(make())])
+        for name, make in seconds.items()
+    }
+    assert found == dict.fromkeys(seconds, [])
+
+
+def test_a_second_centre_crop_compiles_nothing(photos: Any) -> None:
+    def load(ratio: float) -> None:
+        steps = [CenterCropRGBImageDecoder((16, 16), ratio=ratio), ToTensor()]
+        pipelines = {"image": steps, "label": None, "identifier": None}
+        list(PrunedLoader(photos.path, 20, pipelines=pipelines))
+
+    load(1.0)
+    assert compilations(lambda: load(1.0)) == []
+
+
+def test_pipelines_with_other_constants_are_not_mixed_up(colours: Any) -> None:
+    tables = [np.arange(10), np.arange(10)[::-1].copy(), np.zeros(10, int), np.full(10, -1)]
+    for table in (*tables, *tables):
+        found = labels_of(mapped_loader(colours, table))
+        np.testing.assert_array_equal(found, table[colours.labels])
+
+
+def test_equal_tables_share_their_code(colours: Any) -> None:
+    labels_of(mapped_loader(colours, [4, 4, 4]))
+    assert compilations(lambda: labels_of(mapped_loader(colours, np.array([4, 4, 4])))) == []
+
+
+class Adds(Operation):
+    """Adds to labels what a function made elsewhere says."""
+
+    def __init__(self, make: Callable[[], Callable[..., Any]]) -> None:
+        super().__init__()
+        self.make = make
+
+    def generate_code(self) -> Callable[..., Any]:
+        return self.make()
+
+    def declare_state_and_memory(self, previous_state: Any) -> Any:
+        return previous_state, None
+
+
+def added(make: Callable[[], Callable[..., Any]], dataset: Any) -> list[int]:
+    """Return by how much the labels were raised."""
+    steps = [IntDecoder(), Adds(make), ToTensor()]
+    pipelines = {"image": None, "label": steps, "identifier": None}
+    loader = PrunedLoader(dataset.path, 120, pipelines=pipelines)
+    return sorted(set(labels_of(loader) - dataset.labels))
+
+
+def make_module(source: str) -> ModuleType:
+    module = ModuleType("made_by_a_test")
+    exec(source, vars(module))
+    return module
+
+
+GLOBAL = """
+OFFSET = 1
+def make():
+    def add(labels, _):
+        for row in range(len(labels)):
+            labels[row] += OFFSET
+        return labels
+    return add
+"""
+
+
+def test_a_global_that_has_changed_is_compiled_in_anew(colours: Any) -> None:
+    module: Any = make_module(GLOBAL)
+    for offset in (1, 2, 1):
+        module.OFFSET = offset
+        assert added(module.make, colours) == [offset]
+
+
+def test_equal_code_of_two_modules_reads_its_own_globals(colours: Any) -> None:
+    one: Any = make_module(GLOBAL)
+    other: Any = make_module(GLOBAL.replace("OFFSET = 1", "OFFSET = 7"))
+    assert added(one.make, colours) == [1]
+    assert added(other.make, colours) == [7]
+    assert compilations(lambda: added(make_module(GLOBAL).make, colours)) == []
+
+
+def test_an_attribute_of_a_users_module_is_compiled_in_anew(
+    colours: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings: Any = ModuleType("settings_of_a_test")
+    monkeypatch.setitem(sys.modules, "settings_of_a_test", settings)
+    source = "import settings_of_a_test as settings\n" + GLOBAL.replace(
+        "OFFSET\n", "settings.size\n"
+    )
+    module: Any = make_module(source)
+    for offset in (3, 4):
+        settings.size = offset
+        assert added(module.make, colours) == [offset]
+
+
+def test_a_function_that_is_read_is_part_of_the_code(colours: Any) -> None:
+    def make(offset: int) -> Callable[..., Any]:
+        def more(value: int) -> int:
+            return value + offset
+
+        more = Compiler.compile(more)
+
+        def add(labels: Any, _: Any) -> Any:
+            for row in range(len(labels)):
+                labels[row, 0] = more(labels[row, 0])
+            return labels
+
+        return add
+
+    for offset in (1, 2, 1):
+        assert added(lambda offset=offset: make(offset), colours) == [offset]
+
+
+def test_a_default_argument_is_part_of_the_code(colours: Any) -> None:
+    def make(offset: int) -> Callable[..., Any]:
+        def add(labels: Any, _: Any, by: int = offset) -> Any:
+            return labels + by
+
+        return add
+
+    for offset in (1, 2, 1):
+        assert added(lambda offset=offset: make(offset), colours) == [offset]
+
+
+def test_functions_that_call_each_other_are_told_apart() -> None:
+    source = """
+def even(n):
+    return True if n == 0 else odd(n - 1)
+def odd(n):
+    return False if n == 0 else even(n - 1)
+"""
+    with shared_compilation():
+        one, other = (Compiler.compile(make_module(source).even) for _ in range(2))
+    assert one is other
+
+
+def test_what_reads_something_that_may_change_is_compiled_every_time() -> None:
+    def make(parts: Any) -> Callable[..., Any]:
+        return lambda: parts[0]
+
+    with shared_compilation():
+        for parts in ([1], {0: 1}, {1}, object()):
+            code = make(parts)
+            assert Compiler.compile(code) is not Compiler.compile(code)
+        assert Compiler.compile(make((1,))) is Compiler.compile(make((1,)))
+        assert Compiler.compile(make((1,))) is not Compiler.compile(make((1.0,)))
+        assert Compiler.compile(make((1,))) is not Compiler.compile(make((True,)))
+
+
+def test_ffcvs_compiler_is_left_as_it_was() -> None:
+    before = vars(Compiler)["compile"]
+    with pytest.raises(RuntimeError, match="inside"), shared_compilation():
+        assert vars(Compiler)["compile"] is not before
+        raise RuntimeError("inside")
+    assert vars(Compiler)["compile"] is before

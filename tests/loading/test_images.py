@@ -1,0 +1,150 @@
+"""The image pipelines that recipes share."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dp4tl_ffcv import (
+    BetonError,
+    Selection,
+    evaluation_loader,
+    image_fields,
+    training_loader,
+    write_beton,
+)
+
+KEPT = [6, 1]
+
+
+def collect(loader: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    parts = [(images.clone(), labels.clone()) for images, labels in loader]
+    images, labels = (torch.cat(part) for part in zip(*parts, strict=True))
+    return images, labels
+
+
+def ids_of(images: torch.Tensor, dataset: Any) -> np.ndarray:
+    return dataset.ids_of(images.permute(0, 2, 3, 1).numpy())
+
+
+def test_batches_are_channels_first_pixels_and_flat_labels(photos: Any) -> None:
+    for loader in (
+        training_loader(photos.path, batch_size=50, resolution=24, seed=0),
+        evaluation_loader(photos.path, batch_size=50, resolution=24),
+    ):
+        images, labels = next(iter(loader))
+        assert (images.dtype, images.shape) == (torch.uint8, (50, 3, 24, 24))
+        assert (labels.dtype, labels.shape) == (torch.int64, (50,))
+
+
+@pytest.mark.parametrize("batch_size", [7, 120, 500])
+def test_evaluation_loads_every_sample_once_in_order(batch_size: int, colours: Any) -> None:
+    loader = evaluation_loader(colours.path, batch_size=batch_size, resolution=8)
+    for _ in range(2):
+        images, labels = collect(loader)
+        np.testing.assert_array_equal(ids_of(images, colours), np.arange(120))
+        np.testing.assert_array_equal(labels, colours.labels)
+
+
+def test_evaluation_loads_the_given_samples_with_their_own_labels(colours: Any) -> None:
+    loader = evaluation_loader(colours.path, batch_size=7, resolution=8, indices=[60, 3, 17])
+    images, labels = collect(loader)
+    assert ids_of(images, colours).tolist() == [60, 3, 17]
+    np.testing.assert_array_equal(labels, colours.labels[[60, 3, 17]])
+
+
+def test_a_selections_labels_are_numbered_anew(colours: Any) -> None:
+    selection = Selection.of_classes(colours.index, KEPT)
+    expected = selection.label_map[colours.labels[selection.indices]]
+    loader = evaluation_loader(colours.path, batch_size=7, resolution=8, selection=selection)
+    images, labels = collect(loader)
+    np.testing.assert_array_equal(ids_of(images, colours), selection.indices)
+    np.testing.assert_array_equal(labels, expected)
+    loader = training_loader(colours.path, batch_size=6, resolution=8, seed=3, selection=selection)
+    images, labels = collect(loader)
+    ids = ids_of(images, colours)
+    np.testing.assert_array_equal(np.sort(ids), selection.indices)
+    np.testing.assert_array_equal(labels, selection.label_map[colours.labels[ids]])
+
+
+def test_training_draws_a_new_order_every_epoch_and_the_same_for_a_seed(colours: Any) -> None:
+    def epochs(seed: int) -> list[list[int]]:
+        loader = training_loader(colours.path, batch_size=40, resolution=8, seed=seed)
+        return [ids_of(collect(loader)[0], colours).tolist() for _ in range(2)]
+
+    first, second = epochs(0)
+    assert first != second
+    assert sorted(first) == sorted(second) == list(range(120))
+    assert epochs(0) == [first, second]
+    assert epochs(1) != [first, second]
+
+
+@pytest.mark.parametrize(("batch_size", "count"), [(7, 119), (120, 120), (121, 120)])
+def test_training_drops_the_last_batch_unless_it_is_the_only_one(
+    batch_size: int, count: int, colours: Any
+) -> None:
+    loader = training_loader(colours.path, batch_size=batch_size, resolution=8, seed=0)
+    assert len(collect(loader)[1]) == count
+
+
+def test_a_small_selection_is_one_batch(colours: Any) -> None:
+    selection = Selection.of_classes(colours.index, KEPT)
+    loader = training_loader(colours.path, batch_size=25, resolution=8, seed=0, selection=selection)
+    assert len(collect(loader)[1]) == len(selection) == 24
+
+
+@pytest.fixture(scope="module")
+def ramps(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Images whose red rises to the right and whose green rises downwards."""
+    path = tmp_path_factory.mktemp("ramps") / "ramps.beton"
+    ramp = np.linspace(0, 255, 64).astype(np.uint8)
+    image = np.zeros((64, 64, 3), dtype=np.uint8)
+    image[..., 0], image[..., 1] = ramp[None, :], ramp[:, None]
+    return write_beton(path, [(image, 0, 0)] * 64, image_fields(mode="raw"))
+
+
+@pytest.mark.parametrize("flip", [True, False])
+def test_images_are_mirrored_only_when_asked(flip: bool, ramps: Any) -> None:
+    loader = training_loader(ramps.path, batch_size=64, resolution=16, seed=0, flip=flip)
+    images, _ = collect(loader)
+    mirrored = images[:, 0, 8, 0] > images[:, 0, 8, -1]
+    assert (0 < mirrored.sum() < 64) if flip else not mirrored.any()
+    assert (images[:, 1, 0, 8] < images[:, 1, -1, 8]).all()
+
+
+@pytest.mark.parametrize("min_scale", [0.1, 0.9])
+def test_crops_are_no_smaller_than_asked(min_scale: float, ramps: Any) -> None:
+    loader = training_loader(
+        ramps.path, batch_size=64, resolution=16, seed=0, flip=False, min_scale=min_scale
+    )
+    images = collect(loader)[0].int()
+    width = (images[:, 0, 8, -1] - images[:, 0, 8, 0]) / 255
+    height = (images[:, 1, -1, 8] - images[:, 1, 0, 8]) / 255
+    area = width * height
+    assert area.max() > 0.75
+    assert area.min() > 0.8 * min_scale  # the outer pixels' middles lie inside of the crop
+    assert (area.min() < 0.5) == (min_scale < 0.5)
+
+
+def test_evaluation_takes_the_middle_of_the_shorter_side(photos: Any) -> None:
+    images, _ = collect(
+        evaluation_loader(photos.path, batch_size=120, resolution=20, crop_ratio=0.5)
+    )
+    for image, original in zip(images.permute(0, 2, 3, 1).numpy(), photos.images, strict=True):
+        height, width, _ = original.shape
+        side = int(0.5 * min(height, width))
+        top, left = (height - side) // 2, (width - side) // 2
+        crop = Image.fromarray(original[top : top + side, left : left + side])
+        expected = np.asarray(crop.resize((20, 20), Image.Resampling.BOX), dtype=np.float64)
+        assert np.abs(image - expected).mean() < 6  # JPEG, and another filter
+
+
+@pytest.mark.parametrize("make", [training_loader, evaluation_loader])
+def test_a_beton_without_labels_is_refused(make: Any, tmp_path: Any) -> None:
+    fields = {"image": image_fields()["image"]}
+    index = write_beton(tmp_path / "a.beton", [(np.zeros((8, 8, 3), np.uint8),)], fields)
+    options = {"seed": 0} if make is training_loader else {}
+    with pytest.raises(BetonError, match=r"^`field` must be one of image; got 'label'"):
+        make(index.path, batch_size=1, resolution=8, **options)

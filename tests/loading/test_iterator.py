@@ -1,0 +1,246 @@
+"""Errors of the loading thread reach the loop; leaving a loop leaves nothing behind."""
+
+import gc
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from ffcv.fields.basics import IntDecoder
+from ffcv.pipeline.operation import Operation
+from ffcv.transforms import ToTensor
+
+from dp4tl_ffcv import PrunedLoader
+
+LONGEST_WAIT = 60.0  # seconds for threads that were told to stop
+
+
+class FailsAt(Operation):
+    """Raises when it meets a label, in compiled code or in Python."""
+
+    def __init__(self, label: int, jit: bool) -> None:
+        super().__init__()
+        self.label, self.jit = label, jit
+
+    def generate_code(self) -> Callable[..., Any]:
+        wanted = self.label
+
+        def check(labels: Any, _: Any) -> Any:
+            for label in labels.reshape(-1):
+                if label == wanted:
+                    raise ValueError("this label is refused")
+            return labels
+
+        return check
+
+    def declare_state_and_memory(self, previous_state: Any) -> Any:
+        return replace(previous_state, jit_mode=self.jit), None
+
+
+@pytest.fixture(autouse=True)
+def no_thread_is_left() -> Iterator[None]:
+    """Let every test end with the threads that it began with."""
+    gc.collect()
+    before = set(threading.enumerate())
+    yield
+    gc.collect()
+    until = time.monotonic() + LONGEST_WAIT
+    while left := set(threading.enumerate()) - before:  # ffcv's page readers are not waited for
+        assert time.monotonic() < until, left
+        time.sleep(0.01)
+
+
+def loading_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if "CheckedThread" in type(thread).__name__]
+
+
+def loader_of(dataset: Any, batches: int, **options: Any) -> PrunedLoader:
+    """Load eight samples a batch."""
+    return PrunedLoader(dataset.path, 8, indices=range(8 * batches), **options)
+
+
+@pytest.mark.parametrize("jit", [True, False], ids=["compiled", "python"])
+@pytest.mark.parametrize("position", [0, 60, 119])
+def test_an_error_in_the_thread_is_raised_in_the_loop(
+    position: int, jit: bool, photos: Any, guarded: Callable[..., Any]
+) -> None:
+    label = 1000 + position
+    pipelines = {
+        "image": None,
+        "label": None,
+        "identifier": [IntDecoder(), Marks(position, label), FailsAt(label, jit), ToTensor()],
+    }
+    loader = PrunedLoader(photos.path, 10, pipelines=pipelines)
+    seen = []
+
+    def run() -> None:
+        seen.extend(batch.clone() for (batch,) in loader)
+
+    for _ in range(2):  # the error does not stick
+        seen.clear()
+        with pytest.raises(RuntimeError, match="^the loading thread failed: this label is refused"):
+            guarded(run)
+        assert len(seen) == position // 10
+        assert not loading_threads()
+
+
+class Marks(Operation):
+    """Replaces a number by another, so that it can be told where an error is raised."""
+
+    def __init__(self, old: int, new: int) -> None:
+        super().__init__()
+        self.old, self.new = old, new
+
+    def generate_code(self) -> Callable[..., Any]:
+        old, new = self.old, self.new
+
+        def mark(numbers: Any, _: Any) -> Any:
+            for row in range(len(numbers)):
+                if numbers[row, 0] == old:
+                    numbers[row, 0] = new
+            return numbers
+
+        return mark
+
+    def declare_state_and_memory(self, previous_state: Any) -> Any:
+        return previous_state, None
+
+
+def test_the_error_carries_its_cause(photos: Any, guarded: Callable[..., Any]) -> None:
+    steps = [IntDecoder(), FailsAt(0, jit=False), ToTensor()]
+    pipelines = {"image": None, "label": steps, "identifier": None}
+    with pytest.raises(RuntimeError, match="refused") as raised:
+        guarded(lambda: list(PrunedLoader(photos.path, 60, pipelines=pipelines)))
+    assert isinstance(raised.value.__cause__, ValueError)
+
+
+@pytest.mark.parametrize("os_cache", [True, False])
+@pytest.mark.parametrize("batches", [1, 2, 3, 4, 5, 6, 15])
+def test_a_loop_may_be_left_at_any_batch(
+    batches: int, os_cache: bool, paged: Any, guarded: Callable[..., Any]
+) -> None:
+    loader = loader_of(paged, batches, os_cache=os_cache)
+
+    def leave_early(after: int, wait: bool) -> None:
+        for number, (pixels, *_) in enumerate(loader):
+            assert paged.ids_of(pixels).tolist() == list(range(8 * number, 8 * number + 8))
+            if number == after:
+                break
+        if wait:
+            time.sleep(0.1)  # the thread gets to where it waits for room, or has finished
+
+    for after in range(min(batches, 4)):
+        for wait in (False, True):
+            guarded(lambda after=after, wait=wait: leave_early(after, wait))
+            assert not loading_threads()
+
+
+@pytest.mark.parametrize("os_cache", [True, False])
+def test_an_iterator_that_still_waits_for_room_is_closed(
+    os_cache: bool, paged: Any, guarded: Callable[..., Any]
+) -> None:
+    loader = loader_of(paged, 4, os_cache=os_cache, batches_ahead=3)
+    batches = iter(loader)
+    next(batches)
+    until = time.monotonic() + LONGEST_WAIT
+    while batches._thread.output_queue.qsize() < 3:  # now it waits to put its end mark
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    guarded(batches.close)
+    assert not loading_threads()
+
+
+@pytest.mark.parametrize("os_cache", [True, False])
+def test_five_early_breaks_leave_no_thread(os_cache: bool, paged: Any) -> None:
+    loader = loader_of(paged, 15, os_cache=os_cache)
+    for _ in range(5):
+        for _ in loader:
+            break
+        assert not loading_threads()
+
+
+@pytest.mark.parametrize("os_cache", [True, False])
+def test_after_an_early_break_the_next_epoch_is_whole(
+    os_cache: bool, paged: Any, guarded: Callable[..., Any]
+) -> None:
+    loader = loader_of(paged, 15, os_cache=os_cache, order="random", seed=4)
+    untouched = loader_of(paged, 15, os_cache=os_cache, order="random", seed=4)
+
+    def epoch(loader: PrunedLoader) -> list[int]:
+        return [int(number) for pixels, *_ in loader for number in paged.ids_of(pixels)]
+
+    guarded(lambda: next(iter(loader)))
+    guarded(lambda: epoch(untouched))
+    found = guarded(lambda: epoch(loader))
+    assert sorted(found) == list(range(120))
+    assert found == guarded(lambda: epoch(untouched))
+
+
+def test_two_epochs_at_once_do_not_disturb_each_other(colours: Any) -> None:
+    loader = PrunedLoader(colours.path, 8)
+    pairs = list(zip(iter(loader), iter(loader), strict=True))
+    assert len(pairs) == 15
+
+
+def test_an_iterator_that_is_dropped_stops_its_thread(colours: Any) -> None:
+    batches = iter(PrunedLoader(colours.path, 8))
+    next(batches)
+    assert len(loading_threads()) == 1
+    del batches
+    gc.collect()
+    assert not loading_threads()
+
+
+def test_an_exception_in_the_loop_stops_the_thread(colours: Any) -> None:
+    def train() -> None:
+        for _ in PrunedLoader(colours.path, 8):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train()
+    gc.collect()
+    assert not loading_threads()
+
+
+def test_a_finished_epoch_stays_finished(colours: Any) -> None:
+    batches = iter(PrunedLoader(colours.path, 8))
+    assert iter(batches) is batches
+    assert len(list(batches)) == 15
+    for _ in range(2):
+        with pytest.raises(StopIteration):
+            next(batches)
+    batches.close()
+    batches.join()
+
+
+def test_a_closed_epoch_is_finished(colours: Any) -> None:
+    batches = iter(PrunedLoader(colours.path, 8))
+    next(batches)
+    for _ in range(2):
+        batches.close()
+    assert list(batches) == []
+
+
+def test_a_slow_consumer_gets_every_batch(colours: Any) -> None:
+    loader = PrunedLoader(colours.path, 8, batches_ahead=1, order="random", seed=6)
+    found = []
+    for pixels, *_ in loader:
+        time.sleep(0.005)
+        found += colours.ids_of(pixels).tolist()
+    assert sorted(found) == list(range(120))
+
+
+def test_an_error_in_an_order_is_raised_as_it_is(colours: Any) -> None:
+    def broken(ids: Any, *, epoch: int, **_: Any) -> Any:
+        if epoch:
+            raise LookupError("no order for this epoch")
+        return ids
+
+    loader = PrunedLoader(colours.path, 8, order=broken)
+    assert len(list(loader)) == 15
+    with pytest.raises(LookupError, match="no order for this epoch"):
+        iter(loader)
+    np.testing.assert_array_equal(loader.indices, np.arange(120))
