@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from .artifacts import atomic_open, sha256_of_file, write_json
     from .beton import BetonIndex, Manifest, read_image, read_manifest
     from .beton.write import image_fields, write_beton
-    from .errors import BetonError, CheckpointError, StaleArtifactError
+    from .errors import BetonError, CheckpointError, StaleArtifactError, one_line_errors
     from .loading import PrunedLoader, RemapLabel, evaluation_loader, training_loader
     from .progress import track
     from .runs import RunFolder, environment
@@ -57,6 +57,7 @@ _HOMES = {
     "import_indices": "selection",
     "label_mapping": "scoring",
     "load_checkpoint": "scoring.surrogate",
+    "one_line_errors": "errors",
     "random_scores": "scoring",
     "read_image": "beton",
     "read_manifest": "beton",
@@ -97,6 +98,7 @@ __all__ = [
     "import_indices",
     "label_mapping",
     "load_checkpoint",
+    "one_line_errors",
     "random_scores",
     "read_image",
     "read_manifest",

@@ -7,6 +7,7 @@ Which source classes does a target of ten handwritten digits need, out of eighty
 second run takes over every stage that is finished; so does a run after Ctrl-C.
 """
 
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -32,6 +33,7 @@ from dp4tl_ffcv import (
     feature_mapping,
     label_mapping,
     load_checkpoint,
+    one_line_errors,
     random_scores,
     read_image,
     select,
@@ -78,7 +80,7 @@ class Config:
     """Passes over the retained samples in pretraining."""
     probe_epochs: int = 50
     """Passes over the target's features for a linear probe."""
-    finetune_epochs: int = 15
+    finetune_epochs: int = 10
     """Passes over the target's images in full finetuning."""
     variants: int = 1
     """Renderings of each original per source class."""
@@ -451,4 +453,6 @@ def run_demo(config: Config) -> Path:
 
 
 if __name__ == "__main__":
-    print(f"\n{run_demo(tyro.cli(Config, description=__doc__))}")
+    settings = tyro.cli(Config, description=__doc__)
+    with one_line_errors("train.demo", debug="DP4TL_DEBUG" in os.environ):
+        print(f"\n{run_demo(settings)}")

@@ -8,6 +8,7 @@ The epoch is chosen on the validation split; the test split is read once, for th
 """
 
 import copy
+import os
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from dp4tl_ffcv import (
     best_device,
     evaluation_loader,
     load_checkpoint,
+    one_line_errors,
     replace_head,
     save_checkpoint,
     sha256_of_file,
@@ -238,4 +240,6 @@ def _fingerprint(config: Config) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    finetune(tyro.cli(Config, description=__doc__))
+    settings = tyro.cli(Config, description=__doc__)
+    with one_line_errors("train.finetune", debug="DP4TL_DEBUG" in os.environ):
+        finetune(settings)

@@ -7,6 +7,7 @@ The run folder gets `config.json`, `log.jsonl`, `checkpoints/last.pt` and `resul
 run of the same configuration is not repeated.
 """
 
+import os
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from dp4tl_ffcv import (
     best_device,
     build_model,
     evaluation_loader,
+    one_line_errors,
     save_checkpoint,
     track,
     training_loader,
@@ -210,4 +212,6 @@ def _fingerprint(config: Config, index: BetonIndex, selection: Selection | None)
 
 
 if __name__ == "__main__":
-    pretrain(tyro.cli(Config, description=__doc__))
+    settings = tyro.cli(Config, description=__doc__)
+    with one_line_errors("train.pretrain", debug="DP4TL_DEBUG" in os.environ):
+        pretrain(settings)

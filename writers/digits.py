@@ -5,6 +5,7 @@ upright, in other colours, noise and scale. The two share no original image, nor
 either. The source classes in the target's rendering, `upright`, are known to be relevant to it.
 """
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ import tyro
 from numpy.typing import NDArray
 from PIL import Image
 
-from dp4tl_ffcv import BetonIndex, image_fields, write_beton
+from dp4tl_ffcv import BetonIndex, image_fields, one_line_errors, write_beton
 
 SIDE = 48  # pixels of every image
 RELEVANT_RENDERING = "upright"
@@ -204,7 +205,10 @@ def _blend(mask: Mask, ink: Pixels, paper: Pixels) -> Pixels:
 
 def main() -> None:
     """Write the betons that the command line asks for."""
-    for name, index in write(tyro.cli(Config, description=__doc__)).items():
+    config = tyro.cli(Config, description=__doc__)
+    with one_line_errors("writers.digits", debug="DP4TL_DEBUG" in os.environ):
+        written = write(config)
+    for name, index in written.items():
         print(f"{name}: {index.num_samples} images, {index.num_classes()} classes -> {index.path}")
 
 

@@ -5,6 +5,7 @@ images of each class are split at random by `--val` and `--test`. Classes are nu
 of their names, and every split uses the same numbers.
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 import tyro
 from PIL import Image, ImageOps
 
-from dp4tl_ffcv import BetonIndex, image_fields, write_beton
+from dp4tl_ffcv import BetonIndex, image_fields, one_line_errors, write_beton
 
 SPLITS = ("train", "val", "test")
 SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
@@ -132,7 +133,10 @@ def _split(items: list[Item], num_classes: int, config: Config) -> dict[str, lis
 
 def main() -> None:
     """Write the betons that the command line asks for."""
-    for split, index in write(tyro.cli(Config, description=__doc__)).items():
+    config = tyro.cli(Config, description=__doc__)
+    with one_line_errors("writers.imagefolder", debug="DP4TL_DEBUG" in os.environ):
+        written = write(config)
+    for split, index in written.items():
         print(f"{split}: {index.num_samples} images, {index.num_classes()} classes -> {index.path}")
 
 

@@ -1,13 +1,12 @@
 """Entry point: choose the verb, run it, print its result, turn errors into one line."""
 
 import json
-import sys
-import traceback
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import tyro
 
+from ..errors import one_line_errors
 from .commands import Export, Features, Inspect, Select
 from .output import Output
 from .score import Score
@@ -27,24 +26,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         config=(tyro.conf.OmitSubcommandPrefixes, tyro.conf.OmitArgPrefixes),
     )
     output: Output = verb.output
-    try:
+    with one_line_errors("dp4tl", debug=output.debug):
         result = verb.run()
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except Exception as error:  # the user gets one line, whatever went wrong
-        if output.debug:
-            traceback.print_exc()
-        else:
-            print(f"dp4tl: {_one_line(error)}", file=sys.stderr)
-        sys.exit(1)
     print(json.dumps(result, indent=2) if output.json else _as_text(result))
-
-
-def _one_line(error: Exception) -> str:
-    if isinstance(error, FileNotFoundError) and error.filename is not None:
-        return f"there is no file {str(error.filename)!r}. Check the path."
-    text = " ".join(str(error).split())
-    return text if isinstance(error, ValueError | TypeError) else f"{type(error).__name__}: {text}"
 
 
 def _as_text(result: Mapping[str, Any]) -> str:

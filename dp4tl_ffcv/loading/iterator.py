@@ -45,7 +45,7 @@ class _CheckedThread(EpochIterator):
         return super().run_pipeline(*batch)
 
     def close(self) -> None:
-        """Stop the thread, wait for it (for the batch in hand), release the memory context; once."""
+        """Stop the thread, wait until it has, then release the memory context; once."""
         if not self._open:
             return
         self.terminate_event.set()

@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 
 from dp4tl_ffcv import (
     BetonError,
-    BetonIndex,
     PrunedLoader,
     Selection,
     StaleArtifactError,
