@@ -24,5 +24,5 @@ def random_scores(count: int, *, seed: int, unit: Literal["class", "sample"] = "
         tie=np.zeros_like(draws),
         method="random",
         unit=unit,
-        provenance={"seed": seed},
+        provenance={"seed": int(seed)},
     )

@@ -45,7 +45,11 @@ def select(
     Order: score descending, then tie key descending, then id ascending.
     """
     given = {"keep": keep, "keep_classes": keep_classes, "keep_samples": keep_samples}
-    budget = {name: value for name, value in given.items() if value is not None}
+    budget: dict[str, Any] = {
+        name: value.item() if isinstance(value, np.generic) else value  # as JSON can keep it
+        for name, value in given.items()
+        if value is not None
+    }
     if len(budget) != 1:
         raise ValueError(
             "`keep`, `keep_classes`, `keep_samples`: exactly one must be given; got "
@@ -59,9 +63,9 @@ def select(
         "scores": dict(scores.provenance),
     }
     if scores.unit == "sample":
-        chosen = _best_samples(scores, index, keep, keep_classes, keep_samples)
+        chosen = _best_samples(scores, index, **budget)
         return Selection.of_indices(index, chosen, label_field=label_field, provenance=provenance)
-    classes = _best_classes(scores, index, label_field, keep, keep_classes, keep_samples)
+    classes = _best_classes(scores, index, label_field, **budget)
     return Selection.of_classes(
         index, classes, num_classes=len(scores), label_field=label_field, provenance=provenance
     )
@@ -71,9 +75,9 @@ def _best_classes(
     scores: Scores,
     index: BetonIndex,
     label_field: str,
-    keep: float | None,
-    keep_classes: int | None,
-    keep_samples: int | None,
+    keep: float | None = None,
+    keep_classes: int | None = None,
+    keep_samples: int | None = None,
 ) -> NDArray[np.int64]:
     counts = index.class_counts(label_field)
     if len(counts) > len(scores):
@@ -100,9 +104,9 @@ def _best_classes(
 def _best_samples(
     scores: Scores,
     index: BetonIndex,
-    keep: float | None,
-    keep_classes: int | None,
-    keep_samples: int | None,
+    keep: float | None = None,
+    keep_classes: int | None = None,
+    keep_samples: int | None = None,
 ) -> NDArray[np.int64]:
     if keep_classes is not None:
         raise ValueError(
@@ -125,14 +129,15 @@ def _number(keep: float | None, count: int | None, total: int, name: str) -> int
         raise ValueError(
             f"`keep` must lie in (0, 1]; got {keep!r}. Pass the fraction to retain, such as 0.4."
         )
-    return max(1, math.floor(keep * total + 0.5))
+    exact = round(keep * total, 6)  # 0.145 of 100 is 14.5, though not in binary
+    return max(1, math.floor(exact + 0.5))
 
 
 def _whole(name: str, value: Any, total: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+    if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"`{name}` must be an int; got {value!r}. Pass a whole number.")
     if not 1 <= value <= total:
         raise ValueError(
             f"`{name}` must lie in [1, {total}]; got {value}. Retain no more than there is."
         )
-    return int(value)
+    return value

@@ -1,0 +1,199 @@
+"""`Selection`: its parts agree, it comes back from its file, and it fits one beton alone."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dp4tl_ffcv import BetonIndex, Scores, Selection, StaleArtifactError
+
+CLASSES, SAMPLES = 12, 34
+PRESENT = [0, 1, 3, 4, 5, 7, 8, 9, 10]
+CHOICES = st.lists(st.sampled_from(PRESENT), min_size=1, unique=True)
+
+
+def check_parts(selection: Selection, index: BetonIndex) -> None:
+    """Whatever it was made from, the three arrays must tell the same."""
+    labels = index.labels(selection.label_field)
+    kept = set(selection.classes.tolist())
+    assert selection.classes.tolist() == sorted(kept)
+    assert selection.indices.tolist() == sorted(set(selection.indices.tolist()))
+    assert set(labels[selection.indices].tolist()) <= kept
+    for old, new in enumerate(selection.label_map.tolist()):
+        assert new == (selection.classes.tolist().index(old) if old in kept else -1)
+    assert len(selection) == len(selection.indices)
+    assert selection.fingerprint == index.fingerprint
+    for array in (selection.classes, selection.indices, selection.label_map):
+        assert array.dtype == np.int64
+        assert not array.flags.writeable
+
+
+@given(CHOICES)
+def test_of_classes_retains_every_sample_of_them(uneven: BetonIndex, classes: list[int]) -> None:
+    selection = Selection.of_classes(uneven, classes)
+    check_parts(selection, uneven)
+    assert selection.classes.tolist() == sorted(classes)
+    expected = [i for i, label in enumerate(uneven.labels()) if label in classes]
+    assert selection.indices.tolist() == expected
+    assert len(selection.label_map) == CLASSES
+
+
+@given(st.lists(st.integers(0, SAMPLES - 1), min_size=1))
+def test_of_indices_retains_each_once_with_their_classes(
+    uneven: BetonIndex, indices: list[int]
+) -> None:
+    selection = Selection.of_indices(uneven, indices)
+    check_parts(selection, uneven)
+    assert selection.indices.tolist() == sorted(set(indices))
+    assert selection.classes.tolist() == sorted({int(uneven.labels()[i]) for i in indices})
+
+
+def test_classes_without_samples_are_retained_if_named(uneven: BetonIndex) -> None:
+    selection = Selection.of_classes(uneven, [2, 9])
+    check_parts(selection, uneven)
+    assert selection.classes.tolist() == [2, 9]
+    assert selection.label_map[9] == 1
+
+
+def test_more_classes_may_be_told_of_than_the_beton_has(uneven: BetonIndex) -> None:
+    selection = Selection.of_classes(uneven, [9], num_classes=20)
+    assert len(selection.label_map) == 20
+    assert len(Selection.of_classes(uneven, [9], num_classes=5).label_map) == CLASSES
+
+
+def test_another_field_may_hold_the_labels(uneven: BetonIndex) -> None:
+    for selection in (
+        Selection.of_classes(uneven, [6, 0], label_field="other"),
+        Selection.of_indices(uneven, [0, 1, 2, 3, 4, 30, 31, 32, 33], label_field="other"),
+    ):
+        check_parts(selection, uneven)
+        assert selection.classes.tolist() == [0, 6]
+        assert selection.indices.tolist() == [0, 1, 2, 3, 4, 30, 31, 32, 33]
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        ([1, 1], r"^`classes` must be distinct integers of shape \(K,\); got int64 .*\(2,\)"),
+        ([0.0, 1.0], r"^`classes` must be distinct integers .*got float64"),
+        ([True, False], r"^`classes` must be distinct integers .*got bool"),
+        ([[0, 1]], r"^`classes` must be distinct integers .*\(1, 2\)"),
+        ([0, 12], r"^`classes` must lie in \[0, 12\); got values from 0 to 12"),
+        ([-1, 3], r"^`classes` must lie in \[0, 12\); got values from -1 to 3"),
+        ([2, 6], "^`indices` must retain at least one sample; got none"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_bad_classes_are_refused(classes: Any, message: str, uneven: BetonIndex) -> None:
+    with pytest.raises(ValueError, match=message):
+        Selection.of_classes(uneven, classes)
+
+
+@pytest.mark.parametrize(
+    ("indices", "error", "message"),
+    [
+        ([0, 34], ValueError, r"^`indices` must lie in \[0, 34\); got values from 0 to 34"),
+        ([-1], ValueError, r"^`indices` must lie in \[0, 34\); got values from -1 to -1"),
+        ([], ValueError, "^`indices` must retain at least one sample"),
+        ([0.5], TypeError, "^`indices` must be integers; got dtype float64"),
+        (np.ones(34, bool), TypeError, r"^`indices` must be integers; .*np\.flatnonzero"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_bad_indices_are_refused(
+    indices: Any, error: type[Exception], message: str, uneven: BetonIndex
+) -> None:
+    with pytest.raises(error, match=message):
+        Selection.of_indices(uneven, indices)
+
+
+# Files.
+
+
+def test_a_selection_comes_back_from_its_file(uneven: BetonIndex, tmp_path: Path) -> None:
+    provenance = {"keep": 0.4, "scores": {"deep": [1, None, "ä"]}}
+    selection = Selection.of_classes(uneven, [6, 0], label_field="other", provenance=provenance)
+    selection.save(tmp_path / "deep" / "s.npz")
+    loaded = Selection.load(tmp_path / "deep" / "s.npz")
+    check_parts(loaded, uneven)
+    assert loaded.digest() == selection.digest()
+    assert loaded.label_field == "other"
+    assert loaded.provenance == provenance
+    np.testing.assert_array_equal(loaded.label_map, selection.label_map)
+
+
+def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
+    Scores(scores=np.ones(3), tie=np.ones(3), method="x").save(tmp_path / "s.npz")
+    with pytest.raises(ValueError, match=r"^`path` must be a selection file; got a scores file"):
+        Selection.load(tmp_path / "s.npz")
+
+
+def test_another_suffix_is_refused(uneven: BetonIndex, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"^`path` must end in \.npz"):
+        Selection.of_classes(uneven, [0]).save(tmp_path / "s.npy")
+
+
+# Betons.
+
+
+def test_a_selection_fits_its_own_beton_alone(uneven: BetonIndex, photos: Any) -> None:
+    selection = Selection.of_classes(uneven, [0])
+    selection.check(uneven)
+    ours, theirs = uneven.fingerprint[:16], photos.index.fingerprint[:16]
+    message = f"^`selection` must be made for this beton; .*{ours}, this beton has {theirs}"
+    with pytest.raises(StaleArtifactError, match=message):
+        selection.check(photos.index)
+
+
+def test_a_selection_is_transferred_to_another_split(photos: Any, other_photos: Any) -> None:
+    selection = Selection.of_classes(photos.index, [7, 3], provenance={"keep": 0.2})
+    moved = selection.transfer(other_photos.index)
+    check_parts(moved, other_photos.index)
+    assert moved.classes.tolist() == [3, 7]
+    np.testing.assert_array_equal(moved.label_map, selection.label_map)
+    expected = np.flatnonzero(np.isin(other_photos.labels, [3, 7]))
+    np.testing.assert_array_equal(moved.indices, expected)
+    moved.check(other_photos.index)
+    assert moved.provenance == {"keep": 0.2, "transferred_from": photos.index.fingerprint}
+
+
+def test_a_selection_of_samples_is_transferred_by_its_classes(
+    photos: Any, other_photos: Any
+) -> None:
+    one = int(np.flatnonzero(photos.labels == 4)[0])
+    moved = Selection.of_indices(photos.index, [one]).transfer(other_photos.index)
+    np.testing.assert_array_equal(moved.indices, np.flatnonzero(other_photos.labels == 4))
+
+
+def test_a_split_with_more_classes_is_refused(photos: Any, uneven: BetonIndex) -> None:
+    with pytest.raises(ValueError, match=r"^`index` must have at most 10 classes; got 12"):
+        Selection.of_classes(photos.index, [3]).transfer(uneven)
+
+
+def test_a_split_without_the_classes_is_refused(uneven: BetonIndex, photos: Any) -> None:
+    selection = Selection.of_classes(uneven, [10])  # photos have classes 0 to 9
+    with pytest.raises(ValueError, match=r"^`indices` must retain at least one sample"):
+        selection.transfer(photos.index)
+
+
+def test_the_digest_tells_selections_apart(uneven: BetonIndex, photos: Any) -> None:
+    selections = [
+        Selection.of_classes(uneven, [0]),
+        Selection.of_classes(uneven, [1]),
+        Selection.of_classes(uneven, [0, 1]),
+        Selection.of_classes(uneven, [0], num_classes=13),
+        Selection.of_indices(uneven, np.flatnonzero(uneven.labels() == 0)[:-1]),
+        Selection.of_classes(photos.index, [0]),
+    ]
+    digests = [selection.digest() for selection in selections]
+    assert len(set(digests)) == len(digests)
+    assert all(len(digest) == 64 for digest in digests)
+    again = Selection.of_classes(uneven, [0], provenance={"keep": 0.1})
+    assert again.digest() == digests[0]
+
+
+def test_a_selection_says_in_short_what_it_is(uneven: BetonIndex) -> None:
+    assert repr(Selection.of_classes(uneven, [0, 3])) == ("Selection(2 of 12 classes, 14 samples)")
