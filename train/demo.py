@@ -162,7 +162,7 @@ class Demo:
             "resolution": 32,
             "crop_ratio": 1.0,
             "epochs": self.config.epochs,
-            "batch_size": 64,
+            "batch_size": 32,
             "lr": 0.1,
             "min_scale": 0.5,
             "flip": False,  # mirrored digits are other classes

@@ -156,7 +156,7 @@ def pretrain(config: Config) -> dict[str, Any]:
         "pretrain_seconds": seconds,
         "warm_up_seconds": warm_up_seconds,
         "images_per_second": images_seen / seconds,
-        "val_accuracy": validate(model, config, selection) if config.val else None,
+        "val_accuracy": validate(model, config.val, config, selection) if config.val else None,
     }
     print(
         f"{config.run}: {num_classes} classes, {num_steps} steps, {seconds:.1f} s, "
@@ -183,12 +183,11 @@ def warm_up(loader: PrunedLoader) -> float:
 
 
 @torch.inference_mode()
-def validate(model: nn.Module, config: Config, selection: Selection | None) -> float:
+def validate(model: nn.Module, beton: Path, config: Config, selection: Selection | None) -> float:
     """Return the top-1 accuracy on the validation samples of the retained classes."""
-    assert config.val is not None  # noqa: S101  # the caller checks
-    index = BetonIndex.open(config.val)
+    index = BetonIndex.open(beton)
     loader = evaluation_loader(
-        config.val,
+        beton,
         batch_size=config.batch_size,
         resolution=config.resolution,
         selection=selection.transfer(index) if selection else None,

@@ -91,7 +91,7 @@ def list_images(config: Config) -> tuple[dict[str, list[Item]], list[str]]:
             (path, ids[name], 0)
             for name in _folders(root)
             for path in sorted((root / name).rglob("*"))
-            if path.suffix.lower() in SUFFIXES
+            if path.suffix.lower() in SUFFIXES and not _is_hidden(path.relative_to(root))
         ]
         for root in roots
     ]
@@ -111,6 +111,10 @@ def list_images(config: Config) -> tuple[dict[str, list[Item]], list[str]]:
 
 def _folders(root: Path) -> list[str]:
     return sorted(part.name for part in root.iterdir() if part.is_dir() and part.name[0] != ".")
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
 
 
 def _split(items: list[Item], num_classes: int, config: Config) -> dict[str, list[Item]]:

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..kernels import class_histogram
+from ..kernels.checks import as_num_classes
 from .scores import Scores
 
 __all__ = ["label_mapping"]
@@ -51,8 +52,12 @@ def label_mapping(
             "Pass the number of source classes, or logits (n, C)."
         )
     else:
-        ids, mass = array, np.zeros(max(num_classes, 0), dtype=np.float64)
+        ids, mass = array, np.zeros(as_num_classes(num_classes), dtype=np.float64)
     counts = class_histogram(ids, num_classes)
+    if not ids.size:
+        raise ValueError(
+            "`predictions` must be of at least one image; got none. Check the target dataset."
+        )
     return Scores(
         scores=counts.astype(np.float64), tie=mass, method="lm", provenance=provenance or {}
     )

@@ -2,6 +2,7 @@
 
 import copy
 import os
+import zipfile
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -43,6 +44,9 @@ class Classifier(nn.Module):
         num_classes: C.
         mean: per channel, for pixels in [0, 1].
         std: likewise.
+
+    Raises:
+        ValueError: the network has no linear layer.
     """
 
     mean: Tensor
@@ -57,12 +61,15 @@ class Classifier(nn.Module):
         std: tuple[float, ...] = IMAGENET_STD,
     ) -> None:
         super().__init__()
+        _find_head(network)  # now rather than after a training
         self.network = network
         self.arch = arch
         self.num_classes = num_classes
+        self.channels = tuple(map(float, mean)), tuple(map(float, std))
         # Not in the state dict, whose keys stay those of the network.
-        self.register_buffer("mean", 255.0 * torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", 255.0 * torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+        for name, values in zip(("mean", "std"), self.channels, strict=True):
+            buffer = 255.0 * torch.tensor(values).view(1, 3, 1, 1)
+            self.register_buffer(name, buffer, persistent=False)
 
     @property
     def head(self) -> nn.Linear:
@@ -99,7 +106,7 @@ def build_model(arch: str, num_classes: int) -> Classifier:
         num_classes: outputs C.
 
     Raises:
-        ValueError: there is no such architecture.
+        ValueError: there is no such architecture, or it does not end in a linear layer.
     """
     if arch in SMALL_RESNETS:
         return Classifier(_small_resnet(num_classes, SMALL_RESNETS[arch]), arch, num_classes)
@@ -120,13 +127,12 @@ def replace_head(model: Classifier, num_classes: int) -> Classifier:
     name, head = _find_head(network)
     parent = network.get_submodule(name.rpartition(".")[0])
     setattr(parent, name.rpartition(".")[2], nn.Linear(head.in_features, num_classes))
-    mean, std = _channels(model)
-    return Classifier(network, model.arch, num_classes, mean, std)
+    return Classifier(network, model.arch, num_classes, *model.channels)
 
 
 def save_checkpoint(path: str | os.PathLike[str], model: Classifier) -> None:
     """Write the network, its architecture and its normalisation, atomically."""
-    mean, std = _channels(model)
+    mean, std = model.channels
     state = {name: value.detach().cpu() for name, value in model.network.state_dict().items()}
     values = {
         "arch": model.arch,
@@ -152,33 +158,30 @@ def load_checkpoint(path: str | os.PathLike[str], *, arch: str | None = None) ->
             weights do not fit the architecture that it names.
     """
     try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()  # the checksums, which torch passes over
         values = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
     except Exception as error:  # torch raises several kinds for a damaged or foreign file
+        if isinstance(error, OSError) and error.filename is not None:
+            raise  # the file cannot be opened; an OSError without a name comes from reading it
         raise _no_checkpoint(path) from error
-    if not isinstance(values, dict) or not values.keys() >= _CHECKPOINT_KEYS:
+    if damaged or not isinstance(values, dict) or not values.keys() >= _CHECKPOINT_KEYS:
         raise _no_checkpoint(path)
     if arch is not None and values["arch"] != arch:
         raise CheckpointError(
             f"`path` must be a checkpoint of {arch}; got one of {values['arch']}, {str(path)!r}. "
             "Name its architecture, or pass another checkpoint."
         )
-    model = build_model(values["arch"], values["num_classes"])
     try:
-        model.network.load_state_dict(values["network"])
-    except RuntimeError as error:
+        network = build_model(values["arch"], values["num_classes"]).network
+        network.load_state_dict(values["network"])
+        channels = tuple(values["mean"]), tuple(values["std"])
+        return Classifier(network, values["arch"], values["num_classes"], *channels)
+    except Exception as error:  # torch and torchvision raise several kinds for wrong values, too
         raise CheckpointError(
             f"`path` must hold the weights of {values['arch']} with {values['num_classes']} "
             f"classes; got others in {str(path)!r}. It is damaged or was altered."
         ) from error
-    return Classifier(
-        model.network,
-        values["arch"],
-        values["num_classes"],
-        tuple(values["mean"]),
-        tuple(values["std"]),
-    )
 
 
 def extract_features(
@@ -254,11 +257,6 @@ def _find_head(network: nn.Module) -> tuple[str, nn.Linear]:
             "Choose a classifier with a linear head."
         )
     return linear[-1]
-
-
-def _channels(model: Classifier) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    mean, std = (part.flatten().double() / 255.0 for part in (model.mean, model.std))
-    return tuple(mean.tolist()), tuple(std.tolist())
 
 
 def _no_checkpoint(path: str | os.PathLike[str]) -> CheckpointError:

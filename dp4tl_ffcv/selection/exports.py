@@ -48,9 +48,9 @@ def import_indices(path: str | os.PathLike[str], index: BetonIndex) -> Selection
     suffix = _check_suffix(path)
     try:
         ids = _read(path, suffix)
-    except OSError:
-        raise
     except Exception as error:  # each reader has its own exceptions for a damaged file
+        if isinstance(error, OSError) and error.filename is not None:
+            raise  # the file cannot be opened; an OSError without a name comes from reading it
         raise ValueError(
             f"`path` must hold sample ids; got {str(path)!r}, which cannot be read as {suffix}. "
             "Export it again."

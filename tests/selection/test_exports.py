@@ -97,6 +97,19 @@ def test_damaged_files_are_refused(
         import_indices(path, uneven)
 
 
+@pytest.mark.parametrize("suffix", [".npy", ".indices"])
+def test_truncated_files_are_refused(
+    suffix: str, selection: Selection, uneven: BetonIndex, tmp_path: Path
+) -> None:
+    path = tmp_path / f"ids{suffix}"
+    export_indices(selection, path)
+    whole = path.read_bytes()
+    for size in range(0, len(whole), 13):
+        path.write_bytes(whole[:size])
+        with pytest.raises(ValueError, match=r"^`path` must hold sample ids"):
+            import_indices(path, uneven)
+
+
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_an_empty_file_is_refused(suffix: str, uneven: BetonIndex, tmp_path: Path) -> None:
     path = tmp_path / f"ids{suffix}"

@@ -1,0 +1,169 @@
+"""`class_means` and `feature_mapping` against a plain double loop over the paper's definition."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dp4tl_ffcv import class_means, feature_mapping
+
+DTYPES = [np.float16, np.float32, np.float64]
+NUMBERS = st.sampled_from([-2.0, -0.5, 0.0, 1.0, 1.5])  # coarse, so that distances are equal
+
+
+@st.composite
+def problems(draw: st.DrawFn) -> tuple[Any, Any, Any, int]:
+    """Source features and labels, target features, number of classes."""
+    num_classes, depth = draw(st.integers(1, 6)), draw(st.integers(1, 4))
+
+    def rows(count: int) -> Any:
+        size = count * depth
+        flat = draw(st.lists(NUMBERS, min_size=size, max_size=size))
+        return np.array(flat, dtype=draw(st.sampled_from(DTYPES))).reshape(count, depth)
+
+    labels = draw(st.lists(st.integers(0, num_classes - 1), min_size=1, max_size=15))
+    return rows(len(labels)), np.array(labels), rows(draw(st.integers(1, 10))), num_classes
+
+
+def means_by_hand(features: Any, labels: Any, num_classes: int) -> list[list[float] | None]:
+    means: list[list[float] | None] = []
+    for c in range(num_classes):
+        rows = [row for row, label in zip(features.tolist(), labels, strict=True) if label == c]
+        total = [sum(values) for values in zip(*rows, strict=True)]
+        means.append([value / len(rows) for value in total] if rows else None)
+    return means
+
+
+def votes_by_hand(target: Any, means: list[list[float] | None]) -> list[int]:
+    """Let each image vote for the class whose mean is nearest, the first of equals."""
+    votes = [0] * len(means)
+    for row in target.tolist():
+        best, nearest = float("inf"), -1
+        for c, mean in enumerate(means):
+            if mean is None:
+                continue
+            distance = sum((a - b) ** 2 for a, b in zip(row, mean, strict=True)) ** 0.5
+            if distance < best:
+                best, nearest = distance, c
+        votes[nearest] += 1
+    return votes
+
+
+@given(problems())
+def test_means_are_those_of_each_class(problem: tuple[Any, Any, Any, int]) -> None:
+    features, labels, _, num_classes = problem
+    means = class_means(features, labels, num_classes)
+    assert means.dtype == np.float64
+    for found, expected in zip(means, means_by_hand(features, labels, num_classes), strict=True):
+        if expected is None:
+            assert np.isnan(found).all()
+        else:
+            np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-15)
+
+
+def distinct(target: Any, means: list[list[float] | None]) -> bool:
+    """Say whether no image is nearly as far from a second mean as from the nearest."""
+    present = np.array([mean for mean in means if mean is not None])
+    distances = np.linalg.norm(target.astype(np.float64)[:, None] - present[None], axis=2)
+    distances.sort(axis=1)
+    return len(present) == 1 or bool((distances[:, 1] - distances[:, 0] > 1e-9).all())
+
+
+@given(problems())
+def test_each_image_votes_for_the_nearest_class_mean(problem: tuple[Any, Any, Any, int]) -> None:
+    features, labels, target, num_classes = problem
+    scores = feature_mapping(target, class_means(features, labels, num_classes))
+    means = means_by_hand(features, labels, num_classes)
+    assert scores.scores.sum() == len(target)
+    if distinct(target, means):
+        assert scores.scores.tolist() == votes_by_hand(target, means)
+    absent = [c for c, mean in enumerate(means) if mean is None]
+    assert not scores.scores[absent].any()
+    assert not scores.tie[absent].any()
+    assert (scores.method, scores.unit) == ("fm", "class")
+
+
+def test_equal_distances_go_to_the_lowest_class() -> None:
+    means = [[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0]]
+    assert feature_mapping([[0.0, 0.0]], means).scores.tolist() == [1, 0, 0]
+    assert feature_mapping([[-1.0, 1.0]], means).scores.tolist() == [0, 1, 0]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_realistic_features_vote_as_the_double_loop(dtype: Any) -> None:
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 20, 300)
+    labels[labels == 7] = 8  # a class without samples
+    features = (rng.normal(size=(300, 32)) + 0.3 * labels[:, None]).astype(dtype)
+    target = (rng.normal(size=(90, 32)) + rng.uniform(0, 6, (90, 1))).astype(dtype)
+    scores = feature_mapping(target, class_means(features, labels, 20))
+    expected = votes_by_hand(target, means_by_hand(features, labels, 20))
+    assert scores.scores.tolist() == expected
+    assert sum(count > 0 for count in expected) > 3
+
+
+def test_distances_are_not_normalised() -> None:
+    # By angle both images lie nearest to class 0; by distance the short one is class 1's.
+    means = [[10.0, 10.0], [1.0, 0.0]]
+    assert feature_mapping([[9.0, 9.0], [0.9, 0.9]], means).scores.tolist() == [1, 1]
+
+
+def test_votes_are_counted_under_the_class_and_not_the_image() -> None:
+    means = [[float(c)] for c in range(5)]
+    assert feature_mapping([[3.1], [2.9], [3.0]], means).scores.tolist() == [0, 0, 0, 3, 0]
+
+
+def test_absent_classes_are_never_chosen_even_when_all_else_is_far() -> None:
+    means = class_means([[1e6], [1e6 + 2]], [1, 1], 3)
+    scores = feature_mapping([[0.0], [-1e6]], means)
+    assert scores.scores.tolist() == [0, 2, 0]
+
+
+def test_where_the_scores_come_from_is_kept() -> None:
+    assert feature_mapping([[0.0]], [[1.0]], provenance={"a": 1}).provenance == {"a": 1}
+
+
+@pytest.mark.parametrize(
+    ("target", "means", "error", "message"),
+    [
+        (
+            np.zeros((0, 2)),
+            np.zeros((3, 2)),
+            ValueError,
+            r"`target_features` must have at least one",
+        ),
+        (np.zeros((2, 3)), np.zeros((3, 2)), ValueError, r"must have .*got"),
+        (np.full((2, 2), np.nan), np.zeros((3, 2)), ValueError, r"finite"),
+        (np.zeros((2, 2)), np.full((3, 2), np.inf), ValueError, r"finite"),
+        (np.zeros((2, 2)), np.full((3, 2), np.nan), ValueError, r"must"),
+        (
+            np.zeros((2, 2), int),
+            np.zeros((3, 2)),
+            TypeError,
+            r"must be float16, float32 or float64",
+        ),
+        (np.zeros(2), np.zeros((3, 2)), ValueError, r"must have shape \(N, D\)"),
+    ],
+)
+def test_bad_features_are_refused(
+    target: Any, means: Any, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        feature_mapping(target, means)
+
+
+@pytest.mark.parametrize(
+    ("labels", "error", "message"),
+    [
+        ([0, 1], ValueError, r"got"),
+        ([0, 1, 3], ValueError, r"`labels` must lie in \[0, 3\); got values from 0 to 3"),
+        ([0, -1, 1], ValueError, r"`labels` must lie in \[0, 3\); got values from -1 to 1"),
+        ([0.0, 1.0, 2.0], TypeError, r"`labels` must be integers"),
+    ],
+    ids=str,
+)
+def test_bad_labels_are_refused(labels: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        class_means(np.zeros((3, 2)), labels, 3)

@@ -1,0 +1,126 @@
+"""`label_mapping` against the definition, image by image."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from dp4tl_ffcv import label_mapping
+
+LOGITS = hnp.arrays(
+    np.float32,
+    hnp.array_shapes(min_dims=2, max_dims=2, max_side=12),
+    elements=st.sampled_from([-3.0, 0.0, 0.5, 0.5, 7.0]),  # equal maxima, too
+)
+
+
+def votes_and_mass(logits: Any) -> tuple[list[float], list[float]]:
+    """Count the class of each image's first highest logit, and add its softmax up."""
+    classes = len(logits[0])
+    votes, mass = [0.0] * classes, [0.0] * classes
+    for row in logits:
+        row = [float(value) for value in row]
+        votes[row.index(max(row))] += 1
+        weights = [np.exp(value - max(row)) for value in row]
+        for c, weight in enumerate(weights):
+            mass[c] += weight / sum(weights)
+    return votes, mass
+
+
+@given(LOGITS)
+def test_each_image_votes_for_its_predicted_class(logits: Any) -> None:
+    scores = label_mapping(logits)
+    votes, mass = votes_and_mass(logits)
+    assert scores.scores.tolist() == votes
+    np.testing.assert_allclose(scores.tie, mass, rtol=1e-12)
+    assert scores.tie.sum() == pytest.approx(len(logits))
+    assert (scores.method, scores.unit) == ("lm", "class")
+
+
+@given(st.lists(st.integers(0, 8), min_size=1), st.integers(9, 12))
+def test_predictions_may_be_given_instead_of_logits(ids: list[int], num_classes: int) -> None:
+    for given_ids in (ids, np.array(ids, np.uint8), torch.tensor(ids)):
+        scores = label_mapping(given_ids, num_classes)
+        assert scores.scores.tolist() == [ids.count(c) for c in range(num_classes)]
+        assert not scores.tie.any()
+    expected = sorted(range(num_classes), key=lambda c: (-ids.count(c), c))
+    assert scores.ranking().tolist() == expected
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(2, 9))
+def test_without_ties_the_best_are_torchs_topk(seed: int, classes: int) -> None:
+    rng = np.random.default_rng(seed)
+    counts = rng.permutation(classes)  # a different number of votes for each class
+    logits = rng.normal(size=(counts.sum(), classes)).astype(np.float32)
+    logits[np.arange(len(logits)), np.repeat(np.arange(classes), counts)] = 9.0
+    predictions = torch.from_numpy(logits).argmax(1)
+    histogram = torch.bincount(predictions, minlength=classes)
+    scores = label_mapping(logits)
+    for k in range(1, classes + 1):
+        assert scores.ranking()[:k].tolist() == torch.topk(histogram, k).indices.tolist()
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_logits_of_every_precision_count_alike(dtype: Any) -> None:
+    logits = np.random.default_rng(0).normal(size=(50, 7)).astype(dtype)
+    votes, mass = votes_and_mass(logits)
+    scores = label_mapping(logits)
+    assert scores.scores.tolist() == votes
+    np.testing.assert_allclose(scores.tie, mass, rtol=1e-9)
+
+
+def test_classes_without_votes_are_ranked_by_their_soft_votes() -> None:
+    logits = np.array([[5.0, 1.0, 3.0, 2.0], [5.0, 2.5, 1.0, 4.0]])
+    assert label_mapping(logits).ranking().tolist() == [0, 3, 2, 1]
+
+
+def test_huge_logits_do_not_overflow() -> None:
+    scores = label_mapping(np.array([[1e4, -1e4, 0.0], [-1e4, -1e4, 1e4]]))
+    assert scores.scores.tolist() == [1, 0, 1]
+    assert scores.tie.tolist() == [1, 0, 1]
+
+
+def test_more_images_than_one_block_are_all_counted() -> None:
+    logits = np.random.default_rng(0).normal(size=(9001, 3)).astype(np.float32)
+    scores = label_mapping(torch.from_numpy(logits))
+    assert scores.scores.sum() == 9001
+    assert scores.tie.sum() == pytest.approx(9001)
+
+
+def test_where_the_scores_come_from_is_kept() -> None:
+    assert label_mapping([1], 2, provenance={"target": "pets"}).provenance == {"target": "pets"}
+    assert label_mapping([1], 2).provenance == {}
+
+
+@pytest.mark.parametrize(
+    ("predictions", "num_classes", "error", "message"),
+    [
+        ([[0.0, np.nan]], None, ValueError, r"^`predictions` must be finite; got NaN or inf"),
+        ([[0.0, np.inf]], None, ValueError, r"^`predictions` must be finite; got NaN or inf"),
+        ([[1, 2]], None, ValueError, r"^`predictions` must be float logits .*of int64"),
+        (np.zeros((0, 3)), None, ValueError, r"^`predictions` must be float logits .*\(0, 3\)"),
+        (np.zeros((3, 0)), None, ValueError, r"^`predictions` must be float logits .*\(3, 0\)"),
+        (np.zeros((3, 2)), 3, ValueError, r"^`num_classes` must equal the columns .*, 2; got 3"),
+        ([0, 1], None, ValueError, r"^`num_classes` must be given with class ids"),
+        (3, None, ValueError, r"^`num_classes` must be given with class ids of shape \(\)"),
+        (np.zeros((2, 2, 2)), None, ValueError, r"^`num_classes` must be given"),
+        (np.zeros((2, 2, 2), int), 2, ValueError, r"must have shape \(N,\); got \(2, 2, 2\)"),
+        ([0, 4], 4, ValueError, r"must lie in \[0, 4\); got values from 0 to 4"),
+        ([-1, 1], 4, ValueError, r"must lie in \[0, 4\); got values from -1 to 1"),
+        ([], 4, ValueError, r"^`predictions` must be of at least one image"),
+        ([0.0, 1.0], 4, TypeError, r"must be integers; got dtype float64"),
+        ([0], 0, ValueError, r"^`num_classes` must be at least 1; got 0"),
+        ([0], -1, ValueError, r"^`num_classes` must be at least 1; got -1"),
+        ([0], 2.5, TypeError, r"^`num_classes` must be an int; got 2\.5"),
+        ([0], True, TypeError, r"^`num_classes` must be an int; got True"),
+    ],
+)
+def test_bad_predictions_are_refused(
+    predictions: Any, num_classes: Any, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        label_mapping(predictions, num_classes)

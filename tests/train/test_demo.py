@@ -1,0 +1,248 @@
+"""The demo, small: stopped half-way, continued, run again, and started over."""
+
+import json
+import runpy
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dp4tl_ffcv import BetonIndex, Selection
+from train import demo, finetune, pretrain
+from writers import digits
+
+METHODS = {"full", "lm", "fm", "random"}
+FINETUNING = {"linear_probe", "full_finetuning"}
+KEYS = {
+    "method",
+    "keep",
+    "finetuning",
+    "budget",
+    "retained_classes",
+    "retained_samples",
+    "pretrain_steps",
+    "pretrain_seconds",
+    "selection_seconds",
+    "speedup",
+    "speedup_with_selection",
+    "test_accuracy_mean",
+    "test_accuracy_spread",
+    "test_accuracies",
+    "relevant_share",
+    "relevant_found",
+}
+
+
+@dataclass
+class Finished:
+    """A demo that was stopped in its second pretraining, then continued to the end."""
+
+    config: demo.Config
+    before_the_stop: list[str]
+    after_the_stop: list[str]
+    output: list[str]
+
+    @property
+    def result(self) -> dict[str, Any]:
+        content: dict[str, Any] = json.loads((self.config.out / "result.json").read_text())
+        return content
+
+
+def spy_on_training(patch: pytest.MonkeyPatch) -> list[str]:
+    """Return a list that gets the name of every run that trains from here on."""
+    trained: list[str] = []
+    warm_up, train_one = pretrain.warm_up, {}
+
+    def spied_warm_up(loader: Any) -> float:
+        trained.append("pretrain")
+        return warm_up(loader)
+
+    patch.setattr(pretrain, "warm_up", spied_warm_up)
+    for name in ("train_probe", "train_all"):
+        train_one[name] = getattr(finetune, name)
+
+        def spied(*arguments: Any, name: str = name) -> Any:
+            trained.append(name)
+            return train_one[name](*arguments)
+
+        patch.setattr(finetune, name, spied)
+    return trained
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_originals() -> Iterator[None]:
+    """A few images instead of thousands."""
+    few = {
+        "source": {"train": 4, "val": 1, "test": 1},
+        "target": {"train": 2, "val": 2, "test": 2},
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(digits, "ORIGINALS", few)
+        yield
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    config = demo.Config(
+        out=tmp_path_factory.mktemp("runs") / "demo",
+        keeps=(0.25,),
+        control_keep=0.25,
+        seeds=(0,),
+        surrogate_epochs=1,
+        epochs=1,
+        probe_epochs=1,
+        finetune_epochs=1,
+        num_workers=2,
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        before = spy_on_training(patch)
+        step = pretrain.triangle
+
+        def stop_in_the_third_pretraining(*arguments: Any) -> float:
+            if before.count("pretrain") == 3:
+                raise KeyboardInterrupt
+            return step(*arguments)
+
+        patch.setattr(pretrain, "triangle", stop_in_the_third_pretraining)
+        with pytest.raises(KeyboardInterrupt):
+            demo.run_demo(config)
+        assert not (config.out / "result.json").exists()
+    with pytest.MonkeyPatch.context() as patch:
+        after = spy_on_training(patch)
+        output: list[str] = []
+        patch.setattr("builtins.print", lambda *parts, **_: output.append(" ".join(map(str, parts))))
+        assert demo.run_demo(config) == config.out / "report.html"
+    return Finished(config, before, after, output)
+
+
+def test_a_stopped_demo_continues_where_it_was(finished: Finished) -> None:
+    # Eight pretrainings in all: surrogate, full, and three methods with a control each. The first
+    # two, and the finetunings of the second, were finished; the third was stopped after a step.
+    assert finished.after_the_stop.count("pretrain") == 8 - 2
+    assert finished.before_the_stop[:2] == ["pretrain", "pretrain"]
+    for name in ("train_probe", "train_all"):
+        assert finished.before_the_stop.count(name) == 1
+        assert finished.after_the_stop.count(name) == 7 - 1
+    out = finished.config.out
+    reused = [line for line in finished.output if "reused" in line]
+    for folder in ("data", "pretrain/surrogate", "scores", "pretrain/full_1_seed0"):
+        assert f"{out / folder}: finished before, reused" in reused
+    assert len(reused) == 6
+
+
+def test_there_is_a_row_for_each_method_keep_budget_and_finetuning(finished: Finished) -> None:
+    rows = finished.result["rows"]
+    found = [tuple(row[k] for k in ("method", "keep", "budget", "finetuning")) for row in rows]
+    expected = {("full", 1.0, "equal_epochs", finetuning) for finetuning in FINETUNING}
+    for method in METHODS - {"full"}:
+        for budget in ("equal_epochs", "equal_iterations"):
+            expected |= {(method, 0.25, budget, finetuning) for finetuning in FINETUNING}
+    assert len(found) == len(expected)
+    assert set(found) == expected
+    assert all(row.keys() >= KEYS for row in rows)
+
+
+def test_the_figures_of_the_rows_agree_with_the_files(finished: Finished) -> None:
+    out, rows = finished.config.out, finished.result["rows"]
+    relevant = digits.relevant_classes()
+    full = next(row for row in rows if row["method"] == "full")
+    assert full["retained_classes"] == 80
+    assert full["retained_samples"] == 320
+    assert full["speedup"] == full["speedup_with_selection"] == 1
+    for row in rows:
+        name = {"full": "full_1", "random": "random_0.25"}.get(row["method"])
+        name = name or f"{row['method']}_0.25"
+        control = "_equal_iterations" if row["budget"] == "equal_iterations" else ""
+        folder = f"{name}{control}_seed0"
+        pretrained = json.loads((out / "pretrain" / folder / "result.json").read_text())
+        tuned = json.loads((out / "finetune" / folder / row["finetuning"] / "result.json").read_text())
+        assert row["pretrain_seconds"] == pretrained["pretrain_seconds"]
+        assert row["pretrain_steps"] == pretrained["steps"]
+        assert row["test_accuracies"] == [tuned["test_accuracy"]]
+        assert row["test_accuracy_mean"] == tuned["test_accuracy"]
+        assert row["test_accuracy_spread"] is None  # of one seed there is none
+        assert row["speedup"] == pytest.approx(full["pretrain_seconds"] / row["pretrain_seconds"])
+        if row["method"] == "full":
+            continue
+        seed = "_seed0" if row["method"] == "random" else ""
+        selection = Selection.load(out / "selections" / f"{name}{seed}.npz")
+        assert row["retained_classes"] == len(selection.classes) == 20
+        assert row["retained_samples"] == len(selection) == 80
+        assert row["relevant_share"] == pytest.approx(relevant[selection.classes].mean())
+        assert row["relevant_found"] == pytest.approx(relevant[selection.classes].sum() / 10)
+        assert row["selection_seconds"] > 0
+        assert row["speedup_with_selection"] < row["speedup"]
+
+
+def test_the_control_takes_as_many_steps_as_the_full_run(finished: Finished) -> None:
+    steps = {row["budget"]: row["pretrain_steps"] for row in finished.result["rows"][2:]}
+    assert finished.result["rows"][0]["pretrain_steps"] == 5
+    assert steps == {"equal_epochs": 1, "equal_iterations": 5}
+
+
+def test_the_result_says_where_how_and_what(finished: Finished) -> None:
+    result = finished.result
+    assert result["environment"]["cores"] >= 1
+    assert result["seeds"] == [0]
+    assert result["config"]["keeps"] == [0.25]
+    assert len(result["stages"]) == 4  # the fifth writes the result
+    assert KEYS >= result["definitions"].keys() - {"equal_epochs", "equal_iterations"}
+
+
+def test_the_report_is_one_file_with_figures_beside_it(finished: Finished) -> None:
+    page = (finished.config.out / "report.html").read_text()
+    assert {path.suffix for path in (finished.config.out / "figures").iterdir()} == {".png"}
+    links: list[str | None] = []
+
+    class Links(HTMLParser):
+        def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+            links.extend(value for name, value in attrs if name in ("src", "data"))
+
+    Links().feed(page)
+    assert links
+    assert all(link and link.startswith("data:") for link in links)
+    assert "8-mirrored" in page
+
+
+def test_no_method_is_told_which_classes_are_relevant(finished: Finished) -> None:
+    index = BetonIndex.open(finished.config.out / "data" / "target_train.beton")
+    assert np.array_equal(index.class_counts(), np.full(10, 2))
+    config = json.loads((finished.config.out / "scores" / "config.json").read_text())
+    assert not [name for name in config if "relevant" in name]
+
+
+def test_a_second_run_trains_nothing_and_ends_with_the_path_of_the_report(
+    finished: Finished, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = finished.result
+    trained = spy_on_training(monkeypatch)
+    config = finished.config
+    numbers = {
+        name.replace("_", "-"): getattr(config, name)
+        for name in ("surrogate_epochs", "epochs", "probe_epochs", "finetune_epochs", "num_workers")
+    }
+    arguments = [str(part) for name, value in numbers.items() for part in (f"--{name}", value)]
+    arguments += ["--out", str(config.out), "--keeps", "0.25", "--seeds", "0"]
+    monkeypatch.setattr(sys, "argv", ["train.demo", *arguments])
+    monkeypatch.delitem(sys.modules, "train.demo")
+    runpy.run_module("train.demo", run_name="__main__", alter_sys=True)
+    printed = capsys.readouterr().out.splitlines()
+    assert trained == []
+    assert Path(printed[-1]) == config.out / "report.html"
+    assert len([line for line in printed if "reused" in line]) == 3 + 7 * 3
+    assert finished.result["rows"] == before["rows"]
+
+
+def test_fresh_starts_over(finished: Finished, monkeypatch: pytest.MonkeyPatch) -> None:
+    leftover = finished.config.out / "leftover"
+    leftover.touch()
+    trained = spy_on_training(monkeypatch)
+    demo.run_demo(replace(finished.config, fresh=True))
+    assert not leftover.exists()
+    assert trained.count("pretrain") == 8
+    assert len(finished.result["rows"]) == 14
