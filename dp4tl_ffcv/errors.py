@@ -46,5 +46,7 @@ def one_line_errors(program: str, *, debug: bool = False) -> Iterator[None]:
 def _one_line(error: Exception) -> str:
     if isinstance(error, FileNotFoundError) and error.filename is not None:
         return f"there is no file {str(error.filename)!r}. Check the path."
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"cannot use {str(error.filename)!r}: {error.strerror}. Check the path."
     text = " ".join(str(error).split())
     return text if isinstance(error, ValueError | TypeError) else f"{type(error).__name__}: {text}"

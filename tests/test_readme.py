@@ -141,7 +141,10 @@ def test_the_commands_select_pretrain_on_and_export_the_best_classes(done: Path)
 
 def test_make_demo_and_make_test_are_the_whole_set_up() -> None:
     lines = bash_blocks(README)[0].splitlines()
-    assert [line.partition("#")[0].split() for line in lines] == [["make", "demo"], ["make", "test"]]
+    assert [line.partition("#")[0].split() for line in lines] == [
+        ["make", "demo"],
+        ["make", "test"],
+    ]
     before = README.partition("```")[0]
     assert "\n## " not in before
     makefile = (ROOT / "Makefile").read_text()

@@ -406,6 +406,11 @@ def print_table(rows: list[dict[str, Any]]) -> None:
 
 def run_demo(config: Config) -> Path:
     """Run what is not finished yet and return the path of the report."""
+    if config.control_keep not in config.keeps:
+        raise ValueError(
+            f"`control_keep` must be one of `keeps` {config.keeps}; got {config.control_keep}. "
+            "Name one of them."
+        )
     if config.fresh and config.out.exists():
         shutil.rmtree(config.out)
     demo = Demo(config)

@@ -55,8 +55,8 @@ class ImageFiles(Sequence[tuple[Image.Image, int, int]]):
         path, label, identifier = self.items[position]
         try:
             with Image.open(path) as image:
-                return ImageOps.exif_transpose(image).convert("RGB"), label, identifier
-        except OSError as error:
+                return _to_rgb(ImageOps.exif_transpose(image)), label, identifier
+        except (OSError, SyntaxError) as error:  # the latter from a damaged PNG
             raise ValueError(f"`{path}` must be a readable image; got {error}") from error
 
 
@@ -83,6 +83,12 @@ def list_images(config: Config) -> tuple[dict[str, list[Item]], list[str]]:
     if not config.root.is_dir():
         raise ValueError(f"`root` must be a folder; got {str(config.root)!r}. Check the path.")
     present = [split for split in SPLITS if (config.root / split).is_dir()]
+    others = [name for name in _folders(config.root) if name not in SPLITS]
+    if present and others:
+        raise ValueError(
+            f"`root` must hold either splits or classes; got {', '.join(present)} beside "
+            f"{others[0]!r} in {str(config.root)!r}. Move the classes into the splits, or rename."
+        )
     roots = [config.root / split for split in present] or [config.root]
     class_names = sorted({name for root in roots for name in _folders(root)})
     ids = {name: label for label, name in enumerate(class_names)}
@@ -107,6 +113,12 @@ def list_images(config: Config) -> tuple[dict[str, list[Item]], list[str]]:
     if present:
         return dict(zip(present, numbered, strict=True)), class_names
     return _split(numbered[0], len(class_names), config), class_names
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # 16 bits of grey, which Pillow's convert turns white
+        image = Image.fromarray(np.clip(np.asarray(image) // 256, 0, 255).astype(np.uint8))
+    return image.convert("RGB")
 
 
 def _folders(root: Path) -> list[str]:

@@ -51,7 +51,7 @@ class Inspect:
                         int(images[side].min()),
                         int(images[side].max()),
                     ]
-        if any(part.name == self.label_field for part in index.fields):
+        if self.label_field != "label" or any(part.name == "label" for part in index.fields):
             counts = index.class_counts(self.label_field)
             result["classes"] = len(counts)
             result["classes_without_samples"] = int((counts == 0).sum())

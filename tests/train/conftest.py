@@ -1,5 +1,7 @@
 """Two splits beside the shared photos, and a source that was pretrained for two epochs."""
 
+import runpy
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -38,3 +40,22 @@ def pretrained(photos: Images, tmp_path_factory: pytest.TempPathFactory) -> Path
     run = tmp_path_factory.mktemp("pretrained")
     result = pretrain.pretrain(pretrain.Config(train=photos.path, run=run, lr=0.1, **SMALL))
     return Path(result["checkpoint"])
+
+
+@pytest.fixture
+def fail(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Run `python -m train.NAME` on what it refuses, and return its one line."""
+
+    def call(name: str, **options: Any) -> str:
+        arguments = [str(part) for key, value in options.items() for part in (f"--{key}", value)]
+        monkeypatch.setattr(sys, "argv", [name, *arguments])
+        monkeypatch.delitem(sys.modules, name, raising=False)
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as caught:
+            runpy.run_module(name, run_name="__main__", alter_sys=True)
+        assert caught.value.code == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"{name}: ")
+        return line
+
+    return call

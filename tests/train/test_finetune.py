@@ -34,9 +34,7 @@ def target(
     parts = {"train": (photos, kept[::2]), "val": (photos, kept[1::2])}
     parts["test"] = (other_photos, np.flatnonzero(np.isin(other_photos.labels, TARGET_CLASSES)))
     for name, (images, ids) in parts.items():
-        samples = [
-            (images.images[i], TARGET_CLASSES.index(images.labels[i]), int(i)) for i in ids
-        ]
+        samples = [(images.images[i], TARGET_CLASSES.index(images.labels[i]), int(i)) for i in ids]
         write_beton(folder / f"{name}.beton", samples, image_fields(), class_names=list("abcd"))
     return {name: folder / f"{name}.beton" for name in parts}
 
@@ -192,7 +190,7 @@ def test_another_checkpoint_at_the_same_path_trains_again(
 
 def test_a_checkpoint_of_another_architecture_is_refused(configure: Callable[..., Any]) -> None:
     config = configure(arch="resnet18")
-    with pytest.raises(CheckpointError, match="resnet18.*resnet8_w16"):
+    with pytest.raises(CheckpointError, match=r"resnet18.*resnet8_w16"):
         finetune.finetune(config)
     assert not config.run.exists()
 
@@ -203,3 +201,12 @@ def test_a_file_that_is_no_checkpoint_is_refused(
     (tmp_path / "not.pt").write_bytes(b"nothing of the kind")
     with pytest.raises(CheckpointError, match="checkpoint"):
         finetune.finetune(configure(checkpoint=tmp_path / "not.pt"))
+
+
+def test_the_command_says_in_one_line_that_the_architecture_is_another(
+    fail: Callable[..., str], pretrained: Path, target: dict[str, Path], tmp_path: Path
+) -> None:
+    options = {"checkpoint": pretrained, "run": tmp_path / "run", "arch": "resnet18"}
+    line = fail("train.finetune", **options, **target)
+    assert "resnet8_w16" in line
+    assert "pass another checkpoint" in line

@@ -192,3 +192,23 @@ def test_a_beton_is_only_read(configure: Configure, photos: Images) -> None:
     pretrain.pretrain(configure(epochs=1))
     assert photos.path.read_bytes() == before
     assert BetonIndex.open(photos.path).num_samples == 120
+
+
+def test_the_command_says_in_one_line_which_betons_a_selection_confuses(
+    fail: Callable[..., str],
+    photos: Images,
+    other_photos: Images,
+    three_classes: Path,
+    tmp_path: Path,
+) -> None:
+    paths = {"train": other_photos.path, "selection": three_classes, "run": tmp_path / "run"}
+    line = fail("train.pretrain", **paths)
+    assert photos.index.fingerprint[:16] in line
+    assert other_photos.index.fingerprint[:16] in line
+
+
+def test_the_command_says_in_one_line_that_a_beton_is_truncated(
+    fail: Callable[..., str], truncated: Path, tmp_path: Path
+) -> None:
+    line = fail("train.pretrain", train=truncated, run=tmp_path / "run")
+    assert "copy it again" in line

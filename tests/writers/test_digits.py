@@ -94,7 +94,9 @@ def test_the_classes_of_the_source_differ_as_their_names_say(
 
 def test_the_relevant_classes_are_the_ten_upright_ones() -> None:
     relevant = digits.relevant_classes()
-    names = [name for name, found in zip(digits.CLASS_NAMES["source"], relevant, strict=True) if found]
+    names = [
+        name for name, found in zip(digits.CLASS_NAMES["source"], relevant, strict=True) if found
+    ]
     assert names == [f"{digit}-upright" for digit in range(10)]
     assert relevant.shape == (80,)
     assert relevant.dtype == bool

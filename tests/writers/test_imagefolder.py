@@ -169,6 +169,14 @@ def test_palette_colours_are_looked_up(tmp_path: Path) -> None:
     assert np.abs(pixels.astype(int) - GREEN).max() < 12
 
 
+def test_sixteen_bits_of_grey_keep_their_shades(tmp_path: Path) -> None:
+    (tmp_path / "root" / "ant").mkdir(parents=True)
+    image = Image.fromarray(np.full((24, 24), 100 * 256 + 7, dtype=np.uint16))
+    image.save(tmp_path / "root" / "ant" / "one.png")
+    pixels = only_image(tmp_path / "root", tmp_path / "out")
+    assert np.abs(pixels.astype(int) - 100).max() < 4
+
+
 def test_cmyk_jpegs_keep_their_colours(tmp_path: Path) -> None:
     (tmp_path / "root" / "ant").mkdir(parents=True)
     image = Image.new("RGB", (24, 24), RED).convert("CMYK")
@@ -180,7 +188,9 @@ def test_cmyk_jpegs_keep_their_colours(tmp_path: Path) -> None:
 def test_large_images_are_shrunk_to_the_longer_side(tmp_path: Path) -> None:
     (tmp_path / "root" / "ant").mkdir(parents=True)
     Image.new("RGB", (100, 50), RED).save(tmp_path / "root" / "ant" / "one.png")
-    index = write_all(tmp_path / "root", tmp_path / "out", val=0, test=0, max_resolution=40)["train"]
+    index = write_all(tmp_path / "root", tmp_path / "out", val=0, test=0, max_resolution=40)[
+        "train"
+    ]
     assert read_image(index, 0).shape == (20, 40, 3)
 
 

@@ -1,0 +1,433 @@
+"""`dp4tl`: each verb's result, files and exit status, and one clear line for each bad input."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from ffcv.fields import FloatField, IntField
+
+from dp4tl_ffcv import (
+    Features,
+    Scores,
+    Selection,
+    build_model,
+    label_mapping,
+    save_checkpoint,
+    select,
+    write_beton,
+)
+from dp4tl_ffcv.cli import main
+from tests.conftest import CLASS_NAMES, Images
+
+ROOT = Path(__file__).resolve().parents[2]
+PASS = ("--resolution", "32", "--batch-size", "64", "--num-workers", "2")
+
+
+@dataclass(frozen=True)
+class Files:
+    """What the verbs read."""
+
+    folder: Path
+
+    def __getattr__(self, name: str) -> Path:
+        stem, _, suffix = name.rpartition("_")
+        return self.folder / f"{stem}.{suffix}"
+
+
+@pytest.fixture(scope="module")
+def files(photos: Images, other_photos: Images, tmp_path_factory: pytest.TempPathFactory) -> Files:
+    """Checkpoints of two architectures; features, scores and a selection of the photos."""
+    folder = tmp_path_factory.mktemp("cli")
+    torch.manual_seed(0)
+    model = build_model("resnet8_w16", 10)
+    save_checkpoint(folder / "surrogate.pt", model)
+    save_checkpoint(folder / "wide.pt", build_model("resnet8_w32", 10))
+    checkpoint = ("--checkpoint", str(folder / "surrogate.pt"))
+    for name, images in (("source", photos), ("target", other_photos)):
+        main(["features", str(images.path), *checkpoint, *PASS, "--out", f"{folder}/{name}.npz"])
+    label_mapping(Features.load(folder / "target.npz").logits).save(folder / "lm.npz")
+    selection = select(Scores.load(folder / "lm.npz"), photos.index, keep=0.3)
+    selection.save(folder / "selection.npz")
+    return Files(folder)
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., dict[str, Any]]:
+    """Run a verb that succeeds, and return what it prints as JSON."""
+
+    def call(*arguments: str | Path) -> dict[str, Any]:
+        capsys.readouterr()
+        assert main([*map(str, arguments), "--json"]) is None
+        result: dict[str, Any] = json.loads(capsys.readouterr().out)
+        return result
+
+    return call
+
+
+@pytest.fixture
+def fail(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Run a verb that fails, and return its one line."""
+
+    def call(*arguments: str | Path) -> str:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as caught:
+            main([*map(str, arguments)])
+        assert caught.value.code == 1
+        printed = capsys.readouterr()
+        assert printed.out == ""
+        (line,) = printed.err.splitlines()
+        assert line.startswith("dp4tl: ")
+        assert "Traceback" not in line
+        return line
+
+    return call
+
+
+# The verbs.
+
+
+def test_inspect_says_what_a_beton_holds(run: Callable[..., Any], photos: Images) -> None:
+    result = run("inspect", photos.path)
+    assert result["fingerprint"] == photos.index.fingerprint
+    assert result["samples"] == 120
+    assert result["file_bytes"] == photos.path.stat().st_size
+    assert result["fields"] == {"image": "rgb_image", "label": "int", "identifier": "int"}
+    assert result["image_stored"] == {"jpg": 120, "raw": 0}
+    heights = [image.shape[0] for image in photos.images]
+    assert result["image_height"] == [min(heights), max(heights)]
+    assert result["classes"] == 10
+    assert result["classes_without_samples"] == 0
+    assert result["samples_per_class"] == {"min": 12, "median": 12.0, "max": 12}
+    assert result["class_names"] == CLASS_NAMES
+
+
+def test_inspect_describes_a_beton_without_labels(run: Callable[..., Any], tmp_path: Path) -> None:
+    write_beton(tmp_path / "bare.beton", [(0.5,), (1.5,)], {"value": FloatField()})
+    result = run("inspect", tmp_path / "bare.beton")
+    assert result["samples"] == 2
+    assert "classes" not in result
+
+
+def test_results_are_also_readable_text(photos: Images, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["inspect", str(photos.path)])
+    cells = (line.partition(" ") for line in capsys.readouterr().out.splitlines())
+    lines = {name: value.strip() for name, _, value in cells}
+    assert lines["samples"] == "120"
+    assert lines["image_stored"] == "jpg: 120, raw: 0"
+    assert lines["class_names"].startswith("class 0, class 1, ")
+
+
+def test_features_are_those_of_the_model(
+    run: Callable[..., Any], files: Files, other_photos: Images, tmp_path: Path
+) -> None:
+    out = tmp_path / "target.npz"
+    checkpoint = ("--checkpoint", files.surrogate_pt, "--arch", "resnet8_w16")
+    result = run("features", other_photos.path, *checkpoint, *PASS, "--out", out)
+    assert result == {"out": str(out), "samples": 40, "classes": 10, "features": 64}
+    features = Features.load(out)
+    assert features.logits.shape == (40, 10)
+    assert features.labels.tolist() == other_photos.labels.tolist()
+    assert features.provenance["beton_fingerprint"] == other_photos.index.fingerprint
+    assert features.provenance["arch"] == "resnet8_w16"
+
+
+def test_lm_counts_the_predictions_on_the_target(
+    run: Callable[..., Any], files: Files, tmp_path: Path
+) -> None:
+    result = run("score", "lm", "--target", files.target_npz, "--out", tmp_path / "lm.npz")
+    scores = Scores.load(tmp_path / "lm.npz")
+    votes = Features.load(files.target_npz).logits.argmax(axis=1)
+    assert scores.scores.tolist() == np.bincount(votes, minlength=10).tolist()
+    assert result["method"] == "lm"
+    assert result["scored"] == 10
+    assert result["above_zero"] == len(set(votes.tolist()))
+    assert result["best"] == scores.ranking().tolist()
+
+
+def test_fm_votes_for_the_nearest_class_mean(
+    run: Callable[..., Any], files: Files, tmp_path: Path
+) -> None:
+    inputs = ("--target", files.target_npz, "--source", files.source_npz)
+    result = run("score", "fm", *inputs, "--out", tmp_path / "fm.npz")
+    assert result["method"] == "fm"
+    target, source = Features.load(files.target_npz), Features.load(files.source_npz)
+    means = np.stack([source.features[source.labels == c].mean(axis=0) for c in range(10)])
+    distances = ((target.features[:, None].astype(float) - means) ** 2).sum(axis=2)
+    expected = np.bincount(distances.argmin(axis=1), minlength=10)
+    assert Scores.load(tmp_path / "fm.npz").scores.tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize(("more", "count"), [((), 10), (("--samples",), 120)])
+def test_random_scores_classes_or_samples(
+    more: tuple[str, ...], count: int, run: Callable[..., Any], photos: Images, tmp_path: Path
+) -> None:
+    for seed, name in ((3, "one"), (3, "same"), (4, "other")):
+        out = ("--out", tmp_path / f"{name}.npz", "--seed", seed)
+        result = run("score", "random", "--beton", photos.path, *out, *more)
+        assert result["scored"] == count
+    one, same, other = (
+        Scores.load(tmp_path / f"{name}.npz").scores.tolist() for name in ("one", "same", "other")
+    )
+    assert one == same != other
+
+
+@pytest.mark.parametrize(
+    "budget", [("--keep", "0.3"), ("--keep-classes", "3"), ("--keep-samples", "40")]
+)
+def test_select_retains_the_best_classes(
+    budget: tuple[str, str], run: Callable[..., Any], files: Files, photos: Images, tmp_path: Path
+) -> None:
+    out = tmp_path / "selection.npz"
+    result = run("select", "--scores", files.lm_npz, "--beton", photos.path, *budget, "--out", out)
+    best = sorted(Scores.load(files.lm_npz).ranking()[:3].tolist())
+    selection = Selection.load(out)
+    assert selection.classes.tolist() == best
+    assert selection.indices.tolist() == np.flatnonzero(np.isin(photos.labels, best)).tolist()
+    assert result["retained_classes"] == 3
+    assert result["of_classes"] == 10
+    assert result["retained_samples"] == 36
+    assert result["of_samples"] == 120
+    assert result["classes"] == [CLASS_NAMES[c] for c in best]
+    assert result["retained_bytes"] == photos.index.sample_bytes()[selection.indices].sum()
+
+
+@pytest.mark.parametrize("suffix", ["npy", "indices", "txt"])
+def test_export_writes_the_retained_ids(
+    suffix: str, run: Callable[..., Any], files: Files, tmp_path: Path
+) -> None:
+    out = tmp_path / f"ids.{suffix}"
+    assert run("export", files.selection_npz, "--out", out) == {"out": str(out), "samples": 36}
+    read: dict[str, Callable[[Path], Any]] = {
+        "npy": np.load,
+        "indices": lambda path: torch.load(path, weights_only=True),
+        "txt": lambda path: np.loadtxt(path, dtype=np.int64),
+    }
+    assert read[suffix](out).tolist() == Selection.load(files.selection_npz).indices.tolist()
+
+
+# Exit status 2.
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["nonsense"],
+        ["inspect"],
+        ["score"],
+        ["score", "nonsense"],
+        ["inspect", "a.beton", "--nonsense"],
+        ["select", "--scores", "a.npz", "--beton", "b.beton", "--keep", "many", "--out", "c.npz"],
+    ],
+    ids=" ".join,
+)
+def test_wrong_usage_leaves_with_status_2(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "verb", [[], ["inspect"], ["features"], ["score"], ["score", "lm"], ["select"], ["export"]]
+)
+def test_every_verb_explains_itself(verb: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([*verb, "--help"])
+    assert caught.value.code == 0
+    assert "usage: dp4tl" in capsys.readouterr().out
+
+
+# Bad input: one line that says what to do, and status 1.
+
+
+@pytest.fixture
+def bad_betons(unfinished: Path, truncated: Path, photos: Images, tmp_path: Path) -> Files:
+    """Betons that cannot be read."""
+    shutil.copy(truncated, tmp_path / "cut.beton")
+    (tmp_path / "text.beton").write_text("Hello. This is no beton, but it is long. " * 100)
+    (tmp_path / "empty.beton").touch()
+    other = bytearray(photos.path.read_bytes())
+    other[0] = 3
+    (tmp_path / "newer.beton").write_bytes(other)
+    return Files(tmp_path)
+
+
+BAD_BETONS = {
+    "unfinished": "write it again",
+    "truncated": "copy it again",
+    "text": "write it again",
+    "empty": "pass a file written by ffcv",
+    "newer": "version 3",
+    "nowhere": "check the path",
+}
+
+
+@pytest.mark.parametrize("name", BAD_BETONS)
+@pytest.mark.parametrize("verb", ["inspect", "features", "random", "select"])
+def test_a_beton_that_cannot_be_read_is_one_line(
+    verb: str, name: str, fail: Callable[..., str], bad_betons: Files, files: Files
+) -> None:
+    beton, out = bad_betons.folder / f"{name}.beton", bad_betons.folder / "out.npz"
+    arguments: dict[str, tuple[str | Path, ...]] = {
+        "inspect": ("inspect", beton),
+        "features": ("features", beton, "--checkpoint", files.surrogate_pt, "--out", out),
+        "random": ("score", "random", "--beton", beton, "--out", out),
+        "select": ("select", "--scores", files.lm_npz, "--beton", beton, "--keep=1", "--out", out),
+    }
+    line = fail(*arguments[verb])
+    assert str(beton) in line
+    assert BAD_BETONS[name] in line.lower()
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("kind", ["missing", "not integers", "negative"])
+@pytest.mark.parametrize("verb", ["features", "random", "select"])
+def test_labels_that_are_no_class_ids_are_one_line(
+    verb: str, kind: str, fail: Callable[..., str], files: Files, photos: Images, tmp_path: Path
+) -> None:
+    beton, out = tmp_path / "labels.beton", tmp_path / "out.npz"
+    fields: dict[str, Any] = {"x": IntField(), "label": IntField()}
+    if kind == "missing":
+        fields = {"x": IntField(), "other": IntField()}
+    elif kind == "not integers":
+        fields["label"] = FloatField()
+    samples = [(0, 1.5 if kind == "not integers" else number) for number in range(10)]
+    if kind == "negative":
+        fields = {"x": IntField(), "other": IntField()}
+        samples = [(0, -1)] * 10
+    write_beton(beton, samples, fields, label_field="x")
+    field = ("--label-field", "other") if kind == "negative" else ()
+    scores = ("--scores", files.lm_npz, "--keep=1")
+    arguments: dict[str, tuple[str | Path, ...]] = {
+        "features": ("features", beton, "--checkpoint", files.surrogate_pt, "--out", out),
+        "random": ("score", "random", "--beton", beton, *field, "--out", out),
+        "select": ("select", *scores, "--beton", beton, *field, "--out", out),
+    }
+    line = fail(*arguments[verb])
+    assert "field" in line or "label" in line or "class id" in line
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "advice"),
+    [
+        (("--checkpoint", "wide.pt", "--arch", "resnet8_w16"), "pass another checkpoint"),
+        (("--checkpoint", "lm.npz"), "train.pretrain"),
+        (("--checkpoint", "nowhere.pt"), "check the path"),
+    ],
+    ids=["architecture", "no checkpoint", "nowhere"],
+)
+def test_a_checkpoint_that_does_not_fit_is_one_line(
+    options: tuple[str, ...], advice: str, fail: Callable[..., str], files: Files, photos: Images
+) -> None:
+    given = [str(files.folder / part) if "." in part else part for part in options]
+    line = fail("features", photos.path, *given, "--out", files.folder / "never.npz")
+    assert advice in line.lower()
+    assert not (files.folder / "never.npz").exists()
+
+
+@pytest.mark.parametrize("keep", ["0", "-0.5", "1.01", "40", "nan", "inf"])
+def test_keep_outside_of_zero_to_one_is_one_line(
+    keep: str, fail: Callable[..., str], files: Files, photos: Images, tmp_path: Path
+) -> None:
+    inputs = ("--scores", files.lm_npz, "--beton", photos.path, f"--keep={keep}")
+    line = fail("select", *inputs, "--out", tmp_path / "out.npz")
+    assert "`keep` must lie in (0, 1]" in line
+    assert "0.4" in line
+    assert not (tmp_path / "out.npz").exists()
+
+
+@pytest.mark.parametrize("budget", [(), ("--keep", "0.5", "--keep-classes", "2")])
+def test_no_budget_or_two_is_one_line(
+    budget: tuple[str, ...], fail: Callable[..., str], files: Files, photos: Images, tmp_path: Path
+) -> None:
+    inputs = ("--scores", files.lm_npz, "--beton", photos.path, *budget)
+    assert "exactly one" in fail("select", *inputs, "--out", tmp_path / "out.npz")
+
+
+def test_scores_of_another_beton_are_one_line(
+    fail: Callable[..., str], files: Files, photos: Images, other_photos: Images, tmp_path: Path
+) -> None:
+    inputs = ("--target", str(files.target_npz), "--source", str(files.source_npz))
+    main(["score", "fm", *inputs, "--out", str(tmp_path / "fm.npz")])
+    arguments = ("--scores", tmp_path / "fm.npz", "--keep", "0.5", "--out", tmp_path / "out.npz")
+    line = fail("select", *arguments, "--beton", other_photos.path)
+    assert photos.index.fingerprint[:16] in line
+    assert other_photos.index.fingerprint[:16] in line
+    assert "again" in line
+
+
+def test_features_of_another_surrogate_are_one_line(
+    fail: Callable[..., str], files: Files, photos: Images, tmp_path: Path
+) -> None:
+    source = tmp_path / "source.npz"
+    checkpoint = ("--checkpoint", str(files.wide_pt))
+    main(["features", str(photos.path), *checkpoint, *PASS, "--out", str(source)])
+    inputs = ("--target", files.target_npz, "--source", source)
+    line = fail("score", "fm", *inputs, "--out", tmp_path / "fm.npz")
+    assert "extract both features alike" in line.lower()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("score", "lm", "--target", "lm.npz", "--out", "never.npz"),
+        ("score", "lm", "--target", "surrogate.pt", "--out", "never.npz"),
+        ("export", "lm.npz", "--out", "never.npy"),
+        ("export", "nowhere.npz", "--out", "never.npy"),
+        ("export", "selection.npz", "--out", "never.csv"),
+        ("score", "lm", "--target", "target.npz", "--out", "never.csv"),
+    ],
+    ids=["another kind", "no artifact", "scores", "nowhere", "suffix", "suffix of scores"],
+)
+def test_files_that_are_not_what_they_should_be_are_one_line(
+    arguments: tuple[str, ...], fail: Callable[..., str], files: Files
+) -> None:
+    line = fail(*(str(files.folder / part) if "." in part else part for part in arguments))
+    assert str(files.folder) in line
+    assert not list(files.folder.glob("never*"))
+
+
+def test_debug_shows_the_traceback(unfinished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["inspect", str(unfinished), "--debug"])
+    assert caught.value.code == 1
+    error = capsys.readouterr().err
+    assert error.startswith("Traceback")
+    assert "BetonError" in error
+
+
+def test_help_loads_neither_torch_nor_numba_nor_ffcv() -> None:
+    code = (
+        "import sys\n"
+        "from dp4tl_ffcv.cli import main\n"
+        "try:\n"
+        "    main(['--help'])\n"
+        "except SystemExit as left:\n"
+        "    heavy = [n for n in ('torch', 'numba', 'ffcv') if n in sys.modules]\n"
+        "    print(left.code, heavy)\n"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "usage: dp4tl" in done.stdout
+    assert done.stdout.splitlines()[-1] == "0 []"
+
+
+def test_a_real_process_leaves_with_the_status_and_the_line(tmp_path: Path) -> None:
+    code = "from dp4tl_ffcv.cli import main; main()"
+    command = [sys.executable, "-c", code, "inspect", str(tmp_path / "nowhere.beton")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1
