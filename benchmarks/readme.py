@@ -74,8 +74,10 @@ def _line(cells: dict[str, Any]) -> str:
 
 def fill(readme: str, result: dict[str, Any]) -> str:
     """Return the README with the table between its two markers replaced."""
-    head, _, rest = readme.partition(START)
-    _, _, tail = rest.partition(END)
+    head, start, rest = readme.partition(START)
+    _, end, tail = rest.partition(END)
+    if not start or not end:
+        raise ValueError(f"`readme` must hold {START} and {END}; got neither. Put them back.")
     return f"{head}{START}\n{table(result)}\n{END}{tail}"
 
 

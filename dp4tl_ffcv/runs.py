@@ -21,16 +21,20 @@ class RunFolder:
     """A folder with `config.json`, `log.jsonl`, `checkpoints/`, `result.json`.
 
     A run is finished once its `result.json` is there, and the same configuration then need not run
-    again; a folder with another configuration, or a run that was stopped, starts over.
+    again. A run that was stopped starts over.
 
     Args:
         path: the folder.
         config: everything that the result depends on, as JSON values.
+        overwrite: let a run of another configuration that is finished be replaced.
     """
 
-    def __init__(self, path: str | os.PathLike[str], config: Mapping[str, Any]) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], config: Mapping[str, Any], *, overwrite: bool = False
+    ) -> None:
         self.path = Path(path)
         self.config = json.loads(json.dumps(config))
+        self.overwrite = overwrite
 
     @property
     def checkpoints(self) -> Path:
@@ -43,12 +47,26 @@ class RunFolder:
         return result if result is not None and config == self.config else None
 
     def start(self) -> None:
-        """Clear what an unfinished or differently configured run left, and record the config."""
+        """Clear what an unfinished run left, and record the configuration.
+
+        Raises:
+            ValueError: the folder holds a finished run of another configuration, which only
+                `overwrite` replaces, or something that no run has made.
+        """
+        if (self.path / "result.json").exists() and not self.overwrite:
+            raise ValueError(
+                f"`run` must be a new folder; got {str(self.path)!r}, which holds a finished run "
+                "with other settings or inputs. Name another, delete it, or overwrite it."
+            )
+        if not (self.path / "config.json").exists() and self.checkpoints.exists():
+            raise ValueError(
+                f"`run` must be a new folder or an earlier run; got {str(self.path)!r}, which "
+                "holds checkpoints of something else. Name another."
+            )
         for name in ("result.json", "log.jsonl"):
             (self.path / name).unlink(missing_ok=True)
         if self.checkpoints.exists():
             shutil.rmtree(self.checkpoints)
-        self.checkpoints.mkdir(parents=True)
         write_json(self.path / "config.json", self.config)
         self.log({"event": "start", **environment()})
 

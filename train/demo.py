@@ -7,13 +7,13 @@ Which source classes does a target of ten handwritten digits need, out of eighty
 second run takes over every stage that is finished; so does a run after Ctrl-C.
 """
 
+import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,42 +22,23 @@ import tyro
 
 from dp4tl_ffcv import (
     BetonIndex,
-    Features,
     RunFolder,
     Scores,
     Selection,
-    class_means,
     environment,
-    evaluation_loader,
-    extract_features,
-    feature_mapping,
-    label_mapping,
-    load_checkpoint,
     one_line_errors,
-    random_scores,
     read_image,
     select,
     sha256_of_file,
     write_json,
 )
+from dp4tl_ffcv.cli import commands, score
 from dp4tl_ffcv.report import ClassScores, ContactSheet, write_report
 from train import finetune, pretrain
+from train.demo_results import DEFINITIONS, print_table, summarise, uneven_rates
 from writers import digits
 
 METHODS = ("lm", "fm", "random")
-DEFINITIONS = {
-    "keep": "share of the source's classes that is retained",
-    "pretrain_seconds": "wall-clock seconds of the training loop, loading included, compilation "
-    "and validation apart; mean over seeds",
-    "selection_seconds": "seconds of surrogate training, feature extraction, scoring and selecting",
-    "speedup": "pretraining seconds of the full source / of this row",
-    "speedup_with_selection": "the same, with the selection's seconds added to this row's",
-    "test_accuracy_spread": "sample standard deviation over seeds",
-    "relevant_share": "share of the retained classes that are in the target's rendering",
-    "relevant_found": "share of the classes in the target's rendering that are retained",
-    "equal_epochs": "as many passes over the retained samples as the full run makes over all",
-    "equal_iterations": "as many optimiser steps as the full run",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,12 +85,14 @@ class Run:
         return f"{self.method}_{self.keep:g}{control}_seed{self.seed}"
 
     @property
+    def scores(self) -> str:
+        """Name of the scores file; random draws anew for every seed."""
+        return f"random_seed{self.seed}" if self.method == "random" else self.method
+
+    @property
     def selection(self) -> str | None:
-        """Name of the selection file; random draws anew for every seed."""
-        if self.method == "full":
-            return None
-        seed = f"_seed{self.seed}" if self.method == "random" else ""
-        return f"{self.method}_{self.keep:g}{seed}"
+        """Name of the selection file."""
+        return None if self.method == "full" else f"{self.scores}_{self.keep:g}"
 
 
 @dataclass
@@ -117,7 +100,7 @@ class Demo:
     """The stages, and what they cost."""
 
     config: Config
-    stages: list[dict[str, Any]] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
 
     @property
     def data(self) -> Path:
@@ -130,26 +113,31 @@ class Demo:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Announce a stage and keep its seconds."""
+        """Announce a stage and add its seconds to those of earlier runs in this folder."""
         print(f"-- {name}", flush=True)
+        path = self.config.out / "stages.json"
         started = time.perf_counter()
-        yield
-        self.stages.append({"stage": name, "seconds": time.perf_counter() - started})
+        try:
+            yield
+        finally:
+            self.seconds = json.loads(path.read_text()) if path.exists() else {}
+            spent = time.perf_counter() - started
+            self.seconds[name] = self.seconds.get(name, 0.0) + spent
+            write_json(path, self.seconds)
 
     # -- 1. data ---------------------------------------------------------------------------------
     def write_data(self) -> None:
         """Write the six betons unless they are there."""
         settings = digits.Config(out=self.data, variants=self.config.variants)
-        run = RunFolder(self.data, {"writer": "digits", "variants": settings.variants})
+        config = {"writer": "digits", "variants": settings.variants}
+        run = RunFolder(self.data, config, overwrite=True)
         finished = run.finished()
-        if finished and all(
-            (self.data / f"{name}.beton").exists() for name in finished["fingerprints"]
-        ):
+        if finished and finished["fingerprints"] == fingerprints(self.data):
             print(f"{self.data}: finished before, reused")
             return
         run.start()
-        written = digits.write(settings)
-        run.finish({"fingerprints": {name: index.fingerprint for name, index in written.items()}})
+        digits.write(settings)
+        run.finish({"fingerprints": fingerprints(self.data)})
 
     # -- 2. surrogate ----------------------------------------------------------------------------
     def pretraining(self, name: str, **changes: Any) -> pretrain.Config:
@@ -167,6 +155,7 @@ class Demo:
             "min_scale": 0.5,
             "flip": False,  # mirrored digits are other classes
             "num_workers": self.config.num_workers,
+            "overwrite": True,
         }
         return pretrain.Config(**(settings | changes))
 
@@ -179,71 +168,100 @@ class Demo:
         )
 
     # -- 3. scores and selections ----------------------------------------------------------------
-    def score(self, surrogate: dict[str, Any]) -> dict[str, Any]:
-        """Score by every method, save every selection, and return the seconds each one took."""
+    def score(self, surrogate: dict[str, Any]) -> dict[str, float]:
+        """Score by every method, save every selection, and return each method's seconds."""
         checkpoint = Path(surrogate["checkpoint"])
-        source = BetonIndex.open(self.data / "source_train.beton")
-        target = BetonIndex.open(self.data / "target_train.beton")
+        source = self.data / "source_train.beton"
+        index = BetonIndex.open(source)
         run = RunFolder(
             self.config.out / "scores",
             {
                 "checkpoint_sha256": sha256_of_file(checkpoint),
-                "source": source.fingerprint,
-                "target": target.fingerprint,
+                "betons": fingerprints(self.data),
                 "keeps": self.config.keeps,
                 "seeds": self.config.seeds,
             },
+            overwrite=True,
         )
-        if finished := run.finished():
+        names = {r.selection for r in self.plan() if r.selection}
+        finished = run.finished()
+        if finished and all(self.selection_path(name).exists() for name in names):
             print(f"{run.path}: finished before, reused")
-            return finished
+            return dict(finished["seconds"])
         run.start()
-        warm_up_scoring()
-        clock = Clock()
-        on_target = clock("lm", "fm", call=partial(self.extract, target, checkpoint))
-        on_source = clock("fm", call=partial(self.extract, source, checkpoint))
-        num_classes = source.num_classes()
-        scores = {
-            "lm": clock("lm", call=partial(label_mapping, on_target.logits, num_classes)),
-            "fm": clock("fm", call=partial(map_features, on_target, on_source)),
-        }
-        for seed in self.config.seeds:
-            draw = partial(random_scores, num_classes, seed=seed)
-            scores[f"random_seed{seed}"] = clock("random", call=draw)
-        for name, values in scores.items():
-            values.save(run.path / f"{name}.npz")
-            method, _, suffix = name.partition("_")
-            for keep in self.config.keeps:
-                selection = clock(method, call=partial(select, values, source, keep=keep))
-                file_name = f"{method}_{keep:g}" + (f"_{suffix}" if suffix else "")
-                selection.save(self.selection_path(file_name))
-        clock.seconds["random"] /= len(self.config.seeds)  # each seed is a selection of its own
-        return run.finish({"seconds": clock.seconds})
 
-    def extract(self, index: BetonIndex, checkpoint: Path) -> Features:
-        """Run the surrogate over a beton."""
-        loader = evaluation_loader(
-            index.path,
-            batch_size=256,
-            resolution=32,
-            crop_ratio=1.0,
-            num_workers=self.config.num_workers,
-        )
-        model = load_checkpoint(checkpoint)
-        return extract_features(model, loader, loader.indices, checkpoint=checkpoint)
+        # The steps are those of the command line, files included: that is what a user pays.
+        def features(split: str) -> Path:
+            out = run.path / f"{split}.npz"
+            commands.Features(
+                beton=self.data / f"{split}.beton",
+                checkpoint=checkpoint,
+                out=out,
+                resolution=32,
+                crop_ratio=1.0,
+                num_workers=self.config.num_workers,
+            ).run()
+            return out
+
+        # A first pass over other images, so that compilation is not counted as selection.
+        warm = features("target_val")
+        score.FeatureMapping(target=warm, source=warm, out=run.path / "warm_up.npz").run()
+
+        started = time.perf_counter()
+        target = features("target_train")
+        score.LabelMapping(target=target, out=run.path / "lm.npz").run()
+        seconds = {"lm": time.perf_counter() - started}
+        started = time.perf_counter()
+        score.FeatureMapping(
+            target=features("target_train"),
+            source=features("source_train"),
+            out=run.path / "fm.npz",
+        ).run()
+        seconds["fm"] = time.perf_counter() - started
+        started = time.perf_counter()
+        for seed in self.config.seeds:
+            out = run.path / f"random_seed{seed}.npz"
+            score.Random(beton=source, out=out, seed=seed).run()
+        seconds["random"] = (time.perf_counter() - started) / len(self.config.seeds)
+
+        for planned in self.plan():
+            if planned.selection and planned.budget == "equal_epochs":
+                started = time.perf_counter()
+                scores = Scores.load(run.path / f"{planned.scores}.npz")
+                select(scores, index, keep=planned.keep).save(
+                    self.selection_path(planned.selection)
+                )
+                # A selection is for one keep and seed, so each counts with its share.
+                share = len(self.config.keeps) * len(self.config.seeds)
+                seconds[planned.method] += (time.perf_counter() - started) / share
+        for method in ("lm", "fm"):
+            seconds[method] += surrogate["pretrain_seconds"]
+        run.finish({"seconds": seconds})
+        return seconds
 
     # -- 4. pretraining and finetuning -----------------------------------------------------------
     def plan(self) -> list[Run]:
-        """Return every pretraining run: full, each method and keep, and the control."""
-        runs = []
+        """Return every pretraining run: full, each method and keep, and the control.
+
+        The full source comes first in one seed and last in the next, so that a machine that warms
+        up or slows down favours neither side.
+        """
+        runs: list[Run] = []
         for seed in self.config.seeds:
-            runs.append(Run("full", 1.0, "equal_epochs", seed))
+            turn = [Run("full", 1.0, "equal_epochs", seed)]
             for method in METHODS:
-                runs += [Run(method, keep, "equal_epochs", seed) for keep in self.config.keeps]
-                runs.append(Run(method, self.config.control_keep, "equal_iterations", seed))
+                turn += [Run(method, keep, "equal_epochs", seed) for keep in self.config.keeps]
+                turn.append(Run(method, self.config.control_keep, "equal_iterations", seed))
+            runs += turn if len(runs) == 0 else turn[::-1]
         return runs
 
-    def train(self, run: Run, full_steps: int | None) -> dict[str, Any]:
+    def full_steps(self) -> int:
+        """Return how many steps the full run takes."""
+        settings = self.pretraining("full")
+        num_samples = BetonIndex.open(settings.train).num_samples
+        return settings.epochs * (num_samples // settings.batch_size)
+
+    def train(self, run: Run) -> dict[str, Any]:
         """Pretrain and finetune once; return what was measured."""
         selection = self.selection_path(run.selection) if run.selection else None
         control = run.budget == "equal_iterations"
@@ -252,7 +270,7 @@ class Demo:
                 run.name,
                 selection=selection,
                 seed=run.seed,
-                iterations=full_steps if control else None,
+                iterations=self.full_steps() if control else None,
             )
         )
         shared: dict[str, Any] = {
@@ -264,6 +282,7 @@ class Demo:
             "flip": False,
             "seed": run.seed,
             "num_workers": self.config.num_workers,
+            "overwrite": True,
         }
         folder = self.config.out / "finetune" / run.name
         probe = finetune.Config(
@@ -284,86 +303,6 @@ class Demo:
         )
         accuracies = {part.mode: finetune.finetune(part)["test_accuracy"] for part in (probe, full)}
         return {**pretrained, "accuracies": accuracies, "selection": selection}
-
-
-class Clock:
-    """Seconds by method; work that two methods need counts for both."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = dict.fromkeys(METHODS, 0.0)
-
-    def __call__(self, *methods: str, call: Callable[[], Any]) -> Any:
-        """Run `call` and charge its seconds to `methods`."""
-        started = time.perf_counter()
-        result = call()
-        for method in methods:
-            self.seconds[method] += time.perf_counter() - started
-        return result
-
-
-def map_features(target: Features, source: Features) -> Scores:
-    """Score by feature mapping over the source's labelled classes."""
-    means = class_means(source.features, source.labels, source.logits.shape[1])
-    return feature_mapping(target.features, means)
-
-
-def warm_up_scoring() -> None:
-    """Compile the kernels on two rows, so that compilation is not counted as selection."""
-    rows = np.eye(2, dtype=np.float32)
-    feature_mapping(rows, class_means(rows, [0, 1], 2))
-    label_mapping(rows)
-
-
-def summarise(
-    runs: dict[Run, dict[str, Any]], selection_seconds: dict[str, float], surrogate_seconds: float
-) -> list[dict[str, Any]]:
-    """Return the rows of the result, one per method, keep, budget and finetuning."""
-    relevant = digits.relevant_classes()
-    groups: dict[tuple[str, float, str], list[dict[str, Any]]] = {}
-    for run, outcome in runs.items():
-        groups.setdefault((run.method, run.keep, run.budget), []).append(outcome)
-    full_seconds = mean(groups["full", 1.0, "equal_epochs"], "pretrain_seconds")
-    rows = []
-    for (method, keep, budget), outcomes in groups.items():
-        seconds = mean(outcomes, "pretrain_seconds")
-        cost = selection_seconds.get(method, 0.0)
-        cost += surrogate_seconds if method in ("lm", "fm") else 0.0
-        retained = [
-            relevant[Selection.load(o["selection"]).classes] if o["selection"] else relevant
-            for o in outcomes
-        ]
-        for finetuning in outcomes[0]["accuracies"]:
-            accuracies = [outcome["accuracies"][finetuning] for outcome in outcomes]
-            rows.append(
-                {
-                    "method": method,
-                    "keep": keep,
-                    "finetuning": finetuning,
-                    "budget": budget,
-                    "retained_classes": outcomes[0]["retained_classes"],
-                    "retained_samples": outcomes[0]["retained_samples"],
-                    "pretrain_steps": outcomes[0]["steps"],
-                    "pretrain_seconds": seconds,
-                    "selection_seconds": cost,
-                    "speedup": full_seconds / seconds,
-                    "speedup_with_selection": full_seconds / (seconds + cost),
-                    "test_accuracy_mean": float(np.mean(accuracies)),
-                    "test_accuracy_spread": float(np.std(accuracies, ddof=1))
-                    if len(accuracies) > 1
-                    else None,
-                    "test_accuracies": accuracies,
-                    "relevant_share": float(np.mean([part.mean() for part in retained])),
-                    "relevant_found": float(
-                        np.mean([part.sum() for part in retained]) / relevant.sum()
-                    ),
-                }
-            )
-    return rows
-
-
-def mean(outcomes: list[dict[str, Any]], name: str) -> float:
-    """Return the mean of a figure over seeds."""
-    return float(np.mean([outcome[name] for outcome in outcomes]))
 
 
 def contact_sheets(demo: Demo) -> list[ContactSheet]:
@@ -388,20 +327,18 @@ def contact_sheets(demo: Demo) -> list[ContactSheet]:
     return sheets
 
 
-def print_table(rows: list[dict[str, Any]]) -> None:
-    """Print the rows that the report shows in full."""
-    print(
-        f"\n{'method':<8}{'keep':>6}  {'budget':<17}{'finetuning':<16}{'classes':>7}"
-        f"{'seconds':>9}{'speed-up':>9}{'with cost':>10}{'accuracy':>16}{'relevant':>9}"
-    )
-    for row in sorted(rows, key=lambda row: (row["finetuning"], row["budget"], -row["keep"])):
-        spread = row["test_accuracy_spread"]
-        accuracy = f"{row['test_accuracy_mean']:.3f}" + (f" ± {spread:.3f}" if spread else "")
-        print(
-            f"{row['method']:<8}{row['keep']:>6g}  {row['budget']:<17}{row['finetuning']:<16}"
-            f"{row['retained_classes']:>7}{row['pretrain_seconds']:>9.1f}{row['speedup']:>9.2f}"
-            f"{row['speedup_with_selection']:>10.2f}{accuracy:>16}{row['relevant_share']:>9.2f}"
-        )
+def fingerprints(folder: Path) -> dict[str, str]:
+    """Return the fingerprint of every beton in a folder, by name."""
+    return {path.stem: BetonIndex.open(path).fingerprint for path in folder.glob("*.beton")}
+
+
+def start_over(out: Path) -> None:
+    """Delete what the demo makes, and nothing else."""
+    for name in ("data", "pretrain", "scores", "selections", "finetune", "figures"):
+        if (out / name).exists():
+            shutil.rmtree(out / name)
+    for name in ("result.json", "report.html", "stages.json"):
+        (out / name).unlink(missing_ok=True)
 
 
 def run_demo(config: Config) -> Path:
@@ -411,49 +348,51 @@ def run_demo(config: Config) -> Path:
             f"`control_keep` must be one of `keeps` {config.keeps}; got {config.control_keep}. "
             "Name one of them."
         )
-    if config.fresh and config.out.exists():
-        shutil.rmtree(config.out)
+    if config.fresh:
+        start_over(config.out)
     demo = Demo(config)
     with demo.stage("1/5 write the source and the target"):
         demo.write_data()
     with demo.stage("2/5 train the surrogate"):
         surrogate = demo.train_surrogate()
     with demo.stage("3/5 score the source classes and select"):
-        scoring = demo.score(surrogate)
+        selection_seconds = demo.score(surrogate)
     plan = demo.plan()
-    outcomes: dict[Run, dict[str, Any]] = {}
+    outcomes: dict[tuple[str, float, str], list[dict[str, Any]]] = {}
     with demo.stage("4/5 pretrain and finetune"):
         for number, run in enumerate(plan, start=1):
             print(f"[{number}/{len(plan)}] {run.name}", flush=True)
-            full = outcomes.get(Run("full", 1.0, "equal_epochs", run.seed))
-            outcomes[run] = demo.train(run, full["steps"] if full else None)
-    with demo.stage("5/5 report"):
-        rows = summarise(outcomes, scoring["seconds"], surrogate["pretrain_seconds"])
-        result = {
-            "environment": environment(),
-            "config": {k: str(v) if isinstance(v, Path) else v for k, v in asdict(config).items()},
-            "seeds": list(config.seeds),
-            "rows": rows,
-            "stages": demo.stages,
-            "definitions": DEFINITIONS,
-        }
-        write_json(config.out / "result.json", result)
-        relevant = digits.relevant_classes()
-        report = write_report(
-            result,
-            config.out / "report.html",
-            class_names=digits.CLASS_NAMES["source"],
-            class_scores=[
-                ClassScores(
-                    method=method,
-                    scores=Scores.load(config.out / "scores" / f"{method}.npz").scores,
-                    relevant=relevant,
-                )
-                for method in ("lm", "fm")
-            ],
-            sheets=contact_sheets(demo),
-        )
+            outcomes.setdefault((run.method, run.keep, run.budget), []).append(demo.train(run))
+    print("-- 5/5 report", flush=True)
+    relevant = digits.relevant_classes()
+    rows = summarise(outcomes, selection_seconds, relevant)
+    result = {
+        "environment": environment(),
+        "config": {k: v for k, v in asdict(config).items() if k not in ("out", "fresh")},
+        "seeds": list(config.seeds),
+        "rows": rows,
+        "stages": [{"stage": k, "seconds": v} for k, v in demo.seconds.items()],
+        "definitions": DEFINITIONS,
+        "warning": uneven_rates(outcomes),
+    }
+    write_json(config.out / "result.json", result)
+    report = write_report(
+        result,
+        config.out / "report.html",
+        class_names=digits.CLASS_NAMES["source"],
+        class_scores=[
+            ClassScores(
+                method=method,
+                scores=Scores.load(config.out / "scores" / f"{method}.npz").scores,
+                relevant=relevant,
+            )
+            for method in ("lm", "fm")
+        ],
+        sheets=contact_sheets(demo),
+    )
     print_table(rows)
+    if result["warning"]:
+        print(f"\nNote: {result['warning']}.")
     return report
 
 

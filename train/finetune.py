@@ -72,12 +72,21 @@ class Config:
     """Of the new head and the order of the samples."""
     num_workers: int = -1
     """Loading threads; -1 takes every core."""
+    overwrite: bool = False
+    """Replace a finished run of other settings in the same folder."""
+
+    def __post_init__(self) -> None:
+        """Refuse settings that no run can have."""
+        for name in ("epochs", "batch_size", "resolution"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"`{name}` must be at least 1; got {value}. Raise it.")
 
 
 def finetune(config: Config) -> dict[str, Any]:
     """Train as `config` says and return the content of `result.json`."""
     model = load_checkpoint(config.checkpoint, arch=config.arch)
-    run = RunFolder(config.run, _fingerprint(config))
+    run = RunFolder(config.run, _fingerprint(config), overwrite=config.overwrite)
     if finished := run.finished():
         print(f"{config.run}: finished before, reused")
         return finished
@@ -96,7 +105,7 @@ def finetune(config: Config) -> dict[str, Any]:
     # -- test, once ------------------------------------------------------------------------------
     hits = correct(model, evaluate_on(config.test, config, device))
     labels = torch.from_numpy(BetonIndex.open(config.test).labels())
-    per_class = [float(hits[labels == c].float().mean()) for c in labels.unique()]
+    per_class = {int(c): float(hits[labels == c].float().mean()) for c in labels.unique()}
     save_checkpoint(run.checkpoints / "best.pt", model)
     accuracy = float(hits.float().mean())
     result = {
@@ -230,7 +239,11 @@ def correct(model: nn.Module, loader: PrunedLoader) -> Tensor:
 
 def _fingerprint(config: Config) -> dict[str, Any]:
     """Everything that the result depends on: the settings, and what the files hold."""
-    settings = {name: str(v) if isinstance(v, Path) else v for name, v in asdict(config).items()}
+    settings = {
+        name: str(v) if isinstance(v, Path) else v
+        for name, v in asdict(config).items()
+        if name != "overwrite"
+    }
     splits = {name: getattr(config, name) for name in ("train", "val", "test")}
     return {
         **settings,

@@ -7,12 +7,15 @@ The run folder gets `config.json`, `log.jsonl`, `checkpoints/last.pt` and `resul
 run of the same configuration is not repeated.
 """
 
+import copy
+import math
 import os
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import tyro
 from torch import nn
@@ -74,16 +77,28 @@ class Config:
     """Of the initial weights and the order of the samples."""
     num_workers: int = -1
     """Loading threads; -1 takes every core."""
+    overwrite: bool = False
+    """Replace a finished run of other settings in the same folder."""
+
+    def __post_init__(self) -> None:
+        """Refuse settings that no run can have."""
+        for name in ("epochs", "iterations", "batch_size", "resolution"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"`{name}` must be at least 1; got {value}. Raise it.")
 
 
 def pretrain(config: Config) -> dict[str, Any]:
     """Train as `config` says and return the content of `result.json`."""
     index = BetonIndex.open(config.train)
     selection = Selection.load(config.selection) if config.selection else None
-    run = RunFolder(config.run, _fingerprint(config, index, selection))
+    run = RunFolder(config.run, _fingerprint(config, index, selection), overwrite=config.overwrite)
     if finished := run.finished():
         print(f"{config.run}: finished before, reused")
         return finished
+    if selection:
+        selection.check(index)
+    validation = _validation_selection(config, index, selection)
     run.start()
 
     # -- set up ----------------------------------------------------------------------------------
@@ -113,56 +128,80 @@ def pretrain(config: Config) -> dict[str, Any]:
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: triangle(step, num_steps, config.warmup)
     )
-    criterion = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
-    warm_up_seconds = warm_up(loader)
+    warm_up_seconds = warm_up(model, loader)
 
     # -- train -----------------------------------------------------------------------------------
-    model.train()
-    seconds, step, images_seen = 0.0, 0, 0
+    parts = Parts(
+        model,
+        loader,
+        optimizer,
+        schedule,
+        nn.CrossEntropyLoss(label_smoothing=config.label_smoothing),
+    )
+    seconds, step, images = 0.0, 0, 0
     while step < num_steps:
-        total_loss = torch.zeros((), device=device)
         epoch_steps = min(len(loader), num_steps - step)
+        name = f"pretrain {config.run.name}, step {step}/{num_steps}"
         started = time.perf_counter()
-        batches = zip(range(epoch_steps), loader, strict=False)
-        for _, (images, labels) in track(
-            batches,
-            total=epoch_steps * config.batch_size,
-            description=f"pretrain {config.run.name}, step {step}/{num_steps}",
-            unit="images",
-            scale=config.batch_size,
-        ):
-            with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-                loss = criterion(model(images), labels)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            total_loss += loss.detach()  # stays on the device: no wait for the GPU in the loop
-            images_seen += len(images)
-        mean_loss = total_loss.item() / epoch_steps  # waits for the GPU, so the clock is right
+        epoch_images, loss = train_epoch(parts, epoch_steps, name)
         seconds += time.perf_counter() - started
-        step += epoch_steps
-        run.log({"event": "epoch", "step": step, "loss": mean_loss, "seconds": seconds})
+        if not math.isfinite(loss):
+            raise ValueError(f"`lr` must keep the loss finite; got {config.lr}. Lower it.")
+        step, images = step + epoch_steps, images + epoch_images
+        run.log({"event": "epoch", "step": step, "loss": loss, "seconds": seconds})
 
     # -- finish ----------------------------------------------------------------------------------
     checkpoint = run.checkpoints / "last.pt"
+    model.trained_on = index.fingerprint
     save_checkpoint(checkpoint, model)
     result = {
         "checkpoint": str(checkpoint),
         "retained_classes": num_classes,
         "retained_samples": len(selection) if selection else index.num_samples,
         "steps": num_steps,
-        "images": images_seen,
+        "images": images,
         "pretrain_seconds": seconds,
         "warm_up_seconds": warm_up_seconds,
-        "images_per_second": images_seen / seconds,
-        "val_accuracy": validate(model, config.val, config, selection) if config.val else None,
+        "images_per_second": images / seconds,
+        "val_accuracy": validate(model, config.val, config, validation) if config.val else None,
     }
     print(
         f"{config.run}: {num_classes} classes, {num_steps} steps, {seconds:.1f} s, "
-        f"{images_seen / seconds:.0f} images/s, loss {mean_loss:.3f}"
+        f"{images / seconds:.0f} images/s, loss {loss:.3f}"
     )
     return run.finish(result)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a training step works on."""
+
+    model: nn.Module
+    loader: PrunedLoader
+    optimizer: torch.optim.Optimizer
+    schedule: torch.optim.lr_scheduler.LRScheduler
+    criterion: nn.Module
+
+
+def train_epoch(parts: Parts, num_steps: int, name: str) -> tuple[int, float]:
+    """Make `num_steps` steps on the next epoch's batches; return images and mean loss."""
+    device = next(parts.model.parameters()).device
+    total_loss, count = torch.zeros((), device=device), 0
+    parts.model.train()
+    batch_size = parts.loader.batch_size
+    batches = zip(range(num_steps), parts.loader, strict=False)
+    for _, (images, labels) in track(
+        batches, total=num_steps * batch_size, description=name, unit="images", scale=batch_size
+    ):
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            loss = parts.criterion(parts.model(images), labels)
+        parts.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        parts.optimizer.step()
+        parts.schedule.step()
+        total_loss += loss.detach()  # stays on the device: no wait for the GPU in the loop
+        count += len(images)
+    return count, total_loss.item() / num_steps  # waits for the GPU, so the caller's clock is right
 
 
 def triangle(step: int, num_steps: int, warmup: float) -> float:
@@ -173,24 +212,27 @@ def triangle(step: int, num_steps: int, warmup: float) -> float:
     return max(0.0, num_steps - step) / max(1.0, num_steps - peak)
 
 
-def warm_up(loader: PrunedLoader) -> float:
-    """Load one batch, so that compilation is not counted as training, and return the seconds."""
+def warm_up(model: nn.Module, loader: PrunedLoader) -> float:
+    """Load a batch and take it through a copy of the model; return the seconds.
+
+    What is compiled or set up at first use is then not counted as training.
+    """
     started = time.perf_counter()
     epoch = loader.next_epoch
-    next(iter(loader))
+    images, _ = next(iter(loader))
     loader.next_epoch = epoch
+    copy.deepcopy(model).train()(images).sum().backward()
     return time.perf_counter() - started
 
 
 @torch.inference_mode()
 def validate(model: nn.Module, beton: Path, config: Config, selection: Selection | None) -> float:
-    """Return the top-1 accuracy on the validation samples of the retained classes."""
-    index = BetonIndex.open(beton)
+    """Return the top-1 accuracy on the samples of a selection of `beton`, or on all."""
     loader = evaluation_loader(
         beton,
         batch_size=config.batch_size,
         resolution=config.resolution,
-        selection=selection.transfer(index) if selection else None,
+        selection=selection,
         crop_ratio=config.crop_ratio,
         num_workers=config.num_workers,
         device=next(model.parameters()).device,
@@ -200,10 +242,31 @@ def validate(model: nn.Module, beton: Path, config: Config, selection: Selection
     return float(torch.stack(hits).sum()) / len(loader.indices)
 
 
+def _validation_selection(
+    config: Config, index: BetonIndex, selection: Selection | None
+) -> Selection | None:
+    """Return the retained classes of the validation beton; refuse one of another source."""
+    if config.val is None:
+        return None
+    val = BetonIndex.open(config.val)
+    if val.num_classes() > index.num_classes() or (
+        selection is not None and not np.isin(selection.classes, val.labels()).any()
+    ):
+        raise ValueError(
+            f"`val` must hold classes of `train`, the retained ones among them; got "
+            f"{str(config.val)!r}. Pass the validation split of the same source."
+        )
+    return selection.transfer(val) if selection else None
+
+
 def _fingerprint(config: Config, index: BetonIndex, selection: Selection | None) -> dict[str, Any]:
     """Everything that the result depends on: the settings, and what the files hold."""
     return {
-        **{name: str(v) if isinstance(v, Path) else v for name, v in asdict(config).items()},
+        **{
+            name: str(v) if isinstance(v, Path) else v
+            for name, v in asdict(config).items()
+            if name != "overwrite"
+        },
         "train_fingerprint": index.fingerprint,
         "val_fingerprint": BetonIndex.open(config.val).fingerprint if config.val else None,
         "retained": selection.digest() if selection else None,

@@ -56,13 +56,19 @@ class ImageFiles(Sequence[tuple[Image.Image, int, int]]):
         try:
             with Image.open(path) as image:
                 return _to_rgb(ImageOps.exif_transpose(image)), label, identifier
-        except (OSError, SyntaxError) as error:  # the latter from a damaged PNG
+        except Exception as error:  # Pillow raises several kinds for damaged and huge images
             raise ValueError(f"`{path}` must be a readable image; got {error}") from error
 
 
 def write(config: Config) -> dict[str, BetonIndex]:
     """Write the betons and return the index of each split that has images."""
     splits, class_names = list_images(config)
+    stale = [s for s in SPLITS if not splits.get(s) and (config.out / f"{s}.beton").exists()]
+    if stale:
+        raise ValueError(
+            f"`out` must not hold betons of another split; got {stale[0]}.beton, whose images may "
+            "now be in a split of this run. Delete it, or write to another folder."
+        )
     fields = image_fields(jpeg_quality=config.jpeg_quality, max_resolution=config.max_resolution)
     arguments = {"writer": "imagefolder", **{k: str(v) for k, v in asdict(config).items()}}
     return {
@@ -116,7 +122,7 @@ def list_images(config: Config) -> tuple[dict[str, list[Item]], list[str]]:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16 bits of grey, which Pillow's convert turns white
+    if image.mode.startswith("I;16"):  # 16 bits of grey, which Pillow's convert turns white
         image = Image.fromarray(np.clip(np.asarray(image) // 256, 0, 255).astype(np.uint8))
     return image.convert("RGB")
 

@@ -86,7 +86,12 @@ class Random:
 
         index = BetonIndex.open(self.beton)
         count = index.num_samples if self.samples else index.num_classes(self.label_field)
-        scores = random_scores(count, seed=self.seed, unit="sample" if self.samples else "class")
+        scores = random_scores(
+            count,
+            seed=self.seed,
+            unit="sample" if self.samples else "class",
+            provenance={"source_fingerprint": index.fingerprint},
+        )
         return _save(scores, self.out)
 
 

@@ -107,7 +107,8 @@ def evaluation_loader(
 
 def _pipelines(index: BetonIndex, image: list[Any], device: str | torch.device) -> dict[str, Any]:
     device = torch.device(device)
-    move = [] if device.type == "cpu" else [ToDevice(device, non_blocking=True)]
+    # Not asynchronous: ffcv refills a pinned buffer without asking whether its copy has been made.
+    move = [] if device.type == "cpu" else [ToDevice(device, non_blocking=False)]
     for name in ("image", "label"):
         index.field(name)  # names the fields there are when it is missing
     return {

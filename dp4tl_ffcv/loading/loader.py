@@ -2,7 +2,8 @@
 
 import inspect
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numba
@@ -11,6 +12,7 @@ from ffcv.fields.basics import IntDecoder
 from ffcv.loader.loader import ORDER_MAP, Loader, OrderOption
 from ffcv.memory_managers import OSCacheManager
 from ffcv.pipeline import PipelineSpec
+from ffcv.pipeline.compiler import Compiler
 from ffcv.transforms import ToTensor
 from ffcv.traversal_order.base import TraversalOrder
 from numpy.typing import NDArray
@@ -75,7 +77,7 @@ class PrunedLoader(Loader):
             _insert_remap(options["pipelines"], self.selection)
         options["num_workers"] = _clamp_workers(options["num_workers"])
         self._options = {**options, "pipelines": _copy_pipelines(options["pipelines"])}
-        self._make_order = _order_factory(options["order"])
+        self._make_order = _order_factory(options["order"], options.get("order_kwargs") or {})
         options["order"] = _HOOK
         if options["seed"] is None and options["distributed"]:
             options["seed"] = 0  # a seed of its own on every rank would repeat and miss samples
@@ -84,6 +86,7 @@ class PrunedLoader(Loader):
 
     def __iter__(self) -> EpochBatches:
         """Start the next epoch."""
+        Compiler.set_num_threads(self.num_workers)  # another loader may have changed it
         order = np.asarray(self.next_traversal_order())
         self.next_epoch += 1
         if self.recompile:
@@ -131,14 +134,14 @@ def _place_in_group(distributed: bool) -> tuple[int, int]:
     return group.get_rank(), group.get_world_size()
 
 
-def _order_factory(order: Any) -> Callable[[Any], TraversalOrder]:
-    """Return what makes the traversal order of a loader."""
-    if isinstance(order, OrderOption):
+def _order_factory(order: Any, order_kwargs: Mapping[str, Any]) -> Callable[[Any], TraversalOrder]:
+    """Return what makes a loader's traversal order; `order_kwargs` are of ffcv's main branch."""
+    if isinstance(order, Hashable) and order in ORDER_MAP:
         return ORDER_MAP[order]  # type: ignore[no-any-return]  # ffcv has no types
     if isinstance(order, str) and order in ORDERS:
         order = ORDERS[order]
     if inspect.isclass(order) and issubclass(order, TraversalOrder):
-        return order
+        return partial(order, **order_kwargs)
     if callable(order) and not inspect.isclass(order):
         return lambda loader: _FunctionOrder(loader, order)
     raise ValueError(

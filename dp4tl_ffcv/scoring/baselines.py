@@ -1,6 +1,7 @@
 """Scores that look at no target: what label and feature mapping are compared with."""
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import numpy as np
 
@@ -10,13 +11,20 @@ from .scores import Scores
 __all__ = ["random_scores"]
 
 
-def random_scores(count: int, *, seed: int, unit: Literal["class", "sample"] = "class") -> Scores:
+def random_scores(
+    count: int,
+    *,
+    seed: int,
+    unit: Literal["class", "sample"] = "class",
+    provenance: Mapping[str, Any] | None = None,
+) -> Scores:
     """Score `count` classes or samples by a uniform draw in [0, 1).
 
     Args:
         count: number of classes or samples, at least 1.
         seed: of numpy's default generator; the same seed gives the same scores.
         unit: what is scored.
+        provenance: kept with the scores.
     """
     draws = np.random.default_rng(seed).random(as_num_classes(count))
     return Scores(
@@ -24,5 +32,5 @@ def random_scores(count: int, *, seed: int, unit: Literal["class", "sample"] = "
         tie=np.zeros_like(draws),
         method="random",
         unit=unit,
-        provenance={"seed": int(seed)},
+        provenance={"seed": int(seed), **(provenance or {})},
     )

@@ -27,9 +27,13 @@ def class_means(features: ArrayLike, labels: ArrayLike, num_classes: int) -> NDA
 
     Raises:
         TypeError: a dtype is wrong.
-        ValueError: a label is out of range, or shapes do not fit.
+        ValueError: a label is out of range, shapes do not fit, or a feature is not finite.
     """
     sums, counts = class_sums(features, labels, num_classes)
+    if not np.isfinite(sums).all():
+        raise ValueError(
+            "`features` must be finite; got NaN or inf. Check the surrogate's outputs."
+        )
     means = np.full_like(sums, np.nan)
     present = counts > 0
     means[present] = sums[present] / counts[present, None]

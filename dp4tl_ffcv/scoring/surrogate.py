@@ -65,6 +65,7 @@ class Classifier(nn.Module):
         self.network = network
         self.arch = arch
         self.num_classes = num_classes
+        self.trained_on: str | None = None  # fingerprint of the beton that the weights come from
         self.channels = tuple(map(float, mean)), tuple(map(float, std))
         # Not in the state dict, whose keys stay those of the network.
         for name, values in zip(("mean", "std"), self.channels, strict=True):
@@ -125,9 +126,15 @@ def replace_head(model: Classifier, num_classes: int) -> Classifier:
     """Return a copy of `model` with a new, freshly initialised head of `num_classes` outputs."""
     network = copy.deepcopy(model.network)
     name, head = _find_head(network)
-    parent = network.get_submodule(name.rpartition(".")[0])
-    setattr(parent, name.rpartition(".")[2], nn.Linear(head.in_features, num_classes))
-    return Classifier(network, model.arch, num_classes, *model.channels)
+    new_head = nn.Linear(head.in_features, num_classes)
+    if network is head:
+        network = new_head
+    else:
+        parent = network.get_submodule(name.rpartition(".")[0])
+        setattr(parent, name.rpartition(".")[2], new_head)
+    replaced = Classifier(network, model.arch, num_classes, *model.channels)
+    replaced.trained_on = model.trained_on
+    return replaced
 
 
 def save_checkpoint(path: str | os.PathLike[str], model: Classifier) -> None:
@@ -139,6 +146,7 @@ def save_checkpoint(path: str | os.PathLike[str], model: Classifier) -> None:
         "num_classes": model.num_classes,
         "mean": list(mean),
         "std": list(std),
+        "trained_on": model.trained_on,
         "network": state,
     }
     with atomic_open(path) as stream:
@@ -176,12 +184,14 @@ def load_checkpoint(path: str | os.PathLike[str], *, arch: str | None = None) ->
         network = build_model(values["arch"], values["num_classes"]).network
         network.load_state_dict(values["network"])
         channels = tuple(values["mean"]), tuple(values["std"])
-        return Classifier(network, values["arch"], values["num_classes"], *channels)
+        model = Classifier(network, values["arch"], values["num_classes"], *channels)
     except Exception as error:  # torch and torchvision raise several kinds for wrong values, too
         raise CheckpointError(
             f"`path` must hold the weights of {values['arch']} with {values['num_classes']} "
             f"classes; got others in {str(path)!r}. It is damaged or was altered."
         ) from error
+    model.trained_on = values.get("trained_on")
+    return model
 
 
 def extract_features(
@@ -224,7 +234,12 @@ def extract_features(
         features=np.concatenate(features),
         labels=np.concatenate(labels),
         indices=np.asarray(indices, dtype=np.int64),
-        provenance={"arch": model.arch, **source, **(provenance or {})},
+        provenance={
+            "arch": model.arch,
+            "trained_on": model.trained_on,
+            **source,
+            **(provenance or {}),
+        },
     )
 
 

@@ -1,0 +1,112 @@
+"""What the demo reports: its rows, their definitions, and the table on the terminal."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dp4tl_ffcv import Selection
+
+__all__ = ["DEFINITIONS", "print_table", "summarise", "uneven_rates"]
+
+DEFINITIONS = {
+    "keep": "share of the source's classes that is retained",
+    "pretrain_seconds": "wall-clock seconds of the training loop, loading included, compilation "
+    "and validation apart; of the fastest seed, because what else the machine does only adds to it",
+    "pretrain_seconds_all": "the same of every seed, in the order of `seeds`",
+    "selection_seconds": "seconds of surrogate training, feature extraction, scoring and selecting",
+    "speedup": "pretraining seconds of the full source / of this row",
+    "speedup_with_selection": "the same, with the selection's seconds added to this row's",
+    "test_accuracy_spread": "sample standard deviation over seeds",
+    "relevant_share": "share of the retained classes that are in the target's rendering",
+    "relevant_found": "share of the classes in the target's rendering that are retained",
+    "equal_epochs": "as many passes over the retained samples as the full run makes over all",
+    "equal_iterations": "as many optimiser steps as the full run",
+}
+
+# Runs of one network on one machine should be about equally fast; where they are not, something
+# else was running, and the seconds say little.
+_EVEN = 1.25
+
+
+def summarise(
+    outcomes: Mapping[tuple[str, float, str], list[dict[str, Any]]],
+    selection_seconds: Mapping[str, float],
+    relevant: NDArray[np.bool_],
+) -> list[dict[str, Any]]:
+    """Return the rows of the result, one per method, keep, budget and finetuning.
+
+    Args:
+        outcomes: what every seed measured, by method, keep and budget.
+        selection_seconds: cost of a selection, by method.
+        relevant: which source classes are known to be relevant `(C,)`.
+    """
+    full_seconds = _fastest(outcomes["full", 1.0, "equal_epochs"])
+    rows = []
+    for (method, keep, budget), runs in outcomes.items():
+        seconds, cost = _fastest(runs), selection_seconds.get(method, 0.0)
+        retained = [
+            relevant[Selection.load(run["selection"]).classes] if run["selection"] else relevant
+            for run in runs
+        ]
+        shared = {
+            "method": method,
+            "keep": keep,
+            "budget": budget,
+            "retained_classes": runs[0]["retained_classes"],
+            "retained_samples": runs[0]["retained_samples"],
+            "pretrain_steps": runs[0]["steps"],
+            "pretrain_seconds": seconds,
+            "pretrain_seconds_all": [run["pretrain_seconds"] for run in runs],
+            "selection_seconds": cost,
+            "speedup": full_seconds / seconds,
+            "speedup_with_selection": full_seconds / (seconds + cost),
+            "relevant_share": float(np.mean([part.mean() for part in retained])),
+            "relevant_found": float(np.mean([part.sum() for part in retained]) / relevant.sum()),
+        }
+        for finetuning in runs[0]["accuracies"]:
+            accuracies = [run["accuracies"][finetuning] for run in runs]
+            spread = float(np.std(accuracies, ddof=1)) if len(accuracies) > 1 else None
+            rows.append(
+                {
+                    **shared,
+                    "finetuning": finetuning,
+                    "test_accuracy_mean": float(np.mean(accuracies)),
+                    "test_accuracy_spread": spread,
+                    "test_accuracies": accuracies,
+                }
+            )
+    return rows
+
+
+def uneven_rates(outcomes: Mapping[tuple[str, float, str], list[dict[str, Any]]]) -> str | None:
+    """Say so when the pretraining runs differ in images per second more than they should."""
+    rates = [run["images_per_second"] for runs in outcomes.values() for run in runs]
+    if max(rates) <= _EVEN * min(rates):
+        return None
+    return (
+        f"pretraining ran at {min(rates):.0f} to {max(rates):.0f} images/s: the machine was busy "
+        "with something else at times, and seconds and speed-ups are uncertain by as much"
+    )
+
+
+def print_table(rows: list[dict[str, Any]]) -> None:
+    """Print the rows that the report shows in full."""
+    print(
+        f"\n{'method':<8}{'keep':>6}  {'budget':<17}{'finetuning':<16}{'classes':>7}"
+        f"{'seconds':>9}{'speed-up':>9}{'with cost':>10}{'accuracy':>16}{'relevant':>9}"
+    )
+    for row in sorted(rows, key=lambda row: (row["finetuning"], row["budget"], -row["keep"])):
+        spread = row["test_accuracy_spread"]
+        accuracy = f"{row['test_accuracy_mean']:.3f}"
+        accuracy += "" if spread is None else f" ± {spread:.3f}"
+        print(
+            f"{row['method']:<8}{row['keep']:>6g}  {row['budget']:<17}{row['finetuning']:<16}"
+            f"{row['retained_classes']:>7}{row['pretrain_seconds']:>9.1f}{row['speedup']:>9.2f}"
+            f"{row['speedup_with_selection']:>10.2f}{accuracy:>16}{row['relevant_share']:>9.2f}"
+        )
+
+
+def _fastest(runs: list[dict[str, Any]]) -> float:
+    return min(float(run["pretrain_seconds"]) for run in runs)
