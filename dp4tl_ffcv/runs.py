@@ -53,7 +53,8 @@ class RunFolder:
             ValueError: the folder holds a finished run of another configuration, which only
                 `overwrite` replaces, or something that no run has made.
         """
-        if (self.path / "result.json").exists() and not self.overwrite:
+        has_result = _read(self.path / "result.json") is not None
+        if has_result and self.finished() is None and not self.overwrite:
             raise ValueError(
                 f"`run` must be a new folder; got {str(self.path)!r}, which holds a finished run "
                 "with other settings or inputs. Name another, delete it, or overwrite it."

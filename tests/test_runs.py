@@ -28,12 +28,12 @@ def test_a_new_folder_is_not_finished_and_not_made(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-def test_a_started_run_has_its_config_log_and_checkpoint_folder(tmp_path: Path) -> None:
+def test_a_started_run_has_its_config_and_log(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "deep" / "run", CONFIG)
     folder.start()
     assert json.loads((folder.path / "config.json").read_text()) == CONFIG
     assert folder.checkpoints == folder.path / "checkpoints"
-    assert list(folder.checkpoints.iterdir()) == []
+    assert not folder.checkpoints.exists()
     (row,) = rows(folder)
     assert row == {"event": "start", **environment()}
     assert folder.finished() is None
@@ -83,12 +83,13 @@ def test_a_run_that_was_stopped_starts_over(tmp_path: Path) -> None:
     stopped = RunFolder(tmp_path, CONFIG)
     stopped.start()
     stopped.log({"epoch": 0})
+    stopped.checkpoints.mkdir()
     (stopped.checkpoints / "last.pt").write_bytes(b"half")
     again = RunFolder(tmp_path, CONFIG)
     assert again.finished() is None
     again.start()
     assert [row.get("event") for row in rows(again)] == ["start"]
-    assert list(again.checkpoints.iterdir()) == []
+    assert not again.checkpoints.exists()
 
 
 def test_a_start_makes_a_finished_run_unfinished(tmp_path: Path) -> None:
@@ -98,9 +99,14 @@ def test_a_start_makes_a_finished_run_unfinished(tmp_path: Path) -> None:
     assert not (tmp_path / "result.json").exists()
 
 
-def test_a_run_of_another_config_replaces_the_first(tmp_path: Path) -> None:
-    finish(tmp_path, CONFIG, accuracy=1)
-    finish(tmp_path, {"epochs": 9}, accuracy=2)
+def test_a_run_of_another_config_replaces_the_first_only_when_it_may(tmp_path: Path) -> None:
+    first = finish(tmp_path, CONFIG, accuracy=1)
+    with pytest.raises(ValueError, match="`run` must be a new folder"):
+        RunFolder(tmp_path, {"epochs": 9}).start()
+    assert first.finished() is not None
+    folder = RunFolder(tmp_path, {"epochs": 9}, overwrite=True)
+    folder.start()
+    folder.finish({"accuracy": 2})
     assert RunFolder(tmp_path, CONFIG).finished() is None
     result = RunFolder(tmp_path, {"epochs": 9}).finished()
     assert result is not None
@@ -114,12 +120,20 @@ def test_files_that_are_not_the_runs_are_left_alone(tmp_path: Path) -> None:
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
+def test_checkpoints_of_something_else_are_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "mine.pt").touch()
+    with pytest.raises(ValueError, match="checkpoints of something else"):
+        RunFolder(tmp_path, CONFIG, overwrite=True).start()
+    assert (tmp_path / "checkpoints" / "mine.pt").exists()
+
+
 @pytest.mark.parametrize("name", ["config.json", "result.json"])
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe\x80"])
 def test_a_damaged_folder_is_not_finished(name: str, content: bytes, tmp_path: Path) -> None:
     finish(tmp_path, CONFIG, accuracy=1)
     (tmp_path / name).write_bytes(content)
-    folder = RunFolder(tmp_path, CONFIG)
+    folder = RunFolder(tmp_path, CONFIG, overwrite=True)
     assert folder.finished() is None
     folder.start()
     folder.finish({"accuracy": 2})

@@ -105,7 +105,7 @@ def finetune(config: Config) -> dict[str, Any]:
     # -- test, once ------------------------------------------------------------------------------
     hits = correct(model, evaluate_on(config.test, config, device))
     labels = torch.from_numpy(BetonIndex.open(config.test).labels())
-    per_class = {int(c): float(hits[labels == c].float().mean()) for c in labels.unique()}
+    per_class = {str(int(c)): float(hits[labels == c].float().mean()) for c in labels.unique()}
     save_checkpoint(run.checkpoints / "best.pt", model)
     accuracy = float(hits.float().mean())
     result = {

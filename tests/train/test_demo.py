@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dp4tl_ffcv import BetonIndex, Selection
-from train import demo, finetune, pretrain
+from dp4tl_ffcv import BetonIndex, Scores, Selection
+from train import demo, demo_results, finetune, pretrain
 from writers import digits
 
+ALL_ORIGINALS = digits.ORIGINALS
 METHODS = {"full", "lm", "fm", "random"}
 FINETUNING = {"linear_probe", "full_finetuning"}
 KEYS = {
@@ -27,6 +28,7 @@ KEYS = {
     "retained_samples",
     "pretrain_steps",
     "pretrain_seconds",
+    "pretrain_seconds_all",
     "selection_seconds",
     "speedup",
     "speedup_with_selection",
@@ -58,9 +60,9 @@ def spy_on_training(patch: pytest.MonkeyPatch) -> list[str]:
     trained: list[str] = []
     warm_up, train_one = pretrain.warm_up, {}
 
-    def spied_warm_up(loader: Any) -> float:
+    def spied_warm_up(*arguments: Any) -> float:
         trained.append("pretrain")
-        return warm_up(loader)
+        return warm_up(*arguments)
 
     patch.setattr(pretrain, "warm_up", spied_warm_up)
     for name in ("train_probe", "train_all"):
@@ -173,8 +175,13 @@ def test_the_figures_of_the_rows_agree_with_the_files(finished: Finished) -> Non
         assert row["speedup"] == pytest.approx(full["pretrain_seconds"] / row["pretrain_seconds"])
         if row["method"] == "full":
             continue
-        seed = "_seed0" if row["method"] == "random" else ""
-        selection = Selection.load(out / "selections" / f"{name}{seed}.npz")
+        name = name.replace("random", "random_seed0")
+        selection = Selection.load(out / "selections" / f"{name}.npz")
+        index = BetonIndex.open(out / "data" / "source_train.beton")
+        assert selection.fingerprint == index.fingerprint
+        method = {"random": "random_seed0"}.get(row["method"], row["method"])
+        scores = Scores.load(out / "scores" / f"{method}.npz")
+        assert selection.classes.tolist() == sorted(scores.ranking()[:20].tolist())
         assert row["retained_classes"] == len(selection.classes) == 20
         assert row["retained_samples"] == len(selection) == 80
         assert row["relevant_share"] == pytest.approx(relevant[selection.classes].mean())
@@ -244,14 +251,85 @@ def test_a_second_run_trains_nothing_and_ends_with_the_path_of_the_report(
     assert finished.result["rows"] == before["rows"]
 
 
-def test_fresh_starts_over(finished: Finished, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fresh_starts_over_and_deletes_nothing_that_is_not_the_demos(
+    finished: Finished, monkeypatch: pytest.MonkeyPatch
+) -> None:
     leftover = finished.config.out / "leftover"
     leftover.touch()
     trained = spy_on_training(monkeypatch)
     demo.run_demo(replace(finished.config, fresh=True))
-    assert not leftover.exists()
+    assert leftover.exists()
     assert trained.count("pretrain") == 8
     assert len(finished.result["rows"]) == 14
+
+
+def outcome(seconds: float, rate: float, *accuracies: float) -> dict[str, Any]:
+    return {
+        "pretrain_seconds": seconds,
+        "images_per_second": rate,
+        "steps": 7,
+        "retained_classes": 80,
+        "retained_samples": 320,
+        "selection": None,
+        "accuracies": dict(zip(("linear_probe", "full_finetuning"), accuracies, strict=True)),
+    }
+
+
+def test_speed_ups_compare_the_fastest_seeds_and_accuracies_their_mean() -> None:
+    outcomes = {
+        ("full", 1.0, "equal_epochs"): [outcome(40, 500, 0.9, 0.8), outcome(20, 1000, 0.8, 0.8)],
+        ("lm", 0.5, "equal_epochs"): [outcome(10, 990, 0.7, 0.6), outcome(12, 960, 0.9, 0.6)],
+    }
+    rows = demo_results.summarise(outcomes, {"lm": 6.0}, digits.relevant_classes())
+    probe = next(r for r in rows if r["method"] == "lm" and r["finetuning"] == "linear_probe")
+    assert probe["pretrain_seconds"] == 10
+    assert probe["pretrain_seconds_all"] == [10, 12]
+    assert probe["speedup"] == 2.0
+    assert probe["speedup_with_selection"] == 20 / 16
+    assert probe["test_accuracy_mean"] == pytest.approx(0.8)
+    assert probe["test_accuracy_spread"] == pytest.approx(np.sqrt(0.02))
+
+
+def test_uneven_rates_are_named() -> None:
+    even = {("full", 1.0, "equal_epochs"): [outcome(1, 1000, 0, 0), outcome(1, 1200, 0, 0)]}
+    assert demo_results.uneven_rates(even) is None
+    busy = {**even, ("lm", 0.5, "equal_epochs"): [outcome(1, 500, 0, 0)]}
+    warning = demo_results.uneven_rates(busy)
+    assert warning is not None
+    assert "500 to 1200 images/s" in warning
+
+
+def test_the_full_source_is_first_in_one_seed_and_last_in_the_next(tmp_path: Path) -> None:
+    plan = demo.Demo(demo.Config(out=tmp_path)).plan()
+    assert [run.method for run in plan].index("full") == 0
+    assert plan[-1].method == "full"
+    assert {run.seed for run in plan[: len(plan) // 2]} == {0}
+
+
+@pytest.mark.slow
+def test_the_whole_demo_shows_what_the_paper_claims(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(digits, "ORIGINALS", ALL_ORIGINALS)
+    config = demo.Config(out=tmp_path / "demo")
+    demo.run_demo(config)
+    rows = json.loads((config.out / "result.json").read_text())["rows"]
+    equal = [row for row in rows if row["budget"] == "equal_epochs"]
+    for method in ("lm", "fm"):
+        assert any(shows_the_claim(row, equal) for row in equal if row["method"] == method)
+
+
+def shows_the_claim(row: dict[str, Any], rows: list[dict[str, Any]]) -> bool:
+    """Say whether a row is as accurate as the full source, faster, and ahead of random."""
+    same = [other for other in rows if other["finetuning"] == row["finetuning"]]
+    full = next(other for other in same if other["method"] == "full")
+    random = next(o for o in same if o["method"] == "random" and o["keep"] == row["keep"])
+    return bool(
+        row["keep"] <= 0.5
+        and row["test_accuracy_mean"] >= full["test_accuracy_mean"] - full["test_accuracy_spread"]
+        and row["speedup"] >= 1.8
+        and row["relevant_share"] > random["relevant_share"]
+    )
 
 
 def test_a_control_that_is_none_of_the_keeps_is_refused_before_anything_is_done(

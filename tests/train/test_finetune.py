@@ -88,8 +88,10 @@ def test_the_result_is_that_of_the_best_checkpoint(
     assert result["val_accuracy"] == pytest.approx(accuracy(result["checkpoint"], target["val"]))
     assert result["test_samples"] == 16
     # Every class has as many test images as the others.
-    assert np.mean(result["test_accuracy_per_class"]) == pytest.approx(result["test_accuracy"])
-    assert len(result["test_accuracy_per_class"]) == 4
+    assert np.mean(list(result["test_accuracy_per_class"].values())) == pytest.approx(
+        result["test_accuracy"]
+    )
+    assert list(result["test_accuracy_per_class"]) == ["0", "1", "2", "3"]
     assert result["mode"] == mode
     rows = [json.loads(line) for line in (config.run / "log.jsonl").read_text().splitlines()]
     on_val = [row["val_accuracy"] for row in rows if row["event"] == "epoch"]
@@ -166,7 +168,7 @@ def test_a_finished_run_is_taken_over_and_another_mode_trains_again(
     capsys.readouterr()
     assert finetune.finetune(configure()) == first
     assert "reused" in capsys.readouterr().out
-    other = finetune.finetune(configure(mode="full_finetuning", epochs=1))
+    other = finetune.finetune(configure(mode="full_finetuning", epochs=1, overwrite=True))
     assert "reused" not in capsys.readouterr().out
     assert other["mode"] == "full_finetuning"
 
@@ -184,7 +186,7 @@ def test_another_checkpoint_at_the_same_path_trains_again(
     values["mean"] = [0.4, 0.4, 0.4]
     torch.save(values, checkpoint)
     capsys.readouterr()
-    finetune.finetune(configure(checkpoint=checkpoint, epochs=1))
+    finetune.finetune(configure(checkpoint=checkpoint, epochs=1, overwrite=True))
     assert "reused" not in capsys.readouterr().out
 
 

@@ -17,7 +17,9 @@ from dp4tl_ffcv import (
     Selection,
     StaleArtifactError,
     evaluation_loader,
+    image_fields,
     load_checkpoint,
+    write_beton,
 )
 from tests.conftest import Images, write_photos
 from train import pretrain
@@ -90,7 +92,11 @@ def test_a_changed_configuration_trains_again(
 ) -> None:
     pretrain.pretrain(configure(epochs=1))
     del steps[:]
-    pretrain.pretrain(configure(epochs=1, **changes))
+    with pytest.raises(ValueError, match="`run`"):
+        pretrain.pretrain(configure(epochs=1, **changes))
+    assert (configure().run / "checkpoints" / "last.pt").exists()
+    assert steps == []
+    pretrain.pretrain(configure(epochs=1, overwrite=True, **changes))
     assert len(steps) == 3
 
 
@@ -102,7 +108,7 @@ def test_a_changed_beton_at_the_same_path_trains_again(
     pretrain.pretrain(configure(train=train, epochs=1))
     del steps[:]
     write_photos(train, seed=99)
-    pretrain.pretrain(configure(train=train, epochs=1))
+    pretrain.pretrain(configure(train=train, epochs=1, overwrite=True))
     assert len(steps) == 3
 
 
@@ -113,7 +119,7 @@ def test_a_changed_selection_at_the_same_path_trains_again(
     for classes in ([0, 1, 2], [3, 4, 5]):
         del steps[:]
         Selection.of_classes(photos.index, classes).save(path)
-        pretrain.pretrain(configure(selection=path, epochs=1))
+        pretrain.pretrain(configure(selection=path, epochs=1, overwrite=True))
         assert len(steps) == 1
 
 
@@ -212,3 +218,30 @@ def test_the_command_says_in_one_line_that_a_beton_is_truncated(
 ) -> None:
     line = fail("train.pretrain", train=truncated, run=tmp_path / "run")
     assert "copy it again" in line
+
+
+@pytest.mark.parametrize("name", ["epochs", "iterations", "batch_size", "resolution"])
+def test_settings_that_no_run_can_have_are_refused(name: str, configure: Configure) -> None:
+    with pytest.raises(ValueError, match=f"`{name}`"):
+        configure(**{name: 0})
+
+
+def test_a_rate_that_loses_the_loss_is_an_error_and_no_result(configure: Configure) -> None:
+    config = configure(lr=1e30, epochs=2)
+    with pytest.raises(ValueError, match="`lr`"):
+        pretrain.pretrain(config)
+    assert not (config.run / "result.json").exists()
+
+
+def test_a_validation_split_of_another_source_is_refused_before_training(
+    configure: Configure, photos: Images, steps: list[float], tmp_path: Path
+) -> None:
+    index = photos.index
+    selection = tmp_path / "nine.npz"
+    Selection.of_classes(index, [9]).save(selection)
+    val = tmp_path / "val.beton"
+    samples = [(np.zeros((40, 40, 3), np.uint8), label, 0) for label in (0, 1)]
+    write_beton(val, samples, image_fields())
+    with pytest.raises(ValueError, match="`val`"):
+        pretrain.pretrain(configure(selection=selection, val=val))
+    assert steps == []
