@@ -224,20 +224,23 @@ class Demo:
             score.Random(beton=source, out=out, seed=seed).run()
         seconds["random"] = (time.perf_counter() - started) / len(self.config.seeds)
 
-        for planned in self.plan():
-            if planned.selection and planned.budget == "equal_epochs":
-                started = time.perf_counter()
-                scores = Scores.load(run.path / f"{planned.scores}.npz")
-                select(scores, index, keep=planned.keep).save(
-                    self.selection_path(planned.selection)
-                )
-                # A selection is for one keep and seed, so each counts with its share.
-                share = len(self.config.keeps) * len(self.config.seeds)
-                seconds[planned.method] += (time.perf_counter() - started) / share
+        for method, spent in self.select(index, run.path).items():
+            seconds[method] += spent
         for method in ("lm", "fm"):
             seconds[method] += surrogate["pretrain_seconds"]
         run.finish({"seconds": seconds})
         return seconds
+
+    def select(self, index: BetonIndex, scores: Path) -> dict[str, float]:
+        """Save every selection of the plan; return the mean seconds of one, by method."""
+        spent: dict[str, list[float]] = {method: [] for method in METHODS}
+        for run in self.plan():
+            if run.selection and run.budget == "equal_epochs":
+                started = time.perf_counter()
+                selection = select(Scores.load(scores / f"{run.scores}.npz"), index, keep=run.keep)
+                selection.save(self.selection_path(run.selection))
+                spent[run.method].append(time.perf_counter() - started)
+        return {method: float(np.mean(times)) for method, times in spent.items()}
 
     # -- 4. pretraining and finetuning -----------------------------------------------------------
     def plan(self) -> list[Run]:
@@ -247,12 +250,12 @@ class Demo:
         up or slows down favours neither side.
         """
         runs: list[Run] = []
-        for seed in self.config.seeds:
+        for position, seed in enumerate(self.config.seeds):
             turn = [Run("full", 1.0, "equal_epochs", seed)]
             for method in METHODS:
                 turn += [Run(method, keep, "equal_epochs", seed) for keep in self.config.keeps]
                 turn.append(Run(method, self.config.control_keep, "equal_iterations", seed))
-            runs += turn if len(runs) == 0 else turn[::-1]
+            runs += turn if position % 2 == 0 else turn[::-1]
         return runs
 
     def full_steps(self) -> int:

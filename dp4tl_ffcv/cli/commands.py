@@ -40,7 +40,7 @@ class Inspect:
             "fields": {part.name: part.kind for part in index.fields},
         }
         for part in index.fields:
-            if part.kind == "rgb_image":
+            if part.kind == "rgb_image" and index.num_samples:
                 images = index.metadata[part.column]
                 result[f"{part.name}_stored"] = {
                     "jpg": int((images["mode"] == 0).sum()),

@@ -368,6 +368,15 @@ def test_scores_of_another_beton_are_one_line(
     assert "again" in line
 
 
+def test_random_scores_of_another_beton_are_one_line(
+    fail: Callable[..., str], photos: Images, other_photos: Images, tmp_path: Path
+) -> None:
+    main(["score", "random", "--beton", str(photos.path), "--out", str(tmp_path / "random.npz")])
+    arguments = ("--scores", tmp_path / "random.npz", "--keep", "0.5")
+    line = fail("select", *arguments, "--beton", other_photos.path, "--out", tmp_path / "out.npz")
+    assert photos.index.fingerprint[:16] in line
+
+
 def test_features_of_another_surrogate_are_one_line(
     fail: Callable[..., str], files: Files, photos: Images, tmp_path: Path
 ) -> None:

@@ -14,6 +14,7 @@ from ffcv.fields.base import ARG_TYPE, Field
 from ffcv.fields.basics import FloatDecoder, IntDecoder
 from ffcv.fields.rgb_image import RandomResizedCropRGBImageDecoder, SimpleRGBImageDecoder
 from ffcv.loader import Loader, OrderOption
+from ffcv.loader.loader import ORDER_MAP
 from ffcv.pipeline import PipelineSpec
 from ffcv.transforms import ToTensor
 from ffcv.traversal_order.base import TraversalOrder
@@ -213,6 +214,14 @@ def test_an_order_is_a_traversal_order_class(colours: Any) -> None:
     for start in (0, 1, 0):
         ids, _ = samples_of(loader, colours)
         np.testing.assert_array_equal(ids, selection.indices[start::2])
+
+
+def test_an_order_that_the_user_registered_with_ffcv_works(
+    colours: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(ORDER_MAP, "every other", EveryOther)
+    loader = PrunedLoader(colours.path, 6, order="every other")
+    np.testing.assert_array_equal(samples_of(loader, colours)[0], np.arange(0, 120, 2))
 
 
 def test_the_same_seed_gives_the_same_epochs(colours: Any) -> None:

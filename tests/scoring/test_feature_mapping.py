@@ -167,3 +167,13 @@ def test_bad_features_are_refused(
 def test_bad_labels_are_refused(labels: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         class_means(np.zeros((3, 2)), labels, 3)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_feature_that_is_not_finite_is_refused_and_not_taken_for_an_absent_class(
+    value: float,
+) -> None:
+    features = np.ones((4, 3), dtype=np.float32)
+    features[2, 1] = value
+    with pytest.raises(ValueError, match="`features` must be finite"):
+        class_means(features, [0, 1, 1, 0], 3)

@@ -322,7 +322,8 @@ def test_features_are_rows_in_the_order_of_the_indices(photos: Any, checkpoint: 
         np.testing.assert_allclose(found.logits[row], logits[0], rtol=1e-4, atol=1e-4)
         np.testing.assert_allclose(found.features[row], features[0], rtol=1e-4, atol=1e-4)
     assert found.provenance == {
-        "arch": "resnet8_w16", "checkpoint_sha256": sha256_of_file(checkpoint), "resolution": 32,
+        "arch": "resnet8_w16", "trained_on": None, "checkpoint_sha256": sha256_of_file(checkpoint),
+        "resolution": 32,
     }  # fmt: skip
 
 
@@ -372,3 +373,16 @@ def test_batches_of_another_number_are_refused(count: int, checkpoint: Path) -> 
 def test_no_batches_are_refused(checkpoint: Path) -> None:
     with pytest.raises(ValueError, match=r"^`batches` must hold 0 samples, at least one; got 0"):
         extract_features(load_checkpoint(checkpoint), [], np.arange(0))
+
+
+def test_a_checkpoint_and_its_features_say_which_beton_the_weights_come_from(
+    photos: Any, tmp_path: Path
+) -> None:
+    model = build_model("resnet8_w16", 5)
+    model.trained_on = "0123abcd"
+    save_checkpoint(tmp_path / "model.pt", model)
+    loaded = load_checkpoint(tmp_path / "model.pt")
+    assert loaded.trained_on == replace_head(loaded, 3).trained_on == "0123abcd"
+    loader = evaluation_loader(photos.path, batch_size=60, resolution=32)
+    features = extract_features(loaded, loader, loader.indices)
+    assert features.provenance["trained_on"] == "0123abcd"

@@ -1,6 +1,7 @@
 """`select` against a brute-force selection, in every budget."""
 
 from decimal import ROUND_HALF_UP, Decimal
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dp4tl_ffcv import BetonIndex, Scores, Selection, StaleArtifactError, random_scores, select
+from dp4tl_ffcv import (
+    BetonIndex,
+    Scores,
+    Selection,
+    StaleArtifactError,
+    image_fields,
+    random_scores,
+    select,
+    write_beton,
+)
 
 CLASSES, SAMPLES = 12, 34
 FEW = st.sampled_from([-1.5, 0.0, 0.0, 1.0, 2.0, 2.5])  # few values, so that many are equal
@@ -135,11 +145,13 @@ def test_classes_without_samples_are_passed_over(uneven: BetonIndex) -> None:
     check_classes(select(scores, uneven, keep=1.0), uneven, [0, 1, 3, 4, 5, 7, 8, 9, 10])
 
 
-def test_scores_may_cover_more_classes_than_the_beton_has(photos: Any) -> None:
+def test_scores_may_cover_more_classes_than_a_beton_without_names_shows(
+    uneven: BetonIndex,
+) -> None:
     values = np.arange(15.0)
-    selection = select(Scores(scores=values, tie=values, method="x"), photos.index, keep_classes=2)
-    assert selection.classes.tolist() == [8, 9]
-    assert selection.label_map.tolist() == [-1] * 8 + [0, 1] + [-1] * 5
+    selection = select(Scores(scores=values, tie=values, method="x"), uneven, keep_classes=2)
+    assert selection.classes.tolist() == [9, 10]
+    assert selection.label_map.tolist() == [-1] * 9 + [0, 1] + [-1] * 4
 
 
 def test_another_field_may_hold_the_class_ids(uneven: BetonIndex) -> None:
@@ -265,7 +277,7 @@ def test_sample_scores_of_another_number_are_refused(count: int, uneven: BetonIn
 def test_scores_of_another_beton_are_refused(uneven: BetonIndex, photos: Any) -> None:
     other = photos.index.fingerprint
     scores = Scores(
-        scores=np.ones(CLASSES), tie=np.ones(CLASSES), method="fm",
+        scores=np.ones(10), tie=np.ones(10), method="fm",
         provenance={"source_fingerprint": other},
     )  # fmt: skip
     message = f"^`scores` .*fingerprint {other[:16]}, this beton has {uneven.fingerprint[:16]}"
@@ -282,3 +294,11 @@ def test_labels_that_are_missing_or_no_integers_are_refused(photos: Any) -> None
         select(scores, photos.index, keep=0.5, label_field="y")
     with pytest.raises(ValueError, match=r"^`image` must be an integer field; got kind rgb_image"):
         select(scores, photos.index, keep=0.5, label_field="image")
+
+
+def test_scores_of_more_classes_than_the_manifest_names_are_refused(tmp_path: Path) -> None:
+    samples = [(np.zeros((8, 8, 3), np.uint8), label, 0) for label in range(4)]
+    names = ["a", "b", "c", "d"]
+    index = write_beton(tmp_path / "four.beton", samples, image_fields(), class_names=names)
+    with pytest.raises(ValueError, match="`scores` must cover the 4 classes of the beton; got 9"):
+        select(random_scores(9, seed=0), index, keep=0.5)

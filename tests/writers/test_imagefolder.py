@@ -244,3 +244,16 @@ def test_the_command_ends_with_one_clear_line(tmp_path: Path) -> None:
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
     assert "`root` must be a folder" in line
+
+
+def test_splits_beside_classes_are_refused(tmp_path: Path) -> None:
+    fill(tmp_path / "root", {"train": 3, "bus": 3})
+    with pytest.raises(ValueError, match="either splits or classes; got train beside 'bus'"):
+        write_all(tmp_path / "root", tmp_path / "out")
+
+
+def test_betons_of_an_earlier_split_are_not_left_beside_new_ones(tmp_path: Path) -> None:
+    fill(tmp_path / "root", {"ant": 10})
+    write_all(tmp_path / "root", tmp_path / "out", val=0.2, test=0.2)
+    with pytest.raises(ValueError, match=r"`out`.*val\.beton"):
+        write_all(tmp_path / "root", tmp_path / "out", val=0.0, test=0.2)

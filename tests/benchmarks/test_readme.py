@@ -1,0 +1,41 @@
+"""The README's demo table is that of the result file that is kept."""
+
+import json
+
+import pytest
+
+from benchmarks import readme
+
+
+@pytest.fixture
+def kept() -> dict[str, object]:
+    content: dict[str, object] = json.loads(readme.KEPT.read_text())
+    return content
+
+
+def test_the_readme_shows_the_kept_result(kept: dict[str, object]) -> None:
+    text = (readme.ROOT / "README.md").read_text()
+    assert readme.fill(text, kept) == text
+
+
+def test_every_row_of_the_result_is_in_the_table(kept: dict[str, object]) -> None:
+    rows = kept["rows"]
+    assert isinstance(rows, list)
+    lines = [line for line in readme.table(kept).splitlines() if line.startswith("|")][2:]
+    assert len(lines) == len(rows) / 2  # the two finetunings share a line
+    for row in rows:
+        accuracy = f"{100 * row['test_accuracy_mean']:.1f} ± "
+        assert any(accuracy in line and f"| {row['keep']:g} |" in line for line in lines)
+
+
+def test_a_readme_without_the_markers_is_refused(kept: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="`readme`"):
+        readme.fill("# no table here", kept)
+
+
+def test_the_kept_result_names_its_machine_and_no_path(kept: dict[str, object]) -> None:
+    environment = kept["environment"]
+    assert isinstance(environment, dict)
+    assert environment["cores"] >= 1
+    assert environment["torch"] != "absent"
+    assert "out" not in kept["config"]  # type: ignore[operator]  # a JSON object
