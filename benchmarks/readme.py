@@ -46,9 +46,9 @@ def table(result: dict[str, Any]) -> str:
         f"Measured on {machine['cores']} cores of {machine['cpu']}, GPU: {machine['gpu']}, torch "
         f"{machine['torch']}. Accuracy on the target's test images: mean of {seeds} seeds ± "
         "standard deviation. Pretraining: seconds of the faster seed; *with selection cost* adds "
-        "the training of the surrogate, features, scores and selection. *=* marks the control, which takes as "
-        "many steps as the full source; all others make as many epochs. *Relevant*: share of the "
-        "retained classes that are in the target's rendering.",
+        "the training of the surrogate, features, scores and selection. *=* marks the control, "
+        "which takes as many steps as the full source; all others make as many epochs. "
+        "*Relevant*: share of the retained classes that are in the target's rendering.",
     ]
     return "\n".join(lines)
 
