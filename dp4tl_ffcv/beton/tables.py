@@ -1,0 +1,162 @@
+"""Read the tables of a beton and refuse a file that is not whole."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import BetonError
+from . import layout
+
+__all__ = ["FieldInfo", "read_tables"]
+
+
+@dataclass(frozen=True, slots=True)
+class FieldInfo:
+    """One field of a beton."""
+
+    name: str
+    kind: str
+    type_id: int
+    column: str
+    """Name of its column in the metadata table: `f0`, `f1`, ..."""
+
+
+def read_tables(
+    path: Path, custom_fields: Mapping[str, Any]
+) -> tuple[Any, tuple[FieldInfo, ...], NDArray[Any], NDArray[Any]]:
+    """Return header, fields, metadata and allocation table, checked against each other.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        BetonError: the file is no finished, whole beton of version 2.
+    """
+    with path.open("rb") as stream:
+        size = os.fstat(stream.fileno()).st_size
+        header = _read_header(stream, path, size)
+        descriptors = _read(stream, layout.FIELD, int(header["num_fields"]), path)
+        fields, columns = _describe_fields(descriptors, custom_fields, path)
+        dtype = layout.metadata_dtype(columns)
+        num_samples, table_at = int(header["num_samples"]), int(header["alloc_table_ptr"])
+        tables_end = stream.tell() + num_samples * dtype.itemsize
+        if tables_end > table_at:
+            raise _damaged(path, f"metadata of {num_samples} samples overlaps other tables")
+        metadata = _read(stream, dtype, num_samples, path)
+        stream.seek(table_at)
+        rows = (size - table_at) // layout.ALLOCATION.itemsize
+        allocations = _read(stream, layout.ALLOCATION, rows, path)
+    _check_allocations(allocations, num_samples, tables_end, table_at, path)
+    _check_pointers(fields, metadata, allocations, path)
+    return header, fields, metadata, allocations
+
+
+def _read_header(stream: Any, path: Path, size: int) -> Any:
+    if size < layout.HEADER.itemsize:
+        raise _foreign(path, f"a file of {size} bytes")
+    header = _read(stream, layout.HEADER, 1, path)[0]
+    if header["version"] != layout.VERSION:
+        raise BetonError(
+            f"`path` must be a beton of version {layout.VERSION}; got version "
+            f"{header['version']} in {str(path)!r}. It is no beton, or FFCV changed its format: "
+            "write it again with this tool or ffcv 1.0.2."
+        )
+    page_size = int(header["page_size"])
+    if not header["num_fields"] or page_size == 0 or page_size & (page_size - 1):
+        raise _foreign(path, f"{header['num_fields']} fields and a page size of {page_size}")
+    table_at = int(header["alloc_table_ptr"])
+    if table_at == 0:
+        raise BetonError(
+            f"`path` must be a finished beton; got {str(path)!r}, whose writer was stopped before "
+            "the end. Write it again."
+        )
+    if table_at > size or (size - table_at) % layout.ALLOCATION.itemsize:
+        raise BetonError(
+            f"`path` must be a whole beton; got {size} bytes in {str(path)!r}, whose allocation "
+            f"table starts at byte {table_at}. The file is truncated or damaged: copy it again."
+        )
+    return header
+
+
+def _read(stream: Any, dtype: np.dtype[Any], count: int, path: Path) -> NDArray[Any]:
+    data = stream.read(dtype.itemsize * count)
+    if len(data) != dtype.itemsize * count:
+        raise _damaged(path, "the file ends inside a table")
+    return np.frombuffer(data, dtype=dtype)
+
+
+def _describe_fields(
+    descriptors: NDArray[Any], custom: Mapping[str, Any], path: Path
+) -> tuple[tuple[FieldInfo, ...], list[np.dtype[Any]]]:
+    fields, columns = [], []
+    for position, descriptor in enumerate(descriptors):
+        type_id = int(descriptor["type_id"])
+        try:
+            name = descriptor["name"].tobytes().split(b"\0")[0].decode("ascii")
+            kind = layout.FIELD_KINDS[type_id]
+        except (UnicodeDecodeError, KeyError) as error:
+            raise _foreign(path, f"a field of type {type_id}") from error
+        if name in custom:
+            columns.append(custom[name].from_binary(descriptor["arguments"]).metadata_type)
+        elif type_id == layout.CUSTOM_TYPE:
+            raise BetonError(
+                f"`custom_fields` must name the class of the custom field {name!r} of "
+                f"{str(path)!r}; got {sorted(custom)}. Pass the field class it was written with."
+            )
+        else:
+            columns.append(layout.FIELD_METADATA[type_id])
+        fields.append(FieldInfo(name, kind, type_id, f"f{position}"))
+    return tuple(fields), columns
+
+
+def _check_allocations(
+    table: NDArray[Any], num_samples: int, data_start: int, data_end: int, path: Path
+) -> None:
+    if not table.size:
+        return
+    if table["sample_id"].max() >= num_samples:
+        raise _damaged(path, f"an extent of sample {table['sample_id'].max()} of {num_samples}")
+    # Sizes are compared first, so that `ptr + size` cannot wrap around.
+    span = np.uint64(data_end - data_start)
+    outside = (
+        (table["size"] > span)
+        | (table["ptr"] < np.uint64(data_start))
+        | (table["ptr"] > np.uint64(data_end) - np.minimum(table["size"], span))
+    )
+    outside &= table["size"] > 0  # ffcv gives empty bytes at the very start a place at byte 0
+    if outside.any():
+        first = table[int(np.argmax(outside))]
+        raise _damaged(path, f"sample {first['sample_id']} lies outside of the data region")
+
+
+def _check_pointers(
+    fields: tuple[FieldInfo, ...], metadata: NDArray[Any], allocations: NDArray[Any], path: Path
+) -> None:
+    # A table that was cut between two rows looks whole, but lacks the extents of some samples.
+    starts = np.append(np.sort(allocations["ptr"]), np.iinfo(np.uint64).max)
+    for field in fields:
+        column = metadata[field.column]
+        for values in layout.pointers(column, field.kind):
+            wanted = np.sort(values)  # sorted, they are found ten times as fast
+            lost = wanted[starts[np.searchsorted(starts, wanted)] != wanted]
+            if field.kind == "custom":
+                lost = lost[lost != 0]  # such a field may mean by it that a sample has no bytes
+            if lost.size:
+                sample_id = int(np.argmax(values == lost[0]))
+                raise _damaged(path, f"sample {sample_id} has no extent for {field.name!r}")
+
+
+def _damaged(path: Path, found: str) -> BetonError:
+    return BetonError(
+        f"`path` must be a whole beton; got {str(path)!r}: {found}. "
+        "The file is truncated or damaged: copy or write it again."
+    )
+
+
+def _foreign(path: Path, found: str) -> BetonError:
+    return BetonError(
+        f"`path` must be a beton; got {str(path)!r} with {found}. Pass a file written by ffcv."
+    )
