@@ -48,17 +48,17 @@ def write_report(
     is written, and each file is replaced in one step, so a failure leaves the old report.
 
     Args:
-        result: The parsed `result.json` of the run.
-        path: The HTML file to write; figures go to the folder `figures` next to it.
-        class_names: Name of each source class.
-        class_scores: The class scores of each method, drawn as one histogram each.
-        sheets: Kept and pruned classes to show, one sheet for each selection.
+        result: the parsed `result.json` of the run.
+        path: the HTML file to write; figures go to the folder `figures` next to it.
+        class_names: name of each source class.
+        class_scores: the class scores of each method, drawn as one histogram each.
+        sheets: kept and pruned classes to show, one sheet for each selection.
 
     Returns:
         The path of the page.
 
     Raises:
-        ValueError: If the result lacks a key, has no row or no full row, or the class scores are
+        ValueError: the result lacks a key, has no row or no full row, or the class scores are
             not one for each class name.
     """
     rows = parse_rows(result)

@@ -157,9 +157,9 @@ def class_scores_plot(scores: ClassScores, class_names: Sequence[str], name: str
     """Draw one bar per source class in rank order, relevant classes in the method's colour.
 
     Args:
-        scores: The scores of one method, `(C,)`.
-        class_names: Name of each source class.
-        name: File name of the figure, without ending.
+        scores: the scores of one method, `(C,)`.
+        class_names: name of each source class.
+        name: file name of the figure, without ending.
     """
     order, color = scores.order(), _STYLES.get(scores.method, _SPARE[0])[0]
     count, heights = len(order), scores.scores[order]

@@ -37,17 +37,14 @@ _TOLERANCE = 1e-9  # mean and mark are both rounded sums: equal numbers must cou
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ContactSheet:
-    """One picture for each of some kept and some pruned classes.
-
-    Attributes:
-        title: What was selected, for example "lm, keep 0.25".
-        kept: Class name and image `(H, W, 3)` of each kept class shown; sizes may differ.
-        pruned: The same for pruned classes.
-    """
+    """One picture for each of some kept and some pruned classes."""
 
     title: str
+    """What was selected, for example "lm, keep 0.25"."""
     kept: Sequence[tuple[str, NDArray[np.uint8]]]
+    """Class name and image `(H, W, 3)` of each kept class shown; sizes may differ."""
     pruned: Sequence[tuple[str, NDArray[np.uint8]]]
+    """The same for pruned classes."""
 
     def __post_init__(self) -> None:
         """Check every picture's shape and type."""
@@ -61,17 +58,14 @@ class ContactSheet:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClassScores:
-    """The scores that one method gave to the source classes.
-
-    Attributes:
-        method: Name of the method, such as "lm".
-        scores: Score of each source class, `(C,)`.
-        relevant: Whether each class is known to be relevant, `(C,)`; None where nobody knows.
-    """
+    """The scores that one method gave to the source classes."""
 
     method: str
+    """Name of the method, such as "lm"."""
     scores: NDArray[np.float64]
+    """Score of each source class `(C,)`."""
     relevant: NDArray[np.bool_] | None
+    """Which classes are known to be relevant `(C,)`; None where nobody knows."""
 
     def __post_init__(self) -> None:
         """Check the shapes and that every score is a number."""
@@ -116,10 +110,10 @@ def parse_rows(result: Mapping[str, Any]) -> list[Row]:
     """Return the checked rows of a parsed `result.json`.
 
     Args:
-        result: The parsed file: environment, seeds, rows, stages and definitions.
+        result: the parsed file: environment, seeds, rows, stages and definitions.
 
     Raises:
-        ValueError: If a key is missing, a value is no number, or a finetuning has no full row.
+        ValueError: a key is missing, a value is no number, or a finetuning has no full row.
     """
     missing = [key for key in _KEYS if key not in result]
     if missing:

@@ -370,3 +370,9 @@ def test_contact_sheet_is_a_grid_with_pictures_enlarged_without_blur() -> None:
     assert colours.shape[1] == 5 * 184
     patch = colours[: colours.shape[0] // 2, :184].reshape(-1, 3)
     assert (patch == (200, 10, 10)).all(axis=1).sum() == 2 * 64 * 64
+
+
+def test_a_warning_of_the_run_is_on_the_page(page: Page, tmp_path: Path) -> None:
+    assert "Note:" not in page.text
+    path = write(tmp_path / "report.html", result={**result(), "warning": "the machine was busy"})
+    assert "Note: the machine was busy." in Page(path.read_text("utf-8")).text
