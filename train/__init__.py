@@ -2,6 +2,6 @@
 
 import os
 
-# GNU OpenMP's threads spin for milliseconds at every barrier, which halves training on a CPU that
-# others use as well; ten thousand turns keep the speed on a quiet one. Read when torch is imported.
+# GNU OpenMP's threads spin for milliseconds at every barrier and so take the cores from each other
+# when anything else runs there; ten thousand turns are enough. Read when torch is imported.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")

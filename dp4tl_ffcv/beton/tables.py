@@ -140,7 +140,7 @@ def _check_pointers(
     for field in fields:
         column = metadata[field.column]
         for values in layout.pointers(column, field.kind):
-            wanted = np.sort(values)  # sorted, they are found ten times as fast
+            wanted = np.sort(values)  # so that the search walks the table once
             lost = wanted[starts[np.searchsorted(starts, wanted)] != wanted]
             if field.kind == "custom":
                 lost = lost[lost != 0]  # such a field may mean by it that a sample has no bytes
