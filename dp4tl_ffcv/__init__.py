@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .errors import BetonError, CheckpointError, StaleArtifactError, one_line_errors
     from .loading import PrunedLoader, RemapLabel, evaluation_loader, training_loader
     from .progress import track
-    from .runs import RunFolder, environment
+    from .runs import RunFolder, environment, settings_of
     from .scoring import Scores, class_means, feature_mapping, label_mapping, random_scores
     from .scoring.features import Features
     from .scoring.surrogate import (
@@ -64,6 +64,7 @@ _HOMES = {
     "replace_head": "scoring.surrogate",
     "save_checkpoint": "scoring.surrogate",
     "select": "selection",
+    "settings_of": "runs",
     "sha256_of_file": "artifacts",
     "track": "progress",
     "training_loader": "loading",
@@ -105,6 +106,7 @@ __all__ = [
     "replace_head",
     "save_checkpoint",
     "select",
+    "settings_of",
     "sha256_of_file",
     "track",
     "training_loader",

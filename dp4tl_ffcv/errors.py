@@ -1,5 +1,6 @@
 """Errors that a caller may want to tell apart, and how programs show errors to a person."""
 
+import os
 import sys
 import traceback
 from collections.abc import Iterator
@@ -21,15 +22,17 @@ class StaleArtifactError(ValueError):
 
 
 @contextmanager
-def one_line_errors(program: str, *, debug: bool = False) -> Iterator[None]:
+def one_line_errors(program: str, *, debug: bool | None = None) -> Iterator[None]:
     """Within the block, an error ends the program with one line on stderr and status 1.
 
     Ctrl-C ends it with status 130.
 
     Args:
         program: name that the line starts with.
-        debug: print the traceback instead.
+        debug: print the traceback instead; None asks whether `DP4TL_DEBUG` is in the environment.
     """
+    if debug is None:
+        debug = "DP4TL_DEBUG" in os.environ
     try:
         yield
     except KeyboardInterrupt:

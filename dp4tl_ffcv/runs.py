@@ -5,6 +5,7 @@ import os
 import platform
 import shutil
 from collections.abc import Mapping
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 from .artifacts import write_json
 from .version import __version__
 
-__all__ = ["RunFolder", "environment"]
+__all__ = ["RunFolder", "environment", "settings_of"]
 
 _PACKAGES = ("ffcv", "torch", "torchvision", "numba", "numpy")
 
@@ -81,6 +82,14 @@ class RunFolder:
         full = {**result, "environment": environment()}
         write_json(self.path / "result.json", full)
         return full
+
+
+def settings_of(config: Any) -> dict[str, Any]:
+    """Return the fields of a dataclass by name, paths as text: the start of a run's `config`."""
+    return {
+        name: str(value) if isinstance(value, Path) else value
+        for name, value in asdict(config).items()
+    }
 
 
 def environment() -> dict[str, Any]:

@@ -8,7 +8,6 @@ second run takes over every stage that is finished; so does a run after Ctrl-C.
 """
 
 import json
-import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -401,5 +400,5 @@ def run_demo(config: Config) -> Path:
 
 if __name__ == "__main__":
     settings = tyro.cli(Config, description=__doc__)
-    with one_line_errors("train.demo", debug="DP4TL_DEBUG" in os.environ):
+    with one_line_errors("train.demo"):
         print(f"\n{run_demo(settings)}")

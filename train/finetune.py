@@ -8,9 +8,8 @@ The epoch is chosen on the validation split; the test split is read once, for th
 """
 
 import copy
-import os
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,6 +27,7 @@ from dp4tl_ffcv import (
     one_line_errors,
     replace_head,
     save_checkpoint,
+    settings_of,
     sha256_of_file,
     track,
     training_loader,
@@ -239,11 +239,8 @@ def correct(model: nn.Module, loader: PrunedLoader) -> Tensor:
 
 def _fingerprint(config: Config) -> dict[str, Any]:
     """Everything that the result depends on: the settings, and what the files hold."""
-    settings = {
-        name: str(v) if isinstance(v, Path) else v
-        for name, v in asdict(config).items()
-        if name != "overwrite"
-    }
+    settings = settings_of(config)
+    del settings["overwrite"]
     splits = {name: getattr(config, name) for name in ("train", "val", "test")}
     return {
         **settings,
@@ -254,5 +251,5 @@ def _fingerprint(config: Config) -> dict[str, Any]:
 
 if __name__ == "__main__":
     settings = tyro.cli(Config, description=__doc__)
-    with one_line_errors("train.finetune", debug="DP4TL_DEBUG" in os.environ):
+    with one_line_errors("train.finetune"):
         finetune(settings)

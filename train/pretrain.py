@@ -9,9 +9,8 @@ run of the same configuration is not repeated.
 
 import copy
 import math
-import os
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ from dp4tl_ffcv import (
     evaluation_loader,
     one_line_errors,
     save_checkpoint,
+    settings_of,
     track,
     training_loader,
 )
@@ -92,13 +92,16 @@ def pretrain(config: Config) -> dict[str, Any]:
     """Train as `config` says and return the content of `result.json`."""
     index = BetonIndex.open(config.train)
     selection = Selection.load(config.selection) if config.selection else None
-    run = RunFolder(config.run, _fingerprint(config, index, selection), overwrite=config.overwrite)
+    val = BetonIndex.open(config.val) if config.val else None
+    run = RunFolder(
+        config.run, _fingerprint(config, index, val, selection), overwrite=config.overwrite
+    )
     if finished := run.finished():
         print(f"{config.run}: finished before, reused")
         return finished
     if selection:
         selection.check(index)
-    validation = _validation_selection(config, index, selection)
+    validation = _validation_selection(val, index, selection)
     run.start()
 
     # -- set up ----------------------------------------------------------------------------------
@@ -243,37 +246,36 @@ def validate(model: nn.Module, beton: Path, config: Config, selection: Selection
 
 
 def _validation_selection(
-    config: Config, index: BetonIndex, selection: Selection | None
+    val: BetonIndex | None, index: BetonIndex, selection: Selection | None
 ) -> Selection | None:
     """Return the retained classes of the validation beton; refuse one of another source."""
-    if config.val is None:
+    if val is None:
         return None
-    val = BetonIndex.open(config.val)
     if val.num_classes() > index.num_classes() or (
         selection is not None and not np.isin(selection.classes, val.labels()).any()
     ):
         raise ValueError(
             f"`val` must hold classes of `train`, the retained ones among them; got "
-            f"{str(config.val)!r}. Pass the validation split of the same source."
+            f"{str(val.path)!r}. Pass the validation split of the same source."
         )
     return selection.transfer(val) if selection else None
 
 
-def _fingerprint(config: Config, index: BetonIndex, selection: Selection | None) -> dict[str, Any]:
+def _fingerprint(
+    config: Config, index: BetonIndex, val: BetonIndex | None, selection: Selection | None
+) -> dict[str, Any]:
     """Everything that the result depends on: the settings, and what the files hold."""
+    settings = settings_of(config)
+    del settings["overwrite"]
     return {
-        **{
-            name: str(v) if isinstance(v, Path) else v
-            for name, v in asdict(config).items()
-            if name != "overwrite"
-        },
+        **settings,
         "train_fingerprint": index.fingerprint,
-        "val_fingerprint": BetonIndex.open(config.val).fingerprint if config.val else None,
+        "val_fingerprint": val.fingerprint if val else None,
         "retained": selection.digest() if selection else None,
     }
 
 
 if __name__ == "__main__":
     settings = tyro.cli(Config, description=__doc__)
-    with one_line_errors("train.pretrain", debug="DP4TL_DEBUG" in os.environ):
+    with one_line_errors("train.pretrain"):
         pretrain(settings)

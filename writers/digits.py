@@ -5,7 +5,6 @@ upright, in other colours, noise and scale. The two share no original image, nor
 either. The source classes in the target's rendering, `upright`, are known to be relevant to it.
 """
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -206,7 +205,7 @@ def _blend(mask: Mask, ink: Pixels, paper: Pixels) -> Pixels:
 def main() -> None:
     """Write the betons that the command line asks for."""
     config = tyro.cli(Config, description=__doc__)
-    with one_line_errors("writers.digits", debug="DP4TL_DEBUG" in os.environ):
+    with one_line_errors("writers.digits"):
         written = write(config)
     for name, index in written.items():
         print(f"{name}: {index.num_samples} images, {index.num_classes()} classes -> {index.path}")

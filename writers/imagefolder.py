@@ -5,7 +5,6 @@ images of each class are split at random by `--val` and `--test`. Classes are nu
 of their names, and every split uses the same numbers.
 """
 
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -100,7 +99,7 @@ def list_images(config: Config) -> tuple[dict[str, list[Item]], list[str]]:
     ids = {name: label for label, name in enumerate(class_names)}
     listing = [
         [
-            (path, ids[name], 0)
+            (path, ids[name])
             for name in _folders(root)
             for path in sorted((root / name).rglob("*"))
             if path.suffix.lower() in SUFFIXES and not _is_hidden(path.relative_to(root))
@@ -108,8 +107,7 @@ def list_images(config: Config) -> tuple[dict[str, list[Item]], list[str]]:
         for root in roots
     ]
     numbered = [
-        [(path, label, number) for number, (path, label, _) in enumerate(items)]
-        for items in listing
+        [(path, label, number) for number, (path, label) in enumerate(items)] for items in listing
     ]
     if not any(numbered):
         raise ValueError(
@@ -143,8 +141,10 @@ def _split(items: list[Item], num_classes: int, config: Config) -> dict[str, lis
         )
     splits: dict[str, list[Item]] = {split: [] for split in SPLITS}
     rng = np.random.default_rng(config.seed)
-    for label in range(num_classes):
-        members = [item for item in items if item[1] == label]
+    by_class: list[list[Item]] = [[] for _ in range(num_classes)]
+    for item in items:
+        by_class[item[1]].append(item)
+    for members in by_class:
         shuffled = [members[i] for i in rng.permutation(len(members))]
         num_val, num_test = (round(share * len(members)) for share in (config.val, config.test))
         splits["val"] += sorted(shuffled[:num_val])
@@ -156,7 +156,7 @@ def _split(items: list[Item], num_classes: int, config: Config) -> dict[str, lis
 def main() -> None:
     """Write the betons that the command line asks for."""
     config = tyro.cli(Config, description=__doc__)
-    with one_line_errors("writers.imagefolder", debug="DP4TL_DEBUG" in os.environ):
+    with one_line_errors("writers.imagefolder"):
         written = write(config)
     for split, index in written.items():
         print(f"{split}: {index.num_samples} images, {index.num_classes()} classes -> {index.path}")

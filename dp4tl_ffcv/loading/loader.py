@@ -216,7 +216,7 @@ def _insert_remap(pipelines: dict[str, Any], selection: Selection | None) -> Non
             f"`pipelines` must give {name!r} a list of operations for `relabel`; got {steps!r}. "
             "Put RemapLabel into your own pipeline instead."
         )
-    at = 1 if steps and isinstance(steps[0], IntDecoder) else 0
+    at = 1 if isinstance(steps[0], IntDecoder) else 0
     pipelines[name] = [*steps[:at], RemapLabel(selection), *steps[at:]]
 
 

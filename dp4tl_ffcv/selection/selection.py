@@ -83,8 +83,7 @@ class Selection:
                 f"`classes` must lie in [0, {count}); got values from {ids[0]} to {ids[-1]}. "
                 "Check which source the classes were scored for."
             )
-        label_map = np.full(count, -1, dtype=np.int64)
-        label_map[ids] = np.arange(len(ids))
+        label_map = _number(ids, count)
         # A lookup table costs one read per sample, where a membership test costs one per class.
         retained = np.flatnonzero(label_map[index.labels(label_field)] >= 0)
         return cls(
@@ -114,12 +113,10 @@ class Selection:
         ids = np.unique(check_indices(indices, index.num_samples))
         labels = index.labels(label_field)
         classes = np.unique(labels[ids])
-        label_map = np.full(index.num_classes(label_field), -1, dtype=np.int64)
-        label_map[classes] = np.arange(len(classes))
         return cls(
             classes=classes,
             indices=ids,
-            label_map=label_map,
+            label_map=_number(classes, index.num_classes(label_field)),
             fingerprint=index.fingerprint,
             label_field=label_field,
             provenance=provenance or {},
@@ -190,3 +187,10 @@ class Selection:
             f"Selection({len(self.classes)} of {len(self.label_map)} classes, "
             f"{len(self.indices)} samples)"
         )
+
+
+def _number(classes: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """Return the new label of each of `count` classes: 0 on for `classes` in order, -1 else."""
+    label_map = np.full(count, -1, dtype=np.int64)
+    label_map[classes] = np.arange(len(classes))
+    return label_map
