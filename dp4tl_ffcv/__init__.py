@@ -15,7 +15,15 @@ if TYPE_CHECKING:
     from .beton import BetonIndex, Manifest, read_image, read_manifest
     from .beton.write import image_fields, write_beton
     from .errors import BetonError, CheckpointError, StaleArtifactError, one_line_errors
-    from .loading import PrunedLoader, RemapLabel, evaluation_loader, training_loader
+    from .loading import (
+        CenterCropRGBImageDecoder,
+        PrunedLoader,
+        RandomResizedCropRGBImageDecoder,
+        RemapLabel,
+        evaluation_loader,
+        training_loader,
+        view_pipelines,
+    )
     from .progress import track
     from .runs import RunFolder, environment, settings_of
     from .scoring import Scores, class_means, feature_mapping, label_mapping, random_scores
@@ -34,11 +42,13 @@ if TYPE_CHECKING:
 _HOMES = {
     "BetonError": "errors",
     "BetonIndex": "beton",
+    "CenterCropRGBImageDecoder": "loading",
     "CheckpointError": "errors",
     "Classifier": "scoring.surrogate",
     "Features": "scoring.features",
     "Manifest": "beton",
     "PrunedLoader": "loading",
+    "RandomResizedCropRGBImageDecoder": "loading",
     "RemapLabel": "loading",
     "RunFolder": "runs",
     "Scores": "scoring",
@@ -68,6 +78,7 @@ _HOMES = {
     "sha256_of_file": "artifacts",
     "track": "progress",
     "training_loader": "loading",
+    "view_pipelines": "loading",
     "write_beton": "beton.write",
     "write_json": "artifacts",
 }
@@ -75,11 +86,13 @@ _HOMES = {
 __all__ = [
     "BetonError",
     "BetonIndex",
+    "CenterCropRGBImageDecoder",
     "CheckpointError",
     "Classifier",
     "Features",
     "Manifest",
     "PrunedLoader",
+    "RandomResizedCropRGBImageDecoder",
     "RemapLabel",
     "RunFolder",
     "Scores",
@@ -110,6 +123,7 @@ __all__ = [
     "sha256_of_file",
     "track",
     "training_loader",
+    "view_pipelines",
     "write_beton",
     "write_json",
 ]

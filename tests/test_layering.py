@@ -48,9 +48,10 @@ THIRD_PARTY = {
     "torchvision": (*MODELS, *RUNNING),
     "ffcv": ("dp4tl_ffcv.beton.write", "dp4tl_ffcv.beton.decode", *RUNNING),
     "numba": ("dp4tl_ffcv.kernels", "dp4tl_ffcv.loading", "benchmarks"),
+    "llvmlite": ("dp4tl_ffcv.kernels", "dp4tl_ffcv.loading"),
 }
 INSIDE_FUNCTIONS = {"torch": ("dp4tl_ffcv.selection.exports",)}
-KERNELS_NEED = {"numpy", "numba", "threadpoolctl"} | sys.stdlib_module_names
+KERNELS_NEED = {"numpy", "numba", "llvmlite", "threadpoolctl"} | sys.stdlib_module_names
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ def fault_of(module: str, found: Import) -> str | None:
     if found.type_checking:
         return None
     if part == "kernels" and target not in KERNELS_NEED:
-        return "kernels import numpy, numba and threadpoolctl only"
+        return "kernels import numpy, numba, llvmlite and threadpoolctl only"
     if is_below(module, THIRD_PARTY.get(target, (module,))):
         return None
     if found.in_function and is_below(module, INSIDE_FUNCTIONS.get(target, ())):

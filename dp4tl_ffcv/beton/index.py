@@ -43,7 +43,8 @@ class BetonIndex:
         self.header = header
         self.fields = fields
         self.metadata = metadata
-        self.allocations = allocations
+        self._allocations: NDArray[Any] | None = allocations
+        self._custom_fields: Mapping[str, Any] = {}
         for table in (metadata, allocations):
             table.setflags(write=False)
 
@@ -68,7 +69,31 @@ class BetonIndex:
             BetonError: the file is not a finished beton of version 2, is truncated, or its tables
                 point outside of it.
         """
-        return cls(Path(path), *read_tables(Path(path), custom_fields or {}))
+        index = cls(Path(path), *read_tables(Path(path), custom_fields or {}))
+        index._custom_fields = custom_fields or {}
+        return index
+
+    @property
+    def allocations(self) -> NDArray[Any]:
+        """One record per extent: `sample_id`, `ptr` (byte offset), `size` (bytes).
+
+        Raises:
+            BetonError: they were released, and the file has been replaced since.
+        """
+        if self._allocations is None:
+            header, _, metadata, allocations = read_tables(self.path, self._custom_fields)
+            if header != self.header or metadata.tobytes() != self.metadata.tobytes():
+                raise BetonError(
+                    f"`path` must stay the beton that was opened; got another in {str(self.path)!r}"
+                    ". Open it again."
+                )
+            allocations.setflags(write=False)
+            self._allocations = allocations
+        return self._allocations
+
+    def release_allocations(self) -> None:
+        """Free the allocation table, 24 bytes per extent; it is read again when asked for."""
+        self._allocations = None
 
     @property
     def num_samples(self) -> int:
@@ -145,8 +170,8 @@ class BetonIndex:
         digest.update(self.header.tobytes())
         for field in self.fields:
             digest.update(f"{field.name}:{field.type_id};".encode())
-        digest.update(self.metadata.tobytes())
-        digest.update(self.allocations.tobytes())
+        for table in (self.metadata, self.allocations):  # without a copy of either
+            digest.update(np.ascontiguousarray(table).view(np.uint8).data)
         return digest.hexdigest()
 
     @cached_property

@@ -116,7 +116,7 @@ class Features:
         features = extract_features(
             model,
             batches,
-            loader.indices,
+            loader.indices.astype("int64"),
             checkpoint=self.checkpoint,
             provenance={
                 "beton_fingerprint": index.fingerprint,

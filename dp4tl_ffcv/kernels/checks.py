@@ -1,11 +1,12 @@
 """Argument checks that every kernel runs before it enters compiled code."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["as_features", "as_labels", "as_num_classes"]
+__all__ = ["as_features", "as_ints", "as_labels", "as_num_classes"]
 
 
 def as_num_classes(num_classes: int) -> int:
@@ -66,3 +67,20 @@ def as_features(features: ArrayLike, name: str = "features") -> NDArray[Any]:
             "Pass one row per sample."
         )
     return np.ascontiguousarray(array)
+
+
+def as_ints(
+    values: Sequence[int], name: str, count: int, least: int = -(1 << 63), most: int = 1 << 53
+) -> tuple[int, ...]:
+    """Return `values` as `count` ints in `[least, most]`, or raise TypeError or ValueError."""
+    given = tuple(values) if isinstance(values, (tuple, list, np.ndarray)) else ()
+    if len(given) != count:
+        raise ValueError(f"`{name}` must hold {count} ints; got {values!r}. Pass as many.")
+    for value in given:
+        if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
+            raise TypeError(f"`{name}` must hold ints; got {values!r}. Pass whole numbers.")
+        if not least <= value <= most:
+            raise ValueError(
+                f"`{name}` must lie in [{least}, {most}]; got {value}. Pass another number."
+            )
+    return tuple(int(value) for value in given)

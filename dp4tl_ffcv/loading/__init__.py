@@ -1,17 +1,32 @@
-"""Loaders that read the retained samples: a drop-in for `ffcv.loader.Loader`."""
+"""Loaders that read the retained samples: a drop-in for `ffcv.loader.Loader`.
 
+`loader` puts the parts together: what is retained (`extents`), in which order (`orders`), what is
+read when (`plan`, `reading`) and kept where (`caches`, `shared_memory`, `memory`), how images are
+decoded (`jpeg`, `decoders`, `views`, `workspace`) and how batches reach the loop (`iterator`).
+"""
+
+from .caches import CACHES
+from .decoders import CenterCropRGBImageDecoder, RandomResizedCropRGBImageDecoder
 from .images import evaluation_loader, training_loader
 from .loader import PrunedLoader
-from .orders import ORDERS, Order, random_order, sequential_order
+from .orders import ORDERS, Order, quasi_random_order, random_order, sequential_order
+from .plan import EpochPlan
 from .remap import RemapLabel
+from .views import view_pipelines
 
 __all__ = [
+    "CACHES",
     "ORDERS",
+    "CenterCropRGBImageDecoder",
+    "EpochPlan",
     "Order",
     "PrunedLoader",
+    "RandomResizedCropRGBImageDecoder",
     "RemapLabel",
     "evaluation_loader",
+    "quasi_random_order",
     "random_order",
     "sequential_order",
     "training_loader",
+    "view_pipelines",
 ]

@@ -11,13 +11,13 @@ import threading
 import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from ffcv.pipeline.compiler import Compiler
 from numba.core.dispatcher import Dispatcher
 
-__all__ = ["shared_compilation"]
+__all__ = ["precompiled", "shared_compilation"]
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), np.generic, np.dtype)
 _BY_IDENTITY = (
@@ -29,6 +29,8 @@ _BY_IDENTITY = (
 # Packages whose attributes nobody changes; of others numba may have compiled in an old value.
 _FIXED_PACKAGES = {"cmath", "ctypes", "math", "numba", "numpy", "random"}
 
+_PRECOMPILED = "dp4tl_precompiled"
+
 # Entries live as long as the process: they are small, and every Loader uses them.
 _compiled: dict[Any, Any] = {}
 _lock = threading.RLock()
@@ -38,6 +40,19 @@ class _NotAConstantError(Exception):
     """A function reads an object that may change: it must be compiled anew."""
 
 
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def precompiled(function: Function) -> Function:
+    """Mark an operation's function that calls compiled code, to be left as it is.
+
+    Such code is a function of a module, so that numba keeps it on disk: no process but the first
+    compiles it.
+    """
+    setattr(function, _PRECOMPILED, True)
+    return function
+
+
 @contextmanager
 def shared_compilation() -> Iterator[None]:
     """Within the block, `Compiler.compile` returns functions that were compiled before."""
@@ -45,6 +60,9 @@ def shared_compilation() -> Iterator[None]:
         original = Compiler.__dict__["compile"]
 
         def compile_once(cls: Any, code: Callable[..., Any], signature: Any = None) -> Any:
+            if getattr(code, _PRECOMPILED, False):
+                return code
+
             def build() -> Any:
                 return original.__get__(None, cls)(code, signature)
 

@@ -5,12 +5,12 @@ from typing import Any
 
 import torch
 from ffcv.fields.basics import IntDecoder
-from ffcv.fields.rgb_image import CenterCropRGBImageDecoder, RandomResizedCropRGBImageDecoder
-from ffcv.transforms import RandomHorizontalFlip, Squeeze, ToDevice, ToTensor, ToTorchImage
+from ffcv.transforms import Squeeze, ToDevice, ToTensor, ToTorchImage
 from numpy.typing import ArrayLike
 
 from ..beton import BetonIndex
 from ..selection import Selection
+from .decoders import CenterCropRGBImageDecoder, CropDecoder, RandomResizedCropRGBImageDecoder
 from .loader import PrunedLoader
 
 __all__ = ["evaluation_loader", "training_loader"]
@@ -38,7 +38,7 @@ def training_loader(
         beton: with fields `image` and `label`.
         batch_size: images per batch.
         resolution: side of the square crops in pixels.
-        seed: of the order.
+        seed: of the order and of the crops.
         selection: what to load; None loads all with the labels as they are.
         min_scale: smallest area of a crop, as a share of the image.
         flip: mirror half of the images.
@@ -48,9 +48,9 @@ def training_loader(
     Yields images uint8 `(B, 3, resolution, resolution)` and labels int64 `(B,)`.
     """
     side = (resolution, resolution)
-    steps: list[Any] = [RandomResizedCropRGBImageDecoder(side, scale=(min_scale, 1.0))]
-    if flip:
-        steps.append(RandomHorizontalFlip())
+    crops = RandomResizedCropRGBImageDecoder(
+        side, scale=(min_scale, 1.0), flip=0.5 if flip else 0.0
+    )
     index = BetonIndex.open(beton)
     count = index.num_samples if selection is None else len(selection)
     return PrunedLoader(
@@ -59,7 +59,7 @@ def training_loader(
         num_workers=num_workers,
         order="random",
         seed=seed,
-        pipelines=_pipelines(index, steps, device),
+        pipelines=_pipelines(index, crops, device),
         drop_last=count >= batch_size,
         selection=selection,
         relabel=selection is not None,
@@ -91,28 +91,27 @@ def evaluation_loader(
 
     Yields images uint8 `(B, 3, resolution, resolution)` and labels int64 `(B,)`.
     """
-    steps = [CenterCropRGBImageDecoder((resolution, resolution), ratio=crop_ratio)]
+    crops = CenterCropRGBImageDecoder((resolution, resolution), ratio=crop_ratio)
     return PrunedLoader(
         beton,
         batch_size,
         num_workers=num_workers,
         order="sequential",
         indices=indices,
-        pipelines=_pipelines(BetonIndex.open(beton), steps, device),
+        pipelines=_pipelines(BetonIndex.open(beton), crops, device),
         drop_last=False,
         selection=selection,
         relabel=selection is not None,
     )
 
 
-def _pipelines(index: BetonIndex, image: list[Any], device: str | torch.device) -> dict[str, Any]:
+def _pipelines(index: BetonIndex, crops: CropDecoder, device: str | torch.device) -> dict[str, Any]:
     device = torch.device(device)
-    # Not asynchronous: ffcv refills a pinned buffer without asking whether its copy has been made.
-    move = [] if device.type == "cpu" else [ToDevice(device, non_blocking=False)]
+    move = [] if device.type == "cpu" else [ToDevice(device)]
     for name in ("image", "label"):
         index.field(name)  # names the fields there are when it is missing
     return {
         **{field.name: None for field in index.fields},
-        "image": [*image, ToTensor(), *move, ToTorchImage()],
+        "image": [crops, ToTensor(), *move, ToTorchImage()],
         "label": [IntDecoder(), ToTensor(), Squeeze(1), *move],
     }

@@ -6,9 +6,12 @@ from contextlib import suppress
 from queue import Empty
 from typing import Any
 
+import numpy as np
+import torch
 from ffcv.loader.epoch_iterator import EpochIterator
 from numpy.typing import NDArray
 
+from ..errors import BetonError
 from .compilation import shared_compilation
 
 __all__ = ["EpochBatches"]
@@ -24,8 +27,15 @@ class _CheckedThread(EpochIterator):
     def __init__(self, loader: Any, order: NDArray[Any]) -> None:
         self.error: BaseException | None = None
         self._open = False
-        with shared_compilation():
-            super().__init__(loader, order)
+        self._copied: dict[int, torch.cuda.Event] = {}
+        self._batch: tuple[int, Any] = (0, ())
+        try:
+            with shared_compilation():
+                super().__init__(loader, order)
+        except BaseException:
+            if context := self.__dict__.get("memory_context"):  # it may read already
+                context.__exit__(None, None, None)
+            raise
         self._open = True
 
     def run(self) -> None:
@@ -38,11 +48,34 @@ class _CheckedThread(EpochIterator):
             self.error = error
             self.output_queue.put(None)
 
-    def run_pipeline(self, *batch: Any) -> Any:
+    def run_pipeline(self, number: int, ids: Any, slot: int, used: Any) -> Any:
         """Make one batch, unless nobody wants it any more."""
         if self.terminate_event.is_set():
             raise _ClosedError
-        return super().run_pipeline(*batch)
+        self._batch = number, ids
+        if slot in self._copied:
+            # ffcv lets the GPU wait for the buffers, not the CPU: a copy of what is in this slot's
+            # pinned memory may still be to come, when the GPU is behind by more than the slots.
+            self._copied[slot].synchronize()
+        result = super().run_pipeline(number, ids, slot, used)
+        self.memory_context.check()
+        stream = self.cuda_streams[slot]
+        if stream is not None:
+            self._copied[slot] = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+            self._copied[slot].record(stream)
+        return result
+
+    def failure(self) -> BaseException | None:
+        """Return what the training loop is to raise, if anything."""
+        if self.error is None or isinstance(self.error, BetonError):  # that names its sample
+            return self.error
+        number, ids = self._batch
+        samples = np.array2string(np.asarray(ids), threshold=8, separator=", ")
+        failure = RuntimeError(
+            f"the loading thread failed at batch {number}, samples {samples}: {self.error}"
+        )
+        failure.__cause__ = self.error
+        return failure
 
     def close(self) -> None:
         """Stop the thread, wait until it has, then release the memory context; once."""
@@ -78,11 +111,11 @@ class EpochBatches(Iterator[Any]):
         try:
             return next(self._thread)
         except StopIteration:
-            error = self._thread.error
+            failure = self._thread.failure()
             self.close()
-            if error is None:
+            if failure is None:
                 raise
-            raise RuntimeError(f"the loading thread failed: {error}") from error
+        raise failure
 
     def close(self) -> None:
         """Stop the background thread and wait for it."""

@@ -25,6 +25,10 @@ class RemapLabel(Operation):
 
     def __init__(self, label_map: Selection | ArrayLike) -> None:
         super().__init__()
+        self.set_label_map(label_map)
+
+    def set_label_map(self, label_map: Selection | ArrayLike) -> None:
+        """Take other labels; a loader has to compile its pipelines again to see them."""
         table = label_map.label_map if isinstance(label_map, Selection) else label_map
         self.label_map = np.array(table, dtype=np.int64)
         if self.label_map.ndim != 1 or not self.label_map.size:

@@ -81,7 +81,10 @@ def test_an_error_in_the_thread_is_raised_in_the_loop(
 
     for _ in range(2):  # the error does not stick
         seen.clear()
-        with pytest.raises(RuntimeError, match="the loading thread failed: this label is refused"):
+        batch = position // 10
+        place = rf"batch {batch}, samples \[{10 * batch}, .*, {10 * batch + 9}\]"
+        failure = f"the loading thread failed at {place}: this label is refused"
+        with pytest.raises(RuntimeError, match=failure):
             guarded(run)
         assert len(seen) == position // 10
         assert not loading_threads()

@@ -1,35 +1,88 @@
 """Orders: every rank's share of every epoch, as pure functions."""
 
+import random
+from collections import Counter
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
-from dp4tl_ffcv.loading import ORDERS, random_order, sequential_order
+from dp4tl_ffcv.loading.orders import ORDERS, quasi_random_order, random_order, sequential_order
 
-ID_LISTS = st.lists(st.integers(0, 10_000), min_size=1, max_size=60, unique=True)
-NAMES = st.sampled_from(sorted(ORDERS))
+SHUFFLED = ["quasi_random", "random"]
+OPTIONS = {
+    "quasi_random": st.fixed_dictionaries(
+        {}, optional={"block": st.integers(1, 90), "group": st.integers(1, 90)}
+    ),
+    "random": st.just({}),
+    "sequential": st.just({}),
+}
+CASES = st.sampled_from(sorted(ORDERS)).flatmap(
+    lambda name: st.tuples(st.just(name), OPTIONS[name])
+)
+IDS = st.lists(st.integers(0, 60), max_size=80).map(lambda ids: np.array(ids, np.int64))
+WORLDS = st.integers(1, 9)
+SEEDS = st.integers(0, 2**63)
+EPOCHS = st.integers(0, 1000)
 # A change of these is a change of what every user's training reads.
-GOLDEN = [
+RANDOM = [
     [31, 19, 7, 27, 26, 18, 5, 22, 28, 10, 24, 23, 20, 9, 6, 16,
      3, 0, 15, 17, 25, 12, 21, 11, 14, 30, 2, 4, 29, 1, 13, 8],
     [1, 12, 4, 11, 14, 9, 30, 31, 28, 2, 3, 8, 6, 0, 10, 19,
      23, 7, 20, 24, 16, 18, 15, 13, 17, 25, 26, 21, 22, 5, 27, 29],
 ]  # fmt: skip
+QUASI_RANDOM = [
+    [16, 31, 10, 0, 15, 17, 14, 2, 5, 3, 11, 1, 13, 12, 30, 4,
+     28, 8, 24, 25, 26, 23, 29, 27, 20, 9, 19, 21, 22, 18, 7, 6],
+    [6, 20, 21, 7, 19, 17, 22, 23, 25, 24, 18, 5, 27, 26, 4, 16,
+     10, 11, 29, 1, 9, 12, 14, 8, 15, 31, 30, 0, 2, 28, 13, 3],
+]  # fmt: skip
+QUASI_RANDOM_SHARES = [
+    [9, 3, 2, 10, 4, 12, 1, 11, 18, 17],
+    [14, 15, 5, 13, 6, 7, 16, 8, 0, 1],
+]
 
 
-def shares(name: str, ids: Any, world_size: int, **options: Any) -> list[list[int]]:
+def shares(name: str, ids: NDArray[Any], world_size: int, **options: Any) -> list[list[int]]:
     return [
         ORDERS[name](ids, rank=rank, world_size=world_size, **options).tolist()
         for rank in range(world_size)
     ]
 
 
+def permutation(name: str, ids: NDArray[Any], **options: Any) -> NDArray[Any]:
+    """What all ranks share out: one rank's epoch, whose groups are not shuffled."""
+    if name == "quasi_random":
+        options["group"] = 1
+    return ORDERS[name](ids, rank=0, world_size=1, **options)
+
+
+def joined(parts: list[list[int]]) -> Counter[int]:
+    return Counter(number for part in parts for number in part)
+
+
+def runs(positions: NDArray[Any]) -> int:
+    """Number of places on disk in which these positions in the selection lie."""
+    return int(np.count_nonzero(np.diff(np.sort(positions)) > 1)) + 1
+
+
 @pytest.mark.parametrize("epoch", [0, 1])
 def test_a_random_order_is_the_same_for_ever(epoch: int) -> None:
-    assert random_order(np.arange(32), seed=42, epoch=epoch).tolist() == GOLDEN[epoch]
+    assert random_order(np.arange(32), seed=42, epoch=epoch).tolist() == RANDOM[epoch]
+
+
+@pytest.mark.parametrize("epoch", [0, 1])
+def test_a_quasi_random_order_is_the_same_for_ever(epoch: int) -> None:
+    order = quasi_random_order(np.arange(32), seed=42, epoch=epoch, block=4, group=16)
+    assert order.tolist() == QUASI_RANDOM[epoch]
+
+
+def test_quasi_random_shares_are_the_same_for_ever() -> None:
+    parts = shares("quasi_random", np.arange(19), 2, seed=42, epoch=0, block=4, group=8)
+    assert parts == QUASI_RANDOM_SHARES
 
 
 def test_a_sequential_order_is_the_one_given() -> None:
@@ -38,42 +91,52 @@ def test_a_sequential_order_is_the_one_given() -> None:
     assert sequential_order(ids, seed=4, epoch=2).tolist() == [5, 3, 9]
 
 
-@given(NAMES, ID_LISTS, st.integers(0, 2**31 - 1), st.integers(0, 1000))
-def test_an_epoch_holds_every_id_once(name: str, ids: list[int], seed: int, epoch: int) -> None:
-    order = ORDERS[name](np.array(ids), seed=seed, epoch=epoch, rank=0, world_size=1)
-    assert sorted(order.tolist()) == sorted(ids)
-
-
-@given(NAMES, ID_LISTS, st.integers(1, 9), st.integers(0, 99))
-def test_padded_shares_are_equal_and_cover_the_ids(
-    name: str, ids: list[int], world_size: int, epoch: int
+@given(CASES, IDS, SEEDS, EPOCHS)
+def test_an_epoch_holds_every_occurrence_of_every_id_once(
+    case: tuple[str, dict[str, int]], ids: NDArray[Any], seed: int, epoch: int
 ) -> None:
-    parts = shares(name, np.array(ids), world_size, seed=1, epoch=epoch)
-    assert {len(part) for part in parts} == {-(-len(ids) // world_size)}
-    together = [number for part in parts for number in part]
-    assert set(together) == set(ids)
-    padding = len(together) - len(ids)
-    assert padding < world_size
-    if padding <= len(ids):
-        assert all(together.count(number) <= 2 for number in ids)
+    name, options = case
+    order = ORDERS[name](ids, seed=seed, epoch=epoch, rank=0, world_size=1, **options)
+    assert sorted(order.tolist()) == sorted(ids.tolist())
 
 
-@given(NAMES, ID_LISTS, st.integers(1, 9), st.integers(0, 99))
-def test_dropped_shares_are_equal_and_disjoint(
-    name: str, ids: list[int], world_size: int, epoch: int
+@given(CASES, IDS, WORLDS, SEEDS, EPOCHS, st.booleans())
+def test_shares_are_equal_and_together_the_one_permutation(
+    case: tuple[str, dict[str, int]],
+    ids: NDArray[Any],
+    world_size: int,
+    seed: int,
+    epoch: int,
+    pad: bool,
 ) -> None:
-    parts = shares(name, np.array(ids), world_size, seed=1, epoch=epoch, pad=False)
-    assert {len(part) for part in parts} == {len(ids) // world_size}
-    together = [number for part in parts for number in part]
-    assert len(set(together)) == len(together)
-    assert set(together) <= set(ids)
+    name, options = case
+    parts = shares(name, ids, world_size, seed=seed, epoch=epoch, pad=pad, **options)
+    length = -(-len(ids) // world_size) if pad else len(ids) // world_size
+    assert {len(part) for part in parts} == {length}
+    whole = permutation(name, ids, seed=seed, epoch=epoch, **options)
+    # np.resize fills up from the start
+    assert joined(parts) == Counter(np.resize(whole, length * world_size).tolist())
 
 
-@pytest.mark.parametrize("pad", [True, False])
-def test_shares_of_a_number_that_divides_are_the_same_padded_or_not(pad: bool) -> None:
-    parts = shares("random", np.arange(12), 3, seed=1, epoch=0, pad=pad)
-    assert sorted(number for part in parts for number in part) == list(range(12))
-    assert parts == shares("random", np.arange(12), 3, seed=1, epoch=0)
+@given(CASES, IDS, WORLDS, EPOCHS)
+def test_padding_repeats_and_dropping_leaves_out_less_than_one_round(
+    case: tuple[str, dict[str, int]], ids: NDArray[Any], world_size: int, epoch: int
+) -> None:
+    name, options = case
+    given_ids = Counter(ids.tolist())
+    padded = joined(shares(name, ids, world_size, seed=1, epoch=epoch, **options))
+    assert given_ids <= padded
+    assert (padded - given_ids).total() < world_size
+    dropped = joined(shares(name, ids, world_size, seed=1, epoch=epoch, pad=False, **options))
+    assert dropped <= given_ids
+    assert (given_ids - dropped).total() < world_size
+
+
+@pytest.mark.parametrize("name", sorted(ORDERS))
+def test_shares_of_a_number_that_divides_are_the_same_padded_or_not(name: str) -> None:
+    parts = shares(name, np.arange(12), 3, seed=1, epoch=0)
+    assert joined(parts) == Counter(range(12))
+    assert parts == shares(name, np.arange(12), 3, seed=1, epoch=0, pad=False)
 
 
 def test_the_shares_are_those_of_the_modules_table() -> None:
@@ -87,23 +150,129 @@ def test_one_ranks_work_is_the_epoch_dealt_out_in_turn() -> None:
     assert shares("random", np.arange(32), 4, seed=42, epoch=0) == [whole[r::4] for r in range(4)]
 
 
-def test_epochs_and_seeds_differ_and_equal_arguments_agree() -> None:
+@pytest.mark.parametrize("name", SHUFFLED)
+def test_epochs_and_seeds_differ_and_equal_arguments_agree(name: str) -> None:
     ids = np.arange(100)
     orders = {
-        (seed, epoch): tuple(random_order(ids, seed=seed, epoch=epoch))
+        (seed, epoch): tuple(ORDERS[name](ids, seed=seed, epoch=epoch, rank=0, world_size=1))
         for seed in range(5)
         for epoch in range(5)
     }
     assert len(set(orders.values())) == 25  # (seed 0, epoch 1) is not (seed 1, epoch 0), above all
-    assert tuple(random_order(ids, seed=3, epoch=4)) == orders[3, 4]
+    assert tuple(ORDERS[name](ids, seed=3, epoch=4, rank=0, world_size=1)) == orders[3, 4]
 
 
-def test_the_ids_given_are_left_as_they_are() -> None:
-    ids = np.arange(20)
-    ids.setflags(write=False)
-    random_order(ids, seed=1, epoch=1)
-    sequential_order(ids, world_size=3)
-    assert ids.tolist() == list(range(20))
+@given(CASES, IDS, WORLDS, SEEDS, EPOCHS, st.booleans())
+def test_an_order_depends_on_its_arguments_and_changes_nothing(
+    case: tuple[str, dict[str, int]],
+    ids: NDArray[Any],
+    world_size: int,
+    seed: int,
+    epoch: int,
+    pad: bool,
+) -> None:
+    name, options = case
+    options = {**options, "seed": seed, "epoch": epoch, "pad": pad}
+    before = ids.copy()
+    ids.setflags(write=not ids.size)  # numpy does not permute nothing that is read-only
+    states = random.getstate(), str(np.random.get_state())  # noqa: NPY002
+    parts = shares(name, ids, world_size, **options)
+    assert (random.getstate(), str(np.random.get_state())) == states  # noqa: NPY002
+    assert parts == shares(name, before.copy(), world_size, **options)
+    assert np.array_equal(ids, before)
+
+
+@pytest.mark.parametrize("pad", [True, False])
+@pytest.mark.parametrize("dtype", [np.int32, np.int64, np.uint64])
+@pytest.mark.parametrize("name", sorted(ORDERS))
+def test_an_order_is_an_array_of_its_own_of_the_ids_type(name: str, dtype: Any, pad: bool) -> None:
+    for n in (0, 8, 9):
+        ids = np.arange(n).astype(dtype)
+        order = ORDERS[name](ids, seed=0, epoch=0, rank=0, world_size=2, pad=pad)  # type: ignore[call-arg]
+        assert order.dtype == dtype
+        assert not np.shares_memory(order, ids)
+
+
+@given(IDS, WORLDS, EPOCHS, st.integers(1, 20))
+def test_a_ranks_share_is_whole_blocks_but_for_its_end(
+    ids: NDArray[Any], world_size: int, epoch: int, block: int
+) -> None:
+    options = {"seed": 1, "epoch": epoch, "block": block, "group": 1}
+    whole = permutation("quasi_random", ids, **options).tolist()
+    length = len(ids) // block // world_size * block
+    for rank, part in enumerate(shares("quasi_random", ids, world_size, **options)):
+        assert part[:length] == whole[rank * length : (rank + 1) * length]
+
+
+@given(IDS, WORLDS, EPOCHS, st.integers(1, 20), st.integers(1, 90))
+def test_only_the_samples_of_a_group_change_places(
+    ids: NDArray[Any], world_size: int, epoch: int, block: int, group: int
+) -> None:
+    options = {"seed": 1, "epoch": epoch, "block": block}
+    before = shares("quasi_random", ids, world_size, group=1, **options)
+    after = shares("quasi_random", ids, world_size, group=group, **options)
+    for one, other in zip(before, after, strict=True):
+        for start in range(0, len(one), group):
+            window = slice(start, start + group)
+            assert sorted(one[window]) == sorted(other[window])
+
+
+def test_no_two_ranks_and_no_two_groups_are_shuffled_alike() -> None:
+    parts = shares("quasi_random", np.arange(256), 2, seed=0, epoch=0, block=64, group=64)
+    shuffles = {tuple(np.argsort(part[at : at + 64])) for part in parts for at in (0, 64)}
+    assert len(shuffles) == 4
+
+
+@given(st.integers(1, 40), st.integers(1, 8), st.integers(1, 3000), WORLDS, EPOCHS, st.booleans())
+def test_a_group_lies_in_few_places(
+    block: int, blocks: int, n: int, world_size: int, epoch: int, pad: bool
+) -> None:
+    group = block * blocks
+    options = {"seed": 2, "epoch": epoch, "pad": pad, "block": block, "group": group}
+    for part in shares("quasi_random", np.arange(n), world_size, **options):
+        for start in range(0, len(part), group):
+            # The last group may hold parts of blocks, and one block may go round the file's end.
+            assert runs(np.array(part[start : start + group])) <= blocks + 3
+
+
+def test_a_random_order_lies_in_many_more_places() -> None:
+    ids = np.arange(40_000) * 3  # a selection's ids have gaps
+    quasi = np.searchsorted(ids, quasi_random_order(ids, seed=0, epoch=0))
+    other = np.searchsorted(ids, random_order(ids, seed=0, epoch=0))
+    for start in range(0, len(ids), 2048):
+        window = slice(start, start + 2048)
+        assert runs(quasi[window]) <= 2048 // 16 + 2
+        assert runs(other[window]) > 10 * runs(quasi[window])
+
+
+def test_batches_of_a_file_in_class_order_hold_many_classes() -> None:
+    labels = np.repeat(np.arange(100), 400)
+    classes = {
+        name: [len(np.unique(labels[order[at : at + 64]])) for at in range(0, len(order) - 64, 64)]
+        for name in SHUFFLED
+        for order in [ORDERS[name](np.arange(40_000), seed=0, epoch=0, rank=0, world_size=1)]
+    }
+    assert np.mean(classes["quasi_random"]) > 0.8 * np.mean(classes["random"])
+    assert min(classes["quasi_random"]) > 0.6 * min(classes["random"])
+
+
+def test_unsorted_ids_follow_the_file() -> None:
+    ids = np.arange(50) * 7
+    expected = quasi_random_order(ids, seed=0, epoch=0, block=4, group=8)
+    shuffled = random_order(ids, seed=1, epoch=0)
+    order = quasi_random_order(shuffled, seed=0, epoch=0, block=4, group=8)
+    assert order.tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("name", SHUFFLED)
+def test_no_sample_is_dropped_in_every_epoch(name: str) -> None:
+    options = {"block": 8} if name == "quasi_random" else {}
+    seen: set[int] = set()
+    for epoch in range(30):
+        seen |= set(
+            joined(shares(name, np.arange(35), 4, seed=0, epoch=epoch, pad=False, **options))
+        )
+    assert len(seen) == 35
 
 
 @pytest.mark.parametrize(("rank", "world_size"), [(2, 2), (-1, 2), (0, 0)])
@@ -111,3 +280,11 @@ def test_the_ids_given_are_left_as_they_are() -> None:
 def test_a_rank_outside_of_the_group_is_refused(name: str, rank: int, world_size: int) -> None:
     with pytest.raises(ValueError, match=rf"^`rank` must lie in \[0, {world_size}\); got {rank}"):
         ORDERS[name](np.arange(4), seed=0, epoch=0, rank=rank, world_size=world_size)
+
+
+@pytest.mark.parametrize("value", [0, -3])
+@pytest.mark.parametrize("name", ["block", "group"])
+def test_a_block_or_group_of_nothing_is_refused(name: str, value: int) -> None:
+    options: dict[str, Any] = {name: value}
+    with pytest.raises(ValueError, match=rf"^`{name}` must be at least 1; got {value}\. "):
+        quasi_random_order(np.arange(4), seed=0, epoch=0, **options)

@@ -1,0 +1,192 @@
+"""Vectors of 32 uint16 in compiled code, and the few operations that resizing needs of them.
+
+The compiler widens loops over uint16 to 32 or 64 bits, and keeps no square of numbers in registers
+to transpose it. These are generic vectors, which it maps to what the machine has. With numba
+switched off, numpy arrays of 32 numbers stand in for them.
+"""
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import config, types
+from numba.core import cgutils
+from numba.extending import intrinsic, models, overload, register_model
+
+__all__ = ["LANES", "TILE", "load", "spread", "store", "times", "transpose"]
+
+LANES = 32  # elements in a vector: one register of AVX-512, two of AVX2, four of NEON
+TILE = 16  # side of the squares that are transposed in registers
+
+_ONE, _INDEX = ir.IntType(16), ir.IntType(32)
+_VECTOR = ir.VectorType(_ONE, LANES)
+
+
+class _Lanes(types.Type):
+    """A vector of `LANES` uint16 that numba keeps in registers."""
+
+    def __init__(self) -> None:
+        super().__init__(name="Lanes")
+
+
+_lanes = _Lanes()
+
+
+@register_model(_Lanes)
+class _LanesModel(models.PrimitiveModel):
+    def __init__(self, manager: Any, kind: Any) -> None:
+        super().__init__(manager, kind, _VECTOR)  # type: ignore[no-untyped-call]
+
+
+def _vector_op(interpreted: Callable[..., Any]) -> Callable[[Callable[..., Any]], Any]:
+    """Make an intrinsic, or what stands in for it where numba is switched off."""
+    if config.DISABLE_JIT:  # type: ignore[attr-defined]
+        return lambda _: interpreted
+    return intrinsic
+
+
+def _pointer(context: Any, builder: Any, array: tuple[Any, Any], at: Any, vector: Any) -> Any:
+    # A bare address: numba's own indexing would test each index for being negative.
+    kind, value = array
+    data = context.make_array(kind)(context, builder, value).data
+    return builder.bitcast(builder.gep(data, [at]), vector.as_pointer())
+
+
+@_vector_op(lambda array, at: array[at : at + LANES].astype(np.uint16))
+def load(_: Any, array: Any, at: Any) -> Any:
+    """Read `LANES` elements, uint8 or uint16."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        bits = signature.args[0].dtype.bitwidth
+        vector = ir.VectorType(ir.IntType(bits), LANES)
+        address = _pointer(context, builder, (signature.args[0], args[0]), args[1], vector)
+        return builder.zext(builder.load(address, align=bits // 8), _VECTOR)
+
+    return _lanes(array, at), generate
+
+
+def _store_interpreted(array: Any, at: int, value: Any) -> None:
+    array[at : at + LANES] = value
+
+
+@_vector_op(_store_interpreted)
+def store(_: Any, array: Any, at: Any, value: Any) -> Any:
+    """Write `LANES` elements of uint16."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        address = _pointer(context, builder, (signature.args[0], args[0]), args[1], _VECTOR)
+        builder.store(args[2], address, align=2)
+        return context.get_dummy_value()
+
+    return types.void(array, at, value), generate
+
+
+@_vector_op(lambda value: np.full(LANES, value, dtype=np.uint16))
+def spread(_: Any, _value: Any) -> Any:
+    """Repeat one number in all lanes."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        empty = ir.Constant(_VECTOR, ir.Undefined)
+        first = builder.insert_element(empty, args[0], _INDEX(0))
+        return builder.shuffle_vector(first, empty, ir.VectorType(_INDEX, LANES)([0] * LANES))
+
+    return _lanes(types.uint16), generate
+
+
+@_vector_op(lambda a, b: (a.astype(np.uint32) * b >> 16).astype(np.uint16))
+def times(_: Any, _a: Any, _b: Any) -> Any:
+    """`a * b / 65536`, rounded down: a product with a fraction."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        # One instruction on most machines. Written as widen, multiply, shift and narrow, it is one
+        # only until the optimiser moves a widening out of the loop.
+        kind = ir.FunctionType(_VECTOR, [_VECTOR, _VECTOR, _INDEX])
+        name = f"llvm.umul.fix.v{LANES}i16"
+        multiply = cgutils.get_or_insert_function(  # type: ignore[no-untyped-call]
+            builder.module, kind, name
+        )
+        return builder.call(multiply, [*args, _INDEX(16)])
+
+    return _lanes(_lanes, _lanes), generate
+
+
+def _register_operator(symbol: Any, name: str) -> None:
+    @intrinsic
+    def elementwise(_: Any, _a: Any, _b: Any) -> Any:
+        def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+            return getattr(builder, name)(*args)
+
+        return _lanes(_lanes, _lanes), generate
+
+    @overload(symbol)
+    def typed(a, b):  # type: ignore[no-untyped-def]  # numba compares it with the lambda's
+        if isinstance(a, _Lanes) and isinstance(b, _Lanes):
+            return lambda a, b: elementwise(a, b)  # type: ignore[call-arg]
+        return None
+
+
+_register_operator(operator.add, "add")
+_register_operator(operator.sub, "sub")
+_register_operator(operator.or_, "or_")
+_register_operator(operator.lshift, "shl")
+_register_operator(operator.rshift, "lshr")
+
+
+def _transpose_interpreted(
+    source: Any, source_at: int, source_stride: int, target: Any, target_at: int, target_stride: int
+) -> None:
+    starts = [source_at + row * source_stride for row in range(TILE)]
+    tile = np.stack([source[start : start + TILE] for start in starts], axis=1)
+    for row, line in enumerate(tile):
+        start = target_at + row * target_stride
+        cells = line.view(target.dtype)
+        target[start : start + cells.size] = cells
+
+
+@_vector_op(_transpose_interpreted)
+def transpose(
+    _: Any,
+    source: Any,
+    source_at: Any,
+    source_stride: Any,
+    target: Any,
+    target_at: Any,
+    target_stride: Any,
+) -> Any:
+    """Transpose 16 x 16 uint16; a `target` of bytes has its place and stride in bytes."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        vector = ir.VectorType(_ONE, TILE)
+
+        def address(number: int, row: int) -> Any:
+            array = signature.args[number], args[number]
+            skip = builder.mul(args[number + 2], args[number + 2].type(row))
+            at = builder.add(args[number + 1], skip)
+            return _pointer(context, builder, array, at, vector)
+
+        def shuffle(a: Any, b: Any, order: list[int]) -> Any:
+            return builder.shuffle_vector(a, b, ir.VectorType(_INDEX, TILE)(order))
+
+        # Halves first; then three rounds of interleaving within halves of 128 bits, which every
+        # machine does in one instruction, transpose two squares of 8 x 8 side by side.
+        left = [*range(8), *range(16, 24)]
+        low = [half + side + i for half in (0, 8) for i in range(4) for side in (0, 16)]
+        high = [i + 4 for i in low]
+        rows = [builder.load(address(0, row), align=2) for row in range(TILE)]
+        for first in (0, 8):
+            order = [i + first for i in left]
+            square = [shuffle(rows[i], rows[i + 8], order) for i in range(8)]
+            for _ in range(3):
+                square = [
+                    shuffle(square[i], square[i + 4], order)
+                    for i in range(4)
+                    for order in (low, high)
+                ]
+            for row, line in enumerate(square):
+                builder.store(line, address(3, first + row), align=1)
+        return context.get_dummy_value()
+
+    spots = (source, source_at, source_stride, target, target_at, target_stride)
+    return types.void(*spots), generate

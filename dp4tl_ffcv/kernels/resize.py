@@ -1,0 +1,326 @@
+"""Crop and resize with an area filter, as OpenCV's INTER_AREA within one grey level.
+
+Each destination row is blended from source rows, 32 elements a time; blocks of 32 such rows are
+transposed, so that the columns can be blended in the same way, with rows as lanes; the result is
+transposed back. All of it in uint16 fixed point: twice the lanes of float32, and no conversions.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numba import njit
+from numpy.typing import ArrayLike, NDArray
+
+from .lanes import LANES, TILE, load, spread, store, times, transpose
+
+__all__ = ["resize_area", "resize_crop", "resize_scratch_bytes"]
+
+_STRONGEST = 128  # times that an axis may shrink before uint16 has too few bits for fractions
+_ALIGNMENT = 64  # bytes in a cache line
+
+_jit = njit(cache=True, nogil=True, error_model="numpy")
+
+
+@_jit
+def _fill_table(table: Any, length: int, linear: bool) -> None:
+    # Rows of first, last, head, tail: a destination pixel is
+    #   (1 - head) source[first] + everything between + tail source[last],
+    # fractions in units of 2**-16, over the scale where the filter is an area.
+    inverse = table.shape[0] / length
+    scale = 1.0 / inverse
+    for place in range(table.shape[0]):
+        if linear:
+            first = int(np.floor(place * scale))
+            # float32, as OpenCV has it: where this rounds to a whole number, it is another pixel.
+            ahead = max(0.0, float(np.float32((place + 1) - (first + 1) * inverse)))
+            head = ahead - np.floor(ahead)
+            if first >= length - 1:
+                first, head = length - 1, 0.0
+            last, tail = min(first + 1, length - 1), head
+        else:
+            start, stop = place * scale, (place + 1) * scale
+            first, last = min(int(start), length - 1), int(stop)
+            head, tail = start - first, stop - last
+            if last >= length:
+                last = length - 1
+                tail = 1.0 if last > first else 0.0
+        table[place, 0] = first
+        table[place, 1] = last
+        table[place, 2] = min(int(head * 65536 + 0.5), 65535)
+        table[place, 3] = min(int(tail * 65536 + 0.5), 65535)
+
+
+@_jit
+def _blend_ends(values: Any, first: int, last: int, head: Any, tail: Any) -> Any:
+    value = load(values, first)
+    return value - times(value, head) + times(load(values, last), tail)
+
+
+@_jit
+def _blend_rows(
+    pixels: Any, corner: int, pitch: int, length: int, table: Any, shift: Any, norm: Any, rows: Any
+) -> None:
+    bits, factor = spread(np.uint16(shift)), spread(np.uint16(norm))
+    stride = rows.shape[0] // LANES
+    for row in range(table.shape[0]):
+        head, tail = spread(np.uint16(table[row, 2])), spread(np.uint16(table[row, 3]))
+        for column in range(0, length, LANES):
+            spot = min(column, length - LANES)  # the last vector overlaps the one before
+            first = corner + pitch * table[row, 0] + spot
+            last = corner + pitch * table[row, 1] + spot
+            value = load(pixels, first) << bits
+            total = value - times(value, head) + times(load(pixels, last) << bits, tail)
+            first += pitch
+            if first < last:
+                between = load(pixels, first)
+                first += pitch
+                while first < last:
+                    between = between + load(pixels, first)
+                    first += pitch
+                total = total + (between << bits)
+            store(rows, stride * row + spot, times(total, factor))
+
+
+@_jit
+def _blend_columns(
+    columns: Any, table: Any, norm: Any, half: Any, mirrored: bool, blended: Any
+) -> None:
+    factor, offset, bits = spread(np.uint16(norm)), spread(np.uint16(half)), spread(np.uint16(7))
+    pitch = 3 * LANES
+    for place in range(table.shape[0]):
+        head, tail = spread(np.uint16(table[place, 2])), spread(np.uint16(table[place, 3]))
+        first, last = pitch * table[place, 0], pitch * table[place, 1]
+        # All three channels in one loop, since its length is hard to predict.
+        red = _blend_ends(columns, first, last, head, tail)
+        green = _blend_ends(columns, first + LANES, last + LANES, head, tail)
+        blue = _blend_ends(columns, first + 2 * LANES, last + 2 * LANES, head, tail)
+        first += pitch
+        while first < last:
+            red = red + load(columns, first)
+            green = green + load(columns, first + LANES)
+            blue = blue + load(columns, first + 2 * LANES)
+            first += pitch
+        spot = pitch * (table.shape[0] - 1 - place if mirrored else place)
+        store(blended, spot, (times(red, factor) + offset) >> bits)
+        store(blended, spot + LANES, (times(green, factor) + offset) >> bits)
+        store(blended, spot + 2 * LANES, (times(blue, factor) + offset) >> bits)
+
+
+@_jit
+def _write_rows(blended: Any, destination: Any, row: int, corner: Any) -> None:
+    # Two neighbouring bytes make one uint16 (little-endian), and half as much to transpose.
+    pitch = 3 * destination.shape[1]
+    height, eight = min(LANES, destination.shape[0] - row), spread(np.uint16(8))
+    for pair in range((pitch + 1) // 2):
+        low = load(blended, 2 * LANES * pair)
+        store(blended, LANES * pair, low | (load(blended, 2 * LANES * pair + LANES) << eight))
+    target = destination.reshape(destination.size)
+    for first in range(0, height, TILE):
+        for column in range(0, pitch, 2 * TILE):
+            source_at, target_at = LANES * column // 2 + first, pitch * (row + first) + column
+            if first + TILE <= height and column + 2 * TILE <= pitch:
+                transpose(blended, source_at, LANES, target, target_at, pitch)
+                continue
+            transpose(blended, source_at, LANES, corner, 0, 2 * TILE)
+            for line in range(min(TILE, height - first)):
+                for byte in range(min(2 * TILE, pitch - column)):
+                    target[target_at + pitch * line + byte] = corner[2 * TILE * line + byte]
+
+
+@_jit
+def _weight(place: int, first: int, last: int, head: int, tail: int) -> float:
+    whole = 1.0 if place == first or place < last else 0.0
+    before = head / 65536 if place == first else 0.0
+    return whole - before + (tail / 65536 if place == last else 0.0)
+
+
+@_jit
+def _resize_plainly(
+    pixels: Any, top: int, left: int, down: Any, across: Any, mirrored: bool, destination: Any
+) -> None:
+    # For crops of less than a vector's width and for thumbnails beyond the range of uint16.
+    for row in range(destination.shape[0]):
+        first, last, head, tail = down[row]
+        for column in range(destination.shape[1]):
+            start, stop, fore, rear = across[column]
+            spot = destination.shape[1] - 1 - column if mirrored else column
+            for channel in range(3):
+                total, mass = 0.0, 0.0
+                for y in range(first, last + 1):
+                    height = _weight(y, first, last, head, tail)
+                    for x in range(start, stop + 1):
+                        weight = height * _weight(x, start, stop, fore, rear)
+                        total += weight * pixels[top + y, left + x, channel]
+                        mass += weight
+                destination[row, spot, channel] = int(total / mass + 0.5)
+
+
+@_jit
+def _fraction_bits(most: int, scale: float) -> int:
+    bits = most
+    while scale * (1 << bits) > 256:  # 255 of these still fit into uint16
+        bits -= 1
+    return bits
+
+
+@_jit
+def _padded(size: int, multiple: int) -> int:
+    return (size + multiple - 1) // multiple * multiple
+
+
+@_jit
+def _carve(scratch: Any, at: int, size: int) -> Any:
+    end = at + _padded(size, _ALIGNMENT)
+    return scratch[at:end], end
+
+
+def resize_scratch_bytes(max_height: int, max_width: int, out_height: int, out_width: int) -> int:
+    """Say how much scratch `resize_crop` needs for crops up to `max_height` x `max_width`."""
+    del max_height  # rows pass through in blocks
+    tables = _padded(16 * out_height, _ALIGNMENT) + _padded(16 * out_width, _ALIGNMENT)
+    source, result = _padded(3 * max_width, LANES), _padded(3 * out_width, LANES)
+    return int(tables + 2 * LANES * (2 * source + result) + 2 * TILE * TILE)
+
+
+@_jit
+def resize_crop(
+    source: Any,
+    top: int,
+    left: int,
+    height: int,
+    width: int,
+    mirrored: bool,
+    destination: Any,
+    scratch: Any,
+) -> None:
+    """Resize a crop as `resize_area` does, without checks and without allocating.
+
+    Args:
+        source: uint8 `(H, W, 3)`, C-contiguous.
+        top: first row of the crop.
+        left: first column of the crop.
+        height: rows of the crop.
+        width: columns of the crop.
+        mirrored: flip the result horizontally.
+        destination: uint8 `(h, w, 3)`, C-contiguous, apart from `source`.
+        scratch: uint8, `resize_scratch_bytes` of it, of this thread alone, aligned to 64 bytes.
+    """
+    rows, columns = destination.shape[0], destination.shape[1]
+    linear = height < rows or width < columns
+    part, at = _carve(scratch, 0, 16 * rows)
+    down = part.view(np.int32)[: 4 * rows].reshape(rows, 4)
+    part, at = _carve(scratch, at, 16 * columns)
+    across = part.view(np.int32)[: 4 * columns].reshape(columns, 4)
+    _fill_table(down, height, linear)
+    _fill_table(across, width, linear)
+    length = 3 * width
+    if length < LANES or (not linear and max(height / rows, width / columns) > _STRONGEST):
+        _resize_plainly(source, top, left, down, across, mirrored, destination)
+        return
+
+    stride = _padded(length, LANES)
+    part, at = _carve(scratch, at, 2 * LANES * stride)
+    blended_rows = part.view(np.uint16)
+    part, at = _carve(scratch, at, 2 * LANES * stride)
+    transposed = part.view(np.uint16)
+    part, at = _carve(scratch, at, 2 * LANES * _padded(3 * columns, LANES))
+    blended = part.view(np.uint16)
+    corner, at = _carve(scratch, at, 2 * TILE * TILE)
+
+    # Sums hold scale x 2**bits x grey level: the more pixels are summed, the fewer bits each has,
+    # and the sum has between 128 and 256 steps per grey level. The first pass ends with the bits
+    # that the second starts from, the second with 7; both round down, by half a step on average.
+    tall, wide = (1.0, 1.0) if linear else (height / rows, width / columns)
+    shift, bits = _fraction_bits(8, tall), _fraction_bits(7, wide)
+    norm_down = min(65535, int(65536 * 2.0**bits / (tall * 2.0**shift) + 0.5))
+    norm_across = min(65535, int(65536 * 128 / (wide * 2.0**bits) + 0.5))
+    half = 64 + (1 + (1 << (7 - bits))) // 2
+
+    pixels, pitch = source.reshape(source.size), 3 * source.shape[1]
+    for row in range(0, rows, LANES):
+        block = down[row : min(row + LANES, rows)]
+        origin = pitch * top + 3 * left
+        _blend_rows(pixels, origin, pitch, length, block, shift, norm_down, blended_rows)
+        for column in range(0, length, TILE):
+            for line in range(0, LANES, TILE):
+                spot = LANES * column + line
+                transpose(blended_rows, stride * line + column, stride, transposed, spot, LANES)
+        _blend_columns(transposed, across, norm_across, half, mirrored, blended)
+        _write_rows(blended, destination, row, corner)
+
+
+def resize_area(
+    image: ArrayLike,
+    size: Sequence[int],
+    box: Sequence[int] | None = None,
+    mirrored: bool = False,
+) -> NDArray[np.uint8]:
+    """Crop an image and resize the crop, as OpenCV's INTER_AREA within one grey level.
+
+    Where neither axis grows, a pixel of the result is the mean of the source over the pixel's area.
+    Where one does, both axes are interpolated between two neighbours: destination d lies at
+    `s = floor(d scale)` and `f = frac(max(0, d + 1 - (s + 1) / scale))` beyond it, within borders.
+
+    Args:
+        image: uint8 `(H, W, 3)`.
+        size: height and width of the result.
+        box: top, left, height and width of the crop; None takes the whole image.
+        mirrored: flip the result horizontally.
+
+    Returns:
+        uint8 `(height, width, 3)`.
+
+    Raises:
+        TypeError: the image is not uint8, or a number is not an int.
+        ValueError: the image is not `(H, W, 3)`, a size is below 1, or the box leaves the image.
+    """
+    pixels = _as_image(image)
+    rows, columns = _as_ints(size, "size", ("height", "width"))
+    if rows < 1 or columns < 1:
+        raise ValueError(f"`size` must be at least (1, 1); got {(rows, columns)}. Pass pixels.")
+    whole = (0, 0, *pixels.shape[:2])
+    names = ("top", "left", "height", "width")
+    top, left, height, width = whole if box is None else _as_ints(box, "box", names)
+    if not (
+        0 <= top < top + height <= pixels.shape[0] and 0 <= left < left + width <= pixels.shape[1]
+    ):
+        raise ValueError(
+            f"`box` must lie in the image of {pixels.shape[0]} x {pixels.shape[1]} pixels; got "
+            f"{(top, left, height, width)}. Pass top, left, height and width."
+        )
+    if not isinstance(mirrored, (bool, np.bool_)):
+        raise TypeError(f"`mirrored` must be a bool; got {mirrored!r}. Pass True or False.")
+
+    result = np.empty((rows, columns, 3), dtype=np.uint8)
+    needed = resize_scratch_bytes(height, width, rows, columns)
+    scratch = np.empty(needed + _ALIGNMENT, dtype=np.uint8)
+    start = -scratch.ctypes.data % _ALIGNMENT
+    scratch = scratch[start : start + needed]
+    resize_crop(pixels, top, left, height, width, bool(mirrored), result, scratch)
+    return result
+
+
+def _as_image(image: ArrayLike) -> NDArray[np.uint8]:
+    pixels = np.asarray(image)
+    if pixels.dtype != np.uint8:
+        raise TypeError(f"`image` must be uint8; got dtype {pixels.dtype}. Convert it to 0..255.")
+    if pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
+        raise ValueError(
+            f"`image` must have shape (H, W, 3) with pixels; got {pixels.shape}. Pass RGB."
+        )
+    return np.ascontiguousarray(pixels)
+
+
+def _as_ints(values: Sequence[int], name: str, parts: tuple[str, ...]) -> tuple[int, ...]:
+    given = tuple(values) if isinstance(values, (tuple, list, np.ndarray)) else ()
+    if len(given) != len(parts):
+        raise ValueError(
+            f"`{name}` must hold {len(parts)} ints; got {values!r}. Pass ({', '.join(parts)})."
+        )
+    for value in given:
+        if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
+            raise TypeError(
+                f"`{name}` must hold ints; got {values!r}. Pass ({', '.join(parts)}) in pixels."
+            )
+    return tuple(int(value) for value in given)

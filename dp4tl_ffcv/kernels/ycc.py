@@ -1,0 +1,230 @@
+"""RGB pixels of a box of a JPEG's Y, Cb and Cr planes, as libjpeg-turbo's own decoder makes them.
+
+Decoding to planes and converting a box of them costs less than decoding to RGB, and gives the same
+bits: "fancy" upsampling of the chroma planes, then JFIF's conversion in 16-bit fixed point.
+"""
+
+from typing import Any
+
+import numpy as np
+from numba import njit
+from numpy.typing import ArrayLike, NDArray
+
+__all__ = ["box_scratch_bytes", "convert_box", "ycc_to_rgb"]
+
+# 4:4:4, 4:2:2 and 4:2:0, all that occurs. 4:4:0 changed with libjpeg-turbo 2.1.
+_SUBSAMPLINGS = ((1, 1), (1, 2), (2, 2))
+
+# JFIF's factors 0.34414, 0.71414, 1.402 and 1.772 in units of 2^-16, less the whole numbers that
+# bring them into 16 bits; those are added apart.
+_GREEN_OF_BLUE = np.int32(-22554)
+_GREEN_OF_RED = np.int32(18734)
+_RED = np.int32(26345)
+_BLUE = np.int32(-14942)
+
+# libjpeg-turbo repeats the pixels of chroma planes that have so few columns.
+_TOO_NARROW = 2
+
+
+@njit(cache=True, nogil=True)
+def _high(value: Any, factor: Any) -> Any:
+    return np.int16((np.int32(value) * factor) >> 16)
+
+
+@njit(cache=True, nogil=True)
+def _low(value: Any, factor: Any) -> Any:
+    return np.uint16((np.int32(value) * factor) & 0xFFFF)
+
+
+@njit(cache=True, nogil=True)
+def _rounded(value: Any, factor: Any) -> Any:
+    """Return `value * factor / 65536`, rounded half up."""
+    return np.int16(np.int16(_high(np.int16(value + value), factor) + np.int16(1)) >> 1)
+
+
+@njit(cache=True, nogil=True)
+def _clamped(value: Any) -> Any:
+    return np.uint8(min(max(value, np.int16(0)), np.int16(255)))
+
+
+@njit(cache=True, nogil=True)
+def _convert_row(
+    luma: Any, y: Any, left: Any, blue: Any, red: Any, chroma_y: Any, chroma_left: Any, row: Any
+) -> None:
+    # 16-bit numbers throughout: a vector register holds twice as many of them as of 32-bit ones.
+    for column in range(row.size // 3):
+        x = np.uintp(column)
+        y_value = np.int16(luma[y, left + x])
+        b = np.int16(np.int16(blue[chroma_y, chroma_left + x]) - np.int16(128))
+        r = np.int16(np.int16(red[chroma_y, chroma_left + x]) - np.int16(128))
+        # Green sums two products before it rounds: their low halves and 1/2 may carry twice.
+        half = np.uint16((np.int32(_low(b, _GREEN_OF_BLUE)) + np.int32(0x8000)) & 0xFFFF)
+        term = _low(r, _GREEN_OF_RED)
+        green = np.int16(_high(b, _GREEN_OF_BLUE) + _high(r, _GREEN_OF_RED))
+        if half < np.uint16(0x8000):
+            green = np.int16(green + np.int16(1))
+        if np.uint16((np.int32(half) + np.int32(term)) & 0xFFFF) < term:
+            green = np.int16(green + np.int16(1))
+        row[3 * column] = _clamped(np.int16(y_value + r + _rounded(r, _RED)))
+        row[3 * column + 1] = _clamped(np.int16(y_value - r + green))
+        row[3 * column + 2] = _clamped(np.int16(y_value + b + b + _rounded(b, _BLUE)))
+
+
+@njit(cache=True, nogil=True)
+def _upsample_row(
+    plane: Any, width: int, near: Any, far: Any, first: int, is_sum: bool, sums: Any, wide: Any
+) -> None:
+    """Widen a row of chroma, or 3/4 of one and 1/4 of another, from column `first` on."""
+    count = wide.size // 2
+    # One more column on either side; beyond the edges of the image those at the edges again.
+    start, stop = max(first - 1, 0), min(first + count + 1, width)
+    origin, offset = np.uintp(start), np.uintp(start - (first - 1))
+    for column in range(stop - start):
+        x = np.uintp(column)
+        sums[offset + x] = np.uint16(
+            np.uint16(plane[near, origin + x]) * np.uint16(3) + np.uint16(plane[far, origin + x])
+        )
+    if first == 0:
+        sums[0] = sums[1]
+    if first + count == width:
+        sums[count + 1] = sums[count]
+    # Sixteenths for both: 4 and 8 of them are the quarters by which 4:2:2 is rounded.
+    even, odd = np.uint16(8 if is_sum else 4), np.uint16(7 if is_sum else 8)
+    for column in range(count):
+        x = np.uintp(column)
+        thrice = np.uint16(sums[x + np.uintp(1)] * np.uint16(3))
+        wide[2 * column] = np.uint8(np.uint16(thrice + sums[x] + even) >> np.uint16(4))
+        wide[2 * column + 1] = np.uint8(
+            np.uint16(thrice + sums[x + np.uintp(2)] + odd) >> np.uint16(4)
+        )
+
+
+@njit(cache=True, nogil=True)
+def box_scratch_bytes(width: int) -> int:
+    """Return how many bytes of scratch memory `convert_box` needs for `width` columns."""
+    return 6 * (width // 2 + 4)
+
+
+@njit(cache=True, nogil=True)
+def convert_box(
+    luma: Any,
+    blue: Any,
+    red: Any,
+    columns: int,
+    vertical: int,
+    horizontal: int,
+    top: int,
+    left: int,
+    scratch: Any,
+    out: Any,
+) -> None:
+    """Do the work of `ycc_to_rgb` without checks and without allocation, for decoders.
+
+    Args:
+        luma: Y, C-contiguous, as are the other planes and `out`. Columns may follow the image's.
+        blue: Cb, which has as many rows as the image's chroma. Columns may follow.
+        red: Cr, likewise.
+        columns: columns of the image's chroma.
+        vertical: rows of luma to a row of chroma.
+        horizontal: columns of luma to a column of chroma.
+        top: first row of the box.
+        left: first column of the box.
+        scratch: `box_scratch_bytes(width)` bytes that no other thread uses, at an even address.
+        out: RGB uint8 `(height, width, 3)`, which gives the size of the box.
+    """
+    height, width, _ = out.shape
+    flat = out.reshape(height, 3 * width)
+    x = np.uintp(left)
+    if horizontal == 1:
+        for row in range(height):
+            y = np.uintp(top + row)
+            _convert_row(luma, y, x, blue, red, y, x, flat[row])
+        return
+    first = left // 2
+    count = (left + width - 1) // 2 - first + 1
+    room = width // 2 + 4
+    sums = scratch[: 2 * room].view(np.uint16)
+    wide_blue = scratch[2 * room : 2 * room + 2 * count]
+    wide_red = scratch[4 * room : 4 * room + 2 * count]
+    blue_row, red_row = wide_blue.reshape(1, 2 * count), wide_red.reshape(1, 2 * count)
+    skip, zero = np.uintp(left - 2 * first), np.uintp(0)
+    for row in range(height):
+        line = top + row
+        near = far = line // vertical
+        if vertical == 2:
+            far = max(near - 1, 0) if line % 2 == 0 else min(near + 1, blue.shape[0] - 1)
+        if columns > _TOO_NARROW:
+            n, f, is_sum = np.uintp(near), np.uintp(far), vertical == 2
+            _upsample_row(blue, columns, n, f, first, is_sum, sums, wide_blue)
+            _upsample_row(red, columns, n, f, first, is_sum, sums, wide_red)
+        else:
+            for column in range(2 * count):
+                wide_blue[column] = blue[near, first + column // 2]
+                wide_red[column] = red[near, first + column // 2]
+        _convert_row(luma, np.uintp(line), x, blue_row, red_row, zero, skip, flat[row])
+
+
+def ycc_to_rgb(
+    luma: ArrayLike,
+    blue: ArrayLike,
+    red: ArrayLike,
+    subsampling: tuple[int, int],
+    box: tuple[int, int, int, int] | None = None,
+) -> NDArray[np.uint8]:
+    """Convert a box of a JPEG's planes to RGB, bit for bit as libjpeg-turbo decodes the image.
+
+    With `c` the chroma pixels at full size less 128, all in units of 2^-16 and rounded half up:
+    `R = Y + 1.402 c_red`, `G = Y - 0.34414 c_blue - 0.71414 c_red`, `B = Y + 1.772 c_blue`,
+    clamped to [0, 255]. A chroma pixel at full size is 3/4 of the nearest and 1/4 of the
+    second nearest along each subsampled axis; planes of one or two columns are repeated instead.
+
+    Args:
+        luma: Y, uint8 `(H, W)`.
+        blue: Cb, uint8 `(ceil(H / v), ceil(W / h))`.
+        red: Cr, like `blue`.
+        subsampling: `(v, h)`: (1, 1) for 4:4:4, (1, 2) for 4:2:2, (2, 2) for 4:2:0.
+        box: `(top, left, height, width)`; None for the whole image.
+
+    Returns:
+        uint8 `(height, width, 3)`.
+
+    Raises:
+        TypeError: a plane is not uint8.
+        ValueError: shapes do not fit, the subsampling is another, or the box leaves the image.
+    """
+    y, b, r = _as_plane(luma, "luma"), _as_plane(blue, "blue"), _as_plane(red, "red")
+    if tuple(subsampling) not in _SUBSAMPLINGS:
+        raise ValueError(
+            f"`subsampling` must be one of {_SUBSAMPLINGS}; got {subsampling}. "
+            "Decode other images to RGB."
+        )
+    vertical, horizontal = subsampling
+    expected = (-(-y.shape[0] // vertical), -(-y.shape[1] // horizontal))
+    for name, plane in (("blue", b), ("red", r)):
+        if plane.shape != expected:
+            raise ValueError(
+                f"`{name}` must have shape {expected} beside luma {y.shape}; got {plane.shape}. "
+                "Check `subsampling`."
+            )
+    top, left, height, width = (0, 0, *y.shape) if box is None else box
+    if not (0 <= top < top + height <= y.shape[0] and 0 <= left < left + width <= y.shape[1]):
+        raise ValueError(
+            f"`box` must be (top, left, height, width) inside {y.shape}; got {box}. "
+            "Pass at least one pixel of the image."
+        )
+    out = np.empty((height, width, 3), dtype=np.uint8)
+    scratch = np.empty(box_scratch_bytes(width), dtype=np.uint8)
+    convert_box(y, b, r, b.shape[1], vertical, horizontal, top, left, scratch, out)
+    return out
+
+
+def _as_plane(plane: ArrayLike, name: str) -> NDArray[np.uint8]:
+    array = np.asarray(plane)
+    if array.dtype != np.uint8:
+        raise TypeError(f"`{name}` must be uint8; got dtype {array.dtype}. Pass a decoded plane.")
+    if array.ndim != 2 or array.size == 0:
+        raise ValueError(
+            f"`{name}` must have shape (H, W), neither of them 0; got {array.shape}. "
+            "Pass one plane."
+        )
+    return np.ascontiguousarray(array)

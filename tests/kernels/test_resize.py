@@ -1,0 +1,232 @@
+"""`resize_area` against its twin and OpenCV, and what `resize_crop` may touch."""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from dp4tl_ffcv.kernels.resize import resize_area, resize_crop, resize_scratch_bytes
+from tests.reference.resize import resize_area as reference
+
+GUARD = 77
+
+
+def picture(height: int, width: int, seed: int, kind: str) -> NDArray[np.uint8]:
+    rng = np.random.default_rng(seed)
+    noise = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+    if kind == "smooth":
+        return cv2.blur(noise, (5, 5)).reshape(noise.shape)
+    return np.where(noise > 127, 255, 0).astype(np.uint8) if kind == "extreme" else noise
+
+
+@st.composite
+def crops(draw: Any) -> tuple[NDArray[np.uint8], tuple[int, int], tuple[int, int, int, int], bool]:
+    longest = draw(st.sampled_from((3, 12, 70, 300)))
+    height, width = draw(st.integers(1, longest)), draw(st.integers(1, longest))
+    top, left, below, right = (draw(st.integers(0, 4)) for _ in range(4))
+    longest = draw(st.sampled_from((3, 40, 140)))
+    size = draw(st.integers(1, longest)), draw(st.integers(1, longest))
+    if draw(st.integers(0, 3)) == 0:  # whole factors are rare otherwise
+        factors = draw(st.tuples(st.integers(1, 4), st.integers(1, 4)))
+        size = max(1, height // factors[0]), max(1, width // factors[1])
+        height, width = size[0] * factors[0], size[1] * factors[1]
+    kind = draw(st.sampled_from(("noise", "smooth", "extreme")))
+    image = picture(top + height + below, left + width + right, draw(st.integers(0, 99)), kind)
+    return image, size, (top, left, height, width), draw(st.booleans())
+
+
+def opencv(image: Any, size: tuple[int, int], box: Sequence[int]) -> NDArray[np.uint8]:
+    top, left, height, width = box
+    crop = image[top : top + height, left : left + width]
+    resized = cv2.resize(crop, size[::-1], interpolation=cv2.INTER_AREA)
+    return np.asarray(resized, dtype=np.uint8).reshape(*size, 3)
+
+
+def gap(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> int:
+    assert one.shape == other.shape
+    return int(np.abs(one.astype(int) - other).max())
+
+
+def aligned(size: int, fill: int) -> NDArray[np.uint8]:
+    raw = np.full(size + 128, fill, dtype=np.uint8)
+    return raw[-raw.ctypes.data % 64 :]
+
+
+@settings(derandomize=True, deadline=None, max_examples=200)
+@given(crops())
+def test_pixels_are_those_of_the_twin_and_of_opencv(case: Any) -> None:
+    image, size, box, mirrored = case
+    result = resize_area(image, size, box, mirrored)
+    assert result.dtype == np.uint8
+    assert result.flags.c_contiguous
+    expected = reference(image, size, box, mirrored)
+    assert gap(result, expected) <= 1
+    assert gap(result[:, ::-1] if mirrored else result, opencv(image, size, box)) <= 1
+    if result.size > 1000:
+        assert np.mean(result == expected) > 0.9
+
+
+@pytest.mark.parametrize("size", [(160, 160), (224, 192), (97, 131)])
+@pytest.mark.parametrize("box", [(10, 20, 220, 280), (0, 0, 300, 400), (7, 9, 100, 100)])
+def test_crops_of_the_usual_sizes_match_opencv(
+    size: tuple[int, int], box: tuple[int, int, int, int]
+) -> None:
+    image = picture(300, 400, 1, "noise")
+    result = resize_area(image, size, box)
+    assert gap(result, opencv(image, size, box)) <= 1
+    assert np.mean(result == reference(image, size, box)) > 0.95
+
+
+@pytest.mark.parametrize(
+    ("shape", "size"),
+    [
+        ((1, 1), (5, 40)),  # a single pixel
+        ((40, 40), (40, 40)),  # as it is
+        ((64, 96), (32, 48)),  # halved
+        ((128, 64), (32, 16)),  # a quarter
+        ((30, 100), (60, 25)),  # one axis grows
+        ((100, 30), (25, 60)),
+        ((2, 500), (1, 3)),  # extreme aspects
+        ((500, 12), (3, 2)),
+        ((600, 600), (2, 2)),  # beyond uint16
+        ((3, 1500), (3, 10)),  # the widest within it
+        ((1500, 11), (10, 11)),
+        ((11, 11), (33, 33)),  # just wider than a vector, and not
+        ((11, 10), (33, 33)),
+        ((97, 89), (96, 88)),
+    ],
+)
+def test_odd_shapes_match_opencv(shape: tuple[int, int], size: tuple[int, int]) -> None:
+    for kind in ("noise", "extreme"):
+        image = picture(*shape, 2, kind)
+        result = resize_area(image, size)
+        assert gap(result, opencv(image, size, (0, 0, *shape))) <= 1
+        assert gap(result, reference(image, size)) <= 1
+
+
+@settings(derandomize=True, deadline=None, max_examples=100)
+@given(crops(), st.sampled_from((0, 1, 100, 254, 255)))
+def test_a_constant_image_stays_so(case: Any, level: int) -> None:
+    image, size, box, mirrored = case
+    result = resize_area(np.full_like(image, level), size, box, mirrored)
+    assert np.all(result == level)
+
+
+@settings(derandomize=True, deadline=None, max_examples=50)
+@given(crops())
+def test_mirroring_and_cropping_are_exact(case: Any) -> None:
+    image, size, box, _ = case
+    top, left, height, width = box
+    result = resize_area(image, size, box)
+    np.testing.assert_array_equal(resize_area(image, size, box, True), result[:, ::-1])
+    crop = image[top : top + height, left : left + width]
+    np.testing.assert_array_equal(resize_area(crop, size), result)
+
+
+def test_an_image_of_the_size_asked_for_is_unchanged() -> None:
+    image = picture(50, 70, 3, "noise")
+    np.testing.assert_array_equal(resize_area(image, (50, 70)), image)
+
+
+def test_an_image_that_may_not_be_written_is_read() -> None:
+    image = picture(50, 70, 3, "noise")
+    expected = resize_area(image, (20, 20))
+    image.setflags(write=False)
+    np.testing.assert_array_equal(resize_area(image, (20, 20)), expected)
+
+
+@settings(derandomize=True, deadline=None, max_examples=100)
+@given(crops(), st.integers(0, 255))
+def test_scratch_and_destination_are_not_overrun(case: Any, fill: int) -> None:
+    image, size, box, mirrored = case
+    needed = resize_scratch_bytes(box[2], box[3], *size)
+    scratch = aligned(needed, fill)
+    scratch[needed:] = GUARD
+    around = np.full((size[0] + 2, size[1], 3), GUARD, dtype=np.uint8)
+    resize_crop(image, *box, mirrored, around[1:-1], scratch[:needed])
+    # What was in the scratch before leaves no trace in the result.
+    np.testing.assert_array_equal(around[1:-1], resize_area(image, size, box, mirrored))
+    assert np.all(around[[0, -1]] == GUARD)
+    assert np.all(scratch[needed:] == GUARD)
+
+
+def test_scratch_of_the_largest_crop_serves_all() -> None:
+    smaller = resize_scratch_bytes(10, 20, 30, 40)
+    for number in range(4):
+        sizes = [10, 20, 30, 40]
+        sizes[number] += 100
+        assert resize_scratch_bytes(*sizes) >= smaller
+    assert resize_scratch_bytes(500, 500, 224, 224) < 1 << 20
+
+
+def test_threads_give_the_same_bits() -> None:
+    image = picture(300, 400, 4, "noise")
+    boxes = [(step, 2 * step, 280 - 9 * step, 300 - 7 * step) for step in range(20)]
+    needed = resize_scratch_bytes(300, 400, 96, 80)
+
+    def resize(number: int) -> NDArray[np.uint8]:
+        result = np.empty((96, 80, 3), dtype=np.uint8)
+        scratch = aligned(needed, number)[:needed]
+        resize_crop(image, *boxes[number], number % 2 == 1, result, scratch)
+        return result
+
+    alone = [resize(number) for number in range(len(boxes))]
+    with ThreadPoolExecutor(4) as pool:
+        for one, other in zip(alone, pool.map(resize, range(len(boxes))), strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint16, np.float32, bool])
+def test_an_image_that_is_not_uint8_is_refused(dtype: Any) -> None:
+    with pytest.raises(TypeError, match=r"^`image` must be uint8; got dtype"):
+        resize_area(np.zeros((4, 4, 3), dtype), (2, 2))
+
+
+@pytest.mark.parametrize("shape", [(4, 4), (4, 4, 1), (4, 4, 4), (1, 4, 4, 3), (0, 4, 3)])
+def test_an_image_of_another_shape_is_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"^`image` must have shape \(H, W, 3\) with pixels; got"):
+        resize_area(np.zeros(shape, np.uint8), (2, 2))
+
+
+@pytest.mark.parametrize("size", [(), (2,), (2, 2, 2), 5, None])
+def test_a_size_that_is_not_a_pair_is_refused(size: Any) -> None:
+    with pytest.raises(ValueError, match=r"^`size` must hold 2 ints; got"):
+        resize_area(np.zeros((4, 4, 3), np.uint8), size)
+
+
+@pytest.mark.parametrize("size", [(0, 2), (2, -1)])
+def test_an_empty_size_is_refused(size: Any) -> None:
+    with pytest.raises(ValueError, match=r"^`size` must be at least \(1, 1\); got"):
+        resize_area(np.zeros((4, 4, 3), np.uint8), size)
+
+
+@pytest.mark.parametrize("size", [(2.0, 2), (2, "2"), (True, 2)])
+def test_a_size_that_is_not_whole_is_refused(size: Any) -> None:
+    with pytest.raises(TypeError, match=r"^`size` must hold ints; got"):
+        resize_area(np.zeros((4, 4, 3), np.uint8), size)
+
+
+@pytest.mark.parametrize(
+    "box", [(-1, 0, 2, 2), (0, -1, 2, 2), (0, 0, 5, 2), (0, 0, 2, 7), (3, 0, 2, 2), (0, 0, 0, 2)]
+)
+def test_a_box_beyond_the_image_is_refused(box: Any) -> None:
+    with pytest.raises(ValueError, match=r"^`box` must lie in the image of 4 x 6 pixels; got"):
+        resize_area(np.zeros((4, 6, 3), np.uint8), (2, 2), box)
+
+
+@pytest.mark.parametrize(("box", "error"), [((0, 0, 2), ValueError), ((0, 0, 2, 2.0), TypeError)])
+def test_a_box_of_other_things_is_refused(box: Any, error: type[Exception]) -> None:
+    with pytest.raises(error, match=r"^`box` must hold (4 )?ints; got"):
+        resize_area(np.zeros((4, 6, 3), np.uint8), (2, 2), box)
+
+
+def test_mirrored_must_be_a_bool() -> None:
+    wrong: Any = 1
+    with pytest.raises(TypeError, match=r"^`mirrored` must be a bool; got 1"):
+        resize_area(np.zeros((4, 6, 3), np.uint8), (2, 2), None, wrong)

@@ -1,0 +1,123 @@
+"""`ycc_to_rgb` against its twin: every subsampling, odd sizes, narrow planes, boxes, bad input."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from dp4tl_ffcv.kernels.ycc import box_scratch_bytes, convert_box, ycc_to_rgb
+from tests.reference import ycc as reference
+
+SUBSAMPLINGS = [(1, 1), (1, 2), (2, 2)]
+GUARD = 64
+
+
+def planes(height: int, width: int, subsampling: tuple[int, int], seed: int) -> list[Any]:
+    rng = np.random.default_rng(seed)
+    v, h = subsampling
+    shapes = [(height, width), *2 * [(-(-height // v), -(-width // h))]]
+    values = [rng.integers(0, 256, shape, dtype=np.uint8) for shape in shapes]
+    # Extremes on every other seed, where sums are largest and all is clamped.
+    return [
+        np.where(value > 127, 255, 0).astype(np.uint8) if seed % 2 else value for value in values
+    ]
+
+
+@st.composite
+def cases(draw: Any) -> tuple[list[Any], tuple[int, int], tuple[int, int, int, int]]:
+    height, width = draw(st.integers(1, 40)), draw(st.integers(1, 90))
+    subsampling = draw(st.sampled_from(SUBSAMPLINGS))
+    top, left = draw(st.integers(0, height - 1)), draw(st.integers(0, width - 1))
+    box = (top, left, draw(st.integers(1, height - top)), draw(st.integers(1, width - left)))
+    return planes(height, width, subsampling, draw(st.integers(0, 99))), subsampling, box
+
+
+@settings(derandomize=True, deadline=None, max_examples=200)
+@given(cases())
+def test_a_box_has_the_pixels_of_the_twin(case: Any) -> None:
+    values, subsampling, box = case
+    pixels = ycc_to_rgb(*values, subsampling, box)
+    assert pixels.dtype == np.uint8
+    np.testing.assert_array_equal(pixels, reference.ycc_to_rgb(*values, subsampling, box))
+
+
+@pytest.mark.parametrize("subsampling", SUBSAMPLINGS)
+def test_small_images_have_the_pixels_of_the_twin(subsampling: tuple[int, int]) -> None:
+    for height in range(1, 8):
+        for width in range(1, 10):
+            values = planes(height, width, subsampling, 10 * height + width)
+            expected = reference.ycc_to_rgb(*values, subsampling)
+            np.testing.assert_array_equal(ycc_to_rgb(*values, subsampling), expected)
+
+
+@pytest.mark.parametrize("luma", [0, 1, 77, 128, 254, 255])
+def test_every_colour_is_rounded_as_the_twin_rounds_it(luma: int) -> None:
+    blue, red = np.mgrid[:256, :256].astype(np.uint8)
+    values = np.full((256, 256), luma, dtype=np.uint8), blue, red
+    expected = reference.ycc_to_rgb(*values, (1, 1))
+    np.testing.assert_array_equal(ycc_to_rgb(*values, (1, 1)), expected)
+
+
+def test_grey_stays_grey() -> None:
+    luma = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    chroma = np.full((8, 8), 128, dtype=np.uint8)
+    pixels = ycc_to_rgb(luma, chroma, chroma, (2, 2))
+    np.testing.assert_array_equal(pixels, np.repeat(luma[..., None], 3, axis=2))
+
+
+def test_any_layout_of_the_planes_is_read_right() -> None:
+    values = planes(20, 31, (2, 2), 4)
+    expected = ycc_to_rgb(*values, (2, 2))
+    strided = [np.repeat(value, 2, axis=1)[:, ::2] for value in values]
+    np.testing.assert_array_equal(ycc_to_rgb(*strided, (2, 2)), expected)
+    fortran = [np.asfortranarray(value) for value in values]
+    np.testing.assert_array_equal(ycc_to_rgb(*fortran, (2, 2)), expected)
+    for value in values:
+        value.flags.writeable = False
+    np.testing.assert_array_equal(ycc_to_rgb(*values, (2, 2)), expected)
+
+
+def guarded(size: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    whole = np.full(size + 2 * GUARD, 0xA5, dtype=np.uint8)
+    return whole, whole[GUARD : GUARD + size]
+
+
+@settings(derandomize=True, deadline=None, max_examples=100)
+@given(cases())
+def test_columns_after_the_images_are_not_read_and_nothing_else_is_written(case: Any) -> None:
+    values, subsampling, box = case
+    top, left, height, width = box
+    padded = [np.pad(value, ((0, 0), (0, 5)), constant_values=99) for value in values]
+    all_scratch, scratch = guarded(box_scratch_bytes(width))
+    all_out, flat = guarded(3 * height * width)
+    out = flat.reshape(height, width, 3)
+    convert_box(*padded, values[1].shape[1], *subsampling, top, left, scratch, out)
+    np.testing.assert_array_equal(out, reference.ycc_to_rgb(*values, subsampling, box))
+    for whole in (all_scratch, all_out):
+        assert (whole[:GUARD] == 0xA5).all()
+        assert (whole[-GUARD:] == 0xA5).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "match"),
+    [
+        ({"luma": np.zeros((4, 6))}, TypeError, "`luma` must be uint8; got dtype float64"),
+        ({"luma": np.zeros(24, np.uint8)}, ValueError, r"`luma` must have shape \(H, W\)"),
+        ({"red": np.zeros((0, 3), np.uint8)}, ValueError, "`red` must have shape"),
+        ({"blue": np.zeros((3, 3), np.uint8)}, ValueError, r"`blue` must have shape \(2, 3\)"),
+        ({"subsampling": (1, 1)}, ValueError, r"`blue` must have shape \(4, 6\)"),
+        ({"subsampling": (2, 1)}, ValueError, "`subsampling` must be one of"),
+        ({"box": (0, 0, 5, 6)}, ValueError, r"`box` must be .* inside \(4, 6\)"),
+        ({"box": (0, 6, 1, 1)}, ValueError, "`box` must be"),
+        ({"box": (-1, 0, 2, 2)}, ValueError, "`box` must be"),
+        ({"box": (0, 0, 0, 2)}, ValueError, "`box` must be"),
+    ],
+)
+def test_bad_arguments_are_refused(change: Any, error: type[Exception], match: str) -> None:
+    luma, blue, red = planes(4, 6, (2, 2), 0)
+    arguments = {"luma": luma, "blue": blue, "red": red, "subsampling": (2, 2), **change}
+    with pytest.raises(error, match=match):
+        ycc_to_rgb(**arguments)

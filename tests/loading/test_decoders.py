@@ -1,0 +1,449 @@
+"""The decoders' pixels against those of ffcv's C code, and what they may not depend on."""
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ffcv.fields.rgb_image as stock
+import numpy as np
+import pytest
+from ffcv.fields import IntField, RGBImageField
+from ffcv.libffcv import imdecode, resize_crop
+from numpy.typing import NDArray
+
+from dp4tl_ffcv import BetonError, BetonIndex, PrunedLoader, Selection, write_beton
+from dp4tl_ffcv.kernels.crops import random_crops, random_flips
+from dp4tl_ffcv.loading.decoders import CenterCropRGBImageDecoder, RandomResizedCropRGBImageDecoder
+
+SIZES = [(64, 64), (48, 80), (97, 61), (40, 40), (33, 120), (130, 47), (71, 72), (90, 160)]
+TINY = [(1, 1), (1, 50), (50, 1), (2, 3), (7, 5), (3, 200), (200, 3), (16, 16)]
+SMART_THRESHOLD = 3 * 65 * 65  # bytes, above which images are JPEGs in the mixed file
+OUTPUTS = [(24, 24), (32, 17), (100, 140), (1, 1)]
+SEED = 9
+RATIO = 224 / 256
+# Writes two epochs of a loader with as many workers as asked for.
+WORKERS = """
+import sys
+import numpy as np
+from dp4tl_ffcv import PrunedLoader
+from dp4tl_ffcv.loading.decoders import RandomResizedCropRGBImageDecoder
+
+path, out, workers, seed = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:])
+loader = PrunedLoader(
+    path, 5, num_workers=workers, seed=seed, drop_last=False,
+    pipelines={"image": [RandomResizedCropRGBImageDecoder((24, 24), flip=0.5)], "label": None},
+)
+assert loader.num_workers == workers
+epochs = [
+    np.concatenate([pixels[np.argsort(ids[:, 0])] for pixels, ids in loader]) for _ in range(2)
+]
+np.save(out, epochs)
+"""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A beton and its decoded images."""
+
+    path: Path
+    images: list[NDArray[np.uint8]]
+
+    @property
+    def index(self) -> BetonIndex:
+        return BetonIndex.open(self.path)
+
+    @property
+    def ids(self) -> NDArray[np.int64]:
+        return np.arange(len(self.images))
+
+
+def decoded(index: BetonIndex) -> list[NDArray[np.uint8]]:
+    """Decode all images as ffcv does."""
+    data = np.fromfile(index.path, dtype=np.uint8)
+    images = []
+    for sample, extent in zip(index.column("image"), index.extents(np.arange(len(index.metadata))),
+                              strict=True):  # fmt: skip
+        height, width = int(sample["height"]), int(sample["width"])
+        source = data[int(extent["ptr"]) :][: int(extent["size"])]
+        image = np.zeros((height, width, 3), dtype=np.uint8)
+        if sample["mode"] == stock.IMAGE_MODES["jpg"]:
+            assert imdecode(source, image, height, width, height, width) == 0
+        else:
+            image[:] = source.reshape(image.shape)
+        images.append(image)
+    return images
+
+
+def photo(rng: np.random.Generator, height: int, width: int) -> NDArray[np.uint8]:
+    """Smooth colours, an edge and some noise."""
+    rows, columns = np.mgrid[:height, :width][..., None] / max(height, width)
+    phase, tilt = rng.uniform(0, 6, 3), rng.uniform(1, 9, (2, 3))
+    values = 120 + 90 * np.sin(phase + tilt[0] * rows + tilt[1] * columns)
+    values += 30 * (rows > columns) + rng.normal(0, 6, (height, width, 3))
+    return np.clip(values, 0, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def datasets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Dataset]:
+    """The same images as JPEGs, raw, and mixed; the last eight are tiny."""
+    folder, rng = tmp_path_factory.mktemp("mixed"), np.random.default_rng(4)
+    images = [photo(rng, *size) for size in [*SIZES, *SIZES, *TINY]]
+    samples = [(image, number % 3, number) for number, image in enumerate(images)]
+    found = {}
+    for mode in ("jpg", "raw", "smart"):
+        image = RGBImageField(write_mode=mode, smart_threshold=SMART_THRESHOLD)
+        fields = {"image": image, "label": IntField(), "identifier": IntField()}
+        index = write_beton(folder / f"{mode}.beton", samples, fields)
+        found[mode] = Dataset(index.path, decoded(index))
+    assert 0 < found["smart"].index.column("image")["mode"].sum() < len(images)
+    return found
+
+
+@pytest.fixture(scope="module")
+def mixed(datasets: dict[str, Dataset]) -> Dataset:
+    return datasets["smart"]
+
+
+def cropping(flip: float = 0.5) -> RandomResizedCropRGBImageDecoder:
+    # Always with the same numbers, to compile them once.
+    return RandomResizedCropRGBImageDecoder((24, 24), flip=flip)
+
+
+def loader_of(dataset: Dataset, decoder: Any, batch_size: int = 5, **options: Any) -> PrunedLoader:
+    """Load images and their ids, all of them."""
+    options = {"seed": SEED, "num_workers": 2, "drop_last": False, **options}
+    pipelines = {"image": [decoder], "label": None, "identifier": []}
+    return PrunedLoader(dataset.path, batch_size, pipelines=pipelines, **options)
+
+
+def epoch(loader: PrunedLoader) -> dict[int, NDArray[np.uint8]]:
+    """Load the pixels of each sample."""
+    found: dict[int, NDArray[np.uint8]] = {}
+    for pixels, numbers in loader:
+        for number, image in zip(numbers[:, 0].tolist(), pixels, strict=True):
+            assert number not in found
+            found[number] = image.copy()
+    return found
+
+
+def stacked(loader: PrunedLoader) -> NDArray[np.uint8]:
+    """Load the pixels of all samples, by id."""
+    found = epoch(loader)
+    assert sorted(found) == list(range(len(found)))
+    return np.stack([found[number] for number in sorted(found)])
+
+
+def by_ffcv(
+    dataset: Dataset, boxes: NDArray[np.int64], flips: Any, size: tuple[int, int]
+) -> NDArray[np.uint8]:
+    """Crop, resize and mirror as ffcv's C code does."""
+    found = np.zeros((len(boxes), *size, 3), dtype=np.uint8)
+    for image, (top, left, rows, columns), mirrored, out in zip(
+        dataset.images, boxes.tolist(), flips, found, strict=True
+    ):
+        resize_crop(image, top, top + rows, left, left + columns, out)
+        if mirrored:
+            out[:] = out[:, ::-1].copy()
+    return found
+
+
+def assert_close(ours: NDArray[np.uint8], theirs: NDArray[np.uint8]) -> None:
+    """Within one grey level, and equal for the most part."""
+    assert ours.shape == theirs.shape
+    apart = np.abs(ours.astype(np.int64) - theirs)
+    assert apart.max() <= 1
+    assert (apart > 0).mean() < 0.2
+
+
+def shapes_of(dataset: Dataset) -> tuple[list[int], list[int]]:
+    heights, widths = zip(*(image.shape[:2] for image in dataset.images), strict=True)
+    return list(heights), list(widths)
+
+
+# The pixels of ffcv.
+
+
+@pytest.mark.parametrize("mode", ["jpg", "raw", "smart"])
+def test_random_crops_have_the_pixels_of_ffcv(mode: str, datasets: dict[str, Dataset]) -> None:
+    dataset, decoder = datasets[mode], cropping()
+    loader = loader_of(dataset, decoder)
+    for number, size in enumerate([*OUTPUTS, OUTPUTS[0]]):
+        decoder.output_size = size  # takes effect with the next epoch
+        boxes = random_crops(*shapes_of(dataset), dataset.ids, SEED, number)
+        flips = random_flips(dataset.ids, SEED, number)
+        assert 0 < flips.sum() < len(flips)
+        assert_close(stacked(loader), by_ffcv(dataset, boxes, flips, size))
+
+
+def test_crops_of_other_shapes_have_the_pixels_of_ffcv(mixed: Dataset) -> None:
+    scale, ratio = (0.01, 0.3), (0.2, 6.0)
+    decoder = RandomResizedCropRGBImageDecoder((20, 31), scale, ratio, view=3)
+    boxes = random_crops(*shapes_of(mixed), mixed.ids, SEED, 0, scale, ratio, view=3)
+    expected = by_ffcv(mixed, boxes, np.zeros(len(boxes)), (20, 31))
+    assert_close(stacked(loader_of(mixed, decoder)), expected)
+
+
+@pytest.mark.parametrize("mode", ["jpg", "raw", "smart"])
+def test_centre_crops_have_the_pixels_of_ffcv(mode: str, datasets: dict[str, Dataset]) -> None:
+    dataset, decoder = datasets[mode], CenterCropRGBImageDecoder((24, 24), ratio=RATIO)
+    boxes = np.array(
+        [
+            stock.get_center_crop(*image.shape[:2], None, max(RATIO, 1 / min(image.shape[:2])))
+            for image in dataset.images
+        ]
+    )
+    loader = loader_of(dataset, decoder)
+    for size in OUTPUTS:
+        decoder.output_size = size
+        expected = by_ffcv(dataset, boxes, np.zeros(len(boxes)), size)
+        for _ in range(2):
+            assert_close(stacked(loader), expected)
+
+
+def test_centre_crops_are_those_of_ffcvs_own_decoder(mixed: Dataset) -> None:
+    ids = np.flatnonzero([min(image.shape[:2]) > 1 for image in mixed.images])
+    ours, theirs = (
+        epoch(loader_of(mixed, kind((24, 24), ratio=RATIO), indices=ids))
+        for kind in (CenterCropRGBImageDecoder, stock.CenterCropRGBImageDecoder)
+    )
+    assert list(ours) == list(theirs) == ids.tolist()
+    assert_close(np.stack(list(ours.values())), np.stack(list(theirs.values())))
+
+
+# What the pixels depend on, and what not.
+
+
+@pytest.fixture(scope="module")
+def epochs(mixed: Dataset) -> list[NDArray[np.uint8]]:
+    """Two epochs, loaded in the plainest way."""
+    loader = loader_of(mixed, cropping())
+    return [stacked(loader) for _ in range(2)]
+
+
+def test_pixels_change_with_epoch_and_seed_alone(mixed: Dataset, epochs: Any) -> None:
+    # Of very long images the middle is taken more often than not.
+    large = [
+        number
+        for number, image in enumerate(mixed.images)
+        if min(image.shape[:2]) > 20 and max(image.shape[:2]) < 2 * min(image.shape[:2])
+    ]
+    assert len(large) >= 8
+    others = [*epochs, stacked(loader_of(mixed, cropping(), seed=SEED + 1))]
+    for number, one in enumerate(others):
+        for other in others[:number]:
+            assert (one[large] != other[large]).any(axis=(1, 2, 3)).all()
+    again = loader_of(mixed, cropping())
+    for expected in epochs:
+        np.testing.assert_array_equal(stacked(again), expected)
+
+
+@pytest.mark.parametrize("cache", ["extents", "ram", "os", "auto"])
+@pytest.mark.parametrize("order", ["sequential", "random", "quasi_random"])
+def test_pixels_depend_on_neither_cache_nor_order(
+    cache: str, order: str, mixed: Dataset, epochs: Any
+) -> None:
+    loader = loader_of(mixed, cropping(), cache=cache, order=order)
+    for expected in epochs:
+        np.testing.assert_array_equal(stacked(loader), expected)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"batch_size": 1},
+        {"batch_size": 24},
+        {"batch_size": 7, "batches_ahead": 1},
+        {"batch_size": 2, "batches_ahead": 9},
+        {"num_workers": 1},
+        {"num_workers": 1, "batch_size": 7, "cache": "extents", "order": "random"},
+        {"batch_size": 3, "read_ahead": 5, "cache": "extents"},
+        {"recompile": True},
+    ],
+    ids=str,
+)
+def test_pixels_do_not_depend_on_how_they_are_loaded(
+    options: Any, mixed: Dataset, epochs: Any
+) -> None:
+    loader = loader_of(mixed, cropping(), **options)
+    for expected in epochs:
+        np.testing.assert_array_equal(stacked(loader), expected)
+
+
+def test_pixels_do_not_depend_on_the_number_of_workers(
+    mixed: Dataset, epochs: Any, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-c", WORKERS, mixed.path, tmp_path / "four.npy", "4", str(SEED)]
+    env = {**os.environ, "NUMBA_NUM_THREADS": "4"}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    np.testing.assert_array_equal(np.load(tmp_path / "four.npy"), epochs)
+
+
+def test_a_samples_crop_does_not_depend_on_what_else_is_retained(
+    mixed: Dataset, epochs: Any
+) -> None:
+    for chosen in (
+        {"indices": [20, 3, 5, 11]},
+        {"indices": [13]},
+        {"selection": Selection.of_classes(mixed.index, [1])},
+    ):
+        loader = loader_of(mixed, cropping(), batch_size=3, order="random", **chosen)
+        for expected in epochs:
+            found = epoch(loader)
+            assert set(found) == set(loader.indices.tolist())
+            for number, pixels in found.items():
+                np.testing.assert_array_equal(pixels, expected[number])
+
+
+def test_a_sample_that_comes_twice_has_the_same_crop_both_times(
+    mixed: Dataset, epochs: Any
+) -> None:
+    loader = loader_of(mixed, cropping(), indices=[4, 9, 4, 4])
+    ((pixels, numbers),) = loader
+    assert numbers[:, 0].tolist() == [4, 9, 4, 4]
+    np.testing.assert_array_equal(pixels, epochs[0][[4, 9, 4, 4]])
+
+
+def test_an_epoch_that_is_left_early_counts(mixed: Dataset, epochs: Any) -> None:
+    loader = loader_of(mixed, cropping())
+    next(iter(loader))
+    np.testing.assert_array_equal(stacked(loader), epochs[1])
+
+
+def test_two_epochs_at_once_have_their_own_crops(mixed: Dataset, epochs: Any) -> None:
+    loader = loader_of(mixed, cropping())
+    pairs = [(one.copy(), other.copy()) for (one, _), (other, _) in zip(loader, loader, strict=True)]
+    for expected, batches in zip(epochs, zip(*pairs, strict=True), strict=True):
+        np.testing.assert_array_equal(np.concatenate(batches), expected)
+
+
+# Memory.
+
+
+def test_scratch_memory_is_for_each_thread_not_for_each_sample(mixed: Dataset) -> None:
+    sizes = {}
+    for batch_size in (1, 8):
+        loader = loader_of(mixed, cropping(), batch_size=batch_size)
+        memory = loader.graph.allocate_memory(batch_size, loader.batches_ahead + 2)
+        buffers = [part for part in memory["operation"].values() if part is not None]
+        assert not any(isinstance(part, tuple) for part in buffers)
+        images = max(buffers, key=lambda buffer: buffer.nbytes)
+        assert images.nbytes == 5 * batch_size * 24 * 24 * 3
+        with_tables = sum(buffer.nbytes for buffer in buffers)
+        assert with_tables - images.nbytes <= 5 * batch_size * 8  # the identifiers
+        sizes[batch_size] = loader._make_workspace().scratch.shape
+    assert sizes[1] == sizes[8]
+    assert sizes[1][0] == 2
+
+
+def test_scratch_memory_is_for_the_largest_image_that_is_retained(mixed: Dataset) -> None:
+    decoder = cropping()
+    large = loader_of(mixed, decoder)._make_workspace().scratch.shape[1]
+    assert large >= 3 * 200 * 160
+    tiny = loader_of(mixed, decoder, indices=[16, 19])
+    assert tiny._make_workspace().scratch.shape[1] < large
+    tiny.set_selection([7])  # 90 x 160
+    assert tiny._make_workspace().scratch.shape[1] >= 3 * 90 * 160
+    assert set(epoch(tiny)) == {7}
+
+
+def test_a_loader_of_other_fields_needs_no_scratch_memory(mixed: Dataset) -> None:
+    loader = PrunedLoader(mixed.path, 5, num_workers=1, pipelines={"image": None})
+    assert loader._make_workspace().scratch.size == 0
+    assert len(list(loader)) == 4
+
+
+# Errors.
+
+
+def damaged(dataset: Dataset, sample: int, change: Any, path: Path) -> Path:
+    """Copy a beton, with the bytes of one sample changed."""
+    data = np.fromfile(dataset.path, dtype=np.uint8)
+    (extent,) = dataset.index.extents([sample])
+    start = int(extent["ptr"])
+    change(data[start : start + int(extent["size"])])
+    path.write_bytes(data.tobytes())
+    return path
+
+
+def all_zero(data: NDArray[np.uint8]) -> None:
+    data[:] = 0
+
+
+def cut_off(data: NDArray[np.uint8]) -> None:
+    data[len(data) // 3 :] = 0
+
+
+def another_size(data: NDArray[np.uint8]) -> None:
+    """Write one row more into the header."""
+    at = data.tobytes().index(b"\xff\xc0") + 5
+    data[at + 1] += 1
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        (all_zero, "what is no JPEG"),
+        (cut_off, "a damaged JPEG"),
+        (another_size, "a JPEG of another size"),
+    ],
+)
+def test_an_image_that_cannot_be_decoded_is_named(
+    change: Any, found: str, workers: int, datasets: Any, tmp_path: Path, guarded: Any
+) -> None:
+    dataset = datasets["jpg"]
+    path = damaged(dataset, 10, change, tmp_path / "damaged.beton")
+    loader = loader_of(Dataset(path, dataset.images), cropping(), num_workers=workers)
+    expected = stacked(loader_of(dataset, cropping(), num_workers=workers))
+    seen = []
+
+    def run() -> None:
+        for pixels, _ in loader:
+            seen.append(pixels.copy())
+
+    match = rf"^sample 10 of '{path}' must hold the image .* describe; got {found}\. Leave it out"
+    with pytest.raises(BetonError, match=match):
+        guarded(run)
+    np.testing.assert_array_equal(np.concatenate(seen), expected[:10])  # the batches before
+    loader.set_selection(np.delete(dataset.ids, 10))
+    assert len(epoch(loader)) == len(dataset.images) - 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ({"scale": (0.0, 1.0)}, r"^`scale` must be \(low, high\) with 0 < low <= high <= 1"),
+        ({"scale": (0.5, 1.5)}, "^`scale` must be"),
+        ({"scale": (0.5, 0.2)}, "^`scale` must be"),
+        ({"ratio": (0.0, 1.0)}, "^`ratio` must be"),
+        ({"ratio": (2.0, 1.0)}, "^`ratio` must be"),
+        ({"flip": 1.5}, r"^`flip` must lie in \[0, 1\]; got 1.5"),
+        ({"flip": -0.1}, "^`flip` must lie"),
+        ({"view": -1}, "^`view` must"),
+        ({"output_size": (0, 8)}, "^`output_size` must"),
+        ({"output_size": (8,)}, "^`output_size` must"),
+        ({"output_size": 8}, "^`output_size` must"),
+        ({"output_size": (8.5, 8)}, "^`output_size` must"),
+    ],
+)
+def test_bad_arguments_of_random_crops_are_refused(arguments: Any, match: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=match):
+        RandomResizedCropRGBImageDecoder(**{"output_size": (8, 8), **arguments})
+
+
+@pytest.mark.parametrize("ratio", [0.0, -0.5, 1.01, float("nan")])
+def test_bad_ratios_of_centre_crops_are_refused(ratio: float) -> None:
+    with pytest.raises(ValueError, match="^`ratio` must"):
+        CenterCropRGBImageDecoder((8, 8), ratio=ratio)
+
+
+@pytest.mark.parametrize("size", [(0, 8), (8, -1), (8,), 8])
+def test_a_bad_output_size_is_refused_when_it_is_set(size: Any) -> None:
+    decoder = CenterCropRGBImageDecoder((8, 8), ratio=1.0)
+    with pytest.raises((ValueError, TypeError), match="^`output_size` must"):
+        decoder.output_size = size
+    assert decoder.output_size == (8, 8)

@@ -1,0 +1,179 @@
+"""Two real processes over gloo: their shares, and the memory that they share."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dp4tl_ffcv import Selection
+from dp4tl_ffcv.loading.shared_memory import FOLDER
+
+WORLD_SIZE = 2
+CACHES = ["extents", "ram", "os"]
+ORDERS = ["sequential", "random", "quasi_random", "ffcv's own"]
+CLASSES = [6, 1, 3]
+BATCH = 7
+LONGEST = 300  # seconds for both processes, which take a few
+# All that one rank does: two epochs in each case, the second of other samples. One line of JSON.
+RANK = """
+import json, sys
+from datetime import timedelta
+from functools import partial
+import numpy as np
+import torch.distributed as dist
+from ffcv.loader import OrderOption
+from dp4tl_ffcv import BetonIndex, PrunedLoader, Selection
+from dp4tl_ffcv.loading.orders import random_order
+from dp4tl_ffcv.loading.shared_memory import FOLDER
+
+path, meeting, rank, world_size = *sys.argv[1:3], *map(int, sys.argv[3:])
+dist.init_process_group(
+    "gloo", init_method=f"file://{meeting}", rank=rank, world_size=world_size,
+    timeout=timedelta(seconds=120),
+)
+index = BetonIndex.open(path)
+first = Selection.of_classes(index, [6, 1, 3])
+second = np.arange(61)
+
+
+def epoch(loader):
+    found = [(np.array(pixels[:, 0, 0, 0]) // 2, np.array(labels)) for pixels, labels, _ in loader]
+    assert len(found) == len(loader)
+    return [np.concatenate(part).ravel().tolist() for part in zip(*found)]
+
+
+cases = {}
+orders = {
+    "sequential": "sequential", "random": "random", "quasi_random": "quasi_random",
+    "ffcv's own": OrderOption.RANDOM, "dropping": partial(random_order, pad=False),
+}
+for cache in ("extents", "ram", "os"):
+    for name, order in orders.items():
+        loader = PrunedLoader(
+            path, 7, num_workers=1, distributed=True, order=order, cache=cache, selection=first,
+            drop_last=False,
+        )
+        dist.barrier()
+        ids, labels = epoch(loader)
+        read = loader.bytes_read
+        files = len([p for p in FOLDER.glob("dp4tl_ffcv-*")])
+        dist.barrier()
+        again = epoch(loader)[0]
+        read_again = loader.bytes_read - read
+        loader.set_selection(second)
+        length = len(loader)
+        dist.barrier()
+        changed = epoch(loader)
+        cases[f"{cache}, {name}"] = {
+            "ids": ids, "labels": labels, "read": read, "again": again, "read_again": read_again,
+            "length": length, "changed": changed, "cache": loader.cache, "files": files,
+        }
+        del loader
+        dist.barrier()
+relabelled = PrunedLoader(
+    path, 6, num_workers=1, distributed=True, order="random", selection=first, relabel=True,
+)
+cases["relabel"] = {"epochs": [epoch(relabelled) for _ in range(2)]}
+dist.barrier()
+dist.destroy_process_group()
+print(json.dumps(cases))
+"""
+
+Cases = list[dict[str, Any]]
+
+
+def shared_files() -> set[Path]:
+    return set(FOLDER.glob("dp4tl_ffcv-*"))
+
+
+@pytest.fixture(scope="module")
+def ranks(colours: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cases]:
+    """What each rank loaded, by cache and order."""
+    meeting, before = tmp_path_factory.mktemp("gloo") / "meeting", shared_files()
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", RANK, colours.path, meeting, str(rank), str(WORLD_SIZE)],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for rank in range(WORLD_SIZE)
+    ]  # fmt: skip
+    try:
+        ended = [process.communicate(timeout=LONGEST) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    for process, (_, errors) in zip(processes, ended, strict=True):
+        assert process.returncode == 0, errors
+    yield [json.loads(output.splitlines()[-1]) for output, _ in ended]
+    assert shared_files() <= before
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("cache", CACHES)
+def test_two_processes_share_every_epoch_out(
+    cache: str, order: str, ranks: Cases, colours: Any
+) -> None:
+    selection = Selection.of_classes(colours.index, CLASSES)
+    cases = [rank[f"{cache}, {order}"] for rank in ranks]
+    assert {case["cache"] for case in cases} == {cache}
+    for name in ("ids", "again"):
+        shares = [case[name] for case in cases]
+        assert [len(share) for share in shares] == [18, 18]
+        np.testing.assert_array_equal(np.sort(sum(shares, [])), selection.indices)
+    for case in cases:
+        np.testing.assert_array_equal(case["labels"], colours.labels[case["ids"]])
+    assert (cases[0]["ids"] != cases[0]["again"]) == (order != "sequential")
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("cache", CACHES)
+def test_two_processes_take_over_other_samples(
+    cache: str, order: str, ranks: Cases, colours: Any
+) -> None:
+    cases = [rank[f"{cache}, {order}"] for rank in ranks]
+    assert [case["length"] for case in cases] == [5, 5]  # 31 of 61 samples, seven at a time
+    shares = [case["changed"][0] for case in cases]
+    assert [len(share) for share in shares] == [31, 31]
+    assert set(sum(shares, [])) == set(range(61))  # one of them comes twice
+    for case in cases:
+        ids, labels = case["changed"]
+        np.testing.assert_array_equal(labels, colours.labels[ids])
+
+
+@pytest.mark.parametrize("cache", CACHES)
+def test_shares_may_be_cut_to_equal_length(cache: str, ranks: Cases) -> None:
+    shares = [rank[f"{cache}, dropping"]["changed"][0] for rank in ranks]
+    assert [len(share) for share in shares] == [30, 30]
+    found = sum(shares, [])
+    assert len(set(found)) == 60
+    assert set(found) <= set(range(61))
+
+
+def test_retained_classes_have_the_same_numbers_in_both(ranks: Cases, colours: Any) -> None:
+    for epochs in zip(*(rank["relabel"]["epochs"] for rank in ranks), strict=True):
+        assert len(set(sum((ids for ids, _ in epochs), []))) == 36
+        for ids, labels in epochs:
+            np.testing.assert_array_equal(np.sort(CLASSES)[labels], colours.labels[ids])
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_memory_is_filled_by_one_process_and_shared(order: str, ranks: Cases) -> None:
+    cases = [rank[f"ram, {order}"] for rank in ranks]
+    retained = 36 * 3 * 16 * 16
+    read = sorted(case["read"] for case in cases)
+    assert read[0] == 0
+    assert retained <= read[1] <= 120 * 3 * 16 * 16  # with small gaps
+    assert [case["read_again"] for case in cases] == [0, 0]
+    assert min(case["files"] for case in cases) >= 1
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_each_process_reads_its_own_share(order: str, ranks: Cases) -> None:
+    for case in (rank[f"extents, {order}"] for rank in ranks):
+        for read in (case["read"], case["read_again"]):
+            assert 18 * 3 * 16 * 16 <= read <= 120 * 3 * 16 * 16

@@ -1,0 +1,165 @@
+"""Every sample once an epoch: with each cache, order, number of ranks and way to end it."""
+
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from ffcv.loader import OrderOption
+from numpy.typing import NDArray
+
+from dp4tl_ffcv import PrunedLoader, Selection
+from dp4tl_ffcv.loading.orders import quasi_random_order, random_order, sequential_order
+
+CACHES = ["extents", "ram", "os", "auto"]
+FUNCTIONS = {
+    "sequential": sequential_order,
+    "random": random_order,
+    # Groups smaller than an epoch, so that there are several.
+    "quasi_random": partial(quasi_random_order, block=4, group=24),
+}
+ORDERS: dict[str, tuple[Any, bool]] = {
+    **{name: (name, True) for name in FUNCTIONS},
+    **{f"{name}, pad": (partial(f, pad=True), True) for name, f in FUNCTIONS.items()},
+    **{f"{name}, drop": (partial(f, pad=False), False) for name, f in FUNCTIONS.items()},
+    **{str(option): (option, True) for option in OrderOption},
+}
+WORLDS = [1, 2, 3]
+BATCH = 7  # divides neither the 119 samples nor any rank's share
+CHOSEN = np.delete(np.arange(120), 50)  # 119 = 7 * 17 = 2 * 60 - 1 = 3 * 40 - 1
+
+Place = Callable[[int, int], None]
+
+
+@pytest.fixture
+def place(monkeypatch: pytest.MonkeyPatch) -> Place:
+    """Pretend to be one rank of a number of ranks."""
+
+    def pretend(rank: int, world_size: int) -> None:
+        monkeypatch.setattr(torch.distributed, "get_rank", lambda: rank)
+        monkeypatch.setattr(torch.distributed, "get_world_size", lambda: world_size)
+        monkeypatch.setattr(torch.distributed, "is_available", lambda: True)
+
+    return pretend
+
+
+def batches_of(loader: PrunedLoader, dataset: Any) -> list[NDArray[np.int64]]:
+    """Load an epoch; return the ids that the pixels of each batch show."""
+    found = []
+    for pixels, labels, numbers in loader:
+        ids = dataset.ids_of(pixels)
+        np.testing.assert_array_equal(labels[:, 0], dataset.labels[ids])
+        assert not numbers.any()
+        found.append(ids)
+    assert len(found) == len(loader)
+    return found
+
+
+def ranks_of(dataset: Any, place: Place, world_size: int, **options: Any) -> list[PrunedLoader]:
+    loaders = []
+    for rank in range(world_size):
+        place(rank, world_size)
+        loaders.append(
+            PrunedLoader(dataset.path, num_workers=2, distributed=world_size > 1, **options)
+        )
+    return loaders
+
+
+@pytest.mark.parametrize("name", ORDERS)
+@pytest.mark.parametrize("cache", CACHES)
+def test_every_sample_comes_once_an_epoch(
+    cache: str, name: str, colours: Any, place: Place
+) -> None:
+    order, pad = ORDERS[name]
+    options = {"batch_size": BATCH, "cache": cache, "order": order, "indices": CHOSEN, "seed": 2}
+    for world_size in WORLDS:
+        share = -(-len(CHOSEN) // world_size) if pad else len(CHOSEN) // world_size
+        loaders = ranks_of(colours, place, world_size, drop_last=False, **options)
+        dropping = ranks_of(colours, place, world_size, drop_last=True, **options)
+        for _ in range(2):
+            epochs = [np.concatenate(batches_of(loader, colours)) for loader in loaders]
+            assert [len(ids) for ids in epochs] == [share] * world_size
+            counts = Counter(np.concatenate(epochs).tolist())
+            assert set(counts) <= set(CHOSEN.tolist())
+            repeated = share * world_size - len(counts)
+            assert repeated == max(0, share * world_size - len(CHOSEN))
+            if pad:
+                assert len(counts) == len(CHOSEN)
+            for ids, loader in zip(epochs, dropping, strict=True):
+                batches = batches_of(loader, colours)
+                assert {len(batch) for batch in batches} == {BATCH}
+                np.testing.assert_array_equal(
+                    np.concatenate(batches), ids[: share // BATCH * BATCH]
+                )
+
+
+@pytest.mark.parametrize("cache", CACHES)
+@pytest.mark.parametrize("order", list(FUNCTIONS))
+def test_every_sample_of_several_pages_comes_once(
+    order: str, cache: str, paged: Any, place: Place
+) -> None:
+    selection = Selection.of_classes(paged.index, [8, 1, 5])
+    for loaders in (
+        ranks_of(
+            paged, place, world_size, batch_size=5, cache=cache, order=order, drop_last=False,
+            selection=selection, read_ahead=1,
+        )
+        for world_size in (1, 2)
+    ):  # fmt: skip
+        epochs = [np.concatenate(batches_of(loader, paged)) for loader in loaders]
+        np.testing.assert_array_equal(np.sort(np.concatenate(epochs)), selection.indices)
+        if cache in ("extents", "ram"):
+            assert {loader.cache for loader in loaders} == {cache}
+
+
+def test_an_epoch_of_fewer_samples_than_ranks_is_filled_up(colours: Any, place: Place) -> None:
+    for order in FUNCTIONS:
+        loaders = ranks_of(
+            colours, place, 3, batch_size=4, order=order, indices=[8, 90], drop_last=False
+        )
+        epochs = [np.concatenate(batches_of(loader, colours)) for loader in loaders]
+        assert [len(ids) for ids in epochs] == [1, 1, 1]
+        assert {8, 90} == set(np.concatenate(epochs).tolist())
+
+
+def test_ids_that_are_given_twice_come_twice(colours: Any, place: Place) -> None:
+    wanted = [5, 80, 5, 7, 80, 80]
+    for order in FUNCTIONS:
+        for cache in CACHES:
+            loaders = ranks_of(
+                colours, place, 2, batch_size=2, order=order, cache=cache, indices=wanted
+            )
+            epochs = [np.concatenate(batches_of(loader, colours)) for loader in loaders]
+            found = np.concatenate(epochs)
+            assert [len(ids) for ids in epochs] == [2, 2]  # a whole batch of three samples
+            assert not Counter(found.tolist()) - Counter(wanted)
+
+
+@pytest.mark.parametrize("order", ["random", "quasi_random"])
+def test_ranks_without_a_seed_share_one_order(order: str, colours: Any, place: Place) -> None:
+    loaders = ranks_of(colours, place, 3, batch_size=8, order=order)
+    for _ in range(3):
+        epochs = [np.concatenate(batches_of(loader, colours)) for loader in loaders]
+        np.testing.assert_array_equal(np.sort(np.concatenate(epochs)), np.arange(120))
+
+
+@pytest.mark.parametrize("drop_last", [True, False])
+@pytest.mark.parametrize("order", list(FUNCTIONS))
+def test_the_plan_of_an_epoch_is_the_epoch(
+    order: str, drop_last: bool, colours: Any, place: Place
+) -> None:
+    for loader in ranks_of(
+        colours, place, 2, batch_size=BATCH, cache="extents", order=order, indices=CHOSEN,
+        drop_last=drop_last, seed=1,
+    ):  # fmt: skip
+        size = 3 * 16 * 16
+        for number in range(2):
+            plan, before = loader.plan_epoch(number), loader.bytes_read
+            np.testing.assert_array_equal(
+                np.concatenate(batches_of(loader, colours)), plan.order
+            )
+            assert loader.bytes_read - before == plan.read_bytes
+            assert size * len(plan.order) <= plan.read_bytes

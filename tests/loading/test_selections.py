@@ -1,0 +1,271 @@
+"""Changing what is retained between epochs: `set_selection`, and `indices` as an attribute."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from ffcv.traversal_order.base import TraversalOrder
+from numpy.typing import NDArray
+
+from dp4tl_ffcv import BetonIndex, PrunedLoader, Selection, StaleArtifactError
+
+CACHES = ["extents", "ram", "os", "auto"]
+ORDERS = ["sequential", "random", "quasi_random"]
+STEPS = [[3], [3, 7, 1], [0, 9], list(range(10)), [7]]  # classes: growing and shrinking
+
+
+def samples_of(batches: Any, dataset: Any) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the ids that the pixels show, and the labels beside them."""
+    ids, labels = [], []
+    for pixels, shown, _ in batches:
+        ids.append(dataset.ids_of(pixels))
+        labels.append(np.array(shown).reshape(-1))
+    return np.concatenate(ids), np.concatenate(labels)
+
+
+def loader_of(dataset: Any, **options: Any) -> PrunedLoader:
+    return PrunedLoader(
+        dataset.path, 5, **{"num_workers": 2, "drop_last": False, "seed": 3, **options}
+    )
+
+
+def of_classes(dataset: Any, classes: Any) -> Selection:
+    return Selection.of_classes(dataset.index, classes)
+
+
+@pytest.mark.parametrize("cache", CACHES)
+@pytest.mark.parametrize("order", ORDERS)
+def test_a_selection_grows_and_shrinks_between_epochs(order: str, cache: str, paged: Any) -> None:
+    loader = loader_of(paged, order=order, cache=cache, selection=of_classes(paged, [2, 5]))
+    samples_of(loader, paged)
+    for classes in STEPS:
+        selection = of_classes(paged, classes)
+        loader.set_selection(selection)
+        assert len(loader) == -(-len(selection) // 5)  # at once
+        np.testing.assert_array_equal(loader.indices, selection.indices)
+        for _ in range(2):
+            ids, labels = samples_of(loader, paged)
+            np.testing.assert_array_equal(np.sort(ids), selection.indices)
+            np.testing.assert_array_equal(labels, paged.labels[ids])
+    assert loader.next_epoch == 1 + 2 * len(STEPS)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_an_epoch_is_the_one_of_a_loader_made_with_that_selection(
+    order: str, colours: Any
+) -> None:
+    changed, made = (
+        loader_of(colours, order=order, selection=of_classes(colours, classes))
+        for classes in ([1], [4, 6])
+    )
+    for loader in (changed, made):
+        samples_of(loader, colours)
+    changed.set_selection(of_classes(colours, [4, 6]))
+    for found, expected in zip(samples_of(changed, colours), samples_of(made, colours), strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_a_selection_is_set_as_a_path(colours: Any, tmp_path: Path) -> None:
+    selection = of_classes(colours, [6, 0])
+    selection.save(tmp_path / "s.npz")
+    loader = loader_of(colours)
+    for given in (tmp_path / "s.npz", str(tmp_path / "s.npz")):
+        loader.set_selection([1])
+        loader.set_selection(given)
+        assert loader.selection is not None
+        np.testing.assert_array_equal(samples_of(loader, colours)[0], selection.indices)
+
+
+@pytest.mark.parametrize("assign", [True, False], ids=["assigned", "set"])
+def test_sample_ids_are_set(assign: bool, colours: Any) -> None:
+    loader = loader_of(colours, selection=of_classes(colours, [4]))
+    for given in ([9, 3, 3, 80], np.array([1], np.uint8), torch.arange(120), range(40, 60, 3)):
+        if assign:
+            loader.indices = given
+        else:
+            loader.set_selection(given)
+        assert loader.selection is None
+        assert len(loader) == -(-len(given) // 5)
+        np.testing.assert_array_equal(samples_of(loader, colours)[0], np.asarray(given))
+
+
+def test_retained_classes_are_numbered_anew(colours: Any) -> None:
+    loader = loader_of(colours, selection=of_classes(colours, [2, 5]), relabel=True)
+    for classes in ([2, 5], [5], [9, 0, 5], [2, 5]):
+        loader.set_selection(of_classes(colours, classes))
+        ids, labels = samples_of(loader, colours)
+        np.testing.assert_array_equal(np.sort(classes)[labels], colours.labels[ids])
+
+
+@pytest.mark.parametrize("cache", CACHES)
+@pytest.mark.parametrize("relabel", [True, False])
+def test_an_epoch_that_has_begun_goes_on(relabel: bool, cache: str, paged: Any) -> None:
+    old, new = of_classes(paged, [2, 5, 6]), of_classes(paged, [5, 6])
+    loader = loader_of(
+        paged, selection=old, relabel=relabel, cache=cache, order="random", batches_ahead=1
+    )
+    batches = iter(loader)
+    pixels, shown, _ = next(batches)
+    first = paged.ids_of(pixels), np.array(shown).reshape(-1)
+    loader.set_selection(new)
+    assert len(loader) == 5
+    second = iter(loader)
+    rest = samples_of(batches, paged)
+    ids, labels = (np.concatenate(parts) for parts in zip(first, rest, strict=True))
+    np.testing.assert_array_equal(np.sort(ids), old.indices)
+    np.testing.assert_array_equal(
+        labels, old.label_map[paged.labels[ids]] if relabel else paged.labels[ids]
+    )
+    ids, labels = samples_of(second, paged)
+    np.testing.assert_array_equal(np.sort(ids), new.indices)
+    np.testing.assert_array_equal(
+        labels, new.label_map[paged.labels[ids]] if relabel else paged.labels[ids]
+    )
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_ranks_share_a_new_selection_out(
+    order: str, colours: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    loaders = []
+    for rank in range(2):
+        monkeypatch.setattr(torch.distributed, "get_rank", lambda rank=rank: rank)
+        loaders.append(
+            loader_of(
+                colours, order=order, distributed=True, cache="ram", relabel=True,
+                selection=of_classes(colours, [1]),
+            )
+        )  # fmt: skip
+        loaders[-1].set_selection(of_classes(colours, [8, 4, 7]))
+        assert len(loaders[-1]) == 4  # 18 samples, five at a time
+    for _ in range(2):
+        shares = [samples_of(loader, colours) for loader in loaders]
+        ids, labels = (np.concatenate(parts) for parts in zip(*shares, strict=True))
+        np.testing.assert_array_equal(np.sort(ids), of_classes(colours, [4, 7, 8]).indices)
+        np.testing.assert_array_equal(np.array([4, 7, 8])[labels], colours.labels[ids])
+
+
+def test_a_loader_may_start_without_a_selection(colours: Any) -> None:
+    loader = loader_of(colours)
+    assert loader.selection is None
+    assert len(loader) == 24
+    loader.set_selection(of_classes(colours, [2]))
+    assert len(loader) == 3
+    assert len(samples_of(loader, colours)[0]) == 12
+
+
+def test_the_cache_is_chosen_anew(colours: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dp4tl_ffcv.loading import caches
+
+    monkeypatch.setattr(caches, "available_memory", lambda: 2 * 20 * 3 * 16 * 16)
+    loader = loader_of(colours, selection=of_classes(colours, [2]))
+    assert loader.cache == "os"
+    loader.set_selection(np.arange(21))
+    assert loader.cache == "extents"
+    np.testing.assert_array_equal(samples_of(loader, colours)[0], np.arange(21))
+    loader.set_selection(np.arange(20))
+    assert loader.cache == "os"
+
+
+def test_what_is_no_longer_retained_is_not_kept(colours: Any) -> None:
+    loader = loader_of(colours, cache="ram")
+    samples_of(loader, colours)
+    before = loader.bytes_read
+    loader.set_selection(np.arange(10))
+    assert loader.pool_bytes <= 10 * 3 * 16 * 16 + 10 * 64
+    samples_of(loader, colours)
+    assert loader.bytes_read - before <= 10 * 3 * 16 * 16 + 10 * 64
+
+
+# Errors leave the loader as it was.
+
+
+class NeedsTen(TraversalOrder):
+    """An order that cannot do with fewer than ten samples."""
+
+    def __init__(self, loader: Any) -> None:
+        super().__init__(loader)
+        if len(self.indices) < 10:
+            raise ValueError("ten samples are needed")
+
+    def sample_order(self, epoch: int) -> NDArray[Any]:
+        return self.indices
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "match"),
+    [
+        ([-1, 4], ValueError, r"^`indices` must lie in \[0, 120\)"),
+        ([4, 120], ValueError, r"^`indices` must lie in \[0, 120\)"),
+        ([], ValueError, "^`indices` must name at least one sample"),
+        ([[1, 2]], ValueError, r"^`indices` must have shape \(M,\)"),
+        (np.ones(120, dtype=bool), TypeError, r"^`indices` must be integers; .*np\.flatnonzero"),
+        ([0.5], TypeError, "^`indices` must be integers"),
+        ("none.npz", FileNotFoundError, r"none\.npz"),
+        ("other", StaleArtifactError, "fingerprint"),
+        (None, (TypeError, ValueError), "^`(indices|selection)` must"),
+        ([1, 2, 3], ValueError, "ten samples are needed"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("relabel", [True, False])
+def test_a_refused_selection_changes_nothing(
+    relabel: bool, given: Any, error: Any, match: str, colours: Any, paged: Any
+) -> None:
+    selection = of_classes(colours, [2, 5])
+    loader = loader_of(colours, selection=selection, relabel=relabel, order=NeedsTen)
+    if given == "other":
+        given = of_classes(paged, [2])
+    elif relabel:
+        if given != [1, 2, 3]:
+            pytest.skip("ids do not go with relabel")
+        given = Selection.of_indices(colours.index, given)
+    with pytest.raises(error, match=match):
+        loader.set_selection(given)
+    assert loader.selection is selection
+    np.testing.assert_array_equal(loader.indices, selection.indices)
+    assert len(loader) == 5
+    ids, labels = samples_of(loader, colours)
+    np.testing.assert_array_equal(ids, selection.indices)
+    np.testing.assert_array_equal(
+        labels, selection.label_map[colours.labels[ids]] if relabel else colours.labels[ids]
+    )
+    later = of_classes(colours, [1])
+    loader.set_selection(later)
+    np.testing.assert_array_equal(samples_of(loader, colours)[0], later.indices)
+
+
+def test_ids_do_not_say_how_to_number_the_classes(colours: Any) -> None:
+    selection = of_classes(colours, [2, 5])
+    loader = loader_of(colours, selection=selection, relabel=True)
+    with pytest.raises(ValueError, match=r"^`selection` must be a Selection .*of_indices"):
+        loader.set_selection([1, 2])
+    with pytest.raises(ValueError, match=r"^`selection` must be a Selection"):
+        loader.indices = [1, 2]
+    assert loader.selection is selection
+    ids, labels = samples_of(loader, colours)
+    np.testing.assert_array_equal(labels, selection.label_map[colours.labels[ids]])
+    loader.set_selection(Selection.of_indices(colours.index, [1, 2]))
+    assert samples_of(loader, colours)[0].tolist() == [1, 2]
+
+
+def test_a_selection_of_a_file_that_was_replaced_is_refused(colours: Any, tmp_path: Path) -> None:
+    path = tmp_path / "replaced.beton"
+    path.write_bytes(colours.path.read_bytes())
+    loader = PrunedLoader(path, 5, num_workers=2, drop_last=False)
+    labels = colours.index.column("label")
+    data = bytearray(colours.path.read_bytes())
+    at = data.find(labels[:1].tobytes())
+    assert at > 0
+    other = tmp_path / "other.beton"
+    data[at] ^= 1
+    other.write_bytes(data)
+    assert BetonIndex.open(other).fingerprint != colours.index.fingerprint
+    other.replace(path)
+    with pytest.raises((StaleArtifactError, Exception), match=r"fingerprint|must stay the beton"):
+        loader.set_selection(Selection.of_classes(BetonIndex.open(path), [1]))
+    # What is open is still the old file.
+    np.testing.assert_array_equal(samples_of(loader, colours)[0], np.arange(120))
