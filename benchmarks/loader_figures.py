@@ -19,7 +19,7 @@ __all__ = ["NAMES", "QUICK", "Scale", "measure"]
 BENCH = "loader"
 ORDERS = ("sequential", "random", "quasi_random")
 KEEPS = (1.0, 0.1)  # of planning
-PLANNED_EPOCHS = 3
+PLANNED_EPOCHS = 5
 EARLY_BREAKS = 5
 
 Sides = tuple[Worker, Worker]  # ours and stock
@@ -35,7 +35,7 @@ class Scale:
     raw400: int = 10_240
     tables: int = IMAGENET_SAMPLES
     """Samples of the file that consists of tables."""
-    epochs: int = 15
+    epochs: int = 31
     """Rounds of throughput."""
     processes: int = 3
     """Rounds of what takes a new process each."""

@@ -1,9 +1,10 @@
-"""Write the README's demo table from the result file of a demo run.
+"""Write the README's tables from the result files of a demo run and of the loader benchmark.
 
     python -m train.demo --fresh
+    python -m benchmarks.loader
     python -m benchmarks.readme --result runs/demo/result.json
 
-keeps the result in `benchmarks/results/demo.json` and puts its table into the README.
+keeps the demo's result in `benchmarks/results/demo.json` and puts both tables into the README.
 """
 
 import json
@@ -17,12 +18,24 @@ from dp4tl_ffcv import one_line_errors, write_json
 
 ROOT = Path(__file__).resolve().parent.parent
 KEPT = ROOT / "benchmarks" / "results" / "demo.json"
-START, END = "<!-- demo table -->", "<!-- end of demo table -->"
+LOADER = ROOT / "benchmarks" / "results" / "loader.jsonl"
 NAMES = {"full": "full source", "lm": "LM", "fm": "FM", "random": "random"}
 HEAD = (
     "| selection | keep | classes | pretraining | speed-up | with selection cost | linear probe "
     "| full finetuning | relevant |\n|---|---|---|---|---|---|---|---|---|"
 )
+LOADER_HEAD = "| what | stock ffcv | `PrunedLoader` | ratio |\n|---|---|---|---|"
+FIGURES = {
+    "read_amplification": "bytes read / bytes retained",
+    "pool_bytes": "memory for bytes read",
+    "construct_seconds": "construction to first planned epoch",
+    "construct_bytes": "memory for that",
+    "planning_seconds": "planning an epoch",
+    "second_loader_seconds": "second loader of a process, to its first batch",
+    "jpeg_rrc_throughput": "JPEG of 400 px, random resized crop to 160",
+    "raw_rrc_throughput": "raw of 400 px, random resized crop to 160",
+    "leaked_threads": "threads left by 5 early breaks",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +46,7 @@ class Config:
     """A demo's result.json to keep; None writes the table of the one that is kept."""
 
 
-def table(result: dict[str, Any]) -> str:
+def demo_table(result: dict[str, Any]) -> str:
     """Return the demo's rows as a Markdown table with its caption."""
     rows: dict[tuple[str, float, str], dict[str, Any]] = {}
     for row in result["rows"]:
@@ -74,13 +87,62 @@ def _line(cells: dict[str, Any]) -> str:
     return f"| {' | '.join(parts)} |"
 
 
-def fill(readme: str, result: dict[str, Any]) -> str:
-    """Return the README with the table between its two markers replaced."""
-    head, start, rest = readme.partition(START)
-    _, end, tail = rest.partition(END)
-    if not start or not end:
-        raise ValueError(f"`readme` must hold {START} and {END}; got neither. Put them back.")
-    return f"{head}{START}\n{table(result)}\n{END}{tail}"
+def loader_table(lines: list[dict[str, Any]]) -> str:
+    """Return the loader benchmark's rows as a Markdown table with its caption."""
+    head, *rows = lines
+    machine, other = head["environment"], rows[0]["other_name"]
+    cells = [
+        f"| {_what(row)} | {_amount(row['other'], row['unit'])} "
+        f"| {_amount(row['ours'], row['unit'])} "
+        f"| {'' if row['ratio'] is None else _number(row['ratio'])} |"
+        for row in rows
+    ]
+    caption = (
+        f"Measured on {machine['cores']} cores of {machine['cpu']}, GPU: {machine['gpu']}, against "
+        f"{other}, by `python -m benchmarks.loader`: medians of both sides in alternation and of "
+        "their ratio; above 1 is better for `PrunedLoader`."
+    )
+    return "\n".join([LOADER_HEAD, *cells, "", caption])
+
+
+def _what(row: dict[str, Any]) -> str:
+    params = row["params"]
+    details = [
+        f"{params['samples']:,} samples",
+        f"keep {params['keep']:g}",
+        params["order"],
+        *([params["how"]] if "how" in params else []),
+    ]
+    return f"{FIGURES[row['figure']]} ({', '.join(details)})"
+
+
+def _amount(value: float | None, unit: str) -> str:
+    if value is None:
+        return ""
+    if unit == "bytes":
+        return f"{value / 1e9:.2f} GB" if value >= 1e9 else f"{value / 1e6:.1f} MB"
+    return f"{_number(value)} {unit}" if unit in ("s", "images/s") else _number(value)
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:.3g}"
+
+
+def fill(readme: str, name: str, text: str) -> str:
+    """Return the README with what stands between the markers of table `name` replaced."""
+    start, end = f"<!-- {name} table -->", f"<!-- end of {name} table -->"
+    head, found, rest = readme.partition(start)
+    _, found_end, tail = rest.partition(end)
+    if not found or not found_end:
+        raise ValueError(f"`readme` must hold {start} and {end}; got neither. Put them back.")
+    return f"{head}{start}\n{text}\n{end}{tail}"
+
+
+def filled(readme: str) -> str:
+    """Return the README with both tables from the results that are kept."""
+    readme = fill(readme, "demo", demo_table(json.loads(KEPT.read_text())))
+    lines = [json.loads(line) for line in LOADER.read_text().splitlines()]
+    return fill(readme, "loader", loader_table(lines))
 
 
 def main(config: Config) -> None:
@@ -88,7 +150,7 @@ def main(config: Config) -> None:
     if config.result:
         write_json(KEPT, json.loads(config.result.read_text()))
     readme = ROOT / "README.md"
-    readme.write_text(fill(readme.read_text(), json.loads(KEPT.read_text())))
+    readme.write_text(filled(readme.read_text()))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,5 @@
 """What many tests share: small image betons, and a guard against hanging."""
 
-import hashlib
-import os
-import tempfile
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,23 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-ROOT = Path(__file__).resolve().parent.parent
-
-
-def _digest_of_sources() -> str:
-    digest = hashlib.sha256()
-    for path in sorted((ROOT / "dp4tl_ffcv").rglob("*.py")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]
-
-
-# Numba keeps compiled code until the file that it is from changes; code of other files that it
-# calls is not looked at. Here every state of the sources has compiled code of its own.
-os.environ["NUMBA_CACHE_DIR"] = str(
-    Path(tempfile.gettempdir()) / f"dp4tl_ffcv-{os.getuid()}" / _digest_of_sources()
-)
-
-from dp4tl_ffcv import BetonIndex, image_fields, write_beton  # noqa: E402  # numba reads it once
+from dp4tl_ffcv import BetonIndex, image_fields, write_beton
 
 NUM_CLASSES = 10
 PER_CLASS = 12

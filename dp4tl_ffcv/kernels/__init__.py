@@ -1,11 +1,22 @@
-"""Counting kernels: class histogram, class sums, nearest class mean.
+"""Kernels: counting for the scores, cropping, resizing and colour conversion for the decoders.
 
 Each validates its arguments before any compiled code runs (numba does not check bounds), gives the
 same bits for any number of threads, and has a numpy twin of the same name in `tests/reference`.
 """
 
+from .crops import random_crops, random_flips
 from .histogram import class_histogram
 from .nearest import nearest_mean
+from .resize import resize_area
 from .sums import class_sums
+from .ycc import ycc_to_rgb
 
-__all__ = ["class_histogram", "class_sums", "nearest_mean"]
+__all__ = [
+    "class_histogram",
+    "class_sums",
+    "nearest_mean",
+    "random_crops",
+    "random_flips",
+    "resize_area",
+    "ycc_to_rgb",
+]

@@ -9,8 +9,9 @@ import math
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import ArrayLike, NDArray
+
+from .compiled import compiled
 
 __all__ = [
     "as_probability",
@@ -29,14 +30,14 @@ _FIRST = np.uint64(0xBF58476D1CE4E5B9)
 _SECOND = np.uint64(0x94D049BB133111EB)
 
 
-@njit(cache=True, nogil=True, inline="always")
+@compiled(inline="always")
 def _mix(value: Any) -> Any:
     value = (value ^ (value >> np.uint64(30))) * _FIRST
     value = (value ^ (value >> np.uint64(27))) * _SECOND
     return value ^ (value >> np.uint64(31))
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def _key(seed: Any, epoch: Any, sample: Any, view: Any) -> Any:
     key = _mix(np.uint64(seed) + _GAMMA)
     key = _mix(key + np.uint64(epoch))
@@ -44,14 +45,14 @@ def _key(seed: Any, epoch: Any, sample: Any, view: Any) -> Any:
     return _mix(key + np.uint64(view))
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def _uniform(key: Any, draw: Any, low: Any, high: Any) -> Any:
     # 53 bits are what a float64 in [0, 1) holds.
     bits = _mix(key + np.uint64(draw) * _GAMMA) >> np.uint64(11)
     return low + (high - low) * (np.float64(bits) * 2.0**-53)
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def draw_crop(
     seed: Any, epoch: Any, sample: Any, view: Any, height: Any, width: Any, scale: Any, ratio: Any
 ) -> Any:
@@ -75,13 +76,13 @@ def draw_crop(
     return (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def draw_flip(seed: Any, epoch: Any, sample: Any, view: Any, probability: Any) -> Any:
     """Draw one flip of `random_flips`; nothing is checked."""
     return _uniform(_key(seed, epoch, sample, view), _FLIP_DRAW, 0.0, 1.0) < probability
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def _draw_crops(
     heights: Any, widths: Any, ids: Any, seed: Any, epoch: Any, scale: Any, ratio: Any, view: Any
 ) -> Any:
@@ -93,7 +94,7 @@ def _draw_crops(
     return crops
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def _draw_flips(ids: Any, seed: Any, epoch: Any, probability: Any, view: Any) -> Any:
     flips = np.empty(len(ids), dtype=np.bool_)
     for row in range(len(ids)):
@@ -177,7 +178,8 @@ def random_flips(
 
 def as_range(values: tuple[float, float], name: str, most: float = math.inf) -> tuple[float, float]:
     """Return `values` as two floats with `0 < low <= high <= most`, or raise ValueError."""
-    low, high = (float(value) for value in values)
+    given = tuple(values) if isinstance(values, (tuple, list, np.ndarray)) else ()
+    low, high = (float(value) for value in given) if len(given) == 2 else (math.nan, math.nan)
     if not 0 < low <= high <= most or math.isinf(high):
         raise ValueError(
             f"`{name}` must be (low, high) with 0 < low <= high <= {most:g}; got {values}. "

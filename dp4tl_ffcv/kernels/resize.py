@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import ArrayLike, NDArray
 
+from .compiled import compiled
 from .lanes import LANES, TILE, load, spread, store, times, transpose
 
 __all__ = ["resize_area", "resize_crop", "resize_scratch_bytes"]
@@ -19,7 +19,7 @@ __all__ = ["resize_area", "resize_crop", "resize_scratch_bytes"]
 _STRONGEST = 128  # times that an axis may shrink before uint16 has too few bits for fractions
 _ALIGNMENT = 64  # bytes in a cache line
 
-_jit = njit(cache=True, nogil=True, error_model="numpy")
+_jit = compiled(error_model="numpy")
 
 
 @_jit
@@ -252,8 +252,8 @@ def resize_crop(
 
 def resize_area(
     image: ArrayLike,
-    size: Sequence[int],
-    box: Sequence[int] | None = None,
+    size: tuple[int, int],
+    box: tuple[int, int, int, int] | None = None,
     mirrored: bool = False,
 ) -> NDArray[np.uint8]:
     """Crop an image and resize the crop, as OpenCV's INTER_AREA within one grey level.

@@ -7,8 +7,9 @@ bits: "fancy" upsampling of the chroma planes, then JFIF's conversion in 16-bit 
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import ArrayLike, NDArray
+
+from .compiled import compiled
 
 __all__ = ["box_scratch_bytes", "convert_box", "ycc_to_rgb"]
 
@@ -26,28 +27,28 @@ _BLUE = np.int32(-14942)
 _TOO_NARROW = 2
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def _high(value: Any, factor: Any) -> Any:
     return np.int16((np.int32(value) * factor) >> 16)
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def _low(value: Any, factor: Any) -> Any:
     return np.uint16((np.int32(value) * factor) & 0xFFFF)
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def _rounded(value: Any, factor: Any) -> Any:
     """Return `value * factor / 65536`, rounded half up."""
     return np.int16(np.int16(_high(np.int16(value + value), factor) + np.int16(1)) >> 1)
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def _clamped(value: Any) -> Any:
     return np.uint8(min(max(value, np.int16(0)), np.int16(255)))
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def _convert_row(
     luma: Any, y: Any, left: Any, blue: Any, red: Any, chroma_y: Any, chroma_left: Any, row: Any
 ) -> None:
@@ -70,7 +71,7 @@ def _convert_row(
         row[3 * column + 2] = _clamped(np.int16(y_value + b + b + _rounded(b, _BLUE)))
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def _upsample_row(
     plane: Any, width: int, near: Any, far: Any, first: int, is_sum: bool, sums: Any, wide: Any
 ) -> None:
@@ -99,13 +100,13 @@ def _upsample_row(
         )
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def box_scratch_bytes(width: int) -> int:
     """Return how many bytes of scratch memory `convert_box` needs for `width` columns."""
     return 6 * (width // 2 + 4)
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def convert_box(
     luma: Any,
     blue: Any,

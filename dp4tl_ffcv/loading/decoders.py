@@ -14,15 +14,16 @@ import numpy as np
 from ffcv.fields.rgb_image import SimpleRGBImageDecoder
 from ffcv.pipeline.allocation_query import AllocationQuery
 from ffcv.pipeline.state import State
-from numba import njit, prange
+from numba import prange
 from numpy.typing import NDArray
 
 from ..beton.layout import IMAGE_MODES
 from ..kernels.checks import as_ints
+from ..kernels.compiled import compiled
 from ..kernels.crops import as_probability, as_range, draw_crop, draw_flip
 from ..kernels.resize import resize_crop, resize_scratch_bytes
 from .compilation import precompiled
-from .jpeg import decode_crop, jpeg_scratch_bytes
+from .jpeg import WRONG_SIZE, decode_crop, jpeg_scratch_bytes
 from .memory import bytes_at
 from .workspace import ALIGNMENT, NO_BYTES, WRONG_LENGTH, aligned
 
@@ -180,10 +181,10 @@ def crops_decoder(decoders: Sequence[CropDecoder]) -> Callable[..., None]:
     return decode_crops
 
 
-@njit(cache=True, nogil=True, parallel=True)
+@compiled(parallel=True)
 def _decode_batch(batch: Any, destinations: Any, metadata: Any, state: Any, crops: Any) -> None:
-    data, places, ptrs, sizes, counter, scratch, handles, failures = state
-    num_threads, boxes_bytes = len(handles), len(crops) * _BOX_BYTES
+    data, places, ptrs, sizes, counter, scratch, failures = state
+    num_threads, boxes_bytes = len(failures), len(crops) * _BOX_BYTES
     for thread in prange(num_threads):
         boxes = scratch[thread, :boxes_bytes].view(np.int64).reshape((-1, 5))
         memory = scratch[thread, _padded(boxes_bytes) :]
@@ -195,9 +196,7 @@ def _decode_batch(batch: Any, destinations: Any, metadata: Any, state: Any, crop
             stored = bytes_at(image["data_ptr"], data, places, ptrs, sizes)
             _choose_boxes(crops, counter, sample, height, width, boxes)
             if image["mode"] == _JPEG:
-                status = _crop_jpeg(
-                    stored, height, width, boxes, handles[thread], memory, destinations, position
-                )
+                status = _crop_jpeg(stored, height, width, boxes, memory, destinations, position)
             else:
                 status = _crop_raw(stored, height, width, boxes, memory, destinations, position)
             if status != 0:
@@ -205,7 +204,7 @@ def _decode_batch(batch: Any, destinations: Any, metadata: Any, state: Any, crop
                 failures[thread, 1] = status
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def _crop_raw(
     data: Any, height: Any, width: Any, boxes: Any, scratch: Any, destinations: Any, position: Any
 ) -> Any:
@@ -218,33 +217,32 @@ def _crop_raw(
     return 0
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def _crop_jpeg(
     data: Any,
     height: Any,
     width: Any,
     boxes: Any,
-    handle: Any,
     scratch: Any,
     destinations: Any,
     position: Any,
 ) -> Any:
     """Make every crop of a JPEG, and decode no more; return 0, or what is wrong with it."""
-    if data.size == 0:
-        return NO_BYTES
+    if data.size == 0 or height * width == 0:
+        return NO_BYTES if data.size == 0 else WRONG_SIZE
     top, left = boxes[:, 0].min(), boxes[:, 1].min()
     rows = (boxes[:, 0] + boxes[:, 2]).max() - top
     columns = (boxes[:, 1] + boxes[:, 3]).max() - left
     size = 3 * rows * columns
     pixels = scratch[:size].reshape((rows, columns, 3))
     rest = scratch[_padded(size) :]
-    status = decode_crop(handle, data, height, width, top, left, rows, columns, rest, pixels)
+    status = decode_crop(data, height, width, top, left, rows, columns, rest, pixels)
     if status == 0:
         _resize_boxes(pixels, top, left, boxes, destinations, position, rest)
     return status
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def _resize_boxes(
     pixels: Any, top: Any, left: Any, boxes: Any, destinations: Any, position: Any, scratch: Any
 ) -> None:
@@ -257,7 +255,7 @@ def _resize_boxes(
         )
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def _choose_boxes(
     crops: Any, counter: Any, sample: Any, height: Any, width: Any, boxes: Any
 ) -> None:
@@ -278,7 +276,7 @@ def _choose_boxes(
             box[4] = draw_flip(seed, epoch, sample, view, crop[_FLIP])
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def _padded(num_bytes: int) -> int:
     """Round up to whole cache lines."""
     return (num_bytes + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT

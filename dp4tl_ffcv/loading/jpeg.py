@@ -6,14 +6,14 @@ be undone from the first row on.
 """
 
 import ctypes
-import weakref
 from typing import Any
 
 import ffcv._libffcv
 import numpy as np
 from llvmlite import binding as llvm
-from numba import njit, types
+from numba import types
 
+from ..kernels.compiled import compiled
 from ..kernels.ycc import box_scratch_bytes, convert_box
 
 __all__ = [
@@ -22,9 +22,7 @@ __all__ = [
     "DECODED",
     "NOT_A_JPEG",
     "WRONG_SIZE",
-    "Decompressors",
     "decode_crop",
-    "decode_jpeg",
     "jpeg_scratch_bytes",
 ]
 
@@ -44,13 +42,6 @@ _444, _422, _420 = 0, 1, 2  # TJSAMP_*
 
 # TurboJPEG, in the build that ffcv itself decodes with.
 _library = ctypes.CDLL(ffcv._libffcv.__file__)
-
-_init_decompress = _library.tjInitDecompress
-_init_decompress.argtypes = []
-_init_decompress.restype = ctypes.c_void_p
-
-_destroy = _library.tjDestroy
-_destroy.argtypes = [ctypes.c_void_p]
 
 
 def _external(function: Any, signature: Any) -> Any:
@@ -84,58 +75,12 @@ _HEADER = 64  # bytes for what TurboJPEG returns and takes by address
 _COPY = 1 << 16  # bytes beyond one per pixel that an image to be copied may have
 
 
-class Decompressors:
-    """TurboJPEG decompressors, one for each thread; a context manager that frees them at its end.
-
-    Args:
-        count: number of threads.
-
-    Attributes:
-        handles: int64 `(count,)`, each for one thread at a time; zeros once they are freed.
-
-    Raises:
-        ValueError: `count` is below 1.
-        MemoryError: there is no memory for them.
-    """
-
-    def __init__(self, count: int) -> None:
-        if count < 1:
-            raise ValueError(f"`count` must be at least 1; got {count}. Pass a number of threads.")
-        self.handles = np.zeros(count, dtype=np.int64)
-        # Freed with this object too. Not at exit: threads may be decoding until the very end.
-        self._free = weakref.finalize(self, _free, self.handles)
-        self._free.atexit = False
-        for thread in range(count):
-            handle = _init_decompress()
-            if not handle:
-                self.close()
-                raise MemoryError(f"no memory for {count} decompressors. Use fewer threads.")
-            self.handles[thread] = handle
-
-    def close(self) -> None:
-        """Free the decompressors, which no thread may be using; again does nothing."""
-        self._free()
-
-    def __enter__(self) -> "Decompressors":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
-
-
-def _free(handles: Any) -> None:
-    for thread, handle in enumerate(handles.tolist()):
-        handles[thread] = 0
-        if handle:
-            _destroy(handle)
-
-
-@njit(cache=True, nogil=True)
+@compiled()
 def _up_to(size: int, multiple: int) -> int:
     return (size + multiple - 1) // multiple * multiple
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def jpeg_scratch_bytes(max_height: int, max_width: int) -> int:
     """Return how many bytes of scratch memory `decode_crop` needs for images up to this size."""
     pixels = 3 * (_up_to(max_height, 16) * _up_to(max_width, 16) + _ALIGNMENT)
@@ -143,7 +88,7 @@ def jpeg_scratch_bytes(max_height: int, max_width: int) -> int:
     return _up_to(_HEADER + pixels + room + max_height * max_width + _COPY, _ALIGNMENT)
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def _size_position(data: Any) -> int:
     """Find where a JPEG states its height and width, or return 0.
 
@@ -168,7 +113,7 @@ def _size_position(data: Any) -> int:
     return 0
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def _decode_blocks(
     handle: int,
     data: Any,
@@ -200,7 +145,7 @@ def _decode_blocks(
     return bool(_find_text(_error_text(handle), _ROWS_LEFT.ctypes.data) != 0)
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def _crop_planes(
     handle: int,
     data: Any,
@@ -241,7 +186,7 @@ def _crop_planes(
     return DECODED
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def _crop_rgb(
     handle: int, data: Any, height: int, width: int, top: int, left: int, scratch: Any, out: Any
 ) -> int:
@@ -258,7 +203,7 @@ def _crop_rgb(
     return DECODED
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def _decode(
     handle: int, data: Any, height: int, width: int, top: int, left: int, scratch: Any, out: Any
 ) -> int:
@@ -279,8 +224,8 @@ def _decode(
     return _crop_rgb(handle, data, height, width, top, left, scratch, out)
 
 
-@njit(cache=True, nogil=True)
-def decode_jpeg(
+@compiled()
+def decode_crop(
     data: Any,
     height: int,
     width: int,
@@ -325,22 +270,3 @@ def decode_jpeg(
     status = _decode(handle, data, height, width, top, left, scratch, out)
     _delete(handle)
     return status
-
-
-@njit(cache=True, nogil=True)
-def decode_crop(
-    handle: int,
-    data: Any,
-    height: int,
-    width: int,
-    top: int,
-    left: int,
-    crop_height: int,
-    crop_width: int,
-    scratch: Any,
-    out: Any,
-) -> int:
-    """Do what `decode_jpeg` does, unless `handle` is 0: the decompressor was freed."""
-    if handle == 0:
-        return BAD_REQUEST
-    return decode_jpeg(data, height, width, top, left, crop_height, crop_width, scratch, out)

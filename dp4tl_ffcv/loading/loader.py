@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..beton import BetonIndex
 from ..beton.index import check_indices
+from ..errors import BetonError
 from ..selection import Selection
 from .caches import Cache, choose_cache, open_cache
 from .compilation import shared_compilation
@@ -57,7 +58,7 @@ class PrunedLoader(Loader):
             free memory, else "extents". None asks `os_cache` if that is given (True: "os", False:
             "extents"), else "auto".
         read_ahead: windows that "extents" reads ahead of the one in use. A window is one batch, or
-            about 2,048 samples in quasi-random order.
+            about 4,096 samples in quasi-random order.
         **kwargs: further arguments of `Loader`, by name. `order` takes ffcv's options, a name in
             `dp4tl_ffcv.loading.ORDERS`, a function of that kind, or a `TraversalOrder` class.
 
@@ -141,13 +142,15 @@ class PrunedLoader(Loader):
     def indices(self, ids: ArrayLike) -> None:
         self.set_selection(ids)
 
-    def set_selection(self, selection: Selection | str | os.PathLike[str] | ArrayLike) -> None:
+    def set_selection(
+        self, selection: Selection | str | os.PathLike[str] | ArrayLike | None
+    ) -> None:
         """Load other samples from the next epoch on; an epoch that has begun goes on as it is.
 
         Nothing is compiled anew, but for `relabel`: the classes are numbered anew.
 
         Args:
-            selection: a `Selection`, the path of one, or sample ids.
+            selection: a `Selection`, the path of one, or sample ids; None for all.
 
         Raises:
             StaleArtifactError: the selection was made for another beton.
@@ -155,22 +158,25 @@ class PrunedLoader(Loader):
             ValueError: the ids are none or out of range, or come without a selection that says how
                 to `relabel` them.
         """
+        chosen = None
         if isinstance(selection, Selection | str | os.PathLike):
             chosen = _load_selection(selection, self._index)
-            ids = _choose_indices(self._index, chosen, None)
-        else:
-            chosen, ids = None, _choose_indices(self._index, None, selection)
-        if self._remap is not None:
-            if chosen is None:
-                raise ValueError(
-                    "`selection` must be a Selection for a loader with `relabel`; got sample ids. "
-                    "Use Selection.of_indices."
-                )
-            self._remap.set_label_map(chosen)
-        self.selection = chosen
-        self._retain(ids)
-        if self._remap is not None:
-            self.generate_code()
+        ids = _choose_indices(self._index, chosen, selection if chosen is None else None)
+        if self._remap is not None and chosen is None:
+            raise ValueError(
+                "`selection` must be a Selection for a loader with `relabel`; got sample ids. "
+                "Use Selection.of_indices."
+            )
+        before = self.__dict__.copy()
+        try:
+            self.selection = chosen
+            self._retain(ids)
+            if self._remap is not None and chosen is not None:
+                self._remap.set_label_map(chosen)
+                self.generate_code()
+        except BaseException:  # an order of the caller's may refuse what is retained
+            self.__dict__.update(before)
+            raise
 
     def _retain(self, ids: NDArray[np.uint64]) -> None:
         self._indices = ids
@@ -265,7 +271,7 @@ class PrunedLoader(Loader):
     def filter(self, field_name: str, condition: Callable[[Any], bool]) -> "PrunedLoader":
         """Return a loader of the samples whose value in `field_name` meets `condition`."""
         pipelines: dict[str, Any] = dict.fromkeys(self.reader.handlers)
-        pipelines[field_name] = self._options["pipelines"].get(field_name, [])
+        pipelines[field_name] = self._options["pipelines"].get(field_name) or []
         whole = {"pipelines": pipelines, "order": OrderOption.SEQUENTIAL, "drop_last": False}
         options = {**self._options, "indices": self.indices}
         values = PrunedLoader(**{**options, **whole, "distributed": False})
@@ -281,7 +287,14 @@ class PrunedLoader(Loader):
             for node in self.graph.nodes
             if isinstance(node, DecoderNode) and hasattr(node.decoder, "scratch_bytes")
         ]
-        return Workspace(self.num_workers, max(needs, default=0))
+        try:
+            return Workspace(self.num_workers, max(needs, default=0))
+        except MemoryError as error:
+            sizes = [(height * width, height, width) for height, width in self._largest.values()]
+            raise BetonError(
+                f"`fname` must hold images that fit into memory; got {max(sizes)[1:]} pixels in "
+                f"{self.fname!r}. Check its metadata, or leave that image out."
+            ) from error
 
     def _largest_image(self, field_name: str) -> tuple[int, int]:
         """Return the largest height and width of the retained images."""
@@ -294,6 +307,8 @@ class PrunedLoader(Loader):
 
 def _choose_seed(seed: int | None, distributed: bool) -> int:
     if seed is not None:
+        if not 0 <= seed < 1 << 63:
+            raise ValueError(f"`seed` must lie in [0, 2^63); got {seed}. Pass a whole number.")
         return int(seed)
     # A seed of its own on every rank would repeat and miss samples.
     return 0 if distributed else int(np.random.randint(0, np.iinfo(np.int32).max))  # noqa: NPY002

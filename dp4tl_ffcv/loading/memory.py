@@ -13,17 +13,17 @@ from typing import Any
 import numpy as np
 from ffcv.memory_managers.base import MemoryContext, MemoryManager
 from ffcv.pipeline.compiler import Compiler
-from numba import njit
 from numpy.typing import NDArray
 
 from ..beton import BetonIndex
+from ..kernels.compiled import compiled
 from .caches import Cache, EpochReads
 from .workspace import Workspace
 
 __all__ = ["EpochMemory", "RetainedMemory", "bytes_at"]
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def bytes_at(address: Any, data: Any, places: Any, ptrs: Any, sizes: Any) -> Any:
     """Return the bytes of the extent that starts at `address` of the file.
 
@@ -84,7 +84,9 @@ class RetainedMemory(MemoryManager):
         """Samples of each page, for orders written for ffcv's own managers; slow to make."""
         pages, starts, samples = self._index.page_table
         groups = np.split(samples, starts[1:-1])
-        return {page: set(group.tolist()) for page, group in zip(pages, groups, strict=True)}
+        return {
+            page: set(group.tolist()) for page, group in zip(pages.tolist(), groups, strict=True)
+        }
 
 
 class EpochMemory(MemoryContext):
@@ -140,6 +142,4 @@ class EpochMemory(MemoryContext):
         if self._reads is not None:
             self._reads.stop()
             self._reads = None
-        if self._workspace is not None:
-            self._workspace.close()
-            self._workspace = None
+        self._workspace = None

@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 import numba
+import numpy as np
 from ffcv.loader.loader import ORDER_MAP, OrderOption
 from ffcv.traversal_order.base import TraversalOrder
 from numpy.typing import NDArray
@@ -16,11 +17,13 @@ from .orders import ORDERS, Order, quasi_random_order
 __all__ = ["at_least_one", "cache_option", "clamp_workers", "order_factory"]
 
 # Samples whose reads are sorted together in quasi-random order: a few hundred MB of photographs.
-_WINDOW = 2048
+_WINDOW = 4096
 
 
 def at_least_one(name: str, value: int) -> int:
-    """Return `value`, or raise ValueError."""
+    """Return `value` as an int, or raise TypeError or ValueError."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise TypeError(f"`{name}` must be an int; got {value!r}. Pass a whole number.")
     if value < 1:
         raise ValueError(f"`{name}` must be at least 1; got {value}. Pass a positive number.")
     return int(value)
@@ -50,11 +53,12 @@ def order_factory(
 
     The order may have a `window_size`: how many samples are to be read together.
     """
-    if order in (OrderOption.QUASI_RANDOM, "quasi_random"):
+    known = isinstance(order, Hashable)
+    if known and order in (OrderOption.QUASI_RANDOM, "quasi_random"):
         window_size = batch_size * max(1, round(_WINDOW / batch_size))
         function = partial(quasi_random_order, group=window_size)
         return lambda loader: _FunctionOrder(loader, function, window_size)
-    if isinstance(order, Hashable) and order in ORDER_MAP:
+    if known and order in ORDER_MAP:
         return ORDER_MAP[order]  # type: ignore[no-any-return]  # ffcv has no types
     if isinstance(order, str) and order in ORDERS:
         order = ORDERS[order]

@@ -20,7 +20,8 @@ def copy_pipelines(pipelines: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(spec, PipelineSpec):
             copies[name] = PipelineSpec(spec.source, spec.decoder, list(spec.transforms))
         else:
-            copies[name] = list(spec) if isinstance(spec, Sequence) else spec
+            is_list = isinstance(spec, Sequence) and not isinstance(spec, str)
+            copies[name] = list(spec) if is_list else spec
     return copies
 
 
@@ -46,6 +47,13 @@ def insert_remap(pipelines: dict[str, Any], selection: Selection | None) -> Rema
 def pipeline_specs(pipelines: Mapping[str, Any], fields: Iterable[str]) -> dict[str, PipelineSpec]:
     """Describe each output: the fields in their order, but for disabled ones, then all others."""
     given = {name: _spec(name, steps) for name, steps in copy_pipelines(pipelines).items()}
+    fields = list(fields)
+    for name, spec in given.items():
+        if spec is not None and isinstance(spec.source, str) and spec.source not in fields:
+            raise ValueError(
+                f"`pipelines` must start from the fields {', '.join(fields)}; got {spec.source!r} "
+                f"for {name!r}. Name a field, or give a PipelineSpec with another source."
+            )
     specs = {name: given[name] if name in given else PipelineSpec(name) for name in fields}
     return {name: spec for name, spec in {**specs, **given}.items() if spec is not None}
 

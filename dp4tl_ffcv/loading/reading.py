@@ -6,10 +6,11 @@ import weakref
 from typing import Any
 
 import numpy as np
-from numba import njit, types
+from numba import types
 from numpy.typing import NDArray
 
 from ..errors import BetonError
+from ..kernels.compiled import compiled
 from .extents import RetainedExtents
 
 __all__ = ["FileReader"]
@@ -20,7 +21,7 @@ _pread = types.ExternalFunction(
 )
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def _read_requests(file: Any, requests: Any, memory: Any) -> Any:
     """Return the number of requests that were met; the one behind them was not, or not wholly."""
     for number in range(len(requests)):

@@ -18,8 +18,21 @@ class IndexReader(Reader):
         super().__init__(str(index.path), custom_fields)
 
     def read_metadata(self) -> None:
-        """Take over the metadata table."""
-        self.metadata = self._index.metadata.view(self.metadata_type)
+        """Take over the metadata table, but for the addresses of what is empty.
+
+        ffcv's writer gives an empty value the address of what follows it, whose bytes its decoder
+        would copy. Nothing is stored at address 0.
+        """
+        table = self._index.metadata
+        for field in self._index.fields:
+            column = table[field.column]
+            if column.dtype.names and {"ptr", "size"} <= set(column.dtype.names):
+                empty = (column["size"] == 0) & (column["ptr"] != 0)
+                if empty.any():
+                    table = table.copy()
+                    table[field.column]["ptr"][empty] = 0
+                    table.setflags(write=False)
+        self.metadata = table.view(self.metadata_type)
 
     def read_allocation_table(self) -> None:
         """Leave the allocation table until somebody asks for it."""

@@ -35,6 +35,7 @@ def view_pipelines(
         >>> for first, second in loader: ...
 
     Raises:
+        TypeError: a decoder is none of this package's.
         ValueError: there are no views, or one decoder is given twice.
     """
     decoders = list(views.values())
@@ -44,6 +45,11 @@ def view_pipelines(
             "Construct one for each."
         )
     for number, decoder in enumerate(decoders):
+        if not isinstance(decoder, CropDecoder):
+            raise TypeError(
+                f"`views` must hold decoders of dp4tl_ffcv; got {type(decoder)}. Import them "
+                "from there."
+            )
         if isinstance(decoder, RandomResizedCropRGBImageDecoder):
             decoder.view = number
     shared = _ViewsDecoder(decoders)

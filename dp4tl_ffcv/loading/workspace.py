@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import BetonError
-from .jpeg import BAD_REQUEST, CORRUPT, NOT_A_JPEG, WRONG_SIZE, Decompressors
+from .jpeg import BAD_REQUEST, CORRUPT, NOT_A_JPEG, WRONG_SIZE
 
 __all__ = ["ALIGNMENT", "NO_BYTES", "WRONG_LENGTH", "Workspace", "aligned"]
 
@@ -24,7 +24,7 @@ _FAILURES = {
 
 
 class Workspace:
-    """Memory and JPEG decompressors for each thread, not for each sample.
+    """Memory for each thread, not for each sample.
 
     Args:
         num_threads: that decode at the same time.
@@ -36,13 +36,12 @@ class Workspace:
         memory = np.empty(num_threads * width + ALIGNMENT, dtype=np.uint8)
         start = -memory.ctypes.data % ALIGNMENT
         self.scratch = memory[start : start + num_threads * width].reshape(num_threads, width)
-        self._decompressors = Decompressors(num_threads)
         self.failures = np.full((num_threads, 2), -1, dtype=np.int64)
 
     @property
     def state(self) -> tuple[NDArray[Any], ...]:
         """What compiled decoders are given."""
-        return self.scratch, self._decompressors.handles, self.failures
+        return self.scratch, self.failures
 
     def check(self, path: str) -> None:
         """Raise BetonError if a sample could not be decoded; forget it then."""
@@ -54,10 +53,6 @@ class Workspace:
                 f"sample {sample} of {path!r} must hold the image that its metadata describe; got "
                 f"{_FAILURES[status]}. Leave it out of the selection, or write it again."
             )
-
-    def close(self) -> None:
-        """Free the decompressors."""
-        self._decompressors.close()
 
 
 def aligned(num_bytes: int) -> int:

@@ -6,12 +6,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import loader, loader_figures
-from benchmarks.loader_figures import Scale, measure
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("bench")
+from benchmarks.loader_figures import Scale
 
 
 def test_every_figure_is_measured() -> None:
@@ -29,21 +24,28 @@ def test_every_figure_is_measured() -> None:
 
 
 def test_it_prints_lines_on_stdout_and_keeps_them(
-    data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    out = tmp_path / "rows.jsonl"
-    loader.main(loader.Config(quick=True, only=("leaked_threads",), data=data, out=out))
+    monkeypatch.setattr(loader, "QUICK", Scale(jpeg500=600))
+    names, out = ("leaked_threads", "read_amplification"), tmp_path / "rows.jsonl"
+    loader.main(loader.Config(quick=True, only=names, data=tmp_path, out=out))
     printed = capfd.readouterr()
-    (line,) = printed.out.splitlines()
-    row = json.loads(line)
-    assert (row["bench"], row["figure"], row["unit"]) == ("loader", "leaked_threads", "threads")
-    assert row["ours"] == 0
-    assert row["other"] > 0
-    assert row["ratio"] is None
-    head, kept = out.read_text().splitlines()
-    assert kept == line
+    head, *kept = out.read_text().splitlines()
     assert "environment" in json.loads(head)
-    assert "leaked_threads" in printed.err
+    assert kept == printed.out.splitlines()
+    rows = {row["figure"]: row for row in map(json.loads, kept)}
+    assert set(rows) == set(names)
+    for name in names:
+        assert name in printed.err
+
+    threads, read = rows["leaked_threads"], rows["read_amplification"]
+    assert (threads["bench"], threads["unit"]) == ("loader", "threads")
+    assert threads["ours"] == 0
+    assert threads["other"] > 0
+    assert threads["ratio"] is None
+    assert read["other"] > 4  # whole pages, at keep 0.2
+    assert read["ours"] < 1.1
+    assert read["ratio"] == pytest.approx(read["other"] / read["ours"], rel=1e-4)
 
 
 def test_only_a_full_run_of_all_figures_replaces_the_results(
@@ -57,11 +59,3 @@ def test_only_a_full_run_of_all_figures_replaces_the_results(
     assert not results.exists()
     loader.main(loader.Config())
     assert results.exists()
-
-
-def test_stock_reads_whole_pages_and_we_read_extents(data: Path) -> None:
-    (row,) = measure(Scale(jpeg500=600), data, ["read_amplification"])
-    assert row.other is not None
-    assert row.other > 4  # keep is 0.2
-    assert row.ours is not None
-    assert row.ours < 1.1

@@ -123,4 +123,4 @@ def test_memory_that_was_given_back_is_counted() -> None:
     size = 1 << 26
     total, growth = measure.peak_growth(lambda: int(np.ones(size, dtype=np.uint8).sum()))
     assert total == size
-    assert size <= growth < 1.5 * size
+    assert 0.98 * size < growth < 1.5 * size  # the kernel's counters lag by some pages

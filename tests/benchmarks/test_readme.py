@@ -1,4 +1,4 @@
-"""The README's demo table is that of the result file that is kept."""
+"""The README's tables are those of the result files that are kept."""
 
 import json
 
@@ -13,24 +13,33 @@ def kept() -> dict[str, object]:
     return content
 
 
-def test_the_readme_shows_the_kept_result(kept: dict[str, object]) -> None:
+def test_the_readme_shows_the_kept_results() -> None:
     text = (readme.ROOT / "README.md").read_text()
-    assert readme.fill(text, kept) == text
+    assert readme.filled(text) == text
+
+
+def test_every_figure_of_the_loader_benchmark_is_in_its_table() -> None:
+    lines = [json.loads(line) for line in readme.LOADER.read_text().splitlines()]
+    table = readme.loader_table(lines)
+    assert len([line for line in table.splitlines() if line.startswith("|")]) == len(lines) + 1
+    for row in lines[1:]:
+        assert readme.FIGURES[row["figure"]] in table
+    assert lines[0]["environment"]["cpu"] in table
 
 
 def test_every_row_of_the_result_is_in_the_table(kept: dict[str, object]) -> None:
     rows = kept["rows"]
     assert isinstance(rows, list)
-    lines = [line for line in readme.table(kept).splitlines() if line.startswith("|")][2:]
+    lines = [line for line in readme.demo_table(kept).splitlines() if line.startswith("|")][2:]
     assert len(lines) == len(rows) / 2  # the two finetunings share a line
     for row in rows:
         accuracy = f"{100 * row['test_accuracy_mean']:.1f} ± "
         assert any(accuracy in line and f"| {row['keep']:g} |" in line for line in lines)
 
 
-def test_a_readme_without_the_markers_is_refused(kept: dict[str, object]) -> None:
+def test_a_readme_without_the_markers_is_refused() -> None:
     with pytest.raises(ValueError, match="`readme`"):
-        readme.fill("# no table here", kept)
+        readme.fill("# no table here", "demo", "table")
 
 
 def test_the_kept_result_names_its_machine_and_no_path(kept: dict[str, object]) -> None:

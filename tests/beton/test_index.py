@@ -432,3 +432,63 @@ def test_a_custom_field_needs_its_class(written: Any, given: dict[str, Any]) -> 
 def test_a_known_field_may_be_given_a_class_as_well(tiny: Path) -> None:
     index = BetonIndex.open(tiny, custom_fields={"image": RGBImageField})
     assert index.metadata.tobytes() == BetonIndex.open(tiny).metadata.tobytes()
+
+
+# The allocation table, which may be released.
+
+
+def test_released_allocations_are_read_again_when_asked_for(written: Any) -> None:
+    index, whole = (
+        BetonIndex.open(written.path, custom_fields=written.custom_fields) for _ in range(2)
+    )
+    index.release_allocations()
+    index.release_allocations()
+    assert index.allocations.tobytes() == whole.allocations.tobytes()
+    assert not index.allocations.flags.writeable
+    assert index.allocations is index.allocations  # and kept then
+    for ask in (
+        lambda index: index.fingerprint,
+        lambda index: index.extents([3, 3, 1]).tobytes(),
+        lambda index: index.sample_bytes().tobytes(),
+        lambda index: [part.tobytes() for part in index.page_table],
+    ):
+        index.release_allocations()
+        assert ask(index) == ask(whole)
+
+
+def test_the_rest_needs_no_allocations(tiny: Path) -> None:
+    index = BetonIndex.open(tiny)
+    fingerprint = index.fingerprint
+    index.release_allocations()
+    tiny.unlink()
+    assert index.labels().tolist() == [0, 1, 2, 0, 1, 2]
+    assert (index.num_samples, index.page_size) == (6, 1 << 21)
+    assert index.fingerprint == fingerprint
+    with pytest.raises(FileNotFoundError):
+        _ = index.allocations
+
+
+def test_allocations_of_a_beton_that_took_its_place_are_refused(tiny: Path, tmp_path: Path) -> None:
+    index = BetonIndex.open(tiny)
+    index.release_allocations()
+    metadata = index.metadata.copy()
+    metadata["f1"][4] = 2
+    put(tiny, TABLES_START, metadata)
+    with pytest.raises(BetonError, match=r"^`path` must stay the beton .*; got another in '.*tiny"):
+        _ = index.allocations
+    write_beton(tmp_path / "other.beton", [(1,), (0,)], {"label": IntField()})
+    shutil.copyfile(tmp_path / "other.beton", tiny)
+    with pytest.raises(BetonError, match=r"^`path` must stay the beton"):
+        _ = index.allocations
+
+
+def test_allocations_of_a_beton_that_was_cut_are_refused(tiny: Path) -> None:
+    index = BetonIndex.open(tiny)
+    index.release_allocations()
+    whole = tiny.read_bytes()
+    for size in (len(whole) - 1, len(whole) - 24, len(whole) // 2, 10, 0):
+        tiny.write_bytes(whole[:size])
+        with pytest.raises(BetonError, match=r"^`path` must be a .*beton.*tiny\.beton"):
+            _ = index.allocations
+    tiny.write_bytes(whole)
+    assert len(index.allocations) == 6

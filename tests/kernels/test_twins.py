@@ -31,6 +31,17 @@ for dtype in (np.float16, np.float32, np.float64):
     results[f"sums {dtype}"], _ = kernels.class_sums(features, labels, 7)
     means = np.vstack([wide[:4], wide[:2], np.full((1, 6), np.nan)])
     results[f"nearest {dtype}"], results[f"mass {dtype}"] = kernels.nearest_mean(features, means)
+photo = rng.integers(0, 256, (40, 60, 3), dtype=np.uint8)
+for size in ((20, 25), (50, 33), (1, 2)):
+    results[f"resized {size}"] = kernels.resize_area(photo, size, (1, 2, 38, 57), True)
+results["resized narrow"] = kernels.resize_area(photo, (9, 7), (0, 5, 40, 10))
+results["resized far"] = kernels.resize_area(np.tile(photo, (10, 1, 1)), (2, 7))
+planes = [np.ascontiguousarray(photo[::2, ::2, 0]), np.ascontiguousarray(photo[::2, ::2, 1])]
+luma = np.ascontiguousarray(photo[..., 2])
+results["converted"] = kernels.ycc_to_rgb(luma, *planes, (2, 2), (3, 5, 20, 31))
+ids = np.arange(40)
+results["crops"] = kernels.random_crops(30 + ids, 70 - ids, ids, 5, 2)
+results["flips"] = kernels.random_flips(ids, 5, 2)
 np.savez(sys.argv[1], **results)
 """
 
@@ -76,7 +87,7 @@ def test_compiled_and_interpreted_kernels_agree(tmp_path: Path) -> None:
         with np.load(path) as stored:
             results.append(dict(stored))
     compiled, interpreted = results
-    assert len(compiled) == 10
+    assert len(compiled) == 18
     for name, values in compiled.items():
         if name.startswith("mass"):  # exp may differ in the last bit
             np.testing.assert_allclose(values, interpreted[name], rtol=1e-12)

@@ -315,7 +315,9 @@ def test_an_epoch_that_is_left_early_counts(mixed: Dataset, epochs: Any) -> None
 
 def test_two_epochs_at_once_have_their_own_crops(mixed: Dataset, epochs: Any) -> None:
     loader = loader_of(mixed, cropping())
-    pairs = [(one.copy(), other.copy()) for (one, _), (other, _) in zip(loader, loader, strict=True)]
+    pairs = [
+        (one.copy(), other.copy()) for (one, _), (other, _) in zip(loader, loader, strict=True)
+    ]
     for expected, batches in zip(epochs, zip(*pairs, strict=True), strict=True):
         np.testing.assert_array_equal(np.concatenate(batches), expected)
 
@@ -437,13 +439,13 @@ def test_bad_arguments_of_random_crops_are_refused(arguments: Any, match: str) -
 
 @pytest.mark.parametrize("ratio", [0.0, -0.5, 1.01, float("nan")])
 def test_bad_ratios_of_centre_crops_are_refused(ratio: float) -> None:
-    with pytest.raises(ValueError, match="^`ratio` must"):
+    with pytest.raises(ValueError, match=r"^`ratio` must"):
         CenterCropRGBImageDecoder((8, 8), ratio=ratio)
 
 
 @pytest.mark.parametrize("size", [(0, 8), (8, -1), (8,), 8])
 def test_a_bad_output_size_is_refused_when_it_is_set(size: Any) -> None:
     decoder = CenterCropRGBImageDecoder((8, 8), ratio=1.0)
-    with pytest.raises((ValueError, TypeError), match="^`output_size` must"):
+    with pytest.raises((ValueError, TypeError), match=r"^`output_size` must"):
         decoder.output_size = size
     assert decoder.output_size == (8, 8)

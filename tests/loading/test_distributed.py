@@ -42,7 +42,9 @@ second = np.arange(61)
 
 
 def epoch(loader):
-    found = [(np.array(pixels[:, 0, 0, 0]) // 2, np.array(labels)) for pixels, labels, _ in loader]
+    found = [
+        (pixels[:, 0, 0, 0].numpy() // 2, labels.numpy().copy()) for pixels, labels, _ in loader
+    ]
     assert len(found) == len(loader)
     return [np.concatenate(part).ravel().tolist() for part in zip(*found)]
 
@@ -124,7 +126,7 @@ def test_two_processes_share_every_epoch_out(
     for name in ("ids", "again"):
         shares = [case[name] for case in cases]
         assert [len(share) for share in shares] == [18, 18]
-        np.testing.assert_array_equal(np.sort(sum(shares, [])), selection.indices)
+        np.testing.assert_array_equal(np.sort(np.concatenate(shares)), selection.indices)
     for case in cases:
         np.testing.assert_array_equal(case["labels"], colours.labels[case["ids"]])
     assert (cases[0]["ids"] != cases[0]["again"]) == (order != "sequential")
@@ -139,7 +141,7 @@ def test_two_processes_take_over_other_samples(
     assert [case["length"] for case in cases] == [5, 5]  # 31 of 61 samples, seven at a time
     shares = [case["changed"][0] for case in cases]
     assert [len(share) for share in shares] == [31, 31]
-    assert set(sum(shares, [])) == set(range(61))  # one of them comes twice
+    assert set(np.concatenate(shares).tolist()) == set(range(61))  # one of them comes twice
     for case in cases:
         ids, labels = case["changed"]
         np.testing.assert_array_equal(labels, colours.labels[ids])
@@ -149,14 +151,14 @@ def test_two_processes_take_over_other_samples(
 def test_shares_may_be_cut_to_equal_length(cache: str, ranks: Cases) -> None:
     shares = [rank[f"{cache}, dropping"]["changed"][0] for rank in ranks]
     assert [len(share) for share in shares] == [30, 30]
-    found = sum(shares, [])
+    found = np.concatenate(shares).tolist()
     assert len(set(found)) == 60
     assert set(found) <= set(range(61))
 
 
 def test_retained_classes_have_the_same_numbers_in_both(ranks: Cases, colours: Any) -> None:
     for epochs in zip(*(rank["relabel"]["epochs"] for rank in ranks), strict=True):
-        assert len(set(sum((ids for ids, _ in epochs), []))) == 36
+        assert len(np.unique(np.concatenate([ids for ids, _ in epochs]))) == 36
         for ids, labels in epochs:
             np.testing.assert_array_equal(np.sort(CLASSES)[labels], colours.labels[ids])
 

@@ -158,8 +158,6 @@ def test_the_plan_of_an_epoch_is_the_epoch(
         size = 3 * 16 * 16
         for number in range(2):
             plan, before = loader.plan_epoch(number), loader.bytes_read
-            np.testing.assert_array_equal(
-                np.concatenate(batches_of(loader, colours)), plan.order
-            )
+            np.testing.assert_array_equal(np.concatenate(batches_of(loader, colours)), plan.order)
             assert loader.bytes_read - before == plan.read_bytes
             assert size * len(plan.order) <= plan.read_bytes

@@ -1,19 +1,27 @@
-"""Errors of the loading thread reach the loop; leaving a loop leaves nothing behind."""
+"""Errors of the loading thread reach the loop; leaving a loop leaves nothing behind.
+
+And, without a GPU: what is in a pinned buffer is not overwritten before it has been copied.
+"""
 
 import gc
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+import ffcv.loader.epoch_iterator as stock
 import numpy as np
 import pytest
+import torch
 from ffcv.fields.basics import IntDecoder
+from ffcv.fields.rgb_image import SimpleRGBImageDecoder
 from ffcv.pipeline.operation import Operation
 from ffcv.transforms import ToTensor
 
 from dp4tl_ffcv import PrunedLoader
+from dp4tl_ffcv.loading.iterator import _CheckedThread
 
 LONGEST_WAIT = 60.0  # seconds for threads that were told to stop
 
@@ -247,3 +255,139 @@ def test_an_error_in_an_order_is_raised_as_it_is(colours: Any) -> None:
     with pytest.raises(LookupError, match="no order for this epoch"):
         iter(loader)
     np.testing.assert_array_equal(loader.indices, np.arange(120))
+
+
+# Pinned buffers.
+
+
+class LateGpu:
+    """Stands in for `torch.cuda`, and does nothing of what it is given before somebody waits."""
+
+    def __init__(self) -> None:
+        self.work: dict[int, list[Callable[[], None]]] = {}
+        self.current = threading.local()
+        self.waits = 0
+
+    def finish(self, stream: int, count: int | None = None) -> None:
+        """Do the first pieces of a stream's work, or all of it."""
+        queue = self.work[stream]
+        for _ in range(len(queue) if count is None else count):
+            queue.pop(0)()
+
+    @contextmanager
+    def stream(self, stream: "LateStream") -> Iterator[None]:
+        before, self.current.stream = getattr(self.current, "stream", None), stream
+        yield
+        self.current.stream = before
+
+
+class LateStream:
+    """A stream: a list of work. The one that trains is never done with anything."""
+
+    gpu: LateGpu
+
+    def __init__(self) -> None:
+        self.number = len(self.gpu.work)
+        self.gpu.work[self.number] = []
+        self.done = 0
+
+    def wait_stream(self, other: "LateStream") -> None:
+        """Only the GPU waits."""
+
+
+class LateEvent:
+    """An event: so much of a stream's work as there was when it was recorded."""
+
+    gpu: LateGpu
+
+    def __init__(self, *, blocking: bool = False) -> None:
+        self.stream: LateStream | None = None
+
+    def record(self, stream: LateStream) -> None:
+        self.stream, self.until = stream, stream.done + len(self.gpu.work[stream.number])
+
+    def wait(self) -> None:
+        """Only the GPU waits."""
+
+    def synchronize(self) -> None:
+        assert self.stream is not None
+        self.gpu.waits += 1
+        left = max(0, self.until - self.stream.done)
+        self.gpu.finish(self.stream.number, left)
+        self.stream.done += left
+
+
+class LateCopy(Operation):
+    """What `ToDevice(non_blocking=True)` does: copies some time after it is called."""
+
+    def __init__(self, gpu: LateGpu, copies: list[Any]) -> None:
+        super().__init__()
+        self.gpu, self.copies = gpu, copies
+
+    def generate_code(self) -> Callable[..., Any]:
+        gpu, copies = self.gpu, self.copies
+
+        def copy(batch: Any, _: Any) -> Any:
+            place = torch.zeros_like(batch)
+            copies.append(place)
+            gpu.work[gpu.current.stream.number].append(lambda: place.copy_(batch))
+            return place
+
+        return copy
+
+    def declare_state_and_memory(self, previous_state: Any) -> Any:
+        return replace(previous_state, jit_mode=False), None
+
+
+@pytest.fixture
+def late_gpu(monkeypatch: pytest.MonkeyPatch) -> LateGpu:
+    """Let ffcv find a GPU that is as late as can be."""
+    gpu = LateGpu()
+    monkeypatch.setattr(LateStream, "gpu", gpu, raising=False)
+    monkeypatch.setattr(LateEvent, "gpu", gpu, raising=False)
+    training = LateStream()
+    monkeypatch.setattr(stock, "IS_CUDA", True)
+    monkeypatch.setattr(torch.cuda, "Stream", LateStream)
+    monkeypatch.setattr(torch.cuda, "Event", LateEvent)
+    monkeypatch.setattr(torch.cuda, "stream", gpu.stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: training)
+    return gpu
+
+
+def copied(dataset: Any, gpu: LateGpu, batches_ahead: int) -> list[list[int]]:
+    """Load two epochs; return the samples of each copy when the GPU has done all its work."""
+    copies: list[Any] = []
+    pipelines = {
+        "image": [SimpleRGBImageDecoder(), ToTensor(), LateCopy(gpu, copies)],
+        "label": None,
+        "identifier": None,
+    }
+    loader = PrunedLoader(
+        dataset.path, 8, pipelines=pipelines, batches_ahead=batches_ahead, num_workers=1
+    )
+    for _ in range(2):
+        assert sum(1 for _ in loader) == 15
+    for stream in gpu.work:
+        gpu.finish(stream)
+    return [dataset.ids_of(copy).tolist() for copy in copies]
+
+
+@pytest.mark.parametrize("batches_ahead", [1, 3, 20])
+def test_no_buffer_is_written_before_its_copy_is_made(
+    batches_ahead: int, colours: Any, late_gpu: LateGpu, guarded: Callable[..., Any]
+) -> None:
+    found = guarded(lambda: copied(colours, late_gpu, batches_ahead))
+    batches = np.arange(120).reshape(15, 8).tolist()
+    assert found == batches + batches
+    # Nothing is waited for while there are buffers that were not used yet.
+    assert late_gpu.waits == 2 * max(0, 15 - (batches_ahead + 2))
+
+
+def test_ffcvs_own_thread_overwrites_what_is_not_copied_yet(
+    colours: Any, late_gpu: LateGpu, monkeypatch: pytest.MonkeyPatch, guarded: Callable[..., Any]
+) -> None:
+    monkeypatch.setattr(_CheckedThread, "run_pipeline", stock.EpochIterator.run_pipeline)
+    found = guarded(lambda: copied(colours, late_gpu, batches_ahead=1))
+    batches = np.arange(120).reshape(15, 8).tolist()
+    assert len(found) == 30
+    assert found != batches + batches

@@ -244,7 +244,9 @@ def test_ranks_share_an_epoch_out(colours: Any, monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.parametrize("order", ["shuffled", 2, None, dict, PrunedLoader], ids=str)
 def test_an_unknown_order_is_refused(order: Any, colours: Any) -> None:
-    with pytest.raises(ValueError, match=r"^`order` must be an OrderOption, one of \['quasi_random'"):
+    with pytest.raises(
+        ValueError, match=r"^`order` must be an OrderOption, one of \['quasi_random'"
+    ):
         PrunedLoader(colours.path, 6, order=order)
 
 

@@ -1,7 +1,18 @@
 """Numpy-only twins of the kernels: written from their formulas, plain, slow and without checks."""
 
+from .crops import random_crops, random_flips
 from .histogram import class_histogram
 from .nearest import nearest_mean
+from .resize import resize_area
 from .sums import class_sums
+from .ycc import ycc_to_rgb
 
-__all__ = ["class_histogram", "class_sums", "nearest_mean"]
+__all__ = [
+    "class_histogram",
+    "class_sums",
+    "nearest_mean",
+    "random_crops",
+    "random_flips",
+    "resize_area",
+    "ycc_to_rgb",
+]

@@ -1,7 +1,5 @@
 """Twin of `dp4tl_ffcv.kernels.resize_area`."""
 
-from collections.abc import Sequence
-
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -10,8 +8,8 @@ __all__ = ["resize_area"]
 
 def resize_area(
     image: ArrayLike,
-    size: Sequence[int],
-    box: Sequence[int] | None = None,
+    size: tuple[int, int],
+    box: tuple[int, int, int, int] | None = None,
     mirrored: bool = False,
 ) -> NDArray[np.uint8]:
     """`result[i, j] = round(sum_yx down[i, y] across[j, x] crop[y, x])`, halves rounded up.

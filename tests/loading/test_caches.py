@@ -1,0 +1,433 @@
+"""Each cache: compiled code gets the file's bytes, from bounded memory; nothing is left over."""
+
+import io
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from dp4tl_ffcv import BetonError, BetonIndex
+from dp4tl_ffcv.loading import caches
+from dp4tl_ffcv.loading.caches import CACHES, Cache, available_memory, choose_cache, open_cache
+from dp4tl_ffcv.loading.compilation import shared_compilation
+from dp4tl_ffcv.loading.extents import RetainedExtents, retained_extents
+from dp4tl_ffcv.loading.memory import EpochMemory, RetainedMemory
+from dp4tl_ffcv.loading.plan import ALIGNMENT, plan_epoch
+from dp4tl_ffcv.loading.reading import FileReader
+from dp4tl_ffcv.loading.workspace import Workspace
+from tests.loading.test_extents import NUM_SAMPLES, POINTING, write
+
+RETAINED = np.arange(0, 120, 2)
+BATCH = 7
+
+
+def open_(
+    name: str, path: Path, ids: NDArray[np.int64] = RETAINED, read_ahead: int = 2, **options: Any
+) -> Cache:
+    index = BetonIndex.open(path)
+    extents = retained_extents(index, np.unique(ids), {"image"})
+    options = {"shared_as": None, **options}
+    return open_cache(name, FileReader(str(path)), extents, read_ahead=read_ahead, **options)
+
+
+def batches_of(order: Any) -> list[NDArray[np.int64]]:
+    return [np.asarray(order[at : at + BATCH]) for at in range(0, len(order), BATCH)]
+
+
+def shuffled(seed: int = 0) -> NDArray[np.int64]:
+    return np.random.default_rng(seed).permutation(RETAINED)
+
+
+class Epochs:
+    """Reads epochs of a cache through its memory manager, as a loader does."""
+
+    def __init__(self, cache: Cache, windows: int = 1) -> None:
+        self.cache = cache
+        index = BetonIndex.open(cache.reader.path)
+        self.manager = RetainedMemory(index, cache, 0, lambda: Workspace(1, 0))
+        self.manager.window_size = windows * BATCH
+        with shared_compilation():
+            self.read = self.manager.compile_reader()
+
+    def context(self, order: Any) -> EpochMemory:
+        return self.manager.schedule_epoch(batches_of(order))
+
+    def sample(self, number: int, context: EpochMemory) -> bytes:
+        row = int(np.flatnonzero(self.cache.extents.owners == number)[0])
+        found = self.read(self.cache.extents.ptrs[row], context.state)
+        return bytes(found)
+
+    def plan(self, order: Any) -> Any:
+        return plan_epoch(self.cache.extents, np.asarray(order), self.manager.window_size)
+
+
+@pytest.fixture(autouse=True)
+def no_thread_is_left() -> Iterator[None]:
+    yield
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("dp4tl")]
+
+
+@pytest.fixture
+def stored(paged: Any) -> Callable[[int], bytes]:
+    """What the file holds of a sample."""
+    return lambda number: paged.images[number].tobytes()
+
+
+@pytest.mark.parametrize("windows", [1, 3])
+@pytest.mark.parametrize("read_ahead", [1, 4])
+@pytest.mark.parametrize("name", CACHES)
+def test_compiled_code_gets_the_bytes_of_the_file(
+    name: str, read_ahead: int, windows: int, paged: Any, stored: Callable[[int], bytes]
+) -> None:
+    epochs = Epochs(open_(name, paged.path, read_ahead=read_ahead), windows)
+    for order in (shuffled(1), RETAINED, shuffled(2)[:5], np.repeat(shuffled(3), 2)):
+        with epochs.context(order) as context:
+            for batch, ids in enumerate(batches_of(order)):
+                context.start_batch(batch)
+                for number in ids.tolist():
+                    assert epochs.sample(number, context) == stored(number)
+
+
+@pytest.mark.parametrize("name", CACHES)
+def test_every_field_is_found(name: str, tmp_path: Path) -> None:
+    path = write("ffcv's", tmp_path / "a.beton")
+    index, ids = BetonIndex.open(path), np.arange(1, NUM_SAMPLES, 3)
+    extents = retained_extents(index, ids, set(POINTING))
+    cache = open_cache(name, FileReader(str(path)), extents, read_ahead=1, shared_as=None)
+    epochs, data = Epochs(cache), path.read_bytes()
+    with epochs.context(ids) as context:
+        for batch, numbers in enumerate(batches_of(ids)):
+            context.start_batch(batch)
+            for row in np.flatnonzero(np.isin(extents.owners, numbers)):
+                ptr, size = int(extents.ptrs[row]), int(extents.sizes[row])
+                assert bytes(epochs.read(extents.ptrs[row], context.state)) == data[ptr:][:size]
+
+
+@pytest.mark.parametrize("name", CACHES)
+def test_other_addresses_yield_nothing(name: str, paged: Any) -> None:
+    epochs = Epochs(open_(name, paged.path))
+    ptrs = epochs.cache.extents.ptrs
+    pruned = paged.index.extents([1, 119])["ptr"]
+    with epochs.context(RETAINED) as context:
+        context.start_batch(0)
+        for address in (0, ptrs[0] - 1, ptrs[0] + 1, ptrs[-1] + 1, 2**60, 2**64 - 1, *pruned):
+            assert len(epochs.read(np.uint64(address), context.state)) == 0
+
+
+@pytest.mark.parametrize("name", CACHES)
+def test_compiled_code_cannot_write(name: str, paged: Any) -> None:
+    with Epochs(open_(name, paged.path)).context(RETAINED) as context:
+        assert not context.state[0].flags.writeable
+
+
+@pytest.mark.parametrize("name", CACHES)
+def test_nothing_retained_has_bytes(name: str, paged: Any) -> None:
+    extents = retained_extents(paged.index, RETAINED, {"label"})
+    cache = open_cache(name, FileReader(str(paged.path)), extents, read_ahead=2, shared_as=None)
+    epochs = Epochs(cache)
+    with epochs.context(shuffled()) as context:
+        for batch in range(9):
+            context.start_batch(batch)
+            assert len(epochs.read(np.uint64(1 << 21), context.state)) == 0
+    assert cache.reader.bytes_read == cache.num_bytes(epochs.plan(shuffled())) == 0
+
+
+# The pool of "extents".
+
+
+def test_only_the_batch_in_use_has_places(paged: Any, stored: Callable[[int], bytes]) -> None:
+    epochs = Epochs(open_("extents", paged.path))
+    order = shuffled(4)
+    with epochs.context(order) as context:
+        assert all(epochs.sample(number, context) == b"" for number in RETAINED.tolist())
+        for batch, ids in enumerate(batches_of(order)):
+            context.start_batch(batch)
+            for number in RETAINED.tolist():
+                expected = stored(number) if number in ids else b""
+                assert epochs.sample(number, context) == expected
+
+
+def test_a_window_of_several_batches_keeps_its_places(
+    paged: Any, stored: Callable[[int], bytes]
+) -> None:
+    epochs = Epochs(open_("extents", paged.path), windows=3)
+    order = shuffled(5)
+    with epochs.context(order) as context:
+        for batch in range(9):
+            context.start_batch(batch)
+            start = batch // 3 * 3 * BATCH
+            window = set(order[start : start + 3 * BATCH].tolist())
+            for number in RETAINED.tolist():
+                expected = stored(number) if number in window else b""
+                assert epochs.sample(number, context) == expected
+
+
+@pytest.mark.parametrize("read_ahead", [1, 2, 3, 20])
+def test_as_much_is_read_as_was_asked_for_and_never_over_the_batch_in_use(
+    read_ahead: int, paged: Any, stored: Callable[[int], bytes]
+) -> None:
+    cache = open_("extents", paged.path, read_ahead=read_ahead)
+    epochs, order = Epochs(cache), shuffled(6)
+    plan = epochs.plan(order)
+    # What has been read when a batch is in use, and all reads that may begin have ended.
+    sizes = [
+        plan.requests[plan.request_starts[at] : plan.request_starts[at + 1], 1].sum()
+        for at in range(plan.num_windows)
+    ]
+    with epochs.context(order) as context:
+        assert context.state[0].nbytes == cache.num_bytes(plan)
+        assert cache.num_bytes(plan) <= (read_ahead + 1) * BATCH * 160 * 160 * 3
+        for batch, ids in enumerate(batches_of(order)):
+            context.start_batch(batch)
+            expected = sum(sizes[: batch + read_ahead + 1])
+            until = time.monotonic() + 60
+            while cache.reader.bytes_read < expected:
+                assert time.monotonic() < until
+                time.sleep(0.001)
+            assert cache.reader.bytes_read == expected
+            assert all(epochs.sample(number, context) == stored(number) for number in ids.tolist())
+    assert cache.reader.bytes_read == plan.read_bytes
+
+
+def address_of(context: EpochMemory) -> int:
+    return int(context.state[0].ctypes.data)
+
+
+def test_a_pool_is_used_again(paged: Any) -> None:
+    epochs = Epochs(open_("extents", paged.path))
+    found = set()
+    for seed in range(5):
+        with epochs.context(shuffled(seed)) as context:
+            context.start_batch(0)
+            found.add(address_of(context))
+    assert len(found) == 1
+
+
+def test_a_pool_that_is_too_small_gives_way(paged: Any, stored: Callable[[int], bytes]) -> None:
+    cache = open_("extents", paged.path)
+    epochs = Epochs(cache)
+    for order in (shuffled(1)[:3], shuffled(2), shuffled(3)[:3], shuffled(4)):
+        with epochs.context(order) as context:
+            assert context.state[0].nbytes >= cache.num_bytes(epochs.plan(order))
+            for batch, ids in enumerate(batches_of(order)):
+                context.start_batch(batch)
+                assert epochs.sample(int(ids[-1]), context) == stored(int(ids[-1]))
+
+
+@pytest.mark.parametrize("name", CACHES)
+def test_two_epochs_run_at_once(name: str, paged: Any, stored: Callable[[int], bytes]) -> None:
+    epochs = Epochs(open_(name, paged.path))
+    orders = shuffled(1), shuffled(2)
+    with epochs.context(orders[0]) as one, epochs.context(orders[1]) as other:
+        if name == "extents":
+            assert address_of(one) != address_of(other)
+        for batch in range(9):
+            for order, context in zip(orders, (one, other), strict=True):
+                context.start_batch(batch)
+                for number in batches_of(order)[batch].tolist():
+                    assert epochs.sample(number, context) == stored(number)
+
+
+def test_pools_of_epochs_at_once_do_not_pile_up(paged: Any) -> None:
+    cache = open_("extents", paged.path)
+    epochs = Epochs(cache)
+    contexts = [epochs.context(shuffled(seed)) for seed in range(4)]
+    for context in contexts:
+        context.__enter__()
+    for context in contexts:
+        context.__exit__(None, None, None)
+    assert sum(pool.nbytes for pool in cache.spare) <= cache.num_bytes(epochs.plan(shuffled()))
+
+
+@pytest.mark.parametrize("batches", [0, 1, 5, 9])
+def test_an_epoch_may_be_left_at_any_batch(batches: int, paged: Any) -> None:
+    cache = open_("extents", paged.path)
+    epochs = Epochs(cache)
+    for _ in range(2):
+        with epochs.context(shuffled()) as context:
+            for batch in range(batches):
+                context.start_batch(batch)
+        before = cache.reader.bytes_read
+        time.sleep(0.01)
+        assert cache.reader.bytes_read == before  # nobody reads on
+        context.__exit__(None, None, None)  # again does nothing
+        with pytest.raises(RuntimeError, match="Enter it first"):
+            _ = context.state
+
+
+def test_an_epoch_goes_on_with_its_cache_when_the_manager_gets_another(
+    paged: Any, stored: Callable[[int], bytes]
+) -> None:
+    epochs = Epochs(open_("extents", paged.path))
+    first = epochs.cache
+    with epochs.context(shuffled()) as context:
+        epochs.manager.cache = open_("extents", paged.path, np.array([1, 3]))
+        for batch, ids in enumerate(batches_of(shuffled())):
+            context.start_batch(batch)
+            assert epochs.sample(int(ids[0]), context) == stored(int(ids[0]))
+    assert first.reader.bytes_read > 0
+
+
+# All in memory.
+
+
+def test_ram_reads_everything_once(paged: Any) -> None:
+    cache = open_("ram", paged.path)
+    epochs = Epochs(cache)
+    extents = cache.extents
+    assert cache.reader.bytes_read == 0
+    plan = epochs.plan(shuffled())
+    expected = plan_epoch(extents, RETAINED, len(RETAINED)).read_bytes
+    for seed in range(3):
+        with epochs.context(shuffled(seed)) as context:
+            assert cache.reader.bytes_read == expected == extents.num_bytes
+            assert context.state[0].nbytes == cache.num_bytes(plan)
+    assert extents.num_bytes <= cache.num_bytes(plan)
+    assert cache.num_bytes(plan) <= extents.num_bytes + ALIGNMENT * len(extents.ptrs)
+
+
+def test_os_asks_for_nothing_and_keeps_nothing(paged: Any) -> None:
+    cache = open_("os", paged.path)
+    epochs = Epochs(cache)
+    with epochs.context(shuffled()) as context:
+        assert context.state[0].nbytes == paged.path.stat().st_size
+    assert cache.reader.bytes_read == cache.num_bytes(epochs.plan(shuffled())) == 0
+
+
+# Files that change.
+
+
+@pytest.fixture
+def copied(paged: Any, tmp_path: Path) -> Path:
+    path = tmp_path / "copy.beton"
+    path.write_bytes(paged.path.read_bytes())
+    return path
+
+
+def cut_at(path: Path, sample: int) -> None:
+    os.truncate(path, int(BetonIndex.open(path).extents([sample])["ptr"][0]) + 5)
+
+
+@pytest.mark.parametrize("name", CACHES)
+def test_a_file_that_shrank_is_an_error_and_whole_again_it_is_read(
+    name: str, copied: Path, stored: Callable[[int], bytes]
+) -> None:
+    data, epochs = copied.read_bytes(), Epochs(open_(name, copied))
+    cut_at(copied, 118)
+
+    def load(order: Any) -> list[bytes]:
+        found = []
+        with epochs.context(order) as context:
+            for batch, ids in enumerate(batches_of(order)):
+                context.start_batch(batch)
+                found += [epochs.sample(number, context) for number in ids.tolist()]
+        return found
+
+    for _ in range(2):
+        with pytest.raises(BetonError, match=r"end of the file .* sample 118, of '.*copy\.beton'"):
+            load(RETAINED)
+    copied.write_bytes(data)  # in place: the file that is open
+    assert load(shuffled()) == [stored(number) for number in shuffled().tolist()]
+
+
+def test_what_lies_before_the_cut_is_still_read(
+    copied: Path, stored: Callable[[int], bytes]
+) -> None:
+    epochs = Epochs(open_("extents", copied))
+    cut_at(copied, 60)
+    with epochs.context(RETAINED) as context:
+        for batch in range(4):  # 60 is the third of the fifth batch
+            context.start_batch(batch)
+            assert epochs.sample(14 * batch, context) == stored(14 * batch)
+        with pytest.raises(BetonError, match="sample 60, "):
+            context.start_batch(4)
+        for number in RETAINED.tolist():  # no bytes rather than wrong ones
+            assert epochs.sample(number, context) == b""
+
+
+@pytest.mark.parametrize("name", CACHES)
+def test_a_file_that_is_replaced_is_read_as_it_was(
+    name: str, copied: Path, stored: Callable[[int], bytes]
+) -> None:
+    epochs = Epochs(open_(name, copied))
+    other = copied.with_name("other")
+    other.write_bytes(bytes(1000))
+    other.replace(copied)
+    with epochs.context(shuffled()) as context:
+        for batch, ids in enumerate(batches_of(shuffled())):
+            context.start_batch(batch)
+            assert epochs.sample(int(ids[0]), context) == stored(int(ids[0]))
+
+
+# The choice.
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Pretend that there is so much memory; limits are the contents of the cgroup's files."""
+
+    def pretend(physical: int, available: int, **limits: str) -> None:
+        files = {"/proc/meminfo": f"MemTotal: 9 kB\nMemAvailable: {available >> 10} kB\n"}
+        if "v2" in limits:
+            files["/sys/fs/cgroup/memory.max"] = limits["v2"] + "\n"
+        if "v1" in limits:
+            files["/sys/fs/cgroup/memory/memory.limit_in_bytes"] = limits["v1"] + "\n"
+
+        def open_file(path: str) -> Any:
+            if path not in files:
+                raise FileNotFoundError(path)
+            return io.StringIO(files[path])
+
+        values = {"SC_PHYS_PAGES": physical >> 12, "SC_PAGE_SIZE": 1 << 12}
+        monkeypatch.setattr(caches, "open", open_file, raising=False)
+        monkeypatch.setattr(os, "sysconf", values.__getitem__)
+
+    return pretend
+
+
+@pytest.mark.parametrize(
+    ("physical", "available", "limits", "expected"),
+    [
+        (64 << 30, 40 << 30, {}, 40 << 30),
+        (30 << 30, 40 << 30, {}, 30 << 30),
+        (64 << 30, 40 << 30, {"v2": "max"}, 40 << 30),
+        (64 << 30, 40 << 30, {"v2": str(8 << 30)}, 8 << 30),
+        (64 << 30, 40 << 30, {"v2": str(60 << 30)}, 40 << 30),
+        (64 << 30, 40 << 30, {"v1": str(3 << 30)}, 3 << 30),
+        (64 << 30, 40 << 30, {"v1": "9223372036854771712"}, 40 << 30),
+        (64 << 30, 40 << 30, {"v1": str(3 << 30), "v2": str(2 << 30)}, 2 << 30),
+        (64 << 30, 40 << 30, {"v2": ""}, 40 << 30),
+    ],
+)
+def test_memory_is_what_the_machine_and_the_container_leave(
+    physical: int, available: int, limits: dict[str, str], expected: int,
+    machine: Callable[..., None],
+) -> None:  # fmt: skip
+    machine(physical, available, **limits)
+    assert available_memory() == expected
+
+
+def test_memory_of_this_machine_is_some() -> None:
+    assert 1 << 20 < available_memory() < 1 << 60
+
+
+def test_the_systems_cache_is_chosen_for_what_fits_into_half(
+    machine: Callable[..., None],
+) -> None:
+    def extents_of(num_bytes: int) -> RetainedExtents:
+        one = np.zeros(1, dtype=np.int64)
+        sizes = np.array([num_bytes])
+        return RetainedExtents(one.astype(np.uint64), sizes, one, one, one, np.array([0, 1]))
+
+    machine(64 << 30, 10 << 30)
+    assert choose_cache(extents_of(0)) == "os"
+    assert choose_cache(extents_of(5 << 30)) == "os"
+    assert choose_cache(extents_of((5 << 30) + 1)) == "extents"
+    machine(64 << 30, 40 << 30, v2=str(10 << 30))
+    assert choose_cache(extents_of((5 << 30) + 1)) == "extents"

@@ -1,0 +1,488 @@
+"""What users of FFCV write works as it does there, or better."""
+
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numba
+import numpy as np
+import pytest
+import torch
+from ffcv.fields import IntField, RGBImageField
+from ffcv.fields.base import ARG_TYPE, Field
+from ffcv.fields.basics import FloatDecoder, IntDecoder
+from ffcv.fields.rgb_image import SimpleRGBImageDecoder
+from ffcv.loader import OrderOption
+from ffcv.loader.loader import ORDER_MAP
+from ffcv.pipeline import PipelineSpec
+from ffcv.pipeline.operation import Operation
+from ffcv.transforms import Squeeze, ToTensor, ToTorchImage
+from ffcv.traversal_order.base import TraversalOrder
+from ffcv.traversal_order.quasi_random import QuasiRandom
+from numpy.typing import NDArray
+
+from dp4tl_ffcv import PrunedLoader, Selection, write_beton
+from dp4tl_ffcv.loading.decoders import CenterCropRGBImageDecoder, RandomResizedCropRGBImageDecoder
+
+# ffcv's main branch: `order_kwargs`, and an order given as a class.
+MAIN_BRANCH = """
+import inspect, sys
+import ffcv.loader.loader as stock
+
+original = stock.Loader.__init__
+
+def __init__(self, fname, batch_size, num_workers=-1, os_cache=True,
+             order=stock.OrderOption.SEQUENTIAL, distributed=False, seed=None, indices=None,
+             pipelines={}, custom_fields={}, drop_last=True, batches_ahead=3, recompile=False,
+             order_kwargs=dict()):
+    raise AssertionError("the parent's constructor is not called")
+
+stock.Loader.__init__ = __init__
+
+import numpy as np
+from ffcv.traversal_order.base import TraversalOrder
+from dp4tl_ffcv import PrunedLoader
+
+class Every(TraversalOrder):
+    def __init__(self, loader, step=1, start=0):
+        super().__init__(loader)
+        self.step, self.start = step, start
+
+    def sample_order(self, epoch):
+        return self.indices[self.start :: self.step]
+
+def ids(loader):
+    return np.concatenate([pixels[:, 0, 0, 0].numpy() // 2 for pixels, _, _ in loader]).tolist()
+
+path = sys.argv[1]
+assert ids(PrunedLoader(path, 10, order=Every)) == list(range(120))
+loader = PrunedLoader(path, 10, order=Every, order_kwargs={"step": 2, "start": 1})
+assert len(loader) == 6
+for _ in range(2):
+    assert ids(loader) == list(range(1, 120, 2))
+loader.set_selection(range(40))
+assert ids(loader) == list(range(1, 40, 2))
+kept = loader.filter("label", lambda label: label < 5)
+assert set(kept.indices) < set(range(40))
+assert len(ids(PrunedLoader(path, 10, order="random", order_kwargs={}))) == 120
+print("done")
+"""
+
+
+def ids_of(loader: Any, dataset: Any) -> list[int]:
+    """Load an epoch; return the ids that the pixels show."""
+    return [int(number) for pixels, *_ in loader for number in dataset.ids_of(pixels)]
+
+
+# The loop.
+
+
+def test_a_loop_over_images_and_labels(colours: Any) -> None:
+    pipelines = {"label": [IntDecoder(), ToTensor(), Squeeze(1)], "identifier": None}
+    loader = PrunedLoader(str(colours.path), batch_size=8, num_workers=2, pipelines=pipelines)
+    assert len(loader) == 15
+    for _ in range(2):
+        count = 0
+        for number, (x, y) in enumerate(loader):
+            ids = colours.ids_of(x)
+            assert ids.tolist() == list(range(8 * number, 8 * number + 8))
+            assert (y.dtype, y.shape) == (torch.int64, (8,))
+            np.testing.assert_array_equal(y, colours.labels[ids])
+            count += 1
+        assert count == len(loader)
+
+
+@pytest.mark.parametrize(("drop_last", "batches"), [(True, [50, 50]), (False, [50, 50, 20])])
+def test_the_last_batch_is_dropped_or_shorter(
+    drop_last: bool, batches: list[int], colours: Any
+) -> None:
+    loader = PrunedLoader(colours.path, 50, drop_last=drop_last)
+    assert len(loader) == len(batches)
+    assert [len(labels) for _, labels, _ in loader] == batches
+    assert [len(labels) for _, labels, _ in list(loader)] == batches
+
+
+def test_an_iterator_is_asked_for_one_batch(colours: Any) -> None:
+    x, y, _ = next(iter(PrunedLoader(colours.path, 16)))
+    np.testing.assert_array_equal(y[:, 0], colours.labels[colours.ids_of(x)])
+
+
+def test_as_many_batches_as_are_made_ahead_are_kept(colours: Any) -> None:
+    loader = PrunedLoader(colours.path, 10, batches_ahead=12)
+    kept = list(loader)  # there is room for all of them at once
+    assert [int(n) for pixels, *_ in kept for n in colours.ids_of(pixels)] == list(range(120))
+
+
+def test_several_loaders_take_turns(colours: Any, paged: Any) -> None:
+    train = PrunedLoader(colours.path, 20, order="random", seed=1)
+    test = PrunedLoader(paged.path, 30, num_workers=1)
+    for _ in range(2):
+        assert sorted(ids_of(train, colours)) == list(range(120))
+        assert ids_of(test, paged) == list(range(120))
+
+
+@pytest.mark.parametrize("given", [1, 2, 64, -1])
+def test_workers_may_be_more_than_there_are_cores(given: int, colours: Any) -> None:
+    loader = PrunedLoader(colours.path, 30, num_workers=given)
+    assert 1 <= loader.num_workers <= numba.config.NUMBA_NUM_THREADS
+    assert ids_of(loader, colours) == list(range(120))
+
+
+# Caches.
+
+
+@pytest.mark.parametrize(("os_cache", "cache"), [(True, "os"), (False, "extents")])
+def test_os_cache_is_given_by_position_or_by_name(os_cache: bool, cache: str, colours: Any) -> None:
+    for loader in (
+        PrunedLoader(colours.path, 30, 2, os_cache),
+        PrunedLoader(colours.path, 30, os_cache=os_cache),
+        PrunedLoader(colours.path, 30, os_cache=not os_cache, cache=cache),
+    ):
+        assert loader.cache == cache
+        assert ids_of(loader, colours) == list(range(120))
+
+
+def test_a_cache_is_chosen_unless_it_is_given(colours: Any) -> None:
+    assert PrunedLoader(colours.path, 30).cache in ("os", "extents")
+    for name in ("extents", "ram", "os"):
+        assert PrunedLoader(colours.path, 30, cache=name).cache == name
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"cache": "disk"}, r"^`cache` must be one of extents, ram, os or auto; got 'disk'"),
+        ({"cache": True}, r"^`cache` must be one of"),
+        ({"read_ahead": 0}, r"^`read_ahead` must be at least 1; got 0"),
+        ({"batch_size": 0}, r"^`batch_size` must be at least 1; got 0"),
+        ({"batch_size": -3}, r"^`batch_size` must be at least 1; got -3"),
+        ({"batches_ahead": 0}, r"^`batches_ahead` must be at least 1; got 0"),
+        ({"seed": -1}, r"^`seed` must"),
+    ],
+)
+def test_bad_arguments_are_refused(options: Any, match: str, colours: Any) -> None:
+    with pytest.raises(ValueError, match=match):
+        PrunedLoader(colours.path, **{"batch_size": 6, **options})
+
+
+# Pipelines.
+
+
+class Plus(Operation):
+    """Adds to every label, in compiled code."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+    def generate_code(self) -> Callable[..., Any]:
+        number = self.number
+
+        def add(labels: Any, _: Any) -> Any:
+            return labels + number
+
+        return add
+
+    def declare_state_and_memory(self, previous_state: Any) -> Any:
+        return previous_state, None
+
+
+def test_a_changed_operation_takes_effect_with_recompile(colours: Any) -> None:
+    for recompile in (True, False):
+        plus = Plus(100)
+        loader = PrunedLoader(
+            colours.path, 120, recompile=recompile,
+            pipelines={"image": None, "label": [IntDecoder(), plus], "identifier": None},
+        )  # fmt: skip
+        for number, expected in ((100, 100), (200, 200 if recompile else 100)):
+            plus.number = number
+            ((labels,),) = loader
+            np.testing.assert_array_equal(labels[:, 0], colours.labels + expected)
+
+
+@pytest.mark.parametrize("kind", [RandomResizedCropRGBImageDecoder, CenterCropRGBImageDecoder])
+def test_a_decoders_size_changes_between_epochs(kind: Any, colours: Any) -> None:
+    """Progressive resizing, as ffcv's ImageNet recipe has it."""
+    decoder = kind((8, 8), ratio=1.0) if kind is CenterCropRGBImageDecoder else kind((8, 8))
+    pipelines = {"image": [decoder, ToTensor(), ToTorchImage()], "identifier": None}
+    loader = PrunedLoader(colours.path, 40, pipelines=pipelines, order="random")
+    for side in (8, 12, 20, 4):
+        decoder.output_size = (side, side)
+        found = []
+        for x, _ in loader:
+            assert x.shape == (40, 3, side, side)
+            found += colours.ids_of(x.permute(0, 2, 3, 1)).tolist()
+        assert sorted(found) == list(range(120))
+
+
+def test_a_size_that_changes_within_an_epoch_takes_effect_with_the_next(colours: Any) -> None:
+    decoder = CenterCropRGBImageDecoder((8, 8), ratio=1.0)
+    loader = PrunedLoader(colours.path, 10, pipelines={"image": [decoder]}, batches_ahead=1)
+    batches = iter(loader)
+    next(batches)
+    decoder.output_size = (12, 12)
+    for pixels, *_ in batches:
+        assert pixels.shape == (10, 8, 8, 3)
+        colours.ids_of(pixels)
+    assert next(iter(loader))[0].shape == (10, 12, 12, 3)
+
+
+def test_fields_without_a_pipeline_have_the_default_and_none_disables(colours: Any) -> None:
+    for pipelines, outputs in (
+        ({}, 3),
+        ({"image": None}, 2),
+        ({"label": None, "identifier": None}, 1),
+        ({"image": [SimpleRGBImageDecoder(), ToTensor()]}, 3),
+        ({"image": [SimpleRGBImageDecoder()], "label": None}, 2),
+    ):
+        batch = next(iter(PrunedLoader(colours.path, 12, pipelines=pipelines)))
+        assert len(batch) == outputs
+
+
+def test_two_outputs_of_one_field(colours: Any) -> None:
+    pipelines = {
+        "image": None,
+        "identifier": None,
+        "shifted": PipelineSpec("label", transforms=[Plus(100), ToTensor()]),
+        "decoded": PipelineSpec("label", IntDecoder(), [ToTensor()]),
+    }
+    loader = PrunedLoader(colours.path, 30, pipelines=pipelines, order="random")
+    for label, shifted, decoded in loader:
+        np.testing.assert_array_equal(label, decoded)
+        np.testing.assert_array_equal(label + 100, shifted)
+
+
+def test_an_output_may_start_where_another_operation_ends(colours: Any) -> None:
+    shared = Plus(100)
+    pipelines = {
+        "image": None,
+        "identifier": None,
+        "label": [IntDecoder(), shared, ToTensor()],
+        "twice": PipelineSpec(shared, transforms=[Plus(100), ToTensor()]),
+    }
+    for once, twice in PrunedLoader(colours.path, 30, pipelines=pipelines):
+        np.testing.assert_array_equal(once + 100, twice)
+
+
+def test_torch_modules_are_part_of_a_pipeline(colours: Any) -> None:
+    class Halve(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.float() / 2
+
+    pipelines = {
+        "image": [SimpleRGBImageDecoder(), ToTensor(), ToTorchImage(), Halve()],
+        "label": None,
+        "identifier": None,
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # ffcv advises against it on the CPU
+        loader = PrunedLoader(colours.path, 40, pipelines=pipelines)
+        found = [
+            int(number)
+            for (x,) in loader
+            for number in colours.ids_of((2 * x).to(torch.uint8).permute(0, 2, 3, 1))
+        ]
+    assert found == list(range(120))
+
+
+# Orders.
+
+
+class Backwards(TraversalOrder):
+    """An order as ffcv's users write them."""
+
+    def sample_order(self, epoch: int) -> NDArray[Any]:
+        return self.indices[::-1]
+
+
+def test_an_order_is_given_in_any_form(colours: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ORDER_MAP, "backwards", Backwards)
+    backwards = list(range(119, -1, -1))
+    for order in (Backwards, "backwards", lambda ids, **_: ids[::-1]):
+        assert ids_of(PrunedLoader(colours.path, 30, order=order), colours) == backwards
+    for order in (*OrderOption, "sequential", "random", "quasi_random", QuasiRandom):
+        loader = PrunedLoader(colours.path, 30, order=order)
+        assert sorted(ids_of(loader, colours)) == list(range(120))
+
+
+@pytest.mark.parametrize("cache", ["extents", "ram", "os"])
+def test_ffcvs_own_quasi_random_order_works(cache: str, paged: Any) -> None:
+    selection = Selection.of_classes(paged.index, [2, 8])
+    loader = PrunedLoader(
+        paged.path, 4, order=QuasiRandom, cache=cache, selection=selection, seed=3
+    )
+    assert isinstance(loader.traversal_order, QuasiRandom)
+    for _ in range(2):
+        np.testing.assert_array_equal(np.sort(ids_of(loader, paged)), selection.indices)
+    loader.set_selection([5, 90, 41, 7])
+    assert sorted(ids_of(loader, paged)) == [5, 7, 41, 90]
+
+
+@pytest.mark.parametrize("order", [OrderOption.QUASI_RANDOM, "quasi_random"])
+def test_quasi_random_order_is_distributed(
+    order: Any, paged: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    shares = []
+    for rank in range(2):
+        monkeypatch.setattr(torch.distributed, "get_rank", lambda rank=rank: rank)
+        loader = PrunedLoader(paged.path, 20, order=order, distributed=True, cache="extents")
+        shares.append(ids_of(loader, paged))
+    assert [len(share) for share in shares] == [60, 60]
+    assert sorted(shares[0] + shares[1]) == list(range(120))
+
+
+@pytest.mark.parametrize(
+    ("order", "error", "match"),
+    [
+        (
+            lambda ids, **_: ids + 1,
+            ValueError,
+            "^`order` must yield retained samples; got 3 others, 4 for",
+        ),
+        (
+            lambda ids, **_: ids * 1.0,
+            TypeError,
+            r"^`order` must yield sample ids \(M,\); got float",
+        ),
+        (lambda ids, **_: ids[:, None], TypeError, "^`order` must yield sample ids"),
+        (lambda ids, **_: ids.astype(np.int64) - 5, ValueError, "^`order` must yield retained"),
+    ],
+)
+def test_an_order_of_other_samples_is_refused(
+    order: Any, error: type[Exception], match: str, colours: Any
+) -> None:
+    loader = PrunedLoader(colours.path, 3, indices=[3, 7, 10], order=order)
+    with pytest.raises(error, match=match):
+        iter(loader)
+
+
+def test_the_parents_order_kwargs_are_taken_where_there_are_any(colours: Any) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", MAIN_BRANCH, colours.path],
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr
+
+
+# Filters.
+
+
+def test_filters_choose_ids_not_positions(colours: Any) -> None:
+    chosen = [100, 3, 44, 71, 9, 10, 12]
+    loader = PrunedLoader(colours.path, 3, indices=chosen, order="random", drop_last=False)
+    filtered = loader.filter("label", lambda label: label[0] in (1, 5, 7))
+    expected = [number for number in chosen if colours.labels[number] in (1, 5, 7)]
+    assert 0 < len(expected) < len(chosen)
+    assert isinstance(filtered, PrunedLoader)
+    assert filtered.indices.tolist() == expected
+    assert sorted(ids_of(filtered, colours)) == sorted(expected)
+    assert loader.indices.tolist() == chosen
+    again = filtered.filter("label", lambda label: label < 6)
+    assert again.indices.tolist() == [n for n in expected if colours.labels[n] < 6]
+
+
+def test_filters_see_every_sample_and_keep_the_options(colours: Any) -> None:
+    loader = PrunedLoader(
+        colours.path, 50, order=OrderOption.RANDOM, seed=8, cache="extents", batches_ahead=2,
+        pipelines={"identifier": None, "label": [IntDecoder(), ToTensor(), Squeeze(1)]},
+    )  # fmt: skip
+    filtered = loader.filter("label", lambda label: label >= 5)
+    assert sorted(filtered.indices.tolist()) == np.flatnonzero(colours.labels >= 5).tolist()
+    assert (filtered.cache, filtered.seed, filtered.batches_ahead) == ("extents", 8, 2)
+    ((pixels, labels),) = filtered
+    np.testing.assert_array_equal(labels, colours.labels[colours.ids_of(pixels)])
+
+
+def test_a_field_that_is_not_loaded_can_be_filtered_by(colours: Any) -> None:
+    pipelines = {"label": None, "identifier": None}
+    loader = PrunedLoader(colours.path, 20, pipelines=pipelines)
+    filtered = loader.filter("label", lambda label: label == 3)
+    np.testing.assert_array_equal(filtered.indices, np.flatnonzero(colours.labels == 3))
+
+
+def test_a_filter_that_nothing_passes_is_an_error(colours: Any) -> None:
+    with pytest.raises(ValueError, match=r"^`indices` must name at least one sample"):
+        PrunedLoader(colours.path, 20).filter("label", lambda label: label > 99)
+
+
+def test_a_filtered_loader_keeps_the_new_labels(colours: Any) -> None:
+    selection = Selection.of_classes(colours.index, [3, 7, 9])
+    loader = PrunedLoader(
+        colours.path, 5, selection=selection, relabel=True, drop_last=False,
+        pipelines={"label": [IntDecoder(), ToTensor(), Squeeze(1)]},
+    )  # fmt: skip
+    filtered = loader.filter("label", lambda label: label > 0)
+    found = [
+        (int(number), int(label))
+        for pixels, labels, _ in filtered
+        for number, label in zip(colours.ids_of(pixels), labels, strict=True)
+    ]
+    assert len(found) == 24
+    assert {(int(colours.labels[number]), label) for number, label in found} == {(7, 1), (9, 2)}
+
+
+# Fields that ffcv does not know.
+
+
+class HalvesField(Field):
+    """A number per sample, of a type that ffcv does not know (255 in the file)."""
+
+    metadata_type = np.dtype("<f8")
+
+    @classmethod
+    def from_binary(cls, binary: Any) -> Field:
+        return cls()
+
+    def to_binary(self) -> Any:
+        return np.zeros(1, dtype=ARG_TYPE)[0]
+
+    def encode(self, destination: Any, value: float, malloc: Any) -> None:
+        destination[0] = value / 2
+
+    def get_decoder_class(self) -> Any:
+        return FloatDecoder
+
+
+class PassthroughField(RGBImageField):
+    """Stores an encoded image as it is: (bytes, height, width)."""
+
+    def encode(self, destination: Any, value: Any, malloc: Any) -> None:
+        data, height, width = value
+        destination["mode"], destination["height"], destination["width"] = 0, height, width
+        destination["data_ptr"], storage = malloc(len(data))
+        storage[:] = np.frombuffer(data, dtype=np.uint8)
+
+
+@pytest.mark.parametrize("cache", ["extents", "ram", "os"])
+def test_custom_fields_are_loaded(cache: str, photos: Any, tmp_path: Path) -> None:
+    index, path = photos.index, tmp_path / "custom.beton"
+    whole = photos.path.read_bytes()
+    extents = index.extents(np.arange(20))
+    samples = [
+        (whole[int(e["ptr"]) :][: int(e["size"])], int(i["height"]), int(i["width"]))
+        for e, i in zip(extents, index.column("image")[:20], strict=True)
+    ]
+    fields = {"image": PassthroughField(), "half": HalvesField(), "label": IntField()}
+    rows = [(sample, number, number % 3) for number, sample in enumerate(samples)]
+    write_beton(path, rows, fields)
+    custom = {"image": RGBImageField, "half": HalvesField}
+    decoder = CenterCropRGBImageDecoder((16, 16), ratio=1.0)
+    theirs = PrunedLoader(
+        photos.path, 10, indices=range(20), order="random", seed=5,
+        pipelines={"image": [decoder], "label": None, "identifier": None},
+    )  # fmt: skip
+    ours = PrunedLoader(
+        path, 10, order="random", seed=5, cache=cache, custom_fields=custom,
+        pipelines={"image": [decoder], "label": []},
+    )  # fmt: skip
+    for (expected,), (pixels, halves, labels) in zip(theirs, ours, strict=True):
+        np.testing.assert_array_equal(pixels, expected)
+        np.testing.assert_array_equal((2 * halves.numpy()).astype(int) % 3, labels)
+    some = ours.filter("half", lambda half: half < 2)
+    assert some.indices.tolist() == [0, 1, 2, 3]
+    assert len(next(iter(PrunedLoader(path, 4, indices=[7, 3, 1, 0], custom_fields=custom,
+                                      pipelines={"image": [decoder]})))) == 3  # fmt: skip

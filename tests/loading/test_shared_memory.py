@@ -1,0 +1,476 @@
+"""One copy for all processes of a machine, removed with the last one, however that ends."""
+
+import errno
+import gc
+import os
+import select
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from dp4tl_ffcv import BetonError, PrunedLoader
+from dp4tl_ffcv.loading import shared_memory
+from dp4tl_ffcv.loading.shared_memory import shared_bytes
+
+LONGEST_WAIT = 60.0  # seconds for another process
+SIZE = 3_000_000
+
+# Another process does what it is told, line by line, and answers with a line. It takes the module
+# alone, to start fast.
+OTHER = """
+import importlib.util, os, sys, time
+from pathlib import Path
+import numpy as np
+
+spec = importlib.util.spec_from_file_location("shared_memory", sys.argv[1])
+shared_memory = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(shared_memory)
+shared_memory.FOLDER = Path(sys.argv[2])
+fills = 0
+
+def fill(memory):
+    global fills
+    fills += 1
+    memory[:] = value
+
+def fill_slowly(memory):
+    print("filling", flush=True)
+    while not os.path.exists(sys.argv[2] + "/go"):
+        time.sleep(0.001)
+    fill(memory)
+
+for line in sys.stdin:
+    verb, *arguments = line.split()
+    if verb == "take":
+        name, size, value, how = arguments[0], *map(int, arguments[1:3]), arguments[3]
+        memory = shared_memory.shared_bytes(size, fill if how == "fast" else fill_slowly, name)
+        print(fills, len(memory), memory[0], memory[-1], flush=True)
+    elif verb == "write":
+        memory[0] = int(arguments[0])
+        print("written", flush=True)
+    elif verb == "look":
+        print(memory[0], flush=True)
+    elif verb == "drop":
+        del memory
+        print("dropped", flush=True)
+"""
+
+
+class Other:
+    """Another process."""
+
+    def __init__(self, folder: Path) -> None:
+        command = [sys.executable, "-c", OTHER, shared_memory.__file__, str(folder)]
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def tell(self, line: str) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(line + "\n")
+        self.process.stdin.flush()
+
+    def answer(self) -> list[str]:
+        assert self.process.stdout is not None
+        ready, _, _ = select.select([self.process.stdout], [], [], LONGEST_WAIT)
+        assert ready, "the other process hangs"
+        return self.process.stdout.readline().split()
+
+    def ask(self, line: str) -> list[str]:
+        self.tell(line)
+        return self.answer()
+
+    def finish(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        assert self.process.wait(LONGEST_WAIT) == 0
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait(LONGEST_WAIT)
+
+
+@pytest.fixture
+def folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A place of its own in the memory file system."""
+    with tempfile.TemporaryDirectory(dir=shared_memory.FOLDER, prefix="dp4tl-test-") as name:
+        monkeypatch.setattr(shared_memory, "FOLDER", Path(name))
+        yield Path(name)
+
+
+@pytest.fixture
+def other(folder: Path) -> Iterator[Callable[[], Other]]:
+    """Start a process; all are ended with the test."""
+    with ExitStack() as stack:
+
+        def start() -> Other:
+            process = Other(folder)
+            stack.callback(process.kill)
+            return process
+
+        yield start
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.glob("dp4tl_ffcv-*"))
+
+
+def locks_wait(pid: int) -> None:
+    """Wait until a process waits for a lock of another."""
+    until = time.monotonic() + LONGEST_WAIT
+    while not any(
+        "->" in line and f" {pid} " in line for line in Path("/proc/locks").read_text().splitlines()
+    ):
+        assert time.monotonic() < until
+        time.sleep(0.002)
+
+
+def filler(value: int, calls: list[int] | None = None) -> Callable[[NDArray[np.uint8]], None]:
+    def fill(memory: NDArray[np.uint8]) -> None:
+        if calls is not None:
+            calls.append(len(memory))
+        memory[:] = value
+
+    return fill
+
+
+def not_called(memory: NDArray[np.uint8]) -> None:
+    raise AssertionError("it is filled already")
+
+
+# Several processes.
+
+
+def test_the_first_fills_and_the_others_map_the_same(
+    folder: Path, other: Callable[[], Other]
+) -> None:
+    processes = [other() for _ in range(3)]
+    answers = [process.ask(f"take a {SIZE} {at + 7} fast") for at, process in enumerate(processes)]
+    assert answers == [["1", str(SIZE), "7", "7"], *[["0", str(SIZE), "7", "7"]] * 2]
+    assert files(folder) == [f"dp4tl_ffcv-{os.getuid()}-a"]
+    assert (folder / files(folder)[0]).stat().st_mode & 0o777 == 0o600
+    processes[2].ask("write 99")
+    assert [process.ask("look") for process in processes] == [["99"]] * 3
+    for process in processes[:2]:
+        process.finish()
+        assert files(folder)
+    late = other()
+    assert late.ask(f"take a {SIZE} 1 fast")[0] == "0"
+    processes[2].finish()
+    assert late.ask("look") == ["99"]
+    late.finish()
+    assert files(folder) == []
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_processes_that_come_at_once_fill_it_once(
+    count: int, folder: Path, other: Callable[[], Other]
+) -> None:
+    processes = [other() for _ in range(count)]
+    for turn in range(5):
+        for at, process in enumerate(processes):
+            process.tell(f"take turn{turn} {SIZE} {at + 1} fast")
+        answers = [process.answer() for process in processes]
+        assert len({answer[2] for answer in answers}) == 1  # all see the same
+        assert {answer[3] for answer in answers} == {answers[0][2]}
+        assert sum(int(answer[0]) for answer in answers) == turn + 1
+        assert len(files(folder)) == 1  # that of the turn before was dropped with its memory
+    for process in processes:
+        process.finish()
+    assert files(folder) == []
+
+
+def test_the_others_wait_while_one_fills(folder: Path, other: Callable[[], Other]) -> None:
+    slow, waiting = other(), [other() for _ in range(2)]
+    assert slow.ask(f"take a {SIZE} 5 slowly") == ["filling"]
+    for process in waiting:
+        process.tell(f"take a {SIZE} 6 fast")
+        locks_wait(process.process.pid)
+    (folder / "go").touch()
+    assert slow.answer() == ["1", str(SIZE), "5", "5"]
+    assert [process.answer()[:3] for process in waiting] == [["0", str(SIZE), "5"]] * 2
+
+
+def test_memory_that_is_dropped_is_given_back(folder: Path, other: Callable[[], Other]) -> None:
+    process = other()
+    for name in ("a", "b"):
+        process.ask(f"take {name} 100 5 fast")
+        assert len(files(folder)) == 1
+        assert process.ask("drop") == ["dropped"]
+        assert files(folder) == []
+
+
+# Processes that are killed.
+
+
+def test_what_a_killed_process_leaves_is_removed_by_the_next(
+    folder: Path, other: Callable[[], Other]
+) -> None:
+    killed = other()
+    killed.ask(f"take a {SIZE} 5 fast")
+    killed.kill()
+    assert files(folder) == [f"dp4tl_ffcv-{os.getuid()}-a"]
+    memory = shared_bytes(100, filler(6), "b")
+    assert files(folder) == [f"dp4tl_ffcv-{os.getuid()}-b"]
+    assert memory[0] == 6
+
+
+def test_one_that_is_killed_does_not_take_it_from_the_others(
+    folder: Path, other: Callable[[], Other]
+) -> None:
+    killed, stays = other(), other()
+    for process in (killed, stays):
+        process.ask(f"take a {SIZE} 5 fast")
+    killed.kill()
+    shared_bytes(100, filler(6), "b")
+    assert shared_bytes(SIZE, not_called, "a")[0] == 5
+    assert stays.ask("look") == ["5"]
+    stays.finish()
+    assert files(folder) == []
+
+
+def test_what_was_filled_in_part_is_filled_anew(folder: Path, other: Callable[[], Other]) -> None:
+    killed = other()
+    assert killed.ask(f"take a {SIZE} 5 slowly") == ["filling"]
+    killed.kill()
+    assert files(folder)
+    calls: list[int] = []
+    memory = shared_bytes(SIZE, filler(6, calls), "a")
+    assert calls == [SIZE]
+    assert (memory == 6).all()
+
+
+def test_one_that_waits_takes_over_from_a_killed_one(
+    folder: Path, other: Callable[[], Other]
+) -> None:
+    killed, waiting, third = other(), other(), other()
+    killed.ask(f"take a {SIZE} 5 slowly")
+    for process in (waiting, third):
+        process.tell(f"take a {SIZE} 6 fast")
+        locks_wait(process.process.pid)
+    killed.kill()
+    answers = [process.answer() for process in (waiting, third)]
+    assert sorted(answer[0] for answer in answers) == ["0", "1"]
+    assert {answer[2] for answer in answers} == {"6"}
+
+
+def test_files_of_others_are_left_alone(folder: Path) -> None:
+    for name in ("dp4tl_ffcv-999999-a", "other", "dp4tl_ffcv"):
+        (folder / name).write_bytes(b"1")
+    shared_bytes(10, filler(1), "a")
+    assert {"dp4tl_ffcv-999999-a", "other", "dp4tl_ffcv"} <= {
+        path.name for path in folder.iterdir()
+    }
+
+
+# One process.
+
+
+def test_one_process_may_take_it_more_than_once(
+    folder: Path, guarded: Callable[[Callable[[], Any]], Any]
+) -> None:
+    one = shared_bytes(1000, filler(5), "a")
+    two = guarded(lambda: shared_bytes(1000, not_called, "a"))
+    one[3] = 9
+    assert (len(two), two[3], two[-1]) == (1000, 9, 5)
+    del one
+    gc.collect()
+    assert len(files(folder)) == 1
+    assert two[3] == 9
+    del two
+    gc.collect()
+    assert files(folder) == []
+
+
+def test_other_names_are_other_memory(folder: Path) -> None:
+    one, two = (shared_bytes(10, filler(value), name) for value, name in ((1, "a"), (2, "b")))
+    assert (one.tolist(), two.tolist()) == ([1] * 10, [2] * 10)
+    assert len(files(folder)) == 2
+
+
+@pytest.mark.parametrize(("num_bytes", "name"), [(100, None), (0, "a"), (0, None)])
+def test_what_is_not_shared_is_memory_of_its_own(
+    num_bytes: int, name: str | None, folder: Path
+) -> None:
+    calls: list[int] = []
+    one, two = (shared_bytes(num_bytes, filler(value, calls), name) for value in (1, 2))
+    assert (one.tolist(), two.tolist()) == ([1] * num_bytes, [2] * num_bytes)
+    assert calls == [num_bytes] * 2
+    assert files(folder) == []
+
+
+def descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def test_an_error_of_the_filling_is_raised_and_leaves_nothing(folder: Path) -> None:
+    def broken(memory: NDArray[np.uint8]) -> None:
+        memory[:5] = 1
+        raise BetonError("the disk")
+
+    before = descriptors()
+    for _ in range(2):
+        with pytest.raises(BetonError, match="the disk"):
+            shared_bytes(SIZE, broken, "a")
+        assert files(folder) == []
+    gc.collect()
+    assert descriptors() == before
+    assert shared_bytes(SIZE, filler(4), "a")[-1] == 4
+
+
+def test_one_that_waits_fills_after_another_failed(
+    folder: Path, other: Callable[[], Other], guarded: Callable[[Callable[[], Any]], Any]
+) -> None:
+    waiting = other()
+
+    def broken(memory: NDArray[np.uint8]) -> None:
+        waiting.tell(f"take a {SIZE} 6 fast")
+        locks_wait(waiting.process.pid)
+        raise BetonError("the disk")
+
+    with pytest.raises(BetonError, match="the disk"):
+        shared_bytes(SIZE, broken, "a")
+    assert guarded(waiting.answer) == ["1", str(SIZE), "6", "6"]
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.ENOMEM])
+def test_no_room_is_an_error_that_says_what_to_do(
+    code: int, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(code, os.strerror(code))
+
+    before = descriptors()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "posix_fallocate", full)
+        found = rf"`cache` must fit; got {SIZE} bytes for \"ram\", which {folder} has no room for"
+        with pytest.raises(OSError, match=rf"{found}.*--shm-size.*\"os\" or \"extents\"") as raised:
+            shared_bytes(SIZE, not_called, "a")
+    assert raised.value.errno == code
+    assert files(folder) == []
+    gc.collect()
+    assert descriptors() == before
+    assert shared_bytes(SIZE, filler(3), "a")[0] == 3
+
+
+def test_the_memory_is_taken_before_it_is_written(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To write where there is no room would kill the process."""
+    taken: list[int] = []
+    fallocate = os.posix_fallocate
+
+    def watched(file: int, start: int, length: int) -> None:
+        fallocate(file, start, length)
+        taken.append(os.fstat(file).st_blocks * 512)
+
+    monkeypatch.setattr(os, "posix_fallocate", watched)
+    shared_bytes(SIZE, lambda memory: taken.append(0), "a")
+    assert taken[0] >= SIZE
+    assert taken[1:] == [0]
+
+
+# What loaders call it.
+
+
+@pytest.fixture
+def one_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 1)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 0)
+
+
+def ids_of(loader: PrunedLoader, dataset: Any) -> list[int]:
+    return [int(number) for pixels, *_ in loader for number in dataset.ids_of(pixels)]
+
+
+def corners(loader: PrunedLoader) -> list[list[int]]:
+    """Return a pixel of every image of an epoch."""
+    return [pixel for pixels, *_ in loader for pixel in pixels[:, 0, 0].tolist()]
+
+
+def loader_of(path: Path, **options: Any) -> PrunedLoader:
+    return PrunedLoader(
+        path, 10, cache="ram", distributed=True, order="random", drop_last=False, **options
+    )
+
+
+def test_loaders_share_what_is_the_same_and_nothing_else(
+    colours: Any, tmp_path: Path, folder: Path, one_rank: None,
+    guarded: Callable[[Callable[[], Any]], Any],
+) -> None:  # fmt: skip
+    copy = tmp_path / "copy.beton"
+    copy.write_bytes(colours.path.read_bytes())
+    loaders = [
+        loader_of(colours.path, indices=range(0, 60)),
+        loader_of(colours.path, indices=np.arange(60)[::-1], seed=3),
+        loader_of(colours.path, indices=range(1, 60)),
+        loader_of(colours.path, indices=range(60), pipelines={"image": None}),
+        loader_of(copy, indices=range(60)),
+    ]
+    assert files(folder) == []  # nothing is read before the first epoch
+    counts = []
+    for at, loader in enumerate(loaders):
+        if at == 3:
+            guarded(lambda loader=loader: list(loader))
+        else:
+            found = guarded(lambda loader=loader: ids_of(loader, colours))
+            assert sorted(found) == sorted(loader.indices.tolist())
+        counts.append(len(files(folder)))
+    assert counts == [1, 1, 2, 2, 3]
+    assert [loader.bytes_read > 0 for loader in loaders] == [True, False, True, False, True]
+    loaders.clear()
+    del loader
+    gc.collect()
+    assert files(folder) == []
+
+
+def test_a_file_of_the_same_tables_is_another(
+    colours: Any, tmp_path: Path, folder: Path, one_rank: None,
+    guarded: Callable[[Callable[[], Any]], Any],
+) -> None:  # fmt: skip
+    """Betons of raw images of one size differ in their pixels alone."""
+    path = tmp_path / "twin.beton"
+    data = bytearray(colours.path.read_bytes())
+    one, other = colours.index.extents([5, 9])
+    for to, source in ((one, other), (other, one)):
+        piece = slice(int(source["ptr"]), int(source["ptr"] + source["size"]))
+        data[int(to["ptr"]) : int(to["ptr"] + to["size"])] = colours.path.read_bytes()[piece]
+    path.write_bytes(data)
+    first, second = loader_of(colours.path), loader_of(path)
+    assert first._index.fingerprint == second._index.fingerprint
+    images = [guarded(lambda loader=loader: corners(loader)) for loader in (first, second)]
+    assert images[0] != images[1]
+    assert sorted(images[0]) == sorted(images[1])
+
+
+def test_a_file_written_anew_in_place_is_another(
+    colours: Any, tmp_path: Path, folder: Path, one_rank: None,
+    guarded: Callable[[Callable[[], Any]], Any],
+) -> None:  # fmt: skip
+    path = tmp_path / "a.beton"
+    path.write_bytes(colours.path.read_bytes())
+    before = loader_of(path)
+    list(before)
+    data = bytearray(path.read_bytes())
+    extent = colours.index.extents([5])[0]
+    data[int(extent["ptr"]) : int(extent["ptr"] + extent["size"])] = bytes(int(extent["size"]))
+    path.write_bytes(data)
+    os.utime(path, ns=(1, 1))  # the clock of files is a coarse one
+    after = loader_of(path)
+    shown = guarded(lambda: corners(after))
+    assert shown.count([0, 0, 0]) == 1
+
+
+def test_a_loader_that_is_not_distributed_shares_nothing(colours: Any, folder: Path) -> None:
+    list(PrunedLoader(colours.path, 10, cache="ram"))
+    assert files(folder) == []
