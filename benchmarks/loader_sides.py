@@ -232,8 +232,8 @@ class Ours(Side):
         )
 
     def plan(self, loader: Any, epoch: int) -> int:
-        loader.plan_epoch(epoch)
-        return int(loader.pool_bytes)
+        # Not `loader.pool_bytes`, which would plan once more.
+        return int(loader.memory_manager.cache.num_bytes(loader.plan_epoch(epoch)))
 
 
 class FirstByte(SimpleRGBImageDecoder):  # ffcv takes nothing else for a decoder of images

@@ -368,7 +368,7 @@ DAMAGED_JPEGS: dict[str, tuple[Callable[[Path], None], str]] = {
     "very wide": (lambda path: redescribe(path, width=most), "a JPEG of another size"),
     "without width": (
         lambda path: redescribe(path, width=lambda _: 0),
-        "an image that does not|more",
+        "a JPEG of another size",
     ),
     "called raw": (lambda path: redescribe(path, mode=one_more), "more or fewer bytes"),
 }
@@ -411,7 +411,7 @@ def check_damaged(
 ) -> None:
     """Two epochs that fail at the victim, and one without it, whose pixels are right."""
     loader = photos_loader(path, cache, decoders()[number], drop_last=False)
-    message = rf"^sample {VICTIM} of '.*{path.name}' must hold the image .*; got ({found})"
+    message = rf"^sample {VICTIM} of '.*{path.name}' must hold the image .*; got {found}"
 
     def load() -> dict[int, NDArray[np.uint8]]:
         seen: dict[int, NDArray[np.uint8]] = {}
@@ -471,13 +471,13 @@ def test_a_jpeg_damaged_during_an_epoch_is_named_and_repaired_it_is_loaded(
 def test_an_image_of_impossible_size_is_named(
     kind: str, tmp_path: Path, request: pytest.FixtureRequest, guarded: Guarded
 ) -> None:
-    """It would take more scratch memory than most machines have."""
+    """It takes more scratch memory than most machines have; where it does not, it is decoded."""
     path = tmp_path / "damaged.beton"
     path.write_bytes(request.getfixturevalue(kind).path.read_bytes())
     redescribe(path, height=most, width=most)
     loader = photos_loader(path, "extents", decoders()[0])
     for _ in range(2):
-        with pytest.raises(BetonError, match=f"sample {VICTIM} "):
+        with pytest.raises(BetonError, match=rf"\(65535, 65535\) pixels|sample {VICTIM} "):
             guarded(lambda: images_of(loader, {}))
 
 
