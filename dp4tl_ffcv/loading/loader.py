@@ -38,11 +38,11 @@ class PrunedLoader(Loader):
     """Drop-in for `ffcv.loader.Loader` that reads the retained samples of a selection, and no more.
 
     Every argument of `Loader` works as it does there, with these differences: the file is checked
-    before it is used; tables take O(retained) time and memory; the caller's pipeline lists are left
-    as they are; an error in a background thread is raised in the training loop; leaving a loop
-    early stops all threads; a second loader with the same pipeline compiles nothing; `num_workers`
-    is at most the cores there are; `OrderOption.QUASI_RANDOM` is `quasi_random_order`, which can be
-    distributed.
+    before it is used; what is kept of its tables is that of the retained samples, in numpy, and one
+    record of metadata per sample; the caller's pipeline lists are left as they are; an error in a
+    background thread is raised in the training loop; leaving a loop early stops all threads; a
+    second loader with the same pipeline compiles nothing; `num_workers` is at most the cores there
+    are; `OrderOption.QUASI_RANDOM` is `quasi_random_order`, which can be distributed.
 
     Args:
         fname: the beton.

@@ -25,8 +25,8 @@ class IndexReader(Reader):
         """
         table = self._index.metadata
         for field in self._index.fields:
-            column = table[field.column]
-            if column.dtype.names and {"ptr", "size"} <= set(column.dtype.names):
+            if field.kind in ("bytes", "json"):
+                column = table[field.column]
                 empty = (column["size"] == 0) & (column["ptr"] != 0)
                 if empty.any():
                     table = table.copy()
