@@ -16,7 +16,7 @@ __all__ = ["compiled"]
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
-_SOURCES = ("kernels", "loading")  # the folders of this package with compiled functions
+_SOURCES = ("beton", "kernels", "loading")  # what compiled functions are made of
 
 
 def compiled(**options: Any) -> Callable[[_Function], _Function]:

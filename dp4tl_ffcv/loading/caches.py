@@ -161,6 +161,7 @@ class _PooledReads(EpochReads):
         spare = cache.spare.pop() if cache.spare else None
         fits = spare is not None and len(spare) >= needed
         self._pool = spare if fits and spare is not None else np.empty(needed, dtype=np.uint8)
+        del spare  # one that is too small
         self.data = _read_only(self._pool)
         # What is not in the pool has no place, so that it cannot be taken for something else.
         self.places = np.full(len(cache.extents.ptrs), -1, dtype=np.int64)
@@ -233,7 +234,7 @@ def choose_cache(extents: RetainedExtents) -> str:
 
 
 def available_memory() -> int:
-    """Return how many bytes this process may still take, page cache included."""
+    """Return how many bytes are available, or the limit of this process's group if that is less."""
     pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return min([pages, *_limits()])
 

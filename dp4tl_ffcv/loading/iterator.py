@@ -27,7 +27,10 @@ class _CheckedThread(EpochIterator):
     def __init__(self, loader: Any, order: NDArray[Any]) -> None:
         self.error: BaseException | None = None
         self._open = False
+        # By slot: the copy of its batch within the pipeline, and the loop's work on that batch.
         self._copied: dict[int, torch.cuda.Event] = {}
+        self._used: dict[int, torch.cuda.Event] = {}
+        self._taken = 0
         self._batch: tuple[int, Any] = (0, ())
         try:
             with shared_compilation():
@@ -53,16 +56,27 @@ class _CheckedThread(EpochIterator):
         if self.terminate_event.is_set():
             raise _ClosedError
         self._batch = number, ids
-        if slot in self._copied:
-            # ffcv lets the GPU wait for the buffers, not the CPU: a copy of what is in this slot's
-            # pinned memory may still be to come, when the GPU is behind by more than the slots.
-            self._copied[slot].synchronize()
-        result = super().run_pipeline(number, ids, slot, used)
+        # ffcv lets the GPU wait for the buffers, not the CPU: copies of what is in this slot's
+        # pinned memory, by the pipeline or the loop, may still be to come when the GPU is behind.
+        for events in (self._copied, self._used):
+            if slot in events:
+                events[slot].synchronize()
+        try:
+            result = super().run_pipeline(number, ids, slot, used)
+        except StopIteration as error:  # which ffcv would take for the end of the epoch
+            raise RuntimeError("an operation raised StopIteration") from error
         self.memory_context.check()
-        stream = self.cuda_streams[slot]
-        if stream is not None:
-            self._copied[slot] = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
-            self._copied[slot].record(stream)
+        if self.cuda_streams[slot] is not None:
+            self._copied[slot] = _event_on(self.cuda_streams[slot])
+        return result
+
+    def __next__(self) -> Any:
+        """Return the next batch; whatever uses the one before has been submitted by now."""
+        slots = len(self.cuda_streams)
+        if self._taken and self.cuda_streams[0] is not None:
+            self._used[(self._taken - 1) % slots] = _event_on(torch.cuda.current_stream())
+        result = super().__next__()
+        self._taken += 1
         return result
 
     def failure(self) -> BaseException | None:
@@ -93,11 +107,23 @@ class _CheckedThread(EpochIterator):
         self.memory_context.__exit__(None, None, None)
 
 
+def _event_on(stream: Any) -> torch.cuda.Event:
+    """Record an event that can be waited for without keeping a core busy."""
+    event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+    event.record(stream)
+    return event
+
+
 class EpochBatches(Iterator[Any]):
     """The batches of one epoch. Leaving a loop early, or dropping this, stops the thread."""
 
     def __init__(self, loader: Any, order: NDArray[Any]) -> None:
         self._thread: _CheckedThread | None = None
+        if not len(order) and not loader.drop_last:
+            raise ValueError(
+                f"`order` must leave a sample to every rank; got none of {len(loader.indices)} for "
+                "this one. Use fewer ranks, or an order that pads."
+            )
         if not len(order):
             raise ValueError(
                 f"`batch_size` must be at most the number of samples with `drop_last`; got "

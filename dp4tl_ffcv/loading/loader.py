@@ -17,6 +17,7 @@ from ..beton import BetonIndex
 from ..beton.index import check_indices
 from ..errors import BetonError
 from ..selection import Selection
+from ..version import __version__
 from .caches import Cache, choose_cache, open_cache
 from .compilation import shared_compilation
 from .extents import retained_extents
@@ -24,7 +25,7 @@ from .iterator import EpochBatches
 from .memory import RetainedMemory
 from .options import at_least_one, cache_option, clamp_workers, order_factory
 from .pipelines import copy_pipelines, insert_remap, pipeline_specs
-from .plan import EpochPlan, plan_epoch
+from .plan import ALIGNMENT, MERGED_GAP, EpochPlan, plan_epoch
 from .reading import FileReader
 from .tables import IndexReader
 from .workspace import Workspace
@@ -54,9 +55,10 @@ class PrunedLoader(Loader):
         cache: where the samples' bytes are. "extents" reads those of the coming batches into a
             pool of bounded size, in any order. "ram" packs all that is retained into memory before
             the first epoch, one copy for all processes of the machine if `distributed`. "os" maps
-            the file into memory. "auto" takes "os" where what is retained fits into half of the
-            free memory, else "extents". None asks `os_cache` if that is given (True: "os", False:
-            "extents"), else "auto".
+            the file into memory: the system reads what is touched, with what lies beside it, and
+            ends the process if the file is cut short meanwhile. "auto" takes "os" where what is
+            retained fits into half of the free memory, else "extents". None asks `os_cache` if
+            that is given (True: "os", False: "extents"), else "auto".
         read_ahead: windows that "extents" reads ahead of the one in use. A window is one batch, or
             about 4,096 samples in quasi-random order.
         **kwargs: further arguments of `Loader`, by name. `order` takes ffcv's options, a name in
@@ -105,8 +107,9 @@ class PrunedLoader(Loader):
         self.reader = IndexReader(self._index, options["custom_fields"])
         self._file = FileReader(self.fname)
         self.selection = _load_selection(selection, self._index)
-        self._remap = insert_remap(options["pipelines"], self.selection) if relabel else None
         self._options = {**options, "cache": self._cache_option, "read_ahead": read_ahead}
+        options["pipelines"] = copy_pipelines(options["pipelines"])
+        self._remap = insert_remap(options["pipelines"], self.selection) if relabel else None
         self.pipeline_specs = pipeline_specs(options["pipelines"], self.reader.handlers)
         self.field_name_to_f_ix = {name: at for at, name in enumerate(self.reader.handlers)}
         self.next_epoch = 0
@@ -167,7 +170,7 @@ class PrunedLoader(Loader):
                 "`selection` must be a Selection for a loader with `relabel`; got sample ids. "
                 "Use Selection.of_indices."
             )
-        before = self.__dict__.copy()
+        before, labels = self.__dict__.copy(), self._remap.label_map if self._remap else None
         try:
             self.selection = chosen
             self._retain(ids)
@@ -176,32 +179,36 @@ class PrunedLoader(Loader):
                 self.generate_code()
         except BaseException:  # an order of the caller's may refuse what is retained
             self.__dict__.update(before)
+            if self._remap is not None and labels is not None:
+                self._remap.set_label_map(labels)
             raise
 
     def _retain(self, ids: NDArray[np.uint64]) -> None:
         self._indices = ids
         used = {spec.source for spec in self.pipeline_specs.values()}
         extents = retained_extents(self._index, ids.astype(np.int64), used)
-        self._index.release_allocations()  # the one large table that no epoch needs
         auto = self._cache_option == "auto"
         self.cache: str = choose_cache(extents) if auto else self._cache_option
+        shared = self.distributed and self.cache == "ram"
         cache: Cache = open_cache(
             self.cache,
             self._file,
             extents,
             read_ahead=self._read_ahead,
-            shared_as=self._shared_name(extents.ptrs) if self.distributed else None,
+            shared_as=self._shared_name(extents.ptrs) if shared else None,
         )
+        self._index.release_allocations()  # the one large table that no epoch needs
         self._extents = extents
         self._largest: dict[str, tuple[int, int]] = {}
         self.memory_manager = RetainedMemory(self._index, cache, self.seed, self._make_workspace)
         self.traversal_order = self._make_order(self)
-        window_size = getattr(self.traversal_order, "window_size", self.batch_size)
-        self.memory_manager.window_size = window_size
+        self.memory_manager.window_size = self._window_size
         self._length: int | None = None
 
     def _shared_name(self, ptrs: NDArray[np.uint64]) -> str:
-        digest = hashlib.sha256(f"{self._index.fingerprint} {self._file.identity}".encode())
+        # The layout of the memory is part of what two processes must agree on.
+        state = (self._index.fingerprint, self._file.identity, __version__, ALIGNMENT, MERGED_GAP)
+        digest = hashlib.sha256(repr(state).encode())
         digest.update(ptrs.data)
         return digest.hexdigest()[:32]
 
@@ -212,6 +219,7 @@ class PrunedLoader(Loader):
         Compiler.set_num_threads(self.num_workers)  # another loader may have changed it
         order = self._check_order(self.next_traversal_order())
         self.memory_manager.epoch = self.next_epoch
+        self.memory_manager.window_size = self._window_size
         self.next_epoch += 1
         self._length = len(order)
         if self.recompile:
@@ -239,7 +247,13 @@ class PrunedLoader(Loader):
         order = self._check_order(self.traversal_order.sample_order(epoch)).astype(np.int64)
         if self.drop_last:
             order = order[: len(order) // self.batch_size * self.batch_size]
-        return plan_epoch(self._extents, order, self.memory_manager.window_size)
+        return plan_epoch(self._extents, order, self._window_size)
+
+    @property
+    def _window_size(self) -> int:
+        """Samples that are read together: as many as the order asks for, in whole batches."""
+        wanted = getattr(self.traversal_order, "window_size", self.batch_size)
+        return max(1, -(-int(wanted) // self.batch_size)) * self.batch_size
 
     def _check_order(self, order: Any) -> NDArray[Any]:
         ids = np.asarray(order)
@@ -270,13 +284,20 @@ class PrunedLoader(Loader):
 
     def filter(self, field_name: str, condition: Callable[[Any], bool]) -> "PrunedLoader":
         """Return a loader of the samples whose value in `field_name` meets `condition`."""
-        pipelines: dict[str, Any] = dict.fromkeys(self.reader.handlers)
-        pipelines[field_name] = self._options["pipelines"].get(field_name) or []
-        whole = {"pipelines": pipelines, "order": OrderOption.SEQUENTIAL, "drop_last": False}
-        options = {**self._options, "indices": self.indices}
+        pipelines = copy_pipelines(self._options["pipelines"])
+        remap = insert_remap(pipelines, self.selection) if self._remap is not None else None
+        options = {**self._options, "pipelines": pipelines, "indices": self.indices}
+        alone = {**dict.fromkeys(self.reader.handlers), field_name: pipelines.get(field_name) or []}
+        whole = {"pipelines": alone, "order": OrderOption.SEQUENTIAL, "drop_last": False}
         values = PrunedLoader(**{**options, **whole, "distributed": False})
         meets = [bool(condition(value)) for (batch,) in values for value in batch]
-        return PrunedLoader(**{**options, "indices": self.indices[np.array(meets)]})
+        filtered = PrunedLoader(**{**options, "indices": self.indices[np.array(meets)]})
+        filtered.selection, filtered._remap, filtered._options = (
+            self.selection,
+            remap,
+            self._options,
+        )
+        return filtered
 
     # What the decoders need.
 

@@ -23,8 +23,8 @@ def view_pipelines(
 
     Args:
         views: a decoder for each output. The first output bears the name of the image field; the
-            others follow behind all fields in a batch. Random crops are numbered in turn, so that
-            each draws its own.
+            others follow behind all fields in a batch. The `view` of random crops is set to their
+            place, so that each draws its own.
         steps: makes the operations behind each decoder, anew for each.
 
     Example:

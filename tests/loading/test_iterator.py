@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import ffcv.loader.epoch_iterator as stock
@@ -118,6 +119,30 @@ class Marks(Operation):
 
     def declare_state_and_memory(self, previous_state: Any) -> Any:
         return previous_state, None
+
+
+class Stops(Operation):
+    """Raises what ends an epoch in ffcv's own thread."""
+
+    def generate_code(self) -> Callable[..., Any]:
+        values = iter([1])
+
+        def stop(labels: Any, _: Any) -> Any:
+            next(values)
+            return labels
+
+        return stop
+
+    def declare_state_and_memory(self, previous_state: Any) -> Any:
+        return replace(previous_state, jit_mode=False), None
+
+
+def test_an_operation_cannot_end_the_epoch(photos: Any, guarded: Callable[..., Any]) -> None:
+    steps = [IntDecoder(), Stops(), ToTensor()]
+    pipelines = {"image": None, "label": steps, "identifier": None}
+    loader = PrunedLoader(photos.path, 60, pipelines=pipelines)
+    with pytest.raises(RuntimeError, match=r"batch 1, .*: an operation raised StopIteration"):
+        guarded(lambda: list(loader))
 
 
 def test_the_error_carries_its_cause(photos: Any, guarded: Callable[..., Any]) -> None:
@@ -267,6 +292,7 @@ class LateGpu:
         self.work: dict[int, list[Callable[[], None]]] = {}
         self.current = threading.local()
         self.waits = 0
+        self.lock = threading.Lock()  # two threads look at how much has been done
 
     def finish(self, stream: int, count: int | None = None) -> None:
         """Do the first pieces of a stream's work, or all of it."""
@@ -304,7 +330,8 @@ class LateEvent:
         self.stream: LateStream | None = None
 
     def record(self, stream: LateStream) -> None:
-        self.stream, self.until = stream, stream.done + len(self.gpu.work[stream.number])
+        with self.gpu.lock:
+            self.stream, self.until = stream, stream.done + len(self.gpu.work[stream.number])
 
     def wait(self) -> None:
         """Only the GPU waits."""
@@ -312,9 +339,10 @@ class LateEvent:
     def synchronize(self) -> None:
         assert self.stream is not None
         self.gpu.waits += 1
-        left = max(0, self.until - self.stream.done)
-        self.gpu.finish(self.stream.number, left)
-        self.stream.done += left
+        with self.gpu.lock:
+            left = max(0, self.until - self.stream.done)
+            self.gpu.finish(self.stream.number, left)
+            self.stream.done += left
 
 
 class LateCopy(Operation):
@@ -380,7 +408,8 @@ def test_no_buffer_is_written_before_its_copy_is_made(
     batches = np.arange(120).reshape(15, 8).tolist()
     assert found == batches + batches
     # Nothing is waited for while there are buffers that were not used yet.
-    assert late_gpu.waits == 2 * max(0, 15 - (batches_ahead + 2))
+    # What is: two events a batch, in two epochs.
+    assert late_gpu.waits == 4 * max(0, 15 - (batches_ahead + 2))
 
 
 def test_ffcvs_own_thread_overwrites_what_is_not_copied_yet(
@@ -391,3 +420,26 @@ def test_ffcvs_own_thread_overwrites_what_is_not_copied_yet(
     batches = np.arange(120).reshape(15, 8).tolist()
     assert len(found) == 30
     assert found != batches + batches
+
+
+@pytest.mark.parametrize("batches_ahead", [1, 3])
+def test_no_buffer_is_written_before_the_loops_own_copy_is_made(
+    batches_ahead: int, paged: Any, late_gpu: LateGpu
+) -> None:
+    pipelines = {
+        "image": [SimpleRGBImageDecoder(), ToTensor()],
+        "label": None,
+        "identifier": None,
+    }
+    loader = PrunedLoader(
+        paged.path, 8, pipelines=pipelines, batches_ahead=batches_ahead, num_workers=1
+    )
+    training, copies = torch.cuda.current_stream().number, []
+    for (images,) in loader:
+        place = torch.zeros_like(images)
+        copies.append(place)
+        late_gpu.work[training].append(partial(place.copy_, images))
+    late_gpu.finish(training)
+    expected = [list(range(start, start + 8)) for start in range(0, 120, 8)]
+    assert [paged.ids_of(copy).tolist() for copy in copies] == expected
+    assert late_gpu.waits

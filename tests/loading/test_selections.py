@@ -284,3 +284,42 @@ def test_a_selection_of_a_file_that_was_replaced_is_refused(colours: Any, tmp_pa
         loader.set_selection(Selection.of_classes(BetonIndex.open(path), [1]))
     # What is open is still the old file.
     np.testing.assert_array_equal(samples_of(loader, colours)[0], np.arange(120))
+
+
+def test_a_filtered_loader_numbers_its_classes_itself(colours: Any) -> None:
+    selection, other = (Selection.of_classes(colours.index, kept) for kept in ([7, 2, 4], [2, 9]))
+    parent = PrunedLoader(colours.path, 6, selection=selection, relabel=True, drop_last=False)
+    child = parent.filter("label", lambda label: label == 1)  # the second of the three: class 4
+    assert child.selection is selection
+    assert set(colours.labels[child.indices]) == {4}
+    parent.set_selection(other)
+    labels = np.concatenate([labels.numpy().ravel() for _, labels, *_ in child])
+    assert labels.tolist() == [1] * len(child.indices)
+    with pytest.raises(ValueError, match="`selection` must be a Selection"):
+        child.set_selection([1, 2])
+    child.set_selection(other)
+    labels = np.concatenate([labels.numpy().ravel() for _, labels, *_ in child])
+    np.testing.assert_array_equal(labels, other.label_map[colours.labels[other.indices]])
+
+
+@pytest.mark.parametrize("cache", ["extents", "ram", "os"])
+def test_the_batch_size_may_change_between_epochs(cache: str, colours: Any) -> None:
+    loader = PrunedLoader(colours.path, 8, cache=cache, order="quasi_random", drop_last=False)
+    for batch_size in (8, 16, 5):
+        loader.batch_size = batch_size
+        batches = [colours.ids_of(pixels).tolist() for pixels, *_ in loader]
+        assert [len(batch) for batch in batches[:-1]] == [batch_size] * (len(batches) - 1)
+        assert sorted(id_ for batch in batches for id_ in batch) == list(range(120))
+
+
+def test_a_window_of_any_size_is_read_in_whole_batches(colours: Any) -> None:
+    class Windowed(TraversalOrder):
+        window_size = 12
+
+        def sample_order(self, epoch: int) -> Any:
+            return self.indices
+
+    loader = PrunedLoader(colours.path, 8, cache="extents", order=Windowed)
+    assert [colours.ids_of(pixels).tolist() for pixels, *_ in loader] == [
+        list(range(start, start + 8)) for start in range(0, 120, 8)
+    ]
