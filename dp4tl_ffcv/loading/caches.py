@@ -45,8 +45,6 @@ class EpochReads(ABC):
 class Cache(ABC):
     """The bytes of a selection's extents, over all epochs."""
 
-    name: str
-
     def __init__(self, reader: FileReader, extents: RetainedExtents) -> None:
         self.reader = reader
         self.extents = extents
@@ -68,8 +66,6 @@ class _InMemory(EpochReads):
 
 class OsCache(Cache):
     """A memory map: the system reads what is touched, and keeps it while there is room."""
-
-    name = "os"
 
     def __init__(self, reader: FileReader, extents: RetainedExtents) -> None:
         super().__init__(reader, extents)
@@ -96,8 +92,6 @@ class RamCache(Cache):
         shared_as: a name under which the processes of this machine share one copy; None keeps one
             for this process.
     """
-
-    name = "ram"
 
     def __init__(self, reader: FileReader, extents: RetainedExtents, shared_as: str | None) -> None:
         super().__init__(reader, extents)
@@ -133,8 +127,6 @@ class ExtentsCache(Cache):
         extents: what may be read.
         read_ahead: windows that are read while another is decoded.
     """
-
-    name = "extents"
 
     def __init__(self, reader: FileReader, extents: RetainedExtents, read_ahead: int) -> None:
         super().__init__(reader, extents)

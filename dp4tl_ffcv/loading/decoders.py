@@ -25,7 +25,7 @@ from ..kernels.resize import resize_crop, resize_scratch_bytes
 from .compilation import precompiled
 from .jpeg import WRONG_SIZE, decode_crop, jpeg_scratch_bytes
 from .memory import bytes_at
-from .workspace import ALIGNMENT, NO_BYTES, WRONG_LENGTH, aligned
+from .workspace import NO_BYTES, WRONG_LENGTH, aligned
 
 __all__ = [
     "CenterCropRGBImageDecoder",
@@ -187,7 +187,7 @@ def _decode_batch(batch: Any, destinations: Any, metadata: Any, state: Any, crop
     num_threads, boxes_bytes = len(failures), len(crops) * _BOX_BYTES
     for thread in prange(num_threads):
         boxes = scratch[thread, :boxes_bytes].view(np.int64).reshape((-1, 5))
-        memory = scratch[thread, _padded(boxes_bytes) :]
+        memory = scratch[thread, aligned(boxes_bytes) :]
         first, last = thread * len(batch) // num_threads, (thread + 1) * len(batch) // num_threads
         for position in range(first, last):
             sample = batch[position]
@@ -235,7 +235,7 @@ def _crop_jpeg(
     columns = (boxes[:, 1] + boxes[:, 3]).max() - left
     size = 3 * rows * columns
     pixels = scratch[:size].reshape((rows, columns, 3))
-    rest = scratch[_padded(size) :]
+    rest = scratch[aligned(size) :]
     status = decode_crop(data, height, width, top, left, rows, columns, rest, pixels)
     if status == 0:
         _resize_boxes(pixels, top, left, boxes, destinations, position, rest)
@@ -274,9 +274,3 @@ def _choose_boxes(
                 seed, epoch, sample, view, height, width, scale, ratio
             )
             box[4] = draw_flip(seed, epoch, sample, view, crop[_FLIP])
-
-
-@compiled()
-def _padded(num_bytes: int) -> int:
-    """Round up to whole cache lines."""
-    return (num_bytes + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT

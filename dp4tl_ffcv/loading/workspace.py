@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import BetonError
+from ..kernels.compiled import compiled
 from .jpeg import BAD_REQUEST, CORRUPT, NOT_A_JPEG, WRONG_SIZE
 
 __all__ = ["ALIGNMENT", "NO_BYTES", "WRONG_LENGTH", "Workspace", "aligned"]
@@ -55,6 +56,7 @@ class Workspace:
             )
 
 
+@compiled()
 def aligned(num_bytes: int) -> int:
     """Round up to whole cache lines."""
-    return -(-num_bytes // ALIGNMENT) * ALIGNMENT
+    return (num_bytes + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT
