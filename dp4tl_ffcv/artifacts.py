@@ -4,6 +4,7 @@ An artifact is an `.npz` whose arrays stand beside one JSON `header` that says w
 it is, which format version it has and where it came from (DESIGN section 4).
 """
 
+import fcntl
 import hashlib
 import json
 import os
@@ -25,6 +26,10 @@ __all__ = [
     "atomic_open",
     "check_fingerprint",
     "load_artifact",
+    "locked_part",
+    "part_file",
+    "part_path",
+    "publish",
     "save_artifact",
     "sha256_of_file",
     "write_json",
@@ -48,13 +53,69 @@ def atomic_open(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     try:
         with os.fdopen(handle, "wb") as stream:
             yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        Path(name).chmod(0o666 & ~_umask())
-        Path(name).replace(target)
+            publish(stream, Path(name), target)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def part_file(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
+    """Do as `atomic_open`, for files so large that a killed run must not leave one for ever.
+
+    The temporary file is `.NAME.part`: the next run for `path` takes it over and starts anew.
+
+    Raises:
+        BlockingIOError: another process writes to `path`.
+    """
+    target = Path(path)
+    with locked_part(target) as stream:
+        try:
+            stream.truncate(0)
+            yield stream
+            publish(stream, part_path(target), target)
+        except BaseException:
+            part_path(target).unlink(missing_ok=True)
+            raise
+
+
+def part_path(target: Path) -> Path:
+    """Return where the unfinished file of `target` lies."""
+    return target.with_name(f".{target.name}.part")
+
+
+@contextmanager
+def locked_part(target: Path) -> Iterator[IO[bytes]]:
+    """Open the unfinished file of `target`, new or as a killed run left it, for this process alone.
+
+    Raises:
+        BlockingIOError: another process writes to `target`.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = part_path(target)
+    while True:
+        # Not "a+b", with which every write would go to the end.
+        stream = os.fdopen(os.open(part, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "r+b")
+        with stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise BlockingIOError(
+                    f"`path` must be written by one process at a time; got {str(target)!r}, which "
+                    "another writes now. Wait for it, or stop it."
+                ) from error
+            # Whoever held the lock before may have renamed or deleted the file.
+            if part.exists() and os.path.samestat(part.stat(), os.fstat(stream.fileno())):
+                yield stream
+                return
+
+
+def publish(stream: IO[bytes], temporary: Path, target: Path) -> None:
+    """Give the finished file `temporary`, open as `stream`, its name, once it is on the disk."""
+    stream.flush()
+    os.fsync(stream.fileno())
+    temporary.chmod(0o666 & ~_umask())
+    temporary.replace(target)
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
