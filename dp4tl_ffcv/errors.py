@@ -51,5 +51,5 @@ def _one_line(error: Exception) -> str:
         return f"there is no file {str(error.filename)!r}. Check the path."
     if isinstance(error, OSError) and error.filename is not None:
         return f"cannot use {str(error.filename)!r}: {error.strerror}. Check the path."
-    text = " ".join(str(error).split())
+    text = " ".join(" ".join((str(error), *getattr(error, "__notes__", ()))).split())
     return text if isinstance(error, ValueError | TypeError) else f"{type(error).__name__}: {text}"

@@ -58,7 +58,9 @@ def write_colours(path: Path, side: int, **options: Any) -> Colours:
     labels = shuffled_labels(1)
     images = [np.tile(paint([number])[0], (side, side, 1)) for number in range(len(labels))]
     samples = [(image, int(label), 0) for image, label in zip(images, labels, strict=True)]
-    write_beton(path, samples, image_fields(mode="raw"), class_names=CLASS_NAMES, **options)
+    write_beton(
+        path, samples, image_fields(mode="raw"), class_names=CLASS_NAMES, **options, seed=None
+    )
     return Colours(path, images, labels)
 
 
@@ -75,7 +77,7 @@ def write_photos(path: Path, seed: int, per_class: int = PER_CLASS) -> Images:
         (image, int(label), number)
         for number, (image, label) in enumerate(zip(images, labels, strict=True))
     ]
-    write_beton(path, samples, image_fields(jpeg_quality=95), class_names=CLASS_NAMES)
+    write_beton(path, samples, image_fields(jpeg_quality=95), class_names=CLASS_NAMES, seed=None)
     return Images(path, images, labels)
 
 

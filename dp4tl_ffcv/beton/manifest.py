@@ -25,6 +25,8 @@ class Manifest:
     """Samples of each class id."""
     written_by: dict[str, Any] = field(default_factory=dict)
     """The writer and its arguments."""
+    skipped: tuple[dict[str, Any], ...] = ()
+    """Samples that could not be read and were left out: `sample`, `name`, `error`."""
     tool: str = f"dp4tl_ffcv {__version__}"
     fingerprint: str = ""
     """Fingerprint of the beton that this manifest was written for."""
@@ -58,6 +60,7 @@ def read_manifest(beton: str | os.PathLike[str]) -> Manifest | None:
             class_names=tuple(map(str, stored["class_names"])),
             class_counts=tuple(map(int, stored["class_counts"])),
             written_by=dict(stored["written_by"]),
+            skipped=tuple(dict(each) for each in stored.get("skipped", ())),
             tool=str(stored["tool"]),
             fingerprint=str(stored["fingerprint"]),
         )

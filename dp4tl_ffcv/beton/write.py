@@ -1,62 +1,58 @@
-"""Write betons: the one place that does.
+"""Write betons from samples: the one place that does.
 
-Samples are encoded by ffcv's own field classes in a thread pool and placed in order by one thread,
-so that the bytes of the file depend on the samples alone, and an error in a sample is an error of
-the call (ffcv's writer then waits for ever and leaves a file that opens as if it were valid).
+Samples are encoded by the fields' own classes in worker processes and placed in order by one, so
+that the bytes of the file depend on the samples alone, and an error in a sample is an error of the
+call (ffcv's writer then waits for ever and leaves a file that opens as if it were valid).
 """
 
+import hashlib
+import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, Literal
 
 import numpy as np
-from ffcv.fields import IntField, RGBImageField
+from ffcv.fields import IntField
 from ffcv.types import TYPE_ID_HANDLER
 from numpy.typing import NDArray
 
-from ..artifacts import atomic_open
 from ..kernels import class_histogram
-from ..progress import track
 from . import layout
+from .assemble import DEFAULT_PAGE_SIZE, Encoded, Recipe, allocator, assemble
+from .image_field import ImageField
 from .index import BetonIndex
-from .manifest import Manifest, write_manifest
+from .manifest import Manifest
+from .workers import check_num_workers
 
 __all__ = ["image_fields", "write_beton"]
 
 MIN_PAGE_SIZE = 1 << 21  # ffcv refuses smaller pages
-DEFAULT_PAGE_SIZE = 1 << 23  # ffcv's own default
+_FORMAT = 1  # goes into the key of unfinished files: raise it when their bytes change
 
 _TYPE_IDS: dict[Any, int] = {handler: type_id for type_id, handler in TYPE_ID_HANDLER.items()}
-# Until a sample has a place its pointers count from this number, drawn at random, by which they
-# are told from what else a field may keep in 64 bits.
-_MARK = 0x6D1F_83A9_50C7_E42B
-
-
-@dataclass(frozen=True, slots=True)
-class _Encoded:
-    """One sample before it has a place: pointers count from `_MARK`, its first extent."""
-
-    row: NDArray[Any]
-    blobs: list[NDArray[np.uint8]]
+_TYPE_IDS[ImageField] = 2  # stock ffcv reads what it writes as an RGBImageField
 
 
 def image_fields(
-    *, mode: str = "jpg", jpeg_quality: int = 90, max_resolution: int | None = None
+    *,
+    mode: str = "jpg",
+    jpeg_quality: int = 90,
+    max_resolution: int | None = None,
+    short_side: int | None = None,
+    decode_check: bool = False,
 ) -> dict[str, Any]:
     """Return the fields that every writer of this project uses: image, label, identifier.
 
     Args:
         mode: `jpg` or `raw`.
-        jpeg_quality: 1 to 100, for `jpg`.
+        jpeg_quality: 1 to 100, of JPEGs that are made.
         max_resolution: longer side in pixels above which images are shrunk; None keeps them.
+        short_side: shorter side in pixels above which images are shrunk; None keeps them.
+        decode_check: decode JPEGs that are kept as they are, too.
     """
-    if mode not in layout.IMAGE_MODES.values():
-        raise ValueError(f"`mode` must be jpg or raw; got {mode!r}. Choose one.")
-    image = RGBImageField(write_mode=mode, jpeg_quality=jpeg_quality, max_resolution=max_resolution)
+    image = ImageField(mode, jpeg_quality, max_resolution, short_side, decode_check)
     return {"image": image, "label": IntField(), "identifier": IntField()}
 
 
@@ -68,22 +64,35 @@ def write_beton(
     class_names: Sequence[str] = (),
     label_field: str = "label",
     written_by: Mapping[str, Any] | None = None,
-    page_size: int = DEFAULT_PAGE_SIZE,
+    seed: int | None = 0,
+    page_size: int | None = None,
     num_workers: int | None = None,
+    on_error: Literal["raise", "skip"] = "raise",
 ) -> BetonIndex:
     """Write `samples` to a beton and its manifest, atomically; stock ffcv reads the file.
 
-    Memory: the tables, one page, and four encoded samples per worker.
+    A run that was killed or failed leaves `.NAME.part` and its journal beside `path` once it has
+    written 128 MiB or for 5 s, and the same call continues it: the file then has the bytes that it
+    would have had. Whether the call is the same is told by its arguments, the number of samples and
+    a look at four that were written.
+
+    Memory: 32 encoded samples per worker, and 24 bytes per extent and the metadata per sample.
 
     Args:
         path: the beton; its manifest goes to the same name with `.json` appended.
-        samples: indexable; each item is a tuple with one value per field.
-        fields: ffcv field objects by name, at most 16 ASCII characters each.
+        samples: indexable; each item is a tuple with one value per field. A method `name(i)`, if
+            there is one, says what an item is called in messages.
+        fields: ffcv field objects by name, at most 16 ASCII characters each, or `image_fields`.
         class_names: name of each class id; empty when there are none.
         label_field: the integer field that holds class ids, counted in the manifest.
         written_by: the writer's arguments, kept in the manifest.
-        page_size: bytes, a power of two, at least 2 MiB; a sample must fit into one page.
-        num_workers: encoding threads; None takes one per core.
+        seed: of the random order in which the samples are stored; None stores them in theirs.
+        page_size: bytes, a power of two, at least 2 MiB; a sample must fit into one page. None
+            takes 8 MiB and doubles it until the largest sample fits.
+        num_workers: processes that encode, forked from this one; None takes one per core, 0
+            encodes in this process.
+        on_error: `raise` the first error of a sample, or `skip` such samples: they are listed in
+            the manifest.
 
     Returns:
         The index of the finished file.
@@ -91,137 +100,115 @@ def write_beton(
     Raises:
         ValueError: no samples, a bad name or page size, a sample that cannot be encoded or does
             not fit into a page, or a label without a class name.
+        RuntimeError: a worker process died.
+        BlockingIOError: another process writes to `path`.
     """
-    target = Path(path)
     dtype = _check_arguments(samples, fields, label_field, page_size)
-    metadata = np.zeros(len(samples), dtype=dtype)
-    encoded = _encode_all(samples, fields, dtype, num_workers or os.cpu_count() or 1)
-    watched = track(encoded, total=len(samples), description=f"write {target.name}", unit="samples")
-    with atomic_open(target) as stream:
-        header = np.zeros(1, dtype=layout.HEADER)
-        header["version"], header["num_fields"] = layout.VERSION, len(fields)
-        header["page_size"], header["num_samples"] = page_size, len(samples)
-        tables = layout.HEADER.itemsize + len(fields) * layout.FIELD.itemsize + metadata.nbytes
-        pages = _PageWriter(stream, -(-tables // page_size) * page_size, page_size)
-        for sample_id, sample in enumerate(watched):
-            metadata[sample_id] = pages.place(sample_id, sample)[0]
-        header["alloc_table_ptr"] = pages.finish()
-        stream.write(np.array(pages.allocations, dtype=layout.ALLOCATION).tobytes())
-        stream.seek(0)
-        stream.write(header.tobytes() + _descriptors(fields).tobytes() + metadata.tobytes())
-        counts = _check_labels(metadata, fields, label_field, class_names)
-    index = BetonIndex.open(target, custom_fields=_custom_classes(fields))
-    manifest = Manifest(
-        fields={field.name: field.kind for field in index.fields},
-        num_samples=index.num_samples,
-        class_names=tuple(class_names),
-        class_counts=tuple(counts.tolist()),
-        written_by=dict(written_by or {}),
-        fingerprint=index.fingerprint,
+    if on_error not in ("raise", "skip"):
+        raise ValueError(f"`on_error` must be raise or skip; got {on_error!r}. Choose one.")
+    labels = _Labels(label_field, tuple(fields), tuple(class_names))
+    order = np.arange(len(samples), dtype=np.int64)
+    if seed is not None:
+        order = np.random.default_rng(seed).permutation(order)
+
+    def describe(index: BetonIndex, skipped: tuple[dict[str, Any], ...]) -> Manifest:
+        return Manifest(
+            fields={field.name: field.kind for field in index.fields},
+            num_samples=index.num_samples,
+            class_names=labels.class_names,
+            class_counts=tuple(labels.count(index.metadata).tolist()),
+            written_by=dict(written_by or {}),
+            skipped=skipped,
+            fingerprint=index.fingerprint,
+        )
+
+    names: Callable[[int], str] = getattr(samples, "name", str)
+    recipe = Recipe(
+        descriptors=_descriptors(fields),
+        dtype=dtype,
+        order=order,
+        encode=_Encoder(samples, fields, dtype),
+        key=_key(fields, labels, written_by or {}, len(samples), seed, page_size),
+        describe=describe,
+        check=labels.check,
+        name_of=names,
+        custom_fields=_custom_classes(fields),
     )
-    write_manifest(target, manifest)
-    return index
+    workers = check_num_workers(num_workers)
+    return assemble(Path(path), recipe, page_size=page_size, num_workers=workers, on_error=on_error)
 
 
-class _PageWriter:
-    """Appends samples to pages; a sample never crosses a page, as ffcv's page cache needs."""
+@dataclass(frozen=True)
+class _Encoder:
+    """Encodes a sample with the fields."""
 
-    def __init__(self, stream: IO[bytes], start: int, page_size: int) -> None:
-        self._stream = stream
-        self._page_size = page_size
-        self._position = start
-        self.allocations: list[tuple[int, int, int]] = []
+    samples: Sequence[tuple[Any, ...]]
+    fields: Mapping[str, Any]
+    dtype: np.dtype[Any]
 
-    def place(self, sample_id: int, sample: _Encoded) -> NDArray[Any]:
-        """Write the extents of a sample and return its metadata row with final pointers."""
-        size = sum(_room(blob) for blob in sample.blobs)
-        if size > self._page_size:
+    def __call__(self, number: int) -> Encoded:
+        sample = self.samples[number]
+        if len(sample) != len(self.fields):
+            raise ValueError(f"{len(sample)} values for {len(self.fields)} fields")
+        row = np.zeros(1, dtype=self.dtype)
+        blobs: list[NDArray[np.uint8]] = []
+        columns = self.dtype.names or ()
+        for column, field, value in zip(columns, self.fields.values(), sample, strict=True):
+            field.encode(row[column], value, allocator(blobs))
+        return Encoded(row, blobs)
+
+
+@dataclass(frozen=True)
+class _Labels:
+    """The class ids among the metadata."""
+
+    field: str
+    fields: tuple[str, ...]
+    class_names: tuple[str, ...]
+
+    def check(self, rows: NDArray[Any]) -> None:
+        """Raise ValueError for a label below 0 or without a name."""
+        labels = self._of(rows)
+        if not labels.size:
+            return
+        if labels.min() < 0:
             raise ValueError(
-                f"`page_size` must hold the largest sample; got {self._page_size}, and sample "
-                f"{sample_id} takes {size} bytes. Pass a larger power of two."
+                f"`{self.field}` must hold class ids >= 0; got {labels.min()}. "
+                "Number the classes from 0."
             )
-        left = self._page_size - self._position % self._page_size
-        if size > left:
-            self._position += left
-        _move_pointers(sample.row, self._position, size)
-        self._stream.seek(self._position)
-        for blob in sample.blobs:
-            self._stream.write(blob.data if blob.size else b"\0")
-            self.allocations.append((sample_id, self._position, blob.size))
-            self._position += _room(blob)
-        return sample.row
-
-    def finish(self) -> int:
-        """Fill up the last page and return where the file ends."""
-        self._position = -(-self._position // self._page_size) * self._page_size
-        self._stream.truncate(self._position)
-        self._stream.seek(self._position)
-        return self._position
-
-
-def _encode_all(
-    samples: Sequence[tuple[Any, ...]],
-    fields: Mapping[str, Any],
-    dtype: np.dtype[Any],
-    num_workers: int,
-) -> Iterator[_Encoded]:
-    """Encode in parallel, yield in order, and hold at most a few samples per worker."""
-
-    def encode(sample_id: int) -> _Encoded:
-        try:
-            return _encode(samples[sample_id], fields, dtype)
-        except Exception as error:
+        if self.class_names and labels.max() >= len(self.class_names):
             raise ValueError(
-                f"`samples` must be encodable; got {error} in sample {sample_id}. "
-                "Mend or leave out that sample."
-            ) from error
+                f"`class_names` must name every class; got {len(self.class_names)} names and the "
+                f"label {labels.max()}. Add the missing names."
+            )
 
-    with ThreadPoolExecutor(num_workers) as pool:
-        ids = iter(range(len(samples)))
-        waiting: list[Future[_Encoded]] = [
-            pool.submit(encode, i) for i in islice(ids, 4 * num_workers)
-        ]
-        try:
-            while waiting:
-                yield waiting.pop(0).result()
-                waiting.extend(pool.submit(encode, i) for i in islice(ids, 1))
-        finally:
-            for future in waiting:
-                future.cancel()
+    def count(self, rows: NDArray[Any]) -> NDArray[np.int64]:
+        """Count the samples of each class."""
+        labels = self._of(rows)
+        if not labels.size:
+            return labels
+        return class_histogram(labels, len(self.class_names) or int(labels.max()) + 1)
 
-
-def _encode(sample: tuple[Any, ...], fields: Mapping[str, Any], dtype: np.dtype[Any]) -> _Encoded:
-    if len(sample) != len(fields):
-        raise ValueError(f"{len(sample)} values for {len(fields)} fields")
-    row = np.zeros(1, dtype=dtype)
-    blobs: list[NDArray[np.uint8]] = []
-    for column, field, value in zip(dtype.names or (), fields.values(), sample, strict=True):
-        field.encode(row[column], value, _allocator(blobs))
-    return _Encoded(row, blobs)
+    def _of(self, rows: NDArray[Any]) -> NDArray[np.int64]:
+        if self.field not in self.fields:
+            return np.zeros(0, dtype=np.int64)
+        labels: NDArray[np.int64] = rows[f"f{self.fields.index(self.field)}"]
+        return labels
 
 
-def _allocator(blobs: list[NDArray[np.uint8]]) -> Callable[[int], tuple[int, NDArray[np.uint8]]]:
-    def malloc(size: int) -> tuple[int, NDArray[np.uint8]]:
-        pointer = _MARK + sum(_room(blob) for blob in blobs)
-        blobs.append(np.empty(size, dtype=np.uint8))
-        return pointer, blobs[-1]
-
-    return malloc
-
-
-def _room(blob: NDArray[np.uint8]) -> int:
-    """Bytes that a blob takes: ffcv finds an extent by its start, so no two may share one."""
-    return max(1, blob.size)
-
-
-def _move_pointers(row: NDArray[Any], base: int, room: int) -> None:
-    for column in row.dtype.names or ():
-        values = row[column]
-        for part in [values[name] for name in values.dtype.names or ()] or [values]:
-            if part.dtype == np.uint64:
-                pointers = (part >= _MARK) & (part <= _MARK + room)
-                part[pointers] += np.uint64(base)
-                part[pointers] -= np.uint64(_MARK)
+def _key(
+    fields: Mapping[str, Any],
+    labels: _Labels,
+    written_by: Mapping[str, Any],
+    num_samples: int,
+    seed: int | None,
+    page_size: int | None,
+) -> str:
+    """Return a digest of all that the file's bytes depend on, but for the samples themselves."""
+    kinds = {name: [type(field).__qualname__, vars(field)] for name, field in fields.items()}
+    parts = [_FORMAT, kinds, labels.field, labels.class_names, written_by, num_samples, seed]
+    text = json.dumps([*parts, page_size], default=repr)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _descriptors(fields: Mapping[str, Any]) -> NDArray[Any]:
@@ -238,7 +225,10 @@ def _custom_classes(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_arguments(
-    samples: Sequence[tuple[Any, ...]], fields: Mapping[str, Any], label_field: str, page_size: int
+    samples: Sequence[tuple[Any, ...]],
+    fields: Mapping[str, Any],
+    label_field: str,
+    page_size: int | None,
 ) -> np.dtype[Any]:
     if not len(samples):
         raise ValueError("`samples` must hold at least one sample; got none. Check the dataset.")
@@ -254,31 +244,11 @@ def _check_arguments(
             f"`label_field` must be an IntField; got {label_field!r}, a "
             f"{type(fields[label_field]).__name__}. Name the field that holds the class ids."
         )
-    if page_size < MIN_PAGE_SIZE or page_size >= 1 << 32 or page_size & (page_size - 1):
+    if page_size is not None and (
+        page_size < MIN_PAGE_SIZE or page_size >= 1 << 32 or page_size & (page_size - 1)
+    ):
         raise ValueError(
             f"`page_size` must be a power of two from 2 MiB to 2 GiB; got {page_size}. "
             f"Pass {DEFAULT_PAGE_SIZE} or a multiple by two."
         )
     return layout.metadata_dtype([field.metadata_type for field in fields.values()])
-
-
-def _check_labels(
-    metadata: NDArray[Any],
-    fields: Mapping[str, Any],
-    label_field: str,
-    class_names: Sequence[str],
-) -> NDArray[np.int64]:
-    if label_field not in fields:
-        return np.zeros(0, dtype=np.int64)
-    labels = metadata[f"f{list(fields).index(label_field)}"]
-    if labels.min() < 0:
-        raise ValueError(
-            f"`{label_field}` must hold class ids >= 0; got {labels.min()}. "
-            "Number the classes from 0."
-        )
-    if class_names and labels.max() >= len(class_names):
-        raise ValueError(
-            f"`class_names` must name every class; got {len(class_names)} names and the label "
-            f"{labels.max()}. Add the missing names."
-        )
-    return class_histogram(labels, len(class_names) or int(labels.max()) + 1)

@@ -25,7 +25,7 @@ def gradients(count: int) -> list[NDArray[np.uint8]]:
 
 def write_images(path: Path, **options: Any) -> BetonIndex:
     samples = [(image, 0, number) for number, image in enumerate(gradients(5))]
-    return write_beton(path, samples, image_fields(**options))
+    return write_beton(path, samples, image_fields(**options), seed=None)
 
 
 def overwrite(index: BetonIndex, number: int, data: bytes) -> None:

@@ -91,7 +91,7 @@ def test_samples_lie_in_their_order_and_cross_no_page(tmp_path: Path) -> None:
     fields = {"a": BytesField(), "b": BytesField()}
     sizes = rng.integers(0, PAGE_SIZE // 3, (40, 2)).tolist()
     samples = [tuple(blob_of(size) for size in pair) for pair in sizes]
-    index = write_beton(tmp_path / "a.beton", samples, fields, page_size=PAGE_SIZE)
+    index = write_beton(tmp_path / "a.beton", samples, fields, page_size=PAGE_SIZE, seed=None)
     table = index.allocations
     assert table["sample_id"].tolist() == [number for number in range(40) for _ in range(2)]
     assert table["size"].tolist() == [size for pair in sizes for size in pair]
@@ -109,7 +109,7 @@ def test_no_two_extents_start_at_the_same_byte(tmp_path: Path) -> None:
     sizes = [(0, 3), (0, 0), (PAGE_SIZE - 1, 0)]
     samples = [tuple(blob_of(size) for size in pair) for pair in sizes]
     fields = {"a": BytesField(), "b": BytesField()}
-    index = write_beton(tmp_path / "a.beton", samples, fields, page_size=PAGE_SIZE)
+    index = write_beton(tmp_path / "a.beton", samples, fields, page_size=PAGE_SIZE, seed=None)
     assert index.allocations["size"].tolist() == [0, 3, 0, 0, PAGE_SIZE - 1, 0]
     assert len(set(index.allocations["ptr"].tolist())) == 6
 
@@ -118,7 +118,7 @@ def test_no_two_extents_start_at_the_same_byte(tmp_path: Path) -> None:
 def test_a_sample_may_fill_a_page(spare: int, tmp_path: Path) -> None:
     path = tmp_path / "a.beton"
     samples = blobs(PAGE_SIZE - spare, PAGE_SIZE - spare, 5)
-    index = write_beton(path, samples, BLOB, page_size=PAGE_SIZE)
+    index = write_beton(path, samples, BLOB, page_size=PAGE_SIZE, seed=None)
     starts = index.allocations["ptr"].astype(np.int64)
     assert (starts // PAGE_SIZE).tolist() == [1, 2, 3]
     data = path.read_bytes()
@@ -128,7 +128,7 @@ def test_a_sample_may_fill_a_page(spare: int, tmp_path: Path) -> None:
 
 
 def test_a_beton_without_extents_is_written(tmp_path: Path) -> None:
-    index = write_beton(tmp_path / "a.beton", [(3,), (1,)], LABEL)
+    index = write_beton(tmp_path / "a.beton", [(3,), (1,)], LABEL, seed=None)
     assert index.labels().tolist() == [3, 1]
     assert len(index.allocations) == 0
 
@@ -172,7 +172,7 @@ def test_the_stock_loader_reads_it(
         "label": IntField(),
     }
     samples = list(zip(notes, pictures, labels, strict=True))
-    index = write_beton(path, samples, fields, page_size=PAGE_SIZE)
+    index = write_beton(path, samples, fields, page_size=PAGE_SIZE, seed=None)
     assert len(index.page_table[0]) > 1
     loader = Loader(
         str(path),
@@ -235,9 +235,9 @@ def test_a_sample_larger_than_a_page_is_named(tmp_path: Path) -> None:
     samples = blobs(5, PAGE_SIZE + 1, 5)
     message = f"^`page_size` must hold the largest sample; got {PAGE_SIZE}, and sample 1 takes"
     with pytest.raises(ValueError, match=message):
-        write_beton(tmp_path / "a.beton", samples, BLOB, page_size=PAGE_SIZE)
+        write_beton(tmp_path / "a.beton", samples, BLOB, page_size=PAGE_SIZE, seed=None)
     assert list(tmp_path.iterdir()) == []
-    index = write_beton(tmp_path / "a.beton", samples, BLOB, page_size=2 * PAGE_SIZE)
+    index = write_beton(tmp_path / "a.beton", samples, BLOB, page_size=2 * PAGE_SIZE, seed=None)
     assert index.sample_bytes().tolist() == [5, PAGE_SIZE + 1, 5]
 
 

@@ -110,7 +110,7 @@ def test_inspect_says_what_a_beton_holds(run: Callable[..., Any], photos: Images
 
 
 def test_inspect_describes_a_beton_without_labels(run: Callable[..., Any], tmp_path: Path) -> None:
-    write_beton(tmp_path / "bare.beton", [(0.5,), (1.5,)], {"value": FloatField()})
+    write_beton(tmp_path / "bare.beton", [(0.5,), (1.5,)], {"value": FloatField()}, seed=None)
     result = run("inspect", tmp_path / "bare.beton")
     assert result["samples"] == 2
     assert "classes" not in result
@@ -306,7 +306,7 @@ def test_labels_that_are_no_class_ids_are_one_line(
     if kind == "negative":
         fields = {"x": IntField(), "other": IntField()}
         samples = [(0, -1)] * 10
-    write_beton(beton, samples, fields, label_field="x")
+    write_beton(beton, samples, fields, label_field="x", seed=None)
     field = ("--label-field", "other") if kind == "negative" else ()
     scores = ("--scores", files.lm_npz, "--keep=1")
     arguments: dict[str, tuple[str | Path, ...]] = {

@@ -96,7 +96,7 @@ def datasets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Dataset]:
     for mode in ("jpg", "raw", "smart"):
         image = RGBImageField(write_mode=mode, smart_threshold=SMART_THRESHOLD)
         fields = {"image": image, "label": IntField(), "identifier": IntField()}
-        index = write_beton(folder / f"{mode}.beton", samples, fields)
+        index = write_beton(folder / f"{mode}.beton", samples, fields, seed=None)
         found[mode] = Dataset(index.path, decoded(index))
     assert 0 < found["smart"].index.column("image")["mode"].sum() < len(images)
     return found

@@ -85,7 +85,7 @@ def write(kind: str, path: Path) -> Path:
     if custom:
         fields["stamp"] = StampField()
     if kind == "ours":
-        write_beton(path, samples, fields)
+        write_beton(path, samples, fields, seed=None)
     else:
         workers = 2 if kind == "two workers" else 1
         writer = DatasetWriter(str(path), fields, page_size=1 << 21, num_workers=workers)

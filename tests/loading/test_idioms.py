@@ -468,7 +468,7 @@ def test_custom_fields_are_loaded(cache: str, photos: Any, tmp_path: Path) -> No
     ]
     fields = {"image": PassthroughField(), "half": HalvesField(), "label": IntField()}
     rows = [(sample, number, number % 3) for number, sample in enumerate(samples)]
-    write_beton(path, rows, fields)
+    write_beton(path, rows, fields, seed=None)
     custom = {"image": RGBImageField, "half": HalvesField}
     decoder = CenterCropRGBImageDecoder((16, 16), ratio=1.0)
     theirs = PrunedLoader(

@@ -350,7 +350,7 @@ def test_custom_fields_are_loaded(tmp_path: Path) -> None:
 
     path = tmp_path / "custom.beton"
     fields = {"label": IntField(), "degrees": DegreesField()}
-    index = write_beton(path, [(number % 3, number / 4) for number in range(12)], fields)
+    index = write_beton(path, [(number % 3, number / 4) for number in range(12)], fields, seed=None)
     selection = Selection.of_classes(index, [1])
     loader = PrunedLoader(
         path, 2, selection=selection, custom_fields={"degrees": DegreesField}, relabel=True

@@ -21,7 +21,12 @@ LABELS = [0, 3, 1, 2, 5, 4, 9]
 @pytest.fixture(scope="module")
 def numbers(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("numbers") / "numbers.beton"
-    write_beton(path, [(label, -label) for label in LABELS], {"label": IntField(), "n": IntField()})
+    write_beton(
+        path,
+        [(label, -label) for label in LABELS],
+        {"label": IntField(), "n": IntField()},
+        seed=None,
+    )
     return path
 
 

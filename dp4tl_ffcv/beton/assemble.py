@@ -1,0 +1,267 @@
+"""Make a beton of samples that are encoded in parallel, and continue one that was left unfinished.
+
+The bytes of the file depend on the samples, their order and the page size alone: workers encode
+batches, and one process places them in order.
+"""
+
+import errno
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import IO, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..artifacts import locked_part, publish
+from ..progress import track
+from . import layout
+from .index import BetonIndex
+from .manifest import Manifest, write_manifest
+from .parts import MARK, Batch, Journal, PagedPart, Progress
+from .workers import map_ordered
+
+__all__ = ["DEFAULT_PAGE_SIZE", "Encoded", "Recipe", "allocator", "assemble"]
+
+DEFAULT_PAGE_SIZE = 1 << 23  # ffcv's own default
+BATCH = 16  # samples: what a worker hands over at a time
+PROBES = 4  # samples of an unfinished file that are looked at before it is continued
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """One sample before it has a place."""
+
+    row: NDArray[Any]
+    """Metadata `(1,)`; pointers count from `MARK`, the first byte of the sample."""
+    blobs: list[NDArray[np.uint8]]
+    """Its extents, in order."""
+
+
+def _admit(rows: NDArray[Any]) -> None:
+    """Find no fault with any metadata."""
+    del rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What goes into a beton."""
+
+    descriptors: NDArray[Any]
+    """Of the fields `(F,)`, of dtype `layout.FIELD`."""
+    dtype: np.dtype[Any]
+    """Of the metadata."""
+    order: NDArray[np.int64]
+    """Numbers of the samples `(N,)`, as they follow in the file."""
+    encode: Callable[[int], Encoded]
+    """Makes a sample of its number; called in worker processes."""
+    key: str
+    """Two recipes of one key make the same file."""
+    describe: Callable[[BetonIndex, tuple[dict[str, Any], ...]], Manifest]
+    """Makes the manifest of the file's tables and of the skipped samples."""
+    check: Callable[[NDArray[Any]], None] = _admit
+    """Raises ValueError for metadata that must not be written."""
+    name_of: Callable[[int], str] = str
+    """What a sample is called in messages."""
+    custom_fields: Mapping[str, Any] = field(default_factory=dict)
+
+
+def allocator(
+    blobs: list[NDArray[np.uint8]],
+) -> Callable[[int], tuple[int, NDArray[np.uint8]]]:
+    """Return the function by which a field's `encode` asks for the bytes of an extent."""
+
+    def malloc(size: int) -> tuple[int, NDArray[np.uint8]]:
+        pointer = MARK + sum(max(1, blob.size) for blob in blobs)
+        blobs.append(np.empty(size, dtype=np.uint8))
+        return pointer, blobs[-1]
+
+    return malloc
+
+
+def assemble(
+    target: Path,
+    recipe: Recipe,
+    *,
+    page_size: int | None,
+    num_workers: int,
+    on_error: Literal["raise", "skip"],
+) -> BetonIndex:
+    """Write a beton and its manifest, atomically, continuing what a killed run left.
+
+    Memory: two batches of 16 encoded samples per worker, what was placed since the last record
+    (128 MiB or 5 s of metadata), and the tables of the index that is returned.
+
+    Args:
+        target: the beton.
+        recipe: what goes into it.
+        page_size: bytes; None takes 8 MiB and doubles it until the largest sample fits.
+        num_workers: processes that encode; 0 encodes in this one.
+        on_error: raise the first sample's error, or leave such samples out and list them.
+
+    Raises:
+        ValueError: a sample cannot be encoded or does not fit, or none is left.
+        RuntimeError: a worker process died.
+        OSError: the disk is full or failed.
+    """
+    journal = Journal(target)
+    with locked_part(target) as stream:
+        try:
+            progress = _continued(stream, journal, recipe, on_error)
+            progress = progress or _from_start(journal, recipe, page_size)
+            tables_at = layout.HEADER.itemsize + recipe.descriptors.nbytes
+            with PagedPart(stream, journal, progress, tables_at, grows=page_size is None) as pages:
+                _place_all(pages, recipe, num_workers, on_error)
+                index = _finish(stream, journal.part, pages, recipe)
+            write_manifest(target, recipe.describe(index, pages.progress.skipped))
+            os.fsync(stream.fileno())
+            journal.remove()  # not after the file has its name, when another process may write
+            publish(stream, journal.part, target)
+        except BaseException as error:
+            _leave(journal, error)
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise _full(error, target) from error
+            raise
+    index.path = target
+    return index
+
+
+def _place_all(
+    pages: PagedPart, recipe: Recipe, num_workers: int, on_error: Literal["raise", "skip"]
+) -> None:
+    left = recipe.order[pages.progress.done :]
+    chunks = (left[at : at + BATCH] for at in range(0, len(left), BATCH))
+    encode = partial(_encode_batch, recipe, on_error == "raise")
+    batches = map_ordered(encode, chunks, num_workers)
+    watched = track(
+        batches, total=len(left), description="write samples", unit="samples", scale=BATCH
+    )
+    for batch in watched:
+        if batch.skipped and on_error == "raise":
+            raise _unencodable(batch.skipped[0])
+        recipe.check(batch.rows)
+        lost = {each["sample"] for each in batch.skipped}
+        done = pages.progress.done
+        chunk = recipe.order[done : done + len(batch.rows) + len(batch.skipped)]
+        pages.place(batch, [number for number in chunk.tolist() if number not in lost])
+    if not pages.progress.placed:
+        raise _unencodable(pages.progress.skipped[0])
+
+
+def _encode_batch(recipe: Recipe, stop_early: bool, numbers: NDArray[np.int64]) -> Batch:
+    rows, blobs, extents, skipped = [], [], [], []
+    for number in numbers.tolist():
+        try:
+            encoded = recipe.encode(number)
+        except Exception as error:  # whatever a dataset or a codec raises
+            text = str(error) or type(error).__name__
+            skipped.append({"sample": number, "name": recipe.name_of(number), "error": text})
+            if stop_early:
+                break
+            continue
+        rows.append(encoded.row)
+        extents.append(len(encoded.blobs))
+        blobs += encoded.blobs
+    table = np.zeros(len(rows), dtype=recipe.dtype)  # with zeros between the columns, too
+    for place, row in enumerate(rows):
+        table[place] = row[0]
+    return Batch(
+        rows=table,
+        extents=np.array(extents, dtype=np.int64),
+        sizes=np.array([blob.size for blob in blobs], dtype=np.int64),
+        data=b"".join(blob.data if blob.size else b"\0" for blob in blobs),
+        skipped=skipped,
+    )
+
+
+def _finish(stream: IO[bytes], part: Path, pages: PagedPart, recipe: Recipe) -> BetonIndex:
+    table_at = pages.finish()
+    header = np.zeros(1, dtype=layout.HEADER)
+    header["version"], header["num_fields"] = layout.VERSION, len(recipe.descriptors)
+    header["page_size"] = pages.progress.page_size
+    header["num_samples"] = pages.progress.placed
+    header["alloc_table_ptr"] = table_at
+    stream.seek(0)
+    stream.write(header.tobytes() + recipe.descriptors.tobytes())
+    stream.flush()
+    return BetonIndex.open(part, custom_fields=recipe.custom_fields)
+
+
+def _from_start(journal: Journal, recipe: Recipe, page_size: int | None) -> Progress:
+    journal.remove()
+    size = page_size or DEFAULT_PAGE_SIZE
+    tables = layout.HEADER.itemsize + recipe.descriptors.nbytes
+    tables += len(recipe.order) * recipe.dtype.itemsize
+    return Progress(key=recipe.key, page_size=size, position=-(-tables // size) * size)
+
+
+def _continued(
+    stream: IO[bytes], journal: Journal, recipe: Recipe, on_error: Literal["raise", "skip"]
+) -> Progress | None:
+    """Return how far an unfinished file of this recipe came, after a look at some samples of it."""
+    progress = journal.read()
+    if progress is None or progress.key != recipe.key or not progress.placed:
+        return None
+    if progress.skipped and on_error == "raise":
+        return None  # these samples may have been mended
+    lost = np.array([each["sample"] for each in progress.skipped], dtype=np.int64)
+    kept = recipe.order[: progress.done]
+    kept = kept[~np.isin(kept, lost)]
+    if len(kept) != progress.placed:
+        return None
+    with journal.table.open("rb") as table:
+        data = table.read(progress.extents * layout.ALLOCATION.itemsize)
+    table_rows = np.frombuffer(data, dtype=layout.ALLOCATION)
+    for sample_id in {int(place) for place in np.linspace(0, len(kept) - 1, PROBES)}:
+        if not _is_stored(stream, table_rows, sample_id, int(kept[sample_id]), recipe):
+            return None
+    return progress
+
+
+def _is_stored(
+    stream: IO[bytes], table: NDArray[Any], sample_id: int, number: int, recipe: Recipe
+) -> bool:
+    try:
+        blobs = recipe.encode(number).blobs
+    except Exception:  # the sample is not what it was
+        return False
+    # Rows ascend by sample.
+    first = np.searchsorted(table["sample_id"], sample_id)
+    rows = table[first : first + len(blobs)]
+    if rows["sample_id"].tolist() != [sample_id] * len(blobs):
+        return False
+    for row, blob in zip(rows, blobs, strict=True):
+        stream.seek(int(row["ptr"]))
+        if stream.read(int(row["size"])) != blob.tobytes():
+            return False
+    return True
+
+
+def _unencodable(skipped: Mapping[str, Any]) -> ValueError:
+    number, name = skipped["sample"], skipped["name"]
+    named = "" if name == str(number) else f" ({name})"
+    return ValueError(
+        f"`samples` must be encodable; got {skipped['error']} in sample {number}{named}. "
+        "Mend or leave out that sample."
+    )
+
+
+def _full(error: OSError, target: Path) -> OSError:
+    full = OSError(
+        error.errno,
+        f"`path` must have room; the disk of {str(target)!r} is full. Free some space.",
+    )
+    for note in getattr(error, "__notes__", ()):
+        full.add_note(note)
+    return full
+
+
+def _leave(journal: Journal, error: BaseException) -> None:
+    """After a failure: keep what can be continued, delete what cannot."""
+    if journal.written():
+        error.add_note("What is written so far is kept: run it again to continue.")
+        return
+    journal.remove()
+    journal.part.unlink(missing_ok=True)

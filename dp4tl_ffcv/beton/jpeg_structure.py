@@ -1,0 +1,72 @@
+"""Walk through the markers of a JPEG (ITU-T T.81, annex B), without decoding it."""
+
+import re
+from dataclasses import dataclass
+
+from PIL import Image
+
+__all__ = ["JpegStructure", "read_structure"]
+
+_START = b"\xff\xd8\xff"
+_END, _SCAN, _APP1 = 0xD9, 0xDA, 0xE1
+_FRAMES = (0xC0, 0xC1, 0xC2)  # baseline, extended and progressive, with Huffman codes
+_OTHER_FRAMES = (0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF)
+# In coded data, 0xFF is followed by 0 or a restart's number; anything else is a marker.
+_MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])")
+_EXIF, _ORIENTATION = b"Exif\0\0", 0x0112
+
+
+@dataclass(frozen=True, slots=True)
+class JpegStructure:
+    """What the markers of a JPEG say."""
+
+    components: int
+    """Of its frame; 0 when it has none, or one that few decoders know."""
+    orientation: int
+    """EXIF's: 1 is upright, which is also that of an image without."""
+    is_whole: bool
+    """One frame, at least one scan, and nothing missing up to the end marker."""
+
+
+def read_structure(data: bytes) -> JpegStructure | None:
+    """Read the structure of a JPEG; None for data that is none.
+
+    Coded data is searched for markers, but not decoded: damage within it may stay unseen.
+    """
+    if not data.startswith(_START):
+        return None
+    components, orientation, frames, scans = 0, 1, 0, 0
+    position = 2
+    while (found := _MARKER.match(data, position)) is not None:
+        marker, position = found[1][0], found.end()
+        if marker == _END:
+            whole = frames == 1 and scans > 0
+            return JpegStructure(components, orientation, whole)
+        length = int.from_bytes(data[position : position + 2], "big")
+        segment = data[position + 2 : position + length]
+        if length < 2 or len(segment) != length - 2:
+            break
+        position += length
+        if marker in _FRAMES and len(segment) > 5 and segment[0] == 8:  # bits per component
+            components, frames = segment[5], frames + 1
+        elif marker in _FRAMES or marker in _OTHER_FRAMES:
+            components, frames = 0, frames + 1
+        elif marker == _APP1 and segment.startswith(_EXIF):
+            orientation = _orientation(segment)
+        elif marker == _SCAN:
+            scans += 1
+            following = _MARKER.search(data, position)
+            if following is None:
+                break
+            position = following.start()
+    return JpegStructure(components, orientation, False)
+
+
+def _orientation(segment: bytes) -> int:
+    exif = Image.Exif()
+    try:
+        exif.load(segment)
+        found = exif.get(_ORIENTATION, 1)
+    except Exception:  # Pillow raises several kinds for damaged EXIF data, which is no reason
+        return 1  # to give up the image
+    return found if isinstance(found, int) and 1 <= found <= 8 else 1

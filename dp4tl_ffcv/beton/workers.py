@@ -1,0 +1,84 @@
+"""Call a function in processes of its own, and hand its results on in order."""
+
+import ctypes
+import os
+import signal
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from itertools import islice
+from multiprocessing import get_context
+from typing import Any, TypeVar
+
+__all__ = ["check_num_workers", "map_ordered"]
+
+_Task = TypeVar("_Task")
+_Result = TypeVar("_Result")
+
+_DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG
+
+_function: Callable[[Any], Any]  # in a worker process
+
+
+def check_num_workers(num_workers: int | None) -> int:
+    """Return the number of processes that is meant: None is one per core that this one may use.
+
+    Raises:
+        ValueError: it is negative.
+    """
+    if num_workers is None:
+        return len(os.sched_getaffinity(0))
+    if num_workers < 0:
+        raise ValueError(
+            f"`num_workers` must be at least 0; got {num_workers}. 0 works in this process, None "
+            "takes one process per core."
+        )
+    return num_workers
+
+
+def map_ordered(
+    function: Callable[[_Task], _Result], tasks: Iterable[_Task], num_workers: int
+) -> Iterator[_Result]:
+    """Yield `function(task)` for each task in order, with two tasks per process under way.
+
+    The processes are forked, so that `function` need not be picklable, sees what this process has
+    imported and shares its memory; tasks and results are pickled. With 0 workers the calls are
+    made here.
+
+    Raises:
+        RuntimeError: a process died. Exceptions of `function` are raised as they are.
+    """
+    if num_workers == 0:
+        yield from map(function, tasks)
+        return
+    remaining = iter(tasks)
+    initial = (function, os.getpid())
+    pool = ProcessPoolExecutor(num_workers, get_context("fork"), _start, initial)
+    waiting: deque[Future[_Result]] = deque()
+    try:
+        waiting.extend(pool.submit(_call, task) for task in islice(remaining, 2 * num_workers))
+        while waiting:
+            yield waiting.popleft().result()
+            waiting.extend(pool.submit(_call, task) for task in islice(remaining, 1))
+    except BrokenProcessPool as error:
+        raise RuntimeError(
+            f"`num_workers` must be what memory allows; got {num_workers}, and a worker process "
+            "died. Look for what killed it (the kernel's log tells of memory), or pass fewer."
+        ) from error
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _start(function: Callable[[Any], Any], parent: int) -> None:
+    """Make ready a worker process."""
+    global _function
+    _function = function
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then ends us
+    ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)  # it was killed before we asked for that
+
+
+def _call(task: Any) -> Any:
+    return _function(task)
