@@ -43,14 +43,20 @@ MAY_ALSO = {"train.demo": {"writers"}}
 # Third-party package -> the modules, with all below them, that may import it.
 MODELS = ("dp4tl_ffcv.scoring.surrogate", "dp4tl_ffcv.scoring.gradients")
 RUNNING = ("dp4tl_ffcv.loading", "train", "benchmarks")
+WRITING = ("dp4tl_ffcv.beton.write", "dp4tl_ffcv.beton.image_field", "dp4tl_ffcv.beton.ffcv_types")
 THIRD_PARTY = {
     "torch": (*MODELS, *RUNNING),
     "torchvision": (*MODELS, *RUNNING),
-    "ffcv": ("dp4tl_ffcv.beton.write", "dp4tl_ffcv.beton.decode", *RUNNING),
-    "numba": ("dp4tl_ffcv.kernels", "dp4tl_ffcv.loading", "benchmarks"),
+    "ffcv": (*WRITING, *RUNNING),
+    "numba": (
+        "dp4tl_ffcv.kernels",
+        "dp4tl_ffcv.beton.ffcv_types",
+        "dp4tl_ffcv.loading",
+        "benchmarks",
+    ),
     "llvmlite": ("dp4tl_ffcv.kernels", "dp4tl_ffcv.loading"),
 }
-INSIDE_FUNCTIONS = {"torch": ("dp4tl_ffcv.selection.exports",)}
+INSIDE_FUNCTIONS = {"torch": ("dp4tl_ffcv.selection.exports",), "torchvision": ("writers",)}
 KERNELS_NEED = {"numpy", "numba", "llvmlite", "threadpoolctl"} | sys.stdlib_module_names
 
 

@@ -13,11 +13,14 @@ from PIL import Image, ImageOps
 
 from ..kernels import resize_area
 from . import layout, turbojpeg
+from .ffcv_types import keep_types_whole
 from .jpeg_structure import JpegStructure, read_structure
 
 __all__ = ["ImageField"]
 
 ImageValue: TypeAlias = "bytes | str | os.PathLike[str] | Image.Image | NDArray[np.uint8]"
+
+keep_types_whole()  # before anything here is compiled
 
 _MODES = {name: number for number, name in layout.IMAGE_MODES.items()}
 _LONGEST_SIDE = (1 << 16) - 1  # the metadata has 16 bits for it

@@ -1,9 +1,7 @@
 """What ffcv calls a memory manager: how compiled code gets from an address to a sample's bytes.
 
-ffcv's own managers build Python sets of all samples and pages of the file, and describe their state
-to numba by editing shared type objects (`state_type` sets `mutable` on `uint8[::1]`). The latter
-changes their hash under every table that numba keeps them in: a second Loader then fails with a
-KeyError at random, or prints one when it is freed. Neither happens here.
+ffcv's own managers build Python sets of all samples and pages of the file, and edit type objects
+that numba shares (see `beton.ffcv_types`). Neither happens here.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,11 +14,14 @@ from ffcv.pipeline.compiler import Compiler
 from numpy.typing import NDArray
 
 from ..beton import BetonIndex
+from ..beton.ffcv_types import keep_types_whole
 from ..kernels.compiled import compiled
 from .caches import Cache, EpochReads
 from .workspace import Workspace
 
 __all__ = ["EpochMemory", "RetainedMemory", "bytes_at"]
+
+keep_types_whole()  # before anything here is compiled
 
 
 @compiled()
