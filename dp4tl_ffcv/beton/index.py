@@ -69,7 +69,8 @@ class BetonIndex:
             BetonError: the file is not a finished beton of version 2, is truncated, or its tables
                 point outside of it.
         """
-        index = cls(Path(path), *read_tables(Path(path), custom_fields or {}))
+        read = read_tables(Path(path), custom_fields or {})
+        index = cls(Path(path), read.header, read.fields, read.metadata, read.allocations)
         index._custom_fields = custom_fields or {}
         return index
 
@@ -81,14 +82,14 @@ class BetonIndex:
             BetonError: they were released, and the file has been replaced since.
         """
         if self._allocations is None:
-            header, _, metadata, allocations = read_tables(self.path, self._custom_fields)
-            if header != self.header or metadata.tobytes() != self.metadata.tobytes():
+            read = read_tables(self.path, self._custom_fields)
+            if read.header != self.header or read.metadata.tobytes() != self.metadata.tobytes():
                 raise BetonError(
                     f"`path` must stay the beton that was opened; got another in {str(self.path)!r}"
                     ". Open it again."
                 )
-            allocations.setflags(write=False)
-            self._allocations = allocations
+            read.allocations.setflags(write=False)
+            self._allocations = read.allocations
         return self._allocations
 
     def release_allocations(self) -> None:

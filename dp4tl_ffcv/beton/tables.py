@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ..errors import BetonError
 from . import layout
 
-__all__ = ["FieldInfo", "read_tables"]
+__all__ = ["FieldInfo", "Tables", "load_tables", "read_tables"]
 
 # Rows that are looked at together: they stay in the processor's cache, and what is made of them is
 # small beside the tables of a large file.
@@ -30,14 +30,43 @@ class FieldInfo:
     """Name of its column in the metadata table: `f0`, `f1`, ..."""
 
 
-def read_tables(
-    path: Path, custom_fields: Mapping[str, Any]
-) -> tuple[Any, tuple[FieldInfo, ...], NDArray[Any], NDArray[Any]]:
-    """Return header, fields, metadata and allocation table, checked against each other.
+@dataclass(frozen=True, slots=True)
+class Tables:
+    """The tables of a beton as they are in the file, right or wrong."""
+
+    header: Any
+    descriptors: NDArray[Any]
+    fields: tuple[FieldInfo, ...]
+    metadata: NDArray[Any]
+    allocations: NDArray[Any]
+    data_start: int
+    """Where the tables at the beginning of the file end."""
+
+    @property
+    def data_end(self) -> int:
+        """Where the allocation table starts."""
+        return int(self.header["alloc_table_ptr"])
+
+
+def read_tables(path: Path, custom_fields: Mapping[str, Any]) -> Tables:
+    """Return the tables of a beton, checked against each other.
 
     Raises:
         FileNotFoundError: there is no such file.
         BetonError: the file is no finished, whole beton of version 2.
+    """
+    tables = load_tables(path, custom_fields)
+    _check_allocations(tables, path)
+    _check_pointers(tables.fields, tables.metadata, tables.allocations, path)
+    return tables
+
+
+def load_tables(path: Path, custom_fields: Mapping[str, Any]) -> Tables:
+    """Read the tables of a beton, and check no more than that they can be told apart.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        BetonError: the file is no beton of version 2, is unfinished, or ends within a table.
     """
     with path.open("rb") as stream:
         size = os.fstat(stream.fileno()).st_size
@@ -46,16 +75,14 @@ def read_tables(
         fields, columns = _describe_fields(descriptors, custom_fields, path)
         dtype = layout.metadata_dtype(columns)
         num_samples, table_at = int(header["num_samples"]), int(header["alloc_table_ptr"])
-        tables_end = stream.tell() + num_samples * dtype.itemsize
-        if tables_end > table_at:
+        data_start = stream.tell() + num_samples * dtype.itemsize
+        if data_start > table_at:
             raise _damaged(path, f"metadata of {num_samples} samples overlaps other tables")
         metadata = _read(stream, dtype, num_samples, path)
         stream.seek(table_at)
         rows = (size - table_at) // layout.ALLOCATION.itemsize
         allocations = _read(stream, layout.ALLOCATION, rows, path)
-    _check_allocations(allocations, num_samples, tables_end, table_at, path)
-    _check_pointers(fields, metadata, allocations, path)
-    return header, fields, metadata, allocations
+    return Tables(header, descriptors, fields, metadata, allocations, data_start)
 
 
 def _read_header(stream: Any, path: Path, size: int) -> Any:
@@ -116,11 +143,11 @@ def _describe_fields(
     return tuple(fields), columns
 
 
-def _check_allocations(
-    table: NDArray[Any], num_samples: int, data_start: int, data_end: int, path: Path
-) -> None:
+def _check_allocations(tables: Tables, path: Path) -> None:
+    table = tables.allocations
+    bounds = (len(tables.metadata), tables.data_start, tables.data_end)
     for start in range(0, len(table), _BLOCK):
-        _check_extents(table[start : start + _BLOCK], num_samples, data_start, data_end, path)
+        _check_extents(table[start : start + _BLOCK], *bounds, path)
 
 
 def _check_extents(

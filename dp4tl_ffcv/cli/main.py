@@ -10,10 +10,11 @@ from ..errors import one_line_errors
 from .commands import Export, Features, Inspect, Select
 from .output import Output
 from .score import Score
+from .verify import Verify
 
 __all__ = ["main"]
 
-Verb = Inspect | Features | Score | Select | Export
+Verb = Inspect | Verify | Features | Score | Select | Export
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -28,12 +29,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
     output: Output = verb.output
     with one_line_errors("dp4tl", debug=output.debug):
         result = verb.run()
-    print(json.dumps(result, indent=2) if output.json else _as_text(result))
+        print(json.dumps(result, indent=2) if output.json else _as_text(result))
+        if isinstance(verb, Verify):
+            verb.conclude(result)
 
 
 def _as_text(result: Mapping[str, Any]) -> str:
     width = max(len(name) for name in result)
-    return "\n".join(f"{name:<{width}}  {_as_cell(value)}" for name, value in result.items())
+    return "\n".join(
+        f"{'' if number else name:<{width}}  {cell}"
+        for name, value in result.items()
+        for number, cell in enumerate(_as_cells(value))
+    )
+
+
+def _as_cells(value: Any) -> list[str]:
+    """Return the lines of a value: records take one each, all else takes one."""
+    if not isinstance(value, list) or not all(isinstance(part, Mapping) for part in value):
+        return [_as_cell(value)]
+    more = [f"... ({len(value)})"] if len(value) > 12 else []
+    return [*map(_as_cell, value[:12]), *more]
 
 
 def _as_cell(value: Any) -> str:

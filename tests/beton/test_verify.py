@@ -1,0 +1,528 @@
+"""`verify`: no problem with what is good, and each kind of damage found in what is not."""
+
+import errno
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import tracemalloc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from ffcv.fields import BytesField, FloatField, IntField
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from dp4tl_ffcv import BetonError, BetonIndex, write_beton
+from dp4tl_ffcv.artifacts import write_json
+from dp4tl_ffcv.beton import layout, turbojpeg
+from dp4tl_ffcv.beton.manifest import manifest_path
+from dp4tl_ffcv.beton.verify import Verification, _map_ordered, verify
+from tests.beton.conftest import PAGE_SIZE, every_field, every_sample, write_stock
+from tests.conftest import Images
+
+TINY = 8 * 8 * 3  # bytes of an image of the tiny beton
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The tables of a beton, to be written to."""
+
+    header: Any
+    descriptors: NDArray[Any]
+    metadata: NDArray[Any]
+    table: NDArray[Any]
+
+
+@contextmanager
+def damage(path: Path) -> Iterator[Parts]:
+    """Change the tables of a beton."""
+    index = BetonIndex.open(path)
+    data = np.fromfile(path, dtype=np.uint8)
+    fields_at, fields = layout.HEADER.itemsize, len(index.fields) * layout.FIELD.itemsize
+    metadata_at, table_at = fields_at + fields, int(index.header["alloc_table_ptr"])
+    yield Parts(
+        data[:fields_at].view(layout.HEADER)[0],
+        data[fields_at:metadata_at].view(layout.FIELD),
+        data[metadata_at : metadata_at + index.metadata.nbytes].view(index.metadata.dtype),
+        data[table_at:].view(layout.ALLOCATION),
+    )
+    data.tofile(path)
+
+
+def found(result: Verification) -> set[tuple[str, int | None]]:
+    assert result.num_problems == len(result.problems)
+    return {(problem.kind, problem.sample_id) for problem in result.problems}
+
+
+def known_fields() -> tuple[dict[str, Any], list[tuple[Any, ...]]]:
+    """Fields of each kind that ffcv has, and samples: the custom fields are the last two."""
+    fields, samples = every_field(), every_sample()
+    return dict(list(fields.items())[:-2]), [sample[:-2] for sample in samples]
+
+
+@pytest.fixture
+def known(tmp_path: Path) -> Path:
+    """A beton of them, by ffcv's writer."""
+    fields, samples = known_fields()
+    return write_stock(tmp_path / "known.beton", samples, fields)
+
+
+@pytest.fixture
+def jpegs(photos: Images, tmp_path: Path) -> Path:
+    """A copy of 120 photos, without a manifest."""
+    return Path(shutil.copyfile(photos.path, tmp_path / "jpegs.beton"))
+
+
+def place(path: Path, sample_id: int) -> tuple[int, int]:
+    """Where the image of a sample lies, and its bytes."""
+    _, ptr, size = BetonIndex.open(path).extents([sample_id])[0].tolist()
+    return ptr, size
+
+
+def put(path: Path, at: int, data: bytes) -> None:
+    with path.open("r+b") as stream:
+        stream.seek(at)
+        stream.write(data)
+
+
+# What is good.
+
+
+def test_betons_of_every_writer_have_no_problem(written: Any) -> None:
+    result = verify(written.path, decode=True, custom_fields=written.custom_fields)
+    count = len(written.samples)
+    assert result == Verification(count, 7 * count, 2 * count, (), 0)
+    assert result.is_sound
+
+
+def test_every_extent_has_its_record_where_all_fields_are_known(known: Path) -> None:
+    again = known.with_name("again.beton")
+    fields, samples = known_fields()
+    write_beton(again, samples, fields, page_size=PAGE_SIZE)
+    for path in (known, again):
+        assert verify(path, decode=True).problems == ()
+
+
+@pytest.mark.parametrize("sizes", [(0, 4, 0), (0, 0, 0), (4, 0, 0, 0, 5)])
+def test_empty_bytes_of_ffcvs_writer_are_no_problem(sizes: tuple[int, ...], tmp_path: Path) -> None:
+    samples = [
+        (np.zeros(size, dtype=np.uint8), np.ones(size % 3, dtype=np.uint8)) for size in sizes
+    ]
+    path = write_stock(tmp_path / "a.beton", samples, {"a": BytesField(), "b": BytesField()})
+    assert verify(path).problems == ()
+
+
+def test_a_beton_without_extents_has_no_problem(tmp_path: Path) -> None:
+    path = write_stock(tmp_path / "a.beton", [(1, 0.5)], {"a": IntField(), "b": FloatField()})
+    assert verify(path, decode=True) == Verification(1, 0, 0, (), 0)
+
+
+def test_integers_other_than_labels_may_be_negative(tmp_path: Path) -> None:
+    path = write_stock(tmp_path / "a.beton", [(-1,)], {"a": IntField()})
+    assert verify(path).is_sound
+
+
+# Files that are no whole betons.
+
+
+def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        verify(tmp_path / "none.beton")
+
+
+def test_what_cannot_be_read_is_one_problem(
+    unfinished: Path, truncated: Path, tmp_path: Path
+) -> None:
+    text, empty = tmp_path / "text.beton", tmp_path / "empty.beton"
+    text.write_text("no beton at all, but long enough for a header\n")
+    empty.touch()
+    for path in (unfinished, truncated, text, empty):
+        result = verify(path, decode=True)
+        assert (result.samples, result.extents, result.decoded) == (0, 0, 0)
+        assert found(result) == {("tables", None)}
+        with pytest.raises(BetonError) as error:
+            BetonIndex.open(path)
+        assert result.problems[0].message == str(error.value)
+
+
+def test_metadata_beyond_the_allocation_table_is_found(tiny: Path) -> None:
+    with damage(tiny) as parts:
+        parts.header["num_samples"] = 1 << 40
+    (problem,) = verify(tiny).problems
+    assert problem.kind == "tables"
+    assert str(1 << 40) in problem.message
+
+
+def test_the_class_of_a_custom_field_must_be_given(written: Any) -> None:
+    with pytest.raises(BetonError, match="`custom_fields` must"):
+        verify(written.path)
+
+
+def test_bytes_behind_the_tables_are_found(tiny: Path, tiny_bytes: bytes) -> None:
+    tiny.write_bytes(tiny_bytes + b"abc")
+    assert found(verify(tiny)) == {("tables", None)}
+    tiny.write_bytes(tiny_bytes + bytes(48))
+    assert BetonIndex.open(tiny).num_samples == 6
+    assert found(verify(tiny)) == {("unused", 0)}
+
+
+def test_a_table_cut_between_two_rows_is_found(tiny: Path, tiny_bytes: bytes) -> None:
+    tiny.write_bytes(tiny_bytes[:-48])
+    assert found(verify(tiny)) == {("pointer", 4), ("pointer", 5)}
+
+
+# Damage to the tables.
+
+Change = Callable[[Parts], Any]
+
+
+def change(name: str, row: int, value: int) -> Change:
+    """Make a change to a part of the image's record, or to `label`."""
+
+    def apply(parts: Parts) -> None:
+        column = parts.metadata["f1"] if name == "label" else parts.metadata["f0"][name]
+        column[row] = value
+
+    return apply
+
+
+def extent(name: str, row: int, value: int) -> Change:
+    return lambda parts: parts.table[name].__setitem__(row, value)
+
+
+def move(row: int, by: int) -> Change:
+    """Make a change that moves an extent, and its record with it."""
+
+    def apply(parts: Parts) -> None:
+        place = int(parts.table["ptr"][row]) + by
+        parts.table["ptr"][row] = parts.metadata["f0"]["data_ptr"][row] = place
+
+    return apply
+
+
+def point_to_that_of(other: int, row: int) -> Change:
+    def apply(parts: Parts) -> None:
+        parts.metadata["f0"]["data_ptr"][row] = parts.metadata["f0"]["data_ptr"][other]
+
+    return apply
+
+
+def page_of_256(parts: Parts) -> None:
+    parts.header["page_size"] = 256
+
+
+@pytest.mark.parametrize(
+    ("apply", "expected"),
+    [
+        (extent("sample_id", 2, 6), {("owner", 6), ("pointer", 2)}),
+        (extent("sample_id", 2, 3), {("pointer", 2), ("unused", 3)}),
+        (extent("size", 3, 1 << 63), {("bounds", 3), ("size", 3)}),
+        (extent("ptr", 1, 100), {("bounds", 1), ("pointer", 1), ("unused", 1)}),
+        (extent("ptr", 1, 2**64 - 8), {("bounds", 1), ("pointer", 1), ("unused", 1)}),
+        (page_of_256, {("page", 1), ("page", 2), ("page", 5)}),
+        (move(4, -TINY), {("start", 4)}),
+        (move(4, -10), {("overlap", 4)}),
+        (extent("size", 0, 3 * TINY), {("overlap", 1), ("overlap", 2), ("size", 0)}),
+        (extent("size", 5, TINY - 1), {("size", 5)}),
+        (change("data_ptr", 5, 7), {("pointer", 5), ("unused", 5)}),
+        (point_to_that_of(0, 5), {("pointer", 5), ("unused", 5)}),
+        (change("height", 2, 7), {("size", 2)}),
+        (change("mode", 1, 2), {("image", 1)}),
+        (change("width", 1, 0), {("image", 1)}),
+        (change("height", 4, 0), {("image", 4)}),
+        (change("label", 3, -1), {("label", 3)}),
+    ],
+)
+def test_damage_to_the_tables_is_found(
+    apply: Change, expected: set[tuple[str, int]], tiny: Path
+) -> None:
+    with damage(tiny) as parts:
+        apply(parts)
+    result = verify(tiny)
+    assert found(result) == expected
+    for problem in result.problems:
+        assert problem.message
+
+
+def test_messages_name_places_and_the_other_sample(tiny: Path) -> None:
+    start = BetonIndex.open(tiny).extents([0])["ptr"][0]
+    with damage(tiny) as parts:
+        parts.table["size"][0] = 3 * TINY
+        parts.metadata["f1"][3] = -5
+    messages = {(each.kind, each.sample_id): each.message for each in verify(tiny).problems}
+    assert messages["overlap", 2] == (
+        f"its extent of {TINY} bytes at byte {start + 2 * TINY} overlaps one of sample 0"
+    )
+    assert messages["size", 0] == f"'image' has {3 * TINY} bytes, and should have {TINY}"
+    assert messages["label", 3] == "its label is -5"
+
+
+def test_all_problems_are_counted_and_the_first_kept(tmp_path: Path) -> None:
+    path = write_stock(tmp_path / "a.beton", [(1,)] * 1500, {"label": IntField()}, chunk=1500)
+    with damage(path) as parts:
+        parts.metadata["f0"] = -1
+    result = verify(path)
+    assert result.num_problems == 1500
+    assert [problem.sample_id for problem in result.problems] == list(range(1000))
+    assert not result.is_sound
+
+
+@pytest.mark.parametrize("name", ["blob", "info", "vector", "tensor"])
+def test_a_size_that_is_not_the_fields_is_found(name: str, known: Path) -> None:
+    index = BetonIndex.open(known)
+    place = index.column(name)["ptr"][7] if name in ("blob", "info") else index.column(name)[7]
+    with damage(known) as parts:
+        parts.table["size"][parts.table["ptr"] == place] -= np.uint64(1)
+    assert found(verify(known)) == {("size", 7)}
+
+
+def test_a_field_whose_type_cannot_be_read_is_found(known: Path) -> None:
+    with damage(known) as parts:
+        parts.descriptors["arguments"][6, 256 + 8 : 256 + 11] = ord("?")
+    assert found(verify(known)) == {("tables", None)}
+
+
+def test_a_lost_extent_of_a_custom_field_is_found(stamps: dict[str, Any], tmp_path: Path) -> None:
+    path = write_stock(tmp_path / "a.beton", **stamps)
+    classes = {"stamp": type(stamps["fields"]["stamp"])}
+    assert verify(path, custom_fields=classes).is_sound
+    put(path, path.stat().st_size - 16, np.uint64(PAGE_SIZE + 1000).tobytes())
+    assert found(verify(path, custom_fields=classes)) == {("pointer", 5)}
+
+
+@settings(
+    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(position=st.integers(0, 10**6), content=st.binary(min_size=1, max_size=12))
+def test_whatever_open_refuses_has_a_problem(
+    position: int, content: bytes, tiny_bytes: bytes, tmp_path: Path
+) -> None:
+    tables = layout.HEADER.itemsize + 2 * layout.FIELD.itemsize + 6 * 24
+    at = position % (tables + 6 * 24)
+    at += 0 if at < tables else len(tiny_bytes) - tables - 6 * 24
+    path = tmp_path / "tiny.beton"
+    data = bytearray(tiny_bytes)
+    data[at : at + len(content)] = content
+    path.write_bytes(data)
+    try:
+        BetonIndex.open(path)
+        refused = None
+    except BetonError as error:
+        refused = str(error)
+    if refused and refused.startswith("`custom_fields`"):
+        return
+    result = verify(path, decode=True, num_workers=0)
+    assert not (refused and result.is_sound), refused
+
+
+# Manifests.
+
+
+@pytest.fixture
+def described(photos: Images, jpegs: Path) -> Path:
+    """The photos with their manifest."""
+    shutil.copyfile(manifest_path(photos.path), manifest_path(jpegs))
+    return jpegs
+
+
+def test_a_manifest_that_fits_is_no_problem(described: Path) -> None:
+    assert verify(described) == Verification(120, 120, 0, (), 0)
+
+
+def test_a_manifest_of_another_beton_is_found(described: Path, other_photos: Images) -> None:
+    shutil.copyfile(manifest_path(other_photos.path), manifest_path(described))
+    (problem,) = verify(described).problems
+    assert problem.kind == "manifest"
+    assert BetonIndex.open(described).fingerprint[:16] in problem.message
+    assert other_photos.index.fingerprint[:16] in problem.message
+
+
+def test_a_manifest_that_is_none_is_found(described: Path) -> None:
+    manifest_path(described).write_text("{")
+    assert found(verify(described)) == {("manifest", None)}
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"num_samples": 121},
+        {"fields": {"image": "rgb_image"}},
+        {"class_counts": [13, 11, *[12] * 8]},
+        {"class_counts": [12] * 9},
+        {"class_names": ["a", "b"]},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("fingerprint", [True, False])
+def test_a_manifest_that_contradicts_the_file_is_found(
+    changed: dict[str, Any], fingerprint: bool, described: Path
+) -> None:
+    stored = {**json.loads(manifest_path(described).read_text()), **changed}
+    if not fingerprint:
+        stored["fingerprint"] = ""
+    write_json(manifest_path(described), stored)
+    assert found(verify(described)) == {("manifest", None)}
+
+
+# Images.
+
+
+def test_every_image_is_decoded(jpegs: Path) -> None:
+    for workers in (None, 0, 1, 3):
+        assert verify(jpegs, decode=True, num_workers=workers) == Verification(120, 120, 120, (), 0)
+
+
+def test_no_image_is_read_unless_asked_for(jpegs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "pread", None)
+    put(jpegs, place(jpegs, 17)[0], bytes(20))
+    assert verify(jpegs).is_sound
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_damaged_jpegs_are_found(workers: int, jpegs: Path) -> None:
+    ptr, _ = place(jpegs, 17)
+    put(jpegs, ptr, b"\x89PNG")
+    ptr, size = place(jpegs, 3)
+    put(jpegs, ptr + size // 2, bytes(size - size // 2))  # its second half was not written
+    ptr, size = place(jpegs, 101)
+    put(jpegs, ptr + size - 2, b"\0\0")  # no end: TurboJPEG warns
+    result = verify(jpegs, decode=True, num_workers=workers)
+    assert found(result) == {("jpeg", 17), ("jpeg", 3), ("jpeg", 101)}
+    assert result.decoded == 117
+    messages = {problem.sample_id: problem.message for problem in result.problems}
+    assert "Not a JPEG file" in messages[17]
+
+
+def test_a_jpeg_cut_short_by_its_extent_is_found(jpegs: Path) -> None:
+    with damage(jpegs) as parts:
+        parts.table["size"][9] -= np.uint64(40)
+    assert verify(jpegs).is_sound
+    sample_id = int(BetonIndex.open(jpegs).allocations["sample_id"][9])
+    assert found(verify(jpegs, decode=True)) == {("jpeg", sample_id)}
+
+
+def test_a_jpeg_of_another_size_than_its_record_is_found(jpegs: Path) -> None:
+    with damage(jpegs) as parts:
+        parts.metadata["f0"]["height"][44] += 1
+    (problem,) = verify(jpegs, decode=True).problems
+    assert (problem.kind, problem.sample_id) == ("jpeg", 44)
+    assert "record says" in problem.message
+
+
+def test_an_empty_jpeg_is_found_without_decoding(jpegs: Path) -> None:
+    with damage(jpegs) as parts:
+        parts.table["size"][0] = 0
+        sample_id = int(parts.table["sample_id"][0])
+    assert found(verify(jpegs)) == {("size", sample_id)}
+
+
+def test_a_raw_image_cut_short_is_found_and_not_read(tiny: Path) -> None:
+    with damage(tiny) as parts:
+        parts.table["size"][1] -= np.uint64(1)
+    result = verify(tiny, decode=True)
+    assert found(result) == {("size", 1)}
+    assert result.decoded == 5
+
+
+def test_errors_of_the_disk_are_problems(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pread, (bad, _), (short, _) = os.pread, place(tiny, 2), place(tiny, 4)
+
+    def failing(descriptor: int, size: int, at: int) -> bytes:
+        if at == bad:
+            raise OSError(errno.EIO, "Input/output error")
+        return pread(descriptor, size - 1 if at == short else size, at)
+
+    monkeypatch.setattr(os, "pread", failing)
+    result = verify(tiny, decode=True)
+    assert found(result) == {("read", 2), ("read", 4)}
+    assert "Input/output error" in result.problems[0].message
+    assert result.decoded == 4
+
+
+def test_threads_decode_at_once(jpegs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    decode, together = turbojpeg.decode, threading.Barrier(2)
+
+    def meeting(data: bytes, *, fast: bool) -> NDArray[np.uint8]:
+        together.wait(timeout=30)
+        return decode(data, fast=fast)
+
+    monkeypatch.setattr("dp4tl_ffcv.beton.verify._BATCH", 60)
+    monkeypatch.setattr(turbojpeg, "decode", meeting)
+    assert verify(jpegs, decode=True, num_workers=2).is_sound
+
+
+def test_few_batches_are_under_way_at_a_time() -> None:
+    taken = 0
+
+    def batches() -> Iterator[NDArray[Any]]:
+        nonlocal taken
+        for taken in range(1, 101):
+            yield np.array([taken])
+
+    for done, result in enumerate(_map_ordered(lambda batch: [batch[0]], batches(), 3), start=1):
+        assert result == [done]
+        assert taken - done < 2 * 3
+    assert done == 100
+
+
+def test_an_interruption_leaves_no_file_open(jpegs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: Any, **__: Any) -> Any:
+        raise KeyboardInterrupt
+
+    before = len(list(Path("/proc/self/fd").iterdir())), threading.active_count()
+    monkeypatch.setattr("dp4tl_ffcv.beton.verify.track", stop)
+    with pytest.raises(KeyboardInterrupt):
+        verify(jpegs, decode=True)
+    assert (len(list(Path("/proc/self/fd").iterdir())), threading.active_count()) == before
+
+
+def test_the_number_of_workers_is_checked(tiny: Path) -> None:
+    with pytest.raises(ValueError, match="`num_workers` must"):
+        verify(tiny, num_workers=-1)
+
+
+def test_ffcv_is_not_imported(photos: Images) -> None:
+    program = (
+        "from dp4tl_ffcv.beton.verify import verify; import sys\n"
+        "assert verify(sys.argv[1], decode=True).decoded == 120\n"
+        "assert not {'ffcv', 'torch', 'cv2'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", program, str(photos.path)], check=True)
+
+
+def test_memory_is_a_few_times_the_tables(tmp_path: Path) -> None:
+    count, size, page = 200_000, 100_000, 1 << 23
+    dtype = layout.metadata_dtype([layout.FIELD_METADATA[2], layout.FIELD_METADATA[1]])
+    header, fields = np.zeros(1, dtype=layout.HEADER), np.zeros(2, dtype=layout.FIELD)
+    fields["type_id"], fields["name"][:, 0] = (2, 1), (105, 108)
+    metadata, table = np.zeros(count, dtype=dtype), np.zeros(count, dtype=layout.ALLOCATION)
+    numbers = np.arange(count)
+    start = -(-(header.nbytes + fields.nbytes + metadata.nbytes) // page) * page
+    table["sample_id"], table["size"] = numbers, size
+    table["ptr"] = start + numbers // (page // size) * page + numbers % (page // size) * size
+    metadata["f0"]["data_ptr"], metadata["f0"]["width"] = table["ptr"], 9
+    metadata["f0"]["height"] = 9
+    end = -(-(int(table["ptr"][-1]) + size) // page) * page
+    header["version"], header["num_fields"], header["num_samples"] = 2, 2, count
+    header["page_size"], header["alloc_table_ptr"] = page, end
+    path = tmp_path / "sparse.beton"
+    with path.open("wb") as stream:
+        for part in (header, fields, metadata):
+            stream.write(part.tobytes())
+        stream.seek(end)
+        stream.write(table.tobytes())
+    tracemalloc.start()
+    result = verify(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert result == Verification(count, count, 0, (), 0)
+    assert peak < 6 * (metadata.nbytes + table.nbytes)
