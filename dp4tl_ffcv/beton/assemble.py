@@ -7,6 +7,7 @@ batches, and one process places them in order.
 import errno
 import os
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -110,7 +111,7 @@ def assemble(
     with locked_part(target) as stream:
         try:
             progress = _continued(stream, journal, recipe, on_error)
-            progress = progress or _from_start(journal, recipe, page_size)
+            progress = progress or _from_start(stream, journal, recipe, page_size)
             tables_at = layout.HEADER.itemsize + recipe.descriptors.nbytes
             with PagedPart(stream, journal, progress, tables_at, grows=page_size is None) as pages:
                 _place_all(pages, recipe, num_workers, on_error)
@@ -134,18 +135,18 @@ def _place_all(
     left = recipe.order[pages.progress.done :]
     chunks = (left[at : at + BATCH] for at in range(0, len(left), BATCH))
     encode = partial(_encode_batch, recipe, on_error == "raise")
-    batches = map_ordered(encode, chunks, num_workers)
-    watched = track(
-        batches, total=len(left), description="write samples", unit="samples", scale=BATCH
-    )
-    for batch in watched:
-        if batch.skipped and on_error == "raise":
-            raise _unencodable(batch.skipped[0])
-        recipe.check(batch.rows)
-        lost = {each["sample"] for each in batch.skipped}
-        done = pages.progress.done
-        chunk = recipe.order[done : done + len(batch.rows) + len(batch.skipped)]
-        pages.place(batch, [number for number in chunk.tolist() if number not in lost])
+    # Closed by us: workers that outlive a failure would keep the lock of the file.
+    with closing(map_ordered(encode, chunks, num_workers)) as batches:
+        for batch in track(
+            batches, total=len(left), description="write samples", unit="samples", scale=BATCH
+        ):
+            if batch.skipped and on_error == "raise":
+                raise _unencodable(batch.skipped[0])
+            recipe.check(batch.rows)
+            lost = {each["sample"] for each in batch.skipped}
+            done = pages.progress.done
+            chunk = recipe.order[done : done + len(batch.rows) + len(batch.skipped)]
+            pages.place(batch, [number for number in chunk.tolist() if number not in lost])
     if not pages.progress.placed:
         raise _unencodable(pages.progress.skipped[0])
 
@@ -189,8 +190,11 @@ def _finish(stream: IO[bytes], part: Path, pages: PagedPart, recipe: Recipe) -> 
     return BetonIndex.open(part, custom_fields=recipe.custom_fields)
 
 
-def _from_start(journal: Journal, recipe: Recipe, page_size: int | None) -> Progress:
+def _from_start(
+    stream: IO[bytes], journal: Journal, recipe: Recipe, page_size: int | None
+) -> Progress:
     journal.remove()
+    stream.truncate(0)
     size = page_size or DEFAULT_PAGE_SIZE
     tables = layout.HEADER.itemsize + recipe.descriptors.nbytes
     tables += len(recipe.order) * recipe.dtype.itemsize

@@ -4,7 +4,7 @@ import ctypes
 import os
 import signal
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
@@ -39,7 +39,7 @@ def check_num_workers(num_workers: int | None) -> int:
 
 def map_ordered(
     function: Callable[[_Task], _Result], tasks: Iterable[_Task], num_workers: int
-) -> Iterator[_Result]:
+) -> Generator[_Result, None, None]:
     """Yield `function(task)` for each task in order, with two tasks per process under way.
 
     The processes are forked, so that `function` need not be picklable, sees what this process has

@@ -1,0 +1,390 @@
+"""Writers that are killed, that fail, and that run at once: never half a file, nothing twice."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from ffcv.fields import BytesField, IntField
+from numpy.typing import NDArray
+
+from dp4tl_ffcv import BetonIndex, write_beton
+from dp4tl_ffcv.artifacts import locked_part
+from dp4tl_ffcv.beton import parts
+
+FIELDS = {"blob": BytesField(), "label": IntField()}
+COUNT = 400
+PAGE_SIZE = 1 << 21
+
+
+class Blobs(Sequence[Any]):
+    """Blobs of several sizes; counts who asks, waits at a number, fails at others."""
+
+    def __init__(self, count: int = COUNT, failing: Sequence[int] = (), salt: int = 0) -> None:
+        self.count = count
+        self.failing = set(failing)
+        self.salt = salt
+        self.asked: list[int] = []
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, number: Any) -> tuple[NDArray[np.uint8], int]:
+        self.asked.append(number)
+        if number in self.failing:
+            raise OSError(f"no sample {number}")
+        rng = np.random.default_rng((number, self.salt))
+        return rng.integers(0, 256, 1000 + 150 * (number % 70), dtype=np.uint8), number % 7
+
+    def name(self, number: int) -> str:
+        return f"blob {number}"
+
+
+def write(path: Path, samples: Blobs, **options: Any) -> BetonIndex:
+    options = {"page_size": PAGE_SIZE, "num_workers": 0, **options}
+    return write_beton(path, samples, FIELDS, **options)
+
+
+@pytest.fixture
+def whole(tmp_path: Path) -> bytes:
+    """The file that nothing interrupts."""
+    return write(tmp_path / "whole" / "a.beton", Blobs()).path.read_bytes()
+
+
+@pytest.fixture
+def often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Record progress after every batch, and wait for that."""
+    monkeypatch.setattr(parts, "COMMIT_BYTES", 0)
+    save = parts.PagedPart._save
+
+    def save_and_wait(self: Any) -> None:
+        save(self)
+        self._wait()
+
+    monkeypatch.setattr(parts.PagedPart, "_save", save_and_wait)
+
+
+def stop_at(path: Path, number: int, error: type[BaseException] = ValueError) -> None:
+    """Write until a sample fails, which leaves an unfinished file."""
+    order = np.random.default_rng(0).permutation(COUNT)
+    with pytest.raises(error):
+        write(path, Blobs(failing=[int(order[number])]))
+
+
+# Killed.
+
+KILLED = """
+import sys, time
+from pathlib import Path
+from dp4tl_ffcv.beton import parts
+from tests.beton.test_resume import Blobs, write
+
+parts.COMMIT_BYTES = 0
+
+class Slow(Blobs):
+    def __getitem__(self, number):
+        if self.asked and len(self.asked) > 60:
+            Path(sys.argv[2]).touch()
+            time.sleep(0.05)
+        return super().__getitem__(number)
+
+write(Path(sys.argv[1]), Slow(), num_workers=int(sys.argv[3]))
+"""
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_a_killed_run_leaves_no_beton_and_the_next_one_completes_it(
+    workers: int, tmp_path: Path, whole: bytes
+) -> None:
+    path, flag = tmp_path / "a.beton", tmp_path / "flag"
+    command = [sys.executable, "-c", KILLED, str(path), str(flag), str(workers)]
+    process = subprocess.Popen(command, cwd=Path(__file__).parents[2])
+    state = tmp_path / ".a.beton.part.json"
+    deadline = time.monotonic() + 60
+    while not (flag.exists() and state.exists()) and time.monotonic() < deadline:
+        time.sleep(0.02)
+        assert process.poll() is None
+    children = list_children(process.pid)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert state.exists()
+    assert not path.exists()
+    assert not (tmp_path / "a.beton.json").exists()
+    while any(Path(f"/proc/{child}").exists() for child in children):
+        assert time.monotonic() < deadline, "worker processes outlive their parent"
+        time.sleep(0.02)
+    samples = Blobs()
+    index = write(path, samples)
+    assert path.read_bytes() == whole
+    assert len(samples.asked) < COUNT  # the rest was there
+    assert index.manifest is not None
+    assert sorted(each.name for each in tmp_path.iterdir()) == sorted(
+        ["a.beton", "a.beton.json", "flag", "whole"]
+    )
+
+
+def list_children(process: int) -> list[int]:
+    text = Path(f"/proc/{process}/task/{process}/children").read_text()
+    return [int(number) for number in text.split()]
+
+
+# Continued.
+
+
+@pytest.mark.usefixtures("often")
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("number", [20, 200, COUNT - 1])
+def test_a_failed_run_is_continued(number: int, workers: int, tmp_path: Path, whole: bytes) -> None:
+    path = tmp_path / "a.beton"
+    stop_at(path, number)
+    assert not path.exists()
+    samples = Blobs()
+    write(path, samples, num_workers=workers)
+    assert path.read_bytes() == whole
+    if workers == 0:
+        again = number // 16 * 16
+        assert len(samples.asked) <= COUNT - again + 4  # four are looked at
+
+
+@pytest.mark.usefixtures("often")
+def test_what_a_killed_run_wrote_behind_its_record_does_not_stay(
+    tmp_path: Path, whole: bytes
+) -> None:
+    path = tmp_path / "a.beton"
+    stop_at(path, 200)
+    for name in (".a.beton.part", ".a.beton.part.table"):
+        with (tmp_path / name).open("ab") as stream:
+            stream.write(b"\x77" * 5_000_001)
+    write(path, Blobs())
+    assert path.read_bytes() == whole
+
+
+@pytest.mark.usefixtures("often")
+@pytest.mark.parametrize("change", ["samples", "count", "seed", "names", "arguments", "page"])
+def test_another_beton_is_not_continued(change: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.beton"
+    stop_at(path, 300)
+    samples = Blobs(COUNT - (change == "count"), salt=int(change == "samples"))
+    options = {
+        "seed": {"seed": 1},
+        "names": {"class_names": "abcdefg"},
+        "arguments": {"written_by": {"root": "elsewhere"}},
+        "page": {"page_size": 2 * PAGE_SIZE},
+    }.get(change, {})
+    write(path, samples, **options)
+    assert len(set(samples.asked)) == len(samples)  # all were read
+    twin = write(tmp_path / "twin" / "a.beton", samples, **options)
+    assert path.read_bytes() == twin.path.read_bytes()
+
+
+@pytest.mark.usefixtures("often")
+@pytest.mark.parametrize("damage", ["part", "table", "json", "no table", "no part", "later"])
+def test_a_damaged_unfinished_file_is_started_anew(
+    damage: str, tmp_path: Path, whole: bytes
+) -> None:
+    path = tmp_path / "a.beton"
+    stop_at(path, 300)
+    part = tmp_path / ".a.beton.part"
+    table, state = tmp_path / f"{part.name}.table", tmp_path / f"{part.name}.json"
+    if damage == "part":
+        os.truncate(part, part.stat().st_size // 2)
+    elif damage == "table":
+        os.truncate(table, 24)
+    elif damage == "json":
+        state.write_text(state.read_text()[:-9])
+    elif damage == "later":
+        state.write_text('{"key": "", "format of a later version": 2}')
+    else:
+        (table if damage == "no table" else part).unlink()
+    write(path, Blobs())
+    assert path.read_bytes() == whole
+
+
+@pytest.mark.usefixtures("often")
+def test_skipped_samples_stay_skipped_when_a_run_is_continued(tmp_path: Path) -> None:
+    path, failing = tmp_path / "a.beton", [3, 50, 51, 120, 399]
+    order = np.random.default_rng(0).permutation(COUNT)
+
+    class Stopping(Blobs):
+        def __getitem__(self, number: Any) -> Any:
+            if number == order[250]:
+                raise KeyboardInterrupt
+            return super().__getitem__(number)
+
+    with pytest.raises(KeyboardInterrupt):
+        write(path, Stopping(failing=failing), on_error="skip")
+    index = write(path, Blobs(failing=failing), on_error="skip")
+    assert index.num_samples == COUNT - len(failing)
+    twin = write(tmp_path / "twin" / "a.beton", Blobs(failing=failing), on_error="skip")
+    assert path.read_bytes() == twin.path.read_bytes()
+    assert index.manifest is not None
+    assert index.manifest == twin.manifest
+    assert {each["sample"] for each in index.manifest.skipped} == set(failing)
+
+
+@pytest.mark.usefixtures("often")
+def test_mended_samples_are_read_when_none_may_be_skipped(tmp_path: Path, whole: bytes) -> None:
+    path = tmp_path / "a.beton"
+    order = np.random.default_rng(0).permutation(COUNT)
+
+    class Stopping(Blobs):
+        def __getitem__(self, number: Any) -> Any:
+            if number == order[250]:
+                raise KeyboardInterrupt
+            return super().__getitem__(number)
+
+    with pytest.raises(KeyboardInterrupt):
+        write(path, Stopping(failing=[int(order[5])]), on_error="skip")
+    write(path, Blobs())
+    assert path.read_bytes() == whole
+
+
+# Failures.
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_skipped_samples_are_listed(workers: int, tmp_path: Path) -> None:
+    failing = [0, 17, 18, 300]
+    index = write(
+        tmp_path / "a.beton", Blobs(failing=failing), on_error="skip", num_workers=workers
+    )
+    assert index.manifest is not None
+    found = sorted(index.manifest.skipped, key=lambda each: int(each["sample"]))
+    assert found == [
+        {"sample": number, "name": f"blob {number}", "error": f"no sample {number}"}
+        for number in failing
+    ]
+    kept = [n for n in np.random.default_rng(0).permutation(COUNT).tolist() if n not in failing]
+    assert index.labels().tolist() == [number % 7 for number in kept]
+    assert sum(index.manifest.class_counts) == len(kept)
+
+
+def test_the_first_error_names_the_sample(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"got no sample 9 in sample 9 \(blob 9\)\. Mend or leave"):
+        write(tmp_path / "a.beton", Blobs(failing=[9]))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_beton_of_which_every_sample_is_skipped_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="`samples` must be encodable"):
+        write(tmp_path / "a.beton", Blobs(20, failing=range(20)), on_error="skip")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("recorded", [False, True])
+def test_a_full_disk_is_told_and_what_is_written_can_be_continued(
+    recorded: bool,
+    num_workers: int,
+    tmp_path: Path,
+    whole: bytes,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+) -> None:
+    if recorded:
+        request.getfixturevalue("often")
+    path, pwrite, room = tmp_path / "a.beton", os.pwrite, [1_000_000]
+
+    def write_until_full(file: int, data: Any, offset: int) -> int:
+        room[0] -= len(data)
+        if room[0] < 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return pwrite(file, data, offset)
+
+    monkeypatch.setattr(os, "pwrite", write_until_full)
+    with pytest.raises(OSError, match=r"`path` must have room; the disk of .* is full") as found:
+        write(path, Blobs(), num_workers=num_workers)
+    assert found.value.errno == errno.ENOSPC
+    kept = [note for note in getattr(found.value, "__notes__", ()) if "run it again" in note]
+    assert len(kept) == int(recorded)
+    assert not path.exists()
+    if not recorded:
+        assert [each.name for each in tmp_path.iterdir()] == ["whole"]
+    room[0] = 1 << 40
+    write(path, Blobs())
+    assert path.read_bytes() == whole
+
+
+class Dying(Blobs):
+    """Its process dies at number 37."""
+
+    def __getitem__(self, number: Any) -> Any:
+        if number == 37:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__getitem__(number)
+
+
+def test_a_worker_that_dies_is_told(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match=r"got 2, and a worker process died\. Look for"):
+        write(tmp_path / "a.beton", Dying(), num_workers=2)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_writers_of_one_file_do_not_mix(tmp_path: Path, whole: bytes) -> None:
+    path = tmp_path / "a.beton"
+    with locked_part(path), pytest.raises(BlockingIOError, match="by one process at a time"):
+        write(path, Blobs())
+    write(path, Blobs())
+    assert path.read_bytes() == whole
+
+
+def test_the_folder_may_be_another_file_system(tmp_path: Path, whole: bytes) -> None:
+    shared = Path("/dev/shm")
+    if not shared.is_dir() or shared.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("/dev/shm is not another file system here")
+    path = shared / f"{os.getpid()}_{tmp_path.name}.beton"
+    try:
+        write(path, Blobs())
+        assert path.read_bytes() == whole
+    finally:
+        path.unlink(missing_ok=True)
+        path.with_name(f"{path.name}.json").unlink(missing_ok=True)
+
+
+# Pages that grow.
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_pages_grow_until_the_largest_sample_fits(workers: int, tmp_path: Path) -> None:
+    sizes = [10, 9_000_000, 20, 17_000_000, 30, 8_000_000]
+    samples = [(np.full(size, size % 251, np.uint8), 0) for size in sizes]
+    index = write_beton(tmp_path / "a.beton", samples, FIELDS, seed=None, num_workers=workers)
+    assert index.page_size == 32 << 20
+    table = index.allocations
+    ends = table["ptr"] + table["size"] - np.uint64(1)
+    assert (table["ptr"] // index.page_size == ends // index.page_size).all()
+    data = index.path.read_bytes()
+    for extent, size in zip(table, sizes, strict=True):
+        start = int(extent["ptr"])
+        assert data[start : start + size] == bytes([size % 251]) * size
+
+
+def test_the_seed_gives_the_order(tmp_path: Path) -> None:
+    samples = [(np.zeros(3, np.uint8), number) for number in range(50)]
+    orders = {}
+    for seed in (None, 0, 1):
+        index = write_beton(tmp_path / "a.beton", samples, FIELDS, seed=seed, num_workers=0)
+        orders[seed] = index.labels().tolist()
+    assert orders[None] == list(range(50))
+    assert orders[0] == np.random.default_rng(0).permutation(50).tolist()
+    assert orders[1] == np.random.default_rng(1).permutation(50).tolist()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_workers": -1}, "`num_workers` must be at least 0; got -1"),
+        ({"on_error": "ignore"}, "`on_error` must be raise or skip; got 'ignore'"),
+    ],
+)
+def test_bad_options_are_refused(options: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        write(tmp_path / "a.beton", Blobs(), **options)
+    assert list(tmp_path.iterdir()) == []
