@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import tempfile
+import time
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -37,6 +38,7 @@ __all__ = [
 
 _FORMAT_VERSION = 1
 _HASH_BLOCK = 1 << 20
+_PATIENCE = 2.0  # seconds that the workers of a killed process may take to end, and to let go
 # What numpy, zipfile and json raise on files that are damaged or not theirs, beside ValueError.
 _DAMAGE = (KeyError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
@@ -92,22 +94,33 @@ def locked_part(target: Path) -> Iterator[IO[bytes]]:
         BlockingIOError: another process writes to `target`.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    part = part_path(target)
+    part, deadline = part_path(target), time.monotonic() + _PATIENCE
     while True:
         # Not "a+b", with which every write would go to the end.
         stream = os.fdopen(os.open(part, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "r+b")
         with stream:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise BlockingIOError(
-                    f"`path` must be written by one process at a time; got {str(target)!r}, which "
-                    "another writes now. Wait for it, or stop it."
-                ) from error
             # Whoever held the lock before may have renamed or deleted the file.
-            if part.exists() and os.path.samestat(part.stat(), os.fstat(stream.fileno())):
+            if _lock(stream) and part.exists() and os.path.samestat(part.stat(), _stat(stream)):
                 yield stream
                 return
+        if time.monotonic() > deadline:
+            raise BlockingIOError(
+                f"`path` must be written by one process at a time; got {str(target)!r}, which "
+                "another writes now. Wait for it, or stop it."
+            )
+        time.sleep(_PATIENCE / 50)
+
+
+def _lock(stream: IO[bytes]) -> bool:
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _stat(stream: IO[bytes]) -> os.stat_result:
+    return os.fstat(stream.fileno())
 
 
 def publish(stream: IO[bytes], temporary: Path, target: Path) -> None:

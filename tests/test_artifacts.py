@@ -5,17 +5,20 @@ import json
 import os
 import pickle
 import stat
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from dp4tl_ffcv import StaleArtifactError
+from dp4tl_ffcv import StaleArtifactError, artifacts
 from dp4tl_ffcv.artifacts import (
     atomic_open,
     check_fingerprint,
     load_artifact,
+    part_file,
     save_artifact,
     sha256_of_file,
     write_json,
@@ -316,3 +319,73 @@ def test_another_beton_is_refused_with_both_fingerprints() -> None:
         check_fingerprint("selection", "ab" * 32, "cd" * 32)
     with pytest.raises(StaleArtifactError, match=r"^`scores` must"):
         check_fingerprint("scores", "", "cd" * 32)
+
+
+# Unfinished files with a fixed name.
+
+
+def test_a_part_takes_its_name_when_it_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "a.bin"
+    with part_file(path) as stream:
+        stream.write(b"whole")
+        assert [each.name for each in path.parent.iterdir()] == [".a.bin.part"]
+    assert path.read_bytes() == b"whole"
+    assert [each.name for each in path.parent.iterdir()] == ["a.bin"]
+    assert path.stat().st_mode & 0o777 == 0o666 & ~umask()
+
+
+def umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current
+
+
+def test_a_part_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"old")
+    with pytest.raises(KeyboardInterrupt), part_file(path) as stream:
+        stream.write(b"new")
+        raise KeyboardInterrupt
+    assert [each.name for each in tmp_path.iterdir()] == ["a.bin"]
+    assert path.read_bytes() == b"old"
+
+
+def test_what_a_killed_run_left_is_taken_over(tmp_path: Path) -> None:
+    path = tmp_path / "a.bin"
+    (tmp_path / ".a.bin.part").write_bytes(b"half of something longer")
+    with part_file(path) as stream:
+        stream.write(b"whole")
+    assert path.read_bytes() == b"whole"
+    assert [each.name for each in tmp_path.iterdir()] == ["a.bin"]
+
+
+def test_a_part_is_written_by_one_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(artifacts, "_PATIENCE", 0.1)
+    path = tmp_path / "a.bin"
+    with part_file(path) as stream:
+        stream.write(b"first")
+        busy = pytest.raises(BlockingIOError, match="`path` must be written by one process")
+        with busy, part_file(path):
+            pytest.fail("two writers")
+    assert path.read_bytes() == b"first"
+
+
+def test_a_part_may_be_waited_for(tmp_path: Path) -> None:
+    """As for the workers of a killed process, which hold its lock until they have ended."""
+    path, entered = tmp_path / "a.bin", threading.Event()
+
+    def hold() -> None:
+        with part_file(path) as stream:
+            entered.set()
+            time.sleep(0.2)
+            stream.write(b"first")
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    entered.wait()
+    with part_file(path) as stream:
+        stream.write(b"second")
+    thread.join()
+    assert path.read_bytes() == b"second"
