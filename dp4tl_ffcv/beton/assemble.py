@@ -24,7 +24,7 @@ from .manifest import Manifest, write_manifest
 from .parts import MARK, Batch, Journal, PagedPart, Progress
 from .workers import map_ordered
 
-__all__ = ["DEFAULT_PAGE_SIZE", "Encoded", "Recipe", "allocator", "assemble"]
+__all__ = ["DEFAULT_PAGE_SIZE", "Allocator", "Encoded", "Recipe", "assemble"]
 
 DEFAULT_PAGE_SIZE = 1 << 23  # ffcv's own default
 BATCH = 16  # samples: what a worker hands over at a time
@@ -69,17 +69,19 @@ class Recipe:
     custom_fields: Mapping[str, Any] = field(default_factory=dict)
 
 
-def allocator(
-    blobs: list[NDArray[np.uint8]],
-) -> Callable[[int], tuple[int, NDArray[np.uint8]]]:
-    """Return the function by which a field's `encode` asks for the bytes of an extent."""
+class Allocator:
+    """Gives a field's `encode` the bytes that it asks for, and keeps them as a sample's extents."""
 
-    def malloc(size: int) -> tuple[int, NDArray[np.uint8]]:
-        pointer = MARK + sum(max(1, blob.size) for blob in blobs)
-        blobs.append(np.empty(size, dtype=np.uint8))
-        return pointer, blobs[-1]
+    def __init__(self) -> None:
+        self.blobs: list[NDArray[np.uint8]] = []
+        self._pointer = MARK
 
-    return malloc
+    def __call__(self, size: int) -> tuple[int, NDArray[np.uint8]]:
+        """Return the pointer to an extent of `size` bytes, and its memory."""
+        pointer, blob = self._pointer, np.empty(size, dtype=np.uint8)
+        self.blobs.append(blob)
+        self._pointer += max(1, size)
+        return pointer, blob
 
 
 def assemble(

@@ -3,7 +3,6 @@
 import io
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -153,7 +152,8 @@ def _content_of(value: ImageValue) -> bytes | None:
     if isinstance(value, bytes | bytearray | memoryview):
         return bytes(value)
     if isinstance(value, str | os.PathLike):
-        return Path(value).read_bytes()
+        with open(value, "rb") as stream:
+            return stream.read()
     return None
 
 

@@ -3,6 +3,8 @@
 import re
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 __all__ = ["JpegStructure", "read_structure"]
@@ -11,7 +13,6 @@ _START = b"\xff\xd8\xff"
 _END, _SCAN, _APP1 = 0xD9, 0xDA, 0xE1
 _FRAMES = (0xC0, 0xC1, 0xC2)  # baseline, extended and progressive, with Huffman codes
 _OTHER_FRAMES = (0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF)
-# In coded data, 0xFF is followed by 0 or a restart's number; anything else is a marker.
 _MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])")
 _EXIF, _ORIENTATION = b"Exif\0\0", 0x0112
 
@@ -36,7 +37,7 @@ def read_structure(data: bytes) -> JpegStructure | None:
     if not data.startswith(_START):
         return None
     components, orientation, frames, scans = 0, 1, 0, 0
-    position = 2
+    position, marks = 2, _marks(data)
     while (found := _MARKER.match(data, position)) is not None:
         marker, position = found[1][0], found.end()
         if marker == _END:
@@ -55,11 +56,24 @@ def read_structure(data: bytes) -> JpegStructure | None:
             orientation = _orientation(segment)
         elif marker == _SCAN:
             scans += 1
-            following = _MARKER.search(data, position)
-            if following is None:
+            following = int(np.searchsorted(marks, position))
+            if following == len(marks):
                 break
-            position = following.start()
+            position = int(marks[following])
     return JpegStructure(components, orientation, False)
+
+
+def _marks(data: bytes) -> NDArray[np.int64]:
+    """Return where a marker may start `(m,)`, ascending: always, in coded data.
+
+    There, 0xFF is followed by 0 or a restart's number; anything else is a marker.
+    """
+    values = np.frombuffer(data, dtype=np.uint8)
+    starts = np.flatnonzero(values[:-1] == 0xFF)
+    following = values[1:][starts]
+    is_marker = (following != 0) & (following != 0xFF) & (following & 0xF8 != 0xD0)
+    marks: NDArray[np.int64] = starts[is_marker]
+    return marks
 
 
 def _orientation(segment: bytes) -> int:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from ..kernels import class_histogram
 from . import layout
-from .assemble import DEFAULT_PAGE_SIZE, Encoded, Recipe, allocator, assemble
+from .assemble import DEFAULT_PAGE_SIZE, Allocator, Encoded, Recipe, assemble
 from .image_field import ImageField
 from .index import BetonIndex
 from .manifest import Manifest
@@ -151,11 +151,11 @@ class _Encoder:
         if len(sample) != len(self.fields):
             raise ValueError(f"{len(sample)} values for {len(self.fields)} fields")
         row = np.zeros(1, dtype=self.dtype)
-        blobs: list[NDArray[np.uint8]] = []
+        malloc = Allocator()
         columns = self.dtype.names or ()
         for column, field, value in zip(columns, self.fields.values(), sample, strict=True):
-            field.encode(row[column], value, allocator(blobs))
-        return Encoded(row, blobs)
+            field.encode(row[column], value, malloc)
+        return Encoded(row, malloc.blobs)
 
 
 @dataclass(frozen=True)
