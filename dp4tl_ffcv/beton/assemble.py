@@ -9,7 +9,6 @@ import os
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -19,26 +18,18 @@ from numpy.typing import NDArray
 from ..artifacts import locked_part, publish
 from ..progress import track
 from . import layout
+from .batches import BatchEncoder, Encoded, Slots
 from .index import BetonIndex
 from .manifest import Manifest, write_manifest
-from .parts import MARK, Batch, Journal, PagedPart, Progress
-from .workers import map_ordered
+from .parts import Journal, PagedPart, Progress
+from .workers import TASKS_PER_WORKER, map_ordered
 
-__all__ = ["DEFAULT_PAGE_SIZE", "Allocator", "Encoded", "Recipe", "assemble"]
+__all__ = ["DEFAULT_PAGE_SIZE", "Recipe", "assemble"]
 
 DEFAULT_PAGE_SIZE = 1 << 23  # ffcv's own default
 BATCH = 16  # samples: what a worker hands over at a time
+SLOT_BYTES = 16 << 20  # more than most batches have; larger ones take a slower way
 PROBES = 4  # samples of an unfinished file that are looked at before it is continued
-
-
-@dataclass(frozen=True, slots=True)
-class Encoded:
-    """One sample before it has a place."""
-
-    row: NDArray[Any]
-    """Metadata `(1,)`; pointers count from `MARK`, the first byte of the sample."""
-    blobs: list[NDArray[np.uint8]]
-    """Its extents, in order."""
 
 
 def _admit(rows: NDArray[Any]) -> None:
@@ -67,21 +58,6 @@ class Recipe:
     name_of: Callable[[int], str] = str
     """What a sample is called in messages."""
     custom_fields: Mapping[str, Any] = field(default_factory=dict)
-
-
-class Allocator:
-    """Gives a field's `encode` the bytes that it asks for, and keeps them as a sample's extents."""
-
-    def __init__(self) -> None:
-        self.blobs: list[NDArray[np.uint8]] = []
-        self._pointer = MARK
-
-    def __call__(self, size: int) -> tuple[int, NDArray[np.uint8]]:
-        """Return the pointer to an extent of `size` bytes, and its memory."""
-        pointer, blob = self._pointer, np.empty(size, dtype=np.uint8)
-        self.blobs.append(blob)
-        self._pointer += max(1, size)
-        return pointer, blob
 
 
 def assemble(
@@ -135,48 +111,25 @@ def _place_all(
     pages: PagedPart, recipe: Recipe, num_workers: int, on_error: Literal["raise", "skip"]
 ) -> None:
     left = recipe.order[pages.progress.done :]
-    chunks = (left[at : at + BATCH] for at in range(0, len(left), BATCH))
-    encode = partial(_encode_batch, recipe, on_error == "raise")
+    # Besides the batches under way there is the one that is placed.
+    slots = Slots(TASKS_PER_WORKER * num_workers + 1 if num_workers else 0, SLOT_BYTES)
+    encoder = BatchEncoder(recipe.encode, recipe.name_of, recipe.dtype, on_error == "raise", slots)
+    tasks = ((at // BATCH, left[at : at + BATCH]) for at in range(0, len(left), BATCH))
     # Closed by us: workers that outlive a failure would keep the lock of the file.
-    with closing(map_ordered(encode, chunks, num_workers)) as batches:
-        for batch in track(
+    with closing(map_ordered(encoder, tasks, num_workers)) as batches:
+        watched = track(
             batches, total=len(left), description="write samples", unit="samples", scale=BATCH
-        ):
+        )
+        for task, batch in enumerate(watched):
             if batch.skipped and on_error == "raise":
                 raise _unencodable(batch.skipped[0])
             recipe.check(batch.rows)
             lost = {each["sample"] for each in batch.skipped}
-            done = pages.progress.done
-            chunk = recipe.order[done : done + len(batch.rows) + len(batch.skipped)]
-            pages.place(batch, [number for number in chunk.tolist() if number not in lost])
+            numbers = left[task * BATCH : (task + 1) * BATCH].tolist()
+            kept = [number for number in numbers if number not in lost]
+            pages.place(batch, encoder.data_of(task, batch), kept)
     if not pages.progress.placed:
         raise _unencodable(pages.progress.skipped[0])
-
-
-def _encode_batch(recipe: Recipe, stop_early: bool, numbers: NDArray[np.int64]) -> Batch:
-    rows, blobs, extents, skipped = [], [], [], []
-    for number in numbers.tolist():
-        try:
-            encoded = recipe.encode(number)
-        except Exception as error:  # whatever a dataset or a codec raises
-            text = str(error) or type(error).__name__
-            skipped.append({"sample": number, "name": recipe.name_of(number), "error": text})
-            if stop_early:
-                break
-            continue
-        rows.append(encoded.row)
-        extents.append(len(encoded.blobs))
-        blobs += encoded.blobs
-    table = np.zeros(len(rows), dtype=recipe.dtype)  # with zeros between the columns, too
-    for place, row in enumerate(rows):
-        table[place] = row[0]
-    return Batch(
-        rows=table,
-        extents=np.array(extents, dtype=np.int64),
-        sizes=np.array([blob.size for blob in blobs], dtype=np.int64),
-        data=b"".join(blob.data if blob.size else b"\0" for blob in blobs),
-        skipped=skipped,
-    )
 
 
 def _finish(stream: IO[bytes], part: Path, pages: PagedPart, recipe: Recipe) -> BetonIndex:

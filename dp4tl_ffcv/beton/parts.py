@@ -10,7 +10,7 @@ import os
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,33 +19,14 @@ from numpy.typing import NDArray
 
 from ..artifacts import part_path
 from . import layout
+from .batches import MARK, Batch
 
-__all__ = ["MARK", "Batch", "Journal", "PagedPart", "Progress"]
-
-# Until a sample has a place its pointers count from this number, drawn at random, by which they
-# are told from what else a field may keep in 64 bits.
-MARK = 0x6D1F_83A9_50C7_E42B
+__all__ = ["Journal", "PagedPart", "Progress"]
 
 LARGEST_PAGE = 1 << 31  # the header has 32 bits for it
 # What is lost at most when the process is killed.
 COMMIT_BYTES = 128 << 20
 COMMIT_SECONDS = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """Encoded samples before they have a place."""
-
-    rows: NDArray[Any]
-    """Metadata `(n,)`; pointers count from `MARK`, the first byte of their sample."""
-    extents: NDArray[np.int64]
-    """Extents of each sample `(n,)`."""
-    sizes: NDArray[np.int64]
-    """Bytes of each extent, over all samples."""
-    data: bytes
-    """The extents one behind the other; an empty one takes a byte."""
-    skipped: list[dict[str, Any]] = field(default_factory=list)
-    """Samples that could not be encoded: `sample`, `name`, `error`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,11 +120,12 @@ class PagedPart:
         os.ftruncate(self._file, progress.position)
         os.ftruncate(self._table, progress.extents * layout.ALLOCATION.itemsize)
 
-    def place(self, batch: Batch, names: Sequence[int]) -> None:
+    def place(self, batch: Batch, data: bytes | memoryview, names: Sequence[int]) -> None:
         """Write the samples of a batch.
 
         Args:
             batch: the samples, whose pointers become places in the file.
+            data: their extents, one behind the other.
             names: number of each sample, for messages.
 
         Raises:
@@ -154,7 +136,7 @@ class PagedPart:
         sizes = np.bincount(owners, weights=rooms, minlength=len(batch.rows)).astype(np.int64)
         starts = self._find_places(sizes.tolist(), names)
         ends = np.cumsum(sizes)
-        self._write(batch.data, starts, (ends - sizes).tolist(), ends.tolist())
+        self._write(data, starts, (ends - sizes).tolist(), ends.tolist())
         first = np.array(starts, dtype=np.int64)
         rows = batch.rows
         _move_pointers(rows, first, sizes)
@@ -215,7 +197,11 @@ class PagedPart:
         return starts
 
     def _write(
-        self, data: bytes, places: Sequence[int], begins: Sequence[int], ends: Sequence[int]
+        self,
+        data: bytes | memoryview,
+        places: Sequence[int],
+        begins: Sequence[int],
+        ends: Sequence[int],
     ) -> None:
         """Write samples `data[begin:end]` at their places, neighbours in one go."""
         view, first = memoryview(data), 0

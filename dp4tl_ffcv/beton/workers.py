@@ -11,7 +11,9 @@ from itertools import islice
 from multiprocessing import get_context
 from typing import Any, TypeVar
 
-__all__ = ["check_num_workers", "map_ordered"]
+__all__ = ["TASKS_PER_WORKER", "check_num_workers", "map_ordered"]
+
+TASKS_PER_WORKER = 2  # one at work, one in waiting
 
 _Task = TypeVar("_Task")
 _Result = TypeVar("_Result")
@@ -40,7 +42,7 @@ def check_num_workers(num_workers: int | None) -> int:
 def map_ordered(
     function: Callable[[_Task], _Result], tasks: Iterable[_Task], num_workers: int
 ) -> Generator[_Result, None, None]:
-    """Yield `function(task)` for each task in order, with two tasks per process under way.
+    """Yield `function(task)` for each task in order, `TASKS_PER_WORKER` of them ahead.
 
     The processes are forked, so that `function` need not be picklable, sees what this process has
     imported and shares its memory; tasks and results are pickled. With 0 workers the calls are
@@ -53,11 +55,11 @@ def map_ordered(
         yield from map(function, tasks)
         return
     remaining = iter(tasks)
-    initial = (function, os.getpid())
+    initial, ahead = (function, os.getpid()), TASKS_PER_WORKER * num_workers
     pool = ProcessPoolExecutor(num_workers, get_context("fork"), _start, initial)
     waiting: deque[Future[_Result]] = deque()
     try:
-        waiting.extend(pool.submit(_call, task) for task in islice(remaining, 2 * num_workers))
+        waiting.extend(pool.submit(_call, task) for task in islice(remaining, ahead))
         while waiting:
             yield waiting.popleft().result()
             waiting.extend(pool.submit(_call, task) for task in islice(remaining, 1))

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 from ..kernels import class_histogram
 from . import layout
-from .assemble import DEFAULT_PAGE_SIZE, Allocator, Encoded, Recipe, assemble
+from .assemble import DEFAULT_PAGE_SIZE, Recipe, assemble
+from .batches import Allocator, Encoded
 from .image_field import ImageField
 from .index import BetonIndex
 from .manifest import Manifest
