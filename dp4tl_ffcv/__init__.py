@@ -13,6 +13,10 @@ from .version import __version__
 if TYPE_CHECKING:
     from .artifacts import atomic_open, sha256_of_file, write_json
     from .beton import BetonIndex, Manifest, read_image, read_manifest
+    from .beton.checks import Problem
+    from .beton.image_field import ImageField
+    from .beton.sources import ImageFiles, TarImages, TarMembers, list_tar
+    from .beton.verify import Verification, verify
     from .beton.write import image_fields, write_beton
     from .errors import BetonError, CheckpointError, StaleArtifactError, one_line_errors
     from .loading import (
@@ -38,6 +42,7 @@ if TYPE_CHECKING:
         save_checkpoint,
     )
     from .selection import Selection, export_indices, import_indices, select
+    from .selection.compact import compact
 
 _HOMES = {
     "BetonError": "errors",
@@ -46,7 +51,10 @@ _HOMES = {
     "CheckpointError": "errors",
     "Classifier": "scoring.surrogate",
     "Features": "scoring.features",
+    "ImageField": "beton.image_field",
+    "ImageFiles": "beton.sources",
     "Manifest": "beton",
+    "Problem": "beton.checks",
     "PrunedLoader": "loading",
     "RandomResizedCropRGBImageDecoder": "loading",
     "RemapLabel": "loading",
@@ -54,10 +62,14 @@ _HOMES = {
     "Scores": "scoring",
     "Selection": "selection",
     "StaleArtifactError": "errors",
+    "TarImages": "beton.sources",
+    "TarMembers": "beton.sources",
+    "Verification": "beton.verify",
     "atomic_open": "artifacts",
     "best_device": "scoring.surrogate",
     "build_model": "scoring.surrogate",
     "class_means": "scoring",
+    "compact": "selection.compact",
     "environment": "runs",
     "evaluation_loader": "loading",
     "export_indices": "selection",
@@ -66,6 +78,7 @@ _HOMES = {
     "image_fields": "beton.write",
     "import_indices": "selection",
     "label_mapping": "scoring",
+    "list_tar": "beton.sources",
     "load_checkpoint": "scoring.surrogate",
     "one_line_errors": "errors",
     "random_scores": "scoring",
@@ -78,6 +91,7 @@ _HOMES = {
     "sha256_of_file": "artifacts",
     "track": "progress",
     "training_loader": "loading",
+    "verify": "beton.verify",
     "view_pipelines": "loading",
     "write_beton": "beton.write",
     "write_json": "artifacts",
@@ -90,7 +104,10 @@ __all__ = [
     "CheckpointError",
     "Classifier",
     "Features",
+    "ImageField",
+    "ImageFiles",
     "Manifest",
+    "Problem",
     "PrunedLoader",
     "RandomResizedCropRGBImageDecoder",
     "RemapLabel",
@@ -98,11 +115,15 @@ __all__ = [
     "Scores",
     "Selection",
     "StaleArtifactError",
+    "TarImages",
+    "TarMembers",
+    "Verification",
     "__version__",
     "atomic_open",
     "best_device",
     "build_model",
     "class_means",
+    "compact",
     "environment",
     "evaluation_loader",
     "export_indices",
@@ -111,6 +132,7 @@ __all__ = [
     "image_fields",
     "import_indices",
     "label_mapping",
+    "list_tar",
     "load_checkpoint",
     "one_line_errors",
     "random_scores",
@@ -123,6 +145,7 @@ __all__ = [
     "sha256_of_file",
     "track",
     "training_loader",
+    "verify",
     "view_pipelines",
     "write_beton",
     "write_json",

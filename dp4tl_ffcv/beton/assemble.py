@@ -92,7 +92,7 @@ def assemble(
             progress = progress or _from_start(stream, journal, recipe, page_size)
             tables_at = layout.HEADER.itemsize + recipe.descriptors.nbytes
             with PagedPart(stream, journal, progress, tables_at, grows=page_size is None) as pages:
-                _place_all(pages, recipe, num_workers, on_error)
+                _place_all(pages, recipe, num_workers, on_error, f"write {target.name}")
                 index = _finish(stream, journal.part, pages, recipe)
             write_manifest(target, recipe.describe(index, pages.progress.skipped))
             os.fsync(stream.fileno())
@@ -108,7 +108,11 @@ def assemble(
 
 
 def _place_all(
-    pages: PagedPart, recipe: Recipe, num_workers: int, on_error: Literal["raise", "skip"]
+    pages: PagedPart,
+    recipe: Recipe,
+    num_workers: int,
+    on_error: Literal["raise", "skip"],
+    title: str,
 ) -> None:
     left = recipe.order[pages.progress.done :]
     # Besides the batches under way there is the one that is placed.
@@ -117,9 +121,7 @@ def _place_all(
     tasks = ((at // BATCH, left[at : at + BATCH]) for at in range(0, len(left), BATCH))
     # Closed by us: workers that outlive a failure would keep the lock of the file.
     with closing(map_ordered(encoder, tasks, num_workers)) as batches:
-        watched = track(
-            batches, total=len(left), description="write samples", unit="samples", scale=BATCH
-        )
+        watched = track(batches, total=len(left), description=title, unit="samples", scale=BATCH)
         for task, batch in enumerate(watched):
             if batch.skipped and on_error == "raise":
                 raise _unencodable(batch.skipped[0])

@@ -8,13 +8,14 @@ import tyro
 
 from ..errors import one_line_errors
 from .commands import Export, Features, Inspect, Select
+from .compact import Compact
 from .output import Output
 from .score import Score
 from .verify import Verify
 
 __all__ = ["main"]
 
-Verb = Inspect | Verify | Features | Score | Select | Export
+Verb = Inspect | Verify | Features | Score | Select | Compact | Export
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

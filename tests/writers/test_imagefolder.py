@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dp4tl_ffcv import BetonIndex, read_image
+from tests.writers.support import jpeg, put_all, stored
+from writers.common import run
 from writers.imagefolder import Config, write
 
 RED, GREEN, BLUE = (220, 30, 30), (30, 220, 30), (30, 30, 220)
@@ -30,7 +32,13 @@ def fill(root: Path, classes: dict[str, int]) -> None:
 
 
 def write_all(root: Path, out: Path, **options: Any) -> dict[str, BetonIndex]:
-    return write(Config(root=root, out=out, **options))
+    return write(Config(root=root, out=out, **{"num_workers": 0, **options}))
+
+
+def labels_in_order(index: BetonIndex) -> list[int]:
+    """Return the labels in the order of the listing, which identifiers count."""
+    labels: list[int] = index.labels()[np.argsort(index.column("identifier"))].tolist()
+    return labels
 
 
 def only_image(root: Path, out: Path) -> NDArray[np.uint8]:
@@ -82,8 +90,8 @@ def test_a_split_root_is_taken_as_it_is_with_one_numbering_for_all(tmp_path: Pat
     assert set(written) == {"train", "val"}
     names = ("ant", "bee", "cat")
     assert all(index.manifest and index.manifest.class_names == names for index in written.values())
-    assert written["train"].labels().tolist() == [0, 0, 0, 2, 2]
-    assert written["val"].labels().tolist() == [1, 1, 2]
+    assert labels_in_order(written["train"]) == [0, 0, 0, 2, 2]
+    assert labels_in_order(written["val"]) == [1, 1, 2]
     assert written["train"].class_counts().tolist() == [3, 0, 2]
     assert written["train"].num_classes() == written["val"].num_classes() == 3
     assert not (tmp_path / "out" / "test.beton").exists()
@@ -94,10 +102,26 @@ def test_images_keep_the_label_and_the_number_of_their_file(tmp_path: Path) -> N
     for name, colour in (("blue", BLUE), ("green", GREEN), ("red", RED)):
         put(root, f"{name}/deeper/one.PNG", colour)
     index = write_all(root, tmp_path / "out", val=0.0, test=0.0)["train"]
-    assert index.labels().tolist() == index.column("identifier").tolist() == [0, 1, 2]
-    for sample_id, colour in enumerate((BLUE, GREEN, RED)):
+    assert labels_in_order(index) == [0, 1, 2]
+    for sample_id, label in enumerate(index.labels()):
         pixels = read_image(index, sample_id).astype(int)
-        assert np.abs(pixels - colour).max() < 12
+        assert np.abs(pixels - (BLUE, GREEN, RED)[label]).max() < 12
+
+
+def test_samples_are_stored_in_random_order_unless_asked_otherwise(tmp_path: Path) -> None:
+    fill(tmp_path / "root" / "train", {"ant": 15, "bee": 15})
+    for shuffle in (True, False):
+        index = write_all(tmp_path / "root", tmp_path / str(shuffle), shuffle=shuffle)["train"]
+        identifiers = index.column("identifier").tolist()
+        assert (identifiers == list(range(30))) is not shuffle
+        assert labels_in_order(index) == [0] * 15 + [1] * 15
+
+
+def test_jpegs_that_need_no_change_keep_their_bytes(tmp_path: Path) -> None:
+    files = {f"{name}/{i}.jpg": jpeg(i) for i, name in enumerate(("ant", "ant", "bee"))}
+    root = put_all(tmp_path / "root", files)
+    index = write_all(root, tmp_path / "out", val=0.0, test=0.0, num_workers=2)["train"]
+    assert [stored(index)[i] for i in range(3)] == list(zip([0, 0, 1], files.values(), strict=True))
 
 
 def test_hidden_folders_and_other_files_are_passed_over(tmp_path: Path) -> None:
@@ -195,6 +219,18 @@ def test_large_images_are_shrunk_to_the_longer_side(tmp_path: Path) -> None:
 
 
 # What cannot be written.
+
+
+def test_unreadable_images_are_left_out_and_listed_where_that_is_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = put_all(tmp_path / "root", {"ant/bad.jpg": b"no image", "ant/good.jpg": jpeg(0)})
+    arguments = ["--root", str(root), "--out", str(tmp_path / "out"), "--on-error", "skip"]
+    run("imagefolder", Config, write, None, [*arguments, "--val", "0", "--test", "0"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"train: 1 images, 1 classes -> {tmp_path / 'out' / 'train.beton'}"
+    assert "left out" in lines[1]
+    assert str(root / "ant" / "bad.jpg") in lines[1]
 
 
 @pytest.mark.parametrize("content", [b"", b"not an image", None], ids=["empty", "text", "cut"])

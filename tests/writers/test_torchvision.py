@@ -1,0 +1,260 @@
+"""Datasets of torchvision to betons, on small trees in the layouts that its own classes read."""
+
+import json
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torchvision.datasets
+
+from dp4tl_ffcv import BetonIndex, read_image
+from tests.writers.support import jpeg, names_of, put_all, stored
+from writers import torchvision as writer
+from writers.common import run
+from writers.torchvision import KNOWN, Config, write
+
+Files = dict[str, bytes]
+
+
+def lines(*text: str) -> bytes:
+    return "".join(f"{each}\n" for each in text).encode()
+
+
+def images(*names: str) -> Files:
+    return {name: jpeg(number) for number, name in enumerate(names)}
+
+
+def dtd() -> Files:
+    names = [f"{c}/{c}_{n:04}.jpg" for c in ("banded", "woven") for n in (1, 2, 3)]
+    files = images(*(f"dtd/dtd/images/{name}" for name in names))
+    for number, split in enumerate(("train", "val", "test")):
+        files[f"dtd/dtd/labels/{split}1.txt"] = lines(names[number + 3], names[number])
+        files[f"dtd/dtd/labels/{split}2.txt"] = lines(names[number], names[3])
+    return files
+
+
+def food101() -> Files:
+    meta = {"train": {"pie": ["pie/1", "pie/2"], "ham": ["ham/1"]}, "test": {"pie": ["pie/3"]}}
+    meta["test"]["ham"] = ["ham/2"]
+    names = [name for split in meta.values() for each in split.values() for name in each]
+    listed = {f"food-101/meta/{s}.json": json.dumps(each).encode() for s, each in meta.items()}
+    return images(*(f"food-101/images/{name}.jpg" for name in names)) | listed
+
+
+def pets() -> Files:
+    listed = {
+        "trainval.txt": lines("Abyssinian_1 1 1 1", "Abyssinian_3 1 1 1", "basset_hound_2 2 2 1"),
+        "test.txt": lines("basset_hound_1 2 2 1", "Abyssinian_2 1 1 1"),
+    }
+    names = [f"{name}_{n}.jpg" for name in ("Abyssinian", "basset_hound") for n in (1, 2, 3)]
+    files = images(*(f"oxford-iiit-pet/images/{name}" for name in names))
+    return files | {f"oxford-iiit-pet/annotations/{name}": text for name, text in listed.items()}
+
+
+def aircraft() -> Files:
+    data = "fgvc-aircraft-2013b/data"
+    files = images(*(f"{data}/images/{n:07}.jpg" for n in range(6)))
+    files[f"{data}/variants.txt"] = lines("707-320", "A300 B4")
+    files[f"{data}/families.txt"] = lines("Boeing 707", "A300")
+    for number, split in enumerate(("train", "val", "test")):
+        for level, names in {"variant": ("A300 B4", "707-320"), "family": ("A300", "A300")}.items():
+            rows = (f"{2 * number + n:07} {name}" for n, name in enumerate(names))
+            files[f"{data}/images_{level}_{split}.txt"] = lines(*rows)
+    return files
+
+
+def caltech101() -> Files:
+    folder = "caltech101/101_ObjectCategories"
+    names = ("BACKGROUND_Google/image_0001", "ant/image_0001", "ant/image_0002", "yin/image_0001")
+    return images(*(f"{folder}/{name}.jpg" for name in names))
+
+
+def imagenette() -> Files:
+    names = [f"{s}/{w}/{w}_{s}.JPEG" for s in ("train", "val") for w in ("n01440764", "n02102040")]
+    return images(*(f"imagenette2/{name}" for name in names))
+
+
+def country211() -> Files:
+    names = [f"{s}/{c}/1.jpg" for s in ("train", "valid", "test") for c in ("AD", "ZW")]
+    return images(*(f"country211/{name}" for name in names))
+
+
+def eurosat() -> Files:
+    names = ("Forest/Forest_1", "Forest/Forest_2", "River/River_1")
+    return images(*(f"eurosat/2750/{name}.jpg" for name in names))
+
+
+def sun397() -> Files:
+    files = images("SUN397/a/abbey/sun_aaa.jpg", "SUN397/a/airport/entrance/sun_bbb.jpg")
+    return files | {"SUN397/ClassName.txt": lines("/a/abbey", "/a/airport/entrance")}
+
+
+CASES: dict[str, tuple[Callable[[], Files], dict[str, int], tuple[str, ...]]] = {
+    "Caltech101": (caltech101, {"all": 3}, ("ant", "yin")),
+    "Country211": (country211, {"train": 2, "val": 2, "test": 2}, ("AD", "ZW")),
+    "DTD": (dtd, {"train": 2, "val": 2, "test": 2}, ("banded", "woven")),
+    "EuroSAT": (eurosat, {"all": 3}, ("Forest", "River")),
+    "FGVCAircraft": (aircraft, {"train": 2, "val": 2, "test": 2}, ("707-320", "A300 B4")),
+    "Food101": (food101, {"train": 3, "test": 2}, ("ham", "pie")),
+    "Imagenette": (
+        imagenette,
+        {"train": 2, "val": 2},
+        ("tench, Tinca tinca", "English springer, English springer spaniel"),
+    ),
+    "OxfordIIITPet": (pets, {"train": 3, "test": 2}, ("Abyssinian", "Basset Hound")),
+    "SUN397": (sun397, {"all": 2}, ("abbey", "airport/entrance")),
+}
+
+
+def write_all(root: Path, out: Path, name: str, **options: Any) -> dict[str, BetonIndex]:
+    given = {"num_workers": 0, "check_counts": False, **options}
+    return write(Config(root=root, out=out, name=name, **given))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_files_keep_their_bytes_and_torchvisions_labels(name: str, tmp_path: Path) -> None:
+    if name == "Caltech101":
+        pytest.importorskip("scipy")
+    make, counts, class_names = CASES[name]
+    files = make()
+    root = put_all(tmp_path / "root", files)
+    written = write_all(root, tmp_path / "out", name)
+    assert {split: index.num_samples for split, index in written.items()} == counts
+    kind = getattr(torchvision.datasets, name)
+    for split, index in written.items():
+        assert names_of(index) == class_names
+        dataset = kind(str(root), **KNOWN[name].splits[split][1])
+        for number, (label, content) in stored(index).items():
+            image, expected = dataset[number]
+            assert label == expected
+            assert content in files.values()
+            pixels = np.asarray(image.convert("RGB")).astype(int)
+            (sample_id,) = np.flatnonzero(index.column("identifier") == number)
+            assert np.abs(read_image(index, int(sample_id)) - pixels).max() == 0
+
+
+def idx(values: np.ndarray) -> bytes:
+    """Return the form in which MNIST's files hold an array of uint8."""
+    head = struct.pack(f">HBB{values.ndim}I", 0, 8, values.ndim, *values.shape)
+    return head + values.astype(np.uint8).tobytes()
+
+
+def test_images_in_memory_are_written_with_exact_pixels(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    pixels = {split: rng.integers(0, 256, (5, 28, 28)) for split in ("train", "t10k")}
+    files = {}
+    for split, each in pixels.items():
+        files[f"FashionMNIST/raw/{split}-images-idx3-ubyte"] = idx(each)
+        files[f"FashionMNIST/raw/{split}-labels-idx1-ubyte"] = idx(np.array([0, 9, 3, 3, 1]))
+    root = put_all(tmp_path / "root", files)
+    written = write_all(root, tmp_path / "out", "FashionMNIST", mode="raw", num_workers=2)
+    assert set(written) == {"train", "test"}
+    for split, each in (("train", pixels["train"]), ("test", pixels["t10k"])):
+        index = written[split]
+        for number, (label, content) in stored(index).items():
+            assert label == [0, 9, 3, 3, 1][number]
+            assert (
+                content == np.repeat(each[number][..., None], 3, axis=2).astype(np.uint8).tobytes()
+            )
+    assert names_of(written["train"])[9] == "Ankle boot"
+
+
+def test_a_dataset_without_class_names_gets_numbers(tmp_path: Path) -> None:
+    table = "Filename;Width;ClassId\n00000.ppm;16;1\n00001.ppm;16;0\n"
+    files = {
+        "gtsrb/GTSRB/Training/00000/00000_00000.ppm": jpeg(0),
+        "gtsrb/GTSRB/Training/00001/00000_00000.ppm": jpeg(1),
+        "gtsrb/GTSRB/Final_Test/Images/00000.ppm": jpeg(2),
+        "gtsrb/GTSRB/Final_Test/Images/00001.ppm": jpeg(3),
+        "gtsrb/GT-final_test.csv": table.encode(),
+    }
+    written = write_all(put_all(tmp_path / "root", files), tmp_path / "out", "GTSRB")
+    assert names_of(written["train"]) == names_of(written["test"]) == ("0", "1")
+    assert stored(written["train"]) == {0: (0, jpeg(0)), 1: (1, jpeg(1))}
+    assert stored(written["test"]) == {0: (1, jpeg(2)), 1: (0, jpeg(3))}
+
+
+def test_arguments_are_handed_on_and_splits_can_be_chosen(tmp_path: Path) -> None:
+    root = put_all(tmp_path / "root", {**dtd(), **aircraft()})
+    other = write_all(root, tmp_path / "dtd", "DTD", arguments=("partition=2",), splits=("val",))
+    assert set(other) == {"val"}
+    assert [label for _, (label, _) in sorted(stored(other["val"]).items())] == [0, 1]
+    families = write_all(
+        root, tmp_path / "f", "FGVCAircraft", arguments=("annotation_level=family",)
+    )
+    assert names_of(families["test"]) == ("Boeing 707", "A300")
+    assert families["test"].class_counts().tolist() == [0, 2]
+
+
+def test_every_known_dataset_is_one_of_torchvision_with_such_splits() -> None:
+    named = set(writer.__doc__.partition("The datasets: ")[2].partition(".")[0].split())
+    assert {name.strip(",") for name in named} == set(KNOWN)
+    for name in KNOWN:
+        assert hasattr(torchvision.datasets, name)
+
+
+# What cannot be written.
+
+
+def test_counts_that_are_not_the_datasets_are_refused(tmp_path: Path) -> None:
+    root = put_all(tmp_path / "root", dtd())
+    with pytest.raises(ValueError, match=r"2 images in train instead of 1880 .* 2 classes instead"):
+        write_all(root, tmp_path / "out", "DTD", check_counts=True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    files = dtd()
+    del files["dtd/dtd/images/woven/woven_0001.jpg"]
+    with pytest.raises((ValueError, OSError), match=r"woven_0001\.jpg"):
+        write_all(put_all(tmp_path / "root", files), tmp_path / "out", "DTD")
+
+
+@pytest.mark.parametrize("name", ["DTD", "CIFAR10", "Food101", "SVHN"])
+def test_a_dataset_that_is_not_there_is_an_error_that_offers_to_fetch_it(
+    name: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=rf"`root` must hold {name} in the layout.*--download"):
+        write_all(tmp_path, tmp_path / "out", name)
+
+
+def test_what_torchvision_cannot_fetch_is_said(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="`download` must be off for FER2013"):
+        write_all(tmp_path, tmp_path / "out", "FER2013", download=True)
+
+
+def test_download_is_off_unless_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    class Fetches:
+        def __init__(self, root: str, download: bool = True) -> None:
+            asked.append(download)
+            raise RuntimeError("nothing there.")
+
+    monkeypatch.setattr(torchvision.datasets, "SEMEION", Fetches)
+    for download in (False, True):
+        with pytest.raises(ValueError, match="nothing there"):
+            write_all(tmp_path, tmp_path / "out", "SEMEION", download=download)
+    assert asked == [False, True]
+
+
+def test_other_names_splits_and_arguments_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"`name` must be one of Caltech101, .*got 'VOC'"):
+        write_all(tmp_path, tmp_path / "out", "VOC")
+    with pytest.raises(ValueError, match="`splits` of SVHN must be some of train, test; got 'val'"):
+        write_all(tmp_path, tmp_path / "out", "SVHN", splits=("val",))
+    with pytest.raises(ValueError, match="NAME=VALUE; got 'partition'"):
+        write_all(tmp_path, tmp_path / "out", "DTD", arguments=("partition",))
+
+
+def test_the_command_line_gives_the_options(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = put_all(tmp_path / "root", eurosat())
+    arguments = f"--name EuroSAT --root {root} --out {tmp_path / 'out'} --no-check-counts"
+    run("torchvision", Config, write, writer.__doc__, [*arguments.split(), "--num-workers", "0"])
+    expected = f"all: 3 images, 2 classes -> {tmp_path / 'out' / 'all.beton'}\n"
+    assert capsys.readouterr().out == expected

@@ -1,0 +1,56 @@
+"""Write betons of CIFAR-10: train and test, and with --val N a part of train for validation.
+
+--root holds one of these, from www.cs.toronto.edu/~kriz/cifar.html:
+
+    cifar-10-batches-bin/  (data_batch_1.bin to data_batch_5.bin, test_batch.bin, batches.meta.txt)
+    cifar-10-binary.tar.gz
+    cifar-10-batches-py/   (data_batch_1 to data_batch_5, test_batch, batches.meta)
+    cifar-10-python.tar.gz
+
+50,000 images of 32 pixels for training and 10,000 for the test, of 10 classes; stored raw.
+"""
+
+from dataclasses import dataclass
+
+from dp4tl_ffcv import BetonIndex
+
+from . import cifar
+from .common import Expected, run
+
+DATASET = cifar.Cifar(
+    name="cifar10",
+    expected=Expected(classes=10, images={"train": 50_000, "test": 10_000}),
+    binary=cifar.Version(
+        archive="cifar-10-binary.tar.gz",
+        md5="c32a1d4ab5d03f1284b67883e8d87530",
+        folder="cifar-10-batches-bin",
+        train=tuple(f"data_batch_{number}.bin" for number in range(1, 6)),
+        test="test_batch.bin",
+        names="batches.meta.txt",
+    ),
+    python=cifar.Version(
+        archive="cifar-10-python.tar.gz",
+        md5="c58f30108f718f92721af3b95e74349a",
+        folder="cifar-10-batches-py",
+        train=tuple(f"data_batch_{number}" for number in range(1, 6)),
+        test="test_batch",
+        names="batches.meta",
+    ),
+    labels="labels",
+    label_bytes=1,
+    torchvision="CIFAR10",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(cifar.Config):
+    """What to write."""
+
+
+def write(config: Config) -> dict[str, BetonIndex]:
+    """Write the betons and return the index of each."""
+    return cifar.write_cifar(DATASET, config)
+
+
+if __name__ == "__main__":
+    run(DATASET.name, Config, write, __doc__)
