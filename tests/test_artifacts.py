@@ -343,9 +343,14 @@ def umask() -> int:
 def test_a_part_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
     path = tmp_path / "a.bin"
     path.write_bytes(b"old")
-    with pytest.raises(KeyboardInterrupt), part_file(path) as stream:
-        stream.write(b"new")
-        raise KeyboardInterrupt
+
+    def fail() -> None:
+        with part_file(path) as stream:
+            stream.write(b"new")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail()
     assert [each.name for each in tmp_path.iterdir()] == ["a.bin"]
     assert path.read_bytes() == b"old"
 

@@ -154,8 +154,22 @@ def run(
         written = write(config)
     for split, index in written.items():
         print(f"{split}: {index.num_samples} images, {index.num_classes()} classes -> {index.path}")
-        for skipped in index.manifest.skipped if index.manifest else ():
-            print(f"  left out {skipped['name']}: {skipped['error']}")
+        for line in _notices(index):
+            print(f"  {line}")
+
+
+def _notices(index: BetonIndex) -> Iterator[str]:
+    """Say what a user should know of a beton: classes without images, and what was left out."""
+    manifest = index.manifest
+    if manifest is None:
+        return
+    pairs = zip(manifest.class_names, manifest.class_counts, strict=True)
+    empty = [name for name, count in pairs if not count]
+    if empty:
+        more = f" and {len(empty) - 5} more" if len(empty) > 5 else ""
+        yield f"no images of {', '.join(empty[:5])}{more}"
+    for skipped in manifest.skipped:
+        yield f"left out {skipped['name']}: {skipped['error']}"
 
 
 def find(root: Path, *names: str, layout: str) -> Path:

@@ -177,6 +177,19 @@ def test_the_command_prints_each_split_and_what_was_left_out(
     assert lines[2] == f"val: 3 images, 2 classes -> {tmp_path / 'val.beton'}"
 
 
+def test_the_command_names_classes_without_images(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def write_few(config: Config) -> dict[str, BetonIndex]:
+        names = [*NAMES, *(f"rare {number}" for number in range(7))]
+        return write_splits("birds", {"train": three()}, names, config, None)
+
+    run("birds", Config, write_few, None, ["--out", str(tmp_path), "--num-workers", "0"])
+    lines = capsys.readouterr().out.splitlines()
+    rare = ", ".join(f"rare {number}" for number in range(5))
+    assert lines[1:] == [f"  no images of {rare} and 2 more"]
+
+
 def test_an_error_ends_the_command_with_one_line_and_status_1(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
