@@ -13,11 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 from ffcv.fields import BytesField, IntField
+from ffcv.fields.rgb_image import CenterCropRGBImageDecoder
+from ffcv.loader import Loader, OrderOption
 from numpy.typing import NDArray
 
-from dp4tl_ffcv import BetonIndex, write_beton
+from dp4tl_ffcv import BetonIndex, image_fields, write_beton
 from dp4tl_ffcv.artifacts import locked_part
 from dp4tl_ffcv.beton import parts
+from dp4tl_ffcv.kernels import resize_area
 
 FIELDS = {"blob": BytesField(), "label": IntField()}
 COUNT = 400
@@ -84,6 +87,7 @@ KILLED = """
 import sys, time
 from pathlib import Path
 from dp4tl_ffcv.beton import parts
+from dp4tl_ffcv.kernels import resize_area
 from tests.beton.test_resume import Blobs, write
 
 parts.COMMIT_BYTES = 0
@@ -388,3 +392,35 @@ def test_bad_options_are_refused(options: dict[str, Any], message: str, tmp_path
     with pytest.raises(ValueError, match=message):
         write(tmp_path / "a.beton", Blobs(), **options)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("os_cache", [True, False])
+def test_stock_ffcv_reads_pages_that_grew(os_cache: bool, tmp_path: Path) -> None:
+    """The first page is then no multiple of the page size: it starts within the tables' page."""
+    rng = np.random.default_rng(0)
+    shapes = [(40, 30, 3)] * 5 + [(1700, 1700, 3)] + [(50, 20, 3)] * 5
+    images = [rng.integers(0, 256, shape, dtype=np.uint8) for shape in shapes]
+    samples = [(image, number, 0) for number, image in enumerate(images)]
+    path = tmp_path / "a.beton"
+    index = write_beton(path, samples, image_fields(mode="raw"), num_workers=0)
+    assert index.page_size == 16 << 20
+    assert int(index.allocations["ptr"].min()) < index.page_size
+    pages = Loader(
+        str(path),
+        batch_size=1,
+        num_workers=1,
+        os_cache=os_cache,
+        order=OrderOption.SEQUENTIAL,
+        pipelines={"image": [CenterCropRGBImageDecoder((20, 20), 1)], "identifier": None},
+    )
+    seen = 0
+    for (crop,), (label,) in pages:
+        image = images[int(label)]
+        height, width = image.shape[:2]
+        # ffcv crops a square of the shorter side, and shrinks it.
+        side = min(height, width)
+        top, left = (height - side) // 2, (width - side) // 2
+        expected = resize_area(image, (20, 20), (top, left, side, side))
+        assert np.abs(np.asarray(crop).astype(int) - expected).max() <= 1
+        seen += 1
+    assert seen == len(images)
