@@ -1,6 +1,6 @@
-"""Betons with ImageNet's statistics, made from the photographs that two packages ship.
+"""Betons and folders of JPEG files with ImageNet's statistics, made from photographs.
 
-scikit-learn and scikit-image bring a few photographs. Crops of these at several scales, in
+scikit-learn and scikit-image ship a few photographs. Crops of these at several scales, in
 ImageNet's shapes, sharpened and with grain (which gives them the bytes per pixel that ImageNet has
 at JPEG quality 90) make the distinct images; a file repeats their bytes in random order until it
 is large enough for what it measures. Nothing is downloaded.
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import IO, Any
 
 import cv2
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 from dp4tl_ffcv.artifacts import atomic_open
 from dp4tl_ffcv.beton import layout
 
-__all__ = ["Images", "class_sizes", "prepare", "retain", "write_tables"]
+__all__ = ["Images", "class_sizes", "prepare", "prepare_files", "retain", "write_tables"]
 
 PHOTOGRAPHS = {
     "sklearn": ("datasets/images/china.jpg", "datasets/images/flower.jpg"),
@@ -87,6 +88,25 @@ def prepare(images: Images, folder: Path) -> Path:
             for start, image in zip(starts, chosen, strict=True):
                 stream.seek(start)
                 stream.write(blobs[image])
+    return path
+
+
+def prepare_files(images: Images, folder: Path) -> Path:
+    """Return the folder in `folder` of the JPEG files of `images`, written before or now.
+
+    They are called `000000.jpg` on, and each has an inode and pages of its own.
+    """
+    path = folder / Path(images.name).stem
+    if not path.exists():
+        blobs = _encode_all(images)[1]
+        rng = np.random.default_rng((images.seed, images.num_samples))
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix=f".{path.name}.", dir=folder) as unfinished:
+            made = Path(unfinished) / path.name
+            made.mkdir()
+            for number, image in enumerate(rng.integers(len(blobs), size=images.num_samples)):
+                (made / f"{number:06}.jpg").write_bytes(blobs[image])
+            made.rename(path)
     return path
 
 

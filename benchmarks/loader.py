@@ -13,7 +13,7 @@ from typing import Literal
 import tyro
 
 from benchmarks.loader_figures import BENCH, NAMES, QUICK, Scale, measure
-from benchmarks.measure import progress, table, write_rows
+from benchmarks.measure import publish
 from dp4tl_ffcv import one_line_errors
 
 RESULTS = Path(__file__).resolve().parent / "results" / "loader.jsonl"
@@ -37,15 +37,9 @@ class Config:
 def main(config: Config) -> None:
     """Measure, print JSON lines on stdout and a table on stderr, and keep the lines."""
     scale = QUICK if config.quick else Scale()
-    rows = []
-    for row in measure(scale, config.data, config.only or NAMES):
-        print(row.line(), flush=True)
-        rows.append(row)
-    progress("\n" + table(rows, DETAILS))
     whole = not config.quick and not config.only
-    if out := config.out or (RESULTS if whole else None):
-        write_rows(out, BENCH, rows)
-        progress(f"written to {out}")
+    rows = measure(scale, config.data, config.only or NAMES)
+    publish(rows, BENCH, DETAILS, config.out or (RESULTS if whole else None))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """The figures of the loader benchmark: what is measured, on what, and how often."""
 
-import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -11,10 +10,10 @@ from typing import Any
 
 from benchmarks.dataset import IMAGENET_SAMPLES, Images, prepare, write_tables
 from benchmarks.loader_sides import Ours, Setting, Stock
-from benchmarks.measure import Row, Worker, alternate, compare, progress
+from benchmarks.measure import Row, Worker, alternate, compare, measure_all
 from dp4tl_ffcv import BetonIndex
 
-__all__ = ["NAMES", "QUICK", "Scale", "measure"]
+__all__ = ["NAMES", "QUICK", "Scale", "alternate_epochs", "measure"]
 
 BENCH = "loader"
 ORDERS = ("sequential", "random", "quasi_random")
@@ -147,19 +146,33 @@ def raw_rrc_throughput(bench: Bench) -> list[Row]:
 
 def _throughput(figure: str, images: Images, bench: Bench) -> list[Row]:
     setting = Setting(beton=prepare(images, bench.data))
+    rates, loaded = alternate_epochs((setting, setting), bench.scale.epochs)
+    return [_row(figure, "images/s", *rates, **_params(setting, **loaded))]
+
+
+def alternate_epochs(
+    settings: tuple[Setting, Setting], rounds: int
+) -> tuple[tuple[list[float], list[float]], dict[str, Any]]:
+    """Load epochs on both sides in turn, each as its setting says.
+
+    Returns:
+        images/s of both sides, and the parameters that are known only now.
+
+    Raises:
+        RuntimeError: the sides loaded different samples.
+    """
     with _both() as sides:
-        for side in sides:
+        for side, setting in zip(sides, settings, strict=True):
             side.call("open", setting)
         ours, stock = (partial(side.call, "epoch") for side in sides)
         first = (ours(), stock())  # compiles, and fills the page cache
-        epochs = alternate(ours, stock, bench.scale.epochs)
+        epochs = alternate(ours, stock, rounds)
         cache = sides[0].call("attribute", "cache")
     for name in ("images", "labels"):
         if len({epoch[name] for epoch in (*first, *epochs[0], *epochs[1])}) > 1:
             raise RuntimeError(f"the sides differ in the {name} they loaded: {first}")
-    rates = [[epoch["images"] / epoch["seconds"] for epoch in side] for side in epochs]
-    params = _params(setting, images=first[0]["images"], ours_cache=cache)
-    return [_row(figure, "images/s", *rates, **params)]
+    mine, its = ([epoch["images"] / epoch["seconds"] for epoch in side] for side in epochs)
+    return (mine, its), {"images": first[0]["images"], "ours_cache": cache}
 
 
 def second_loader_seconds(bench: Bench) -> list[Row]:
@@ -197,13 +210,7 @@ NAMES = tuple(name for names in FIGURES.values() for name in names)
 def measure(scale: Scale, data: Path, names: Collection[str]) -> Iterator[Row]:
     """Measure the figures called `names` on betons in `data`; yield each as soon as it is known."""
     with ExitStack() as processes:
-        bench = Bench(scale, data, processes)
-        for measurement, made in FIGURES.items():
-            if not set(made).isdisjoint(names):
-                started = time.perf_counter()
-                progress(f"{', '.join(made)} ...")
-                yield from (row for row in measurement(bench) if row.figure in names)
-                progress(f"    {time.perf_counter() - started:.0f} s")
+        yield from measure_all(FIGURES, Bench(scale, data, processes), names)
 
 
 # -- parts -----------------------------------------------------------------------------------------

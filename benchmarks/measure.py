@@ -3,10 +3,13 @@
 import json
 import multiprocessing
 import os
+import signal
 import sys
 import tempfile
+import time
 import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -21,8 +24,10 @@ __all__ = [
     "Worker",
     "alternate",
     "compare",
+    "measure_all",
     "peak_growth",
     "progress",
+    "publish",
     "read_so_far",
     "table",
     "write_rows",
@@ -33,6 +38,7 @@ PATIENCE = 600.0  # seconds
 SPIN_COUNT = "10000"
 
 _Result = TypeVar("_Result")
+_Bench = TypeVar("_Bench")
 
 
 # -- results ---------------------------------------------------------------------------------------
@@ -102,6 +108,38 @@ def alternate(
     return results
 
 
+def measure_all(
+    figures: Mapping[Callable[[_Bench], list[Row]], tuple[str, ...]],
+    bench: _Bench,
+    names: Collection[str],
+) -> Iterator[Row]:
+    """Take the measurements that `names` asks for; yield each row as soon as it is known.
+
+    Args:
+        figures: measurement -> the figures that come out of it.
+        bench: what measurements are called with.
+        names: figures to measure.
+    """
+    for measurement, made in figures.items():
+        if not set(made).isdisjoint(names):
+            started = time.perf_counter()
+            progress(f"{', '.join(made)} ...")
+            yield from (row for row in measurement(bench) if row.figure in names)
+            progress(f"    {time.perf_counter() - started:.0f} s")
+
+
+def publish(rows: Iterable[Row], bench: str, details: Sequence[str], out: Path | None) -> None:
+    """Print JSON lines on stdout and a table on stderr, and keep the lines in `out` if given."""
+    kept = []
+    for row in rows:
+        print(row.line(), flush=True)
+        kept.append(row)
+    progress("\n" + table(kept, details))
+    if out:
+        write_rows(out, bench, kept)
+        progress(f"written to {out}")
+
+
 def write_rows(path: Path, bench: str, rows: Iterable[Row]) -> None:
     """Write the rows as JSON lines, headed by the environment."""
     head = json.dumps({"bench": bench, "environment": environment()})
@@ -146,7 +184,8 @@ def _rounded(value: Any) -> Any:
 class Worker:
     """A process of its own that makes an object and calls its methods when told.
 
-    What it prints is shown only if it fails.
+    What it prints is shown only if it fails. It leads a session, so that the processes that it
+    starts in turn can be found, and ended with it.
 
     Args:
         make: a function or class of an importable module.
@@ -161,7 +200,8 @@ class Worker:
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
         arguments = (theirs, self._log.name, make, args)
-        self._process = context.Process(target=_serve, args=arguments, daemon=True)
+        # Not a daemon, which may not start processes; it ends when the connection does.
+        self._process = context.Process(target=_serve, args=arguments)
         self._process.start()
         theirs.close()
         self._ready = False
@@ -171,6 +211,11 @@ class Worker:
 
     def __exit__(self, *_: Any) -> None:
         self.close()
+
+    @property
+    def session(self) -> int:
+        """Number of the session that it and the processes it starts are in."""
+        return self._process.pid or 0
 
     def wait(self) -> "Worker":
         """Wait until the object is made."""
@@ -194,6 +239,8 @@ class Worker:
         self._connection.close()
         self._process.join(1)
         if self._process.is_alive():
+            with suppress(ProcessLookupError):  # as long as it has not made its session
+                os.killpg(self.session, signal.SIGKILL)
             self._process.kill()
             self._process.join()
         self._log.close()
@@ -212,6 +259,9 @@ class Worker:
 
 
 def _serve(connection: Connection, log: str, make: Callable[..., Any], args: Any) -> None:
+    os.setsid()
+    # What it starts in turn starts as in a program of its own, and is not spawned because it was.
+    multiprocessing.set_start_method(None, force=True)
     with open(log, "ab", buffering=0) as printed:
         os.dup2(printed.fileno(), 1)
         os.dup2(printed.fileno(), 2)

@@ -1,10 +1,11 @@
-"""Write the README's tables from the result files of a demo run and of the loader benchmark.
+"""Write the README's tables from the result files of a demo run and of the benchmarks.
 
     python -m train.demo --fresh
     python -m benchmarks.loader
+    python -m benchmarks.writing
     python -m benchmarks.readme --result runs/demo/result.json
 
-keeps the demo's result in `benchmarks/results/demo.json` and puts both tables into the README.
+keeps the demo's result in `benchmarks/results/demo.json` and puts all tables into the README.
 """
 
 import json
@@ -19,6 +20,7 @@ from dp4tl_ffcv import one_line_errors, write_json
 ROOT = Path(__file__).resolve().parent.parent
 KEPT = ROOT / "benchmarks" / "results" / "demo.json"
 LOADER = ROOT / "benchmarks" / "results" / "loader.jsonl"
+WRITING = ROOT / "benchmarks" / "results" / "writing.jsonl"
 NAMES = {"full": "full source", "lm": "LM", "fm": "FM", "random": "random"}
 HEAD = (
     "| selection | keep | classes | pretraining | speed-up | with selection cost | linear probe "
@@ -35,6 +37,14 @@ FIGURES = {
     "jpeg_rrc_throughput": "JPEG of 400 px, random resized crop to 160",
     "raw_rrc_throughput": "raw of 400 px, random resized crop to 160",
     "leaked_threads": "threads left by 5 early breaks",
+}
+WRITING_HEAD = "| what | against | other | ours | ratio |\n|---|---|---|---|---|"
+WRITING_FIGURES = {
+    "write_passthrough": "write JPEG files of 400 px",
+    "write_resize": "write JPEG files, shrunk",
+    "compact_copy": "compact to a fifth, byte for byte",
+    "compact_raw_throughput": "load a fifth at 160 px: compacted to raw, against the JPEG original",
+    "write_peak_bytes": "memory to write",
 }
 
 
@@ -105,6 +115,37 @@ def loader_table(lines: list[dict[str, Any]]) -> str:
     return "\n".join([LOADER_HEAD, *cells, "", caption])
 
 
+def writing_table(lines: list[dict[str, Any]]) -> str:
+    """Return the writing benchmark's rows as a Markdown table with its caption."""
+    head, *rows = lines
+    machine = head["environment"]
+    cells = [
+        f"| {_written(row)} | {row['other_name']} | {_amount(row['other'], row['unit'])} "
+        f"| {_amount(row['ours'], row['unit'])} "
+        f"| {'' if row['ratio'] is None else _number(row['ratio'])} |"
+        for row in rows
+    ]
+    caption = (
+        f"Measured on {machine['cores']} cores of {machine['cpu']}, GPU: {machine['gpu']}, by "
+        "`python -m benchmarks.writing`: medians of both sides in alternation and of their ratio; "
+        "above 1 is better for ours. What is read is in memory. `write_beton` and `compact` flush "
+        "to the disk before the clock stops; ffcv does not, `cp` where it says so. Memory: growth "
+        "over the process and its workers."
+    )
+    return "\n".join([WRITING_HEAD, *cells, "", caption])
+
+
+def _written(row: dict[str, Any]) -> str:
+    params = row["params"]
+    details = [
+        *([f"{params['images']:,} images"] if "images" in params else []),
+        *([f"{params['file_bytes'] / 1e6:,.0f} MB"] if "file_bytes" in params else []),
+        *([params["how"]] if "how" in params else []),
+        *([f"flushed: {params['flush']}"] if "flush" in params else []),
+    ]
+    return f"{WRITING_FIGURES[row['figure']]} ({', '.join(details)})"
+
+
 def _what(row: dict[str, Any]) -> str:
     params = row["params"]
     details = [
@@ -121,6 +162,10 @@ def _amount(value: float | None, unit: str) -> str:
         return ""
     if unit == "bytes":
         return f"{value / 1e9:.2f} GB" if value >= 1e9 else f"{value / 1e6:.1f} MB"
+    if unit == "bytes/s":
+        return f"{value / 1e9:.2f} GB/s"
+    if unit == "bytes/image":
+        return f"{_number(value)} bytes"
     return f"{_number(value)} {unit}" if unit in ("s", "images/s") else _number(value)
 
 
@@ -139,10 +184,14 @@ def fill(readme: str, name: str, text: str) -> str:
 
 
 def filled(readme: str) -> str:
-    """Return the README with both tables from the results that are kept."""
+    """Return the README with all tables from the results that are kept."""
     readme = fill(readme, "demo", demo_table(json.loads(KEPT.read_text())))
-    lines = [json.loads(line) for line in LOADER.read_text().splitlines()]
-    return fill(readme, "loader", loader_table(lines))
+    readme = fill(readme, "loader", loader_table(_lines(LOADER)))
+    return fill(readme, "writing", writing_table(_lines(WRITING)))
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def main(config: Config) -> None:

@@ -1,6 +1,7 @@
 """Call a function in processes of its own, and hand its results on in order."""
 
 import ctypes
+import gc
 import os
 import signal
 from collections import deque
@@ -76,6 +77,7 @@ def _start(function: Callable[[Any], Any], parent: int) -> None:
     """Make ready a worker process."""
     global _function
     _function = function
+    gc.freeze()  # looking at what is the parent's would copy the memory that it lies in
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then ends us
     ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
     if os.getppid() != parent:

@@ -1,7 +1,10 @@
 """Statistics, JSON lines and processes of the benchmarks."""
 
 import json
+import multiprocessing
 import os
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,7 @@ import pytest
 
 from benchmarks import measure
 from benchmarks.measure import Row, Worker, alternate, compare
+from benchmarks.tree_memory import TreePeak, tree_bytes
 
 
 def row(unit: str, ours: list[float], other: list[float], **params: Any) -> Row:
@@ -110,6 +114,22 @@ def test_a_worker_that_hangs_is_an_error() -> None:
             worker.call("sleep", 60)
 
 
+def test_a_worker_starts_processes_as_a_program_of_its_own_does() -> None:
+    with Worker(__import__, "multiprocessing") as worker:
+        assert worker.call("get_start_method") == multiprocessing.get_start_method()
+
+
+def test_what_a_worker_started_ends_with_it() -> None:
+    worker = Worker(__import__, "subprocess").wait()
+    worker.patience = 0.1
+    with worker, pytest.raises(RuntimeError, match="no answer to 'run'"):
+        worker.call("run", ["sleep", "60"])
+    deadline = time.monotonic() + 10
+    while tree_bytes(worker.session) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert tree_bytes(worker.session) == 0
+
+
 # -- the process's own books -----------------------------------------------------------------------
 def test_bytes_that_were_read_are_counted(tmp_path: Path) -> None:
     path = tmp_path / "file"
@@ -124,3 +144,24 @@ def test_memory_that_was_given_back_is_counted() -> None:
     total, growth = measure.peak_growth(lambda: int(np.ones(size, dtype=np.uint8).sum()))
     assert total == size
     assert 0.98 * size < growth < 1.5 * size  # the kernel's counters lag by some pages
+
+
+def test_memory_of_a_whole_tree_is_counted_and_pages_that_are_shared_count_once() -> None:
+    size = 1 << 26
+    fork = f"""if True:
+        import os, time
+        shared = b"x" * {size}
+        child = os.fork()
+        if not child:
+            own = b"y" * {size}
+        time.sleep(0.4)
+        if child:
+            os.wait()
+    """
+    with Worker(__import__, "subprocess").wait() as worker:
+        with TreePeak(worker.session) as memory:
+            worker.call("run", [sys.executable, "-c", fork], check=True)
+        assert 2 * size < memory.growth < 2.5 * size
+        with TreePeak(worker.session) as memory:
+            worker.call("getoutput", "true")
+        assert memory.growth < size
