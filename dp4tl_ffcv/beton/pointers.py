@@ -1,0 +1,109 @@
+"""Find the parts of a beton's metadata that say where in the file something starts."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import BetonError
+from .index import BetonIndex
+
+__all__ = ["Pointer", "find_pointers"]
+
+
+@dataclass(frozen=True, slots=True)
+class Pointer:
+    """A part of the metadata that says where in the file something starts."""
+
+    path: tuple[str, ...]
+    """Names that lead to it in the record of a sample."""
+    rows: NDArray[np.int64]
+    """Extent of each value `(M, values)`: row of `Retained.extents`, -1 where it points nowhere."""
+
+    def of(self, metadata: NDArray[Any]) -> NDArray[np.uint64]:
+        """Return this part of a metadata table `(M, values)`; writing to it writes the table."""
+        return _leaf(metadata, self.path)
+
+
+def find_pointers(
+    index: BetonIndex, metadata: NDArray[Any], extents: NDArray[Any], starts: NDArray[np.int64]
+) -> Iterator[Pointer]:
+    """Find what must move with the extents.
+
+    The file does not say what a custom field keeps in 64 bits. It is taken for a place if it is
+    one of the sample's own for every sample that does not have 0 there.
+
+    Args:
+        index: the beton.
+        metadata: records of some samples `(M,)`.
+        extents: their extents `(R,)`; of those of a sample that start at one byte, the empty first.
+        starts: extents `starts[i]` to `starts[i + 1]` are those of sample i.
+
+    Raises:
+        BetonError: a sample's metadata points to bytes that are not the sample's own.
+    """
+    for field in index.fields:
+        custom = field.kind == "custom"
+        for path in _paths(metadata.dtype[field.column], (field.column,)):
+            if path[-1] == "size" and not custom:
+                continue
+            values = _leaf(metadata, path)
+            rows = _rows_of(values, _sizes_beside(metadata, path), extents, starts)
+            lost = (rows < 0) & ((values != 0) | (not custom))
+            if not lost.any() and (rows >= 0).any():
+                yield Pointer(path, rows)
+            elif lost.any() and (not custom or path[-1] in ("ptr", "data_ptr")):
+                raise BetonError(
+                    "`source` must hold the bytes of each sample as its own; got "
+                    f"{str(index.path)!r}, where the field {field.name!r} of a retained sample "
+                    "points to others. Write the beton again."
+                )
+
+
+def _rows_of(
+    values: NDArray[np.uint64],
+    sizes: NDArray[Any] | None,
+    extents: NDArray[Any],
+    starts: NDArray[np.int64],
+) -> NDArray[np.int64]:
+    """Return which extent of its sample each value `(M, values)` is the start of, or -1.
+
+    Where a value's empty bytes share their start with others, `sizes` tells the two apart.
+    """
+    rows = np.full(values.shape, -1, dtype=np.int64)
+    counts = np.diff(starts)
+    for number in range(int(counts.max(initial=0))):
+        samples = np.flatnonzero(counts > number)
+        at = starts[samples] + number
+        found = values[samples] == extents["ptr"][at][:, None]
+        if sizes is not None:
+            found &= (rows[samples] < 0) | (sizes[samples] != 0)
+        rows[samples] = np.where(found, at[:, None], rows[samples])
+    return rows
+
+
+def _paths(dtype: np.dtype[Any], path: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    """Yield the paths to all that is kept in 64 bits without a sign."""
+    for name in dtype.base.names or ():
+        yield from _paths(dtype.base[name], (*path, name))
+    if dtype.base == np.uint64:
+        yield path
+
+
+def _leaf(table: NDArray[Any], path: tuple[str, ...]) -> NDArray[Any]:
+    for name in path:
+        table = table[name]
+    return table.reshape(len(table), -1) if table.ndim > 1 else table[:, None]
+
+
+def _sizes_beside(metadata: NDArray[Any], path: tuple[str, ...]) -> NDArray[Any] | None:
+    """Return the `size` in the same record as the value at `path`, if there is one for each."""
+    record: NDArray[Any] = metadata
+    for name in path[:-1]:
+        record = record[name]
+    if len(path) == 1 or "size" not in (record.dtype.names or ()):
+        return None
+    sizes = _leaf(record, ("size",))
+    return sizes if sizes.shape == _leaf(metadata, path).shape else None
