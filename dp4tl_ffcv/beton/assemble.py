@@ -70,8 +70,8 @@ def assemble(
 ) -> BetonIndex:
     """Write a beton and its manifest, atomically, continuing what a killed run left.
 
-    Memory: two batches of 16 encoded samples per worker, what was placed since the last record
-    (128 MiB or 5 s of metadata), and the tables of the index that is returned.
+    Memory: two batches of 16 encoded samples per worker, and the tables of the index that is
+    returned.
 
     Args:
         target: the beton.

@@ -3,7 +3,7 @@
 Read off files written by ffcv 1.0.2 and its documentation; all integers are little-endian.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,8 +18,10 @@ __all__ = [
     "HEADER",
     "IMAGE_MODES",
     "VERSION",
+    "leaf",
     "metadata_dtype",
     "pointers",
+    "uint64_paths",
 ]
 
 VERSION = 2
@@ -82,3 +84,19 @@ def pointers(column: NDArray[Any], kind: str) -> list[NDArray[Any]]:
     if column.dtype.names:
         return [column[name] for name in column.dtype.names if name in _POINTERS]
     return [column] if kind in _BARE_POINTERS else []
+
+
+def uint64_paths(dtype: np.dtype[Any], path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Yield the names that lead, one record into the next, to all that may be a place in a file."""
+    for name in dtype.base.names or ():
+        yield from uint64_paths(dtype.base[name], (*path, name))
+    if dtype.base == np.uint64:
+        yield path
+
+
+def leaf(table: NDArray[Any], path: tuple[str, ...]) -> NDArray[Any]:
+    """Return the part `(N, values)` of a table to which `path` leads; writing to it writes that."""
+    for name in path:
+        table = table[name]
+    # An error rather than a copy, to which one would write in vain.
+    return np.reshape(table, (len(table), -1), copy=False) if table.ndim > 1 else table[:, None]

@@ -1,8 +1,8 @@
 """A beton while it is written: samples placed on pages, and a journal to continue from.
 
 Beside the unfinished file `.NAME.part` lie `.NAME.part.table`, the allocation table so far, and
-`.NAME.part.json`, which says how far both are valid. All that memory holds is what was placed
-since the journal was written last.
+`.NAME.part.json`, which says how far both are valid. Memory holds the tables of a few thousand
+samples at most.
 """
 
 import json
@@ -27,6 +27,7 @@ LARGEST_PAGE = 1 << 31  # the header has 32 bits for it
 # What is lost at most when the process is killed.
 COMMIT_BYTES = 128 << 20
 COMMIT_SECONDS = 5.0
+TABLE_ROWS = 1 << 12  # samples whose rows of the tables are held back at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +112,7 @@ class PagedPart:
         self._grows = grows
         self._rows: list[NDArray[Any]] = []
         self._allocations: list[NDArray[Any]] = []
+        self._tabled = progress.placed
         self._saved = progress
         self._saved_at = time.monotonic()
         self._saving: Future[None] | None = None
@@ -157,6 +159,8 @@ class PagedPart:
         )
         if self._is_due():
             self._save()
+        elif self.progress.placed - self._tabled >= TABLE_ROWS:
+            self._write_tables()
 
     def finish(self) -> int:
         """Fill up the last page, append the allocation table, and return where it starts."""
@@ -247,6 +251,7 @@ class PagedPart:
             first = self.progress.extents - len(table)
             _write_all(self._table, table.tobytes(), first * table.itemsize)
         self._rows, self._allocations = [], []
+        self._tabled = self.progress.placed
 
 
 def _room_of(sizes: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -255,14 +260,11 @@ def _room_of(sizes: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def _move_pointers(rows: NDArray[Any], starts: NDArray[np.int64], sizes: NDArray[np.int64]) -> None:
-    for column in rows.dtype.names or ():
-        values = rows[column]
-        for part in [values[name] for name in values.dtype.names or ()] or [values]:
-            if part.dtype == np.uint64:
-                shape = (-1, *(part.ndim - 1) * (1,))
-                offsets = part - np.uint64(MARK)  # wraps around for what is no pointer
-                moved = offsets <= sizes.astype(np.uint64).reshape(shape)
-                np.copyto(part, offsets + starts.astype(np.uint64).reshape(shape), where=moved)
+    base, room = starts.astype(np.uint64)[:, None], sizes.astype(np.uint64)[:, None]
+    for path in layout.uint64_paths(rows.dtype):
+        values = layout.leaf(rows, path)
+        offsets = values - np.uint64(MARK)  # wraps around for what is no pointer
+        np.copyto(values, offsets + base, where=offsets <= room)
 
 
 def _write_all(file: int, data: Any, position: int) -> int:

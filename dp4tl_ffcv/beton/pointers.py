@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import BetonError
+from . import layout
 from .index import BetonIndex
 
 __all__ = ["Pointer", "find_pointers"]
@@ -24,7 +25,7 @@ class Pointer:
 
     def of(self, metadata: NDArray[Any]) -> NDArray[np.uint64]:
         """Return this part of a metadata table `(M, values)`; writing to it writes the table."""
-        return _leaf(metadata, self.path)
+        return layout.leaf(metadata, self.path)
 
 
 def find_pointers(
@@ -46,10 +47,10 @@ def find_pointers(
     """
     for field in index.fields:
         custom = field.kind == "custom"
-        for path in _paths(metadata.dtype[field.column], (field.column,)):
+        for path in layout.uint64_paths(metadata.dtype[field.column], (field.column,)):
             if path[-1] == "size" and not custom:
                 continue
-            values = _leaf(metadata, path)
+            values = layout.leaf(metadata, path)
             rows = _rows_of(values, _sizes_beside(metadata, path), extents, starts)
             lost = (rows < 0) & ((values != 0) | (not custom))
             if not lost.any() and (rows >= 0).any():
@@ -84,20 +85,6 @@ def _rows_of(
     return rows
 
 
-def _paths(dtype: np.dtype[Any], path: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
-    """Yield the paths to all that is kept in 64 bits without a sign."""
-    for name in dtype.base.names or ():
-        yield from _paths(dtype.base[name], (*path, name))
-    if dtype.base == np.uint64:
-        yield path
-
-
-def _leaf(table: NDArray[Any], path: tuple[str, ...]) -> NDArray[Any]:
-    for name in path:
-        table = table[name]
-    return table.reshape(len(table), -1) if table.ndim > 1 else table[:, None]
-
-
 def _sizes_beside(metadata: NDArray[Any], path: tuple[str, ...]) -> NDArray[Any] | None:
     """Return the `size` in the same record as the value at `path`, if there is one for each."""
     record: NDArray[Any] = metadata
@@ -105,5 +92,5 @@ def _sizes_beside(metadata: NDArray[Any], path: tuple[str, ...]) -> NDArray[Any]
         record = record[name]
     if len(path) == 1 or "size" not in (record.dtype.names or ()):
         return None
-    sizes = _leaf(record, ("size",))
-    return sizes if sizes.shape == _leaf(metadata, path).shape else None
+    sizes = layout.leaf(record, ("size",))
+    return sizes if sizes.shape == layout.leaf(metadata, path).shape else None

@@ -104,11 +104,16 @@ class ListField(OpaqueField):
             destination["both"][0, number] = pointer
 
 
-def test_places_inside_nested_records_and_arrays_move_too(tmp_path: Path) -> None:
+@pytest.mark.parametrize("ours", [False, True])
+def test_places_inside_nested_records_and_arrays_move_too(ours: bool, tmp_path: Path) -> None:
     parts = [[bytes([n]) * (n + 1), bytes([n + 100]) * 9] for n in range(9)]
     samples = [(n, (n << 60, parts[n])) for n in range(9)]
     fields = {"label": IntField(), "list": ListField()}
-    path = write_stock(tmp_path / "a.beton", samples, fields)
+    path = tmp_path / "a.beton"
+    if ours:
+        write_beton(path, samples, fields, seed=None, num_workers=0)
+    else:
+        write_stock(path, samples, fields)
     ids = [7, 2, 5]
     custom = {"list": ListField}
     index = compact(path, ids, tmp_path / "b.beton", custom_fields=custom, layout="class")

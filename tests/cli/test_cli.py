@@ -239,7 +239,18 @@ def test_wrong_usage_leaves_with_status_2(
 
 
 @pytest.mark.parametrize(
-    "verb", [[], ["inspect"], ["features"], ["score"], ["score", "lm"], ["select"], ["export"]]
+    "verb",
+    [
+        [],
+        ["inspect"],
+        ["verify"],
+        ["features"],
+        ["score"],
+        ["score", "lm"],
+        ["select"],
+        ["compact"],
+        ["export"],
+    ],
 )
 def test_every_verb_explains_itself(verb: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
