@@ -74,7 +74,7 @@ def test_none_disables_a_field_and_nothing_gives_it_the_default() -> None:
     assert all(spec.default_pipeline for spec in specs.values())
 
 
-@pytest.mark.parametrize("steps", [7, "label", ToTensor(), {"a": 1}, {ToTensor}], ids=str)
+@pytest.mark.parametrize("steps", [7, "label", ToTensor(), {"a": 1}, {ToTensor}])
 def test_what_is_no_pipeline_is_refused(steps: Any) -> None:
     with pytest.raises(ValueError, match=r"^`pipelines` must give 'label' a PipelineSpec, op"):
         pipeline_specs({"label": steps}, FIELDS)
@@ -123,7 +123,7 @@ def test_the_labels_may_be_in_any_field(colours: Any) -> None:
     assert list(pipelines) == ["identifier"]
 
 
-@pytest.mark.parametrize("steps", [None, PipelineSpec("label", FloatDecoder())], ids=str)
+@pytest.mark.parametrize("steps", [None, PipelineSpec("label", FloatDecoder())])
 def test_new_labels_need_a_list_of_operations(steps: Any, selection: Selection) -> None:
     with pytest.raises(ValueError, match=r"^`pipelines` must give 'label' a list of operations"):
         insert_remap({"label": steps}, selection)
