@@ -92,7 +92,12 @@ def locked_part(target: Path) -> Iterator[IO[bytes]]:
 
     Raises:
         BlockingIOError: another process writes to `target`.
+        IsADirectoryError: `target` is a folder.
     """
+    if target.is_dir():
+        raise IsADirectoryError(
+            f"`path` must name a file; got the folder {str(target)!r}. Add the name of a file."
+        )
     target.parent.mkdir(parents=True, exist_ok=True)
     part, deadline = part_path(target), time.monotonic() + _PATIENCE
     while True:

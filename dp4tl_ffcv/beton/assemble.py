@@ -37,6 +37,16 @@ def _admit(rows: NDArray[Any]) -> None:
     del rows
 
 
+def unencodable(skipped: Mapping[str, Any]) -> Exception:
+    """Return the error that tells of a sample which cannot be encoded."""
+    number, name = skipped["sample"], skipped["name"]
+    named = "" if name == str(number) else f" ({name})"
+    return ValueError(
+        f"`samples` must be encodable; got {skipped['error']} in sample {number}{named}. "
+        "Mend or leave out that sample."
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """What goes into a beton."""
@@ -55,6 +65,8 @@ class Recipe:
     """Makes the manifest of the file's tables and of the skipped samples."""
     check: Callable[[NDArray[Any]], None] = _admit
     """Raises ValueError for metadata that must not be written."""
+    failure: Callable[[Mapping[str, Any]], Exception] = unencodable
+    """Makes the error of a sample that cannot be encoded: its `sample`, `name` and `error`."""
     name_of: Callable[[int], str] = str
     """What a sample is called in messages."""
     custom_fields: Mapping[str, Any] = field(default_factory=dict)
@@ -94,8 +106,8 @@ def assemble(
             with PagedPart(stream, journal, progress, tables_at, grows=page_size is None) as pages:
                 _place_all(pages, recipe, num_workers, on_error, f"write {target.name}")
                 index = _finish(stream, journal.part, pages, recipe)
+            os.fsync(stream.fileno())  # so that nothing takes time between the two names
             write_manifest(target, recipe.describe(index, pages.progress.skipped))
-            os.fsync(stream.fileno())
             journal.remove()  # not after the file has its name, when another process may write
             publish(stream, journal.part, target)
         except BaseException as error:
@@ -124,14 +136,14 @@ def _place_all(
         watched = track(batches, total=len(left), description=title, unit="samples", scale=BATCH)
         for task, batch in enumerate(watched):
             if batch.skipped and on_error == "raise":
-                raise _unencodable(batch.skipped[0])
+                raise recipe.failure(batch.skipped[0])
             recipe.check(batch.rows)
             lost = {each["sample"] for each in batch.skipped}
             numbers = left[task * BATCH : (task + 1) * BATCH].tolist()
             kept = [number for number in numbers if number not in lost]
             pages.place(batch, encoder.data_of(task, batch), kept)
     if not pages.progress.placed:
-        raise _unencodable(pages.progress.skipped[0])
+        raise recipe.failure(pages.progress.skipped[0])
 
 
 def _finish(stream: IO[bytes], part: Path, pages: PagedPart, recipe: Recipe) -> BetonIndex:
@@ -198,15 +210,6 @@ def _is_stored(
         if stream.read(int(row["size"])) != blob.tobytes():
             return False
     return True
-
-
-def _unencodable(skipped: Mapping[str, Any]) -> ValueError:
-    number, name = skipped["sample"], skipped["name"]
-    named = "" if name == str(number) else f" ({name})"
-    return ValueError(
-        f"`samples` must be encodable; got {skipped['error']} in sample {number}{named}. "
-        "Mend or leave out that sample."
-    )
 
 
 def _full(error: OSError, target: Path) -> OSError:

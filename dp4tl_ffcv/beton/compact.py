@@ -4,6 +4,7 @@ Everything is planned in numpy over whole tables before the first byte is copied
 object per sample.
 """
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -208,6 +209,7 @@ def copy_samples(
         )
         source.file.check_unchanged()
         written = BetonIndex.open(part_path(target), custom_fields=source.custom_fields)
+        os.fsync(stream.fileno())  # so that nothing takes time between the two names
         write_manifest(target, describe(written))
     written.path = target
     return written

@@ -3,9 +3,9 @@
 import errno
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
@@ -144,15 +144,11 @@ def copy_extents(
     if not len(runs[0]):
         return
     copier = _Copier(source, target, *runs)
-    shown = track(
-        _in_threads(copier, jobs),
-        total=-(-int(sizes.sum()) >> 20),
-        description=description,
-        unit="MiB",
-        scale=_TASK >> 20,
-    )
-    for _ in shown:
-        pass
+    total = -(-int(sizes.sum()) >> 20)
+    # Closed by us: threads that outlive a failure would write to whatever file is opened next.
+    with closing(_in_threads(copier, jobs)) as tasks:
+        for _ in track(tasks, total=total, description=description, unit="MiB", scale=_TASK >> 20):
+            pass
 
 
 class _Copier:
@@ -244,7 +240,7 @@ class _Copier:
         return buffer
 
 
-def _in_threads(copier: _Copier, jobs: int) -> Iterator[None]:
+def _in_threads(copier: _Copier, jobs: int) -> Generator[None, None, None]:
     """Yield after each task of `copier`; after an error, only those under way are finished."""
     with ThreadPoolExecutor(jobs) as pool:
         tasks = iter(range(len(copier)))

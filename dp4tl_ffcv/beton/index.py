@@ -146,8 +146,13 @@ class BetonIndex:
         """Return C: the number of class names in the manifest, or the largest label + 1."""
         labels = self.labels(field)
         largest = int(labels.max()) + 1 if labels.size else 0
-        named = len(self.manifest.class_names) if self.manifest else 0
-        return max(largest, named)
+        return max(largest, len(self.class_names(field)))
+
+    def class_names(self, field: str = "label") -> tuple[str, ...]:
+        """Return the name of each class id of a field, or none when the manifest has none."""
+        manifest = self.manifest
+        named = manifest is not None and manifest.label_field == field
+        return manifest.class_names if manifest and named else ()
 
     def class_counts(self, field: str = "label") -> NDArray[np.int64]:
         """Count the samples of each class `(C,)`."""

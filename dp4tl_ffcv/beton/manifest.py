@@ -23,6 +23,8 @@ class Manifest:
     """Name of each class id; empty when unknown."""
     class_counts: tuple[int, ...] = ()
     """Samples of each class id."""
+    label_field: str = "label"
+    """The field of class ids that is named and counted."""
     written_by: dict[str, Any] = field(default_factory=dict)
     """The writer and its arguments."""
     skipped: tuple[dict[str, Any], ...] = ()
@@ -59,6 +61,7 @@ def read_manifest(beton: str | os.PathLike[str]) -> Manifest | None:
             num_samples=int(stored["num_samples"]),
             class_names=tuple(map(str, stored["class_names"])),
             class_counts=tuple(map(int, stored["class_counts"])),
+            label_field=str(stored.get("label_field", "label")),
             written_by=dict(stored["written_by"]),
             skipped=tuple(dict(each) for each in stored.get("skipped", ())),
             tool=str(stored["tool"]),

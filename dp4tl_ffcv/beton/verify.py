@@ -120,11 +120,11 @@ def _contradictions(manifest: Manifest, tables: Tables) -> Iterator[str]:
     fields = {part.name: part.kind for part in tables.fields}
     if manifest.fields != fields:
         yield f"it names the fields {manifest.fields}, and there are {fields}"
-    # It does not say which field was counted: `write_beton(label_field=...)` chooses.
-    columns = [tables.metadata[part.column] for part in tables.fields if part.kind == "int"]
+    columns = {part.name: part.column for part in tables.fields if part.kind == "int"}
+    column = columns.get(manifest.label_field)
     counts = np.array(manifest.class_counts, dtype=np.int64)
-    if len(counts) and not any(_counts_are(counts, column) for column in columns):
-        yield "its counts of the classes are those of no integer field"
+    if len(counts) and (column is None or not _counts_are(counts, tables.metadata[column])):
+        yield f"its counts of the classes are not those of {manifest.label_field!r}"
     names = len(manifest.class_names)
     if names and len(counts) and names != len(counts):
         yield f"it names {names} classes, and counts {len(counts)}"

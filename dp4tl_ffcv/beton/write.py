@@ -105,6 +105,8 @@ def write_beton(
         BlockingIOError: another process writes to `path`.
     """
     dtype = _check_arguments(samples, fields, label_field, page_size)
+    if seed is not None and (isinstance(seed, bool) or seed < 0):
+        raise ValueError(f"`seed` must be at least 0, or None; got {seed!r}. Pass another.")
     if on_error not in ("raise", "skip"):
         raise ValueError(f"`on_error` must be raise or skip; got {on_error!r}. Choose one.")
     labels = _Labels(label_field, tuple(fields), tuple(class_names))
@@ -118,6 +120,7 @@ def write_beton(
             num_samples=index.num_samples,
             class_names=labels.class_names,
             class_counts=tuple(labels.count(index.metadata).tolist()),
+            label_field=label_field,
             written_by=dict(written_by or {}),
             skipped=skipped,
             fingerprint=index.fingerprint,

@@ -169,7 +169,7 @@ class Select:
             label_field=self.label_field,
         )
         selection.save(self.out)
-        names = index.manifest.class_names if index.manifest else ()
+        names = index.class_names(self.label_field)
         return {
             "out": str(self.out),
             "retained_classes": len(selection.classes),

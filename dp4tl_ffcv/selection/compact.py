@@ -4,6 +4,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from ..beton import BetonIndex, Manifest
 from ..beton.compact import SourceBeton, copy_samples, retain
 from ..beton.index import check_indices
+from ..beton.manifest import manifest_path
 from ..beton.transcode import ImageOptions, Transcoder, transcode_samples
 from .selection import Selection
 
@@ -43,7 +45,8 @@ def compact(  # noqa: PLR0913  # each is an option of its own, and named at the 
     """Write a beton of the retained samples of another, atomically.
 
     Samples are copied byte for byte unless an option asks for other images; no sample crosses a
-    page. The same arguments give the same bytes, whatever `jobs` is.
+    page. Long runs are copied by the kernel where it can, short ones, as a shuffled file has them,
+    in blocks by threads, which is faster. The same arguments give the same bytes for any `jobs`.
 
     Memory: the tables of both files and about 200 bytes per retained extent.
 
@@ -68,18 +71,29 @@ def compact(  # noqa: PLR0913  # each is an option of its own, and named at the 
     Raises:
         StaleArtifactError: the selection was made for another beton.
         BetonError: the source is damaged, or changed while it was read.
-        ValueError: nothing is retained, an option is out of range, `out` is the source, or its
-            file system has not enough room.
+        ValueError: nothing is retained, an option is out of range, `out` is the source or a
+            folder, its file system has not enough room, or an image cannot be decoded that must
+            be.
+        RuntimeError: a worker process died.
         BlockingIOError: another process writes to `out`.
     """
     wanted = _image_options(images, max_resolution, raw_budget)
     _one_of("layout", layout, _LAYOUTS)
+    if not _is_int(seed) or seed < 0:
+        raise ValueError(f"`seed` must be an int of at least 0; got {seed!r}. Pass another.")
     options = {"layout": layout, "seed": int(seed), "relabel": bool(relabel), **asdict(wanted)}
     target, jobs = Path(out), _check_jobs(jobs)
     if target.exists() and target.samefile(source):
         raise ValueError(
             f"`out` must be another file than `source`; got {str(target)!r}. Name a new file."
         )
+    if manifest_path(target).exists() and manifest_path(target).samefile(source):
+        raise ValueError(
+            f"`out` must not have its manifest where `source` lies; got {str(target)!r}. "
+            "Name another file."
+        )
+    if target.is_dir():
+        raise ValueError(f"`out` must name a file; got the folder {str(target)!r}. Add a name.")
     with SourceBeton(Path(source), custom_fields) as opened:
         index = opened.index
         chosen, ids = _choose(selection, index, relabel)
@@ -102,6 +116,7 @@ def compact(  # noqa: PLR0913  # each is an option of its own, and named at the 
                 num_samples=written.num_samples,
                 class_names=labels.names,
                 class_counts=labels.count(written),
+                label_field=labels.named,
                 written_by=written_by,
                 fingerprint=written.fingerprint,
             )
@@ -132,18 +147,20 @@ class _Labels:
     def __init__(self, index: BetonIndex, selection: Selection | None, relabel: bool) -> None:
         self._index = index
         self._field = "label" if selection is None else selection.label_field
-        self._map = selection.label_map if selection is not None and relabel else None
+        self._map = None if selection is None or not relabel else selection.label_map
         manifest = index.manifest
-        self.names: tuple[str, ...] = manifest.class_names if manifest else ()
-        if self._map is not None and selection is not None and self.names:
-            named = dict(enumerate(self.names))
-            self.names = tuple(named.get(each, str(each)) for each in selection.classes.tolist())
+        # What the manifest names and counts: what it did, unless that gets other numbers.
+        self.named = manifest.label_field if manifest and self._map is None else self._field
+        self.names = index.class_names(self.named)
         self._num_classes = 0
-        if any(field.name == self._field and field.kind == "int" for field in index.fields):
-            if self._map is not None and selection is not None:
-                self._num_classes = len(selection.classes)
-            elif (index.column(self._field) >= 0).all():  # else these are no class ids
-                self._num_classes = index.num_classes(self._field)
+        if self._map is not None and selection is not None:
+            named = dict(enumerate(self.names))
+            if named:
+                kept = selection.classes.tolist()
+                self.names = tuple(named.get(each, str(each)) for each in kept)
+            self._num_classes = len(selection.classes)
+        elif _holds_class_ids(index, self.named):
+            self._num_classes = index.num_classes(self.named)
 
     def of(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the class id in the source of each of the samples `ids`."""
@@ -168,8 +185,13 @@ class _Labels:
         if not self._num_classes:
             return ()
         # Not the kernel, which takes longer to load than this takes for millions.
-        counts = np.bincount(written.labels(self._field), minlength=self._num_classes)
+        counts = np.bincount(written.labels(self.named), minlength=self._num_classes)
         return tuple(counts.tolist())
+
+
+def _holds_class_ids(index: BetonIndex, name: str) -> bool:
+    is_int = any(field.name == name and field.kind == "int" for field in index.fields)
+    return is_int and bool((index.column(name) >= 0).all())
 
 
 def _choose(
@@ -190,7 +212,7 @@ def _choose(
             return None, ids
         selection = Selection.of_indices(index, ids)
     selection.check(index)
-    return selection, check_indices(selection.indices, index.num_samples)
+    return selection, np.unique(check_indices(selection.indices, index.num_samples))
 
 
 def _order(ids: NDArray[np.int64], labels: _Labels, layout: str, seed: int) -> NDArray[np.int64]:
@@ -222,7 +244,8 @@ def _num_bytes(size: Any) -> int:
     found = _SIZE.fullmatch(size.strip()) if isinstance(size, str) else None
     if found:
         number, unit, binary = found.groups()
-        return int(float(number) * (1024 if binary else 1000) ** _POWERS[unit.upper()])
+        with suppress(OverflowError):  # of more digits than any disk has bytes
+            return int(float(number) * (1024 if binary else 1000) ** _POWERS[unit.upper()])
     if not _is_int(size) or size < 1:
         raise ValueError(
             f"`raw_budget` must be a number of bytes, or text such as 64GiB; got {size!r}. "

@@ -80,7 +80,7 @@ def _best_classes(
     keep_samples: int | None = None,
 ) -> NDArray[np.int64]:
     counts = index.class_counts(label_field)
-    named = index.manifest is not None and bool(index.manifest.class_names)
+    named = bool(index.class_names(label_field))
     if len(counts) > len(scores) or (named and len(counts) != len(scores)):
         raise ValueError(
             f"`scores` must cover the {len(counts)} classes of the beton; got {len(scores)}. "
