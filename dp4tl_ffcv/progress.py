@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 from tqdm import tqdm
@@ -14,7 +14,12 @@ _SECONDS_BETWEEN_LINES = 10.0
 
 
 def track(
-    items: Iterable[_Item], *, total: int, description: str, unit: str = "it", scale: int = 1
+    items: Iterable[_Item],
+    *,
+    total: int,
+    description: str,
+    unit: str = "it",
+    scale: int | Callable[[_Item], int] = 1,
 ) -> Iterator[_Item]:
     """Yield `items` and report on stderr how far the work has come.
 
@@ -23,19 +28,19 @@ def track(
         total: how many units all items make.
         description: what is going on, in a few words.
         unit: what is counted.
-        scale: units per item, such as images per batch.
+        scale: units per item, such as images per batch, or a function that counts them.
     """
     if sys.stderr.isatty():
         with tqdm(total=total, desc=description, unit=unit, leave=False) as bar:
             for item in items:
                 yield item
-                bar.update(min(scale, total - bar.n))
+                bar.update(min(_units(scale, item), total - bar.n))
         return
     started = last = time.monotonic()
     done = 0
     for item in items:
         yield item
-        done = min(done + scale, total)
+        done = min(done + _units(scale, item), total)
         now = time.monotonic()
         if now - last >= _SECONDS_BETWEEN_LINES and done < total:
             last = now
@@ -44,3 +49,7 @@ def track(
             line = f"{description}: {done}/{total} {unit}, {rate:.1f} {unit}/s, {left:.0f} s left\n"
             sys.stderr.write(line)
             sys.stderr.flush()
+
+
+def _units(scale: int | Callable[[_Item], int], item: _Item) -> int:
+    return scale if isinstance(scale, int) else scale(item)

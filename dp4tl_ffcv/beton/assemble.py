@@ -18,17 +18,15 @@ from numpy.typing import NDArray
 from ..artifacts import locked_part, publish
 from ..progress import track
 from . import layout
-from .batches import BatchEncoder, Encoded, Slots
+from .batches import SLOT_BYTES, Batch, BatchEncoder, Encoded, Slots, Tasks
 from .index import BetonIndex
 from .manifest import Manifest, write_manifest
-from .parts import Journal, PagedPart, Progress
+from .parts import Journal, PagedPart, Progress, move_pointers
 from .workers import TASKS_PER_WORKER, map_ordered
 
 __all__ = ["DEFAULT_PAGE_SIZE", "Recipe", "assemble"]
 
 DEFAULT_PAGE_SIZE = 1 << 23  # ffcv's own default
-BATCH = 16  # samples: what a worker hands over at a time
-SLOT_BYTES = 16 << 20  # more than most batches have; larger ones take a slower way
 PROBES = 4  # samples of an unfinished file that are looked at before it is continued
 
 
@@ -71,6 +69,11 @@ class Recipe:
     """What a sample is called in messages."""
     custom_fields: Mapping[str, Any] = field(default_factory=dict)
 
+    def row_at(self, sample_id: int) -> int:
+        """Return where in the file the metadata of a sample lies."""
+        tables_at = layout.HEADER.itemsize + self.descriptors.nbytes
+        return tables_at + sample_id * self.dtype.itemsize
+
 
 def assemble(
     target: Path,
@@ -82,8 +85,8 @@ def assemble(
 ) -> BetonIndex:
     """Write a beton and its manifest, atomically, continuing what a killed run left.
 
-    Memory: two batches of 16 encoded samples per worker, and the tables of the index that is
-    returned.
+    Memory: two batches per worker and one, each of 16 encoded samples or 16 MiB, whichever is less,
+    but at least one sample; and the tables of the index that is returned.
 
     Args:
         target: the beton.
@@ -102,8 +105,8 @@ def assemble(
         try:
             progress = _continued(stream, journal, recipe, on_error)
             progress = progress or _from_start(stream, journal, recipe, page_size)
-            tables_at = layout.HEADER.itemsize + recipe.descriptors.nbytes
-            with PagedPart(stream, journal, progress, tables_at, grows=page_size is None) as pages:
+            grows = page_size is None
+            with PagedPart(stream, journal, progress, recipe.row_at(0), grows=grows) as pages:
                 _place_all(pages, recipe, num_workers, on_error, f"write {target.name}")
                 index = _finish(stream, journal.part, pages, recipe)
             os.fsync(stream.fileno())  # so that nothing takes time between the two names
@@ -130,18 +133,20 @@ def _place_all(
     # Besides the batches under way there is the one that is placed.
     slots = Slots(TASKS_PER_WORKER * num_workers + 1 if num_workers else 0, SLOT_BYTES)
     encoder = BatchEncoder(recipe.encode, recipe.name_of, recipe.dtype, on_error == "raise", slots)
-    tasks = ((at // BATCH, left[at : at + BATCH]) for at in range(0, len(left), BATCH))
+    tasks = Tasks(left)
     # Closed by us: workers that outlive a failure would keep the lock of the file.
     with closing(map_ordered(encoder, tasks, num_workers)) as batches:
-        watched = track(batches, total=len(left), description=title, unit="samples", scale=BATCH)
+        watched = track(
+            batches, total=len(left), description=title, unit="samples", scale=Batch.__len__
+        )
         for task, batch in enumerate(watched):
             if batch.skipped and on_error == "raise":
                 raise recipe.failure(batch.skipped[0])
             recipe.check(batch.rows)
             lost = {each["sample"] for each in batch.skipped}
-            numbers = left[task * BATCH : (task + 1) * BATCH].tolist()
-            kept = [number for number in numbers if number not in lost]
+            kept = [number for number in tasks.taken() if number not in lost]
             pages.place(batch, encoder.data_of(task, batch), kept)
+            tasks.adapt(batch)
     if not pages.progress.placed:
         raise recipe.failure(pages.progress.skipped[0])
 
@@ -165,8 +170,7 @@ def _from_start(
     journal.remove()
     stream.truncate(0)
     size = page_size or DEFAULT_PAGE_SIZE
-    tables = layout.HEADER.itemsize + recipe.descriptors.nbytes
-    tables += len(recipe.order) * recipe.dtype.itemsize
+    tables = recipe.row_at(len(recipe.order))
     return Progress(key=recipe.key, page_size=size, position=-(-tables // size) * size)
 
 
@@ -177,9 +181,10 @@ def _continued(
     progress = journal.read()
     if progress is None or progress.key != recipe.key or not progress.placed:
         return None
-    if progress.skipped and on_error == "raise":
-        return None  # these samples may have been mended
-    lost = np.array([each["sample"] for each in progress.skipped], dtype=np.int64)
+    skipped = [each["sample"] for each in progress.skipped]
+    if skipped and (on_error == "raise" or any(_is_mended(each, recipe) for each in skipped)):
+        return None
+    lost = np.array(skipped, dtype=np.int64)
     kept = recipe.order[: progress.done]
     kept = kept[~np.isin(kept, lost)]
     if len(kept) != progress.placed:
@@ -193,23 +198,40 @@ def _continued(
     return progress
 
 
+def _is_mended(number: int, recipe: Recipe) -> bool:
+    try:
+        recipe.encode(number)
+    except Exception:  # as before
+        return False
+    return True
+
+
 def _is_stored(
     stream: IO[bytes], table: NDArray[Any], sample_id: int, number: int, recipe: Recipe
 ) -> bool:
     try:
-        blobs = recipe.encode(number).blobs
+        encoded = recipe.encode(number)
     except Exception:  # the sample is not what it was
         return False
     # Rows ascend by sample.
     first = np.searchsorted(table["sample_id"], sample_id)
-    rows = table[first : first + len(blobs)]
-    if rows["sample_id"].tolist() != [sample_id] * len(blobs):
+    extents = table[first : first + len(encoded.blobs)]
+    if extents["sample_id"].tolist() != [sample_id] * len(encoded.blobs):
         return False
-    for row, blob in zip(rows, blobs, strict=True):
-        stream.seek(int(row["ptr"]))
-        if stream.read(int(row["size"])) != blob.tobytes():
-            return False
-    return True
+    row = np.zeros(1, dtype=recipe.dtype)
+    row[0] = encoded.row[0]
+    if len(extents):
+        room = sum(max(1, blob.size) for blob in encoded.blobs)
+        move_pointers(row, extents["ptr"][:1].astype(np.int64), np.array([room]))
+    stored = [(recipe.row_at(sample_id), row.tobytes())]
+    for extent, blob in zip(extents, encoded.blobs, strict=True):
+        stored.append((int(extent["ptr"]), blob.tobytes()))
+    return all(_has(stream, place, data) for place, data in stored)
+
+
+def _has(stream: IO[bytes], place: int, data: bytes) -> bool:
+    stream.seek(place)
+    return stream.read(len(data)) == data
 
 
 def _full(error: OSError, target: Path) -> OSError:

@@ -1,14 +1,18 @@
 """Samples encoded in batches by worker processes, before they have a place."""
 
 import mmap
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["MARK", "Allocator", "Batch", "BatchEncoder", "Encoded", "Slots"]
+__all__ = ["MARK", "SLOT_BYTES", "Allocator", "Batch", "BatchEncoder", "Encoded", "Slots", "Tasks"]
+
+BATCH = 16  # samples: what a worker hands over at a time, unless they are large
+SLOT_BYTES = 16 << 20  # what a batch should have at most
 
 # Until a sample has a place its pointers count from this number, drawn at random, by which they
 # are told from what else a field may keep in 64 bits.
@@ -54,6 +58,41 @@ class Batch:
     """The extents one behind the other; an empty one takes a byte. None: they are in the slot."""
     skipped: list[dict[str, Any]] = field(default_factory=list)
     """Samples that could not be encoded: `sample`, `name`, `error`."""
+
+    def __len__(self) -> int:
+        return len(self.rows) + len(self.skipped)
+
+
+class Tasks:
+    """Deals samples out in batches, of fewer samples where these are large.
+
+    Args:
+        numbers: of the samples `(n,)`, in order.
+    """
+
+    def __init__(self, numbers: NDArray[np.int64]) -> None:
+        self._numbers = numbers
+        self._size = 1  # until it is known how large samples are
+        self._sent: deque[NDArray[np.int64]] = deque()
+
+    def __iter__(self) -> Iterator[tuple[int, NDArray[np.int64]]]:
+        task = start = 0
+        while start < len(self._numbers):
+            self._sent.append(self._numbers[start : start + self._size])
+            start += len(self._sent[-1])
+            yield task, self._sent[-1]
+            task += 1
+
+    def taken(self) -> list[int]:
+        """Return the numbers of the batch whose turn it is."""
+        numbers: list[int] = self._sent.popleft().tolist()
+        return numbers
+
+    def adapt(self, batch: Batch) -> None:
+        """Let the batches that follow have about half of what a slot holds, by this one."""
+        if len(batch.rows):
+            each = int(batch.sizes.sum()) // len(batch.rows) + 1
+            self._size = min(BATCH, max(1, SLOT_BYTES // (2 * each)))
 
 
 class Slots:
@@ -102,8 +141,10 @@ class BatchEncoder:
         for number in task[1].tolist():
             try:
                 encoded = self.encode(number)
+            except MemoryError as error:  # need not be the sample's fault: never left out
+                raise MemoryError(f"no memory for sample {number}") from error
             except Exception as error:  # whatever a dataset or a codec raises
-                text = str(error) or type(error).__name__
+                text = _text_of(error)
                 skipped.append({"sample": number, "name": self.name_of(number), "error": text})
                 if self.stop_early:
                     break
@@ -139,3 +180,10 @@ class BatchEncoder:
             start, end = end, end + len(piece)
             slot[start:end] = piece
         return None
+
+
+def _text_of(error: Exception) -> str:
+    """Return what went wrong; of errors whose text says little, with their kind."""
+    if isinstance(error, ValueError | OSError) and str(error):
+        return str(error)
+    return f"{type(error).__name__}: {error}"

@@ -8,12 +8,12 @@ from typing import Any, TypeAlias
 import numpy as np
 from ffcv.fields import RGBImageField
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, UnidentifiedImageError
 
 from ..kernels import resize_area
 from . import layout, turbojpeg
 from .ffcv_types import keep_types_whole
-from .jpeg_structure import JpegStructure, read_structure
+from .jpeg_structure import JpegStructure, orientation_of, read_structure
 
 __all__ = ["ImageField"]
 
@@ -23,8 +23,19 @@ keep_types_whole()  # before anything here is compiled
 
 _MODES = {name: number for number, name in layout.IMAGE_MODES.items()}
 _LONGEST_SIDE = (1 << 16) - 1  # the metadata has 16 bits for it
-_UPRIGHT = 1  # of EXIF's orientations
-_KEPT_COLOURS = (0, 1)  # TJCS_RGB, TJCS_YCbCr
+_MOST_GREY = (1 << 16) - 1
+_UPRIGHT = 1
+# What makes an image of each other EXIF orientation upright.
+_TURNS: dict[int, Callable[[NDArray[np.uint8]], NDArray[np.uint8]]] = {
+    2: np.fliplr,
+    3: lambda pixels: np.rot90(pixels, 2),
+    4: np.flipud,
+    5: lambda pixels: pixels.transpose(1, 0, 2),
+    6: lambda pixels: np.rot90(pixels, -1),
+    7: lambda pixels: np.rot90(pixels, 2).transpose(1, 0, 2),
+    8: np.rot90,
+}
+_TO_RGB = (0, 1, 2)  # TJCS_RGB, TJCS_YCbCr, TJCS_GRAY: what TurboJPEG turns into RGB
 
 
 class ImageField(RGBImageField):  # type: ignore[misc]  # ffcv is untyped
@@ -34,15 +45,16 @@ class ImageField(RGBImageField):  # type: ignore[misc]  # ffcv is untyped
     uint8. Content of three-component baseline or progressive JPEGs that TurboJPEG reads is stored
     byte for byte when nothing has to change. All else is decoded, turned as its EXIF orientation
     says, converted to RGB (16-bit grey scaled, alpha dropped), shrunk by the mean over areas, and
-    encoded (JPEG 4:2:0) or stored as it is.
+    encoded (JPEG 4:2:0) or stored as it is. A JPEG that is decoded must be without damage that can
+    be told: other decoders make grey or coloured blocks of it in silence.
 
     Args:
         mode: `jpg` or `raw`.
         jpeg_quality: 1 to 100, of JPEGs that are made.
         max_resolution: longer side in pixels above which images are shrunk; None keeps them.
         short_side: shorter side in pixels above which images are shrunk; None keeps them.
-        decode_check: decode JPEGs that are kept too, and make those anew that TurboJPEG warns of;
-            without it their structure is checked, from the first marker to the last.
+        decode_check: decode JPEGs that are kept too, to find damage within; without it their
+            structure is checked, from the first marker to the last.
     """
 
     def __init__(
@@ -117,17 +129,19 @@ class ImageField(RGBImageField):  # type: ignore[misc]  # ffcv is untyped
             return None
         try:
             header = turbojpeg.read_header(content)
-            size = (header.height, header.width)
-            if header.colorspace not in _KEPT_COLOURS or self._shrunk(size) != size:
-                return None
-            if self.decode_check:
-                turbojpeg.check(content)
         except turbojpeg.JpegError:
             return None  # Pillow may know how to read it
+        size = (header.height, header.width)
+        if self._shrunk(size) != size:
+            return None
+        if self.decode_check:
+            turbojpeg.check(content)
         return content, size
 
     def _made(self, pixels: NDArray[np.uint8]) -> tuple[bytes, tuple[int, int]]:
         size = self._shrunk((pixels.shape[0], pixels.shape[1]))
+        if min(size) < 1:
+            raise ValueError(f"an image of {size[1]} x {size[0]} pixels")
         if max(size) > _LONGEST_SIDE:
             raise ValueError(f"an image of {size[1]} x {size[0]} pixels, too large for a beton")
         if size != pixels.shape[:2]:
@@ -159,19 +173,34 @@ def _content_of(value: ImageValue) -> bytes | None:
 
 def _decode(content: bytes, structure: JpegStructure | None) -> NDArray[np.uint8]:
     """Decode the content of an image file to upright RGB."""
-    if structure is not None and structure.components == 3 and structure.orientation == _UPRIGHT:
-        try:
-            return turbojpeg.decode(content)
-        except turbojpeg.JpegError:
-            pass  # Pillow may know how to read it
-    with Image.open(io.BytesIO(content)) as image:
-        return _pixels_of(image)
+    if structure is not None and structure.components and _is_turbojpegs(content):
+        return _upright(turbojpeg.decode(content), structure.orientation)
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            return _pixels_of(image)
+    except UnidentifiedImageError:
+        raise ValueError("no image that can be read") from None
+    except SyntaxError as error:  # what Pillow raises for some damaged files
+        raise ValueError(f"a damaged image: {error}") from error
+
+
+def _is_turbojpegs(content: bytes) -> bool:
+    """Say whether TurboJPEG can decode a JPEG to RGB, if it is whole."""
+    try:
+        return turbojpeg.read_header(content).colorspace in _TO_RGB
+    except turbojpeg.JpegError:
+        return False
+
+
+def _upright(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
+    return np.ascontiguousarray(_TURNS[orientation](pixels)) if orientation in _TURNS else pixels
 
 
 def _pixels_of(value: Any) -> NDArray[np.uint8]:
     """Return upright RGB pixels `(H, W, 3)` of a PIL image or an array."""
     if isinstance(value, Image.Image):
-        return np.asarray(_to_rgb(ImageOps.exif_transpose(value)))
+        orientation = orientation_of(value.getexif)  # before the conversion, which may lose it
+        return _upright(np.asarray(_to_rgb(value)), orientation)
     if not isinstance(value, np.ndarray):
         raise TypeError(
             "`image` must be bytes, a path, a PIL image or an array; got "
@@ -186,6 +215,11 @@ def _pixels_of(value: Any) -> NDArray[np.uint8]:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16"):  # 16 bits of grey, which Pillow's convert turns white
-        image = Image.fromarray((np.asarray(image) // 256).astype(np.uint8))
+    if image.mode.startswith("I"):  # grey of more than 8 bits, which Pillow's convert turns white
+        values = np.asarray(image)
+        if values.size and (values.min() < 0 or values.max() > _MOST_GREY):
+            raise ValueError(f"grey values from {values.min()} to {values.max()}, not of 16 bits")
+        image = Image.fromarray((values // 256).astype(np.uint8))
+    if image.mode == "F":  # of which Pillow's convert makes black or white
+        raise ValueError("grey values of floating point, whose range is not known")
     return image.convert("RGB")

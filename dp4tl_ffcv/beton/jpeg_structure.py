@@ -1,11 +1,13 @@
 """Walk through the markers of a JPEG (ITU-T T.81, annex B), without decoding it."""
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from PIL import Image
 
-__all__ = ["JpegStructure", "read_structure"]
+__all__ = ["JpegStructure", "orientation_of", "read_structure"]
 
 _START = b"\xff\xd8\xff"
 _END, _SCAN, _APP1 = 0xD9, 0xDA, 0xE1
@@ -54,7 +56,7 @@ def read_structure(data: bytes) -> JpegStructure | None:
         elif marker in _FRAMES or marker in _OTHER_FRAMES:
             components, frames = 0, frames + 1
         elif marker == _APP1 and segment.startswith(_EXIF):
-            orientation = _orientation(segment)
+            orientation = orientation_of(partial(_read_exif, segment))
         elif marker == _SCAN:
             scans += 1
             following = _IN_CODED_DATA.search(data, position)
@@ -64,11 +66,16 @@ def read_structure(data: bytes) -> JpegStructure | None:
     return JpegStructure(components, orientation, False)
 
 
-def _orientation(segment: bytes) -> int:
-    exif = Image.Exif()
+def orientation_of(read_exif: Callable[[], Image.Exif]) -> int:
+    """Return the orientation that EXIF data tells, 1 to 8; 1 when it tells none."""
     try:
-        exif.load(segment)
-        found = exif.get(_ORIENTATION, 1)
+        found = read_exif().get(_ORIENTATION, 1)
     except Exception:  # Pillow raises several kinds for damaged EXIF data, which is no reason
         return 1  # to give up the image
     return found if isinstance(found, int) and 1 <= found <= 8 else 1
+
+
+def _read_exif(segment: bytes) -> Image.Exif:
+    exif = Image.Exif()
+    exif.load(segment)
+    return exif

@@ -21,7 +21,7 @@ from ..artifacts import part_path
 from . import layout
 from .batches import MARK, Batch
 
-__all__ = ["Journal", "PagedPart", "Progress"]
+__all__ = ["Journal", "PagedPart", "Progress", "move_pointers"]
 
 LARGEST_PAGE = 1 << 31  # the header has 32 bits for it
 # What is lost at most when the process is killed.
@@ -141,7 +141,7 @@ class PagedPart:
         self._write(data, starts, (ends - sizes).tolist(), ends.tolist())
         first = np.array(starts, dtype=np.int64)
         rows = batch.rows
-        _move_pointers(rows, first, sizes)
+        move_pointers(rows, first, sizes)
         allocations = np.zeros(len(rooms), dtype=layout.ALLOCATION)
         allocations["sample_id"] = self.progress.placed + owners
         within = np.cumsum(rooms) - rooms - (ends - sizes)[owners]
@@ -259,7 +259,14 @@ def _room_of(sizes: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.maximum(1, sizes)
 
 
-def _move_pointers(rows: NDArray[Any], starts: NDArray[np.int64], sizes: NDArray[np.int64]) -> None:
+def move_pointers(rows: NDArray[Any], starts: NDArray[np.int64], sizes: NDArray[np.int64]) -> None:
+    """Let the pointers of samples, which count from `MARK`, count from the samples' places.
+
+    Args:
+        rows: metadata `(n,)`, changed in place.
+        starts: where the samples lie `(n,)`.
+        sizes: bytes that each takes `(n,)`.
+    """
     base, room = starts.astype(np.uint64)[:, None], sizes.astype(np.uint64)[:, None]
     for path in layout.uint64_paths(rows.dtype):
         values = layout.leaf(rows, path)

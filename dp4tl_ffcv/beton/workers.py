@@ -70,7 +70,12 @@ def map_ordered(
             "died. Look for what killed it (the kernel's log tells of memory), or pass fewer."
         ) from error
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        # A second Ctrl-C in here would leave processes behind that wait for ever.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            pool.shutdown(wait=True, cancel_futures=True)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _start(function: Callable[[Any], Any], parent: int) -> None:

@@ -8,7 +8,7 @@ call (ffcv's writer then waits for ever and leaves a file that opens as if it we
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -30,6 +30,7 @@ from .workers import check_num_workers
 __all__ = ["image_fields", "write_beton"]
 
 MIN_PAGE_SIZE = 1 << 21  # ffcv refuses smaller pages
+MOST_CLASSES = 1 << 24  # each takes memory wherever classes are counted
 _FORMAT = 1  # goes into the key of unfinished files: raise it when their bytes change
 
 _TYPE_IDS: dict[Any, int] = {handler: type_id for type_id, handler in TYPE_ID_HANDLER.items()}
@@ -126,7 +127,7 @@ def write_beton(
             fingerprint=index.fingerprint,
         )
 
-    names: Callable[[int], str] = getattr(samples, "name", str)
+    name_of = getattr(samples, "name", None)
     recipe = Recipe(
         descriptors=_descriptors(fields),
         dtype=dtype,
@@ -135,7 +136,7 @@ def write_beton(
         key=_key(fields, labels, written_by or {}, len(samples), seed, page_size),
         describe=describe,
         check=labels.check,
-        name_of=names,
+        name_of=name_of if callable(name_of) else str,
         custom_fields=_custom_classes(fields),
     )
     workers = check_num_workers(num_workers)
@@ -179,6 +180,11 @@ class _Labels:
             raise ValueError(
                 f"`{self.field}` must hold class ids >= 0; got {labels.min()}. "
                 "Number the classes from 0."
+            )
+        if labels.max() >= MOST_CLASSES:
+            raise ValueError(
+                f"`{self.field}` must hold class ids below {MOST_CLASSES}; got {labels.max()}. "
+                "Number the classes from 0 on."
             )
         if self.class_names and labels.max() >= len(self.class_names):
             raise ValueError(

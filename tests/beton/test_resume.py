@@ -1,6 +1,8 @@
 """Writers that are killed, that fail, and that run at once: never half a file, nothing twice."""
 
+import contextlib
 import errno
+import json
 import os
 import signal
 import subprocess
@@ -20,6 +22,7 @@ from numpy.typing import NDArray
 from dp4tl_ffcv import BetonIndex, image_fields, write_beton
 from dp4tl_ffcv.artifacts import locked_part
 from dp4tl_ffcv.beton import parts
+from dp4tl_ffcv.beton.batches import Batch, Tasks
 from dp4tl_ffcv.kernels import resize_area
 
 FIELDS = {"blob": BytesField(), "label": IntField()}
@@ -87,6 +90,7 @@ KILLED = """
 import sys, time
 from pathlib import Path
 from dp4tl_ffcv.beton import parts
+from dp4tl_ffcv.beton.batches import Batch, Tasks
 from dp4tl_ffcv.kernels import resize_area
 from tests.beton.test_resume import Blobs, write
 
@@ -112,13 +116,13 @@ def test_a_killed_run_leaves_no_beton_and_the_next_one_completes_it(
     process = subprocess.Popen(command, cwd=Path(__file__).parents[2])
     state = tmp_path / ".a.beton.part.json"
     deadline = time.monotonic() + 60
-    while not (flag.exists() and state.exists()) and time.monotonic() < deadline:
+    while not (flag.exists() and placed(state) > 16) and time.monotonic() < deadline:
         time.sleep(0.02)
         assert process.poll() is None
     children = list_children(process.pid)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert state.exists()
+    assert placed(state) > 16
     assert not path.exists()
     assert not (tmp_path / "a.beton.json").exists()
     while any(Path(f"/proc/{child}").exists() for child in children):
@@ -132,6 +136,11 @@ def test_a_killed_run_leaves_no_beton_and_the_next_one_completes_it(
     assert sorted(each.name for each in tmp_path.iterdir()) == sorted(
         ["a.beton", "a.beton.json", "flag", "whole"]
     )
+
+
+def placed(state: Path) -> int:
+    """How many samples a record says are written."""
+    return int(json.loads(state.read_text())["placed"]) if state.exists() else 0
 
 
 def list_children(process: int) -> list[int]:
@@ -186,6 +195,33 @@ def test_another_beton_is_not_continued(change: str, tmp_path: Path) -> None:
     assert len(set(samples.asked)) == len(samples)  # all were read
     twin = write(tmp_path / "twin" / "a.beton", samples, **options)
     assert path.read_bytes() == twin.path.read_bytes()
+
+
+class Numbers(Sequence[Any]):
+    """Labels, with a blob each or without."""
+
+    def __init__(self, blobs: bool, shift: int, stop: int = -1) -> None:
+        self.blobs, self.shift, self.stop = blobs, shift, stop
+
+    def __len__(self) -> int:
+        return COUNT
+
+    def __getitem__(self, number: Any) -> Any:
+        if number == self.stop:
+            raise KeyboardInterrupt
+        label = (number + self.shift) % 7
+        return (np.full(50, number % 251, np.uint8), label) if self.blobs else (label,)
+
+
+@pytest.mark.usefixtures("often")
+@pytest.mark.parametrize("blobs", [False, True])
+def test_a_beton_of_other_labels_is_not_continued(blobs: bool, tmp_path: Path) -> None:
+    path, fields = tmp_path / "a.beton", FIELDS if blobs else {"label": IntField()}
+    order = np.random.default_rng(0).permutation(COUNT)
+    with pytest.raises(KeyboardInterrupt):
+        write_beton(path, Numbers(blobs, 0, stop=int(order[300])), fields, num_workers=0)
+    index = write_beton(path, Numbers(blobs, 1), fields, num_workers=0)
+    assert index.labels().tolist() == ((order + 1) % 7).tolist()
 
 
 @pytest.mark.usefixtures("often")
@@ -246,6 +282,82 @@ def test_mended_samples_are_read_when_none_may_be_skipped(tmp_path: Path, whole:
 
     with pytest.raises(KeyboardInterrupt):
         write(path, Stopping(failing=[int(order[5])]), on_error="skip")
+    write(path, Blobs())
+    assert path.read_bytes() == whole
+
+
+@pytest.mark.usefixtures("often")
+def test_mended_samples_are_not_left_out_when_a_run_is_continued(tmp_path: Path) -> None:
+    path = tmp_path / "a.beton"
+    order = np.random.default_rng(0).permutation(COUNT)
+
+    class Stopping(Blobs):
+        def __getitem__(self, number: Any) -> Any:
+            if number == order[250]:
+                raise KeyboardInterrupt
+            return super().__getitem__(number)
+
+    bad, worse = int(order[5]), int(order[40])
+    with pytest.raises(KeyboardInterrupt):
+        write(path, Stopping(failing=[bad, worse]), on_error="skip")
+    index = write(path, Blobs(failing=[worse]), on_error="skip")
+    assert index.manifest is not None
+    assert [each["sample"] for each in index.manifest.skipped] == [worse]
+
+
+# Stopped from the keyboard.
+
+STOPPED = """
+import sys, time
+from pathlib import Path
+from dp4tl_ffcv import one_line_errors
+from dp4tl_ffcv.beton import parts
+from dp4tl_ffcv.beton.batches import Batch, Tasks
+from tests.beton.test_resume import Blobs, write
+
+parts.COMMIT_BYTES = 0
+
+class Slow(Blobs):
+    def __getitem__(self, number):
+        Path(sys.argv[2]).touch()
+        time.sleep(0.01)
+        return super().__getitem__(number)
+
+with one_line_errors("test"):
+    write(Path(sys.argv[1]), Slow(), num_workers=2)
+"""
+
+
+@pytest.mark.parametrize("gap", [None, 0.03])
+def test_ctrl_c_ends_every_process(gap: float | None, tmp_path: Path, whole: bytes) -> None:
+    """A terminal sends it to the whole group; impatient people send it twice."""
+    path, flag = tmp_path / "a.beton", tmp_path / "flag"
+    command = [sys.executable, "-c", STOPPED, str(path), str(flag)]
+    process = subprocess.Popen(
+        command,
+        cwd=Path(__file__).parents[2],
+        start_new_session=True,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 60
+    while placed(tmp_path / ".a.beton.part.json") < 17 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGINT)
+    if gap is not None:
+        time.sleep(gap)
+        os.killpg(process.pid, signal.SIGINT)
+    try:
+        _, printed = process.communicate(timeout=30)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    if gap is None:
+        assert process.returncode == 130
+        assert printed.splitlines()[-1].startswith("test: stopped. Run it again")
+        assert "Traceback" not in printed
+    assert process.returncode != 0
+    assert not path.exists()
     write(path, Blobs())
     assert path.read_bytes() == whole
 
@@ -352,6 +464,87 @@ def test_the_folder_may_be_another_file_system(tmp_path: Path, whole: bytes) -> 
         path.with_name(f"{path.name}.json").unlink(missing_ok=True)
 
 
+def test_large_samples_are_handed_over_one_by_one() -> None:
+    """What waits to be placed is bounded by its bytes, not by the number of samples."""
+    dtype = np.dtype([("f0", "<i8")])
+
+    def batch_of(number: int, size: int) -> Batch:
+        sizes = np.full(number, size)
+        rows, ones = np.zeros(number, dtype), np.ones(number, dtype=np.int64)
+        return Batch(rows=rows, extents=ones, sizes=sizes, data=None)
+
+    tasks = Tasks(np.arange(1000))
+    lengths = []
+    dealt = iter(tasks)
+    for size in [1000] * 3 + [1 << 20] * 3 + [40 << 20] * 3 + [1000] * 2:
+        number, numbers = next(dealt)
+        assert tasks.taken() == numbers.tolist()
+        assert number == len(lengths)
+        lengths.append(len(numbers))
+        tasks.adapt(batch_of(len(numbers), size))
+    assert lengths == [1, 16, 16, 16, 7, 7, 7, 1, 1, 1, 16]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_every_kind_of_error_says_what_it_is(workers: int, tmp_path: Path) -> None:
+    class Odd(Blobs):
+        def __getitem__(self, number: Any) -> Any:
+            if number == 3:
+                raise KeyError("x")
+            if number == 4:
+                raise RuntimeError
+            return super().__getitem__(number)
+
+    index = write(tmp_path / "a.beton", Odd(), on_error="skip", num_workers=workers)
+    assert index.manifest is not None
+    errors = {each["sample"]: each["error"] for each in index.manifest.skipped}
+    assert errors == {3: "KeyError: 'x'", 4: "RuntimeError: "}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_lack_of_memory_leaves_no_sample_out(workers: int, tmp_path: Path) -> None:
+    class Hungry(Blobs):
+        def __getitem__(self, number: Any) -> Any:
+            if number == 3:
+                raise MemoryError
+            return super().__getitem__(number)
+
+    with pytest.raises(MemoryError, match="no memory for sample 3"):
+        write(tmp_path / "a.beton", Hungry(), on_error="skip", num_workers=workers)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_old_manifest_stays_with_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.beton"
+    old = write(path, Blobs(50), class_names="abcdefg").manifest
+
+    def fail(_: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="Input/output error"):
+        write(path, Blobs(60))
+    assert BetonIndex.open(path).manifest == old
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["a.beton", "a.beton.json"]
+
+
+def test_a_folder_is_no_file(tmp_path: Path) -> None:
+    with pytest.raises(IsADirectoryError, match="`path` must name a file; got the folder"):
+        write(tmp_path, Blobs())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_label_that_counts_too_many_classes_is_refused(tmp_path: Path) -> None:
+    samples = [(np.zeros(3, np.uint8), label) for label in (1, 1 << 24)]
+    with pytest.raises(
+        ValueError, match="`label` must hold class ids below 16777216; got 16777216"
+    ):
+        write_beton(tmp_path / "a.beton", samples, FIELDS, num_workers=0)
+    assert list(tmp_path.iterdir()) == []
+
+
 # Pages that grow.
 
 
@@ -385,6 +578,7 @@ def test_the_seed_gives_the_order(tmp_path: Path) -> None:
     ("options", "message"),
     [
         ({"num_workers": -1}, "`num_workers` must be at least 0; got -1"),
+        ({"seed": -1}, "`seed` must be at least 0, or None; got -1"),
         ({"on_error": "ignore"}, "`on_error` must be raise or skip; got 'ignore'"),
     ],
 )

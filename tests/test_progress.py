@@ -1,0 +1,48 @@
+"""Progress: a bar on a terminal, lines with rate and time left elsewhere."""
+
+import io
+import re
+
+import pytest
+
+from dp4tl_ffcv import progress, track
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every look at the clock finds it six seconds later."""
+    times = iter(range(0, 6000, 6))
+    monkeypatch.setattr(progress.time, "monotonic", lambda: float(next(times)))
+
+
+def test_a_terminal_shows_a_bar_with_a_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    assert list(track(range(5), total=50, description="write a", unit="images", scale=10)) == [
+        *range(5)
+    ]
+    shown = terminal.getvalue()
+    assert "write a" in shown
+    assert "/50" in shown
+    assert "images/s" in shown
+
+
+@pytest.mark.usefixtures("clock")
+def test_a_log_gets_lines_with_rate_and_time_left(capsys: pytest.CaptureFixture[str]) -> None:
+    batches = [[0] * 3, [0] * 7, [0] * 5, [0] * 5, [0] * 10]
+    tracked = track(batches, total=30, description="write a", unit="images", scale=len)
+    assert list(tracked) == batches
+    assert capsys.readouterr().err.splitlines() == [
+        "write a: 10/30 images, 0.8 images/s, 24 s left",
+        "write a: 20/30 images, 0.8 images/s, 12 s left",
+    ]
+
+
+def test_work_that_is_over_soon_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    assert list(track("abc", total=3, description="x")) == [*"abc"]
+    assert not re.search(r"\S", capsys.readouterr().err)
