@@ -6,6 +6,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from dp4tl_ffcv import (
     StaleArtifactError,
     compact,
     sha256_of_file,
+    verify,
     write_beton,
 )
 from dp4tl_ffcv.beton import gather
@@ -241,6 +244,36 @@ def test_labels_of_another_field_are_used_where_the_selection_says_so(tmp_path: 
     assert index.manifest.class_counts == (3, 3)
 
 
+def test_names_stay_with_the_field_that_they_name(tmp_path: Path) -> None:
+    fields = {"label": IntField(), "kind": IntField()}
+    samples = [(n % 3, n % 2) for n in range(12)]
+    source = write_beton(tmp_path / "a.beton", samples, fields, class_names=NAMES[:3])
+    chosen = Selection.of_classes(source, [1], label_field="kind")
+    kept = compact(source.path, chosen, tmp_path / "b.beton").manifest
+    assert kept is not None
+    assert (kept.label_field, kept.class_names) == ("label", tuple(NAMES[:3]))
+    assert kept.class_counts == (2, 2, 2)
+    new = compact(source.path, chosen, tmp_path / "c.beton", relabel=True)
+    assert new.manifest is not None
+    assert (new.manifest.label_field, new.manifest.class_names) == ("kind", ())
+    assert new.manifest.class_counts == (6,)
+    assert new.class_names("label") == ()
+    assert new.num_classes("label") == 3
+    for name in ("b", "c"):
+        assert verify(tmp_path / f"{name}.beton").is_sound
+
+
+def test_a_sample_that_is_selected_twice_is_copied_once(blobs: Path, tmp_path: Path) -> None:
+    index = BetonIndex.open(blobs)
+    chosen = Selection(
+        classes=np.array([0]),
+        indices=np.array([0, 4, 4, 0]),
+        label_map=np.array([0, -1, -1, -1]),
+        fingerprint=index.fingerprint,
+    )
+    assert sorted(contents(compact(blobs, chosen, tmp_path / "out.beton").path)) == [0, 4]
+
+
 def test_a_selection_that_prunes_the_class_of_a_sample_is_refused(
     blobs: Path, tmp_path: Path
 ) -> None:
@@ -278,11 +311,15 @@ def test_the_manifest_says_where_it_came_from(
 
 
 def test_what_the_manifest_cannot_keep_is_found_before_the_work(
-    source: Path, tmp_path: Path
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chosen = Selection.of_classes(BetonIndex.open(source), [1], provenance={"rule": object()})
-    with pytest.raises(TypeError, match="not JSON serializable"):
-        compact(source, chosen, tmp_path / "out.beton")
+    copied: list[Any] = []
+    with monkeypatch.context() as patched:
+        patched.setattr(gather._Copier, "run", lambda self, task: copied.append(task))
+        with pytest.raises(TypeError, match="not JSON serializable"):
+            compact(source, chosen, tmp_path / "out.beton")
+    assert copied == []
     assert list(tmp_path.iterdir()) == []
     index = compact(source, None, tmp_path / "out.beton", seed=np.int64(3))  # type: ignore[arg-type]  # as numpy gives it
     assert index.manifest is not None
@@ -305,6 +342,9 @@ def test_integers_that_are_no_class_ids_are_copied(tmp_path: Path) -> None:
     [
         ({"layout": "random"}, "`layout` must be shuffled or class; got 'random'"),
         ({"images": "png"}, "`images` must be keep or jpeg or raw; got 'png'"),
+        ({"seed": -1}, "`seed` must be an int of at least 0; got -1"),
+        ({"seed": None}, "`seed` must be an int of at least 0; got None"),
+        ({"raw_budget": "9" * 400}, "`raw_budget` must be a number of bytes, or text such as"),
         ({"jobs": 0}, "`jobs` must be an int of at least 1; got 0"),
         ({"selection": []}, "`selection` must retain at least one sample"),
         ({"selection": [0, 40]}, r"`indices` must lie in \[0, 40\)"),
@@ -333,7 +373,56 @@ def test_the_source_is_never_overwritten(blobs: Path, tmp_path: Path) -> None:
     for out in (blobs, tmp_path / "link.beton"):
         with pytest.raises(ValueError, match="`out` must be another file than `source`"):
             compact(blobs, None, out)
-    assert sha256_of_file(blobs) == before
+    manifest = tmp_path / "x.json"
+    blobs.rename(manifest)
+    with pytest.raises(ValueError, match="`out` must not have its manifest where `source` lies"):
+        compact(manifest, None, tmp_path / "x")
+    assert sha256_of_file(manifest) == before
+
+
+def test_a_folder_is_refused_before_the_work(
+    blobs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "folder").mkdir()
+    monkeypatch.setattr(gather, "SourceFile", None)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ValueError, match="`out` must name a file; got the folder"):
+        compact(blobs, None, tmp_path / "folder")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_threads_end_with_the_call(
+    blobs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else they would write to whatever file gets the number of the one that was closed."""
+    copy = gather._Copier.run
+
+    def slowly(self: Any, task: int) -> None:
+        time.sleep(0.05)
+        copy(self, task)
+
+    def interrupted(items: Any, **_: Any) -> Any:
+        yield next(items)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(gather, "_TASK", 1 << 17)
+    monkeypatch.setattr(gather._Copier, "run", slowly)
+    monkeypatch.setattr(gather, "track", interrupted)
+    before = threading.active_count()
+    with pytest.raises(KeyboardInterrupt):
+        compact(blobs, None, tmp_path / "out.beton", jobs=2)
+    assert threading.active_count() == before
+
+
+def test_the_old_manifest_stays_with_the_old_file(
+    blobs: Path, keeps_the_old: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="Input/output error"):
+        compact(blobs, None, keeps_the_old)
 
 
 @pytest.mark.parametrize("change", ["written", "replaced", "deleted"])
