@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..artifacts import part_path
 from ..errors import BetonError
 from ..progress import track
 
@@ -27,6 +28,7 @@ _BLOCK = 1 << 19
 _TASK = 1 << 23  # bytes that a thread copies at a time
 # The kernel cannot copy between these files, or a sandbox does not let it.
 _NO_KERNEL_COPY = {errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EPERM}
+_STAT_BLOCK = 512  # bytes, on any file system
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -47,7 +49,7 @@ class SourceFile:
         """Return the file descriptor."""
         return self._stream.fileno()
 
-    def read(self, offset: int, size: int) -> bytes:
+    def read(self, offset: int, size: int) -> bytearray:
         """Read `size` bytes from `offset` on; any number of threads may.
 
         Raises:
@@ -55,7 +57,7 @@ class SourceFile:
         """
         data = bytearray(size)
         self.read_into(memoryview(data), offset)
-        return bytes(data)
+        return data
 
     def read_into(self, buffer: memoryview, offset: int) -> None:
         """Fill `buffer` with the bytes from `offset` on.
@@ -91,10 +93,15 @@ class SourceFile:
 
 
 def check_free_space(target: Path, num_bytes: int) -> None:
-    """Raise ValueError unless the file system of `target` has `num_bytes` free."""
+    """Raise ValueError unless the file system of `target` has `num_bytes` free.
+
+    What an unfinished file of `target` takes counts as free: it is continued or written anew.
+    """
     folder = next(folder for folder in target.absolute().parents if folder.is_dir())
     system = os.statvfs(folder)
-    free = system.f_bavail * system.f_frsize
+    part = part_path(target)
+    left = part.stat().st_blocks * _STAT_BLOCK if part.exists() else 0  # by a run that was killed
+    free = system.f_bavail * system.f_frsize + left
     if free < num_bytes:
         raise ValueError(
             f"`out` must have room for {num_bytes} bytes; got {free} free in {str(folder)!r}. "

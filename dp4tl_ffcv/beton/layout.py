@@ -86,11 +86,19 @@ def pointers(column: NDArray[Any], kind: str) -> list[NDArray[Any]]:
     return [column] if kind in _BARE_POINTERS else []
 
 
-def uint64_paths(dtype: np.dtype[Any], path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    """Yield the names that lead, one record into the next, to all that may be a place in a file."""
+def uint64_paths(
+    dtype: np.dtype[Any], path: tuple[str, ...] = (), *, signed: bool = False
+) -> Iterator[tuple[str, ...]]:
+    """Yield the names that lead, one record into the next, to all that may be a place in a file.
+
+    Args:
+        dtype: of the table.
+        path: names that lead to it.
+        signed: yield those of int64, too.
+    """
     for name in dtype.base.names or ():
-        yield from uint64_paths(dtype.base[name], (*path, name))
-    if dtype.base == np.uint64:
+        yield from uint64_paths(dtype.base[name], (*path, name), signed=signed)
+    if dtype.base == np.uint64 or (signed and dtype.base == np.int64):
         yield path
 
 

@@ -268,8 +268,8 @@ def move_pointers(rows: NDArray[Any], starts: NDArray[np.int64], sizes: NDArray[
         sizes: bytes that each takes `(n,)`.
     """
     base, room = starts.astype(np.uint64)[:, None], sizes.astype(np.uint64)[:, None]
-    for path in layout.uint64_paths(rows.dtype):
-        values = layout.leaf(rows, path)
+    for path in layout.uint64_paths(rows.dtype, signed=True):
+        values = layout.leaf(rows, path).view(np.uint64)
         offsets = values - np.uint64(MARK)  # wraps around for what is no pointer
         np.copyto(values, offsets + base, where=offsets <= room)
 

@@ -34,7 +34,8 @@ def find_pointers(
     """Find what must move with the extents.
 
     The file does not say what a custom field keeps in 64 bits. It is taken for a place if it is
-    one of the sample's own for every sample that does not have 0 there.
+    one of the sample's own for every sample that does not have 0 there. A sample's bytes to which
+    none leads could not be found again where they move to: this is an error.
 
     Args:
         index: the beton.
@@ -43,8 +44,10 @@ def find_pointers(
         starts: extents `starts[i]` to `starts[i + 1]` are those of sample i.
 
     Raises:
-        BetonError: a sample's metadata points to bytes that are not the sample's own.
+        BetonError: a sample's metadata points to bytes that are not the sample's own, or what leads
+            to its bytes cannot be told.
     """
+    found = extents["size"] == 0
     for field in index.fields:
         custom = field.kind == "custom"
         for path in layout.uint64_paths(metadata.dtype[field.column], (field.column,)):
@@ -54,6 +57,7 @@ def find_pointers(
             rows = _rows_of(values, _sizes_beside(metadata, path), extents, starts)
             lost = (rows < 0) & ((values != 0) | (not custom))
             if not lost.any() and (rows >= 0).any():
+                found[rows[rows >= 0]] = True
                 yield Pointer(path, rows)
             elif lost.any() and (not custom or path[-1] in ("ptr", "data_ptr")):
                 raise BetonError(
@@ -61,6 +65,14 @@ def find_pointers(
                     f"{str(index.path)!r}, where the field {field.name!r} of a retained sample "
                     "points to others. Write the beton again."
                 )
+    custom_names = [field.name for field in index.fields if field.kind == "custom"]
+    if custom_names and not found.all():
+        raise BetonError(
+            "`custom_fields` must keep the place of each sample's bytes as an unsigned 64-bit "
+            f"number, or 0 for none; got {str(index.path)!r}, which keeps the places of "
+            f"{(~found).sum()} extents in another way. The custom fields are "
+            f"{', '.join(custom_names)}: write the beton again with such ones."
+        )
 
 
 def _rows_of(

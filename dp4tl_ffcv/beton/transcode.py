@@ -1,7 +1,7 @@
 """Store the images of a compacted beton in another way: shrunk, as JPEG, or as raw pixels."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,15 +9,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..artifacts import part_path
+from ..errors import BetonError
 from ..kernels import resize_area
 from . import turbojpeg
-from .assemble import Recipe, assemble
+from .assemble import DEFAULT_PAGE_SIZE, Recipe, assemble
 from .batches import MARK, Encoded
 from .compact import Retained, SourceBeton, file_size, place
 from .gather import check_free_space
 from .index import BetonIndex
 from .manifest import Manifest
+from .raw_budget import ImagePlan, choose_raw
 
 __all__ = ["ImageOptions", "Transcoder", "transcode_samples"]
 
@@ -36,34 +37,7 @@ class ImageOptions:
     max_resolution: int | None = None
     """Longer side in pixels above which images are shrunk."""
     raw_budget: int | None = None
-    """Bytes of the file, up to which JPEGs are stored as raw pixels."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Images:
-    """How the images of one field are to be stored; an entry `(M,)` per sample."""
-
-    column: str
-    rows: NDArray[np.int64]
-    """Their extents."""
-    sizes: NDArray[np.int64]
-    """Height and width `(M, 2)` that they get."""
-    shrunk: NDArray[np.bool_]
-    raw: NDArray[np.bool_]
-    """Stored as pixels in the end."""
-    was_raw: NDArray[np.bool_]
-
-    @property
-    def made(self) -> NDArray[np.bool_]:
-        """Which are not copied as they are."""
-        made: NDArray[np.bool_] = self.shrunk | (self.raw != self.was_raw)
-        return made
-
-    @property
-    def pixel_bytes(self) -> NDArray[np.int64]:
-        """Bytes of the pixels of each."""
-        num_bytes: NDArray[np.int64] = 3 * self.sizes.prod(axis=1)
-        return num_bytes
+    """Bytes of the file, up to which JPEGs are stored as raw pixels, if a page holds them."""
 
 
 class Transcoder:
@@ -76,7 +50,8 @@ class Transcoder:
         options: how images are to be stored.
 
     Raises:
-        ValueError: there are no images, or the budget is too small for any file.
+        ValueError: there are no images, one cannot be decoded, or the budget is too small for any
+            file.
         BetonError: no page can hold the largest sample.
     """
 
@@ -103,6 +78,11 @@ class Transcoder:
             resize_area(np.zeros((2, 2, 3), dtype=np.uint8), (1, 1))
         self.sizes = self._expect_sizes()
         """Bytes of each extent `(R,)`; of JPEGs that are made, about."""
+        self._page_size = source.index.page_size
+        self.grows = False
+        """Whether a page may turn out to need more bytes than `placed` says."""
+        if any((field.made & ~field.raw).any() for field in self._fields):
+            self._choose_pages()
         if options.raw_budget is not None:
             self._spend(options.raw_budget)
 
@@ -130,12 +110,13 @@ class Transcoder:
         """Read the sample at `position` in the new order, and make the images that change."""
         retained = self._retained
         first, end = retained.starts[position], retained.starts[position + 1]
-        blobs = [self._read(row) for row in range(first, end)]
+        stored = [self._read(row) for row in range(first, end)]
+        blobs = list(stored)
         row = retained.metadata[position : position + 1].copy()
         for field in self._fields:
             if field.made[position]:
-                image = row[field.column]
-                blobs[field.rows[position] - first] = self._make(field, position)
+                image, number = row[field.column], field.rows[position] - first
+                blobs[number] = self._make(field, position, stored[number])
                 image["mode"] = _RAW if field.raw[position] else _JPG
                 image["height"], image["width"] = field.sizes[position]
         rooms = [max(1, blob.size) for blob in blobs]
@@ -150,9 +131,8 @@ class Transcoder:
         data = self._source.file.read(int(extent["ptr"]), int(extent["size"]))
         return np.frombuffer(data, dtype=np.uint8)
 
-    def _make(self, field: _Images, position: int) -> NDArray[np.uint8]:
-        """Return the stored form of an image that changes."""
-        data = self._read(field.rows[position])
+    def _make(self, field: ImagePlan, position: int, data: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Return the stored form of an image that changes, and is stored as `data` now."""
         stored = self._retained.metadata[field.column][position]
         size = (int(stored["height"]), int(stored["width"]))
         if field.was_raw[position]:
@@ -182,58 +162,49 @@ class Transcoder:
                 # A JPEG that is shrunk loses bytes about as it loses pixels.
                 likely = stored[made] * (field.pixel_bytes[made] / (3 * area[made]))
                 chosen = np.unique(np.linspace(0, len(made) - 1, _PROBES).astype(np.int64))
-                found = sum(self._make(field, each).size for each in made[chosen])
+                found = sum(self._probe(field, each) for each in made[chosen].tolist())
                 sizes[field.rows[made]] = np.ceil(likely * (found / likely[chosen].sum()))
             sizes[field.rows[field.raw]] = field.pixel_bytes[field.raw]
         return sizes
 
-    def _spend(self, budget: int) -> None:
-        """Store JPEGs as pixels, those first that cost most to decode for the bytes they save."""
-        packed = [~field.raw for field in self._fields]
-        fields = list(zip(self._fields, packed, strict=True))
-        owners = np.repeat(np.arange(len(fields)), [each.sum() for each in packed])
-        samples = np.concatenate([np.flatnonzero(each) for each in packed])
-        rows = np.concatenate([field.rows[each] for field, each in fields])
-        pixels = np.concatenate([field.pixel_bytes[each] for field, each in fields])
-        extra = pixels - self.sizes[rows]
-        # Pixels may even take less than a tiny JPEG.
-        cost = np.where(extra > 0, self.sizes[rows] / np.maximum(extra, 1), np.inf)
-        order = np.lexsort((owners, self._ids[samples], -cost))
+    def _probe(self, field: ImagePlan, position: int) -> int:
+        """Return the bytes of an image that changes."""
+        data = self._read(field.rows[position])
+        try:
+            return self._make(field, position, data).size
+        except BetonError:
+            raise  # the file is at fault
+        except ValueError as error:
+            raise _undecodable({"error": error, "name": self.name_of(position)}) from error
 
-        def spent(count: int) -> int:
-            sizes = self.sizes.copy()
-            sizes[rows[order[:count]]] = pixels[order[:count]]
-            return self.placed(sizes)[1]
+    def _choose_pages(self) -> None:
+        """Choose pages that any JPEG which is made is sure to fit into, or pages that can grow.
 
-        fits, fails = 0, len(order) + 1
-        if spent(0) > budget:
-            raise ValueError(
-                f"`raw_budget` must be at least {spent(0)} bytes, which the file takes without any "
-                f"raw images; got {budget}. Raise it, or retain less."
-            )
-        while fails - fits > 1:
-            middle = (fits + fails) // 2
-            fits, fails = (middle, fails) if spent(middle) <= budget else (fits, middle)
-        chosen = order[:fits]
-        self.sizes[rows[chosen]] = pixels[chosen]
-        for number, field in enumerate(self._fields):
-            field.raw[samples[chosen[owners[chosen] == number]]] = True
-
-    def placed(self, sizes: NDArray[np.int64]) -> tuple[int, int]:
-        """Return page size and bytes of the file if the extents have `sizes` `(R,)`."""
-        retained, source = self._retained, self._source
-        tables = source.table_bytes(len(retained.metadata))
-        placement = place(retained.rooms(sizes), tables, source.index.page_size)
-        return placement.page_size, file_size(placement, len(sizes))
-
-    def page_size(self) -> int:
-        """Return the bytes per page that any sample is sure to fit into."""
-        sizes = self.sizes.copy()
+        These hardly ever take what they may at most, which must not make all pages large.
+        """
+        most = self.sizes.copy()
         for field in self._fields:
             guessed = field.made & ~field.raw
             padded = (field.sizes[guessed] + 15) // 16 * 16  # TurboJPEG's own limit
-            sizes[field.rows[guessed]] = 3 * padded.prod(axis=1) + 2048
-        return self.placed(sizes)[0]
+            most[field.rows[guessed]] = 3 * padded.prod(axis=1) + 2048
+        largest = int(self._retained.rooms(most).max(initial=0))
+        self.grows = self.placed(self.sizes)[0] <= DEFAULT_PAGE_SIZE < largest
+        self._page_size = DEFAULT_PAGE_SIZE if self.grows else self.placed(most)[0]
+
+    def _spend(self, budget: int) -> None:
+        """Store JPEGs as pixels within the budget, of samples that fit into a page as pixels."""
+        chosen = choose_raw(
+            budget, self._fields, self._ids, self._retained, self.sizes, self.placed
+        )
+        for field, samples in zip(self._fields, chosen, strict=True):
+            field.raw[samples] = True
+            self.sizes[field.rows[samples]] = field.pixel_bytes[samples]
+
+    def placed(self, sizes: NDArray[np.int64]) -> tuple[int, int]:
+        """Return page size and bytes of the file if the extents have `sizes` `(R,)`."""
+        retained, tables = self._retained, self._source.table_bytes(len(self._ids))
+        placement = place(retained.rooms(sizes), tables, self._page_size)
+        return placement.page_size, file_size(placement, len(sizes))
 
 
 def transcode_samples(
@@ -262,9 +233,8 @@ def transcode_samples(
         ValueError: the file system of `target` has not enough room, or an image cannot be decoded.
         RuntimeError: a worker process died.
     """
-    part = part_path(target)
-    kept = part.stat().st_blocks * 512 if part.exists() else 0  # of a run that was killed
-    check_free_space(target, transcoder.placed(transcoder.sizes)[1] - kept)
+    page_size, num_bytes = transcoder.placed(transcoder.sizes)
+    check_free_space(target, num_bytes)
 
     def describe_unchanged(written: BetonIndex, skipped: tuple[dict[str, Any], ...]) -> Manifest:
         del skipped  # none: the first error ends it
@@ -278,14 +248,22 @@ def transcode_samples(
         encode=transcoder.encode,
         key=transcoder.key(),
         describe=describe_unchanged,
+        failure=_undecodable,
         name_of=transcoder.name_of,
         custom_fields=source.custom_fields,
     )
-    page_size = transcoder.page_size()
-    return assemble(target, recipe, page_size=page_size, num_workers=jobs, on_error="raise")
+    fixed = None if transcoder.grows else page_size
+    return assemble(target, recipe, page_size=fixed, num_workers=jobs, on_error="raise")
 
 
-def _wanted(retained: Retained, column: str, options: ImageOptions) -> _Images:
+def _undecodable(skipped: Mapping[str, Any]) -> Exception:
+    return ValueError(
+        f"`source` must hold images that can be decoded; got {skipped['error']} in "
+        f"{skipped['name']}. Mend or leave out that sample."
+    )
+
+
+def _wanted(retained: Retained, column: str, options: ImageOptions) -> ImagePlan:
     images = retained.metadata[column]
     (rows,) = (
         pointer.rows[:, 0] for pointer in retained.pointers if pointer.path == (column, "data_ptr")
@@ -301,4 +279,4 @@ def _wanted(retained: Retained, column: str, options: ImageOptions) -> _Images:
     raw = was_raw.copy()
     if options.images != "keep":
         raw[:] = options.images == "raw"
-    return _Images(column, rows, sizes, shrunk, raw, was_raw)
+    return ImagePlan(column, rows, sizes, shrunk, raw, was_raw)

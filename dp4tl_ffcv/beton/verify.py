@@ -193,6 +193,9 @@ def _faults(descriptor: int, images: NDArray[Any]) -> list[Problem]:
                 _decode_jpeg(data, height, width)
         except OSError as error:
             faults.append(Problem("read", sample_id, f"its image cannot be read: {error}"))
+        except MemoryError:
+            message = f"its image cannot be read: no memory for {size} bytes"
+            faults.append(Problem("read", sample_id, message))
         except turbojpeg.JpegError as error:
             faults.append(Problem("jpeg", sample_id, f"its JPEG cannot be decoded: {error}"))
     return faults
@@ -204,4 +207,7 @@ def _decode_jpeg(data: bytes, height: int, width: int) -> None:
         raise turbojpeg.JpegError(
             f"it is {header.height} x {header.width} pixels, and its record says {height} x {width}"
         )
-    turbojpeg.decode(data, fast=True)
+    try:
+        turbojpeg.decode(data, fast=True)
+    except MemoryError as error:  # a header of a few bytes may promise gigabytes of pixels
+        raise turbojpeg.JpegError(f"no memory for {height} x {width} pixels") from error

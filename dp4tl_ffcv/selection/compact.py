@@ -60,7 +60,8 @@ def compact(  # noqa: PLR0913  # each is an option of its own, and named at the 
         max_resolution: longer side in pixels above which images are shrunk; None keeps them.
         images: `keep` them as they are stored, or store all as `jpeg` or as `raw` pixels.
         raw_budget: bytes of the whole file, or text such as `64GiB`: as many images are stored as
-            raw pixels as fit, those first whose decoding costs most for the space it saves. Exact
+            raw pixels as fit, those first whose decoding costs most for the space it saves. Pages
+            do not grow for it: images that no page holds as pixels stay as they are. Exact
             without `max_resolution`, near with it.
         jobs: threads that copy, or processes that encode; None takes one per core.
         custom_fields: class of each field of a custom type, by name, as for `BetonIndex.open`.

@@ -1,6 +1,7 @@
 """Planning of a compacted beton: fields of every kind, custom ones, pages, and its plain twin."""
 
 import hashlib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from dp4tl_ffcv import BetonError, BetonIndex, compact, image_fields, write_beton
 from dp4tl_ffcv.beton import layout
-from dp4tl_ffcv.beton.compact import place, retain
+from dp4tl_ffcv.beton.compact import SourceBeton, place, retain
 from dp4tl_ffcv.beton.verify import verify
 
 from .conftest import CUSTOM_FIELDS, OpaqueField, StampField, Written, write_stock
@@ -126,6 +127,51 @@ def test_places_inside_nested_records_and_arrays_move_too(ours: bool, tmp_path: 
         assert found == parts[number]
 
 
+class SignedField(OpaqueField):
+    """Bytes whose place is kept with a sign."""
+
+    metadata_type = np.dtype([("at", "<i8"), ("n", "<i8")])
+
+    def encode(self, destination: Any, value: bytes, malloc: Any) -> None:
+        destination["at"], storage = malloc(len(value))
+        storage[:] = np.frombuffer(value, dtype=np.uint8)
+
+
+class MarkedField(OpaqueField):
+    """Bytes or none; a place of which all bits are set says that there are none."""
+
+    metadata_type = np.dtype([("at", "<u8"), ("n", "<u8")])
+
+    def encode(self, destination: Any, value: bytes, malloc: Any) -> None:
+        destination["at"] = (1 << 64) - 1
+        if value:
+            destination["at"], storage = malloc(len(value))
+            storage[:] = np.frombuffer(value, dtype=np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("kind", "ours"), [(SignedField, False), (MarkedField, False), (MarkedField, True)]
+)
+def test_places_that_cannot_be_told_are_refused(kind: Any, ours: bool, tmp_path: Path) -> None:
+    """Else they would point into the middle of nowhere."""
+    samples = [(n, bytes([n]) * (n % 3 * 5)) for n in range(9)]
+    fields, path = {"label": IntField(), "odd": kind()}, tmp_path / "a.beton"
+    if ours:
+        write_beton(path, samples, fields, seed=None, num_workers=0)
+    else:
+        write_stock(path, samples, fields)
+    with pytest.raises(BetonError, match=r"`custom_fields` must keep .* custom fields are odd"):
+        compact(path, None, tmp_path / "b.beton", custom_fields={"odd": kind})
+    assert not (tmp_path / "b.beton").exists()
+    if kind is MarkedField:  # of samples that all have bytes it can be told
+        ids = [1, 2, 4, 5]
+        index = compact(path, ids, tmp_path / "b.beton", custom_fields={"odd": kind})
+        data = (tmp_path / "b.beton").read_bytes()
+        for row, label in enumerate(index.labels().tolist()):
+            found = stored_at(index, data, row, index.column("odd")["at"][row])
+            assert found == samples[label][1]
+
+
 def test_samples_that_share_bytes_are_refused(tmp_path: Path) -> None:
     samples = [(0, (n, bytes([n]) * 9)) for n in range(4)]
     fields = {"label": IntField(), "stamp": StampField()}
@@ -170,6 +216,22 @@ def test_the_order_of_the_allocation_table_does_not_matter(tmp_path: Path) -> No
     assert sha256((tmp_path / "b.beton").read_bytes()) == sha256(
         (tmp_path / "c.beton").read_bytes()
     )
+
+
+def test_a_source_that_changes_while_it_is_opened_is_an_error(
+    stamps: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its tables might be those of another file than its bytes."""
+    path = write_stock(tmp_path / "a.beton", stamps["samples"], stamps["fields"])
+    real = BetonIndex.open
+
+    def disturb(*arguments: Any, **options: Any) -> BetonIndex:
+        os.utime(path, ns=(0, 0))
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(BetonIndex, "open", disturb)
+    with pytest.raises(BetonError, match="`source` must not change while it is copied"):
+        SourceBeton(path, CUSTOM_FIELDS)
 
 
 # Places.

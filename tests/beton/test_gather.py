@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import os
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from dp4tl_ffcv import BetonError
 from dp4tl_ffcv.beton import gather
-from dp4tl_ffcv.beton.gather import SourceFile, copy_extents
+from dp4tl_ffcv.beton.gather import SourceFile, copy_extents, naming_target
 
 MIB = 1 << 20
 
@@ -153,6 +154,32 @@ def test_ranges_beyond_the_end_are_an_error(
     first = max(start, 12 * MIB)
     with pytest.raises(BetonError, match=f"`source` must stay whole .* has no byte {first}"):
         copy(source, tmp_path / "out", [(0, 0, 5), (start, 100, size)])
+
+
+def test_reading_takes_the_memory_of_the_bytes_once(source: Path) -> None:
+    file = SourceFile(source)
+    tracemalloc.start()
+    try:
+        data = file.read(MIB, 8 * MIB)
+        assert tracemalloc.get_traced_memory()[1] < 9 * MIB
+    finally:
+        tracemalloc.stop()
+        file.close()
+    assert sha256(data) == sha256(source.read_bytes()[MIB : 9 * MIB])
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_an_error_that_says_that_a_disk_is_full_names_the_target(number: int) -> None:
+    with pytest.raises(OSError, match=os.strerror(number)) as caught, naming_target(Path("a")):
+        raise OSError(number, os.strerror(number))
+    assert (caught.value.errno, caught.value.filename) == (number, "a")
+
+
+def test_other_errors_keep_their_file() -> None:
+    for error in (OSError(errno.EIO, "gone"), OSError(errno.ENOSPC, "full", "b")):
+        with pytest.raises(OSError, match=r"gone|full") as caught, naming_target(Path("a")):
+            raise error
+        assert caught.value is error
 
 
 def test_an_error_in_one_thread_stops_the_others(

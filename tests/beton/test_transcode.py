@@ -1,9 +1,12 @@
 """Compacting with other images: raw pixels as ffcv decodes them, JPEGs, smaller ones, a budget."""
 
+import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +18,21 @@ from ffcv.fields.rgb_image import SimpleRGBImageDecoder
 from ffcv.loader import Loader, OrderOption
 from numpy.typing import NDArray
 
-from dp4tl_ffcv import BetonError, BetonIndex, compact, sha256_of_file, write_beton
-from dp4tl_ffcv.beton import layout, turbojpeg
+from dp4tl_ffcv import (
+    BetonError,
+    BetonIndex,
+    Selection,
+    artifacts,
+    compact,
+    sha256_of_file,
+    write_beton,
+)
+from dp4tl_ffcv.artifacts import locked_part
+from dp4tl_ffcv.beton import assemble, layout, parts, transcode, turbojpeg
+from dp4tl_ffcv.beton import compact as planning
+from dp4tl_ffcv.beton.compact import SourceBeton, retain
 from dp4tl_ffcv.beton.image_field import ImageField
-from dp4tl_ffcv.beton.transcode import Transcoder
+from dp4tl_ffcv.beton.transcode import ImageOptions, Transcoder
 from dp4tl_ffcv.beton.verify import verify
 from dp4tl_ffcv.kernels import resize_area
 
@@ -229,6 +243,57 @@ def test_pages_grow_for_jpegs_that_are_made_and_take_more_than_expected(tmp_path
     assert verify(tmp_path / "c.beton", decode=True).problems == ()
 
 
+def jpegs(path: Path, contents: list[bytes], **options: Any) -> Path:
+    """A beton of JPEGs by our writer; labels are ids."""
+    samples = [(content, number) for number, content in enumerate(contents)]
+    fields = {"image": ImageField(), "label": IntField()}
+    write_beton(path, samples, fields, seed=None, num_workers=0, **options)
+    return path
+
+
+def test_pages_are_not_doubled_for_what_jpegs_might_take_at_most(tmp_path: Path) -> None:
+    content = turbojpeg.encode(paint(1, 1750, 1750), quality=90)
+    path = jpegs(tmp_path / "a.beton", [content])
+    index = compact(path, None, tmp_path / "b.beton", max_resolution=1740, jobs=1)
+    assert 3 * 1740 * 1740 > BetonIndex.open(path).page_size == 1 << 23
+    assert index.page_size == 1 << 23
+
+
+@pytest.mark.parametrize("ahead", [True, False])  # for what it may take at most, or as needed
+def test_pages_hold_a_jpeg_that_takes_more_than_all_expect(
+    ahead: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not ahead:
+        for module in (assemble, transcode):
+            monkeypatch.setattr(module, "DEFAULT_PAGE_SIZE", PAGE_SIZE)
+    monkeypatch.setattr(transcode, "_PROBES", 1)  # only the flat one is looked at
+    grain = np.random.default_rng(1).integers(0, 2, (1664, 1664, 1), dtype=np.uint8)
+    rough = np.repeat(255 * grain, 3, axis=2)
+    contents = [turbojpeg.encode(each, quality=20) for each in (np.full_like(rough, 9), rough)]
+    path = jpegs(tmp_path / "a.beton", contents, page_size=PAGE_SIZE)
+    out = tmp_path / "b.beton"
+    index = compact(path, None, out, max_resolution=1660, layout="class", jobs=1)
+    assert PAGE_SIZE < index.sample_bytes().max() < 2 * PAGE_SIZE
+    assert index.page_size == (4 if ahead else 2) * PAGE_SIZE
+    assert verify(out, decode=True).problems == ()
+
+
+def test_a_sample_is_read_once(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with SourceBeton(source) as opened:
+        order = np.arange(36)
+        retained = retain(opened.index, order)
+        transcoder = Transcoder(opened, retained, order, ImageOptions(images="raw"))
+        read, sizes = opened.file.read, []
+
+        def count(offset: int, size: int) -> bytearray:
+            sizes.append(size)
+            return read(offset, size)
+
+        monkeypatch.setattr(opened.file, "read", count)
+        transcoder.encode(7)
+        assert sum(sizes) == opened.index.sample_bytes()[7]
+
+
 # The budget.
 
 
@@ -310,8 +375,45 @@ def test_the_smallest_budget_is_the_file_as_it_is(source: Path, tmp_path: Path) 
     [("7", 7), ("2KB", 2000), ("2 KiB", 2048), ("1.5k", 1500), ("0.25MiB", 1 << 18), (77, 77)],
 )
 def test_a_budget_may_be_text(size: Any, num_bytes: int, source: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=f"without any raw images; got {num_bytes}"):
+    with pytest.raises(ValueError, match=f"with its images as they are; got {num_bytes}"):
         compact(source, None, tmp_path / "out.beton", raw_budget=size)
+
+
+def test_of_images_that_cost_the_same_the_first_are_raw(tmp_path: Path) -> None:
+    content = turbojpeg.encode(paint(3, 300, 300), quality=90)
+    samples = [(content, content, number) for number in range(12)]
+    fields = {"a": ImageField(), "b": ImageField(), "label": IntField()}
+    path = tmp_path / "a.beton"
+    write_beton(path, samples, fields, seed=None, page_size=PAGE_SIZE, num_workers=0)
+    seen = set()
+    for budget in ("6.4MB", "8.5MB"):  # two pages with images, and three
+        index = compact(path, None, tmp_path / "b.beton", raw_budget=budget, jobs=1)
+        rows = np.argsort(index.labels())
+        raw = np.stack([index.column(name)["mode"][rows] for name in "ab"], axis=1).ravel()
+        assert raw.tolist() == sorted(raw.tolist(), reverse=True)
+        seen.add(int(raw.sum()))
+    assert len(seen) == 2
+    assert any(each % 2 for each in seen)
+    assert not seen & {0, 24}
+
+
+def test_a_page_does_not_grow_for_the_budget(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The image that costs most is larger as pixels than a page: it stays, and others are raw."""
+    rough = np.random.default_rng(2).integers(0, 256, (1000, 1000, 3), dtype=np.uint8)
+    small = [turbojpeg.encode(paint(n, 200, 250), quality=80) for n in range(20)]
+    contents = [*small, turbojpeg.encode(rough, quality=90)]
+    path = jpegs(tmp_path / "a.beton", contents, page_size=PAGE_SIZE)
+    assert cost_order(path, np.arange(21))[0][0] == 20
+    monkeypatch.setattr(planning, "_LARGEST_PAGE", PAGE_SIZE)  # no beton can hold its pixels
+    for budget, fewest in ((3 * PAGE_SIZE + 1000, 10), (1 << 30, 20)):
+        index = compact(path, None, tmp_path / "b.beton", raw_budget=budget, jobs=1)
+        raw = index.labels()[index.column("image")["mode"] == 1]
+        assert fewest <= len(raw) <= 20
+        assert 20 not in raw
+        assert index.page_size == PAGE_SIZE
+        assert (tmp_path / "b.beton").stat().st_size <= budget
 
 
 def test_a_budget_with_smaller_images_is_met_nearly(source: Path, tmp_path: Path) -> None:
@@ -351,16 +453,35 @@ def test_a_beton_without_images_has_none_to_change(tmp_path: Path) -> None:
         compact(tmp_path / "a.beton", None, tmp_path / "b.beton", images="raw")
 
 
-def test_an_image_that_cannot_be_decoded_is_named(source: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "options",
+    [{"images": "raw"}, {"max_resolution": 100}, {"max_resolution": 100, "images": "raw"}],
+)
+def test_an_image_that_cannot_be_decoded_is_named(
+    options: dict[str, Any], source: Path, tmp_path: Path
+) -> None:
     path = tmp_path / "a.beton"
     data = bytearray(source.read_bytes())
     place = int(BetonIndex.open(source).column("image")["data_ptr"][7])
     data[place : place + 100] = bytes(100)
     path.write_bytes(data)
-    with pytest.raises(ValueError, match=r"got .* in sample \d+ \(a.beton, sample 7\)"):
-        compact(path, None, tmp_path / "out.beton", images="raw", jobs=2)
+    message = r"^`source` must hold images that can be decoded; got .* in a.beton, sample 7\."
+    with pytest.raises(ValueError, match=message):
+        compact(path, None, tmp_path / "out.beton", jobs=2, **options)
     assert [each.name for each in tmp_path.iterdir()] == ["a.beton"]
-    compact(path, np.delete(np.arange(36), 7), tmp_path / "out.beton", images="raw", jobs=2)
+    compact(path, np.delete(np.arange(36), 7), tmp_path / "out.beton", jobs=2, **options)
+
+
+def test_pixels_that_are_not_those_of_the_image_are_named(even: Path, tmp_path: Path) -> None:
+    index = BetonIndex.open(even)
+    number = int(np.flatnonzero(index.column("image")["mode"])[2])
+    path, data = tmp_path / "a.beton", bytearray(even.read_bytes())
+    at = layout.HEADER.itemsize + 2 * layout.FIELD.itemsize
+    metadata = np.frombuffer(data, dtype=index.metadata.dtype, count=24, offset=at)
+    metadata["f0"]["height"][number] += 1
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=rf"^`source` must .* in a.beton, sample {number}\."):
+        compact(path, None, tmp_path / "out.beton", images="jpeg", jobs=1)
 
 
 def test_too_little_free_space_is_found_before_the_first_byte(
@@ -391,31 +512,191 @@ def test_a_source_that_changes_is_an_error(
     assert [each.name for each in tmp_path.iterdir()] == ["a.beton"]
 
 
+@pytest.mark.parametrize("options", [{}, {"images": "raw"}])
+def test_what_a_killed_run_left_counts_as_free(
+    options: dict[str, Any], source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is continued or written anew, and must not keep the rerun from it."""
+    out, part = tmp_path / "out.beton", tmp_path / ".out.beton.part"
+    compact(source, None, tmp_path / "whole.beton", **options)
+    needed = (tmp_path / "whole.beton").stat().st_size
+    with part.open("wb") as stream:
+        stream.write(np.random.default_rng(0).bytes(1 << 20))
+        os.fsync(stream.fileno())
+    left = part.stat().st_blocks * 512
+    values = list(os.statvfs(tmp_path))
+    for short in (1, 0):
+        values[1], values[4] = 1, needed - left - short
+        monkeypatch.setattr(os, "statvfs", lambda path: os.statvfs_result(values))
+        if short:
+            message = f"`out` must have room for {needed} bytes; got {needed - 1} free"
+            with pytest.raises(ValueError, match=message):
+                compact(source, None, out, **options)
+        else:
+            compact(source, None, out, **options)
+    assert sha256_of_file(out) == sha256_of_file(tmp_path / "whole.beton")
+
+
+@pytest.mark.parametrize("options", [{}, {"images": "raw"}])
+def test_one_process_writes_a_file_at_a_time(
+    options: dict[str, Any], source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(artifacts, "_PATIENCE", 0.05)
+    out = tmp_path / "out.beton"
+    with locked_part(out) as stream:
+        stream.write(b"of another")
+        stream.flush()
+        with pytest.raises(BlockingIOError, match="must be written by one process at a time"):
+            compact(source, None, out, jobs=1, **options)
+        assert (tmp_path / ".out.beton.part").read_bytes() == b"of another"
+    compact(source, None, out, jobs=1, **options)
+
+
+def test_a_disk_that_fills_up_is_named_and_nothing_is_left(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, calls = os.pwrite, []
+
+    def fill(*arguments: Any) -> int:
+        calls.append(arguments)
+        if len(calls) == 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(*arguments)
+
+    monkeypatch.setattr(os, "pwrite", fill)
+    with pytest.raises(OSError, match=r"out\.beton") as caught:
+        compact(source, None, tmp_path / "out.beton", images="raw", jobs=1)
+    assert caught.value.errno == errno.ENOSPC
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_worker_that_dies_is_an_error_and_nothing_is_left(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode = Transcoder.encode
+
+    def die(self: Any, position: int) -> Any:
+        if position == 20:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return encode(self, position)
+
+    monkeypatch.setattr(Transcoder, "encode", die)
+    with pytest.raises(RuntimeError, match="a worker process died"):
+        compact(source, None, tmp_path / "out.beton", images="raw", jobs=2)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def other_file_system(tmp_path: Path) -> Iterator[Path]:
+    """A folder on a file system of its own."""
+    shared = Path("/dev/shm")
+    if not shared.is_dir() or shared.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("/dev/shm is no file system of its own")
+    folder = shared / f"transcode-{os.getpid()}-{tmp_path.name}"
+    folder.mkdir()
+    yield folder
+    shutil.rmtree(folder)
+
+
+def test_another_file_system_gets_the_same_bytes(
+    source: Path, tmp_path: Path, other_file_system: Path
+) -> None:
+    folders = (tmp_path, other_file_system)
+    for folder in folders:
+        compact(source, None, folder / "out.beton", images="raw", jobs=2)
+    assert len({sha256_of_file(folder / "out.beton") for folder in folders}) == 1
+    assert len(list(other_file_system.iterdir())) == 2
+
+
+# Runs that are continued.
+
+
 KILLED = """
 import os, signal, sys
 from dp4tl_ffcv import compact
-from dp4tl_ffcv.beton.parts import PagedPart
+from dp4tl_ffcv.beton import parts
 
-place = PagedPart.place
-def kill(*arguments):
-    place(*arguments)
-    os.kill(os.getpid(), signal.SIGKILL)
-PagedPart.place = kill
+place, left = parts.PagedPart.place, int(sys.argv[3])
+if left > 1:
+    parts.COMMIT_BYTES = 0
+def kill(self, *arguments):
+    global left
+    place(self, *arguments)
+    left -= 1
+    if not left:
+        self._wait()
+        os.kill(os.getpid(), signal.SIGKILL)
+parts.PagedPart.place = kill
 compact(sys.argv[1], None, sys.argv[2], images="raw", jobs=1)
 """
 
 
+@pytest.fixture
+def placed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many samples are placed, batch by batch."""
+    place, placed = parts.PagedPart.place, []
+
+    def count(self: Any, batch: Any, *arguments: Any) -> None:
+        placed.append(len(batch.rows))
+        place(self, batch, *arguments)
+
+    monkeypatch.setattr(parts.PagedPart, "place", count)
+    return placed
+
+
+@pytest.mark.parametrize("batches", [1, 3])  # before anything is recorded, and after
 def test_a_killed_run_leaves_no_file_and_the_next_gives_the_same_bytes(
-    source: Path, tmp_path: Path
+    batches: int, source: Path, tmp_path: Path, placed: list[int]
 ) -> None:
     compact(source, None, tmp_path / "whole.beton", images="raw", jobs=1)
     out = tmp_path / "folder" / "out.beton"
-    command = [sys.executable, "-c", KILLED, str(source), str(out)]
+    command = [sys.executable, "-c", KILLED, str(source), str(out), str(batches)]
     assert subprocess.run(command, cwd=ROOT, check=False).returncode == -signal.SIGKILL
     assert not out.exists()
+    assert (out.parent / ".out.beton.part.json").exists() == (batches > 1)
+    placed.clear()
     compact(source, None, out, images="raw", jobs=1)
+    assert (sum(placed) < 36) == (batches > 1)
     assert sha256_of_file(out) == sha256_of_file(tmp_path / "whole.beton")
     assert sorted(path.name for path in out.parent.iterdir()) == ["out.beton", "out.beton.json"]
+
+
+def stop_after(batches: int, *arguments: Any, **options: Any) -> None:
+    """Compact until some batches are placed and recorded, which leaves an unfinished file."""
+    place, left = parts.PagedPart.place, [batches]
+
+    def stop(self: Any, *batch: Any) -> None:
+        if not left[0]:
+            raise OSError("stopped")
+        left[0] -= 1
+        place(self, *batch)
+        self._save()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parts.PagedPart, "place", stop)
+        with pytest.raises(OSError, match="stopped"):
+            compact(*arguments, **options)
+
+
+def test_what_other_options_left_is_not_continued(
+    source: Path, tmp_path: Path, placed: list[int]
+) -> None:
+    """Of two files that differ in the label of one sample, which nobody looks at."""
+    chosen = Selection.of_indices(BetonIndex.open(source), np.delete(np.arange(36), 34))
+    orders = {seed: np.random.default_rng(seed).permutation(chosen.indices) for seed in range(99)}
+    seed = next(seed for seed, order in orders.items() if order[2] == 35)
+    out = tmp_path / "out.beton"
+    options: dict[str, Any] = {"images": "raw", "seed": seed, "jobs": 1}
+    compact(source, chosen, tmp_path / "whole.beton", relabel=True, **options)
+    stop_after(3, source, chosen, out, **options)
+    placed.clear()
+    compact(source, chosen, out, relabel=True, **options)
+    assert sum(placed) == 35
+    assert sha256_of_file(out) == sha256_of_file(tmp_path / "whole.beton")
+    stop_after(3, source, chosen, out, **options)
+    placed.clear()
+    compact(source, chosen, out, **options)
+    assert sum(placed) < 35
 
 
 def test_what_a_killed_run_left_does_not_outlive_a_run_with_other_options(

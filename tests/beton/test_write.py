@@ -16,6 +16,7 @@ from ffcv.fields import (
     NDArrayField,
     RGBImageField,
 )
+from ffcv.fields.base import ARG_TYPE, Field
 from ffcv.fields.basics import IntDecoder
 from ffcv.fields.bytes import BytesDecoder
 from ffcv.fields.rgb_image import SimpleRGBImageDecoder
@@ -401,3 +402,34 @@ def test_a_damaged_manifest_is_named(damage: Callable[[Path], None], tmp_path: P
     damage(tmp_path / "a.beton.json")
     with pytest.raises(ValueError, match=r"^`manifest` must be JSON .*a\.beton\.json"):
         _ = index.manifest
+
+
+class SignedField(Field):
+    """A field that keeps its place as a signed number."""
+
+    metadata_type = np.dtype([("place", "<i8"), ("number", "<i8")])
+
+    @classmethod
+    def from_binary(cls, binary: Any) -> Field:
+        return cls()
+
+    def to_binary(self) -> Any:
+        return np.zeros(1, dtype=ARG_TYPE)[0]
+
+    def get_decoder_class(self) -> Any:
+        raise NotImplementedError
+
+    def encode(self, destination: Any, value: bytes, malloc: Any) -> None:
+        destination["place"], storage = malloc(len(value))
+        destination["number"] = -len(value)
+        storage[:] = np.frombuffer(value, dtype=np.uint8)
+
+
+def test_a_place_may_be_kept_as_a_signed_number(tmp_path: Path) -> None:
+    values = [bytes([number]) * (number + 1) for number in range(9)]
+    samples = [(value, number) for number, value in enumerate(values)]
+    fields = {"signed": SignedField(), **LABEL}
+    index = write_beton(tmp_path / "a.beton", samples, fields, seed=None, num_workers=0)
+    data = index.path.read_bytes()
+    found = [data[row["place"] : row["place"] - row["number"]] for row in index.column("signed")]
+    assert found == values
