@@ -4,12 +4,13 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from itertools import chain
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from benchmarks.dataset import IMAGENET_SAMPLES, Images, prepare, write_tables
-from benchmarks.loader_sides import Ours, Setting, Stock
+from benchmarks.loader_sides import Ours, Setting, Side, Stock
 from benchmarks.measure import Row, Worker, alternate, compare, measure_all
 from dp4tl_ffcv import BetonIndex
 
@@ -146,33 +147,35 @@ def raw_rrc_throughput(bench: Bench) -> list[Row]:
 
 def _throughput(figure: str, images: Images, bench: Bench) -> list[Row]:
     setting = Setting(beton=prepare(images, bench.data))
-    rates, loaded = alternate_epochs((setting, setting), bench.scale.epochs)
+    sides = ((Ours, setting), (Stock, setting))
+    rates, loaded = alternate_epochs(sides, bench.scale.epochs)
     return [_row(figure, "images/s", *rates, **_params(setting, **loaded))]
 
 
 def alternate_epochs(
-    settings: tuple[Setting, Setting], rounds: int
-) -> tuple[tuple[list[float], list[float]], dict[str, Any]]:
-    """Load epochs on both sides in turn, each as its setting says.
+    sides: Sequence[tuple[type[Side], Setting]], rounds: int
+) -> tuple[list[list[float]], dict[str, Any]]:
+    """Load epochs on all sides in turn, each in a process of its own; the first side is ours.
 
     Returns:
-        images/s of both sides, and the parameters that are known only now.
+        images/s of each side, and the parameters that are known only now.
 
     Raises:
         RuntimeError: the sides loaded different samples.
     """
-    with _both() as sides:
-        for side, setting in zip(sides, settings, strict=True):
-            side.call("open", setting)
-        ours, stock = (partial(side.call, "epoch") for side in sides)
-        first = (ours(), stock())  # compiles, and fills the page cache
-        epochs = alternate(ours, stock, rounds)
-        cache = sides[0].call("attribute", "cache")
+    with ExitStack() as processes:
+        workers = [processes.enter_context(Worker(side)) for side, _ in sides]
+        for worker, (_, setting) in zip(workers, sides, strict=True):
+            worker.call("open", setting)
+        epochs = [partial(worker.call, "epoch") for worker in workers]
+        first = [epoch() for epoch in epochs]  # compiles, and fills the page cache
+        loaded = alternate(*epochs, rounds=rounds)
+        cache = workers[0].call("attribute", "cache")
     for name in ("images", "labels"):
-        if len({epoch[name] for epoch in (*first, *epochs[0], *epochs[1])}) > 1:
+        if len({epoch[name] for epoch in chain(first, *loaded)}) > 1:
             raise RuntimeError(f"the sides differ in the {name} they loaded: {first}")
-    mine, its = ([epoch["images"] / epoch["seconds"] for epoch in side] for side in epochs)
-    return (mine, its), {"images": first[0]["images"], "ours_cache": cache}
+    rates = [[epoch["images"] / epoch["seconds"] for epoch in side] for side in loaded]
+    return rates, {"images": first[0]["images"], "ours_cache": cache}
 
 
 def second_loader_seconds(bench: Bench) -> list[Row]:
@@ -246,7 +249,7 @@ def _plans(bench: Bench, setting: Setting, rounds: int) -> Any:
     for side in bench.readers:
         side.call("open_plans", setting)
     ours, stock = (partial(side.call, "plan_next") for side in bench.readers)
-    return alternate(ours, stock, rounds)
+    return alternate(ours, stock, rounds=rounds)
 
 
 def _params(setting: Setting, **more: Any) -> dict[str, Any]:

@@ -236,7 +236,8 @@ class Ours(Side):
         return int(loader.memory_manager.cache.num_bytes(loader.plan_epoch(epoch)))
 
 
-class FirstByte(SimpleRGBImageDecoder):  # ffcv takes nothing else for a decoder of images
+# ffcv takes nothing else for a decoder of images.
+class FirstByte(SimpleRGBImageDecoder):  # type: ignore[misc]  # ffcv is untyped
     """Decode an image to its first byte: the whole cost is that of getting at the bytes."""
 
     def declare_state_and_memory(self, previous_state: State) -> tuple[State, AllocationQuery]:

@@ -96,15 +96,13 @@ def compare(
     )
 
 
-def alternate(
-    ours: Callable[[], _Result], other: Callable[[], _Result], rounds: int
-) -> tuple[list[_Result], list[_Result]]:
-    """Call both sides in turn, and swap who comes first after every round."""
-    results: tuple[list[_Result], list[_Result]] = ([], [])
+def alternate(*sides: Callable[[], _Result], rounds: int) -> tuple[list[_Result], ...]:
+    """Call the sides in turn; every round starts with the side after the one that began before."""
+    results: tuple[list[_Result], ...] = tuple([] for _ in sides)
     for number in range(rounds):
-        sides = [(results[0], ours), (results[1], other)]
-        for kept, call in sides if number % 2 == 0 else reversed(sides):
-            kept.append(call())
+        for turn in range(len(sides)):
+            at = (number + turn) % len(sides)
+            results[at].append(sides[at]())
     return results
 
 

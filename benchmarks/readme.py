@@ -46,6 +46,7 @@ WRITING_FIGURES = {
     "compact_raw_throughput": "load a fifth at 160 px: compacted to raw, against the JPEG original",
     "write_peak_bytes": "memory to write",
 }
+MEDIANS = "medians of both sides in alternation and of their ratio; above 1 is better for"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,16 +62,16 @@ def demo_table(result: dict[str, Any]) -> str:
     rows: dict[tuple[str, float, str], dict[str, Any]] = {}
     for row in result["rows"]:
         rows.setdefault((row["budget"], -row["keep"], row["method"]), {})[row["finetuning"]] = row
-    machine, seeds = result["environment"], len(result["seeds"])
+    torch, seeds = result["environment"]["torch"], len(result["seeds"])
     lines = [
         HEAD,
         *(_line(cells) for _, cells in sorted(rows.items(), key=lambda item: item[0][:2])),
         "",
-        f"Measured on {machine['cores']} cores of {machine['cpu']}, GPU: {machine['gpu']}, torch "
-        f"{machine['torch']}. Accuracy on the target's test images: mean of {seeds} seeds ± "
-        "standard deviation. Pretraining: seconds of the faster seed; *with selection cost* adds "
-        "the training of the surrogate, features, scores and selection. *=* marks the control, "
-        "which takes as many steps as the full source; all others make as many epochs. "
+        f"{_measured(result)}, torch {torch}. Accuracy on the target's test images: mean of "
+        f"{seeds} seeds ± standard deviation. Pretraining: seconds of the faster seed; *with "
+        "selection cost* adds the training of the surrogate, features, scores and selection. *=* "
+        "marks the control, which takes as many steps as the full source; all others make as many "
+        "epochs. "
         "*Relevant*: share of the retained classes that are in the target's rendering.",
     ]
     return "\n".join(lines)
@@ -100,39 +101,47 @@ def _line(cells: dict[str, Any]) -> str:
 def loader_table(lines: list[dict[str, Any]]) -> str:
     """Return the loader benchmark's rows as a Markdown table with its caption."""
     head, *rows = lines
-    machine, other = head["environment"], rows[0]["other_name"]
-    cells = [
-        f"| {_what(row)} | {_amount(row['other'], row['unit'])} "
-        f"| {_amount(row['ours'], row['unit'])} "
-        f"| {'' if row['ratio'] is None else _number(row['ratio'])} |"
-        for row in rows
-    ]
     caption = (
-        f"Measured on {machine['cores']} cores of {machine['cpu']}, GPU: {machine['gpu']}, against "
-        f"{other}, by `python -m benchmarks.loader`: medians of both sides in alternation and of "
-        "their ratio; above 1 is better for `PrunedLoader`."
+        f"{_measured(head)}, against {rows[0]['other_name']}, by `python -m benchmarks.loader`: "
+        f"{MEDIANS} `PrunedLoader`."
     )
-    return "\n".join([LOADER_HEAD, *cells, "", caption])
+    return "\n".join([LOADER_HEAD, *(_cells(row, _loaded(row)) for row in rows), "", caption])
 
 
 def writing_table(lines: list[dict[str, Any]]) -> str:
     """Return the writing benchmark's rows as a Markdown table with its caption."""
     head, *rows = lines
-    machine = head["environment"]
-    cells = [
-        f"| {_written(row)} | {row['other_name']} | {_amount(row['other'], row['unit'])} "
-        f"| {_amount(row['ours'], row['unit'])} "
-        f"| {'' if row['ratio'] is None else _number(row['ratio'])} |"
-        for row in rows
-    ]
     caption = (
-        f"Measured on {machine['cores']} cores of {machine['cpu']}, GPU: {machine['gpu']}, by "
-        "`python -m benchmarks.writing`: medians of both sides in alternation and of their ratio; "
-        "above 1 is better for ours. What is read is in memory. `write_beton` and `compact` flush "
-        "to the disk before the clock stops; ffcv does not, `cp` where it says so. Memory: growth "
-        "over the process and its workers."
+        f"{_measured(head)}, by `python -m benchmarks.writing`: {MEDIANS} ours. What is read is in "
+        "memory. `write_beton` and `compact` flush to the disk before the clock stops; ffcv does "
+        "not, `cp` where it says so. Memory: growth over the process and its workers. What "
+        "`write_beton` needs for each image: its name and 24 bytes of numbers in the listing, 64 "
+        "bytes of order and tables, and copies of some of these for a moment."
     )
+    cells = [_cells(row, _written(row), row["other_name"]) for row in rows]
     return "\n".join([WRITING_HEAD, *cells, "", caption])
+
+
+def _measured(head: dict[str, Any]) -> str:
+    machine = head["environment"]
+    return f"Measured on {machine['cores']} cores of {machine['cpu']}, GPU: {machine['gpu']}"
+
+
+def _cells(row: dict[str, Any], *first: str) -> str:
+    ratio = "" if row["ratio"] is None else _number(row["ratio"])
+    sides = (_amount(row[side], row["unit"]) for side in ("other", "ours"))
+    return f"| {' | '.join([*first, *sides, ratio])} |"
+
+
+def _loaded(row: dict[str, Any]) -> str:
+    params = row["params"]
+    details = [
+        f"{params['samples']:,} samples",
+        f"keep {params['keep']:g}",
+        params["order"],
+        *([params["how"]] if "how" in params else []),
+    ]
+    return f"{FIGURES[row['figure']]} ({', '.join(details)})"
 
 
 def _written(row: dict[str, Any]) -> str:
@@ -144,17 +153,6 @@ def _written(row: dict[str, Any]) -> str:
         *([f"flushed: {params['flush']}"] if "flush" in params else []),
     ]
     return f"{WRITING_FIGURES[row['figure']]} ({', '.join(details)})"
-
-
-def _what(row: dict[str, Any]) -> str:
-    params = row["params"]
-    details = [
-        f"{params['samples']:,} samples",
-        f"keep {params['keep']:g}",
-        params["order"],
-        *([params["how"]] if "how" in params else []),
-    ]
-    return f"{FIGURES[row['figure']]} ({', '.join(details)})"
 
 
 def _amount(value: float | None, unit: str) -> str:

@@ -22,13 +22,15 @@ def tree_bytes(session: int) -> int:
 class TreePeak:
     """Within the block, sample `tree_bytes` of a session in the background.
 
-    It runs in the process that measures, so that nothing is added to those that are measured.
+    It runs in the process that measures, so that nothing is added to those that are measured. An
+    error in it is raised where the block ends.
     """
 
     def __init__(self, session: int) -> None:
         self._session = session
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._sample, daemon=True)
+        self._error: Exception | None = None
         self.start = self._peak = 0
 
     def __enter__(self) -> "TreePeak":
@@ -36,9 +38,11 @@ class TreePeak:
         self._thread.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._done.set()
         self._thread.join()
+        if self._error and not kind:
+            raise self._error  # what was sampled before says too little
 
     @property
     def growth(self) -> int:
@@ -46,8 +50,11 @@ class TreePeak:
         return self._peak - self.start
 
     def _sample(self) -> None:
-        while not self._done.wait(PERIOD):
-            self._peak = max(self._peak, tree_bytes(self._session))
+        try:
+            while not self._done.wait(PERIOD):
+                self._peak = max(self._peak, tree_bytes(self._session))
+        except Exception as error:
+            self._error = error
 
 
 def _processes(session: int) -> list[Path]:

@@ -6,6 +6,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
+from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 
 from benchmarks.dataset import Images, prepare, prepare_files
 from benchmarks.loader_figures import alternate_epochs
+from benchmarks.loader_sides import Ours as Loader
 from benchmarks.loader_sides import Setting
 from benchmarks.loader_sides import Stock as StockLoader
 from benchmarks.measure import Row, Worker, alternate, compare, measure_all
@@ -53,6 +55,8 @@ class Scale:
     """Rounds of compacting byte for byte."""
     epochs: int = 21
     """Rounds of loading."""
+    peaks: int = 2
+    """Rounds of writing to measure memory, each in new processes."""
 
 
 QUICK = Scale(
@@ -64,6 +68,7 @@ QUICK = Scale(
     writes=2,
     copies=3,
     epochs=5,
+    peaks=1,
 )
 
 
@@ -116,7 +121,8 @@ def write_passthrough(bench: Bench) -> list[Row]:
         return rates
 
     stock.call("list_files", job)
-    mine, its = alternate(write_ours, partial(stock.call, "write", its_out), bench.scale.writes)
+    write_its = partial(stock.call, "write", its_out)
+    mine, its = alternate(write_ours, write_its, rounds=bench.scale.writes)
     params = _written(bench, job, 400)
     return [
         _row("write_passthrough", "images/s", [rates[at] for rates in mine], its, **params, how=how)
@@ -133,28 +139,33 @@ def write_resize(bench: Bench) -> list[Row]:
     ours, stock = (
         partial(side.call, "write", out) for side, out in zip(bench.sides, bench.outs, strict=True)
     )
-    rates = alternate(ours, stock, bench.scale.writes)
+    rates = alternate(ours, stock, rounds=bench.scale.writes)
     params = _written(bench, job, 400)
     return [_row("write_resize", "images/s", *rates, **params, how="500 to 400 px")]
 
 
 def write_peak_bytes(bench: Bench) -> list[Row]:
-    """Memory of a process and its workers above what it held before it listed the files.
+    """Memory of a process and its workers above what it held before it listed the files."""
+    numbers = bench.scale.peak
+    rounds = [[_peaks(bench, number) for number in numbers] for _ in range(bench.scale.peaks)]
+    # Growth and size of the listing, by number of images, side and round.
+    growth, listed = np.array(rounds).transpose(3, 1, 2, 0)
+    row = partial(_row, "write_peak_bytes", workers=CORES, long_side=64)
+    rows = []
+    for number, sides, listings in zip(numbers, growth.tolist(), listed, strict=True):
+        ours, other = map(median, listings.tolist())
+        params = {"ours_listing_bytes": ours, "other_listing_bytes": other}
+        rows.append(row("bytes", *sides, images=number, **params))
+    few, many = numbers
+    each = ((growth[1] - growth[0]) / (many - few)).tolist()
+    return [*rows, row("bytes/image", *each, images=many, how=f"each image above {few:,}")]
 
-    One round: memory varies less than time.
-    """
-    peaks, rows = [], []
-    for number in bench.scale.peak:
-        job = Job(files=bench.small, num_samples=number)
-        with _both(bench) as sides:
-            (mine, listed), (its, its_listed) = (_peak(side, job, bench) for side in sides)
-        peaks.append((mine, its))
-        listings = {"ours_listing_bytes": listed, "other_listing_bytes": its_listed}
-        rows.append(_peak_row("bytes", mine, its, images=number, **listings))
-    few, many = bench.scale.peak
-    more = [(high - low) / (many - few) for low, high in zip(*peaks, strict=True)]
-    how = f"each image above {few:,}"
-    return [*rows, _peak_row("bytes/image", *more, images=many, how=how)]
+
+def _peaks(bench: Bench, number: int) -> list[tuple[int, int]]:
+    """Measure both sides in new processes."""
+    job = Job(files=bench.small, num_samples=number)
+    with _both(bench) as sides:
+        return [_peak(side, job, bench) for side in sides]
 
 
 def _peak(side: Worker, job: Job, bench: Bench) -> tuple[int, int]:
@@ -165,11 +176,6 @@ def _peak(side: Worker, job: Job, bench: Bench) -> tuple[int, int]:
         listed = tree_bytes(side.session) - memory.start
         side.call("write", bench.outputs / "peak.beton")
     return memory.growth, listed
-
-
-def _peak_row(unit: str, ours: float, other: float, **params: Any) -> Row:
-    params = {"workers": CORES, "long_side": 64, **params}
-    return _row("write_peak_bytes", unit, [ours], [other], **params)
 
 
 # -- compacting ------------------------------------------------------------------------------------
@@ -192,9 +198,9 @@ def compact_copy(bench: Bench) -> list[Row]:
     def row(folder: Path, flush: bool, flushed: str) -> Row:
         ours = partial(bench.sides[0].call, "compact", source, kept, folder / "ours.beton")
         cp = partial(other.call, "copy", like, folder / "copy", flush=flush)
-        rates = alternate(ours, cp, bench.scale.copies)
+        mine, its = alternate(ours, cp, rounds=bench.scale.copies)
         about = {**params, "flush": flushed}
-        return compare(BENCH, "compact_copy", "bytes/s", *rates, Cp.name, **about)
+        return compare(BENCH, "compact_copy", "bytes/s", mine, its, Cp.name, **about)
 
     with Worker(Cp) as other:
         rows = [row(bench.outputs, True, "both"), row(bench.outputs, False, "compact alone")]
@@ -205,14 +211,17 @@ def compact_copy(bench: Bench) -> list[Row]:
 
 
 def compact_raw_throughput(bench: Bench) -> list[Row]:
+    """Both loaders on the compacted file: what stock gains from it is due to the file alone."""
     source = prepare(bench.images(bench.scale.raw, 400), bench.data)
     stock = Setting(beton=source)
     compacted = bench.outputs / "raw.beton"
     bench.sides[0].call("compact", source, stock.retained(), compacted, images="raw")
     if np.any(BetonIndex.open(compacted).column("image")["mode"] != RAW):
         raise RuntimeError(f"{compacted} must hold raw images alone; it does not")
-    settings = (Setting(beton=compacted, keep=1.0), stock)
-    rates, loaded = alternate_epochs(settings, bench.scale.epochs)
+    raw = Setting(beton=compacted, keep=1.0)
+    sides = ((Loader, raw), (StockLoader, raw), (StockLoader, stock))
+    (ours, its_raw, its), loaded = alternate_epochs(sides, bench.scale.epochs)
+    cache = loaded.pop("ours_cache")
     params = {
         "samples": BetonIndex.open(source).num_samples,
         "keep": stock.keep,
@@ -221,8 +230,11 @@ def compact_raw_throughput(bench: Bench) -> list[Row]:
         "ours_file_bytes": compacted.stat().st_size,
         **loaded,
     }
-    unit = "images/s"
-    return [compare(BENCH, "compact_raw_throughput", unit, *rates, StockLoader.name, **params)]
+    row = partial(compare, BENCH, "compact_raw_throughput", "images/s", other_name=StockLoader.name)
+    return [
+        row(ours, its, **params, ours_cache=cache, how=Loader.name),
+        row(its_raw, its, **params, how="stock Loader"),
+    ]
 
 
 # Measurement -> the figures that come out of it.

@@ -4,14 +4,16 @@ import json
 import multiprocessing
 import os
 import sys
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from benchmarks import measure
+from benchmarks import measure, tree_memory
 from benchmarks.measure import Row, Worker, alternate, compare
 from benchmarks.tree_memory import TreePeak, tree_bytes
 
@@ -52,16 +54,19 @@ def test_a_line_has_the_stated_keys() -> None:
     assert line["params"] == {"keep": 0.2, "rounds": 1}
 
 
-def test_sides_alternate_and_swap() -> None:
+def test_sides_alternate_and_each_comes_first_in_turn() -> None:
     calls: list[str] = []
 
-    def call(name: str) -> int:
-        calls.append(name)
-        return len(calls)
+    def side(name: str) -> Callable[[], int]:
+        return lambda: calls.append(name) or len(calls)  # type: ignore[func-returns-value]
 
-    results = alternate(lambda: call("ours"), lambda: call("other"), 3)
-    assert calls == ["ours", "other", "other", "ours", "ours", "other"]
+    results = alternate(side("a"), side("b"), rounds=3)
+    assert "".join(calls) == "abbaab"
     assert results == ([1, 4, 5], [2, 3, 6])
+    calls.clear()
+    results = alternate(side("a"), side("b"), side("c"), rounds=3)
+    assert "".join(calls) == "abcbcacab"
+    assert results == ([1, 6, 8], [2, 4, 9], [3, 5, 7])
 
 
 def test_the_file_is_headed_by_the_environment(tmp_path: Path) -> None:
@@ -165,3 +170,25 @@ def test_memory_of_a_whole_tree_is_counted_and_pages_that_are_shared_count_once(
         with TreePeak(worker.session) as memory:
             worker.call("getoutput", "true")
         assert memory.growth < size
+
+
+def no_look_in_the_background(session: int) -> int:
+    if threading.current_thread() is not threading.main_thread():
+        raise PermissionError(f"no look at {session}")
+    return 0
+
+
+def test_memory_that_cannot_be_sampled_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tree_memory, "tree_bytes", no_look_in_the_background)
+    with pytest.raises(PermissionError, match="no look"), TreePeak(1):
+        time.sleep(0.2)
+
+
+def test_what_fails_while_memory_is_sampled_is_told_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    def measured() -> None:
+        time.sleep(0.2)
+        raise RuntimeError("what was measured failed")
+
+    monkeypatch.setattr(tree_memory, "tree_bytes", no_look_in_the_background)
+    with pytest.raises(RuntimeError, match="what was measured failed"), TreePeak(1):
+        measured()

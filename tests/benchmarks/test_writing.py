@@ -16,7 +16,16 @@ from benchmarks.writing_sides import Job, Ours, check_bytes
 from dp4tl_ffcv import BetonIndex
 
 TINY = Scale(
-    passthrough=20, resize=10, compact=200, peak=(10, 2000), distinct=8, writes=1, copies=1
+    passthrough=20,
+    resize=10,
+    compact=200,
+    raw=40,
+    peak=(10, 2000),
+    distinct=8,
+    writes=1,
+    copies=1,
+    epochs=2,
+    peaks=2,
 )
 COUNTS = {"write_passthrough": 2, "write_resize": 1, "compact_copy": 3, "write_peak_bytes": 3}
 
@@ -25,11 +34,11 @@ def test_every_figure_is_measured() -> None:
     assert set(writing_figures.NAMES) == {*COUNTS, "compact_raw_throughput"}
 
 
-@pytest.fixture
-def one_pair(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+@pytest.fixture(scope="module")
+def one_pair() -> Iterator[None]:
     """Start no process a second time: it takes seconds."""
     start, pairs = writing_figures._both, []
-    with ExitStack() as processes:
+    with ExitStack() as processes, pytest.MonkeyPatch.context() as patch:
 
         @contextmanager
         def started(bench: writing_figures.Bench) -> Iterator[writing_figures.Sides]:
@@ -37,7 +46,7 @@ def one_pair(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
                 pairs.append(processes.enter_context(start(bench)))
             yield pairs[0]
 
-        monkeypatch.setattr(writing_figures, "_both", started)
+        patch.setattr(writing_figures, "_both", started)
         yield
 
 
@@ -70,6 +79,30 @@ def test_it_prints_lines_on_stdout_and_keeps_them(
     assert few["other"] > 2 * (1 << 23)  # a page in each worker
     for side in ("ours", "other"):
         assert each[side] == pytest.approx((many[side] - few[side]) / 1990, rel=1e-3)
+    assert few["params"]["rounds"] == each["params"]["rounds"] == 2
+
+
+@pytest.mark.usefixtures("one_pair")
+def test_a_compacted_raw_file_is_loaded_by_both_loaders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[list[tuple[str, str]]] = []
+
+    def alternated(sides: Any, rounds: int) -> tuple[list[list[float]], dict[str, Any]]:
+        loaded.append([(side.name, setting.beton.name) for side, setting in sides])
+        rates = [[8.0] * rounds, [4.0] * rounds, [2.0] * rounds]
+        return rates, {"images": 8, "ours_cache": "os"}
+
+    monkeypatch.setattr(writing_figures, "alternate_epochs", alternated)
+    ours, stock = writing_figures.measure(TINY, tmp_path, ["compact_raw_throughput"])
+    (name, raw), (its_name, its_raw), (original_name, original) = loaded[0]
+    assert name == "PrunedLoader"
+    assert its_name == original_name == ours.other_name == stock.other_name != name
+    assert raw == its_raw != original
+    assert (ours.params["how"], ours.ratio) == ("PrunedLoader", 4)
+    assert (stock.params["how"], stock.ratio) == ("stock Loader", 2)
+    assert ours.params["ours_cache"] == "os"
+    assert "ours_cache" not in stock.params
 
 
 def test_only_a_full_run_of_all_figures_replaces_the_results(
