@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from dp4tl_ffcv import BetonIndex
 
-from .common import Expected, Options, find, write_splits
+from .common import Expected, Options, check_no_others, write_splits
+from .files import find
 from .inert_pickle import byte_rows, list_of, read_dict
 
 __all__ = ["Cifar", "Config", "Images", "Version", "write_cifar"]
@@ -115,11 +116,8 @@ def write_cifar(dataset: Cifar, config: Config) -> dict[str, BetonIndex]:
             f"`val` must be a multiple of the {dataset.expected.classes} classes; got "
             f"{config.val}. Pass 0 or, for example, {50 * dataset.expected.classes}."
         )
-    if not config.val and (config.out / "val.beton").exists():
-        raise ValueError(
-            "`out` must not hold betons of another split; got val.beton, whose images will be in "
-            "train now. Delete it, or write to another folder."
-        )
+    if not config.val:
+        check_no_others(config.out, ["val"])
     version, read = _open(dataset, config)
     splits = {
         "train": _joined([_parse(dataset, version, name, read(name)) for name in version.train]),

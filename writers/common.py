@@ -6,7 +6,8 @@ split and hands them to `write_splits`, and `run(...)` under `if __name__ == "__
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -18,20 +19,18 @@ from numpy.typing import NDArray
 from dp4tl_ffcv import BetonIndex, image_fields, one_line_errors, write_beton
 
 __all__ = [
-    "IMAGE_SUFFIXES",
     "Expected",
     "Options",
-    "find",
-    "folders_of",
-    "images_below",
-    "is_hidden",
+    "check_class_ids",
+    "check_no_others",
     "run",
+    "say",
     "write_splits",
 ]
 
-IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
-# None changes the bytes that are written, so a killed run is continued under other values.
-_NOT_RECORDED = ("out", "num_workers", "check_counts", "download")
+MAX_CLASSES = 1 << 24
+# None changes the bytes of a sample, so a run that ended early is continued under other values.
+_NOT_RECORDED = ("out", "num_workers", "check_counts", "download", "on_error")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +79,9 @@ def write_splits(
 ) -> dict[str, BetonIndex]:
     """Check every split, then write `OUT/SPLIT.beton` of each.
 
+    A split that an earlier run has written whole, from samples of the same names and labels and
+    with the same options, is not written again.
+
     Args:
         name: of the writer.
         splits: samples (image, label, identifier) by split. Where an item is slow to get, the
@@ -110,24 +112,45 @@ def write_splits(
         short_side=options.short_side,
         decode_check=options.decode_check,
     )
-    return {
-        split: write_beton(
-            options.out / f"{split}.beton",
+    written = {}
+    for split, samples in splits.items():
+        path = options.out / f"{split}.beton"
+        listing = _digest(samples, labels[split])
+        written_by = {"writer": name, "split": split, **arguments, "listing": listing}
+        index = _already_written(path, written_by, class_names)
+        if index is not None:
+            say(f"{split}: already written; delete {path} to write it again")
+            written[split] = index
+            continue
+        written[split] = write_beton(
+            path,
             samples,
             fields,
             class_names=class_names,
-            written_by={
-                "writer": name,
-                "split": split,
-                **arguments,
-                "listing": _digest(samples, labels[split]),
-            },
+            written_by=written_by,
             seed=options.seed if options.shuffle and not hasattr(samples, "shuffled") else None,
             num_workers=options.num_workers,
             on_error=options.on_error,
         )
-        for split, samples in splits.items()
-    }
+    return written
+
+
+def _already_written(
+    path: Path, written_by: Mapping[str, Any], class_names: Sequence[str]
+) -> BetonIndex | None:
+    """Return the index of a whole beton that a run of the same arguments has left."""
+    try:
+        index = BetonIndex.open(path)
+        manifest = index.manifest
+    except (FileNotFoundError, ValueError):  # none, or damaged
+        return None
+    same = (
+        manifest is not None
+        and manifest.written_by == written_by
+        and manifest.class_names == tuple(class_names)
+        and not manifest.skipped  # the next run may read what this one could not
+    )
+    return index if same else None
 
 
 C = TypeVar("C", bound=Options)
@@ -153,9 +176,9 @@ def run(
     with one_line_errors(f"writers.{name}"):
         written = write(config)
     for split, index in written.items():
-        print(f"{split}: {index.num_samples} images, {index.num_classes()} classes -> {index.path}")
+        say(f"{split}: {index.num_samples} images, {index.num_classes()} classes -> {index.path}")
         for line in _notices(index):
-            print(f"  {line}")
+            say(f"  {line}")
 
 
 def _notices(index: BetonIndex) -> Iterator[str]:
@@ -172,50 +195,46 @@ def _notices(index: BetonIndex) -> Iterator[str]:
         yield f"left out {skipped['name']}: {skipped['error']}"
 
 
-def find(root: Path, *names: str, layout: str) -> Path:
-    """Return the first `root/name` that exists.
+def check_no_others(out: Path, others: Iterable[str]) -> None:
+    """Refuse a folder that holds splits beside which those of this run would not be disjoint.
 
     Args:
-        root: folder of the dataset.
-        names: what is looked for, each a path below `root`; "." is `root` itself.
-        layout: what `root` should hold, ending the sentence "`root` must hold ...".
+        out: folder of the betons.
+        others: the splits that a run with other options may have left there.
 
     Raises:
-        ValueError: there is none of them.
+        ValueError: there is one of them.
     """
-    for name in names:
-        if (root / name).exists():
-            return root / name
-    looked_for = " or ".join(map(repr, names))
-    where = f"in {str(root)!r}" if root.is_dir() else f"as {str(root)!r} is no folder"
-    raise ValueError(f"`root` must hold {layout}; got no {looked_for} {where}. Check the path.")
+    stale = [split for split in others if (out / f"{split}.beton").exists()]
+    if stale:
+        raise ValueError(
+            f"`out` must not hold betons of another split; got {stale[0]}.beton, whose images may "
+            "now be in a split of this run. Delete it, or write to another folder."
+        )
 
 
-def folders_of(root: Path) -> list[str]:
-    """Return the names of the folders in `root`, sorted, without hidden ones."""
-    with os.scandir(root) as entries:
-        return sorted(each.name for each in entries if each.name[0] != "." and each.is_dir())
+def check_class_ids(name: str, *ids: int) -> None:
+    """Refuse numbers that are no class ids: each id up to the largest gets a name and a count.
+
+    Args:
+        name: of what holds them.
+        ids: the least and the largest, or either.
+
+    Raises:
+        ValueError: one is negative, or 2**24 or more.
+    """
+    for each in ids:
+        if not 0 <= each < MAX_CLASSES:
+            raise ValueError(
+                f"`{name}` must hold class ids from 0 to {MAX_CLASSES - 1}; got {each}. "
+                "Choose the column or file that numbers the classes from 0."
+            )
 
 
-def images_below(folder: Path) -> list[str]:
-    """Return the paths of all image files below `folder`, sorted, without hidden ones."""
-    return list(_walk(os.fspath(folder)))
-
-
-def is_hidden(name: str) -> bool:
-    """Say whether a file or folder of a path is hidden, as AppleDouble files `._NAME` are."""
-    return any(part.startswith(".") and part not in (".", "..") for part in name.split("/"))
-
-
-def _walk(folder: str) -> Iterator[str]:
-    """Yield strings, not `Path`: a dataset may have a million files."""
-    with os.scandir(folder) as entries:
-        visible = sorted((e for e in entries if e.name[0] != "."), key=lambda e: e.name)
-    for each in visible:
-        if each.is_dir(follow_symlinks=False):  # a link may lead back up
-            yield from _walk(each.path)
-        elif each.name.lower().endswith(IMAGE_SUFFIXES):
-            yield each.path
+def say(line: str) -> None:
+    """Print a line; of a file name that is no text, the odd bytes are escaped."""
+    encoding = sys.stdout.encoding or "utf-8"
+    print(line.encode(encoding, "backslashreplace").decode(encoding))
 
 
 def _check_counts(
@@ -263,7 +282,9 @@ def _shuffled(samples: Sequence[tuple[Any, ...]], seed: int) -> Sequence[tuple[A
 
 def _digest(samples: Sequence[tuple[Any, ...]], labels: NDArray[np.int64]) -> str:
     """Hash what is written, so that a run is not continued with another listing."""
-    name_of = getattr(samples, "name", str)
+    name_of = getattr(samples, "name", None)
+    if not callable(name_of):
+        name_of = str
     digest = hashlib.sha256(labels.astype("<i8").tobytes())
     for i in range(len(samples)):
         digest.update(os.fsencode(name_of(i)) + b"\0")

@@ -13,7 +13,8 @@ from typing import Any
 
 from dp4tl_ffcv import BetonIndex
 
-from .common import Expected, Options, find, write_splits
+from .common import Expected, Options, write_splits
+from .files import find
 from .listed import Listing, image_files
 
 __all__ = ["Config", "DownloadConfig", "Target", "read_split", "write_target"]

@@ -26,7 +26,8 @@ from typing import Any
 
 from dp4tl_ffcv import BetonIndex
 
-from .common import Expected, Options, is_hidden, run, write_splits
+from .common import Expected, Options, run, write_splits
+from .files import is_hidden
 from .parquet import ParquetImages, open_parquet
 
 SPLITS = {

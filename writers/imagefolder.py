@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from dp4tl_ffcv import BetonIndex, ImageFiles
 
-from .common import IMAGE_SUFFIXES, Options, folders_of, images_below, run, write_splits
+from .common import Options, check_no_others, run, say, write_splits
+from .files import IMAGE_SUFFIXES, folders_of, images_below
 
 SPLITS = ("train", "val", "test")
 
@@ -37,12 +38,7 @@ class Config(Options):
 def write(config: Config) -> dict[str, BetonIndex]:
     """Write the betons and return the index of each split that has images."""
     splits, class_names = list_images(config)
-    stale = [s for s in SPLITS if s not in splits and (config.out / f"{s}.beton").exists()]
-    if stale:
-        raise ValueError(
-            f"`out` must not hold betons of another split; got {stale[0]}.beton, whose images may "
-            "now be in a split of this run. Delete it, or write to another folder."
-        )
+    check_no_others(config.out, [split for split in SPLITS if split not in splits])
     return write_splits("imagefolder", splits, class_names, config, None)
 
 
@@ -59,7 +55,10 @@ def list_images(config: Config) -> tuple[dict[str, ImageFiles], list[str]]:
         )
     roots = [config.root / split for split in present] or [config.root]
     class_names = sorted({name for root in roots for name in folders_of(root)})
-    listings = [_list(root, class_names) for root in roots]
+    passed: list[str] = []
+    listings = [_list(root, class_names, passed) for root in roots]
+    if passed:
+        say(f"passed over {len(passed)} other files and links to folders, such as {passed[0]}")
     if not any(labels.size for _, labels in listings):
         raise ValueError(
             f"`root` must hold class folders with images; got none in {str(config.root)!r}. "
@@ -79,11 +78,13 @@ def list_images(config: Config) -> tuple[dict[str, ImageFiles], list[str]]:
     return {split: samples for split, samples in splits.items() if len(samples)}, class_names
 
 
-def _list(root: Path, class_names: Iterable[str]) -> tuple[list[str], NDArray[np.int64]]:
+def _list(
+    root: Path, class_names: Iterable[str], passed: list[str]
+) -> tuple[list[str], NDArray[np.int64]]:
     paths: list[str] = []
     counts = []
     for name in class_names:
-        found = images_below(root / name) if (root / name).is_dir() else []
+        found = images_below(root / name, passed) if (root / name).is_dir() else []
         paths += found
         counts.append(len(found))
     return paths, np.repeat(np.arange(len(counts)), counts)

@@ -31,17 +31,8 @@ import numpy as np
 
 from dp4tl_ffcv import BetonIndex, ImageFiles, TarImages, TarMembers, list_tar
 
-from .common import (
-    IMAGE_SUFFIXES,
-    Expected,
-    Options,
-    find,
-    folders_of,
-    images_below,
-    is_hidden,
-    run,
-    write_splits,
-)
+from .common import Expected, Options, run, write_splits
+from .files import IMAGE_SUFFIXES, find, folders_of, images_below, is_hidden
 
 Images: TypeAlias = list[str] | TarMembers
 

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .common import check_class_ids
+
 __all__ = ["ParquetImages", "open_parquet"]
 
 WINDOW = 64 << 20  # bytes of images in a window, which has one group at least
@@ -61,6 +63,8 @@ class ParquetImages(Sequence[tuple[Image, int, int]]):
                 f"`label_column` must hold a class id in each row; got {odd!r} in "
                 f"{label_column!r} of {str(files[0].parent)!r}. Name another column."
             )
+        # Below 0 are those of a split without labels, which may be left out.
+        check_class_ids("label_column", max(0, max(labels, default=0)))
         return cls(
             files=tuple(files),
             column=column,

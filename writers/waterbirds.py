@@ -20,7 +20,8 @@ from pathlib import Path
 
 from dp4tl_ffcv import BetonIndex
 
-from .common import Expected, Options, find, run, write_splits
+from .common import Expected, Options, run, write_splits
+from .files import find
 from .listed import image_files
 
 CLASS_NAMES = ("landbird", "waterbird")

@@ -23,7 +23,8 @@ from typing import Any
 
 from dp4tl_ffcv import BetonIndex, TarImages, TarMembers, list_tar, track
 
-from .common import IMAGE_SUFFIXES, Options, run, write_splits
+from .common import Options, check_class_ids, run, write_splits
+from .files import IMAGE_SUFFIXES
 
 Label = int | str
 
@@ -130,9 +131,10 @@ def _list(split: str, shards: Sequence[Path], config: Config) -> Listing:
                 images.append(_one_of(files, config.image))
                 labels.append(_label_of(members.read(_one_of(files, (config.label,))), config))
             except ValueError as error:
+                advice = _advice(key, members)
                 raise ValueError(
                     f"`{split}` must have an image and a label in each sample; got {error} in "
-                    f"{key!r} of {str(shard)!r}. Name the extensions by --image and --label."
+                    f"{key!r} of {str(shard)!r}{advice}."
                 ) from error
         parts.append(members.chosen(images))
     return Listing(TarMembers.joined(parts), labels)
@@ -145,6 +147,16 @@ def _samples_of(members: TarMembers) -> Iterator[tuple[str, list[tuple[str, int]
     files = ((m[1], m[2].lower(), i) for i, m in enumerate(names) if m and m[1][:2] != "__")
     for key, group in groupby(files, key=lambda each: each[0]):
         yield key, [(extension, i) for _, extension, i in group]
+
+
+def _advice(key: str, members: TarMembers) -> str:
+    """Say what may be done about a sample that lacks a file."""
+    if [each for each, _ in _samples_of(members)].count(key) == 1:
+        return ". Name the extensions by --image and --label"
+    return (
+        ", and more of its files elsewhere in the shard. Pack the files of a sample together: "
+        "tar --sort=name -cf SHARD.tar FOLDER"
+    )
 
 
 def _one_of(files: Sequence[tuple[str, int]], extensions: Sequence[str]) -> int:
@@ -180,6 +192,7 @@ def _number(
             f"{min(texts)!r}. Mend the shards."
         )
     if numbers:
+        check_class_ids("label", min(numbers), max(numbers))
         return {n: n for n in numbers}, given or [str(n) for n in range(max(numbers) + 1)]
     names = given or sorted(texts)
     unnamed = sorted(texts.difference(names))

@@ -448,6 +448,44 @@ def test_errors_of_the_disk_are_problems(tiny: Path, monkeypatch: pytest.MonkeyP
     assert result.decoded == 4
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_image_without_memory_for_its_pixels_is_a_problem(
+    workers: int, jpegs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decode, (ptr, size) = turbojpeg.decode, place(jpegs, 17)
+    image = jpegs.read_bytes()[ptr : ptr + size]
+
+    def failing(data: bytes, *, fast: bool) -> NDArray[np.uint8]:
+        if data == image:
+            raise MemoryError
+        return decode(data, fast=fast)
+
+    monkeypatch.setattr(turbojpeg, "decode", failing)
+    result = verify(jpegs, decode=True, num_workers=workers)
+    assert found(result) == {("jpeg", 17)}
+    height, width = (
+        BetonIndex.open(jpegs).column("image")[side][17] for side in ("height", "width")
+    )
+    assert f"no memory for {height} x {width} pixels" in result.problems[0].message
+    assert result.decoded == 119
+
+
+def test_an_image_without_memory_for_its_bytes_is_a_problem(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pread, (large, size) = os.pread, place(tiny, 2)
+
+    def failing(descriptor: int, size: int, at: int) -> bytes:
+        if at == large:
+            raise MemoryError
+        return pread(descriptor, size, at)
+
+    monkeypatch.setattr(os, "pread", failing)
+    result = verify(tiny, decode=True)
+    assert found(result) == {("read", 2)}
+    assert f"no memory for {size} bytes" in result.problems[0].message
+
+
 def test_threads_decode_at_once(jpegs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     decode, together = turbojpeg.decode, threading.Barrier(2)
 

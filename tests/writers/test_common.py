@@ -1,5 +1,8 @@
 """What every writer relies on: checks before the first byte, listings, messages, the command."""
 
+import io
+import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -7,15 +10,15 @@ from typing import Any
 import pytest
 
 from dp4tl_ffcv import BetonIndex, ImageFiles
+from dp4tl_ffcv.beton import parts
 from tests.writers.support import jpeg, put_all, stored
 from writers.common import (
     Expected,
     Options,
-    find,
-    folders_of,
-    images_below,
-    is_hidden,
+    check_class_ids,
+    check_no_others,
     run,
+    say,
     write_splits,
 )
 
@@ -43,8 +46,8 @@ def test_splits_are_written_with_what_wrote_them(tmp_path: Path) -> None:
         by = index.manifest.written_by
         assert (by["writer"], by["split"], by["jpeg_quality"]) == ("birds", split, 77)
         assert (by["seed"], by["shuffle"]) == (5, True)
-        # What changes no byte is left out, so that a killed run is continued under other values.
-        assert not {"out", "num_workers", "check_counts"} & set(by)
+        # What changes no sample is left out, so that a killed run is continued under other values.
+        assert not {"out", "num_workers", "check_counts", "on_error"} & set(by)
 
 
 def test_the_order_depends_on_the_seed_and_can_be_kept(tmp_path: Path) -> None:
@@ -114,43 +117,116 @@ def test_a_split_without_images_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-# Files and folders.
+@pytest.mark.parametrize("number", [-1, 1 << 24, 10**30])
+def test_numbers_that_are_no_class_ids_are_refused(number: int) -> None:
+    check_class_ids("label", 0, (1 << 24) - 1)
+    with pytest.raises(ValueError, match=f"`label` must hold class ids from 0 .*got {number}"):
+        check_class_ids("label", 0, number)
 
 
-def test_images_are_listed_in_order_of_their_parts_and_without_hidden_ones(tmp_path: Path) -> None:
-    names = [
-        "a/z.jpg",
-        "a b/c.PNG",
-        "a.jpg",
-        "b/deep/er/x.jpeg",
-        ".a/y.jpg",
-        "b/._x.jpg",
-        "b/n.txt",
-    ]
-    put_all(tmp_path, dict.fromkeys(names, b""))
-    (tmp_path / "b" / "up").symlink_to(tmp_path)
-    (tmp_path / "link.webp").symlink_to("a.jpg")
-    found = [str(Path(path).relative_to(tmp_path)) for path in images_below(tmp_path)]
-    assert found == ["a/z.jpg", "a b/c.PNG", "a.jpg", "b/deep/er/x.jpeg", "link.webp"]
-    assert folders_of(tmp_path) == ["a", "a b", "b"]
+# Runs after others.
+
+
+def what_remains(out: Path) -> dict[str, int]:
+    """Return the inode of each beton, which another file of that name does not have."""
+    return {path.stem: path.stat().st_ino for path in out.glob("*.beton")}
+
+
+def test_a_run_after_one_that_failed_between_splits_writes_the_rest_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = {"train": three(), "val": [*three(3), (b"no image", 0, 9)]}
+    with pytest.raises(ValueError, match="sample"):
+        write_splits("birds", bad, NAMES, options(tmp_path), None)
+    before = what_remains(tmp_path)
+    assert set(before) == {"train"}
+    capsys.readouterr()
+    splits = {"train": three(), "val": [*three(3), (jpeg(9), 0, 9)]}
+    written = write_splits("birds", splits, NAMES, options(tmp_path, num_workers=1), None)
+    assert what_remains(tmp_path)["train"] == before["train"]
+    assert stored(written["train"]) == {i: (i % 2, jpeg(i)) for i in range(3)}
+    assert written["val"].num_samples == 4
+    train = tmp_path / "train.beton"
+    said = f"train: already written; delete {train} to write it again\n"
+    assert capsys.readouterr().out == said
+    train.unlink()
+    write_splits("birds", splits, NAMES, options(tmp_path), None)
+    assert train.exists()
 
 
 @pytest.mark.parametrize(
-    ("name", "hidden"),
-    [("a/b.jpg", False), ("./a/../b.jpg", False), ("a/._b.jpg", True), (".a/b.jpg", True)],
+    "change", ["option", "names", "labels", "manifest", "no manifest", "damage"]
 )
-def test_what_is_hidden(name: str, hidden: bool) -> None:
-    assert is_hidden(name) is hidden
+def test_a_split_that_is_not_what_the_run_would_write_is_written_again(
+    change: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = write_splits("birds", {"all": three()}, NAMES, options(tmp_path), None)["all"]
+    before = what_remains(tmp_path)
+    names, samples, others = NAMES, three(), {}
+    manifest = first.path.with_name("all.beton.json")
+    if change == "option":
+        others["jpeg_quality"] = 50
+    elif change == "names":
+        names = ("ant", "cat")
+    elif change == "labels":
+        samples = [(image, 1 - label, number) for image, label, number in samples]
+    elif change == "manifest":
+        manifest.write_text(manifest.read_text().replace(first.fingerprint, "0" * 64))
+    elif change == "no manifest":
+        manifest.unlink()
+    else:
+        first.path.write_bytes(first.path.read_bytes()[:-24])
+    write_splits("birds", {"all": samples}, names, options(tmp_path, **others), None)
+    assert what_remains(tmp_path) != before
+    assert capsys.readouterr().out == ""
 
 
-def test_the_first_place_that_is_there_is_found(tmp_path: Path) -> None:
-    put_all(tmp_path, {"b/x": b"", "c": b""})
-    assert find(tmp_path, "a", "b", "c", layout="some") == tmp_path / "b"
-    assert find(tmp_path, "a", "b/x", layout="some") == tmp_path / "b" / "x"
-    with pytest.raises(ValueError, match=r"^`root` must hold photos; got no 'd' or 'e/f' in '"):
-        find(tmp_path, "d", "e/f", layout="photos")
-    with pytest.raises(ValueError, match="no folder"):
-        find(tmp_path / "none", "d", layout="photos")
+def test_a_split_that_lacks_samples_is_written_again(tmp_path: Path) -> None:
+    given = options(tmp_path, on_error="skip")
+    samples = [*three(), (b"no image", 0, 9)]
+    write_splits("birds", {"all": samples}, NAMES, given, None)
+    samples[3] = (jpeg(9), 0, 9)  # mended
+    assert write_splits("birds", {"all": samples}, NAMES, given, None)["all"].num_samples == 4
+
+
+def test_a_run_that_an_image_ended_is_continued_without_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parts, "COMMIT_BYTES", 0)  # record every batch
+    asked: list[int] = []
+
+    class Samples(list[tuple[bytes, int, int]]):
+        labels = [0] * 400
+
+        def name(self, position: int) -> str:
+            return str(position)
+
+        def __getitem__(self, position: Any) -> Any:
+            asked.append(position)
+            return super().__getitem__(position)
+
+    samples = Samples([(jpeg(i), 0, i) for i in range(399)] + [(b"no image", 0, 399)])
+    with pytest.raises(ValueError, match="399"):
+        write_splits("birds", {"all": samples}, NAMES, options(tmp_path, shuffle=False), None)
+    asked.clear()
+    given = options(tmp_path, shuffle=False, on_error="skip")
+    assert write_splits("birds", {"all": samples}, NAMES, given, None)["all"].num_samples == 399
+    assert len(asked) < 200
+
+
+def test_a_name_that_cannot_be_called_is_none(tmp_path: Path) -> None:
+    class Samples(list[tuple[bytes, int, int]]):
+        name = "birds"
+
+    written = write_splits("birds", {"all": Samples(three())}, NAMES, options(tmp_path), None)
+    assert written["all"].num_samples == 3
+
+
+def test_betons_of_other_splits_are_refused(tmp_path: Path) -> None:
+    put_all(tmp_path, {"val.beton": b""})
+    check_no_others(tmp_path, ["test"])
+    with pytest.raises(ValueError, match=r"`out` must not hold .*got val\.beton"):
+        check_no_others(tmp_path, ["test", "val"])
 
 
 # The command.
@@ -198,3 +274,35 @@ def test_an_error_ends_the_command_with_one_line_and_status_1(
     assert ended.value.code == 1
     (line,) = [each for each in capsys.readouterr().err.splitlines() if "writers.birds" in each]
     assert "`" in line
+
+
+@pytest.mark.parametrize(
+    ("encoding", "printed"), [("utf-8", "é \\udcff.jpg\n"), ("ascii", "\\xe9 \\udcff.jpg\n")]
+)
+def test_names_that_are_no_text_are_printed_with_escapes(
+    encoding: str, printed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(stream, encoding=encoding, errors="strict"))
+    say("é " + os.fsdecode(b"\xff.jpg"))
+    sys.stdout.flush()
+    assert stream.getvalue().decode(encoding) == printed
+
+
+def test_the_command_prints_left_out_files_whose_names_are_no_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad = tmp_path / os.fsdecode(b"\xff.jpg")
+    put_all(tmp_path, {"good.jpg": jpeg(0)})
+    bad.write_bytes(b"no image")
+
+    def write_files(config: Config) -> dict[str, BetonIndex]:
+        samples = ImageFiles([tmp_path / "good.jpg", bad], [0, 1])
+        return write_splits("birds", {"train": samples}, NAMES, config, None)
+
+    stream = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(stream, encoding="utf-8", errors="strict"))
+    arguments = ["--out", str(tmp_path), "--num-workers", "0", "--on-error", "skip"]
+    run("birds", Config, write_files, None, arguments)
+    sys.stdout.flush()
+    assert rb"\udcff.jpg" in stream.getvalue()

@@ -60,7 +60,7 @@ def put(
 ) -> Path:
     """Write images `jpeg(first)`... with labels, in the way `datasets` does."""
     images = [{"bytes": jpeg(n), "path": f"{n}.jpg"} for n in range(first, first + len(labels))]
-    table = pa.table({"image": images, "label": list(labels), **columns})
+    table = pa.table({"image": images, "label": pa.array(labels), **columns})
     if features is not None:
         noted = json.dumps({"info": {"features": features}})
         table = table.replace_schema_metadata({"huggingface": noted})
@@ -249,6 +249,19 @@ def test_a_split_without_labels_is_refused_and_can_be_left_out(root: Path, tmp_p
 def test_labels_that_are_no_integers_are_refused(labels: list[Any], tmp_path: Path) -> None:
     put(tmp_path / "root" / "train.parquet", labels, features=None)
     with pytest.raises(ValueError, match=r"`label_column` must hold a class id in each row"):
+        write_all(tmp_path / "root", tmp_path / "out")
+
+
+@pytest.mark.parametrize("label", [1 << 24, 300_000_000, 2**64 - 1])
+@pytest.mark.parametrize("features", [None, FEATURES], ids=["numbers", "names"])
+def test_a_number_that_is_no_class_id_is_refused(
+    label: int, features: Mapping[str, Any] | None, tmp_path: Path
+) -> None:
+    labels = pa.array([0, label], pa.uint64())
+    put(tmp_path / "root" / "train.parquet", labels, features=features)
+    with pytest.raises(
+        ValueError, match=f"`label_column` must hold class ids from 0 .*got {label}"
+    ):
         write_all(tmp_path / "root", tmp_path / "out")
 
 

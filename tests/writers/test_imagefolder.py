@@ -135,6 +135,33 @@ def test_hidden_folders_and_other_files_are_passed_over(tmp_path: Path) -> None:
     assert index.manifest.class_names == ("ant",)
 
 
+def test_every_suffix_of_a_jpeg_is_known(tmp_path: Path) -> None:
+    suffixes = ("jpg", "jpeg", "JPE", "jfif")
+    files = {f"ant/{i}.{suffix}": jpeg(i) for i, suffix in enumerate(suffixes)}
+    root = put_all(tmp_path / "root", files)
+    index = write_all(root, tmp_path / "out", val=0.0, test=0.0)["train"]
+    assert stored(index) == {i: (0, jpeg(i)) for i in range(4)}
+
+
+def test_a_notice_counts_what_is_passed_over(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "root"
+    for split in ("train", "val"):
+        put_all(root / split, {"ant/0.jpg": jpeg(0), "ant/more/notes.txt": b"", "ant/.x": b""})
+    write_all(root, tmp_path / "out")
+    said = capsys.readouterr().out
+    first = root / "train" / "ant" / "more" / "notes.txt"
+    assert said == f"passed over 2 other files and links to folders, such as {first}\n"
+    (root / "val" / "ant" / "linked").symlink_to(root / "train" / "ant")
+    written = write_all(root, tmp_path / "again")
+    assert written["val"].num_samples == 1
+    assert "passed over 3 other" in capsys.readouterr().out
+    fill(tmp_path / "plain", {"ant": 2})
+    write_all(tmp_path / "plain", tmp_path / "quiet", val=0.0, test=0.0)
+    assert capsys.readouterr().out == ""
+
+
 def test_hidden_files_and_folders_within_a_class_are_passed_over(tmp_path: Path) -> None:
     root = tmp_path / "root"
     put(root, "ant/one.png")

@@ -130,7 +130,7 @@ def test_the_image_can_be_one_of_several(tmp_path: Path) -> None:
     ("files", "what"),
     [
         ({"0.jpg": b"", "0.txt": b""}, r"0 of cls among jpg, txt in '0'"),
-        ({"0.cls": b"1"}, r"0 of bmp/jpeg/.* among cls in '0'"),
+        ({"0.cls": b"1"}, r"0 of bmp/jfif/.* among cls in '0'"),
         ({"0.jpg": b"", "0.png": b"", "0.cls": b"0"}, r"2 of .* among jpg, png, cls in '0'"),
         ({"0.jpg": b"", "0.cls": b" "}, r"the label ''"),
     ],
@@ -139,7 +139,9 @@ def test_a_sample_that_is_not_whole_is_named(
     files: dict[str, bytes], what: str, tmp_path: Path
 ) -> None:
     root = put_all(tmp_path, {"a.tar": tar_of(files)})
-    with pytest.raises(ValueError, match=rf"`train` must have an image.*{what}.*a\.tar"):
+    with pytest.raises(
+        ValueError, match=rf"`train` must have an image.*{what}.*a\.tar'\. .*--image"
+    ):
         write_all(tmp_path / "out", train=root / "a.tar")
 
 
@@ -154,6 +156,25 @@ def test_integers_beside_texts_are_refused(tmp_path: Path) -> None:
     root = put_all(tmp_path, {"a.tar": shard(0, [1, "ant"])})
     with pytest.raises(ValueError, match="throughout; got 1 and 'ant'"):
         write_all(tmp_path / "out", train=root / "a.tar")
+
+
+def test_files_of_a_sample_that_are_apart_are_told_to_be_packed_together(tmp_path: Path) -> None:
+    files = {"0.jpg": jpeg(0), "1.jpg": jpeg(1), "0.cls": b"0", "1.cls": b"1"}
+    root = put_all(tmp_path, {"a.tar": tar_of(files)})
+    with pytest.raises(
+        ValueError, match=r"in '0' of .*elsewhere in the shard.*tar --sort=name"
+    ) as e:
+        write_all(tmp_path / "out", train=root / "a.tar")
+    assert "--image" not in str(e.value)
+
+
+@pytest.mark.parametrize("label", [-1, 1 << 24, 300_000_000, 10**30])
+@pytest.mark.parametrize("named", [False, True])
+def test_a_number_that_is_no_class_id_is_refused(label: int, named: bool, tmp_path: Path) -> None:
+    root = put_all(tmp_path, {"a.tar": shard(0, [0, label]), "names.txt": b"ant\nbee\n"})
+    names = root / "names.txt" if named else None
+    with pytest.raises(ValueError, match=f"`label` must hold class ids from 0 .*got {label}"):
+        write_all(tmp_path / "out", train=root / "a.tar", class_names=names)
 
 
 @pytest.mark.parametrize("labels", [[0, 2], ["ant", "bee", "cat"]], ids=["integers", "texts"])
