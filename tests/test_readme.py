@@ -137,6 +137,12 @@ def test_the_commands_select_pretrain_on_and_export_the_best_classes(done: Path)
     assert pretrained["retained_samples"] == len(selection)
     exported = torch.load(done / "lm_40.indices", weights_only=True)
     assert exported.tolist() == selection.indices.tolist()
+    compacted = BetonIndex.open(done / "betons/lm_40.beton")
+    source = BetonIndex.open(done / "betons/source/train.beton")
+    assert compacted.class_names() == tuple(SOURCE[each] for each in sorted(best))
+    assert compacted.class_counts().tolist() == [PER_CLASS["source"] - 2] * 2
+    kept = source.column("identifier")[selection.indices]
+    assert sorted(compacted.column("identifier")) == sorted(kept)
 
 
 def test_make_demo_and_make_test_are_the_whole_set_up() -> None:
