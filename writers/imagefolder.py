@@ -58,7 +58,7 @@ def list_images(config: Config) -> tuple[dict[str, ImageFiles], list[str]]:
     passed: list[str] = []
     listings = [_list(root, class_names, passed) for root in roots]
     if passed:
-        say(f"passed over {len(passed)} other files and links to folders, such as {passed[0]}")
+        say(f"passed over (no images, or links to folders): {len(passed)}, such as {passed[0]}")
     if not any(labels.size for _, labels in listings):
         raise ValueError(
             f"`root` must hold class folders with images; got none in {str(config.root)!r}. "

@@ -152,11 +152,11 @@ def test_a_notice_counts_what_is_passed_over(
     write_all(root, tmp_path / "out")
     said = capsys.readouterr().out
     first = root / "train" / "ant" / "more" / "notes.txt"
-    assert said == f"passed over 2 other files and links to folders, such as {first}\n"
+    assert said == f"passed over (no images, or links to folders): 2, such as {first}\n"
     (root / "val" / "ant" / "linked").symlink_to(root / "train" / "ant")
     written = write_all(root, tmp_path / "again")
     assert written["val"].num_samples == 1
-    assert "passed over 3 other" in capsys.readouterr().out
+    assert "links to folders): 3, such" in capsys.readouterr().out
     fill(tmp_path / "plain", {"ant": 2})
     write_all(tmp_path / "plain", tmp_path / "quiet", val=0.0, test=0.0)
     assert capsys.readouterr().out == ""
