@@ -95,6 +95,8 @@ from dp4tl_ffcv.kernels import resize_area
 from tests.beton.test_resume import Blobs, write
 
 parts.COMMIT_BYTES = 0
+# A shell starts what runs in the background with SIGINT ignored, and the tests may run there.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 class Slow(Blobs):
     def __getitem__(self, number):
@@ -308,7 +310,7 @@ def test_mended_samples_are_not_left_out_when_a_run_is_continued(tmp_path: Path)
 # Stopped from the keyboard.
 
 STOPPED = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from dp4tl_ffcv import one_line_errors
 from dp4tl_ffcv.beton import parts
@@ -316,6 +318,8 @@ from dp4tl_ffcv.beton.batches import Batch, Tasks
 from tests.beton.test_resume import Blobs, write
 
 parts.COMMIT_BYTES = 0
+# A shell starts what runs in the background with SIGINT ignored, and the tests may run there.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 class Slow(Blobs):
     def __getitem__(self, number):
