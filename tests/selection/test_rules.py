@@ -1,5 +1,6 @@
-"""`select` against a brute-force selection, in every budget."""
+"""`select` against a brute-force selection, in every budget and with every option."""
 
+from collections.abc import Iterable
 from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from dp4tl_ffcv import (
     BetonIndex,
@@ -19,6 +21,7 @@ from dp4tl_ffcv import (
     select,
     write_beton,
 )
+from dp4tl_ffcv.scoring.clusters import Clusters
 
 CLASSES, SAMPLES = 12, 34
 FEW = st.sampled_from([-1.5, 0.0, 0.0, 1.0, 2.0, 2.5])  # few values, so that many are equal
@@ -26,8 +29,8 @@ KEEPS = st.integers(1, 1000).map(lambda thousandths: thousandths / 1000)
 
 
 @st.composite
-def scores_of(draw: st.DrawFn, unit: Any = "class") -> Scores:
-    count = CLASSES if unit == "class" else SAMPLES
+def scores_of(draw: st.DrawFn, unit: Any = "class", count: int | None = None) -> Scores:
+    count = count or (CLASSES if unit == "class" else SAMPLES)
     values = st.lists(FEW, min_size=count, max_size=count)
     return Scores(
         scores=np.array(draw(values)), tie=np.array(draw(values)), method="drawn", unit=unit
@@ -111,6 +114,228 @@ def test_a_larger_keep_retains_all_that_a_smaller_does(
     small, large = (select(scores, uneven, keep=keep) for keep in sorted(keeps))
     assert set(small.indices) <= set(large.indices)
     assert set(small.classes) <= set(large.classes)
+
+
+# Bytes, of a beton whose samples have uneven sizes.
+
+
+@pytest.fixture(scope="module")
+def images(photos: Any) -> BetonIndex:
+    """120 JPEGs of 10 classes."""
+    index: BetonIndex = photos.index
+    return index
+
+
+def prefix_that_fits(items: Iterable[int], costs: Any, budget: int) -> list[int]:
+    retained: list[int] = []
+    for item in items:
+        if sum(costs[other] for other in (*retained, item)) > budget:
+            break
+        retained.append(item)
+    return retained
+
+
+@given(scores_of(count=10), st.floats(0.2, 1.2))
+def test_keep_bytes_retains_the_best_classes_that_fit(
+    images: BetonIndex, scores: Scores, part: float
+) -> None:
+    sizes = images.sample_bytes()
+    costs = [int(sizes[members(images, [c])].sum()) for c in range(10)]
+    budget = int(part * sum(costs))
+    expected = prefix_that_fits(ranked(scores), costs, budget)
+    selection = select(scores, images, keep_bytes=budget)
+    check_classes(selection, images, expected)
+    assert sizes[selection.indices].sum() <= budget
+    exact = int(sizes[selection.indices].sum())
+    assert select(scores, images, keep_bytes=exact).digest() == selection.digest()
+
+
+@given(scores_of("sample", 120), st.floats(0.05, 1.2))
+def test_keep_bytes_retains_the_best_samples_that_fit(
+    images: BetonIndex, scores: Scores, part: float
+) -> None:
+    sizes = images.sample_bytes().tolist()
+    budget = int(part * sum(sizes))
+    expected = prefix_that_fits(ranked(scores), sizes, budget)
+    assert select(scores, images, keep_bytes=budget).indices.tolist() == sorted(expected)
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("100kB", 100_000),
+        ("100 KiB", 102_400),
+        ("0.1MB", 100_000),
+        ("0.1 MiB", 104_857),
+        ("1G", 10**9),
+        ("2TiB", 2 << 40),
+        (" 90000B ", 90_000),
+        ("90000", 90_000),
+        (np.int64(90_000), 90_000),
+    ],
+)
+def test_bytes_may_be_text(text: Any, number: int, images: BetonIndex) -> None:
+    scores = random_scores(120, seed=0, unit="sample")
+    selection = select(scores, images, keep_bytes=text)
+    assert selection.provenance["keep_bytes"] == number
+    assert selection.digest() == select(scores, images, keep_bytes=number).digest()
+
+
+# Samples within classes.
+
+
+def best_of_each(scores: Scores, groups: Any, keep: float) -> set[int]:
+    """Take the best share of each group, one by one."""
+    best: set[int] = set()
+    for group in set(groups):
+        inside = [sample for sample in ranked(scores) if groups[sample] == group]
+        best |= set(inside[: part_of(keep, len(inside))])
+    return best
+
+
+@given(scores_of(), scores_of("sample"), KEEPS, st.integers(1, 9))
+def test_within_keeps_the_best_samples_of_each_retained_class(
+    uneven: BetonIndex, scores: Scores, within: Scores, share: float, count: int
+) -> None:
+    selection = select(scores, uneven, keep_classes=count, within=within, keep_within=share)
+    whole = select(scores, uneven, keep_classes=count)
+    assert selection.classes.tolist() == whole.classes.tolist()
+    assert selection.label_map.tolist() == whole.label_map.tolist()
+    best = best_of_each(within, uneven.labels().tolist(), share)
+    assert selection.indices.tolist() == sorted(best & set(whole.indices.tolist()))
+
+
+@given(scores_of(), scores_of("sample"), KEEPS, st.integers(9, SAMPLES))
+def test_budgets_of_samples_count_what_is_kept_within(
+    uneven: BetonIndex, scores: Scores, within: Scores, share: float, budget: int
+) -> None:
+    best = best_of_each(within, uneven.labels().tolist(), share)
+    costs = [len(best & set(members(uneven, [c]))) for c in range(CLASSES)]
+    expected = prefix_that_fits([c for c in ranked(scores) if costs[c]], costs, budget)
+    selection = select(scores, uneven, keep_samples=budget, within=within, keep_within=share)
+    assert selection.classes.tolist() == sorted(expected)
+    assert selection.indices.tolist() == sorted(best & set(members(uneven, expected)))
+
+
+@given(scores_of(count=10), scores_of("sample", 120), KEEPS, st.floats(0.2, 1.0))
+def test_budgets_of_bytes_count_what_is_kept_within(
+    images: BetonIndex, scores: Scores, within: Scores, share: float, part: float
+) -> None:
+    sizes = images.sample_bytes()
+    best = best_of_each(within, images.labels().tolist(), share)
+    costs = [int(sizes[sorted(best & set(members(images, [c])))].sum()) for c in range(10)]
+    budget = max(max(costs), int(part * sum(costs)))
+    expected = prefix_that_fits(ranked(scores), costs, budget)
+    selection = select(scores, images, keep_bytes=budget, within=within, keep_within=share)
+    assert selection.classes.tolist() == sorted(expected)
+    assert sizes[selection.indices].sum() == sum(costs[c] for c in expected) <= budget
+
+
+# The same share of every class.
+
+
+@given(scores_of("sample"), KEEPS)
+def test_balanced_keeps_that_share_of_every_class(
+    uneven: BetonIndex, scores: Scores, keep: float
+) -> None:
+    selection = select(scores, uneven, keep=keep, balanced=True)
+    expected = best_of_each(scores, uneven.labels().tolist(), keep)
+    assert selection.indices.tolist() == sorted(expected)
+    assert selection.classes.tolist() == np.unique(uneven.labels()).tolist()
+
+
+@given(scores_of("sample"), KEEPS)
+def test_balanced_goes_by_pseudo_classes_where_they_are_given(
+    uneven: BetonIndex, scores: Scores, keep: float
+) -> None:
+    groups = pseudo(5)
+    selection = select(scores, uneven, keep=keep, balanced=True, clusters=groups)
+    expected = best_of_each(scores, groups.labels.tolist(), keep)
+    assert selection.indices.tolist() == sorted(expected)
+
+
+# Pseudo-classes.
+
+
+def pseudo(count: int, samples: int = SAMPLES, **provenance: Any) -> Clusters:
+    """Pseudo-classes, of which number 2 has no sample."""
+    labels = np.random.default_rng(1).choice(np.delete(np.arange(count), 2), samples)
+    centroids = np.zeros((count, 1), np.float32)
+    return Clusters(labels=labels, centroids=centroids, provenance=provenance)
+
+
+@given(scores_of(count=8), st.integers(1, 7))
+def test_the_samples_of_the_best_pseudo_classes_are_retained(
+    uneven: BetonIndex, scores: Scores, count: int
+) -> None:
+    clusters = pseudo(8)
+    best = [k for k in ranked(scores) if k in clusters.labels][:count]
+    selection = select(scores, uneven, keep_classes=count, clusters=clusters)
+    expected = np.flatnonzero(np.isin(clusters.labels, best))
+    assert selection.indices.tolist() == expected.tolist()
+    assert selection.classes.tolist() == np.unique(uneven.labels()[expected]).tolist()
+    assert selection.provenance["clusters"]["retained"] == sorted(best)
+
+
+@given(scores_of(count=8), scores_of("sample"), KEEPS, st.integers(12, SAMPLES))
+def test_pseudo_classes_go_with_within_and_budgets(
+    uneven: BetonIndex, scores: Scores, within: Scores, share: float, budget: int
+) -> None:
+    clusters = pseudo(8)
+    best = best_of_each(within, clusters.labels.tolist(), share)
+    groups: list[NDArray[np.int64]] = [np.flatnonzero(clusters.labels == k) for k in range(8)]
+    costs = [len(best & set(group.tolist())) for group in groups]
+    expected = prefix_that_fits([k for k in ranked(scores) if costs[k]], costs, budget)
+    selection = select(
+        scores, uneven, keep_samples=budget, clusters=clusters, within=within, keep_within=share
+    )
+    samples = {int(sample) for k in expected for sample in groups[k]}
+    assert selection.indices.tolist() == sorted(best & samples)
+    assert selection.provenance["clusters"]["retained"] == sorted(expected)
+
+
+def test_a_source_without_labels_is_selected_from_by_pseudo_classes(tmp_path: Path) -> None:
+    samples = [(np.full((8, 8, 3), number, np.uint8), number) for number in range(SAMPLES)]
+    fields = {name: kind for name, kind in image_fields().items() if name != "label"}
+    index = write_beton(tmp_path / "bare.beton", samples, fields, label_field="identifier")
+    clusters = pseudo(8)
+    by_cluster = select(random_scores(8, seed=0), index, keep_classes=3, clusters=clusters)
+    by_sample = select(random_scores(SAMPLES, seed=0, unit="sample"), index, keep=0.5)
+    retained = by_cluster.provenance["clusters"]["retained"]
+    assert set(clusters.labels[by_cluster.indices]) == set(retained)
+    assert len(by_sample) == 17
+    for selection in (by_cluster, by_sample):
+        assert selection.classes.size == selection.label_map.size == 0
+        selection.save(tmp_path / "s.npz")
+        assert Selection.load(tmp_path / "s.npz").digest() == selection.digest()
+    with pytest.raises(ValueError, match=r"^`field` must be one of image, identifier; got 'y'"):
+        select(random_scores(SAMPLES, seed=0, unit="sample"), index, keep=0.5, label_field="y")
+
+
+def test_a_selection_says_which_options_it_was_made_with(
+    uneven: BetonIndex, tmp_path: Path
+) -> None:
+    within = random_scores(SAMPLES, seed=5, unit="sample")
+    clusters = pseudo(8, seed=3)
+    selection = select(
+        random_scores(8, seed=4), uneven, keep_samples=np.int64(20), within=within,
+        keep_within=np.float64(0.5), clusters=clusters,
+    )  # fmt: skip
+    assert selection.provenance == {
+        "method": "random", "unit": "class", "keep_samples": 20, "scores": {"seed": 4},
+        "keep_within": 0.5, "within": {"method": "random", "scores": {"seed": 5}},
+        "clusters": {
+            "num_clusters": 8, "sha256": clusters.digest(), "provenance": {"seed": 3},
+            "retained": selection.provenance["clusters"]["retained"],
+        },
+    }  # fmt: skip
+    balanced = select(within, uneven, keep=0.5, balanced=True)
+    assert balanced.provenance == {
+        "method": "random", "unit": "sample", "keep": 0.5, "balanced": True, "scores": {"seed": 5},
+    }  # fmt: skip
+    for made in (selection, balanced):
+        made.save(tmp_path / "s.npz")
+        assert Selection.load(tmp_path / "s.npz").provenance == made.provenance
 
 
 # Single rules.
@@ -244,6 +469,7 @@ def test_a_budget_below_the_best_class_is_refused(uneven: BetonIndex) -> None:
         ({}, "got none"),
         ({"keep": 0.5, "keep_classes": 2}, r"got \['keep', 'keep_classes'\]"),
         ({"keep": 0.5, "keep_classes": 2, "keep_samples": 3}, "got .*Choose one budget"),
+        ({"keep_samples": 3, "keep_bytes": 2}, r"got \['keep_bytes', 'keep_samples'\]"),
     ],
 )  # fmt: skip
 def test_exactly_one_budget_is_given(
@@ -304,3 +530,93 @@ def test_scores_of_more_classes_than_the_manifest_names_are_refused(tmp_path: Pa
     )
     with pytest.raises(ValueError, match="`scores` must cover the 4 classes of the beton; got 9"):
         select(random_scores(9, seed=0), index, keep=0.5)
+
+
+@pytest.mark.parametrize("size", ["", "many", "-5", "0", "5 XB", 0, -1, 2.5, True, "GiB", b"5"])
+def test_bytes_that_are_no_number_are_refused(size: Any, images: BetonIndex) -> None:
+    with pytest.raises(
+        ValueError, match=r"^`keep_bytes` must be a number of bytes, or text such as"
+    ):
+        select(random_scores(10, seed=0), images, keep_bytes=size)
+
+
+@pytest.mark.parametrize(("unit", "count"), [("class", 10), ("sample", 120)])
+def test_bytes_below_the_best_are_refused(unit: Any, count: int, images: BetonIndex) -> None:
+    scores = random_scores(count, seed=0, unit=unit)
+    best = scores.ranking()[0]
+    ids = members(images, [best]) if unit == "class" else [best]
+    least = int(images.sample_bytes()[ids].sum())
+    with pytest.raises(
+        ValueError, match=rf"^`keep_bytes` must hold the best {unit}, of {least} bytes; got"
+    ):
+        select(scores, images, keep_bytes=least - 1)
+    assert select(scores, images, keep_bytes=least).indices.tolist() == ids
+
+
+SAMPLE_SCORES = random_scores(SAMPLES, seed=0, unit="sample")
+CLASS_SCORES = random_scores(CLASSES, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("scores", "options", "message"),
+    [
+        (CLASS_SCORES, {"within": SAMPLE_SCORES}, "^`within` and `keep_within` must be given tog"),
+        (CLASS_SCORES, {"keep_within": 0.5}, "^`within` and `keep_within` must be given together"),
+        (
+            CLASS_SCORES, {"within": CLASS_SCORES, "keep_within": 0.5},
+            "^`within` must be sample scores beside class scores; got class scores beside class",
+        ),
+        (
+            SAMPLE_SCORES, {"within": SAMPLE_SCORES, "keep_within": 0.5},
+            "^`within` must be sample scores beside class scores; got sample scores beside sample",
+        ),
+        (
+            CLASS_SCORES, {"within": SAMPLE_SCORES, "keep_within": 0.0},
+            r"^`keep_within` must lie in \(0, 1\]; got 0.0",
+        ),
+        (
+            CLASS_SCORES,
+            {"within": random_scores(33, seed=0, unit="sample"), "keep_within": 1},
+            "^`within` must hold one score per sample, 34; got 33",
+        ),
+        (CLASS_SCORES, {"balanced": True}, "^`balanced` must be given with sample scores and `kee"),
+        (SAMPLE_SCORES, {"clusters": pseudo(8)}, "^`clusters` must be given with class scores, or"),
+        (
+            CLASS_SCORES, {"clusters": pseudo(12, 33)},
+            "^`clusters` must hold one pseudo-class per sample, 34; got 33",
+        ),
+        (CLASS_SCORES, {"clusters": pseudo(8)}, "^`scores` must cover the 8 pseudo-classes; got"),
+    ],
+)  # fmt: skip
+def test_options_that_do_not_go_together_are_refused(
+    scores: Scores, options: dict[str, Any], message: str, uneven: BetonIndex
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        select(scores, uneven, keep=0.5, **options)
+
+
+@pytest.mark.parametrize("budget", [{"keep_samples": 9}, {"keep_bytes": 9}], ids=str)
+def test_balanced_takes_no_other_budget(budget: dict[str, int], uneven: BetonIndex) -> None:
+    with pytest.raises(ValueError, match=r"^`balanced` must be given with sample scores and"):
+        select(SAMPLE_SCORES, uneven, balanced=True, **budget)
+
+
+def test_parts_of_another_beton_are_refused(uneven: BetonIndex) -> None:
+    other = {"source_fingerprint": "0123456789abcdef0"}
+    within = random_scores(SAMPLES, seed=0, unit="sample", provenance=other)
+    message = "must be made for this beton; got one made for fingerprint 0123456789abcdef"
+    with pytest.raises(StaleArtifactError, match=f"^`within` {message}"):
+        select(CLASS_SCORES, uneven, keep=0.5, within=within, keep_within=0.5)
+    with pytest.raises(StaleArtifactError, match=f"^`clusters` {message}"):
+        select(CLASS_SCORES, uneven, keep=0.5, clusters=pseudo(12, **other))
+
+
+def test_scores_of_pseudo_classes_go_with_their_clusters_alone(uneven: BetonIndex) -> None:
+    clusters = pseudo(CLASSES)
+    scores = random_scores(CLASSES, seed=0, provenance={"clusters_sha256": clusters.digest()})
+    assert len(select(scores, uneven, keep=0.5, clusters=clusters))
+    with pytest.raises(ValueError, match=r"^`clusters` must be given with scores of pseudo-class"):
+        select(scores, uneven, keep=0.5)
+    others = Clusters(labels=clusters.labels[::-1], centroids=clusters.centroids)
+    with pytest.raises(StaleArtifactError, match=r"^`clusters` must be those that were scored"):
+        select(scores, uneven, keep=0.5, clusters=others)
