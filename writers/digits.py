@@ -1,12 +1,14 @@
-"""Write the demo's two datasets, made from scikit-learn's 1,797 handwritten digits.
+"""Write a source and its targets, made from scikit-learn's 1,797 handwritten digits.
 
-Source: every digit in eight renderings, 80 classes `DIGIT-RENDERING`. Target: the ten digits,
-upright, in other colours, noise and scale. The two share no original image, nor do the splits of
-either. The source classes in the target's rendering, `upright`, are known to be relevant to it.
+Source: every digit in eight renderings, 80 classes `DIGIT-RENDERING`. Targets: digits in one of
+these renderings, in other colours, noise and scale; the demo's shows all ten, upright. Source and
+targets share no original image, nor do the splits of either. The source classes of a target's
+digits in its rendering are known to be relevant to it.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,6 @@ from PIL import Image
 from dp4tl_ffcv import BetonIndex, image_fields, one_line_errors, write_beton
 
 SIDE = 48  # pixels of every image
-RELEVANT_RENDERING = "upright"
 DATASETS = ("source", "target")
 # Original images per digit and split. Each digit has at least 174 originals.
 ORIGINALS = {
@@ -36,6 +37,8 @@ class Config:
 
     out: Path
     """Folder of the betons: source_train.beton to target_test.beton."""
+    targets: tuple[str, ...] = ("target",)
+    """Targets to write, of `target`, `target_rotated` and `target_few`."""
     seed: int = 0
     """Of the split by original image and of every random choice in the renderings."""
     variants: int = 1
@@ -65,9 +68,7 @@ def _dark_on_checks(mask: Mask, rng: np.random.Generator) -> Pixels:
 
 
 def _outline(mask: Mask, rng: np.random.Generator) -> Pixels:
-    down, right = np.gradient(mask)
-    edges = np.clip(4.0 * np.hypot(down, right), 0.0, 1.0)
-    return _bright_on_dark(edges, rng)
+    return _bright_on_dark(_edges(mask), rng)
 
 
 def _shifted(mask: Mask, rng: np.random.Generator) -> Pixels:
@@ -75,6 +76,22 @@ def _shifted(mask: Mask, rng: np.random.Generator) -> Pixels:
     paper = np.array([0.35, 0.15, 0.3]) + rng.uniform(-0.1, 0.1, 3)
     pixels = _blend(mask, ink, np.broadcast_to(paper, (SIDE, SIDE, 3)))
     return pixels + rng.normal(0.0, 0.12, pixels.shape)
+
+
+def _faded(mask: Mask, rng: np.random.Generator) -> Pixels:
+    paper = rng.uniform(0.45, 0.55) + rng.uniform(-0.05, 0.05, 3)
+    ink = paper + rng.uniform(0.12, 0.2)
+    pixels = _blend(mask, ink, np.broadcast_to(paper, (SIDE, SIDE, 3)))
+    return pixels + rng.normal(0.0, 0.03, pixels.shape)
+
+
+def _shifted_outline(mask: Mask, rng: np.random.Generator) -> Pixels:
+    return _shifted(_edges(mask), rng)
+
+
+def _edges(mask: Mask) -> Mask:
+    down, right = np.gradient(mask)
+    return np.clip(4.0 * np.hypot(down, right), 0.0, 1.0)
 
 
 def _upright(mask: Mask) -> Mask:
@@ -96,9 +113,28 @@ RENDERINGS: dict[str, tuple[Callable[[Mask], Mask], Callable[..., Pixels]]] = {
     "mirrored_checks": (np.fliplr, _dark_on_checks),
     "outline": (_upside_down, _outline),
 }
+
+
+@dataclass(frozen=True)
+class Target:
+    """Digits in one rendering, shifted."""
+
+    rendering: str
+    """Of the source classes that are relevant."""
+    paint: Callable[..., Pixels]
+    """Takes the place of the rendering's own: the shift."""
+    digits: int = 10
+    """The first so many, which are its classes."""
+
+
+TARGETS = {
+    "target": Target("upright", _shifted),
+    "target_rotated": Target("rotated", _faded),
+    "target_few": Target("outline", _shifted_outline, digits=5),
+}
 CLASS_NAMES = {
     "source": [f"{digit}-{rendering}" for rendering in RENDERINGS for digit in range(10)],
-    "target": [str(digit) for digit in range(10)],
+    **{name: list(map(str, range(target.digits))) for name, target in TARGETS.items()},
 }
 
 
@@ -121,13 +157,24 @@ class RenderedDigits(Sequence[tuple[NDArray[np.uint8], int, int]]):
             turn, paint = list(RENDERINGS.values())[label // 10]
             mask = turn(_draw(self.originals[original], rng.uniform(0.8, 1.1), rng))
         else:
-            mask, paint = _draw(self.originals[original], rng.uniform(0.65, 0.9), rng), _shifted
+            target = TARGETS[self.dataset]
+            turn, paint = RENDERINGS[target.rendering][0], target.paint
+            mask = turn(_draw(self.originals[original], rng.uniform(0.65, 0.9), rng))
         pixels = np.clip(paint(mask, rng), 0.0, 1.0)
         return np.round(255.0 * pixels).astype(np.uint8), label, original
 
 
 def write(config: Config) -> dict[str, BetonIndex]:
-    """Write all six betons and return the index of each, by `DATASET_SPLIT`."""
+    """Write three betons for the source and each target; return their indices by `DATASET_SPLIT`.
+
+    Raises:
+        ValueError: there is no such target.
+    """
+    if unknown := set(config.targets) - set(TARGETS):
+        raise ValueError(
+            f"`targets` must be among {', '.join(TARGETS)}; got {', '.join(sorted(unknown))}. "
+            "Choose of these."
+        )
     from sklearn.datasets import load_digits  # an extra that only the demo needs
 
     digits = load_digits()
@@ -135,14 +182,19 @@ def write(config: Config) -> dict[str, BetonIndex]:
     parts = _split_originals(digits.target, config.seed)
     fields = image_fields(jpeg_quality=95)
     written = {}
-    for (dataset, split), members in parts.items():
+    for dataset, split in product(("source", *config.targets), ORIGINALS["source"]):
+        kind = "source" if dataset == "source" else "target"
+        members = parts[kind, split]
         repeats = config.variants if (dataset, split) == ("source", "train") else 1
+        num_classes = len(CLASS_NAMES[dataset])
         items = [
             (int(original), int(digits.target[original]) + 10 * rendering)
-            for rendering in range(len(CLASS_NAMES[dataset]) // 10)
+            for rendering in range(-(-num_classes // 10))
             for original in np.repeat(members, repeats)
+            if digits.target[original] < num_classes
         ]
-        seed = (config.seed, DATASETS.index(dataset), list(ORIGINALS[dataset]).index(split))
+        number = 0 if kind == "source" else 1 + list(TARGETS).index(dataset)
+        seed = (config.seed, number, list(ORIGINALS[kind]).index(split))
         name = f"{dataset}_{split}"
         written[name] = write_beton(
             config.out / f"{name}.beton",
@@ -160,9 +212,11 @@ def write(config: Config) -> dict[str, BetonIndex]:
     return written
 
 
-def relevant_classes() -> NDArray[np.bool_]:
-    """Return which source classes are in the target's rendering, `(80,)`; for judging alone."""
-    return np.array([name.endswith(f"-{RELEVANT_RENDERING}") for name in CLASS_NAMES["source"]])
+def relevant_classes(target: str = "target") -> NDArray[np.bool_]:
+    """Return which source classes are a target's digits in its rendering, `(80,)`; for judging."""
+    rendering = TARGETS[target].rendering
+    relevant = {f"{digit}-{rendering}" for digit in CLASS_NAMES[target]}
+    return np.array([name in relevant for name in CLASS_NAMES["source"]])
 
 
 def _split_originals(digits: NDArray[Any], seed: int) -> dict[tuple[str, str], NDArray[np.int64]]:
