@@ -1,0 +1,387 @@
+"""Pseudo-classes: k-means on blobs whose clusters are known, in every form that features take."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numba
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from dp4tl_ffcv.scoring import class_means, feature_mapping
+from dp4tl_ffcv.scoring.clustering import Clusters, cluster, sweep_clusters
+
+faiss = pytest.importorskip("faiss")
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def blobs(
+    counts: tuple[int, ...] = (40, 25, 60, 31), width: int = 8, seed: int = 0, spread: float = 0.05
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Shuffled points around unit corners, far apart, and which corner each is of."""
+    rng = np.random.default_rng(seed)
+    owners = rng.permutation(np.repeat(np.arange(len(counts)), counts))
+    points = np.eye(width)[owners % width] * (1 + owners // width)[:, None]
+    return (points + rng.normal(0, spread, points.shape)).astype(np.float32), owners
+
+
+def same_partition(one: NDArray[np.int64], other: NDArray[np.int64]) -> bool:
+    pairs = {*zip(one.tolist(), other.tolist(), strict=True)}
+    return len(pairs) == len(set(one.tolist())) == len(set(other.tolist()))
+
+
+def nearest(features: Any, centroids: Any) -> NDArray[np.int64]:
+    differences = np.asarray(features, float)[:, None] - np.asarray(centroids, float)
+    labels: NDArray[np.int64] = (differences**2).sum(axis=2).argmin(axis=1)
+    return labels
+
+
+# What k-means gives.
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_blobs_are_found(dtype: Any) -> None:
+    features, owners = blobs()
+    clusters = cluster(features.astype(dtype), 4, seed=1)
+    assert same_partition(clusters.labels, owners)
+    assert clusters.labels.dtype == np.int64
+    assert clusters.centroids.dtype == np.float32
+    expected = [features[clusters.labels == k].mean(axis=0) for k in range(4)]
+    np.testing.assert_allclose(clusters.centroids, expected, atol=2e-3)
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    st.integers(1, 300), st.integers(1, 5), st.integers(1, 20), st.integers(0, 1 << 40), st.data()
+)
+def test_every_sample_goes_to_its_nearest_centroid_and_no_cluster_is_empty(
+    rows: int, width: int, count: int, seed: int, data: st.DataObject
+) -> None:
+    rng = np.random.default_rng(seed)
+    features = rng.integers(-3, 4, (rows, width)).astype(np.float32)  # many equal rows
+    asked = min(count, rows)
+    sample = data.draw(st.sampled_from([1, 3, 256]))
+    clusters = cluster(features, asked, seed=seed, iterations=5, sample=sample)
+    assert clusters.labels.tolist() == nearest(features, clusters.centroids).tolist()
+    assert 1 <= clusters.num_clusters <= asked
+    assert set(clusters.labels.tolist()) == set(range(clusters.num_clusters))
+
+
+def test_there_are_as_many_clusters_as_distinct_samples_at_most() -> None:
+    features = np.repeat(np.array([[0, 1], [2, 3]], np.float32), 30, axis=0)
+    clusters = cluster(features, 5)
+    assert clusters.num_clusters == 2
+    assert same_partition(clusters.labels, np.repeat([0, 1], 30))
+    # Where faiss finds no more, it moves what it splits by a thousandth.
+    np.testing.assert_allclose(sorted(clusters.centroids.tolist()), [[0, 1], [2, 3]], atol=5e-3)
+
+
+def test_one_cluster_holds_all() -> None:
+    features, _ = blobs()
+    clusters = cluster(features, 1)
+    assert not clusters.labels.any()
+    np.testing.assert_allclose(clusters.centroids[0], features.mean(axis=0), atol=1e-6)
+
+
+def test_a_large_offset_of_the_features_does_not_blur_the_clusters() -> None:
+    features, owners = blobs()
+    assert same_partition(cluster(features + np.float32(3000), 4, seed=1).labels, owners)
+
+
+def test_the_seed_draws_the_first_centroids_and_the_sample() -> None:
+    features = np.random.default_rng(0).normal(size=(600, 4)).astype(np.float32)
+    one, same, other = (
+        cluster(features, 7, seed=seed, sample=20, iterations=3) for seed in (3, 3, 4)
+    )
+    assert one.digest() == same.digest() != other.digest()
+    assert np.array_equal(one.centroids, same.centroids)
+
+
+def test_the_centroids_are_fitted_to_the_sample_alone() -> None:
+    features, _ = blobs((200, 200))
+    centroid = cluster(features, 1, sample=5, seed=2).centroids[0]
+    drawn = np.sort(np.random.default_rng(2).choice(400, 5, replace=False))
+    np.testing.assert_allclose(centroid, features[drawn].mean(axis=0), atol=1e-6)
+
+
+def test_more_iterations_bring_the_centroids_nearer() -> None:
+    features = np.random.default_rng(5).normal(size=(2000, 3)).astype(np.float32)
+
+    def spread(iterations: int) -> float:
+        made = cluster(features, 20, iterations=iterations, sample=1000)
+        return float(((features - made.centroids[made.labels]) ** 2).sum())
+
+    assert spread(20) < 0.98 * spread(1)
+
+
+# Levels.
+
+
+def test_levels_merge_fine_clusters_and_samples_inherit() -> None:
+    features, owners = blobs((30,) * 12, width=4, spread=0.01)  # 4 directions of 3 blobs each
+    clusters = cluster(features, 4, levels=(40, 12), seed=3, iterations=50)
+    assert clusters.num_clusters == 4
+    for blob in range(12):
+        assert len(set(clusters.labels[owners == blob].tolist())) == 1
+    assert clusters.provenance["levels"] == [40, 12]
+
+
+def test_levels_weigh_fine_clusters_alike() -> None:
+    """A dense blob takes most of two plain clusters' samples, but one of two hierarchical ones."""
+    rng = np.random.default_rng(0)
+    dense = rng.normal((0, 0), 0.3, (4000, 2))
+    line = np.stack((np.linspace(2, 6, 40), np.zeros(40)), axis=1)
+    features = np.concatenate((dense, line)).astype(np.float32)
+    last = {}
+    for levels in ((), (60,)):
+        # Of every 100th sample of the blob: as many as on the line.
+        clusters = cluster(features, 2, levels=levels, iterations=50, sample=10_000)
+        last[levels] = np.bincount(clusters.labels).min()
+    assert last[()] > 40 or last[(60,)] <= 40
+    assert last[(60,)] <= 45
+
+
+def test_fewer_fine_clusters_than_the_next_level_asks_for_are_kept() -> None:
+    features = np.repeat(np.eye(3, dtype=np.float32), 20, axis=0)
+    clusters = cluster(features, 5, levels=(30, 10))
+    assert clusters.num_clusters == 3
+    assert same_partition(clusters.labels, np.repeat(np.arange(3), 20))
+
+
+# The same for every form of features and every number of threads.
+
+
+def test_memory_maps_give_the_same_block_by_block(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    features, _ = blobs((300, 200, 400))
+    half = features.astype(np.float16)
+    np.save(tmp_path / "features.npy", half)
+    stored = np.load(tmp_path / "features.npy", mmap_mode="r")
+    whole = cluster(half, 5, sample=30)
+    monkeypatch.setattr("dp4tl_ffcv.scoring.clustering._BLOCK_ROWS", 64)
+    mapped = cluster(stored, 5, sample=30)
+    assert mapped.digest() == whole.digest()
+    assert np.array_equal(mapped.centroids, whole.centroids)
+
+
+def test_bits_do_not_depend_on_the_number_of_threads() -> None:
+    features = np.random.default_rng(0).normal(size=(9000, 33)).astype(np.float32)
+    before = faiss.omp_get_max_threads(), numba.get_num_threads()
+    found = []
+    try:
+        for threads in (1, 2, 4):
+            faiss.omp_set_num_threads(threads)
+            numba.set_num_threads(min(threads, before[1]))
+            made = sweep_clusters(features, (30, 61), levels=(200,), iterations=4)
+            figures = tuple(made.provenance["sweep"].values())
+            found.append((made.digest(), made.centroids.tobytes(), figures))
+            assert faiss.omp_get_max_threads() == threads
+    finally:
+        faiss.omp_set_num_threads(before[0])
+        numba.set_num_threads(before[1])
+    assert found[0] == found[1] == found[2]
+
+
+# The sweep.
+
+
+def silhouette(features: NDArray[Any], clusters: Clusters) -> float:
+    total = 0.0
+    for row, label in zip(features.astype(float), clusters.labels, strict=True):
+        distances = np.linalg.norm(row - clusters.centroids.astype(float), axis=1)
+        a, b = distances[label], np.delete(distances, label).min()
+        total += (b - a) / max(a, b)
+    return total / len(features)
+
+
+def test_the_sweep_finds_the_number_of_blobs() -> None:
+    features, owners = blobs((50,) * 5)
+    clusters = sweep_clusters(features, (9, 2, 5, 3), seed=2)
+    assert same_partition(clusters.labels, owners)
+    figures = clusters.provenance["sweep"]
+    assert list(figures) == ["2", "3", "5", "9"]
+    assert max(figures, key=figures.__getitem__) == "5"
+    assert clusters.provenance["num_clusters"] == 5
+    assert clusters.digest() == cluster(features, 5, seed=2).digest()
+
+
+def test_the_figures_are_simplified_silhouettes() -> None:
+    features = np.random.default_rng(8).normal(size=(1500, 3)) + 40
+    clusters = sweep_clusters(features, (1, 6), seed=3)
+    assert clusters.provenance["sweep"]["1"] == 0.0
+    assert clusters.provenance["sweep"]["6"] == pytest.approx(
+        silhouette(features, cluster(features, 6, seed=3)), abs=1e-9
+    )
+
+
+def test_of_equal_figures_the_smaller_number_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dp4tl_ffcv.scoring.clustering._silhouette", lambda *_: 0.5)
+    clusters = sweep_clusters(blobs()[0], (4, 2, 3))
+    assert clusters.provenance["sweep"] == {"2": 0.5, "3": 0.5, "4": 0.5}
+    assert clusters.provenance["num_clusters"] == 2
+
+
+def test_figures_of_a_drawn_sample_are_near_those_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    features, _ = blobs((300,) * 3, spread=0.3)
+    exact = sweep_clusters(features, (3,)).provenance["sweep"]["3"]
+    monkeypatch.setattr("dp4tl_ffcv.scoring.clustering._SILHOUETTE_ROWS", 200)
+    drawn = sweep_clusters(features, (3,)).provenance["sweep"]["3"]
+    assert drawn != exact
+    assert drawn == pytest.approx(exact, abs=0.05)
+
+
+# What they are for, and their file.
+
+
+def test_feature_mapping_votes_for_pseudo_classes() -> None:
+    features, owners = blobs()
+    clusters = cluster(features, 4, seed=1)
+    target = np.eye(8)[[2, 2, 0]]
+    scores = feature_mapping(target, class_means(features, clusters.labels, 4))
+    votes = dict(zip(owners.tolist(), clusters.labels.tolist(), strict=True))
+    expected = np.zeros(4)
+    expected[votes[2]], expected[votes[0]] = 2, 1
+    assert scores.scores.tolist() == expected.tolist()
+
+
+def test_a_file_brings_back_the_clusters(tmp_path: Path) -> None:
+    features, _ = blobs()
+    clusters = cluster(features, 4, seed=1, provenance={"source_fingerprint": "ab"})
+    clusters.save(tmp_path / "c.npz")
+    loaded = Clusters.load(tmp_path / "c.npz")
+    assert np.array_equal(loaded.labels, clusters.labels)
+    assert np.array_equal(loaded.centroids, clusters.centroids)
+    assert loaded.provenance == clusters.provenance
+    assert loaded.provenance == {
+        "method": "k-means", "num_clusters": 4, "levels": [], "seed": 1, "iterations": 25,
+        "sample": 256, "source_fingerprint": "ab",
+    }  # fmt: skip
+    assert loaded.digest() == clusters.digest()
+    assert (len(loaded), loaded.num_clusters) == (156, 4)
+    assert repr(loaded) == "Clusters(4 of 156 samples)"
+
+
+def test_the_digest_tells_partitions_apart() -> None:
+    centroids = np.eye(3, dtype=np.float32)
+    digests = {
+        Clusters(labels=np.array(labels), centroids=centroids[:count]).digest()
+        for labels, count in (([0, 1], 2), ([1, 0], 2), ([0, 1], 3), ([0, 1, 0], 2))
+    }
+    assert len(digests) == 4
+
+
+def test_clusters_do_not_change() -> None:
+    labels, centroids = np.array([0, 1]), np.eye(2, dtype=np.float32)
+    clusters = Clusters(labels=labels, centroids=centroids)
+    labels[0] = 1
+    centroids[0] = 7
+    assert clusters.labels.tolist() == [0, 1]
+    assert clusters.centroids.tolist() == np.eye(2).tolist()
+    with pytest.raises(ValueError, match="read-only"):
+        clusters.labels[0] = 1
+
+
+# Bad input.
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_clusters": 0}, r"^`num_clusters` must lie in \[1, 156\]; got 0"),
+        ({"num_clusters": 157}, r"^`num_clusters` must lie in \[1, 156\]; got 157"),
+        ({"num_clusters": 4, "levels": (4,)}, "^`levels` must descend, and end above"),
+        ({"num_clusters": 4, "levels": (8, 20)}, "^`levels` must descend, and end above"),
+        ({"num_clusters": 4, "levels": (157,)}, r"^`levels` must lie in \[1, 156\]; got 157"),
+        ({"num_clusters": 4, "iterations": 0}, "^`iterations` must be at least 1; got 0"),
+        ({"num_clusters": 4, "sample": 0}, "^`sample` must be at least 1; got 0"),
+        ({"num_clusters": 4, "seed": -1}, "^`seed` must be at least 0; got -1"),
+    ],
+)  # fmt: skip
+def test_numbers_out_of_range_are_refused(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        cluster(blobs()[0], **arguments)
+
+
+@pytest.mark.parametrize("name", ["num_clusters", "iterations", "sample", "seed"])
+@pytest.mark.parametrize("value", [2.0, True, "2"], ids=repr)
+def test_numbers_that_are_not_whole_are_refused(name: str, value: Any) -> None:
+    with pytest.raises(TypeError, match=f"^`{name}` must be whole; got"):
+        cluster(blobs()[0], **{"num_clusters": 2, name: value})
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("sample", [1, 256], ids=["outside of the sample", "in the sample"])
+def test_features_that_are_not_finite_are_refused(value: float, sample: int) -> None:
+    features, _ = blobs()
+    drawn = set(np.random.default_rng(0).choice(156, 2, replace=False).tolist())
+    features[next(row for row in range(156) if row not in drawn), 3] = value
+    with pytest.raises(ValueError, match=r"^`features` must be finite"):
+        cluster(features, 2, sample=sample)
+
+
+def test_features_that_do_not_fit_into_float32_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"^`features` must be finite, and in float32, too"):
+        cluster(np.array([[1e200], [-1e200]]), 1)
+
+
+def test_no_features_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"^`features` must have at least one row"):
+        cluster(np.zeros((0, 3), np.float32), 1)
+    with pytest.raises(TypeError, match=r"^`features` must be float16, float32 or float64"):
+        cluster([[1, 2]], 1)
+
+
+@pytest.mark.parametrize("counts", [(), (3, 3)])
+def test_the_sweep_takes_each_number_once(counts: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"^`counts` must hold each number of clusters once"):
+        sweep_clusters(blobs()[0], counts)
+
+
+def test_the_sweep_checks_all_numbers_before_it_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dp4tl_ffcv.scoring.clustering._fit", lambda *_: pytest.fail("started"))
+    with pytest.raises(ValueError, match=r"^`num_clusters` must lie in \[1, 156\]; got 500"):
+        sweep_clusters(blobs()[0], (3, 500))
+
+
+@pytest.mark.parametrize(
+    ("labels", "centroids", "message"),
+    [
+        ([0, 2], np.eye(2), r"^`labels` must lie in \[0, 2\)"),
+        ([-1, 0], np.eye(2), r"^`labels` must lie in \[0, 2\)"),
+        ([], np.eye(2), "^`labels` must hold one pseudo-class per sample"),
+        ([0], np.full((1, 2), np.nan), "^`centroids` must be finite"),
+        ([0], np.zeros((0, 2)), "^`centroids` must be finite, with shape"),
+    ],
+)
+def test_clusters_that_make_no_sense_are_refused(labels: Any, centroids: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Clusters(labels=np.array(labels, dtype=np.int64), centroids=centroids)
+
+
+def test_another_kind_of_file_is_refused(tmp_path: Path) -> None:
+    feature_mapping(np.eye(2), np.eye(2)).save(tmp_path / "scores.npz")
+    with pytest.raises(ValueError, match="must be a clusters file; got a scores file"):
+        Clusters.load(tmp_path / "scores.npz")
+
+
+def test_without_faiss_one_line_says_what_to_install() -> None:
+    code = (
+        "import sys\n"
+        "sys.modules['faiss'] = None\n"
+        "import numpy as np\n"
+        "from dp4tl_ffcv.scoring.clustering import Clusters, cluster\n"
+        "Clusters(labels=np.array([0]), centroids=np.ones((1, 2), np.float32))\n"
+        "try:\n"
+        "    cluster(np.ones((3, 2), np.float32), 1)\n"
+        "except ValueError as error:\n"
+        "    print(error)\n"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "pip install faiss-cpu" in done.stdout
