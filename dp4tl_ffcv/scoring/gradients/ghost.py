@@ -1,0 +1,122 @@
+"""Ghost norms of a model: what its layers are fed, and the gradients at what they return."""
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .rules import RULES, UnsuitedError, kind_of
+
+__all__ = ["ghost_norms"]
+
+Edges = set[tuple[Any, int]]  # of autograd's graph: a node, and which of the nodes below it
+
+
+def ghost_norms(
+    model: nn.Module,
+    parameters: Mapping[str, nn.Parameter],
+    loss_of: Callable[[], Tensor],
+    count: int,
+) -> Tensor:
+    """Return the norms of the gradients of `count` samples.
+
+    Args:
+        model: the model, in evaluation mode.
+        parameters: those of its parameters that are trained.
+        loss_of: runs the model on the samples and returns the sum of their losses.
+        count: samples B.
+
+    Returns:
+        Norms `(B,)` in float64.
+
+    Raises:
+        UnsuitedError: a parameter is used outside of layers that have a rule.
+    """
+    calls: list[_Call] = []
+    kinds = {layer: kind for layer in model.modules() if (kind := kind_of(layer))}
+    with ExitStack() as hooks:
+        for layer in kinds:
+            hooks.enter_context(_hooked(layer, partial(_record, calls)))
+        loss = loss_of()
+    _check_complete(parameters, loss, calls, count)
+    # Edges, not parameters: autograd then leaves the gradients of the weights out.
+    edges = [call.returned for call in calls]
+    gradients = torch.autograd.grad(loss, edges, allow_unused=True) if edges else ()
+    together: dict[nn.Module, list[tuple[Tensor, Tensor]]] = {}
+    for call, gradient in zip(calls, gradients, strict=True):
+        if call.fed._version != call.version:
+            raise UnsuitedError(f"What {call.layer} was fed is changed in place later on.")
+        if gradient is not None:
+            together.setdefault(call.layer, []).append((call.fed, gradient))
+    total = torch.zeros(count, dtype=torch.float64, device=loss.device)
+    for layer, pairs in together.items():
+        total += RULES[kinds[layer]](layer, pairs).double()
+    return total.sqrt()
+
+
+@dataclass(frozen=True)
+class _Call:
+    """One call of a layer."""
+
+    layer: nn.Module
+    fed: Tensor
+    version: int  # of `fed`, which operations in place would change later on
+    returned: torch.autograd.graph.GradientEdge  # the output as it was before such operations
+    uses: Edges  # that lead to the layer's parameters
+
+
+def _record(calls: list[_Call], layer: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    """Forward hook of the layers that are known."""
+    if len(args) != 1 or not isinstance(output, Tensor) or output.grad_fn is None:
+        return  # its parameters' edges are then nobody's
+    fed = args[0]
+    own = dict(layer.named_parameters(recurse=False))
+    ids = {id(own[name]) for name in ("weight", "bias") if name in own}
+    uses = _uses(output.grad_fn, ids, stop=fed.grad_fn)
+    edge = torch.autograd.graph.get_gradient_edge(output)
+    calls.append(_Call(layer, fed.detach(), fed._version, edge, uses))
+
+
+def _uses(root: Any, parameters: Collection[int], stop: Any = None) -> Edges:
+    """Return the edges from `root` down to parameters with these ids, not beyond `stop`."""
+    found, seen, ahead = set(), {root, stop}, [root]
+    while ahead:
+        node = ahead.pop()
+        for at, (below, _) in enumerate(node.next_functions):
+            if id(getattr(below, "variable", None)) in parameters:
+                found.add((node, at))
+            elif below is not None and below not in seen:
+                seen.add(below)
+                ahead.append(below)
+    return found
+
+
+@contextmanager
+def _hooked(layer: nn.Module, hook: Callable[..., None]) -> Iterator[None]:
+    handle = layer.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _check_complete(
+    parameters: Mapping[str, nn.Parameter], loss: Tensor, calls: Sequence[_Call], count: int
+) -> None:
+    """Every use of a parameter must be one that a known layer made of it, on one row per sample."""
+    names = {id(value): name for name, value in parameters.items()}
+    owned = {edge for call in calls for edge in call.uses}
+    for node, at in _uses(loss.grad_fn, names) - owned:
+        name = names[id(node.next_functions[at][0].variable)]
+        raise UnsuitedError(f"{name} is used outside of the layers that are known.")
+    owners: dict[int, nn.Module] = {}
+    for call in calls:
+        for parameter in call.layer.parameters(recurse=False):
+            if owners.setdefault(id(parameter), call.layer) is not call.layer:
+                raise UnsuitedError(f"{call.layer} shares a parameter with another layer.")
+        if len(call.fed) != count:
+            raise UnsuitedError(f"{call.layer} is fed {len(call.fed)} rows for {count} samples.")
