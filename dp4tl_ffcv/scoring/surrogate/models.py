@@ -1,37 +1,18 @@
-"""Surrogates: build, load and save a classifier, and run it over a dataset."""
+"""Surrogate models: a classifier with its normalisation, built by name."""
 
 import copy
-import os
-import zipfile
-from collections.abc import Iterable, Mapping
-from typing import Any
 
-import numpy as np
 import torch
 import torchvision
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 
-from ..artifacts import atomic_open, sha256_of_file
-from ..errors import CheckpointError
-from .features import Features
-
-__all__ = [
-    "Classifier",
-    "best_device",
-    "build_model",
-    "extract_features",
-    "load_checkpoint",
-    "replace_head",
-    "save_checkpoint",
-]
+__all__ = ["Classifier", "best_device", "build_model", "replace_head"]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 # ResNets for images of 32 to 64 pixels and few cores, by the channels of their first stage.
 SMALL_RESNETS = {"resnet8_w16": 16, "resnet8_w32": 32}
-_CHECKPOINT_KEYS = {"arch", "num_classes", "mean", "std", "network"}
 
 
 class Classifier(nn.Module):
@@ -137,112 +118,6 @@ def replace_head(model: Classifier, num_classes: int) -> Classifier:
     return replaced
 
 
-def save_checkpoint(path: str | os.PathLike[str], model: Classifier) -> None:
-    """Write the network, its architecture and its normalisation, atomically."""
-    mean, std = model.channels
-    state = {name: value.detach().cpu() for name, value in model.network.state_dict().items()}
-    values = {
-        "arch": model.arch,
-        "num_classes": model.num_classes,
-        "mean": list(mean),
-        "std": list(std),
-        "trained_on": model.trained_on,
-        "network": state,
-    }
-    with atomic_open(path) as stream:
-        torch.save(values, stream)
-
-
-def load_checkpoint(path: str | os.PathLike[str], *, arch: str | None = None) -> Classifier:
-    """Read what `save_checkpoint` wrote; nothing is unpickled.
-
-    Args:
-        path: the checkpoint.
-        arch: the architecture that the caller expects; None takes the recorded one.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        CheckpointError: the file is no checkpoint, is of another architecture than `arch`, or its
-            weights do not fit the architecture that it names.
-    """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()  # the checksums, which torch passes over
-        values = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises several kinds for a damaged or foreign file
-        if isinstance(error, OSError) and error.filename is not None:
-            raise  # the file cannot be opened; an OSError without a name comes from reading it
-        raise _no_checkpoint(path) from error
-    if damaged or not isinstance(values, dict) or not values.keys() >= _CHECKPOINT_KEYS:
-        raise _no_checkpoint(path)
-    if arch is not None and values["arch"] != arch:
-        raise CheckpointError(
-            f"`path` must be a checkpoint of {arch}; got one of {values['arch']}, {str(path)!r}. "
-            "Name its architecture, or pass another checkpoint."
-        )
-    try:
-        network = build_model(values["arch"], values["num_classes"]).network
-        network.load_state_dict(values["network"])
-        channels = tuple(values["mean"]), tuple(values["std"])
-        model = Classifier(network, values["arch"], values["num_classes"], *channels)
-    except Exception as error:  # torch and torchvision raise several kinds for wrong values, too
-        raise CheckpointError(
-            f"`path` must hold the weights of {values['arch']} with {values['num_classes']} "
-            f"classes; got others in {str(path)!r}. It is damaged or was altered."
-        ) from error
-    model.trained_on = values.get("trained_on")
-    return model
-
-
-def extract_features(
-    model: Classifier,
-    batches: Iterable[tuple[Tensor, Tensor]],
-    indices: NDArray[np.int64],
-    *,
-    checkpoint: str | os.PathLike[str] | None = None,
-    provenance: Mapping[str, Any] | None = None,
-) -> Features:
-    """Run a surrogate in evaluation mode and collect logits and features in one pass.
-
-    Args:
-        model: the surrogate, on the device of the batches.
-        batches: images `(B, 3, H, W)` and labels `(B,)`, in the order of `indices`.
-        indices: sample ids `(n,)`.
-        checkpoint: file that the surrogate came from, recorded by its SHA-256.
-        provenance: further facts to record.
-
-    Raises:
-        ValueError: the batches do not add up to n samples.
-    """
-    model.eval()
-    logits, features, labels = [], [], []
-    with torch.inference_mode():
-        for images, targets in batches:
-            outputs, pooled = model.features(images)
-            logits.append(outputs.float().cpu().numpy())
-            features.append(pooled.float().cpu().numpy())
-            labels.append(targets.reshape(-1).cpu().numpy().astype(np.int64))
-    count = sum(map(len, labels))
-    if count != len(indices) or not count:
-        raise ValueError(
-            f"`batches` must hold {len(indices)} samples, at least one; got {count}. "
-            "Load without drop_last."
-        )
-    source = {"checkpoint_sha256": sha256_of_file(checkpoint)} if checkpoint else {}
-    return Features(
-        logits=np.concatenate(logits),
-        features=np.concatenate(features),
-        labels=np.concatenate(labels),
-        indices=np.asarray(indices, dtype=np.int64),
-        provenance={
-            "arch": model.arch,
-            "trained_on": model.trained_on,
-            **source,
-            **(provenance or {}),
-        },
-    )
-
-
 def _small_resnet(num_classes: int, width: int) -> nn.Module:
     """Three basic blocks behind a stem of stride 2, at `width`, 2 and 4 times `width` channels."""
     layers: list[nn.Module] = [
@@ -272,10 +147,3 @@ def _find_head(network: nn.Module) -> tuple[str, nn.Linear]:
             "Choose a classifier with a linear head."
         )
     return linear[-1]
-
-
-def _no_checkpoint(path: str | os.PathLike[str]) -> CheckpointError:
-    return CheckpointError(
-        f"`path` must be a checkpoint written by this project; got {str(path)!r}. "
-        "Train one with `python -m train.pretrain`."
-    )

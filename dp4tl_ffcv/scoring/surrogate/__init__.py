@@ -1,0 +1,15 @@
+"""Surrogates: build, load and save a classifier, and run it over a dataset."""
+
+from .checkpoints import load_checkpoint, save_checkpoint
+from .extraction import extract_features
+from .models import Classifier, best_device, build_model, replace_head
+
+__all__ = [
+    "Classifier",
+    "best_device",
+    "build_model",
+    "extract_features",
+    "load_checkpoint",
+    "replace_head",
+    "save_checkpoint",
+]
