@@ -118,8 +118,10 @@ def test_the_commands_leave_finished_runs(run: str, done: Path) -> None:
 def test_the_commands_score_the_target_and_the_source(done: Path) -> None:
     source = (PER_CLASS["source"] - 2) * len(SOURCE)
     target = (PER_CLASS["target"] - 2) * len(TARGET)
-    assert Features.load(done / "target.npz").logits.shape == (target, len(SOURCE))
-    assert Features.load(done / "source.npz").logits.shape == (source, len(SOURCE))
+    for name, samples in (("target", target), ("source", source)):
+        features = Features.load(done / "features" / name)
+        assert len(features) == samples
+        assert features.num_outputs == len(SOURCE)
     for method in ("lm", "fm", "random"):
         scores = Scores.load(done / f"{method}.npz")
         assert scores.method == method

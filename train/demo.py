@@ -31,7 +31,8 @@ from dp4tl_ffcv import (
     sha256_of_file,
     write_json,
 )
-from dp4tl_ffcv.cli import commands, score
+from dp4tl_ffcv.cli import features as features_verb
+from dp4tl_ffcv.cli import score
 from dp4tl_ffcv.report import ClassScores, ContactSheet, write_report
 from train import finetune, pretrain
 from train.demo_results import DEFINITIONS, print_table, summarise, uneven_rates
@@ -191,14 +192,15 @@ class Demo:
 
         # The steps are those of the command line, files included: that is what a user pays.
         def features(split: str) -> Path:
-            out = run.path / f"{split}.npz"
-            commands.Features(
+            out = run.path / split
+            features_verb.Features(
                 beton=self.data / f"{split}.beton",
                 checkpoint=checkpoint,
                 out=out,
                 resolution=32,
                 crop_ratio=1.0,
                 num_workers=self.config.num_workers,
+                restart=True,
             ).run()
             return out
 

@@ -1,4 +1,4 @@
-"""The verbs inspect, features, select and export."""
+"""The verbs inspect, select and export."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,7 +8,7 @@ import tyro
 
 from .output import Output
 
-__all__ = ["Export", "Features", "Inspect", "Select"]
+__all__ = ["Export", "Inspect", "Select"]
 
 # The library is imported inside `run`: `dp4tl --help` answers at once, without numba or torch.
 
@@ -64,73 +64,6 @@ class Inspect:
             result["class_names"] = list(index.manifest.class_names)
             result["written_by"] = index.manifest.written_by
         return result
-
-
-@dataclass(frozen=True, kw_only=True)
-class Features:
-    """Run a surrogate over a beton; keep its logits and pooled features."""
-
-    beton: Annotated[Path, tyro.conf.Positional]
-    """Source or target, with fields image and label."""
-    checkpoint: Path
-    """Surrogate, as train.pretrain writes it."""
-    out: Path
-    """Features file (.npz) to write."""
-    arch: str | None = None
-    """Architecture to insist on."""
-    resolution: int = 224
-    """Side of the centre crop in pixels, after resizing."""
-    crop_ratio: float = 224 / 256
-    """Side of the centre crop / shorter side of the image."""
-    batch_size: int = 256
-    """Images per pass; does not change the result."""
-    num_workers: int = -1
-    """Loading threads; -1 takes every core."""
-    output: Output = field(default_factory=Output)
-
-    def run(self) -> dict[str, Any]:
-        """Extract and save."""
-        from ..beton import BetonIndex
-        from ..loading import evaluation_loader
-        from ..progress import track
-        from ..scoring.surrogate import best_device, extract_features, load_checkpoint
-
-        device = best_device()
-        model = load_checkpoint(self.checkpoint, arch=self.arch).to(device)
-        index = BetonIndex.open(self.beton)
-        loader = evaluation_loader(
-            self.beton,
-            batch_size=self.batch_size,
-            resolution=self.resolution,
-            crop_ratio=self.crop_ratio,
-            num_workers=self.num_workers,
-            device=device,
-        )
-        batches = track(
-            loader,
-            total=index.num_samples,
-            description="features",
-            unit="images",
-            scale=self.batch_size,
-        )
-        features = extract_features(
-            model,
-            batches,
-            loader.indices.astype("int64"),
-            checkpoint=self.checkpoint,
-            provenance={
-                "beton_fingerprint": index.fingerprint,
-                "resolution": self.resolution,
-                "crop_ratio": self.crop_ratio,
-            },
-        )
-        features.save(self.out)
-        return {
-            "out": str(self.out),
-            "samples": len(features.indices),
-            "classes": features.logits.shape[1],
-            "features": features.features.shape[1],
-        }
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,8 +7,9 @@ from typing import Any
 import tyro
 
 from ..errors import one_line_errors
-from .commands import Export, Features, Inspect, Select
+from .commands import Export, Inspect, Select
 from .compact import Compact
+from .features import Features
 from .output import Output
 from .score import Score
 from .verify import Verify
@@ -30,6 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     output: Output = verb.output
     with one_line_errors("dp4tl", debug=output.debug):
         result = verb.run()
+        if result is None:  # a process of `torchrun` whose first process prints
+            return
         print(json.dumps(result, indent=2) if output.json else _as_text(result))
         if isinstance(verb, Verify):
             verb.conclude(result)

@@ -27,7 +27,17 @@ class LabelMapping:
         from ..scoring.features import Features
 
         target = Features.load(self.target)
-        scores = label_mapping(target.logits, provenance={"target": dict(target.provenance)})
+        if target.predictions is None:
+            raise ValueError(
+                "`target` must hold predictions; got features of an encoder without a classifier. "
+                "Use feature mapping: `dp4tl score fm`."
+            )
+        scores = label_mapping(
+            target.predictions,
+            target.num_outputs,
+            mass=target.mass,
+            provenance={"target": dict(target.provenance)},
+        )
         return _save(scores, self.out)
 
 
@@ -45,15 +55,15 @@ class FeatureMapping:
 
     def run(self) -> dict[str, Any]:
         """Score and save."""
-        from ..scoring import class_means, feature_mapping
+        from ..scoring import feature_mapping
         from ..scoring.features import Features, check_same_surrogate
 
         target, source = Features.load(self.target), Features.load(self.source)
         check_same_surrogate(target, source)
-        num_classes = max(source.logits.shape[1], int(source.labels.max()) + 1)
+        num_classes = max(source.num_outputs or 0, int(source.labels.max()) + 1)
         scores = feature_mapping(
             target.features,
-            class_means(source.features, source.labels, num_classes),
+            source.class_means(num_classes),
             provenance={
                 "target": dict(target.provenance),
                 "source": dict(source.provenance),

@@ -23,6 +23,7 @@ __all__ = [
     "FILES",
     "HEADER",
     "Features",
+    "check_finite",
     "check_same_surrogate",
     "is_features_folder",
     "read_header",
@@ -139,7 +140,7 @@ class Features:
             )
         for name in ("features", "logits"):
             if (values := getattr(self, name)) is not None:
-                _check_finite(name, values, self.indices)
+                check_finite(name, values, self.indices)
         target.parent.mkdir(parents=True, exist_ok=True)
         part = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
         try:
@@ -180,6 +181,18 @@ class Features:
             return cls(provenance=header["provenance"], **arrays)
         except (OSError, ValueError, TypeError, EOFError) as error:
             raise _not_features(path) from error
+
+
+def check_finite(name: str, values: NDArray[Any], indices: NDArray[np.int64]) -> None:
+    """Raise ValueError, naming the first such sample, if a row holds NaN or inf."""
+    step = max(1, _BLOCK_BYTES // max(1, values[:1].nbytes))
+    for start in range(0, len(values), step):
+        wrong = np.flatnonzero(~np.isfinite(values[start : start + step]).all(axis=1))
+        if wrong.size:
+            raise ValueError(
+                f"`{name}` must be finite; got NaN or inf for sample {indices[start + wrong[0]]}. "
+                "Check the encoder; float16 ends at 65504."
+            )
 
 
 def check_same_surrogate(target: Features, source: Features) -> None:
@@ -279,17 +292,6 @@ def _check_shape(name: str, values: Any, shape: tuple[int | None, ...]) -> None:
         raise ValueError(
             f"`{name}` must have shape {shape}; got {np.shape(values)}. Check what it comes from."
         )
-
-
-def _check_finite(name: str, values: NDArray[Any], indices: NDArray[np.int64]) -> None:
-    step = max(1, _BLOCK_BYTES // max(1, values[:1].nbytes))
-    for start in range(0, len(values), step):
-        wrong = np.flatnonzero(~np.isfinite(values[start : start + step]).all(axis=1))
-        if wrong.size:
-            raise ValueError(
-                f"`{name}` must be finite; got NaN or inf for sample {indices[start + wrong[0]]}. "
-                "Check the encoder; float16 ends at 65504."
-            )
 
 
 def _other_rows(name: str, found: Any, rows: int) -> ValueError:

@@ -10,15 +10,18 @@ from ..kernels import class_histogram
 from ..kernels.checks import as_num_classes
 from .scores import Scores
 
-__all__ = ["label_mapping"]
+__all__ = ["BLOCK_ROWS", "label_mapping", "soft_label_mapping", "softmax_mass"]
 
-_BLOCK_ROWS = 4096  # rows turned into float64 at a time
+# Rows turned into float64 at a time. Extraction keeps one mass for each block of as many rows, so
+# that their sum has the bits of the mass of all logits.
+BLOCK_ROWS = 4096
 
 
 def label_mapping(
     predictions: ArrayLike,
     num_classes: int | None = None,
     *,
+    mass: ArrayLike | None = None,
     provenance: Mapping[str, Any] | None = None,
 ) -> Scores:
     """Score source classes by label mapping, `s[c] = sum_n 1[argmax_k h(t_n)_k = c]`.
@@ -29,8 +32,10 @@ def label_mapping(
 
     Args:
         predictions: logits h `(n, C)` of the surrogate on the target images, or predicted source
-            class ids `(n,)`; these carry no evidence for a tie key, and ties fall to the lower id.
-        num_classes: C; needed with class ids, checked with logits.
+            class ids `(n,)`.
+        num_classes: C; needed with class ids unless `mass` says it, checked with logits.
+        mass: `(C,)`, the tie key that goes with class ids, such as `Features.mass`; without it
+            their ties fall to the lower id.
         provenance: kept with the scores.
 
     Raises:
@@ -41,50 +46,100 @@ def label_mapping(
     array([1., 0., 2., 0.])
     """
     array = np.asarray(predictions)
+    tie = None if mass is None else _check_mass(mass)
     if array.ndim == 2:
-        logits = _check_logits(array, num_classes)
-        num_classes = logits.shape[1]
+        if tie is not None:
+            raise ValueError(
+                "`mass` must be left out with logits, which say it; got both. Pass class ids."
+            )
+        logits = _check_logits("predictions", array)
+        num_classes = _check_count(num_classes, logits.shape[1], "columns of the logits")
         # numpy's argmax takes the first of equal maxima on every machine.
-        ids, mass = logits.argmax(axis=1), _softmax_mass(logits)
+        ids, tie = logits.argmax(axis=1), softmax_mass(logits)
+    elif tie is not None:
+        ids, num_classes = array, _check_count(num_classes, len(tie), "entries of `mass`")
     elif num_classes is None:
         raise ValueError(
             f"`num_classes` must be given with class ids of shape {array.shape}; got None. "
             "Pass the number of source classes, or logits (n, C)."
         )
     else:
-        ids, mass = array, np.zeros(as_num_classes(num_classes), dtype=np.float64)
+        ids, tie = array, np.zeros(as_num_classes(num_classes), dtype=np.float64)
     counts = class_histogram(ids, num_classes)
     if not ids.size:
         raise ValueError(
             "`predictions` must be of at least one image; got none. Check the target dataset."
         )
     return Scores(
-        scores=counts.astype(np.float64), tie=mass, method="lm", provenance=provenance or {}
+        scores=counts.astype(np.float64), tie=tie, method="lm", provenance=provenance or {}
     )
 
 
-def _check_logits(array: NDArray[Any], num_classes: int | None) -> NDArray[Any]:
+def soft_label_mapping(values: ArrayLike, *, provenance: Mapping[str, Any] | None = None) -> Scores:
+    """Score source classes by soft label mapping, `s[c] = sum_n softmax(h(t_n))_c`.
+
+    Args:
+        values: logits h `(n, C)` of the surrogate on the target images, or their softmax mass
+            `(C,)`, such as `Features.mass`.
+        provenance: kept with the scores.
+
+    Raises:
+        ValueError: a shape or a value is wrong.
+
+    >>> soft_label_mapping([0.5, 2.5, 0.0]).ranking()
+    array([1, 0, 2])
+    """
+    array = np.asarray(values)
+    if array.ndim == 2:
+        mass = softmax_mass(_check_logits("values", array))
+    else:
+        mass = _check_mass(array, "values")
+    return Scores(
+        scores=mass, tie=np.zeros(len(mass)), method="soft_lm", provenance=provenance or {}
+    )
+
+
+def softmax_mass(logits: NDArray[Any]) -> NDArray[np.float64]:
+    """Return `mass[c] = sum_n softmax(logits[n])_c` `(C,)` in float64, in one order of addition."""
+    mass = np.zeros(logits.shape[1], dtype=np.float64)
+    for start in range(0, len(logits), BLOCK_ROWS):
+        block = logits[start : start + BLOCK_ROWS].astype(np.float64)
+        block -= block.max(axis=1, keepdims=True)
+        np.exp(block, out=block)
+        block /= block.sum(axis=1, keepdims=True)
+        mass += block.sum(axis=0)
+    return mass
+
+
+def _check_logits(name: str, array: NDArray[Any]) -> NDArray[Any]:
     if array.dtype.kind != "f" or not array.size:
         raise ValueError(
-            f"`predictions` must be float logits (n, C) with n >= 1; got shape {array.shape} of "
+            f"`{name}` must be float logits (n, C) with n >= 1; got shape {array.shape} of "
             f"{array.dtype}. Pass the surrogate's outputs."
         )
-    if num_classes is not None and array.shape[1] != num_classes:
-        raise ValueError(
-            f"`num_classes` must equal the columns of the logits, {array.shape[1]}; got "
-            f"{num_classes}. Leave it out, or check the surrogate."
-        )
     if not np.isfinite(array).all():
-        raise ValueError(
-            "`predictions` must be finite; got NaN or inf. Check the surrogate's outputs."
-        )
+        raise ValueError(f"`{name}` must be finite; got NaN or inf. Check the surrogate's outputs.")
     return array
 
 
-def _softmax_mass(logits: NDArray[Any]) -> NDArray[np.float64]:
-    mass = np.zeros(logits.shape[1], dtype=np.float64)
-    for start in range(0, len(logits), _BLOCK_ROWS):
-        block = logits[start : start + _BLOCK_ROWS].astype(np.float64)
-        weights = np.exp(block - block.max(axis=1, keepdims=True))
-        mass += (weights / weights.sum(axis=1, keepdims=True)).sum(axis=0)
-    return mass
+def _check_mass(mass: ArrayLike, name: str = "mass") -> NDArray[np.float64]:
+    array = np.asarray(mass)
+    if array.ndim != 1 or not array.size or array.dtype.kind != "f":
+        raise ValueError(
+            f"`{name}` must be float softmax mass (C,); got shape {array.shape} of {array.dtype}. "
+            "Pass one sum per source class."
+        )
+    if not (np.isfinite(array).all() and (array >= 0).all()):
+        raise ValueError(
+            f"`{name}` must be finite and not negative; got another value. Sum softmax outputs."
+        )
+    return array.astype(np.float64)
+
+
+def _check_count(num_classes: int | None, found: int, where: str) -> int:
+    if num_classes is not None and num_classes != found:
+        raise ValueError(
+            f"`num_classes` must equal the {where}, {found}; got {num_classes}. "
+            "Leave it out, or check the surrogate."
+        )
+    return found

@@ -39,7 +39,7 @@ class Files:
 
     def __getattr__(self, name: str) -> Path:
         stem, _, suffix = name.rpartition("_")
-        return self.folder / f"{stem}.{suffix}"
+        return self.folder / (f"{stem}.{suffix}" if stem else suffix)
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +52,9 @@ def files(photos: Images, other_photos: Images, tmp_path_factory: pytest.TempPat
     save_checkpoint(folder / "wide.pt", build_model("resnet8_w32", 10))
     checkpoint = ("--checkpoint", str(folder / "surrogate.pt"))
     for name, images in (("source", photos), ("target", other_photos)):
-        main(["features", str(images.path), *checkpoint, *PASS, "--out", f"{folder}/{name}.npz"])
-    label_mapping(Features.load(folder / "target.npz").logits).save(folder / "lm.npz")
+        main(["features", str(images.path), *checkpoint, *PASS, "--out", f"{folder}/{name}"])
+    target = Features.load(folder / "target")
+    label_mapping(target.predictions, mass=target.mass).save(folder / "lm.npz")
     selection = select(Scores.load(folder / "lm.npz"), photos.index, keep=0.3)
     selection.save(folder / "selection.npz")
     return Files(folder)
@@ -128,9 +129,9 @@ def test_results_are_also_readable_text(photos: Images, capsys: pytest.CaptureFi
 def test_features_are_those_of_the_model(
     run: Callable[..., Any], files: Files, other_photos: Images, tmp_path: Path
 ) -> None:
-    out = tmp_path / "target.npz"
+    out = tmp_path / "target"
     checkpoint = ("--checkpoint", files.surrogate_pt, "--arch", "resnet8_w16")
-    result = run("features", other_photos.path, *checkpoint, *PASS, "--out", out)
+    result = run("features", other_photos.path, *checkpoint, *PASS, "--logits", "--out", out)
     assert result == {"out": str(out), "samples": 40, "classes": 10, "features": 64}
     features = Features.load(out)
     assert features.logits.shape == (40, 10)
@@ -142,9 +143,9 @@ def test_features_are_those_of_the_model(
 def test_lm_counts_the_predictions_on_the_target(
     run: Callable[..., Any], files: Files, tmp_path: Path
 ) -> None:
-    result = run("score", "lm", "--target", files.target_npz, "--out", tmp_path / "lm.npz")
+    result = run("score", "lm", "--target", files.target, "--out", tmp_path / "lm.npz")
     scores = Scores.load(tmp_path / "lm.npz")
-    votes = Features.load(files.target_npz).logits.argmax(axis=1)
+    votes = Features.load(files.target).predictions
     assert scores.scores.tolist() == np.bincount(votes, minlength=10).tolist()
     assert result["method"] == "lm"
     assert result["scored"] == 10
@@ -155,10 +156,10 @@ def test_lm_counts_the_predictions_on_the_target(
 def test_fm_votes_for_the_nearest_class_mean(
     run: Callable[..., Any], files: Files, tmp_path: Path
 ) -> None:
-    inputs = ("--target", files.target_npz, "--source", files.source_npz)
+    inputs = ("--target", files.target, "--source", files.source)
     result = run("score", "fm", *inputs, "--out", tmp_path / "fm.npz")
     assert result["method"] == "fm"
-    target, source = Features.load(files.target_npz), Features.load(files.source_npz)
+    target, source = Features.load(files.target), Features.load(files.source)
     means = np.stack([source.features[source.labels == c].mean(axis=0) for c in range(10)])
     distances = ((target.features[:, None].astype(float) - means) ** 2).sum(axis=2)
     expected = np.bincount(distances.argmin(axis=1), minlength=10)
@@ -334,7 +335,7 @@ def test_labels_that_are_no_class_ids_are_one_line(
     ("options", "advice"),
     [
         (("--checkpoint", "wide.pt", "--arch", "resnet8_w16"), "pass another checkpoint"),
-        (("--checkpoint", "lm.npz"), "train.pretrain"),
+        (("--checkpoint", "lm.npz"), "state dict"),
         (("--checkpoint", "nowhere.pt"), "check the path"),
     ],
     ids=["architecture", "no checkpoint", "nowhere"],
@@ -370,7 +371,7 @@ def test_no_budget_or_two_is_one_line(
 def test_scores_of_another_beton_are_one_line(
     fail: Callable[..., str], files: Files, photos: Images, other_photos: Images, tmp_path: Path
 ) -> None:
-    inputs = ("--target", str(files.target_npz), "--source", str(files.source_npz))
+    inputs = ("--target", str(files.target), "--source", str(files.source))
     main(["score", "fm", *inputs, "--out", str(tmp_path / "fm.npz")])
     arguments = ("--scores", tmp_path / "fm.npz", "--keep", "0.5", "--out", tmp_path / "out.npz")
     line = fail("select", *arguments, "--beton", other_photos.path)
@@ -391,10 +392,10 @@ def test_random_scores_of_another_beton_are_one_line(
 def test_features_of_another_surrogate_are_one_line(
     fail: Callable[..., str], files: Files, photos: Images, tmp_path: Path
 ) -> None:
-    source = tmp_path / "source.npz"
+    source = tmp_path / "source"
     checkpoint = ("--checkpoint", str(files.wide_pt))
     main(["features", str(photos.path), *checkpoint, *PASS, "--out", str(source)])
-    inputs = ("--target", files.target_npz, "--source", source)
+    inputs = ("--target", files.target, "--source", source)
     line = fail("score", "fm", *inputs, "--out", tmp_path / "fm.npz")
     assert "extract both features alike" in line.lower()
 
@@ -407,14 +408,16 @@ def test_features_of_another_surrogate_are_one_line(
         ("export", "lm.npz", "--out", "never.npy"),
         ("export", "nowhere.npz", "--out", "never.npy"),
         ("export", "selection.npz", "--out", "never.csv"),
-        ("score", "lm", "--target", "target.npz", "--out", "never.csv"),
+        ("score", "lm", "--target", "target/", "--out", "never.csv"),
     ],
     ids=["another kind", "no artifact", "scores", "nowhere", "suffix", "suffix of scores"],
 )
 def test_files_that_are_not_what_they_should_be_are_one_line(
     arguments: tuple[str, ...], fail: Callable[..., str], files: Files
 ) -> None:
-    line = fail(*(str(files.folder / part) if "." in part else part for part in arguments))
+    line = fail(
+        *(str(files.folder / part) if set(part) & set("./") else part for part in arguments)
+    )
     assert str(files.folder) in line
     assert not list(files.folder.glob("never*"))
 
