@@ -6,6 +6,7 @@ same bits for any number of threads, and has a numpy twin of the same name in `t
 
 from .crops import random_crops, random_flips
 from .histogram import class_histogram
+from .members import class_members
 from .nearest import nearest_mean
 from .resize import resize_area
 from .sums import class_sums
@@ -13,6 +14,7 @@ from .ycc import ycc_to_rgb
 
 __all__ = [
     "class_histogram",
+    "class_members",
     "class_sums",
     "nearest_mean",
     "random_crops",

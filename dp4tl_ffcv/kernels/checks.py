@@ -6,7 +6,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["as_features", "as_ints", "as_labels", "as_num_classes"]
+__all__ = [
+    "as_any_labels",
+    "as_features",
+    "as_ints",
+    "as_labels",
+    "as_num_classes",
+    "out_of_range",
+]
 
 
 def as_num_classes(num_classes: int) -> int:
@@ -29,6 +36,19 @@ def as_labels(labels: ArrayLike, num_classes: int, name: str = "labels") -> NDAr
         TypeError: the labels are not integers.
         ValueError: the shape is not `(N,)` or a label is out of range.
     """
+    ids = as_any_labels(labels, name)
+    if ids.size and (ids.min() < 0 or ids.max() >= num_classes):
+        raise out_of_range(labels, num_classes, name)
+    return ids
+
+
+def as_any_labels(labels: ArrayLike, name: str = "labels") -> NDArray[np.int64]:
+    """Return `labels` as contiguous int64 `(N,)`, whatever their values; those of 2**63 on are < 0.
+
+    Raises:
+        TypeError: the labels are not integers.
+        ValueError: the shape is not `(N,)`.
+    """
     array = np.asarray(labels)
     if array.size == 0 and array.dtype.kind == "f":  # np.asarray([]) is float64
         array = array.astype(np.int64)
@@ -40,12 +60,16 @@ def as_labels(labels: ArrayLike, num_classes: int, name: str = "labels") -> NDAr
         raise ValueError(
             f"`{name}` must have shape (N,); got {array.shape}. Pass one class id per sample."
         )
-    if array.size and (array.min() < 0 or array.max() >= num_classes):
-        raise ValueError(
-            f"`{name}` must lie in [0, {num_classes}); got values from {array.min()} to "
-            f"{array.max()}. Check `num_classes` or the labels."
-        )
     return np.ascontiguousarray(array, dtype=np.int64)
+
+
+def out_of_range(labels: ArrayLike, num_classes: int, name: str = "labels") -> ValueError:
+    """Return the error that says that labels are not in `[0, num_classes)`."""
+    array = np.asarray(labels)
+    return ValueError(
+        f"`{name}` must lie in [0, {num_classes}); got values from {array.min()} to "
+        f"{array.max()}. Check `num_classes` or the labels."
+    )
 
 
 def as_features(features: ArrayLike, name: str = "features") -> NDArray[Any]:

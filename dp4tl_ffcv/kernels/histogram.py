@@ -3,10 +3,11 @@
 from typing import Any
 
 import numpy as np
-from numba import get_num_threads, njit, prange
+from numba import get_num_threads, prange
 from numpy.typing import ArrayLike, NDArray
 
-from .checks import as_labels, as_num_classes
+from .checks import as_any_labels, as_num_classes, out_of_range
+from .compiled import compiled
 
 __all__ = ["class_histogram"]
 
@@ -14,13 +15,20 @@ __all__ = ["class_histogram"]
 _LABELS_PER_THREAD = 1 << 16
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def _count_range(labels: Any, counts: Any) -> None:
-    for label in labels:
-        counts[label] += 1
+    # The last counter is for labels out of range, negative ones too: these are huge as unsigned.
+    # Two rows of counters take turns: of equal labels, each would wait for the one before.
+    outside = np.uint64(counts.shape[1] - 1)
+    even, odd = counts[0], counts[1]
+    for position in range(0, labels.size - 1, 2):
+        even[min(np.uint64(labels[position]), outside)] += 1
+        odd[min(np.uint64(labels[position + 1]), outside)] += 1
+    if labels.size % 2:
+        even[min(np.uint64(labels[-1]), outside)] += 1
 
 
-@njit(cache=True, nogil=True, parallel=True)
+@compiled(parallel=True)
 def _count_slabs(labels: Any, slabs: Any) -> None:
     num_slabs = slabs.shape[0]
     for slab in prange(num_slabs):
@@ -44,13 +52,15 @@ def class_histogram(labels: ArrayLike, num_classes: int) -> NDArray[np.int64]:
         ValueError: a label is out of range, or a shape is wrong.
     """
     num_classes = as_num_classes(num_classes)
-    ids = as_labels(labels, num_classes)
+    ids = as_any_labels(labels)
     num_slabs = max(1, min(get_num_threads(), ids.size // _LABELS_PER_THREAD))
-    # One row per thread and integer addition: no atomics, no race, one answer for any thread count.
-    slabs = np.zeros((num_slabs, num_classes), dtype=np.int64)
+    # Rows of each thread and integer addition: no atomics, no race, one answer for any threads.
+    slabs = np.zeros((num_slabs, 2, num_classes + 1), dtype=np.int64)
     if num_slabs == 1:
         _count_range(ids, slabs[0])
     else:
         _count_slabs(ids, slabs)
-    counts: NDArray[np.int64] = slabs.sum(axis=0)
-    return counts
+    counts: NDArray[np.int64] = slabs.sum(axis=(0, 1))
+    if counts[-1]:
+        raise out_of_range(labels, num_classes)
+    return counts[:-1]

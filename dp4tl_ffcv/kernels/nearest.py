@@ -1,14 +1,17 @@
 """The class mean nearest to each sample, exactly, at the speed of a matrix product."""
 
 from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
-from numba import get_num_threads, njit
+from numba import get_num_threads
 from numpy.typing import ArrayLike, NDArray
 from threadpoolctl import threadpool_limits
 
 from .checks import as_features
+from .compiled import compiled
+from .elementary import exponential
 
 __all__ = ["nearest_mean"]
 
@@ -16,14 +19,19 @@ __all__ = ["nearest_mean"]
 # the number of threads; 1,024 rows x 1,000 classes in float32 are 4 MB, about one L2 cache.
 _BLOCK_ROWS = 1024
 
+# Classes that are looked through for the nearest only if the smallest gap of all of them is small.
+_RUN = 64
+
 # Squared distances of values up to here fit into float64 for any number of columns.
 _LARGEST = 1e150
 
 # Soft votes are taken from exact distances where the mean gap is below so many rounding errors.
 _UNSURE = 10.0
 
+_Room = tuple[NDArray[Any], NDArray[Any]]
 
-@njit(cache=True, nogil=True)
+
+@compiled()
 def _squared_distance(row: Any, mean: Any) -> float:
     total = 0.0
     for column in range(row.size):
@@ -32,50 +40,110 @@ def _squared_distance(row: Any, mean: Any) -> float:
     return total
 
 
-@njit(cache=True, nogil=True)
-def _nearest_rows(features: Any, means: Any, gaps: Any, slack: Any, nearest: Any) -> None:
-    # `gaps` are squared distances less the row's own norm, in rounded arithmetic. Every class whose
-    # gap lies within the rounding error of the smallest is measured again in float64, so the answer
-    # is the one that exact comparison gives.
-    for row in range(features.shape[0]):
-        limit = gaps[row].min() + slack[row]
-        best, best_distance = -1, np.inf
-        for label in range(means.shape[0]):
-            if gaps[row, label] <= limit:
-                distance = _squared_distance(features[row], means[label])
-                if best < 0 or distance < best_distance:
-                    best, best_distance = label, distance
-        nearest[row] = best
-
-
-@njit(cache=True, nogil=True)
-def _subtract_smallest(values: Any) -> Any:
-    smallest, total = values.min(), 0.0
-    for position in range(values.size):
-        values[position] -= smallest
-        total += values[position]
-    return total / values.size
-
-
-@njit(cache=True, nogil=True)
-def _soft_votes(features: Any, means: Any, gaps: Any, slack: Any, mass: Any) -> None:
-    num_classes = gaps.shape[1]
-    weights = np.empty(num_classes, dtype=np.float64)
-    for row in range(gaps.shape[0]):
-        weights[:] = gaps[row]
-        mean_gap = _subtract_smallest(weights)
-        if mean_gap <= _UNSURE * slack[row]:
-            for label in range(num_classes):
-                weights[label] = _squared_distance(features[row], means[label])
-            mean_gap = _subtract_smallest(weights)
-        if mean_gap == 0.0:
-            mean_gap = 1.0
+@compiled(fastmath={"reassoc"})
+def _move(rows: Any, origin: Any, moved: Any, norms: Any) -> None:
+    # The compiler may add up in any order: the norms only bound the rounding errors.
+    for row in range(rows.shape[0]):
         total = 0.0
-        for label in range(num_classes):
-            weights[label] = np.exp(-weights[label] / mean_gap)
-            total += weights[label]
-        for label in range(num_classes):
-            mass[label] += weights[label] / total
+        for column in range(origin.size):
+            moved[row, column] = rows[row, column] - origin[column]
+            value = np.float64(moved[row, column])
+            total += value * value
+        norms[row] = np.sqrt(total)
+
+
+@compiled(fastmath={"nnan", "nsz"})  # which lets the compiler take the smallest of a vector
+def _subtract_from(squared: Any, products: Any, lows: Any) -> None:
+    # `lows` takes the smallest gap of each run of classes.
+    for run in range(lows.size):
+        first, stop = run * _RUN, min((run + 1) * _RUN, squared.size)
+        low = squared[first] - products[first]
+        for label in range(first, stop):
+            gap = squared[label] - products[label]
+            products[label] = gap
+            low = min(low, gap)
+        lows[run] = low
+
+
+@compiled()
+def _nearest(row: Any, means: Any, gaps: Any, lows: Any, limit: Any) -> int:
+    # Every class whose gap lies within the rounding error of the smallest is measured again in
+    # float64, unless it is the only one, so the answer is the one that exact comparison gives.
+    best, best_distance = -1, -1.0
+    for run in range(lows.size):
+        if lows[run] <= limit:
+            for label in range(run * _RUN, min((run + 1) * _RUN, gaps.size)):
+                if gaps[label] <= limit:
+                    if best < 0:
+                        best = label
+                        continue
+                    if best_distance < 0.0:
+                        best_distance = _squared_distance(row, means[best])
+                    distance = _squared_distance(row, means[label])
+                    if distance < best_distance:
+                        best, best_distance = label, distance
+    return best
+
+
+@compiled()
+def _weigh(gaps: Any, smallest: Any, scale: Any) -> None:
+    for label in range(gaps.size):
+        gaps[label] = exponential((smallest - gaps[label]) * scale)
+
+
+@compiled()
+def _weigh_exactly(row: Any, means: Any, weights: Any) -> None:
+    for label in range(weights.size):
+        weights[label] = _squared_distance(row, means[label])
+    smallest = weights.min()
+    mean_gap = 0.0
+    for label in range(weights.size):
+        mean_gap += (weights[label] - smallest) / weights.size
+    if mean_gap == 0.0:
+        mean_gap = 1.0
+    for label in range(weights.size):
+        weights[label] = np.exp((smallest - weights[label]) / mean_gap)
+
+
+@compiled(fastmath={"reassoc"})  # the same order of additions for the same number of classes
+def _add_votes(weights: Any, mass: Any) -> None:
+    total = 0.0
+    for label in range(weights.size):
+        total += np.float64(weights[label])
+    share = 1.0 / total
+    for label in range(weights.size):
+        mass[label] += weights[label] * share
+
+
+@compiled()
+def _vote(
+    features: Any,
+    means: Any,
+    squared: Any,
+    products: Any,
+    mean_square: Any,
+    slack: Any,
+    nearest: Any,
+    mass: Any,
+) -> None:
+    # One row after another, while it is in the nearest cache. `squared - products` are squared
+    # distances less the row's own norm, in rounded arithmetic; their mean is that of `squared`,
+    # since the mean of the means is the origin.
+    exact = np.empty(squared.size, dtype=np.float64)
+    lows = np.empty((squared.size + _RUN - 1) // _RUN, dtype=squared.dtype)
+    for row in range(features.shape[0]):
+        gaps = products[row]
+        _subtract_from(squared, gaps, lows)
+        smallest = lows.min()
+        limit = gaps.dtype.type(smallest + slack[row])
+        nearest[row] = _nearest(features[row], means, gaps, lows, limit)
+        mean_gap = mean_square - np.float64(smallest)
+        if mean_gap <= _UNSURE * slack[row]:
+            _weigh_exactly(features[row], means, exact)
+            _add_votes(exact, mass)
+        else:
+            _weigh(gaps, smallest, gaps.dtype.type(1.0 / mean_gap))
+            _add_votes(gaps, mass)
 
 
 def nearest_mean(
@@ -86,7 +154,8 @@ def nearest_mean(
     The distances come from one matrix product; near ties are decided again in float64, and an
     exact tie goes to the lowest class. The soft votes spread each sample over all classes,
     `mass[c] = sum_n softmax_c(-d_nc / s_n)` with `d_nc` the squared distance less the smallest of
-    the row and `s_n` the mean of `d_nc` over c: a temperature per sample, free of any scale.
+    the row and `s_n` the mean of `d_nc` over c: a temperature per sample, free of any scale. They
+    are computed in the precision of the product, float32 unless `features` are float64.
 
     Args:
         features: `(N, D)`, float16, float32 or float64, finite and at most 1e150.
@@ -120,19 +189,21 @@ def nearest_mean(
     masses = np.zeros((len(starts), len(present)), dtype=np.float64)
     dtype = np.promote_types(values.dtype, np.float32)
     product, wider = _Product(centres, dtype), _Product(centres, np.dtype(np.float64))
+    threads = get_num_threads()
+    rooms: SimpleQueue[_Room] = SimpleQueue()  # memory that is new costs time to get
+    for _ in range(threads):
+        rooms.put(product.room(min(_BLOCK_ROWS, len(values))))
 
     def assign(block: int) -> None:
         rows = slice(starts[block], starts[block] + _BLOCK_ROWS)
         wide = values[rows].astype(dtype, copy=False)
-        _check_size(wide, "features")
-        gaps, slack = product(wide)
-        if not np.isfinite(gaps).all():  # huge values, whose squares overflow float32
-            gaps, slack = wider(wide)
-        _nearest_rows(wide, centres, gaps, slack, nearest[rows])
-        _soft_votes(wide, centres, gaps, slack, masses[block])
+        room = rooms.get()
+        if not product.vote(wide, room, nearest[rows], masses[block]):  # huge values
+            wider.vote(wide, wider.room(len(wide)), nearest[rows], masses[block])
+        rooms.put(room)
 
     # The blocks already run in parallel, and one BLAS thread per block keeps the bits fixed.
-    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(get_num_threads()) as pool:
+    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(threads) as pool:
         for _ in pool.map(assign, range(len(starts))):
             pass  # results are in place; the loop raises what a block raised
     mass = np.zeros(num_classes, dtype=np.float64)
@@ -144,7 +215,7 @@ class _Product:
     """Squared distances of a block less the rows' own norms, with their rounding error."""
 
     def __init__(self, centres: NDArray[np.float64], dtype: np.dtype[Any]) -> None:
-        self._dtype = dtype
+        self._centres, self._dtype = centres, dtype
         # Distances do not change when both sides move; small values leave small rounding errors.
         self._origin = centres.mean(axis=0)
         moved = centres - self._origin
@@ -152,19 +223,41 @@ class _Product:
         with np.errstate(over="ignore"):
             self._doubled = np.ascontiguousarray((2.0 * moved).T, dtype=dtype)
             self._squared = squared.astype(dtype)
+        self._mean_square = float(squared.mean())
         self._longest = float(np.sqrt(squared.max()))
         # D products and additions, the conversions and the moves, each within one unit roundoff: of
         # the value, or of the smallest normal number where the value is smaller still.
-        self._roundoff = 2.0 * (centres.shape[1] + 8) * float(np.finfo(dtype).eps)
-        self._tiny = float(np.finfo(dtype).tiny)
+        limits = np.finfo(dtype)
+        self._roundoff = 2.0 * (centres.shape[1] + 10) * float(limits.eps)
+        self._tiny, self._largest = float(limits.tiny), float(limits.max)
 
-    def __call__(self, block: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.float64]]:
+    def room(self, rows: int) -> _Room:
+        """Return memory to work in for a block of so many rows at most."""
+        shapes = (rows, self._centres.shape[1]), (rows, len(self._centres))
+        moved, products = (np.empty(shape, dtype=self._dtype) for shape in shapes)
+        return moved, products
+
+    def vote(
+        self, rows: NDArray[Any], room: _Room, nearest: NDArray[Any], mass: NDArray[Any]
+    ) -> bool:
+        """Find the nearest class of each row and add up the soft votes, or return False.
+
+        Where squares might overflow nothing is done.
+        """
+        moved, products = (array[: len(rows)] for array in room)
+        norms = np.empty(len(rows), dtype=np.float64)
+        _move(rows, self._origin, moved, norms)
+        if not norms.max() <= _LARGEST:  # also where it is NaN
+            _check_size(rows, "features")
         with np.errstate(over="ignore", invalid="ignore"):
-            moved = (block - self._origin).astype(self._dtype)
-            gaps = self._squared - moved @ self._doubled
-            norms = np.sqrt(np.einsum("nd,nd->n", moved, moved, dtype=np.float64))
             reach = self._longest * (2.0 * norms + self._longest)
-        return gaps, self._roundoff * (reach + self._tiny)
+        if not 2.0 * reach.max() <= self._largest:
+            return False
+        np.matmul(moved, self._doubled, out=products)
+        slack = self._roundoff * reach + self._tiny
+        squares = self._squared, products, self._mean_square
+        _vote(rows, self._centres, *squares, slack, nearest, mass)
+        return True
 
 
 def _check_size(values: NDArray[Any], name: str) -> None:

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from ..artifacts import check_fingerprint, load_artifact, save_artifact
 from ..beton import BetonIndex
 from ..beton.index import check_indices
+from ..kernels import class_members
 
 __all__ = ["Selection"]
 
@@ -84,8 +85,7 @@ class Selection:
                 "Check which source the classes were scored for."
             )
         label_map = _number(ids, count)
-        # A lookup table costs one read per sample, where a membership test costs one per class.
-        retained = np.flatnonzero(label_map[index.labels(label_field)] >= 0)
+        retained = class_members(index.labels(label_field), label_map >= 0)
         return cls(
             classes=ids,
             indices=retained,

@@ -26,6 +26,7 @@ rng = np.random.default_rng(3)
 labels = rng.integers(0, 5, 40)
 wide = rng.normal(size=(40, 6))
 results = {"counts": kernels.class_histogram(labels, 7)}
+results["members"] = kernels.class_members(labels, np.arange(7) % 2 == 1)
 for dtype in (np.float16, np.float32, np.float64):
     features = wide.astype(dtype)
     results[f"sums {dtype}"], _ = kernels.class_sums(features, labels, 7)
@@ -87,7 +88,7 @@ def test_compiled_and_interpreted_kernels_agree(tmp_path: Path) -> None:
         with np.load(path) as stored:
             results.append(dict(stored))
     compiled, interpreted = results
-    assert len(compiled) == 18
+    assert len(compiled) == 19
     for name, values in compiled.items():
         if name.startswith("mass"):  # exp may differ in the last bit
             np.testing.assert_allclose(values, interpreted[name], rtol=1e-12)

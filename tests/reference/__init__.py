@@ -2,6 +2,7 @@
 
 from .crops import random_crops, random_flips
 from .histogram import class_histogram
+from .members import class_members
 from .nearest import nearest_mean
 from .resize import resize_area
 from .sums import class_sums
@@ -9,6 +10,7 @@ from .ycc import ycc_to_rgb
 
 __all__ = [
     "class_histogram",
+    "class_members",
     "class_sums",
     "nearest_mean",
     "random_crops",

@@ -1,0 +1,79 @@
+"""Which samples belong to the classes that are retained."""
+
+from typing import Any
+
+import numpy as np
+from numba import get_num_threads, prange
+from numpy.typing import ArrayLike, NDArray
+
+from .checks import as_any_labels, out_of_range
+from .compiled import compiled
+
+__all__ = ["class_members"]
+
+# Below this many labels a slab per thread costs more than it saves.
+_LABELS_PER_THREAD = 1 << 16
+
+
+@compiled(parallel=True)
+def _count_slabs(labels: Any, retained: Any, counts: Any) -> None:
+    # Counts `(slabs, 2)` of retained samples and of labels out of range, whose entry of
+    # `retained`, the last, is 2; negative labels are huge as unsigned.
+    outside, num_slabs = np.uint64(retained.size - 1), counts.shape[0]
+    for slab in prange(num_slabs):
+        found, wrong = 0, 0
+        for at in range(slab * labels.size // num_slabs, (slab + 1) * labels.size // num_slabs):
+            kind = retained[min(np.uint64(labels[at]), outside)]
+            found += kind & 1
+            wrong += kind >> 1
+        counts[slab, 0], counts[slab, 1] = found, wrong
+
+
+@compiled(parallel=True)
+def _write_slabs(labels: Any, retained: Any, starts: Any, members: Any) -> None:
+    # Each sample is written, and the next one over it unless it is retained: there is no branch to
+    # guess. A slab is done when it has written as many as were counted in it.
+    num_slabs = starts.size - 1
+    for slab in prange(num_slabs):
+        at = slab * labels.size // num_slabs
+        place, stop = starts[slab], starts[slab + 1]
+        while place < stop:
+            members[place] = at
+            place += retained[np.uint64(labels[at])]
+            at += 1
+
+
+def class_members(labels: ArrayLike, retained: ArrayLike) -> NDArray[np.int64]:
+    """Find the samples of the retained classes: every n with `retained[labels[n]]`.
+
+    Args:
+        labels: integer class ids `(N,)`, each in `[0, C)`.
+        retained: whether each class is, bool `(C,)`.
+
+    Returns:
+        Sample ids `(M,)`, ascending.
+
+    Raises:
+        TypeError: `labels` are not integers, or `retained` not bool.
+        ValueError: a label is out of range, or a shape is wrong.
+    """
+    flags = np.asarray(retained)
+    if flags.dtype != np.bool_:
+        raise TypeError(
+            f"`retained` must be bool; got dtype {flags.dtype}. Pass a flag for each class."
+        )
+    if flags.ndim != 1:
+        raise ValueError(
+            f"`retained` must have shape (C,); got {flags.shape}. Pass a flag for each class."
+        )
+    ids = as_any_labels(labels)
+    kinds = np.append(flags.astype(np.uint8), np.uint8(2))
+    num_slabs = max(1, min(get_num_threads(), ids.size // _LABELS_PER_THREAD))
+    counts = np.empty((num_slabs, 2), dtype=np.int64)
+    _count_slabs(ids, kinds, counts)
+    if counts[:, 1].any():
+        raise out_of_range(labels, len(flags))
+    starts = np.concatenate(([0], np.cumsum(counts[:, 0])))
+    members = np.empty(starts[-1], dtype=np.int64)
+    _write_slabs(ids, kinds, starts, members)
+    return members

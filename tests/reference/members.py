@@ -1,0 +1,13 @@
+"""Twin of `dp4tl_ffcv.kernels.class_members`."""
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+__all__ = ["class_members"]
+
+
+def class_members(labels: ArrayLike, retained: ArrayLike) -> NDArray[np.int64]:
+    """Every n with `retained[labels[n]]`, ascending."""
+    flags = np.asarray(retained).tolist()
+    found = [n for n, label in enumerate(np.asarray(labels).tolist()) if flags[label]]
+    return np.array(found, dtype=np.int64)
