@@ -1,8 +1,7 @@
-"""Surrogates: heads, checkpoints and features."""
+"""Surrogates: heads and checkpoints."""
 
 import copy
 import pickle
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,9 @@ from dp4tl_ffcv import (
     CheckpointError,
     Classifier,
     build_model,
-    evaluation_loader,
-    extract_features,
     load_checkpoint,
     replace_head,
     save_checkpoint,
-    sha256_of_file,
 )
 
 ARCHS = {"resnet8_w16": 64, "resnet8_w32": 128, "resnet18": 512, "mobilenet_v3_small": 1024}
@@ -297,92 +293,3 @@ def test_a_failed_save_leaves_the_old_checkpoint(checkpoint: Path, tmp_path: Pat
         save_checkpoint(path, model)
     assert path.read_bytes() == checkpoint.read_bytes()
     assert list(tmp_path.iterdir()) == [path]
-
-
-# Features.
-
-
-def test_features_are_rows_in_the_order_of_the_indices(photos: Any, checkpoint: Path) -> None:
-    model = load_checkpoint(checkpoint)
-    indices = np.random.default_rng(0).permutation(120)[:50]
-    loader = evaluation_loader(photos.path, batch_size=8, resolution=32, indices=indices)
-    found = extract_features(
-        model, loader, loader.indices, checkpoint=checkpoint, provenance={"resolution": 32}
-    )
-    assert found.logits.shape == (50, 5)
-    assert found.features.shape == (50, 64)
-    assert (found.logits.dtype, found.features.dtype) == (np.float32, np.float32)
-    np.testing.assert_array_equal(found.indices, indices)
-    np.testing.assert_array_equal(found.labels, photos.labels[indices])
-    for row in range(0, 50, 7):  # each alone: buffers that ffcv uses again must not show
-        single = evaluation_loader(photos.path, batch_size=1, resolution=32, indices=[indices[row]])
-        pixels, _ = next(iter(single))
-        with torch.inference_mode():
-            logits, features = model.features(pixels)
-        np.testing.assert_allclose(found.logits[row], logits[0], rtol=1e-4, atol=1e-4)
-        np.testing.assert_allclose(found.features[row], features[0], rtol=1e-4, atol=1e-4)
-    assert found.provenance == {
-        "arch": "resnet8_w16", "trained_on": None, "checkpoint_sha256": sha256_of_file(checkpoint),
-        "resolution": 32,
-    }  # fmt: skip
-
-
-def test_batches_that_are_overwritten_afterwards_do_not_show(checkpoint: Path) -> None:
-    pixels = images(12)
-    buffer, numbers = torch.empty_like(pixels[:4]), torch.empty(4, dtype=torch.int64)
-
-    def batches() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        for start in range(0, 12, 4):
-            buffer.copy_(pixels[start : start + 4])
-            numbers.copy_(torch.arange(start, start + 4))
-            yield buffer, numbers
-        buffer.zero_()
-        numbers.fill_(-1)
-
-    model = load_checkpoint(checkpoint)
-    found = extract_features(model, batches(), np.arange(12))
-    assert found.labels.tolist() == list(range(12))
-    with torch.inference_mode():
-        np.testing.assert_allclose(found.logits, model(pixels), rtol=1e-4, atol=1e-4)
-    assert "checkpoint_sha256" not in found.provenance
-
-
-def test_the_surrogate_is_not_changed_and_evaluates(checkpoint: Path) -> None:
-    model = load_checkpoint(checkpoint).train()
-    before = state_of(model)
-    dropped = nn.Dropout(0.9)
-    model.network.insert(8, dropped)  # type: ignore[operator]  # a Sequential
-    pairs = [(images(6), torch.zeros(6, 1, dtype=torch.int64))]
-    found = extract_features(model, pairs, np.arange(6))
-    model.network.pop(8)  # type: ignore[operator]
-    assert_same_state(model.state_dict(), before)
-    assert not any(module.training for module in model.modules())
-    with torch.inference_mode():
-        np.testing.assert_array_equal(found.logits, model(images(6)))
-    assert all(parameter.grad is None for parameter in model.parameters())
-
-
-@pytest.mark.parametrize("count", [2, 4])
-def test_batches_of_another_number_are_refused(count: int, checkpoint: Path) -> None:
-    pairs = [(images(3), torch.zeros(3, dtype=torch.int64))]
-    message = rf"^`batches` must hold {count} samples, at least one; got 3\. Load without drop_last"
-    with pytest.raises(ValueError, match=message):
-        extract_features(load_checkpoint(checkpoint), pairs, np.arange(count))
-
-
-def test_no_batches_are_refused(checkpoint: Path) -> None:
-    with pytest.raises(ValueError, match=r"^`batches` must hold 0 samples, at least one; got 0"):
-        extract_features(load_checkpoint(checkpoint), [], np.arange(0))
-
-
-def test_a_checkpoint_and_its_features_say_which_beton_the_weights_come_from(
-    photos: Any, tmp_path: Path
-) -> None:
-    model = build_model("resnet8_w16", 5)
-    model.trained_on = "0123abcd"
-    save_checkpoint(tmp_path / "model.pt", model)
-    loaded = load_checkpoint(tmp_path / "model.pt")
-    assert loaded.trained_on == replace_head(loaded, 3).trained_on == "0123abcd"
-    loader = evaluation_loader(photos.path, batch_size=60, resolution=32)
-    features = extract_features(loaded, loader, loader.indices)
-    assert features.provenance["trained_on"] == "0123abcd"
