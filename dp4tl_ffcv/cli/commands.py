@@ -2,11 +2,14 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from .output import Output
+
+if TYPE_CHECKING:
+    from ..scoring import Scores
 
 __all__ = ["Export", "Inspect", "Select"]
 
@@ -68,10 +71,10 @@ class Inspect:
 
 @dataclass(frozen=True, kw_only=True)
 class Select:
-    """Retain the best classes, or samples, of a beton. Give exactly one of the three budgets."""
+    """Retain the best classes, or samples, of a beton. Give exactly one of the four budgets."""
 
-    scores: Path
-    """Scores file."""
+    scores: tuple[Path, ...]
+    """Scores file; several, one for each target say, are combined."""
     beton: Path
     """Source that the selection is for."""
     out: Path
@@ -82,6 +85,20 @@ class Select:
     """Number of classes."""
     keep_samples: int | None = None
     """Number of samples at most."""
+    keep_bytes: str | None = None
+    """Bytes that the retained samples may take, such as 20GiB."""
+    combine: Literal["sum", "max", "rank", "round-robin"] = "sum"
+    """How several scores become one: their shares of the votes, mean ranks, or turns."""
+    weights: tuple[float, ...] = ()
+    """One for each scores file; alike unless given."""
+    within: Path | None = None
+    """Sample scores that choose among the samples of each retained class."""
+    keep_within: float | None = None
+    """Share of the samples of each retained class that `--within` keeps, in (0, 1]."""
+    balanced: bool = False
+    """With sample scores, apply `--keep` to the samples of every class alike."""
+    clusters: Path | None = None
+    """Pseudo-classes (`dp4tl cluster`) that the scores are of, or that balance them."""
     label_field: str = "label"
     """Integer field of the class ids."""
     output: Output = field(default_factory=Output)
@@ -90,19 +107,26 @@ class Select:
         """Select and save."""
         from ..beton import BetonIndex
         from ..scoring import Scores
+        from ..scoring.clusters import Clusters
         from ..selection import select
 
         index = BetonIndex.open(self.beton)
         selection = select(
-            Scores.load(self.scores),
+            self._combined([Scores.load(path) for path in self.scores]),
             index,
             keep=self.keep,
             keep_classes=self.keep_classes,
             keep_samples=self.keep_samples,
+            keep_bytes=self.keep_bytes,
+            within=None if self.within is None else Scores.load(self.within),
+            keep_within=self.keep_within,
+            balanced=self.balanced,
+            clusters=None if self.clusters is None else Clusters.load(self.clusters),
             label_field=self.label_field,
         )
         selection.save(self.out)
         names = index.class_names(self.label_field)
+        pseudo_classes = selection.provenance.get("clusters", {}).get("retained")
         return {
             "out": str(self.out),
             "retained_classes": len(selection.classes),
@@ -111,7 +135,15 @@ class Select:
             "of_samples": index.num_samples,
             "retained_bytes": int(index.sample_bytes()[selection.indices].sum()),
             "classes": [names[c] if names else int(c) for c in selection.classes],
+            **({} if pseudo_classes is None else {"pseudo_classes": pseudo_classes}),
         }
+
+    def _combined(self, scores: "list[Scores]") -> "Scores":
+        if len(scores) == 1 and not self.weights:
+            return scores[0]
+        from ..scoring.combine import combine_scores
+
+        return combine_scores(scores, how=self.combine, weights=self.weights or None)
 
 
 @dataclass(frozen=True, kw_only=True)

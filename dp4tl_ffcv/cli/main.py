@@ -7,6 +7,7 @@ from typing import Any
 import tyro
 
 from ..errors import one_line_errors
+from .cluster import Cluster
 from .commands import Export, Inspect, Select
 from .compact import Compact
 from .features import Features
@@ -16,7 +17,7 @@ from .verify import Verify
 
 __all__ = ["main"]
 
-Verb = Inspect | Verify | Features | Score | Select | Compact | Export
+Verb = Inspect | Verify | Features | Cluster | Score | Select | Compact | Export
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -1,118 +1,190 @@
-"""The verb score, with one sub-verb for each method."""
+"""The verb score: a sub-verb for each method, and the methods that score classes."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from .output import Output
+from .score_samples import (
+    CoverageCentric,
+    ErrorNorm,
+    GradientNorm,
+    Moderate,
+    PrototypeDistance,
+)
+from .scoring import Method, check_clusters, num_classes_of, of_source
+
+if TYPE_CHECKING:
+    from ..scoring import Scores
+    from ..scoring.features import Features
 
 __all__ = ["Score"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class LabelMapping:
+class LabelMapping(Method):
     """Label mapping: votes of the surrogate's predictions on the target."""
 
     target: Path
     """Features of the target's training split (`dp4tl features`)."""
-    out: Path
-    """Scores file (.npz) to write."""
-    output: Output = field(default_factory=Output)
 
-    def run(self) -> dict[str, Any]:
-        """Score and save."""
+    def score(self) -> "Scores":
+        """Count the predictions."""
         from ..scoring import label_mapping
         from ..scoring.features import Features
 
         target = Features.load(self.target)
-        if target.predictions is None:
-            raise ValueError(
-                "`target` must hold predictions; got features of an encoder without a classifier. "
-                "Use feature mapping: `dp4tl score fm`."
-            )
-        scores = label_mapping(
-            target.predictions,
-            target.num_outputs,
-            mass=target.mass,
-            provenance={"target": dict(target.provenance)},
-        )
-        return _save(scores, self.out)
+        provenance = {"target": dict(target.provenance)}
+        if target.predictions is not None and target.mass is not None:
+            return label_mapping(target.predictions, mass=target.mass, provenance=provenance)
+        return label_mapping(_logits(target, self.target), provenance=provenance)
 
 
 @dataclass(frozen=True, kw_only=True)
-class FeatureMapping:
+class SoftLabelMapping(Method):
+    """Soft label mapping: the surrogate's softmax outputs, summed over the target."""
+
+    target: Path
+    """Features of the target's training split (`dp4tl features`)."""
+
+    def score(self) -> "Scores":
+        """Add the outputs up."""
+        from ..scoring.features import Features
+        from ..scoring.label_mapping import soft_label_mapping
+
+        target = Features.load(self.target)
+        values = _logits(target, self.target) if target.mass is None else target.mass
+        return soft_label_mapping(values, provenance={"target": dict(target.provenance)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureMapping(Method):
     """Feature mapping: votes for the nearest source class mean in the surrogate's features."""
 
     target: Path
     """Features of the target's training split (`dp4tl features`)."""
     source: Path
     """Features of the source, by the same surrogate."""
-    out: Path
-    """Scores file (.npz) to write."""
-    output: Output = field(default_factory=Output)
+    clusters: Path | None = None
+    """Pseudo-classes (`dp4tl cluster`) to score in place of the source's classes."""
 
-    def run(self) -> dict[str, Any]:
-        """Score and save."""
+    def score(self) -> "Scores":
+        """Take the means and count the votes."""
         from ..scoring import feature_mapping
         from ..scoring.features import Features, check_same_surrogate
 
         target, source = Features.load(self.target), Features.load(self.source)
         check_same_surrogate(target, source)
-        num_classes = max(source.num_outputs or 0, int(source.labels.max()) + 1)
-        scores = feature_mapping(
-            target.features,
-            source.class_means(num_classes),
-            provenance={
-                "target": dict(target.provenance),
-                "source": dict(source.provenance),
-                "source_fingerprint": source.provenance.get("beton_fingerprint"),
-            },
-        )
-        return _save(scores, self.out)
+        provenance = {"target": dict(target.provenance), **of_source(source)}
+        if self.clusters is None:
+            means = source.class_means(num_classes_of(source))
+        else:
+            means, provenance["clusters_sha256"] = _means_of_clusters(source, self.clusters)
+        return feature_mapping(target.features, means, provenance=provenance)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Random:
+class Random(Method):
     """Random scores: what the methods are compared with."""
 
     beton: Path
     """Source whose classes or samples are scored."""
-    out: Path
-    """Scores file (.npz) to write."""
     seed: int = 0
     """The same seed gives the same scores."""
     samples: bool = False
     """Score samples instead of classes."""
     label_field: str = "label"
     """Integer field of the class ids."""
-    output: Output = field(default_factory=Output)
 
-    def run(self) -> dict[str, Any]:
-        """Score and save."""
+    def score(self) -> "Scores":
+        """Draw a score for each."""
         from ..beton import BetonIndex
         from ..scoring import random_scores
 
         index = BetonIndex.open(self.beton)
-        count = index.num_samples if self.samples else index.num_classes(self.label_field)
-        scores = random_scores(
-            count,
+        return random_scores(
+            index.num_samples if self.samples else index.num_classes(self.label_field),
             seed=self.seed,
             unit="sample" if self.samples else "class",
             provenance={"source_fingerprint": index.fingerprint},
         )
-        return _save(scores, self.out)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Influence(Method):
+    """Class influence: how much better targets do with a source class than without it."""
+
+    outcomes: Path
+    """.npy of (runs, target samples): what each run made of each, such as 1 where it was right."""
+    included: Path
+    """.npy of (runs, source classes): whether a run was pretrained on a class."""
+
+    def score(self) -> "Scores":
+        """Compare the runs."""
+        from ..artifacts import sha256_of_file
+        from ..scoring.influence import class_influence
+
+        outcomes = _load_array("outcomes", self.outcomes)
+        included = _load_array("included", self.included)
+        if included.dtype != bool and not ((included == 0) | (included == 1)).all():
+            raise ValueError(
+                f"`included` must hold true and false, or 1 and 0; got {included.dtype} with other "
+                f"values in {str(self.included)!r}. Say of each run which classes it had."
+            )
+        provenance = {
+            "outcomes_sha256": sha256_of_file(self.outcomes),
+            "included_sha256": sha256_of_file(self.included),
+        }
+        return class_influence(outcomes, included.astype(bool), provenance=provenance)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classes(Method):
+    """A list of classes, best first: such as those that Jain et al. publish."""
+
+    class_list: Annotated[Path, tyro.conf.arg(name="list")]
+    """Class ids: .npy, or text."""
+    beton: Path
+    """Source that they are classes of."""
+    exclude: bool = False
+    """The list holds what is to go, worst first, rather than what is to stay."""
+    label_field: str = "label"
+    """Integer field of the class ids."""
+
+    def score(self) -> "Scores":
+        """Read the list."""
+        from ..artifacts import sha256_of_file
+        from ..beton import BetonIndex
+        from ..scoring.influence import class_list_scores, read_class_list
+
+        index = BetonIndex.open(self.beton)
+        num_classes = index.num_classes(self.label_field)
+        ids = read_class_list(self.class_list, num_classes)
+        provenance = {
+            "list_sha256": sha256_of_file(self.class_list),
+            "source_fingerprint": index.fingerprint,
+        }
+        return class_list_scores(ids, num_classes, exclude=self.exclude, provenance=provenance)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """Score the source's classes by a method."""
+    """Score the source's classes, or its samples, by a method."""
 
     method: (
         Annotated[LabelMapping, tyro.conf.subcommand("lm")]
+        | Annotated[SoftLabelMapping, tyro.conf.subcommand("soft-lm")]
         | Annotated[FeatureMapping, tyro.conf.subcommand("fm")]
         | Annotated[Random, tyro.conf.subcommand("random")]
+        | Annotated[ErrorNorm, tyro.conf.subcommand("el2n")]
+        | Annotated[GradientNorm, tyro.conf.subcommand("grand")]
+        | Annotated[Moderate, tyro.conf.subcommand("moderate")]
+        | Annotated[CoverageCentric, tyro.conf.subcommand("ccs")]
+        | Annotated[PrototypeDistance, tyro.conf.subcommand("prototypes")]
+        | Annotated[Influence, tyro.conf.subcommand("influence")]
+        | Annotated[Classes, tyro.conf.subcommand("classes")]
     )
 
     @property
@@ -125,13 +197,40 @@ class Score:
         return self.method.run()
 
 
-def _save(scores: Any, out: Path) -> dict[str, Any]:
-    scores.save(out)
-    return {
-        "out": str(out),
-        "method": scores.method,
-        "unit": scores.unit,
-        "scored": len(scores),
-        "above_zero": int((scores.scores > 0).sum()),
-        "best": scores.ranking()[:20].tolist(),
-    }
+def _logits(target: "Features", path: Path) -> Any:
+    if target.logits is None:
+        raise ValueError(
+            f"`target` must hold what the surrogate predicts; got features alone in {str(path)!r}. "
+            "Extract them with a classifier, or score by fm."
+        )
+    return target.logits
+
+
+def _means_of_clusters(source: "Features", path: Path) -> tuple[Any, str]:
+    """Return the means of pseudo-classes, and the pseudo-classes' digest."""
+    from ..scoring import class_means
+    from ..scoring.clusters import Clusters
+
+    clusters = Clusters.load(path)
+    check_clusters(clusters, source)
+    labels = clusters.labels[source.indices]
+    return class_means(source.features, labels, clusters.num_clusters), clusters.digest()
+
+
+def _load_array(name: str, path: Path) -> Any:
+    import numpy as np
+
+    try:
+        array = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise _no_array(name, path) from error
+    if not isinstance(array, np.ndarray):
+        raise _no_array(name, path)
+    return array
+
+
+def _no_array(name: str, path: Path) -> ValueError:
+    return ValueError(
+        f"`{name}` must be an array of numbers in a .npy file; got {str(path)!r}. "
+        "Write it with numpy.save."
+    )

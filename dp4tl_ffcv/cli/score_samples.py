@@ -1,0 +1,185 @@
+"""The methods of the verb score that score samples: what class scores are compared with."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from .scoring import (
+    Method,
+    check_clusters,
+    load_source,
+    mean_over_runs,
+    num_classes_of,
+    of_source,
+)
+
+if TYPE_CHECKING:
+    from ..scoring import Scores
+
+__all__ = ["CoverageCentric", "ErrorNorm", "GradientNorm", "Moderate", "PrototypeDistance"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ErrorNorm(Method):
+    """EL2N: norm of the error of the softmax outputs, averaged over runs."""
+
+    source: tuple[Path, ...]
+    """Features of the source with logits (`dp4tl features --logits`), one for each run."""
+
+    def score(self) -> "Scores":
+        """Score each run, and average."""
+        return mean_over_runs([self._of_run(path) for path in self.source])
+
+    def _of_run(self, path: Path) -> "Scores":
+        from ..scoring.samples import el2n
+
+        source = load_source(path)
+        if source.logits is None:
+            raise ValueError(
+                f"`source` must hold logits; got features without in {str(path)!r}. Extract them "
+                "with `dp4tl features --logits`."
+            )
+        return el2n(source.logits, source.labels, provenance=of_source(source))
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradientNorm(Method):
+    """GraNd: norm of each sample's own gradient, averaged over runs."""
+
+    beton: Path
+    """Source, with fields image and label."""
+    checkpoint: tuple[Path, ...]
+    """Models trained on it, early in their training; one for each run."""
+    resolution: int = 224
+    """Side of the centre crop in pixels, after resizing."""
+    crop_ratio: float = 224 / 256
+    """Side of the centre crop / shorter side of the image."""
+    batch_size: int = 256
+    """Images that are loaded at a time; does not change the result."""
+    num_workers: int = -1
+    """Loading threads; -1 takes every core."""
+    method: Literal["auto", "ghost", "vmap", "loop"] = "auto"
+    """How the norms are computed; all give the same, auto the fastest that suits the model."""
+
+    def score(self) -> "Scores":
+        """Score each run, and average."""
+        return mean_over_runs([self._of_run(path) for path in self.checkpoint])
+
+    def _of_run(self, checkpoint: Path) -> "Scores":
+        from ..artifacts import sha256_of_file
+        from ..beton import BetonIndex
+        from ..scoring.gradients import grand
+        from ..scoring.surrogate import best_device, load_checkpoint
+
+        device = best_device()
+        model = load_checkpoint(checkpoint).to(device)
+        index = BetonIndex.open(self.beton)
+        return grand(
+            model,
+            self._batches(index, device, checkpoint.name),
+            method=self.method,
+            provenance={
+                "checkpoint_sha256": sha256_of_file(checkpoint),
+                "arch": model.arch,
+                "resolution": self.resolution,
+                "crop_ratio": self.crop_ratio,
+                "source_fingerprint": index.fingerprint,
+            },
+        )
+
+    def _batches(self, index: Any, device: Any, name: str) -> Iterator[Any]:
+        from ..loading import evaluation_loader
+        from ..progress import track
+
+        return track(
+            evaluation_loader(
+                self.beton,
+                batch_size=self.batch_size,
+                resolution=self.resolution,
+                crop_ratio=self.crop_ratio,
+                num_workers=self.num_workers,
+                device=device,
+            ),
+            total=index.num_samples,
+            description=f"gradients of {name}",
+            unit="images",
+            scale=self.batch_size,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Moderate(Method):
+    """Moderate: the samples, or classes, whose distance to the centre is nearest the median."""
+
+    source: Path
+    """Features of the source (`dp4tl features`)."""
+    classes: bool = False
+    """Score classes instead of samples."""
+
+    def score(self) -> "Scores":
+        """Measure the distances."""
+        from ..scoring.samples import moderate, moderate_classes
+
+        source = load_source(self.source)
+        rule = moderate_classes if self.classes else moderate
+        return rule(
+            source.features, source.labels, num_classes_of(source), provenance=of_source(source)
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CoverageCentric(Method):
+    """CCS: samples of every difficulty alike, but for the hardest."""
+
+    difficulty: Path
+    """Sample scores that grow with difficulty, such as those of el2n or grand."""
+    strata: int = 50
+    """Ranges of difficulty, of equal width, that share the budget."""
+    cutoff: float = 0.0
+    """Share of the samples, the hardest, that comes last."""
+    seed: int = 0
+    """Of the order within each range."""
+
+    def score(self) -> "Scores":
+        """Take turns among the ranges."""
+        from ..scoring import Scores
+        from ..scoring.samples import coverage_centric
+
+        difficulty = Scores.load(self.difficulty)
+        about = dict(difficulty.provenance)
+        provenance = {
+            "difficulty": {"method": difficulty.method, **about},
+            "source_fingerprint": about.get("source_fingerprint"),
+        }
+        return coverage_centric(
+            difficulty,
+            strata=self.strata,
+            cutoff=self.cutoff,
+            seed=self.seed,
+            provenance=provenance,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrototypeDistance(Method):
+    """Prototypes: distance of each sample to the nearest centre of a cluster."""
+
+    source: Path
+    """Features of the source (`dp4tl features`)."""
+    clusters: Path
+    """Clusters of these features (`dp4tl cluster`)."""
+    prefer: Literal["far", "near"] = "far"
+    """Which samples are kept first."""
+
+    def score(self) -> "Scores":
+        """Measure the distances."""
+        from ..scoring.clusters import Clusters
+        from ..scoring.samples import prototype_distance
+
+        source, clusters = load_source(self.source), Clusters.load(self.clusters)
+        provenance = {**of_source(source), "clusters_sha256": clusters.digest()}
+        check_clusters(clusters, source)
+        return prototype_distance(
+            source.features, clusters, prefer=self.prefer, provenance=provenance
+        )
