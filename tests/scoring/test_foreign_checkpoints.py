@@ -1,0 +1,399 @@
+"""Checkpoints of other programs, each made here as that program makes it."""
+
+import itertools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torchvision.models import densenet121, resnet18
+
+from dp4tl_ffcv import (
+    CheckpointError,
+    Classifier,
+    build_model,
+    load_checkpoint,
+    replace_head,
+    save_checkpoint,
+)
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+State = dict[str, Any]
+
+
+def images(count: int = 3, side: int = 64) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randint(0, 256, (count, 3, side, side), dtype=torch.uint8, generator=generator)
+
+
+def normalised(mean: Any = MEAN, std: Any = STD) -> torch.Tensor:
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (mean, std))
+    return (images() / 255 - mean) / std
+
+
+def trained(network: nn.Module) -> nn.Module:
+    """Give BatchNorm statistics, and all weights values, that are not those of a new network."""
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter += 0.01 * torch.randn_like(parameter)
+        network.train()(normalised())
+    return network.eval()
+
+
+@pytest.fixture(scope="module")
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return trained(resnet18(num_classes=7))
+
+
+def assert_gives(model: Classifier, expected: nn.Module, values: torch.Tensor) -> None:
+    with torch.inference_mode():
+        torch.testing.assert_close(model.eval()(images()), expected(values), rtol=1e-4, atol=1e-4)
+
+
+def pooled(network: nn.Module) -> nn.Module:
+    """The network up to its head."""
+    return nn.Sequential(*list(network.children())[:-1], nn.Flatten()).eval()
+
+
+def data_parallel(network: nn.Module) -> State:
+    return nn.DataParallel(network).state_dict()  # with the prefix of DistributedDataParallel
+
+
+def dp4tl(network: nn.Module) -> State:
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.5, momentum=0.9)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=16)
+    return {
+        "state_dicts": {
+            "network": data_parallel(network),
+            "optimizer": optimizer.state_dict(),
+            "scheduler": scheduler.state_dict(),
+        },
+        "current_epoch": 16,
+        "best_acc": np.float64(0.5) * np.float32(1.5),
+        "relative_time": np.float32(7.5),
+        "history": [np.arange(3.0), np.arange(3), np.bool_(True), np.float16([1])],
+    }
+
+
+def lightning(network: nn.Module) -> State:
+    module = nn.Module()
+    module.model = network
+    return {
+        "epoch": 3,
+        "pytorch-lightning_version": "2.4.0",
+        "state_dict": module.state_dict(),
+        "hyper_parameters": {"lr": 0.1},
+        "callbacks": {"ModelCheckpoint{'monitor': None}": {"best_model_score": torch.ones(1)}},
+    }
+
+
+FORMATS: dict[str, Callable[[nn.Module], State]] = {
+    "torchvision": lambda network: network.state_dict(),
+    "ffcv-imagenet": data_parallel,
+    "compiled": lambda network: torch.compile(network).state_dict(),
+    "DP4TL": dp4tl,
+    "Lightning": lightning,
+    "timm": lambda network: {"epoch": 1, "arch": "resnet18", "state_dict": network.state_dict()},
+    "DeiT": lambda network: {"model": network.state_dict()},
+    "Classifier": lambda network: Classifier(network, "resnet18", 7).state_dict(),
+}
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("program", FORMATS)
+def test_another_programs_weights(
+    program: str, zipped: bool, network: nn.Module, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.pth"
+    torch.save(FORMATS[program](network), path, _use_new_zipfile_serialization=zipped)
+    model = load_checkpoint(path, arch="resnet18", num_classes=7)
+    assert (model.arch, model.num_classes, model.trained_on) == ("resnet18", 7, None)
+    assert_gives(model, network, normalised())
+
+
+def test_a_file_of_safetensors(network: nn.Module, tmp_path: Path) -> None:
+    safetensors = pytest.importorskip("safetensors.torch")
+    path = tmp_path / "model.safetensors"
+    safetensors.save_file(network.state_dict(), path)
+    model = load_checkpoint(path, arch="resnet18")
+    assert model.num_classes == 7
+    assert_gives(model, network, normalised())
+    path.write_bytes(path.read_bytes()[:-5])
+    with pytest.raises(CheckpointError, match=r"^`path` must be a checkpoint of tensors"):
+        load_checkpoint(path, arch="resnet18")
+    with pytest.raises(FileNotFoundError, match=r"none\.safetensors"):
+        load_checkpoint(tmp_path / "none.safetensors", arch="resnet18")
+
+
+def test_numbers_of_numpy_before_2(network: nn.Module, tmp_path: Path) -> None:
+    path = tmp_path / "best.ckpt"
+    torch.save(dp4tl(network), path, _use_new_zipfile_serialization=False)
+    now, before = b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n"
+    content = path.read_bytes()
+    assert now in content
+    path.write_bytes(content.replace(now, before))
+    assert_gives(load_checkpoint(path, arch="resnet18"), network, normalised())
+
+
+@pytest.mark.parametrize(
+    "prefixes",
+    [
+        order
+        for count in range(4)
+        for order in itertools.permutations(("module.", "_orig_mod.", "model."), count)
+    ],
+    ids="".join,
+)
+def test_prefixes_in_any_order(prefixes: tuple[str, ...], tmp_path: Path) -> None:
+    expected = build_model("resnet8_w16", 3).network.state_dict()
+    state = {"".join(prefixes) + name: value for name, value in expected.items()}
+    torch.save(state, tmp_path / "a.pt")
+    found = load_checkpoint(tmp_path / "a.pt", arch="resnet8_w16").network.state_dict()
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize(
+    ("prefix", "more", "named"),
+    [
+        ("module.", "module.layer1.module.extra", "layer1.module.extra"),
+        ("module.", "module.layer1._orig_mod.extra", "layer1._orig_mod.extra"),
+        ("", "module.extra", "module.extra"),
+        ("", "0._orig_mod.weight", "0._orig_mod.weight"),
+    ],
+)
+def test_prefixes_are_those_of_all_names_and_at_their_start(
+    prefix: str, more: str, named: str, tmp_path: Path
+) -> None:
+    state = build_model("resnet8_w16", 3).network.state_dict()
+    state = {prefix + name: value for name, value in state.items()} | {more: torch.ones(1)}
+    torch.save(state, tmp_path / "a.pt")
+    with pytest.raises(CheckpointError, match=rf"which has besides {named}\. Name the arch"):
+        load_checkpoint(tmp_path / "a.pt", arch="resnet8_w16")
+
+
+def test_the_old_names_of_torchvisions_densenets(tmp_path: Path) -> None:
+    expected = densenet121(num_classes=3).state_dict()
+    state = {}
+    for name, value in expected.items():
+        head, _, tail = name.rpartition(".")
+        block = head.rpartition(".")[2]
+        if "denselayer" in name and block[:-1] in ("norm", "conv"):
+            name = f"{head[:-1]}.{head[-1]}.{tail}"
+        if not name.endswith("num_batches_tracked"):
+            state[name] = value
+    assert "features.denseblock1.denselayer1.norm.1.weight" in state
+    torch.save(state, tmp_path / "a.pt")
+    found = load_checkpoint(tmp_path / "a.pt", arch="densenet121").network.state_dict()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("part", ["mean", "std"])
+def test_the_normalisation_is_the_callers(part: str, network: nn.Module, tmp_path: Path) -> None:
+    torch.save(network.state_dict(), tmp_path / "a.pt")
+    channels: Any = {part: np.array([0.5, 0.4, 0.3])}
+    model = load_checkpoint(tmp_path / "a.pt", arch="resnet18", **channels)
+    assert_gives(model, network, normalised(**{part: (0.5, 0.4, 0.3)}))
+    with pytest.raises(ValueError, match=rf"^`{part}` must have 3 values"):
+        load_checkpoint(tmp_path / "a.pt", arch="resnet18", **{part: (0.5,)})
+
+
+def test_weights_of_timm(tmp_path: Path) -> None:
+    timm = pytest.importorskip("timm")
+    theirs = trained(timm.create_model("regnetx_002", num_classes=4))
+    torch.save({"state_dict": theirs.state_dict()}, tmp_path / "a.pt")
+    for arch in ("regnetx_002", "timm:regnetx_002"):
+        model = load_checkpoint(tmp_path / "a.pt", arch=arch)
+        assert (model.arch, model.num_classes) == ("timm:regnetx_002", 4)
+        assert_gives(model, theirs, normalised())
+
+
+# Blurred convolutions.
+
+
+class Blurred(nn.Module):
+    """What ffcv-imagenet puts in the place of a strided convolution, with its names."""
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        self.conv = conv
+        weights = torch.tensor([[1.0, 2, 1], [2, 4, 2], [1, 2, 1]]) / 16
+        self.register_buffer("blur_filter", weights.expand(conv.in_channels, 1, 3, 3).clone())
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        padded, (rows, columns) = F.pad(values, (1, 1, 1, 1)), values.shape[2:]
+        blurred = torch.zeros_like(values)
+        for y, x in itertools.product(range(3), range(3)):
+            weight = (1, 2, 1)[y] * (1, 2, 1)[x] / 16
+            blurred += weight * padded[:, :, y : y + rows, x : x + columns]
+        result: torch.Tensor = self.conv(blurred)
+        return result
+
+
+def blur_strided(module: nn.Module) -> nn.Module:
+    for name, child in module.named_children():
+        if isinstance(child, nn.Conv2d) and max(child.stride) > 1 and child.in_channels >= 16:
+            setattr(module, name, Blurred(child))
+        else:
+            blur_strided(child)
+    return module
+
+
+def test_blurred_convolutions(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = trained(blur_strided(resnet18(num_classes=7)))
+    torch.save(data_parallel(network), tmp_path / "final_weights.pt")
+    model = load_checkpoint(tmp_path / "final_weights.pt", arch="resnet18")
+    assert sum(name.endswith("blur_filter") for name in model.network.state_dict()) == 6
+    assert_gives(model, network, normalised())
+    save_checkpoint(tmp_path / "own.pt", model)
+    assert_gives(load_checkpoint(tmp_path / "own.pt"), network, normalised())
+    plain = trained(resnet18(num_classes=7))  # the blur shows
+    plain.load_state_dict(
+        {
+            name.replace(".conv.weight", ".weight"): value
+            for name, value in network.state_dict().items()
+            if not name.endswith("blur_filter")
+        }
+    )
+    with torch.inference_mode():
+        assert not torch.allclose(plain(normalised()), network(normalised()), rtol=1e-2, atol=1e-2)
+
+
+def test_a_blur_where_there_is_no_convolution_is_refused(tmp_path: Path) -> None:
+    state = resnet18(num_classes=7).state_dict() | {"bn1.blur_filter": torch.ones(64, 1, 3, 3)}
+    torch.save(state, tmp_path / "a.pt")
+    with pytest.raises(CheckpointError, match=r"has besides bn1\.blur_filter"):
+        load_checkpoint(tmp_path / "a.pt", arch="resnet18")
+
+
+# Encoders.
+
+
+def moco(version: int) -> tuple[State, nn.Module]:
+    """Build MoCo's checkpoint of a ResNet-18, and the query encoder up to its head."""
+    torch.manual_seed(0)
+    encoders = [trained(resnet18(num_classes=128)) for _ in range(2)]
+    if version > 1:
+        for encoder in encoders:
+            encoder.fc = nn.Sequential(nn.Linear(512, 512), nn.ReLU(), encoder.fc)  # type: ignore[arg-type]  # a layer
+    with torch.no_grad():
+        for parameter in encoders[1].parameters():
+            parameter += 1
+    whole = nn.Module()
+    names = ("base_encoder", "momentum_encoder") if version == 3 else ("encoder_q", "encoder_k")
+    for name, encoder in zip(names, encoders, strict=True):
+        setattr(whole, name, encoder)
+    if version == 3:
+        whole.predictor = nn.Sequential(nn.Linear(128, 64), nn.BatchNorm1d(64))
+    else:
+        whole.register_buffer("queue", torch.randn(128, 32))
+        whole.register_buffer("queue_ptr", torch.zeros(1, dtype=torch.long))
+    optimizer = torch.optim.SGD(whole.parameters(), lr=0.03, momentum=0.9)
+    state = {
+        "epoch": 200,
+        "arch": "resnet18",
+        "state_dict": data_parallel(whole),
+        "optimizer": optimizer.state_dict(),
+    }
+    return state, pooled(encoders[0])
+
+
+@pytest.mark.parametrize("version", [1, 2, 3])
+def test_mocos_query_encoder(version: int, tmp_path: Path) -> None:
+    state, encoder = moco(version)
+    torch.save(state, tmp_path / "checkpoint_0199.pth.tar", _use_new_zipfile_serialization=False)
+    model = load_checkpoint(tmp_path / "checkpoint_0199.pth.tar", arch="resnet18")
+    assert model.num_classes is None
+    assert_gives(model, encoder, normalised())
+    assert model.features(images())[0] is None
+    assert replace_head(model, 5).num_classes == 5
+    message = r"^`path` must be a checkpoint of num_classes 1000; got one of None"
+    with pytest.raises(CheckpointError, match=message):
+        load_checkpoint(tmp_path / "checkpoint_0199.pth.tar", arch="resnet18", num_classes=1000)
+
+
+def without_head(state: State) -> State:
+    return {name: value for name, value in state.items() if not name.startswith("fc.")}
+
+
+def with_projection(state: State) -> State:
+    return without_head(state) | {"fc.0.weight": torch.ones(9, 512), "fc.2.bias": torch.ones(3)}
+
+
+@pytest.mark.parametrize("change", [dict, without_head, with_projection])
+def test_an_encoder_is_what_has_no_head(
+    change: Callable[[State], State], network: nn.Module, tmp_path: Path
+) -> None:
+    torch.save(change(network.state_dict()), tmp_path / "a.pt")
+    model = load_checkpoint(tmp_path / "a.pt", arch="resnet18", headless=change is dict)
+    assert model.num_classes is None
+    assert_gives(model, pooled(network), normalised())
+
+
+# Refusals.
+
+
+def test_the_architecture_must_be_named(network: nn.Module, tmp_path: Path) -> None:
+    torch.save(network.state_dict(), tmp_path / "a.pt")
+    message = r"^`arch` must name the architecture of another program's .*Pass, for example, arch="
+    with pytest.raises(CheckpointError, match=message):
+        load_checkpoint(tmp_path / "a.pt")
+    with pytest.raises(ValueError, match=r"^`arch` must be one of"):
+        load_checkpoint(tmp_path / "a.pt", arch="resnet19")
+
+
+def test_another_number_of_classes_than_expected_is_refused(
+    network: nn.Module, tmp_path: Path
+) -> None:
+    torch.save(network.state_dict(), tmp_path / "a.pt")
+    message = r"^`path` must be a checkpoint of num_classes 1000; got one of 7"
+    with pytest.raises(CheckpointError, match=message):
+        load_checkpoint(tmp_path / "a.pt", arch="resnet18", num_classes=1000)
+
+
+def misfits(state: State) -> Iterator[tuple[State, str]]:
+    yield {"a": torch.ones(1)} | state, r"which has besides a\. Name"
+    yield (
+        {name: value for name, value in state.items() if name != "conv1.weight"},
+        r"which lacks conv1\.weight\. Name",
+    )
+    yield (
+        state | {"bn1.weight": torch.ones(3)},
+        r"which has other shapes: bn1\.weight \(3,\) for \(64,\)\. Name",
+    )
+    yield (
+        {name: value for name, value in state.items() if name != "fc.weight"},
+        r"with 7 classes; got .*which lacks fc\.weight\. Name",
+    )
+    yield (
+        state | {"fc.weight": torch.ones(7, 3)},
+        r"which has other shapes: fc\.weight \(7, 3\) for \(7, 512\)\. Name",
+    )
+    yield (
+        state | {"fc.weight": torch.tensor(3.0)},
+        r"fc\.weight \(\) for \(1, 512\), fc\.bias \(7,\) for \(1,\)\. Name",
+    )
+    more = {f"x{number}": torch.ones(1) for number in range(5)}
+    yield state | more, r"which has besides x0, x1, x2 and 2 more\. Name"
+
+
+@pytest.mark.parametrize("number", range(7))
+def test_weights_that_do_not_fit_are_named(number: int, network: nn.Module, tmp_path: Path) -> None:
+    state, message = list(misfits(network.state_dict()))[number]
+    torch.save(state, tmp_path / "a.pt")
+    with pytest.raises(CheckpointError, match=rf"^`path` must hold the .*{message} the archit"):
+        load_checkpoint(tmp_path / "a.pt", arch="resnet18")
+
+
+def test_weights_of_another_architecture_are_refused(network: nn.Module, tmp_path: Path) -> None:
+    torch.save(network.state_dict(), tmp_path / "a.pt")
+    message = r"which lacks layer1\.0\.conv3\.weight, .* and \d+ more; has other shapes: "
+    with pytest.raises(CheckpointError, match=message):
+        load_checkpoint(tmp_path / "a.pt", arch="resnet50")

@@ -1,0 +1,245 @@
+"""Surrogate models: heads, features, encoders, and those of timm."""
+
+import copy
+import sys
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torchvision.models import VisionTransformer
+
+from dp4tl_ffcv import Classifier, build_model, replace_head
+from dp4tl_ffcv.scoring.surrogate.models import BlurPoolConv, NoHead
+
+ARCHS = {"resnet8_w16": 64, "resnet8_w32": 128, "resnet18": 512, "mobilenet_v3_small": 1024}
+
+
+def make(arch: str, num_classes: int = 5) -> Classifier:
+    torch.manual_seed(0)
+    if arch == "vit":
+        network = VisionTransformer(32, 16, 1, 2, 32, 64, num_classes=num_classes)
+        return Classifier(network, arch, num_classes)
+    return build_model(arch, num_classes)
+
+
+def images(count: int = 3, side: int = 32) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randint(0, 256, (count, 3, side, side), dtype=torch.uint8, generator=generator)
+
+
+@torch.inference_mode()
+def outputs(model: Classifier) -> torch.Tensor:
+    return model.eval()(images())
+
+
+def state_of(module: nn.Module) -> dict[str, torch.Tensor]:
+    return copy.deepcopy(module.state_dict())
+
+
+def assert_same_state(one: Any, other: Any) -> None:
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        assert torch.equal(value, other[name]), name
+
+
+@pytest.mark.parametrize("arch", [*ARCHS, "vit"])
+def test_features_are_the_input_of_the_head(arch: str) -> None:
+    model = make(arch).eval()
+    with torch.inference_mode():
+        logits, features = model.features(images())
+        assert torch.equal(logits, model(images()))
+        assert torch.equal(model.head(features), logits)
+    assert logits.shape == (3, 5)
+    assert features.shape == (3, ARCHS.get(arch, 32))
+    assert not model.head._forward_pre_hooks
+
+
+def test_a_failing_pass_leaves_no_hook() -> None:
+    model = make("resnet8_w16")
+    with pytest.raises(RuntimeError, match=r"size of tensor"):
+        model.features(torch.zeros(2, 5, 32, 32))
+    assert not model.head._forward_pre_hooks
+
+
+def test_pixels_are_normalised_as_for_imagenet() -> None:
+    class Middle(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(3, 3)
+
+        def forward(self, normalised: torch.Tensor) -> torch.Tensor:
+            return normalised.mean((2, 3))
+
+    pixels = torch.tensor([0, 255, 100], dtype=torch.uint8).view(1, 3, 1, 1).expand(1, 3, 2, 2)
+    found = Classifier(Middle(), "middle", 3)(pixels)[0]
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    torch.testing.assert_close(found, (torch.tensor([0.0, 1.0, 100 / 255]) - mean) / std)
+
+
+def test_a_network_without_a_linear_head_is_refused_at_once() -> None:
+    with pytest.raises(ValueError, match=r"^`network` must end in an nn\.Linear; got SqueezeNet"):
+        build_model("squeezenet1_1", 5)
+
+
+@pytest.mark.parametrize("arch", ["resnet19", "", "fcos_resnet50_fpn", "raft_small"])
+def test_an_unknown_architecture_is_refused(arch: str) -> None:
+    message = rf"^`arch` must be one of \['resnet8_w16', 'resnet8_w32'\].*got '{arch}'"
+    with pytest.raises(ValueError, match=message):
+        build_model(arch, 5)
+
+
+@pytest.mark.parametrize("arch", ["resnet8_w16", "resnet18", "mobilenet_v3_small", "vit"])
+def test_a_new_head_leaves_the_body_and_the_original_as_they_were(arch: str) -> None:
+    model = make(arch)
+    before = state_of(model)
+    new = replace_head(model, 9)
+    assert new.num_classes == new.head.out_features == 9
+    assert new.arch == arch
+    assert outputs(new).shape == (3, 9)
+    head = {name for name in before if before[name].shape != new.state_dict()[name].shape}
+    assert len(head) == 2  # weight and bias
+    body = {name: value for name, value in new.state_dict().items() if name not in head}
+    assert_same_state(body, {name: value for name, value in before.items() if name not in head})
+    with torch.no_grad():
+        for parameter in new.parameters():
+            parameter.zero_()
+    assert_same_state(model.state_dict(), before)
+
+
+def test_a_new_head_keeps_the_normalisation() -> None:
+    model = Classifier(make("resnet8_w16").network, "resnet8_w16", 5, (0.1, 0.2, 0.3), (0.5,) * 3)
+    new = replace_head(model, 2)
+    assert torch.equal(new.mean, model.mean)
+    assert torch.equal(new.std, model.std)
+
+
+def test_a_normalisation_must_have_three_channels() -> None:
+    with pytest.raises(
+        ValueError, match=r"^`std` must have 3 values, one a channel; got \(1\.0,\)"
+    ):
+        Classifier(nn.Linear(3, 2), "linear", 2, std=(1,))
+
+
+# Encoders.
+
+
+@pytest.mark.parametrize("arch", ["resnet8_w16", "resnet18", "mobilenet_v3_small", "vit"])
+def test_an_encoder_gives_the_features_and_no_logits(arch: str) -> None:
+    model = make(arch).eval()
+    before = state_of(model)
+    encoder = replace_head(model, None).eval()
+    assert encoder.num_classes is None
+    assert isinstance(encoder.head, NoHead)
+    assert encoder.head_name == model.head_name
+    with torch.inference_mode():
+        logits, features = encoder.features(images())
+        assert logits is None
+        assert torch.equal(features, model.features(images())[1])
+        assert torch.equal(encoder(images()), features)
+    assert encoder.head.in_features == features.shape[1]
+    assert_same_state(model.state_dict(), before)
+    body = {name for name in before if not name.startswith(f"network.{model.head_name}.")}
+    assert set(encoder.state_dict()) == body
+
+
+@pytest.mark.parametrize("arch", ["resnet8_w16", "mobilenet_v3_small"])
+def test_an_encoder_takes_a_head(arch: str) -> None:
+    encoder = build_model(arch, None)
+    encoder.trained_on = "0123abcd"
+    model = replace_head(encoder, 4)
+    assert model.num_classes == model.head.out_features == 4
+    assert model.trained_on == "0123abcd"
+    assert outputs(model).shape == (3, 4)
+    assert encoder.num_classes is None
+    with torch.inference_mode():
+        expected = encoder.eval().features(images())[1]
+        assert torch.equal(model.eval().features(images())[1], expected)
+
+
+def test_a_network_that_is_its_head_becomes_an_encoder() -> None:
+    encoder = replace_head(Classifier(nn.Linear(4, 2), "linear", 2), None)
+    assert isinstance(encoder.network, NoHead)
+    assert replace_head(encoder, 7).head.weight.shape == (7, 4)  # type: ignore[union-attr]
+
+
+# Blurred convolutions.
+
+
+def blur(values: torch.Tensor) -> torch.Tensor:
+    """Weigh each pixel and its eight neighbours as 1 2 1 by 1 2 1, zeros beyond the edges."""
+    padded, weights = F.pad(values, (1, 1, 1, 1)), (1, 2, 1)
+    rows, columns = values.shape[2:]
+    return sum(
+        weights[y] * weights[x] / 16 * padded[:, :, y : y + rows, x : x + columns]
+        for y in range(3)
+        for x in range(3)
+    )  # type: ignore[return-value]  # a sum of tensors
+
+
+def test_a_blurred_convolution_is_a_blur_and_a_convolution() -> None:
+    torch.manual_seed(0)
+    conv, values = nn.Conv2d(5, 3, 3, stride=2, padding=1), torch.randn(2, 5, 9, 8)
+    blurred = BlurPoolConv(conv)
+    assert set(blurred.state_dict()) == {"conv.weight", "conv.bias", "blur_filter"}
+    assert blurred.state_dict()["blur_filter"].shape == (5, 1, 3, 3)
+    with torch.no_grad():
+        torch.testing.assert_close(blurred(values), conv(blur(values)))
+
+
+# timm.
+
+
+@pytest.mark.parametrize(
+    ("arch", "mean"),
+    [("timm:resnet18", 0.485), ("timm:vit_tiny_patch16_224", 0.5), ("convnext_atto", 0.485)],
+)
+def test_a_model_of_timm_gives_its_features(arch: str, mean: float) -> None:
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(0)
+    model = build_model(arch, 5).eval()
+    assert model.arch == f"timm:{arch.removeprefix('timm:')}"
+    assert model.channels[0][0] == mean
+    theirs = timm.create_model(arch.removeprefix("timm:"), num_classes=5).eval()
+    theirs.load_state_dict(model.network.state_dict())
+    pixels = images(2, 224)
+    with torch.inference_mode():
+        logits, features = model.features(pixels)
+        channels = [torch.tensor(values).view(1, 3, 1, 1) for values in model.channels]
+        normalised = (pixels / 255 - channels[0]) / channels[1]
+        pooled = theirs.forward_head(theirs.forward_features(normalised), pre_logits=True)
+        torch.testing.assert_close(features, pooled, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(logits, theirs(normalised), rtol=1e-3, atol=1e-4)
+        encoder = replace_head(model, None).eval()
+        assert torch.equal(encoder(pixels), features)
+    assert encoder.channels == model.channels
+
+
+def test_torchvisions_models_come_first() -> None:
+    assert build_model("resnet18", 2).arch == "resnet18"
+
+
+@pytest.mark.parametrize("arch", ["timm:resnet19", "resnet18.no_such_tag", "hf_hub:timm/resnet18"])
+def test_a_model_that_timm_lacks_is_refused(arch: str) -> None:
+    pytest.importorskip("timm")
+    name = arch.removeprefix("timm:")
+    with pytest.raises(ValueError, match=rf"^`arch` must be one of .* or timm; got '{name}'\. See"):
+        build_model(arch, 5)
+
+
+def test_a_model_of_timm_with_two_heads_is_refused() -> None:
+    pytest.importorskip("timm")
+    with pytest.raises(
+        ValueError, match=r"^`arch` must name a classifier that ends in one nn\.Lin"
+    ):
+        build_model("timm:deit_tiny_distilled_patch16_224", 5)
+
+
+@pytest.mark.parametrize("arch", ["timm:resnet18", "convnext_atto"])
+def test_without_timm_its_models_are_refused(arch: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)
+    message = r"^`arch` must be .* where timm is not installed; got '.*pip install timm"
+    with pytest.raises(ValueError, match=message):
+        build_model(arch, 5)
+    assert build_model("resnet18", 5).num_classes == 5
