@@ -124,8 +124,10 @@ class Plan:
     def _missing(self) -> list[int]:
         try:
             done = np.load(self.folder / DONE, allow_pickle=False)
-            FeatureBlocks(self)  # opens every array
-        except (OSError, ValueError, EOFError) as error:
+            for file in read_header(self.folder)["files"]:
+                # For reading: numpy would lengthen a file that it maps for writing.
+                np.load(self.folder / file, mmap_mode="r", allow_pickle=False)
+        except (KeyError, OSError, ValueError, EOFError) as error:
             raise ValueError(
                 f"`out` must be a whole folder to be continued; got {str(self.folder)!r}, which "
                 "lacks a part. Start over with `restart`."
@@ -178,7 +180,11 @@ class Plan:
 
     def _write_header(self, *, finished: bool) -> None:
         write_header(
-            self.folder, finished=finished, provenance=self.provenance, request=self.request
+            self.folder,
+            finished=finished,
+            provenance=self.provenance,
+            request=self.request,
+            files=sorted(path.name for path in self.folder.glob("*.npy") if path.name != DONE),
         )
 
 

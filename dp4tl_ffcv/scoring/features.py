@@ -277,14 +277,15 @@ def _check_matrix(
 
 
 def _check_ids(name: str, values: Any, rows: int) -> NDArray[np.int64]:
-    array = np.asanyarray(values)
+    array: NDArray[Any] = np.asanyarray(values)
     if array.dtype.kind not in "iu":
         raise TypeError(
             f"`{name}` must be integers; got dtype {array.dtype}. Convert them to int64."
         )
     if array.shape != (rows,):
         raise _other_rows(name, array.shape, rows)
-    return array.astype(np.int64, copy=False)
+    ids: NDArray[np.int64] = array.astype(np.int64, copy=False)
+    return ids
 
 
 def _check_shape(name: str, values: Any, shape: tuple[int | None, ...]) -> None:

@@ -1,50 +1,276 @@
-"""`Features`: the file, and the check that two of them belong together."""
+"""`Features`: the folder, and the check that two of them belong together."""
 
+import json
+import os
+import stat
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from dp4tl_ffcv import Features, StaleArtifactError, random_scores
-from dp4tl_ffcv.scoring.features import check_same_surrogate
+from dp4tl_ffcv import Features, StaleArtifactError, class_means
+from dp4tl_ffcv.scoring import features as module
+from dp4tl_ffcv.scoring.features import check_same_surrogate, sum_in_order
 
 SURROGATE = {
     "checkpoint_sha256": "ab" * 32, "arch": "resnet18", "resolution": 224, "crop_ratio": 0.875,
 }  # fmt: skip
+ARRAYS = ("features", "labels", "indices", "logits", "predictions", "mass", "sums", "counts")
 
 
-def features_with(**provenance: Any) -> Features:
+def features_with(dtype: Any = np.float32, **provenance: Any) -> Features:
     rng = np.random.default_rng(0)
+    logits = rng.normal(size=(4, 3)).astype(np.float32)
+    features = rng.normal(size=(4, 2)).astype(dtype)
     return Features(
-        logits=rng.normal(size=(4, 3)).astype(np.float32),
-        features=rng.normal(size=(4, 2)).astype(np.float32),
-        labels=np.array([1, 0, 2, 1]),
+        logits=logits,
+        features=features,
+        labels=np.array([1, 0, 3, 1]),
         indices=np.array([5, 6, 7, 9]),
+        predictions=logits.argmax(axis=1),
+        mass=rng.random(3),
+        sums=np.stack(
+            [features[[1]].sum(0), features[[0, 3]].sum(0), [0, 0], features[2]], dtype=float
+        ),
+        counts=np.array([1, 2, 0, 1]),
         provenance=provenance,
     )
 
 
-def test_features_come_back_from_their_file(tmp_path: Path) -> None:
-    saved = features_with(**SURROGATE, beton_fingerprint="cd" * 32)
-    saved.save(tmp_path / "deep" / "f.npz")
-    loaded = Features.load(tmp_path / "deep" / "f.npz")
-    for name in ("logits", "features", "labels", "indices"):
+def bare(**changes: Any) -> Features:
+    arrays: dict[str, Any] = {
+        "features": np.ones((3, 2), np.float32),
+        "labels": np.zeros(3, np.int64),
+        "indices": np.arange(3),
+    }
+    return Features(**(arrays | changes))
+
+
+# The folder.
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_features_come_back_from_their_folder(dtype: Any, tmp_path: Path) -> None:
+    saved = features_with(dtype, **SURROGATE, beton_fingerprint="cd" * 32)
+    saved.save(tmp_path / "deep" / "f")
+    loaded = Features.load(tmp_path / "deep" / "f")
+    for name in ARRAYS:
         before, after = getattr(saved, name), getattr(loaded, name)
         assert before.dtype == after.dtype
         np.testing.assert_array_equal(before, after)
     assert loaded.provenance == saved.provenance
+    assert isinstance(loaded.features, np.memmap)
+    assert (len(loaded), loaded.num_outputs) == (4, 3)
 
 
-def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
-    random_scores(3, seed=0).save(tmp_path / "s.npz")
-    with pytest.raises(ValueError, match=r"^`path` must be a features file; got a scores file"):
-        Features.load(tmp_path / "s.npz")
+def test_what_an_encoder_does_not_say_is_none(tmp_path: Path) -> None:
+    bare().save(tmp_path / "f")
+    assert sorted(path.name for path in (tmp_path / "f").iterdir()) == [
+        "features.npy", "header.json", "indices.npy", "labels.npy",
+    ]  # fmt: skip
+    loaded = Features.load(tmp_path / "f")
+    assert all(getattr(loaded, name) is None for name in ARRAYS[3:])
+    assert loaded.num_outputs is None
 
 
-def test_a_missing_file_is_not_found(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"none\.npz"):
-        Features.load(tmp_path / "none.npz")
+def test_saving_replaces_features_even_by_what_maps_them(tmp_path: Path) -> None:
+    features_with().save(tmp_path / "f")
+    replace(Features.load(tmp_path / "f"), provenance={"mine": 1}, logits=None).save(tmp_path / "f")
+    loaded = Features.load(tmp_path / "f")
+    assert loaded.provenance == {"mine": 1}
+    assert loaded.logits is None
+    np.testing.assert_array_equal(loaded.features, features_with().features)
+    assert list(tmp_path.iterdir()) == [tmp_path / "f"]
+
+
+def test_a_failed_save_leaves_the_old_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    features_with(a=1).save(tmp_path / "f")
+
+    def fail(*arguments: Any, **more: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "write_header", fail)
+        with pytest.raises(OSError, match="No space left"):
+            features_with(a=2).save(tmp_path / "f")
+    assert Features.load(tmp_path / "f").provenance == {"a": 1}
+    assert list(tmp_path.iterdir()) == [tmp_path / "f"]
+
+
+def test_a_folder_has_the_rights_of_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        bare().save(tmp_path / "f")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "f").stat().st_mode) == 0o750
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_what_is_something_elses_is_not_replaced(kind: str, tmp_path: Path) -> None:
+    if kind == "file":
+        (tmp_path / "f").write_text("precious")
+    else:
+        features_with().save(tmp_path / "f")
+        (tmp_path / "f" / "thesis.tex").write_text("precious")
+    with pytest.raises(ValueError, match=r"^`path` must be a new folder, or one of features; got"):
+        bare().save(tmp_path / "f")
+    rest = tmp_path / "f" if kind == "file" else tmp_path / "f" / "thesis.tex"
+    assert rest.read_text() == "precious"
+
+
+def test_a_missing_folder_is_not_found(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="none"):
+        Features.load(tmp_path / "none")
+
+
+def damage(folder: Path, how: str) -> None:
+    header = json.loads((folder / "header.json").read_text())
+    if how == "other kind":
+        (folder / "header.json").write_text(json.dumps(header | {"kind": "scores"}))
+    elif how == "no finished":
+        del header["finished"]
+        (folder / "header.json").write_text(json.dumps(header))
+    elif how == "no header":
+        (folder / "header.json").unlink()
+    elif how == "cut header":
+        (folder / "header.json").write_text(json.dumps(header)[:20])
+    elif how == "no labels":
+        (folder / "labels.npy").unlink()
+    elif how == "cut features":
+        os.truncate(folder / "features.npy", 140)
+    elif how == "other rows":
+        np.save(folder / "indices.npy", np.arange(3))
+    else:
+        np.save(folder / "labels.npy", np.array([{}] * 4), allow_pickle=True)
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        "other kind",
+        "no finished",
+        "no header",
+        "cut header",
+        "no labels",
+        "cut features",
+        "other rows",
+        "objects",
+    ],
+)
+def test_a_damaged_folder_is_refused(how: str, tmp_path: Path) -> None:
+    features_with().save(tmp_path / "f")
+    damage(tmp_path / "f", how)
+    with pytest.raises(ValueError, match=r"^`path` must be a features folder written by dp4tl"):
+        Features.load(tmp_path / "f")
+
+
+def test_an_old_npz_is_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "f.npz", features=np.ones((2, 2)))
+    with pytest.raises(ValueError, match=r"^`path` must be a features folder"):
+        Features.load(tmp_path / "f.npz")
+
+
+def test_a_newer_format_and_unfinished_features_are_refused(tmp_path: Path) -> None:
+    features_with().save(tmp_path / "f")
+    header = json.loads((tmp_path / "f" / "header.json").read_text())
+    (tmp_path / "f" / "header.json").write_text(json.dumps(header | {"finished": False}))
+    with pytest.raises(ValueError, match=r"must hold finished features; .*Run the same command"):
+        Features.load(tmp_path / "f")
+    (tmp_path / "f" / "header.json").write_text(json.dumps(header | {"format": 2}))
+    with pytest.raises(ValueError, match=r"^`path` must have format <= 1; got 2 .*Update"):
+        Features.load(tmp_path / "f")
+
+
+# What may be in it.
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"features": np.ones((3, 2))}, TypeError, r"float16 or float32; got float64"),
+        ({"features": [[1.0]]}, TypeError, r"got list"),
+        ({"features": np.ones(3, np.float32)}, ValueError, r"shape \(n, D\).*got \(3,\)"),
+        ({"features": np.ones((0, 2), np.float32)}, ValueError, r"got \(0, 2\)"),
+        ({"labels": np.zeros(2, int)}, ValueError, r"^`labels` must have one entry .* 3 rows"),
+        ({"labels": np.zeros(3)}, TypeError, r"^`labels` must be integers; got dtype float64"),
+        ({"indices": np.zeros((3, 1), int)}, ValueError, r"^`indices` must have one entry"),
+        ({"predictions": np.zeros(4, int)}, ValueError, r"^`predictions` must have one entry"),
+        ({"logits": np.ones((2, 5), np.float32)}, ValueError, r"^`logits` must have one entry"),
+        ({"logits": np.ones((3, 5), np.float16)}, TypeError, r"^`logits` must be .*float32"),
+        (
+            {"logits": np.ones((3, 5), np.float32), "mass": np.ones(4)},
+            ValueError,
+            r"^`mass` must have shape \(5,\); got \(4,\)",
+        ),
+        ({"sums": np.ones((1, 2))}, ValueError, r"^`sums` and `counts` must come together"),
+        (
+            {"sums": np.ones((1, 3)), "counts": np.ones(1, int)},
+            ValueError,
+            r"^`sums` must have shape \(1, 2\); got \(1, 3\)",
+        ),
+    ],
+)
+def test_arrays_that_do_not_fit_are_refused(
+    changes: Any, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        bare(**changes)
+
+
+@pytest.mark.parametrize("name", ["features", "logits"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_is_not_saved(name: str, value: float, tmp_path: Path) -> None:
+    given = features_with()
+    getattr(given, name)[2, 1] = value
+    message = rf"^`{name}` must be finite; got NaN or inf for sample 7\."
+    with pytest.raises(ValueError, match=message):
+        given.save(tmp_path / "f")
+    assert not list(tmp_path.iterdir())
+
+
+# Class means.
+
+
+@settings(deadline=None)  # the first call compiles
+@given(st.integers(0, 2**32 - 1), st.integers(1, 40), st.integers(0, 3))
+def test_means_from_sums_are_means_of_the_features(seed: int, count: int, more: int) -> None:
+    rng = np.random.default_rng(seed)
+    features = rng.normal(size=(count, 3)).astype(np.float32)
+    labels = rng.integers(0, 5, count)
+    classes = int(labels.max()) + 1
+    sums, counts = np.zeros((classes, 3)), np.zeros(classes, dtype=np.int64)
+    for row, label in zip(features, labels, strict=True):
+        sums[label] += row
+        counts[label] += 1
+    known = bare(features=features, labels=labels, indices=labels, sums=sums, counts=counts)
+    unknown = bare(features=features, labels=labels, indices=labels)
+    expected = class_means(features, labels, classes + more)
+    np.testing.assert_array_equal(known.class_means(classes + more), expected)
+    np.testing.assert_array_equal(unknown.class_means(classes + more), expected)
+
+
+def test_means_of_too_few_classes_are_refused() -> None:
+    for given_features in (features_with(), replace(features_with(), sums=None, counts=None)):
+        with pytest.raises(ValueError, match=r"must lie in \[0, 3\); got values from 0 to 3"):
+            given_features.class_means(3)
+
+
+def test_rows_are_added_from_first_to_last() -> None:
+    rows = np.random.default_rng(0).normal(size=(50, 3)) * 10.0 ** np.arange(50)[:, None]
+    expected = np.zeros(3)
+    for row in rows:
+        expected += row
+    assert sum_in_order(rows).tolist() == expected.tolist()
+
+
+# Two of them.
 
 
 def test_features_of_one_surrogate_belong_together() -> None:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from dp4tl_ffcv import label_mapping
+from dp4tl_ffcv.scoring.label_mapping import label_mapping, soft_label_mapping
 
 LOGITS = hnp.arrays(
     np.float32,
@@ -62,6 +62,87 @@ def test_without_ties_the_best_are_torchs_topk(seed: int, classes: int) -> None:
     scores = label_mapping(logits)
     for k in range(1, classes + 1):
         assert scores.ranking()[:k].tolist() == torch.topk(histogram, k).indices.tolist()
+
+
+# Few distinct logits: votes tie in every pattern; the soft mass does where columns are alike.
+@given(st.data())
+def test_the_order_is_that_of_an_independent_sort_for_every_pattern_of_ties(data: Any) -> None:
+    classes = data.draw(st.integers(2, 7))
+    logits = data.draw(
+        hnp.arrays(
+            np.float32,
+            st.tuples(st.integers(1, 8), st.just(classes)),
+            elements=st.sampled_from([0.0, 1.0, 4.0]),
+        )
+    )
+    copies = data.draw(st.lists(st.integers(0, classes - 1), min_size=classes, max_size=classes))
+    logits = logits[:, copies]
+    scores = label_mapping(logits)
+    votes, mass = votes_and_mass(logits)
+    np.testing.assert_allclose(scores.tie, mass, rtol=1e-12)
+    alike = {c: min(o for o in range(classes) if copies[o] == copies[c]) for c in range(classes)}
+    for c, first in alike.items():
+        assert scores.tie[c] == scores.tie[first]  # equal columns tie to the bit
+    # An insertion sort by count, soft mass and id, with the keys as numbers of Python.
+    order: list[int] = []
+    for c in range(classes):
+        place = 0
+        while place < len(order) and (votes[order[place]], float(scores.tie[order[place]])) >= (
+            votes[c],
+            float(scores.tie[c]),
+        ):
+            place += 1
+        order.insert(place, c)
+    assert scores.ranking().tolist() == order
+    predictions = logits.argmax(axis=1)
+    again = label_mapping(predictions, mass=scores.tie)
+    assert again.ranking().tolist() == order
+    assert label_mapping(predictions, classes, mass=scores.tie).scores.tolist() == votes
+
+
+@given(LOGITS)
+def test_soft_label_mapping_ranks_by_the_mass_alone(logits: Any) -> None:
+    _, mass = votes_and_mass(logits)
+    scores = soft_label_mapping(logits, provenance={"target": "pets"})
+    np.testing.assert_allclose(scores.scores, mass, rtol=1e-12)
+    assert (scores.method, scores.unit) == ("soft_lm", "class")
+    assert scores.provenance == {"target": "pets"}
+    exact = scores.scores.tolist()
+    assert scores.ranking().tolist() == sorted(range(len(exact)), key=lambda c: (-exact[c], c))
+    assert soft_label_mapping(scores.scores).scores.tolist() == exact
+    assert exact == label_mapping(logits).tie.tolist()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ([[0.0, np.nan]], r"^`values` must be finite; got NaN or inf"),
+        ([[1, 2]], r"^`values` must be float logits"),
+        ([1, 2], r"^`values` must be float softmax mass \(C,\); got shape \(2,\) of int64"),
+        ([], r"^`values` must be float softmax mass"),
+        (np.zeros((2, 2, 2)), r"^`values` must be float softmax mass"),
+        ([0.5, np.inf], r"^`values` must be finite and not negative"),
+        ([0.5, -1.0], r"^`values` must be finite and not negative"),
+    ],
+)
+def test_bad_soft_votes_are_refused(values: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        soft_label_mapping(values)
+
+
+@pytest.mark.parametrize(
+    ("predictions", "options", "message"),
+    [
+        ([[0.0, 1.0]], {"mass": [0.1, 0.9]}, r"^`mass` must be left out with logits"),
+        ([0, 1], {"mass": [0.1, 0.9], "num_classes": 3}, r"equal the entries of `mass`, 2; got 3"),
+        ([0, 2], {"mass": [0.1, 0.9]}, r"must lie in \[0, 2\)"),
+        ([0, 1], {"mass": [0.1, np.nan]}, r"^`mass` must be finite and not negative"),
+        ([0, 1], {"mass": [[0.1, 0.9]]}, r"^`mass` must be float softmax mass \(C,\)"),
+    ],
+)
+def test_bad_mass_is_refused(predictions: Any, options: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        label_mapping(predictions, **options)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
