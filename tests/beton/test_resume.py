@@ -95,8 +95,6 @@ from dp4tl_ffcv.kernels import resize_area
 from tests.beton.test_resume import Blobs, write
 
 parts.COMMIT_BYTES = 0
-# A shell starts what runs in the background with SIGINT ignored, and the tests may run there.
-signal.signal(signal.SIGINT, signal.default_int_handler)
 
 class Slow(Blobs):
     def __getitem__(self, number):
