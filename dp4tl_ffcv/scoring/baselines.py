@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..kernels.checks import as_num_classes
+from .checks import whole
 from .scores import Scores
 
 __all__ = ["random_scores"]
@@ -25,12 +25,17 @@ def random_scores(
         seed: of numpy's default generator; the same seed gives the same scores.
         unit: what is scored.
         provenance: kept with the scores.
+
+    Raises:
+        TypeError: a number is not whole.
+        ValueError: a number is out of range.
     """
-    draws = np.random.default_rng(seed).random(as_num_classes(count))
+    count, seed = whole("count", count, 1), whole("seed", seed, 0)
+    draws = np.random.default_rng(seed).random(count)
     return Scores(
         scores=draws,
         tie=np.zeros_like(draws),
         method="random",
         unit=unit,
-        provenance={"seed": int(seed), **(provenance or {})},
+        provenance={"seed": seed, **(provenance or {})},
     )

@@ -11,6 +11,7 @@ from threadpoolctl import threadpool_limits
 
 from ..kernels import nearest_mean
 from ..kernels.checks import as_features
+from .checks import whole
 from .clusters import Clusters
 
 __all__ = ["Clusters", "cluster", "sweep_clusters"]
@@ -60,8 +61,8 @@ def cluster(
     values = as_features(features)
     counts = _check_levels(levels, num_clusters, len(values))
     for name, number in (("iterations", iterations), ("sample", sample)):
-        _whole(name, number, 1)
-    generator = np.random.default_rng(_whole("seed", seed, 0))
+        whole(name, number, 1)
+    generator = np.random.default_rng(whole("seed", seed, 0))
     drawn = values[_choose(len(values), int(sample) * counts[0], generator)]
     centroids = _fit(drawn, counts[0], iterations, generator)
     labels = np.concatenate([nearest_mean(rows, centroids)[0] for rows in _blocks(values)])
@@ -120,7 +121,7 @@ def sweep_clusters(
         )
     for count in counts:  # all are checked before the work on any
         _check_levels(levels, count, len(values))
-    drawn = _choose(len(values), _SILHOUETTE_ROWS, np.random.default_rng(_whole("seed", seed, 0)))
+    drawn = _choose(len(values), _SILHOUETTE_ROWS, np.random.default_rng(whole("seed", seed, 0)))
     rows = values[drawn].astype(np.float64)
     figures: dict[str, float] = {}
     for count in sorted(counts):
@@ -253,21 +254,11 @@ def _check_levels(levels: Sequence[int], num_clusters: int, num_rows: int) -> tu
     """Return every level's number of clusters, finest first."""
     if not num_rows:
         raise ValueError("`features` must have at least one row; got none. Check the source.")
-    _whole("num_clusters", num_clusters, 1, num_rows)
-    counts = (*(_whole("levels", count, 1, num_rows) for count in levels), int(num_clusters))
+    whole("num_clusters", num_clusters, 1, num_rows)
+    counts = (*(whole("levels", count, 1, num_rows) for count in levels), int(num_clusters))
     if any(finer <= coarser for finer, coarser in pairwise(counts)):
         raise ValueError(
             f"`levels` must descend, and end above `num_clusters`; got {tuple(levels)} and "
             f"{num_clusters}. Name the finest level first."
         )
     return counts
-
-
-def _whole(name: str, value: Any, least: int, most: int | None = None) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise TypeError(f"`{name}` must be whole; got {value!r}. Pass an int.")
-    if value < least or (most is not None and value > most):
-        span = f"be at least {least}" if most is None else f"lie in [{least}, {most}]"
-        hint = "Pass another number." if most is None else "There are not more samples."
-        raise ValueError(f"`{name}` must {span}; got {value}. {hint}")
-    return int(value)

@@ -32,5 +32,17 @@ def test_scores_say_what_they_are(unit: Any, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("count", "error"), [(0, ValueError), (-2, ValueError), (2.0, TypeError)])
 def test_a_bad_number_is_refused(count: Any, error: type[Exception]) -> None:
-    with pytest.raises(error, match=r"^`num_classes` must be"):
+    with pytest.raises(error, match=r"^`count` must be"):
         random_scores(count, seed=0)
+
+
+@pytest.mark.parametrize(("seed", "error"), [(-1, ValueError), (None, TypeError), (0.5, TypeError)])
+def test_a_bad_seed_is_refused(seed: Any, error: type[Exception]) -> None:
+    with pytest.raises(error, match=r"^`seed` must be"):
+        random_scores(3, seed=seed)
+
+
+def test_a_seed_of_numpy_is_kept_as_a_plain_number(tmp_path: Path) -> None:
+    scores = random_scores(3, seed=np.int64(4))  # type: ignore[arg-type]
+    scores.save(tmp_path / "s.npz")
+    assert Scores.load(tmp_path / "s.npz").provenance == {"seed": 4}

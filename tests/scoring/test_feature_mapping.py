@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dp4tl_ffcv import class_means, feature_mapping
+from dp4tl_ffcv.scoring.clusters import Clusters
 
 DTYPES = [np.float16, np.float32, np.float64]
 NUMBERS = st.sampled_from([-2.0, -0.5, 0.0, 1.0, 1.5])  # coarse, so that distances are equal
@@ -83,6 +84,51 @@ def test_each_image_votes_for_the_nearest_class_mean(problem: tuple[Any, Any, An
     assert not scores.scores[absent].any()
     assert not scores.tie[absent].any()
     assert (scores.method, scores.unit) == ("fm", "class")
+
+
+def votes_as_published(target: Any, groups: dict[int, Any]) -> list[int]:
+    """Vote as moderate_selection.py of the method's authors defines FM (their `ffm`), in float64.
+
+    Each image goes to the (pseudo-)class whose mean feature has the least L2 distance, the first of
+    equals; nothing is normalised, and the vote counts under the class.
+    """
+    means = {c: np.stack(rows).astype(np.float64).mean(axis=0) for c, rows in groups.items()}
+    votes = [0] * (max(groups) + 1)
+    for image in target:
+        distances = [float(np.linalg.norm(image.astype(np.float64) - means[c])) for c in groups]
+        votes[list(groups)[distances.index(min(distances))]] += 1
+    return votes
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_votes_are_those_of_the_published_definition(dtype: Any) -> None:
+    rng = np.random.default_rng(4)
+    # Classes of different lengths: normalised features would vote otherwise.
+    centres = rng.normal(size=(30, 16)) * rng.uniform(0.2, 3.0, (30, 1))
+    labels = rng.permutation(np.repeat(np.arange(30), 20))
+    features = (centres[labels] + rng.normal(0, 0.5, (600, 16))).astype(dtype)
+    target = (rng.normal(size=(150, 16)) * rng.uniform(0.2, 3.0, (150, 1))).astype(dtype)
+    groups = {c: [features[i] for i in np.flatnonzero(labels == c)] for c in range(30)}
+    scores = feature_mapping(target, class_means(features, labels, 30))
+    assert scores.scores.tolist() == votes_as_published(target, groups)
+    lengths = np.linalg.norm(target.astype(float), axis=1, keepdims=True)
+    assert scores.scores.tolist() != votes_as_published(target / lengths, groups)
+
+
+def test_votes_for_pseudo_classes_are_those_of_the_published_definition() -> None:
+    rng = np.random.default_rng(5)
+    features = rng.normal(size=(400, 8)).astype(np.float16)
+    clusters = Clusters(
+        labels=rng.permutation(np.arange(400) % 25), centroids=np.zeros((25, 8), np.float32)
+    )
+    target = rng.normal(0, 0.3, size=(120, 8)).astype(np.float16)
+    means = class_means(features, clusters.labels, clusters.num_clusters)
+    scores = feature_mapping(target, means, provenance={"clusters_sha256": clusters.digest()})
+    # The means are those of the clusters' samples, whatever the centroids are.
+    groups = {k: [features[i] for i in np.flatnonzero(clusters.labels == k)] for k in range(25)}
+    assert scores.scores.tolist() == votes_as_published(target, groups)
+    assert scores.provenance["clusters_sha256"] == clusters.digest()
+    assert (len(scores), scores.unit) == (25, "class")
 
 
 def test_equal_distances_go_to_the_lowest_class() -> None:

@@ -1,0 +1,267 @@
+"""`mean_scores` and `combine_scores` against their formulas, class by class."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from dp4tl_ffcv import Scores, StaleArtifactError
+from dp4tl_ffcv.scoring.combine import combine_scores, mean_scores
+
+HOWS = ["sum", "max", "rank", "round-robin"]
+FEW = st.sampled_from([0.0, 0.0, 1.0, 2.0, 3.5])  # few values, so that many are equal
+WEIGHTS = st.sampled_from([1.0, 2.0, 3.0, 0.5])
+
+
+def scores_of(
+    scores: Any, tie: Any = None, method: str = "lm", unit: Any = "class", **provenance: Any
+) -> Scores:
+    values = np.asarray(scores, dtype=float)
+    key = np.zeros_like(values) if tie is None else tie
+    return Scores(scores=values, tie=key, method=method, unit=unit, provenance=provenance)
+
+
+@st.composite
+def targets(draw: st.DrawFn) -> tuple[list[Scores], list[float]]:
+    """Scores of one to four targets, and their weights."""
+    count, classes = draw(st.integers(1, 4)), draw(st.integers(1, 9))
+    values = st.lists(FEW, min_size=classes, max_size=classes)
+    parts = [scores_of(draw(values), draw(values)) for _ in range(count)]
+    return parts, draw(st.lists(WEIGHTS, min_size=count, max_size=count))
+
+
+def scaled(values: Any) -> list[float]:
+    total = sum(values)
+    return [value / total if total else 0.0 for value in values]
+
+
+def ranks_by_hand(*keys: Any) -> list[float]:
+    """Count those before, and half of the others that are equal."""
+    entries = list(zip(*keys, strict=True))
+    return [
+        sum(other > entry for other in entries) + (entries.count(entry) - 1) / 2
+        for entry in entries
+    ]
+
+
+def combined_by_hand(columns: list[list[float]], weights: list[float], how: str) -> list[float]:
+    shares = [weight / sum(weights) for weight in weights]
+    join = max if how == "max" else sum
+    return [
+        join(share * column[c] for share, column in zip(shares, columns, strict=True))
+        for c in range(len(columns[0]))
+    ]
+
+
+# The mean over runs.
+
+
+@given(targets())
+def test_the_mean_is_that_of_each_entry(problem: tuple[list[Scores], Any]) -> None:
+    runs, _ = problem
+    mean = mean_scores(runs)
+    np.testing.assert_allclose(mean.scores, np.mean([one.scores for one in runs], axis=0))
+    np.testing.assert_allclose(mean.tie, np.mean([one.tie for one in runs], axis=0))
+    assert (mean.method, mean.unit) == ("lm", "class")
+
+
+def test_the_mean_keeps_where_each_run_comes_from() -> None:
+    runs = [
+        scores_of([k, 1.0], method="grand", unit="sample", source_fingerprint="ab", seed=k)
+        for k in range(2)
+    ]
+    mean = mean_scores(runs)
+    assert (mean.method, mean.unit, mean.scores.tolist()) == ("grand", "sample", [0.5, 1.0])
+    assert mean.provenance == {
+        "parts": [
+            {"method": "grand", "scores": {"source_fingerprint": "ab", "seed": k}} for k in range(2)
+        ],
+        "source_fingerprint": "ab",
+    }
+
+
+def test_the_mean_of_methods_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"^`scores` must be of one method; got lm and fm"):
+        mean_scores([scores_of([1.0]), scores_of([1.0], method="fm")])
+
+
+# Several targets.
+
+
+@pytest.mark.parametrize("how", ["sum", "max"])
+@given(problem=targets())
+def test_each_target_counts_by_its_share(how: Any, problem: tuple[Any, list[float]]) -> None:
+    parts, weights = problem
+    assume(all(part.scores.any() for part in parts))
+    made = combine_scores(parts, how=how, weights=weights)
+    for name in ("scores", "tie"):
+        columns = [scaled(getattr(part, name).tolist()) for part in parts]
+        expected = combined_by_hand(columns, weights, how)
+        np.testing.assert_allclose(getattr(made, name), expected, atol=1e-15)
+
+
+@given(targets())
+def test_rank_averages_positions(problem: tuple[list[Scores], list[float]]) -> None:
+    parts, weights = problem
+    made = combine_scores(parts, how="rank", weights=weights)
+    positions = [ranks_by_hand(part.scores, part.tie) for part in parts]
+    expected = combined_by_hand(positions, weights, "rank")
+    np.testing.assert_allclose(-made.scores, expected, atol=1e-12)
+    keys = [ranks_by_hand(part.tie) for part in parts]
+    np.testing.assert_allclose(-made.tie, combined_by_hand(keys, weights, "rank"), atol=1e-12)
+
+
+@given(targets())
+def test_round_robin_takes_the_best_unseen_class_of_whoever_is_due(
+    problem: tuple[list[Scores], list[float]],
+) -> None:
+    parts, weights = problem
+    lists = [part.ranking().tolist() for part in parts]
+    taken = [0] * len(parts)
+    order: list[int] = []
+    while len(order) < len(parts[0]):
+        t = min(range(len(parts)), key=lambda t: ((taken[t] + 1) / weights[t], t))
+        taken[t] += 1
+        order.append(next(c for c in lists[t] if c not in order))
+    made = combine_scores(parts, how="round-robin", weights=weights)
+    assert made.ranking().tolist() == order
+    assert made.scores[order].tolist() == list(range(len(order), 0, -1))
+
+
+def test_sum_counts_a_large_target_like_a_small_one() -> None:
+    large, small = scores_of([9000.0, 1000.0, 0.0]), scores_of([0.0, 1.0, 9.0])
+    made = combine_scores([large, small])
+    np.testing.assert_allclose(made.scores, [0.45, 0.1, 0.45])
+    assert (made.method, made.unit) == ("sum_lm", "class")
+
+
+def test_max_keeps_what_one_target_needs() -> None:
+    one, other = scores_of([6.0, 4.0, 0.0]), scores_of([0.0, 4.0, 6.0])
+    assert combine_scores([one, other], how="sum").ranking()[0] == 1
+    assert combine_scores([one, other], how="max").ranking().tolist() == [0, 2, 1]
+
+
+def test_round_robin_alternates_and_weights_are_turns() -> None:
+    one, other = scores_of([6, 5, 4, 3, 2, 1]), scores_of([1, 2, 3, 4, 5, 6])
+    made = combine_scores([one, other], how="round-robin")
+    assert made.ranking().tolist() == [0, 5, 1, 4, 2, 3]
+    made = combine_scores([one, other], how="round-robin", weights=[2, 1])
+    assert made.ranking().tolist() == [0, 1, 5, 2, 3, 4]
+
+
+def test_classes_that_one_target_does_not_tell_apart_are_ranked_by_the_others() -> None:
+    blind, seeing = scores_of([1.0, 0.0, 0.0, 0.0]), scores_of([0.0, 1.0, 2.0, 3.0])
+    made = combine_scores([blind, seeing], how="rank", weights=[10, 1])
+    assert made.ranking().tolist() == [0, 3, 2, 1]
+
+
+def test_ties_of_the_scores_are_decided_by_the_combined_tie_keys() -> None:
+    one = scores_of([1.0, 0.0, 0.0], [5.0, 1.0, 3.0])
+    other = scores_of([1.0, 0.0, 0.0], [50.0, 20.0, 21.0])
+    for how in ("sum", "max", "rank"):
+        assert combine_scores([one, other], how=how).ranking().tolist() == [0, 2, 1]
+
+
+def test_weights_count_by_their_shares() -> None:
+    parts = [scores_of([3.0, 1.0]), scores_of([0.0, 1.0])]
+    for how in HOWS:
+        one, same = (combine_scores(parts, how=how, weights=w) for w in ([1, 4], [0.25, 1.0]))  # type: ignore[arg-type]
+        assert one.scores.tolist() == same.scores.tolist()
+        assert one.provenance["weights"] == [0.2, 0.8]
+
+
+@pytest.mark.parametrize("how", HOWS)
+@given(problem=targets())
+def test_one_target_keeps_its_ranking(how: Any, problem: tuple[list[Scores], Any]) -> None:
+    part = problem[0][0]
+    assume(part.scores.any())
+    assert combine_scores([part], how=how).ranking().tolist() == part.ranking().tolist()
+
+
+def test_where_the_parts_come_from_is_kept() -> None:
+    parts = [
+        scores_of([1.0, 2.0], target="pets", source_fingerprint="ab", clusters_sha256="12"),
+        scores_of([1.0, 0.0], method="fm", target="cars", clusters_sha256="12"),
+    ]
+    made = combine_scores(parts, how="rank", weights=[1, 3])
+    assert made.method == "rank_lm_fm"
+    assert made.provenance == {
+        "parts": [{"method": part.method, "scores": dict(part.provenance)} for part in parts],
+        "source_fingerprint": "ab",
+        "clusters_sha256": "12",
+        "how": "rank",
+        "weights": [0.25, 0.75],
+    }
+
+
+def test_huge_scores_do_not_overflow() -> None:
+    made = combine_scores([scores_of([1.5e308, 1.5e308, 0.0])])
+    assert made.scores.tolist() == [0.5, 0.5, 0.0]
+
+
+# Bad input.
+
+
+@pytest.mark.parametrize("join", [mean_scores, combine_scores])
+def test_scores_of_other_things_are_refused(join: Any) -> None:
+    one = scores_of([1.0, 2.0])
+    with pytest.raises(ValueError, match=r"^`scores` must hold at least one; got none"):
+        join([])
+    with pytest.raises(TypeError, match=r"^`scores` must hold Scores; got str"):
+        join([one, "scores.npz"])
+    with pytest.raises(ValueError, match=r"^`scores` must have one unit; got class and sample"):
+        join([one, scores_of([1.0, 2.0], unit="sample")])
+    with pytest.raises(ValueError, match=r"^`scores` must have one number of entries; got 2 and 3"):
+        join([one, scores_of([1.0, 2.0, 3.0])])
+
+
+@pytest.mark.parametrize("join", [mean_scores, combine_scores])
+def test_scores_of_other_sources_are_stale(join: Any) -> None:
+    one, bare = scores_of([1.0], source_fingerprint="a" * 64), scores_of([1.0])
+    assert join([one, bare, one]).provenance["source_fingerprint"] == "a" * 64
+    assert "source_fingerprint" not in join([bare, bare]).provenance
+    with pytest.raises(StaleArtifactError, match=r"fingerprint a{16} and some for b{16}"):
+        join([one, bare, scores_of([1.0], source_fingerprint="b" * 64)])
+
+
+@pytest.mark.parametrize("join", [mean_scores, combine_scores])
+def test_scores_of_other_clusters_are_stale(join: Any) -> None:
+    one = scores_of([1.0], clusters_sha256="a" * 64)
+    assert join([one, one]).provenance["clusters_sha256"] == "a" * 64
+    with pytest.raises(StaleArtifactError, match=r"got clusters a{16} and b{16}"):
+        join([one, scores_of([1.0], clusters_sha256="b" * 64)])
+    with pytest.raises(StaleArtifactError, match=r"got clusters a{16} and none"):
+        join([one, scores_of([1.0])])
+
+
+@pytest.mark.parametrize("how", ["sum", "max"])
+@pytest.mark.parametrize(
+    ("wrong", "what"),
+    [
+        (scores_of([0.0, 0.0]), "scores from 0 to 0"),
+        (scores_of([2.0, -1.0]), "scores from -1 to 2"),
+        (scores_of([1.0, 1.0], [0.0, -1.0]), "tie keys from -1 to 0"),
+    ],
+    ids=["all 0", "negative", "negative tie key"],
+)
+def test_shares_of_negative_scores_are_refused(how: Any, wrong: Scores, what: str) -> None:
+    with pytest.raises(ValueError, match=f"of a sum above 0 for '{how}'; got {what}"):
+        combine_scores([scores_of([1.0, 1.0]), wrong], how=how)
+    for other in ("rank", "round-robin"):
+        combine_scores([scores_of([1.0, 1.0]), wrong], how=other)
+
+
+@pytest.mark.parametrize("weights", [[1.0], [1.0, 0.0], [1.0, -1.0], [1.0, math.nan], 3.0, []])
+def test_wrong_weights_are_refused(weights: Any) -> None:
+    with pytest.raises(
+        ValueError, match=r"^`weights` must hold a number above 0 for each of the 2"
+    ):
+        combine_scores([scores_of([1.0])] * 2, weights=weights)
+
+
+def test_an_unknown_rule_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"^`how` must be one of .*; got 'union'"):
+        combine_scores([scores_of([1.0])], how="union")  # type: ignore[arg-type]

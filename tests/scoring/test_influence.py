@@ -1,0 +1,227 @@
+"""Class influences against their definition, run by run, and every form of a class list."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from threadpoolctl import threadpool_limits
+
+from dp4tl_ffcv import Scores
+from dp4tl_ffcv.scoring.influence import (
+    class_influence,
+    class_influences,
+    class_list_scores,
+    read_class_list,
+)
+
+# Influences.
+
+
+def influences_by_hand(outcomes: Any, included: Any) -> list[list[float]]:
+    def mean(values: list[float]) -> float:
+        return sum(values) / len(values)
+
+    runs = range(len(outcomes))
+    return [
+        [
+            mean([float(outcomes[r][j]) for r in runs if included[r][c]])
+            - mean([float(outcomes[r][j]) for r in runs if not included[r][c]])
+            for j in range(len(outcomes[0]))
+        ]
+        for c in range(len(included[0]))
+    ]
+
+
+@given(st.integers(2, 9), st.integers(1, 5), st.integers(1, 4), st.data())
+def test_influences_are_means_with_a_class_less_means_without(
+    runs: int, classes: int, images: int, data: st.DataObject
+) -> None:
+    def table(width: int, entries: Any) -> Any:
+        rows = st.lists(entries, min_size=width, max_size=width)
+        return np.array(data.draw(st.lists(rows, min_size=runs, max_size=runs)))
+
+    included = table(classes, st.booleans())
+    number = included.sum(axis=0)
+    assume((number > 0).all() and (number < runs).all())
+    outcomes = table(images, st.sampled_from([-3.5, 0.0, 0.25, 7.0]))
+    expected = influences_by_hand(outcomes, included)
+    np.testing.assert_allclose(class_influences(outcomes, included), expected, atol=1e-12)
+    scores = class_influence(outcomes, included)
+    np.testing.assert_allclose(scores.scores, np.mean(expected, axis=1), atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [bool, np.int64, np.float16, np.float32, np.float64])
+def test_outcomes_of_any_type_are_added_in_float64(dtype: Any) -> None:
+    rng = np.random.default_rng(0)
+    included = rng.random((600, 7)) < 0.5
+    outcomes = (100 * rng.random((600, 3)) * included[:, :1]).astype(dtype)
+    influences = class_influences(outcomes, included)
+    assert influences.dtype == np.float64
+    np.testing.assert_allclose(influences, influences_by_hand(outcomes, included), rtol=1e-9)
+    assert class_influence(outcomes, included).ranking()[0] == 0
+
+
+def test_memory_maps_and_threads_do_not_change_the_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(1)
+    included, outcomes = rng.random((900, 300)) < 0.5, rng.random((900, 400))
+    np.save(tmp_path / "outcomes.npy", outcomes)
+    stored = np.load(tmp_path / "outcomes.npy", mmap_mode="r")
+    monkeypatch.setattr("dp4tl_ffcv.scoring.influence._BLOCK_BYTES", 8 * 400 * 250)
+    expected = influences_by_hand(outcomes[:, :2], included)
+    found = []
+    for threads, values in ((1, outcomes), (2, stored), (4, outcomes)):
+        with threadpool_limits(threads, user_api="blas"):
+            found.append(class_influences(values, included))
+    np.testing.assert_allclose(found[0][:, :2], expected, atol=1e-12)
+    assert found[0].tobytes() == found[1].tobytes() == found[2].tobytes()
+
+
+def test_influence_says_what_it_is() -> None:
+    scores = class_influence([[1, 2], [0, 1]], [[True], [False]], provenance={"a": 1})
+    assert (scores.method, scores.unit, scores.scores.tolist()) == ("influence", "class", [1.0])
+    assert scores.provenance == {"runs": 2, "outcomes": 2, "a": 1}
+
+
+HALF = np.array([[True], [False]])
+
+
+@pytest.mark.parametrize("function", [class_influences, class_influence])
+@pytest.mark.parametrize(
+    ("outcomes", "included", "error", "message"),
+    [
+        ([[1.0], [2.0]], [[1], [0]], TypeError, "^`included` must be bool"),
+        ([["a"], ["b"]], HALF, TypeError, "^`outcomes` must be numbers"),
+        ([[1.0]], HALF, ValueError, r"must have shapes \(R, n\) and \(R, C\)"),
+        ([1.0, 2.0], HALF, ValueError, r"must have shapes \(R, n\) and \(R, C\)"),
+        (np.zeros((2, 0)), HALF, ValueError, "must not be empty"),
+        (np.zeros((2, 1)), np.zeros((2, 0), bool), ValueError, "must not be empty"),
+        (np.zeros((0, 1)), np.zeros((0, 1), bool), ValueError, "must not be empty"),
+        ([[1.0], [np.nan]], HALF, ValueError, "^`outcomes` must be finite"),
+        ([[1.0], [-np.inf]], HALF, ValueError, "^`outcomes` must be finite"),
+        ([[1.0, np.inf], [2.0, -np.inf]], HALF, ValueError, "^`outcomes` must be finite"),
+        ([[1], [2]], np.ones((2, 1), bool), ValueError, "got class 0 in 2 of 2"),
+        ([[1], [2]], [[True, False], [False, False]], ValueError, "got class 1 in 0 of 2"),
+    ],
+)
+def test_runs_that_make_no_sense_are_refused(
+    function: Any, outcomes: Any, included: Any, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        function(outcomes, included)
+
+
+# Lists of classes.
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "3\n0\n7\n", "3 0 7", "3,0,7", "3, 0,\n7,\n", "\n3;0;7\r\n\r\n", "\ufeff3\n0\n7",
+        "class\n3\n0\n7\n", "class,score\n3,0.5\n0,0.25\n7,1\n", 'id\tname\n"3"\tgreat\n0\ta\n7\tb',
+        "class name\n3 tench\n0 goldfish\n7 shark 12\n",
+    ],
+)  # fmt: skip
+def test_text_in_every_form_is_read(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "list.csv"
+    path.write_text(text, encoding="utf-8", newline="")
+    ids = read_class_list(path, 8)
+    assert ids.tolist() == [3, 0, 7]
+    assert ids.dtype == np.int64
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.int32, np.uint8, ">i4"])
+def test_published_arrays_are_read(tmp_path: Path, dtype: Any) -> None:
+    np.save(tmp_path / "CIFAR10_keep.npy", np.array([7, 9, 8], dtype=dtype))
+    (tmp_path / "CIFAR10_keep.npy").rename(tmp_path / "named_otherwise")
+    assert read_class_list(tmp_path / "named_otherwise", 10).tolist() == [7, 9, 8]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "must hold at least one class"),
+        (b"class\n", "must hold at least one class"),
+        (b"1\n2\n2\n", "must hold each class once; got 2 again"),
+        (b"1\n8\n", r"must lie in \[0, 8\)"),
+        (b"-1", r"must lie in \[0, 8\)"),
+        (b"1\n0.5\n", "0.5"),
+        (b"n01440764\nn01443537\n", "n01443537"),
+        (b"99999999999999999999", "must be a list of class ids"),
+        (b"PK\x03\x04\xff\xfe", "must be a list of class ids"),
+        (b"\x93NUMPY\x01\x00", "must be a list of class ids"),
+    ],
+)
+def test_files_that_hold_no_list_are_refused(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "list"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"^`path` must be a list of class ids") as caught:
+        read_class_list(path, 8)
+    assert str(path) in str(caught.value)
+    with pytest.raises(ValueError, match=message):
+        read_class_list(path, 8)
+
+
+@pytest.mark.parametrize(
+    "array",
+    [np.array([1.0, 2.0]), np.array([[1], [2]]), np.array([1, None], object), np.array(["1"])],
+    ids=lambda array: str(array.dtype),
+)
+def test_arrays_that_are_no_list_are_refused_and_nothing_is_unpickled(
+    tmp_path: Path, array: Any
+) -> None:
+    np.save(tmp_path / "list.npy", array, allow_pickle=True)
+    with pytest.raises(ValueError, match=r"^`path` must be a list of class ids"):
+        read_class_list(tmp_path / "list.npy", 8)
+
+
+def test_a_missing_list_is_told(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        read_class_list(tmp_path / "none.npy", 8)
+
+
+def test_a_list_to_keep_comes_first_in_its_order() -> None:
+    scores = class_list_scores([4, 1, 3], 6, provenance={"a": 1})
+    assert scores.scores.tolist() == [0, 1, 0, 1, 1, 0]
+    assert scores.ranking().tolist() == [4, 1, 3, 0, 2, 5]
+    assert (scores.method, scores.unit) == ("class_list", "class")
+    assert scores.provenance == {"listed": 3, "exclude": False, "a": 1}
+
+
+def test_a_list_to_exclude_comes_last_the_worst_at_the_end() -> None:
+    scores = class_list_scores([4, 1, 3], 6, exclude=True)
+    assert scores.scores.tolist() == [1, 0, 1, 0, 0, 1]
+    assert scores.ranking().tolist() == [0, 2, 5, 3, 1, 4]
+    assert scores.provenance["exclude"] is True
+
+
+def test_published_pairs_of_lists_keep_the_same_classes() -> None:
+    keep = np.array([0, 2, 5])
+    exclude = np.setdiff1d(np.arange(8), keep)
+
+    def best(scores: Scores) -> set[int]:
+        return set(scores.ranking()[:3].tolist())
+
+    assert best(class_list_scores(keep, 8)) == set(keep.tolist())
+    assert best(class_list_scores(exclude, 8, exclude=True)) == set(keep.tolist())
+
+
+@pytest.mark.parametrize(
+    ("ids", "num_classes", "error", "message"),
+    [
+        ([0, 3], 3, ValueError, r"^`ids` must lie in \[0, 3\)"),
+        ([1, 1], 3, ValueError, "^`ids` must hold each class once; got 1 again"),
+        ([], 3, ValueError, "^`ids` must hold at least one class"),
+        ([0.5], 3, TypeError, "^`ids` must be integers"),
+        ([0], 0, ValueError, "^`num_classes` must be at least 1"),
+    ],
+)
+def test_wrong_ids_are_refused(
+    ids: Any, num_classes: int, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        class_list_scores(ids, num_classes)
