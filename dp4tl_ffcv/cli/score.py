@@ -14,7 +14,7 @@ from .score_samples import (
     Moderate,
     PrototypeDistance,
 )
-from .scoring import Method, check_clusters, num_classes_of, of_source
+from .scoring import Method, num_classes_of, of_source
 
 if TYPE_CHECKING:
     from ..scoring import Scores
@@ -209,10 +209,16 @@ def _logits(target: "Features", path: Path) -> Any:
 def _means_of_clusters(source: "Features", path: Path) -> tuple[Any, str]:
     """Return the means of pseudo-classes, and the pseudo-classes' digest."""
     from ..scoring import class_means
+    from ..scoring.checks import one_source
     from ..scoring.clusters import Clusters
 
     clusters = Clusters.load(path)
-    check_clusters(clusters, source)
+    one_source("clusters", (clusters.provenance, of_source(source)))
+    if source.indices.max() >= len(clusters):
+        raise ValueError(
+            f"`clusters` must hold a pseudo-class for every sample of the source; got "
+            f"{len(clusters)} for ids up to {source.indices.max()}. Cluster this source's features."
+        )
     labels = clusters.labels[source.indices]
     return class_means(source.features, labels, clusters.num_clusters), clusters.digest()
 

@@ -5,14 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from .scoring import (
-    Method,
-    check_clusters,
-    load_source,
-    mean_over_runs,
-    num_classes_of,
-    of_source,
-)
+from .scoring import Method, load_source, mean_over_runs, num_classes_of, of_source
 
 if TYPE_CHECKING:
     from ..scoring import Scores
@@ -146,18 +139,8 @@ class CoverageCentric(Method):
         from ..scoring import Scores
         from ..scoring.samples import coverage_centric
 
-        difficulty = Scores.load(self.difficulty)
-        about = dict(difficulty.provenance)
-        provenance = {
-            "difficulty": {"method": difficulty.method, **about},
-            "source_fingerprint": about.get("source_fingerprint"),
-        }
         return coverage_centric(
-            difficulty,
-            strata=self.strata,
-            cutoff=self.cutoff,
-            seed=self.seed,
-            provenance=provenance,
+            Scores.load(self.difficulty), strata=self.strata, cutoff=self.cutoff, seed=self.seed
         )
 
 
@@ -178,8 +161,6 @@ class PrototypeDistance(Method):
         from ..scoring.samples import prototype_distance
 
         source, clusters = load_source(self.source), Clusters.load(self.clusters)
-        provenance = {**of_source(source), "clusters_sha256": clusters.digest()}
-        check_clusters(clusters, source)
         return prototype_distance(
-            source.features, clusters, prefer=self.prefer, provenance=provenance
+            source.features, clusters, prefer=self.prefer, provenance=of_source(source)
         )

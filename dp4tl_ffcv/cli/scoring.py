@@ -9,12 +9,10 @@ from .output import Output
 
 if TYPE_CHECKING:
     from ..scoring import Scores
-    from ..scoring.clusters import Clusters
     from ..scoring.features import Features
 
 __all__ = [
     "Method",
-    "check_clusters",
     "load_source",
     "mean_over_runs",
     "num_classes_of",
@@ -86,40 +84,13 @@ def of_source(source: "Features") -> dict[str, Any]:
     return {"source": about, "source_fingerprint": about.get("beton_fingerprint")}
 
 
-def check_clusters(clusters: "Clusters", source: "Features") -> None:
-    """Check that clusters are of the samples that features are of.
-
-    Raises:
-        StaleArtifactError: they are of another beton.
-        ValueError: a sample has no cluster.
-    """
-    from ..artifacts import check_fingerprint
-
-    if (found := source.provenance.get("beton_fingerprint")) is not None:
-        check_fingerprint("clusters", clusters.provenance.get("source_fingerprint"), found)
-    if source.indices.min() < 0 or source.indices.max() >= len(clusters):
-        raise ValueError(
-            f"`clusters` must hold a cluster for every sample of the source; got {len(clusters)} "
-            f"samples for ids up to {source.indices.max()}. Cluster the features of this source."
-        )
-
-
 def mean_over_runs(runs: Sequence["Scores"]) -> "Scores":
     """Average the scores of several runs over one source.
 
     Raises:
         StaleArtifactError: the runs are of different betons.
-        ValueError: their scores do not go together.
+        ValueError: there are none, or their scores do not go together.
     """
-    from ..artifacts import check_fingerprint
     from ..scoring.combine import mean_scores
 
-    first, *others = runs
-    if not others:
-        return first
-    fingerprint = first.provenance["source_fingerprint"]
-    for other in others:
-        if fingerprint is not None:
-            check_fingerprint("source", other.provenance["source_fingerprint"], fingerprint)
-    mean = mean_scores(runs)
-    return replace(mean, provenance={**mean.provenance, "source_fingerprint": fingerprint})
+    return runs[0] if len(runs) == 1 else mean_scores(runs)

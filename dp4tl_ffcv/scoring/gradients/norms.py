@@ -21,7 +21,6 @@ Method = Literal["auto", "ghost", "vmap", "loop"]
 
 GHOST_VALUES, GHOST_IMAGES = 1 << 20, 128  # at once: of pixels, as 85 images of 64 x 64 have them
 VMAP_BYTES = 1 << 28  # of gradients at once
-SMALL_WEIGHT = 1 << 16  # entries; the gradients of one below are formed by a grouped convolution
 AGREEMENT, TINY = 1e-2, 1e-6  # relative and absolute: far above rounding
 
 
@@ -243,7 +242,7 @@ def _loop(job: _Job, images: Tensor, labels: Tensor) -> Tensor:
     """Norms `(B,)` by a forward and a backward pass of each sample."""
     values = list(job.parameters.values())
     norms = []
-    for image, label in zip(images.split(1), labels.split(1), strict=True):
+    for image, label in zip(torch.split(images, 1), torch.split(labels, 1), strict=True):
         loss = _loss(job.logits(image), label)
         gradients = torch.autograd.grad(loss, values, allow_unused=True)
         norms.append(_norm([gradient for gradient in gradients if gradient is not None], loss))
@@ -280,7 +279,8 @@ def _norm(gradients: Sequence[Tensor], like: Tensor) -> Tensor:
     parts = [torch.linalg.vector_norm(gradient).double() for gradient in gradients]
     if not parts:
         return torch.zeros((), dtype=torch.float64, device=like.device)
-    return torch.linalg.vector_norm(torch.stack(parts))
+    norm: Tensor = torch.linalg.vector_norm(torch.stack(parts))
+    return norm
 
 
 _METHODS: dict[str, Callable[[_Job, Tensor, Tensor], Tensor]] = {

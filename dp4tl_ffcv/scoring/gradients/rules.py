@@ -193,7 +193,8 @@ def _bias(layer: Any, gradients: Sequence[Tensor]) -> Tensor:
 def _squares(gradients: Sequence[Tensor]) -> Tensor:
     """Squared norms `(B,)` of the sum over the calls."""
     whole = gradients[0] if len(gradients) == 1 else torch.stack(list(gradients)).sum(0)
-    return torch.linalg.vector_norm(whole.flatten(1), dim=1).square()
+    squares: Tensor = torch.linalg.vector_norm(whole.flatten(1), dim=1).square()
+    return squares
 
 
 RULES: dict[type[nn.Module], Rule] = {
