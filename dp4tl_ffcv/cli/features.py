@@ -23,11 +23,19 @@ class Features:
     beton: Annotated[Path, tyro.conf.Positional]
     """Source or target, with fields image and label."""
     checkpoint: Path
-    """Surrogate, as train.pretrain writes it."""
+    """Surrogate or encoder: a checkpoint of train.pretrain, or another program's state dict."""
     out: Path
     """Folder to write."""
     arch: str | None = None
-    """Architecture to insist on."""
+    """Architecture, of torchvision or timm:NAME: to insist on, or what another program's needs."""
+    num_classes: int | None = None
+    """Classes to insist on."""
+    mean: tuple[float, float, float] | None = None
+    """Of the channels, for pixels in [0, 1], where another program's surrogate has its own."""
+    std: tuple[float, float, float] | None = None
+    """Likewise."""
+    headless: bool = False
+    """Leave the classifier off: features alone."""
     resolution: int = 224
     """Side of the centre crop in pixels, after resizing."""
     crop_ratio: float = 224 / 256
@@ -61,7 +69,14 @@ class Features:
         from ..loading import evaluation_loader
         from ..scoring.surrogate import extract_features, load_checkpoint
 
-        model = load_checkpoint(self.checkpoint, arch=self.arch).to(device)
+        model = load_checkpoint(
+            self.checkpoint,
+            arch=self.arch,
+            num_classes=self.num_classes,
+            mean=self.mean,
+            std=self.std,
+            headless=self.headless,
+        ).to(device)
         index = BetonIndex.open(self.beton)
 
         def load(indices: Any) -> Any:

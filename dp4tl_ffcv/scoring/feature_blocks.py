@@ -118,7 +118,7 @@ class Plan:
             raise StaleArtifactError(
                 f"`out` must hold features of the same request to be continued; got "
                 f"{str(self.folder)!r} with another {', '.join(other)}. Name another folder, or "
-                "start over with `restart`."
+                "start over: `restart=True`, `dp4tl features --restart`."
             )
 
     def _missing(self) -> list[int]:
@@ -130,7 +130,7 @@ class Plan:
         except (KeyError, OSError, ValueError, EOFError) as error:
             raise ValueError(
                 f"`out` must be a whole folder to be continued; got {str(self.folder)!r}, which "
-                "lacks a part. Start over with `restart`."
+                "lacks a part. Start over: `restart=True`, `dp4tl features --restart`."
             ) from error
         return [int(block) for block in np.flatnonzero(~done)]
 

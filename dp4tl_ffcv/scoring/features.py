@@ -197,7 +197,7 @@ def check_finite(name: str, values: NDArray[Any], indices: NDArray[np.int64]) ->
 
 def check_same_surrogate(target: Features, source: Features) -> None:
     """Raise StaleArtifactError unless both were computed by the same surrogate, in the same way."""
-    for name in ("checkpoint_sha256", "arch", "resolution", "crop_ratio"):
+    for name in ("checkpoint_sha256", "arch", "mean", "std", "resolution", "crop_ratio"):
         one, other = target.provenance.get(name), source.provenance.get(name)
         if one != other:
             raise StaleArtifactError(

@@ -103,6 +103,8 @@ def test_features_are_rows_in_the_order_of_the_indices(photos: Any, tmp_path: Pa
     assert found.provenance == {
         "arch": "resnet8_w16",
         "trained_on": None,
+        "mean": list(model.channels[0]),
+        "std": list(model.channels[1]),
         "checkpoint_sha256": sha256_of_file(tmp_path / "model.pt"),
         "resolution": 32,
         "amp": False,
@@ -583,3 +585,24 @@ def test_what_the_first_process_refuses_no_other_waits_for(tmp_path: Path) -> No
     for found in map(result_of, start_pair(tmp_path)):
         assert found["error"].startswith("`out` must name a new folder, or one of features; got")
         assert not found["loaded"]
+
+
+# A GPU.
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_computes_in_half_precision_unless_told_otherwise(tmp_path: Path) -> None:
+    load = loads([])
+
+    def load_to_gpu(ids: Any) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        return ((images.cuda(), numbers.cuda()) for images, numbers in load(ids))
+
+    model = surrogate().cuda()
+    on_cpu = extract(tmp_path / "cpu").features
+    for amp, tolerance in ((True, 2e-2), (False, 2e-3)):
+        found = extract(tmp_path / f"{amp}", model=model, load=load_to_gpu, amp=amp)
+        assert found.provenance["amp"] is amp
+        np.testing.assert_allclose(found.features, on_cpu, rtol=tolerance, atol=tolerance)
+        with pytest.raises(StaleArtifactError, match="another amp"):
+            extract(tmp_path / f"{amp}", model=model, load=load_to_gpu, amp=not amp)

@@ -283,6 +283,7 @@ def test_features_of_one_surrogate_belong_together() -> None:
     [
         ("checkpoint_sha256", "00" * 32),
         ("arch", "resnet50"),
+        ("mean", 0.5),
         ("resolution", 160),
         ("crop_ratio", 1.0),
         ("resolution", None),

@@ -80,6 +80,8 @@ def extract_features(
         provenance={
             "arch": model.arch,
             "trained_on": model.trained_on,
+            "mean": list(model.channels[0]),
+            "std": list(model.channels[1]),
             "amp": amp,
             **source,
             **(provenance or {}),
