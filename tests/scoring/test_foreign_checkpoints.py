@@ -77,7 +77,7 @@ def dp4tl(network: nn.Module) -> State:
         "current_epoch": 16,
         "best_acc": np.float64(0.5) * np.float32(1.5),
         "relative_time": np.float32(7.5),
-        "history": [np.arange(3.0), np.arange(3), np.bool_(True), np.float16([1])],
+        "history": [np.arange(3.0), np.arange(3), np.bool_(True), np.array([1], np.float16)],
     }
 
 

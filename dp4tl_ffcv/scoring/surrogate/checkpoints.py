@@ -117,7 +117,7 @@ def _recorded(path: str | os.PathLike[str], values: Mapping[str, Any]) -> Classi
     except Exception as error:  # torch and torchvision raise several kinds for wrong values
         raise CheckpointError(
             f"`path` must hold the weights of {values['arch']} with {values['num_classes']} "
-            f"classes; got others in {str(path)!r}: {error} Otherwise it is damaged or was altered."
+            f"classes; got others in {str(path)!r}. It is damaged, was altered, or: {error}"
         ) from error
     model.trained_on = values.get("trained_on")
     return model
