@@ -55,6 +55,9 @@ THIRD_PARTY = {
         "benchmarks",
     ),
     "llvmlite": ("dp4tl_ffcv.kernels", "dp4tl_ffcv.loading"),
+    "faiss": ("dp4tl_ffcv.scoring.clustering",),
+    "timm": ("dp4tl_ffcv.scoring.surrogate",),
+    "safetensors": ("dp4tl_ffcv.scoring.surrogate",),
 }
 INSIDE_FUNCTIONS = {"torch": ("dp4tl_ffcv.selection.exports",), "torchvision": ("writers",)}
 KERNELS_NEED = {"numpy", "numba", "llvmlite", "threadpoolctl"} | sys.stdlib_module_names
