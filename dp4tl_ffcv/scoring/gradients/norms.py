@@ -188,10 +188,12 @@ def _prepared(job: _Job, images: Tensor, labels: Tensor, first: int) -> tuple[Te
             f"`batches` must hold one integer label per image; got {len(labels)} of {labels.dtype} "
             f"for {len(images)} images, from sample {first} on. Check the loader."
         )
-    images = images.to(job.device)
-    if images.is_inference():
-        images = images.clone()  # what autograd is to keep must not come from inference mode
-    return images, labels.to(job.device, torch.int64)
+    return _kept(images.to(job.device)), _kept(labels.to(job.device, torch.int64))
+
+
+def _kept(values: Tensor) -> Tensor:
+    """Return values that autograd may keep: it takes none that come from inference mode."""
+    return values.clone() if values.is_inference() else values
 
 
 def _loss(logits: Tensor, labels: Tensor) -> Tensor:

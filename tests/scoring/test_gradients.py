@@ -1,0 +1,542 @@
+"""Per-sample gradient norms, against a backward pass of each sample written anew here."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+import torchvision
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from dp4tl_ffcv import build_model
+from dp4tl_ffcv.scoring.gradients import gradient_norms, grand
+
+CLASSES = 5
+METHODS = ("ghost", "vmap", "loop")
+
+
+def twin(model: nn.Module, images: Tensor, labels: Tensor) -> NDArray[np.float64]:
+    """Take every sample's gradient by itself, in float64, on a copy."""
+    model = copy.deepcopy(model).double().eval()
+    images = images.double() if images.is_floating_point() else images
+    norms = []
+    for image, label in zip(images, labels, strict=True):
+        model.zero_grad(set_to_none=True)
+        logits = model(image[None])
+        (logits.logsumexp(dim=1)[0] - logits[0, label]).backward()
+        gradients = [value.grad for value in model.parameters() if value.grad is not None]
+        norms.append(sum(float((gradient**2).sum()) for gradient in gradients) ** 0.5)
+    return np.array(norms)
+
+
+def lively(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Give a model weights, biases and running statistics that no two of are alike."""
+    generator = torch.Generator().manual_seed(seed)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) and module.running_var is not None:
+            module.running_mean.normal_(0, 0.3, generator=generator)
+            module.running_var.uniform_(0.5, 2.0, generator=generator)
+    with torch.no_grad():
+        for value in model.parameters():
+            spread = 0.3 if value.ndim < 2 else value[0].numel() ** -0.5
+            centre = 0.7 if value.ndim < 2 else 0.0
+            value.copy_(centre + spread * torch.randn(value.shape, generator=generator))
+    return model
+
+
+def data(*shape: int, count: int = 4, seed: int = 1) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randn((count, *shape), generator=generator)
+    return images, torch.randint(CLASSES, (count,), generator=generator)
+
+
+class Pooled(nn.Sequential):
+    """Layers, the mean over positions, and a head."""
+
+    def __init__(self, *layers: nn.Module, channels: int) -> None:
+        super().__init__(*layers, _Mean(), nn.Linear(channels, CLASSES))
+
+
+class _Mean(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(2).mean(2)
+
+
+class Shared(nn.Module):
+    """One layer of each kind, used twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3, padding=1)
+        self.twice = nn.Conv2d(4, 4, 3, padding=1)
+        self.norm = nn.BatchNorm2d(4)
+        self.mix = nn.Linear(4, 4)
+        self.head = nn.Linear(4, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = self.norm(self.twice(x).relu())
+        x = self.norm(self.twice(x).relu()).flatten(2).mean(2)
+        return self.head(self.mix(self.mix(x).relu()))
+
+
+class Unused(nn.Module):
+    """A layer that the output does not depend on, and one that never runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.other, self.idle = nn.Linear(6, 4), nn.Linear(6, 4), nn.Linear(6, 4)
+        self.head = nn.Linear(4, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.other(x)
+        return self.head(self.body(x).relu())
+
+
+class InPlace(nn.Module):
+    """Activations that overwrite what a layer returned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3)
+        self.head = nn.Linear(4, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        x.relu_()
+        x = self.second(x)
+        x += 1.0
+        return self.head(x.flatten(2).mean(2))
+
+
+def conv(**options: Any) -> Callable[[], nn.Module]:
+    return lambda: Pooled(
+        nn.Conv2d(3, 6, **{"kernel_size": 3, **options}),
+        nn.ReLU(),
+        nn.Conv2d(6, 4, 3, padding=1),
+        channels=4,
+    )
+
+
+def frozen(names: str) -> Callable[[], nn.Module]:
+    def build() -> nn.Module:
+        model = Shared()
+        for name, value in model.named_parameters():
+            value.requires_grad_(not name.startswith(tuple(names.split())))
+        return model
+
+    return build
+
+
+# What the fast way must know by itself: a name, the model and the shape of an image.
+KNOWN: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "linear": (lambda: nn.Linear(7, CLASSES), (7,)),
+    "linear without bias": (lambda: nn.Linear(7, CLASSES, bias=False), (7,)),
+    "rows of a matrix": (lambda: nn.Sequential(nn.Linear(5, 3), nn.Flatten(), nn.Linear(12, 5)),
+                         (4, 5)),
+    "long rows": (lambda: nn.Sequential(nn.Linear(2, 3), nn.Flatten(), nn.Linear(60, 5)), (20, 2)),
+    "convolution": (conv(), (3, 9, 8)),
+    "no bias": (conv(bias=False), (3, 9, 8)),
+    "stride": (conv(stride=(2, 3), padding=(1, 2)), (3, 11, 12)),
+    "stride that leaves a rest": (conv(kernel_size=2, stride=3), (3, 10, 9)),
+    "1 x 1": (conv(kernel_size=1), (3, 6, 5)),
+    "1 x 1 with stride": (conv(kernel_size=1, stride=2), (3, 6, 5)),
+    "tall kernel": (conv(kernel_size=(5, 2), padding=(2, 0)), (3, 7, 8)),
+    "dilation": (conv(dilation=(2, 3), padding=2), (3, 12, 13)),
+    "groups": (conv(groups=3), (3, 9, 8)),
+    "groups and all": (conv(groups=3, stride=2, dilation=2, padding=(2, 1)), (3, 12, 11)),
+    "same": (conv(padding="same", kernel_size=(4, 3), dilation=(1, 2)), (3, 8, 9)),
+    "valid": (conv(padding="valid"), (3, 8, 9)),
+    "reflect": (conv(padding=(1, 2), padding_mode="reflect"), (3, 8, 9)),
+    "replicate": (conv(padding=2, padding_mode="replicate"), (3, 8, 9)),
+    "circular": (conv(padding=1, padding_mode="circular", stride=2), (3, 8, 9)),
+    "reflect and same": (conv(padding="same", kernel_size=4, padding_mode="reflect"), (3, 8, 9)),
+    "channels last": (lambda: conv()().to(memory_format=torch.channels_last), (3, 8, 9)),
+    "one dimension": (
+        lambda: Pooled(
+            nn.Conv1d(3, 6, 3, stride=2, padding=1), nn.BatchNorm1d(6), nn.Conv1d(6, 4, 2,
+            dilation=2), nn.Conv1d(4, 4, 3, groups=2, padding="same"), channels=4
+        ),
+        (3, 17),
+    ),
+    "batch norm": (
+        lambda: Pooled(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), channels=4), (3, 9, 9)),
+    "batch norm of few positions": (
+        lambda: Pooled(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), channels=4), (3, 4, 5)),
+    "batch norm without affine": (
+        lambda: Pooled(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, affine=False), channels=4), (3, 9, 9)),
+    "batch norm of vectors": (
+        lambda: nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.Linear(4, 5)), (6,)),
+    "group norm": (
+        lambda: Pooled(nn.Conv2d(3, 6, 3), nn.GroupNorm(3, 6), nn.ReLU(), channels=6), (3, 8, 8)),
+    "instance-like group norm": (
+        lambda: Pooled(nn.Conv2d(3, 4, 3), nn.GroupNorm(4, 4), nn.ReLU(), channels=4), (3, 6, 7)),
+    "layer norm": (
+        lambda: nn.Sequential(nn.Linear(5, 6), nn.LayerNorm(6), nn.ReLU(), nn.Flatten(),
+                              nn.Linear(24, 5)), (4, 5)),
+    "layer norm over two axes": (
+        lambda: nn.Sequential(nn.LayerNorm((4, 5)), nn.Flatten(), nn.Linear(20, 5)), (3, 4, 5)[1:]),
+    "layer norm without bias": (
+        lambda: nn.Sequential(nn.LayerNorm(6, bias=False), nn.Linear(6, 5)), (6,)),
+    "shared layers": (Shared, (3, 7, 6)),
+    "frozen weights": (frozen("twice.weight mix.weight"), (3, 7, 6)),
+    "frozen biases": (frozen("stem.bias norm.bias head.bias"), (3, 7, 6)),
+    "head alone": (frozen("stem twice norm mix"), (3, 7, 6)),
+    "body alone": (frozen("head mix"), (3, 7, 6)),
+    "unused layers": (Unused, (6,)),
+    "in place": (InPlace, (3, 8, 8)),
+    "resnet8": (lambda: build_model("resnet8_w16", CLASSES), (3, 32, 32)),
+    "resnet18": (lambda: torchvision.models.resnet18(num_classes=CLASSES), (3, 40, 40)),
+    "vgg-like": (
+        lambda: nn.Sequential(
+            nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(inplace=True), nn.MaxPool2d(2),
+            nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(inplace=True), nn.AdaptiveAvgPool2d(2),
+            nn.Flatten(), nn.Dropout(), nn.Linear(32, 16), nn.ReLU(True), nn.Linear(16, CLASSES),
+        ),
+        (3, 12, 12),
+    ),
+    "mobilenet": (
+        lambda: torchvision.models.mobilenet_v3_small(num_classes=CLASSES), (3, 40, 40)),
+    "densenet-like": (
+        lambda: torchvision.models.DenseNet(8, (2, 2), 8, num_classes=CLASSES), (3, 40, 40)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_ghost_norms_are_those_of_each_sample(name: str) -> None:
+    build, shape = KNOWN[name]
+    model, (images, labels) = lively(build()), data(*shape)
+    expected = twin(model, images, labels)
+    found = gradient_norms(model, [(images, labels)], method="ghost")
+    assert found.dtype == np.float64
+    np.testing.assert_allclose(found, expected, rtol=2e-4)
+    assert np.ptp(expected) > 0  # samples differ, or a mean would pass
+
+
+@pytest.mark.parametrize("method", ["vmap", "loop"])
+@pytest.mark.parametrize("name", ["groups and all", "frozen weights", "unused layers", "resnet8"])
+def test_the_slow_ways_agree(name: str, method: Any) -> None:
+    build, shape = KNOWN[name]
+    model, (images, labels) = lively(build()), data(*shape)
+    found = gradient_norms(model, [(images, labels)], method=method)
+    np.testing.assert_allclose(found, twin(model, images, labels), rtol=2e-4)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_batches_and_parts_of_them_do_not_matter(
+    method: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, (images, labels) = lively(Shared()), data(3, 7, 6, count=11)
+    expected = twin(model, images, labels)
+    cuts = ((0, 4), (4, 4), (4, 5), (5, 11))
+    batches = [(images[a:b], labels[a:b]) for a, b in cuts]
+    for at_once in (1, 3, 100):
+        monkeypatch.setattr("dp4tl_ffcv.scoring.gradients.norms.GHOST_IMAGES", at_once)
+        each = sum(value.numel() * 4 for value in model.parameters())
+        monkeypatch.setattr("dp4tl_ffcv.scoring.gradients.norms.VMAP_BYTES", at_once * each)
+        found = gradient_norms(model, batches, method=method)
+        np.testing.assert_allclose(found, expected, rtol=2e-4)
+
+
+def test_labels_may_be_columns_and_images_bytes() -> None:
+    model = lively(build_model("resnet8_w16", CLASSES))
+    images = torch.randint(256, (3, 3, 32, 32), dtype=torch.uint8)
+    labels = torch.tensor([0, 3, 1])
+    expected = twin(model, images, labels)
+    found = gradient_norms(model, [(images, labels[:, None].int())], method="ghost")
+    np.testing.assert_allclose(found, expected, rtol=2e-4)
+
+
+def test_confident_samples_have_small_norms_and_wrong_ones_large() -> None:
+    model = nn.Linear(2, 2, bias=False)
+    with torch.no_grad():
+        model.weight.copy_(torch.eye(2))
+    images, labels = torch.tensor([[3.0, 0.0], [3.0, 0.0]]), torch.tensor([0, 1])
+    p = 1 / (1 + np.exp(3.0))  # of the second class; the gradient is (p - onehot) x^T
+    expected = 3 * np.sqrt(2) * np.array([p, 1 - p])
+    for method in METHODS:
+        found = gradient_norms(model, [(images, labels)], method=method)
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+# Models that the fast way does not suit.
+
+
+class Scaled(nn.Module):
+    """A parameter of its own, beside known layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(6, 4), nn.Linear(4, CLASSES)
+        self.scale = nn.Parameter(torch.ones(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.scale * self.body(x))
+
+
+class Reused(nn.Module):
+    """A layer's weight, used again outside of the layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(6, 6), nn.Linear(6, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(F.linear(self.body(x), self.body.weight))
+
+
+class Tied(nn.Module):
+    """Two layers with one weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.again = nn.Linear(6, 6), nn.Linear(6, 6)
+        self.again.weight = self.body.weight
+        self.head = nn.Linear(6, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.again(self.body(x).relu()))
+
+
+class Standardised(nn.Conv2d):
+    """A subclass that changes what its parent does."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight - self.weight.mean(dim=(1, 2, 3), keepdim=True)
+        return F.conv2d(x, weight, self.bias)
+
+
+class Folded(nn.Module):
+    """A layer that is fed more rows than there are samples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(3, 4), nn.Linear(8, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x.reshape(-1, 3)).relu().reshape(len(x), 8))
+
+
+class Overwritten(nn.Module):
+    """What a layer was fed is changed after it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(6, 6), nn.Linear(6, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x * 1.0
+        y = self.body(x.detach())
+        with torch.no_grad():
+            x.add_(1.0)
+        return self.head(y.relu() + x)
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.RNN(3, 4, batch_first=True), nn.Linear(4, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        states, _ = self.body(x)
+        return self.head(states[:, -1])
+
+
+def vit() -> nn.Module:
+    return torchvision.models.VisionTransformer(
+        image_size=16, patch_size=8, num_layers=2, num_heads=2, hidden_dim=8, mlp_dim=12,
+        num_classes=CLASSES,
+    )  # fmt: skip
+
+
+def hooked() -> nn.Module:
+    model = nn.Sequential(nn.Linear(6, 4), nn.Linear(4, CLASSES))
+    model[0].register_forward_hook(lambda _, fed, returned: returned + fed[0][:, :4])
+    return model
+
+
+def transposed() -> nn.Module:
+    return Pooled(nn.ConvTranspose2d(3, 4, 3), nn.ReLU(), channels=4)
+
+
+UNKNOWN: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "own parameter": (Scaled, (6,)),
+    "weight reused": (Reused, (6,)),
+    "tied": (Tied, (6,)),
+    "changed subclass": (lambda: Pooled(Standardised(3, 4, 3), channels=4), (3, 6, 6)),
+    "more rows than samples": (Folded, (6,)),
+    "recurrent": (Recurrent, (5, 3)),
+    "vision transformer": (vit, (3, 16, 16)),
+    "hooked": (hooked, (6,)),
+    "transposed": (transposed, (3, 5, 5)),
+}
+
+
+@pytest.mark.parametrize("name", UNKNOWN)
+def test_auto_takes_another_way_where_the_fast_one_does_not_suit(name: str) -> None:
+    build, shape = UNKNOWN[name]
+    model, (images, labels) = lively(build()), data(*shape)
+    with pytest.raises(ValueError, match="`method` must suit the model"):
+        gradient_norms(model, [(images, labels)], method="ghost")
+    found = gradient_norms(model, [(images[:1], labels[:1]), (images[1:], labels[1:])])
+    np.testing.assert_allclose(found, twin(model, images, labels), rtol=2e-4)
+
+
+def test_inputs_that_are_overwritten_are_refused() -> None:
+    images, labels = data(6)  # autograd cannot train such a model, either
+    with pytest.raises(ValueError, match="changed in place"):
+        gradient_norms(lively(Overwritten()), [(images, labels)], method="ghost")
+
+
+class Mixing(nn.Module):
+    """Subtracts the mean over the batch: a sample's gradient depends on the others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(6, 4), nn.Linear(4, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.body(x)
+        return self.head(y - 0.5 * y.mean(dim=0))
+
+
+@pytest.mark.parametrize("build", [Mixing, lambda: nn.Sequential(
+    nn.Linear(6, 4), nn.BatchNorm1d(4, track_running_stats=False), nn.Linear(4, CLASSES)
+)])  # fmt: skip
+def test_models_that_mix_samples_are_found_out(build: Callable[[], nn.Module]) -> None:
+    model, (images, labels) = lively(build()), data(6)
+    with pytest.raises(ValueError, match="`method` must suit the model"):
+        gradient_norms(model, [(images, labels)], method="ghost")
+
+
+def test_auto_takes_each_sample_of_a_mixing_model_alone() -> None:
+    model, (images, labels) = lively(Mixing()), data(6)
+    found = gradient_norms(model, [(images, labels)])
+    np.testing.assert_allclose(found, twin(model, images, labels), rtol=2e-4)
+
+
+class Branching(nn.Module):
+    """Control flow by values, which no transform follows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head, self.scale = nn.Linear(6, CLASSES), nn.Parameter(torch.ones(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.scale * self.head(x)
+        return y if float(y.sum().detach()) > 0 else 2 * y
+
+
+def test_auto_ends_with_one_sample_at_a_time() -> None:
+    model, (images, labels) = lively(Branching()), data(6, count=6)
+    with pytest.raises(ValueError, match=r"torch\.func cannot transform"):
+        gradient_norms(model, [(images, labels)], method="vmap")
+    found = gradient_norms(model, [(images, labels)])
+    np.testing.assert_allclose(found, twin(model, images, labels), rtol=2e-4)
+
+
+# The model is left as it was, and the surroundings do not matter.
+
+
+@pytest.mark.parametrize("method", [*METHODS, "auto"])
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_model_is_left_as_it_was(method: Any, fails: bool) -> None:
+    model = lively(Shared()).train()
+    model.norm.eval()
+    model.head.weight.grad = torch.ones_like(model.head.weight)
+    state = copy.deepcopy(model.state_dict())
+    images, labels = data(3, 7, 6)
+    if fails:
+        labels = torch.tensor([0, 1, 2, CLASSES])
+        with pytest.raises(ValueError, match="labels"):
+            gradient_norms(model, [(images, labels)], method=method)
+    else:
+        gradient_norms(model, [(images, labels)], method=method)
+    modes = {name: module.training for name, module in model.named_modules()}
+    assert modes == {name: name != "norm" for name in modes}
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    assert torch.equal(model.head.weight.grad, torch.ones_like(model.head.weight))
+    others = [value.grad for name, value in model.named_parameters() if name != "head.weight"]
+    assert others == [None] * len(others)
+    assert all(value.requires_grad for value in model.parameters())
+    hooks = [{**m._forward_hooks, **m._forward_pre_hooks} for m in model.modules()]
+    assert hooks == [{}] * len(hooks)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_dropout_is_off(method: Any) -> None:
+    model = lively(nn.Sequential(nn.Linear(6, 20), nn.Dropout(0.5), nn.Linear(20, CLASSES))).train()
+    images, labels = data(6)
+    found = gradient_norms(model, [(images, labels)], method=method)
+    np.testing.assert_allclose(found, twin(model, images, labels), rtol=2e-4)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_modes_of_the_caller_do_not_matter(method: Any) -> None:
+    model, (images, labels) = lively(Shared()), data(3, 7, 6)
+    expected = twin(model, images, labels)
+    with torch.inference_mode():
+        made = images.clone(), labels.clone()
+        found = gradient_norms(model, [made], method=method)
+    np.testing.assert_allclose(found, expected, rtol=2e-4)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        found = gradient_norms(model, [(images, labels)], method=method)
+    np.testing.assert_allclose(found, expected, rtol=2e-4)
+
+
+# Bad input.
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("label", [-100, -1, CLASSES])
+def test_labels_out_of_range_are_refused(label: int, method: Any) -> None:
+    images, labels = data(6)
+    labels[2] = label
+    with pytest.raises(ValueError, match=f"from 0 to {CLASSES - 1}.*{label}"):
+        gradient_norms(nn.Linear(6, CLASSES), [(images, labels)], method=method)
+
+
+@pytest.mark.parametrize("method", [*METHODS, "auto"])
+@pytest.mark.parametrize("wrong", [0, 5])
+def test_gradients_that_are_not_finite_name_the_sample(wrong: int, method: Any) -> None:
+    images, labels = data(6, count=8)
+    images[wrong, 0] = float("nan")
+    batches = [(images[:3], labels[:3]), (images[3:], labels[3:])]
+    with pytest.raises(ValueError, match=f"finite gradients; got nan for sample {wrong} of"):
+        gradient_norms(nn.Linear(6, CLASSES), batches, method=method)
+
+
+@pytest.mark.parametrize(
+    ("model", "batches", "says"),
+    [
+        (nn.Linear(6, CLASSES), [], "at least one sample"),
+        (nn.Linear(6, CLASSES), [(torch.ones(0, 6), torch.ones(0).long())], "at least one sample"),
+        (nn.Linear(6, CLASSES).requires_grad_(False), [data(6)], "trainable parameters"),
+        (nn.Linear(6, CLASSES), [(torch.ones(2, 6), torch.zeros(2))], "integer label per image"),
+        (nn.Linear(6, CLASSES), [(torch.ones(2, 6), torch.ones(3).long())], "3 of torch.int64"),
+        (nn.Linear(6, CLASSES), [(torch.ones(2, 3, 6), torch.ones(2).long())], "logits of shape"),
+        (nn.LSTM(6, CLASSES), [(torch.ones(2, 6), torch.ones(2).long())], "tuple"),
+    ],
+)
+def test_what_does_not_fit_is_refused(model: nn.Module, batches: Any, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        gradient_norms(model, batches)
+
+
+def test_a_method_that_there_is_not_is_refused() -> None:
+    method: Any = "fast"
+    with pytest.raises(ValueError, match="`method` must be one of"):
+        gradient_norms(nn.Linear(6, CLASSES), [data(6)], method=method)
+
+
+def test_grand_keeps_the_hardest_first() -> None:
+    model, (images, labels) = lively(Shared()), data(3, 7, 6, count=9)
+    scores = grand(model, [(images, labels)], provenance={"run": 1})
+    assert (scores.method, scores.unit) == ("grand", "sample")
+    assert dict(scores.provenance) == {"run": 1}
+    expected = np.argsort(-twin(model, images, labels), kind="stable")
+    assert scores.ranking().tolist() == expected.tolist()
