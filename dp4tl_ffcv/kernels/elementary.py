@@ -1,15 +1,16 @@
-"""Functions of one number that numba lacks on CPUs, or that its compiler does not vectorise."""
+"""What numba lacks on CPUs: an exponential that vectorises, half precision, and prefetching."""
 
 from typing import Any
 
 import numpy as np
 from llvmlite import binding, ir
 from numba import config, types
+from numba.core import cgutils
 from numba.extending import intrinsic, overload
 
 from .compiled import compiled
 
-__all__ = ["as_words", "exponential", "widened"]
+__all__ = ["as_words", "exponential", "prefetch", "widened"]
 
 # 2**23 * 1.5: adding it to a float32 rounds that to a whole number, and leaves it in the low bits.
 _ROUNDING = np.float32(12582912.0)
@@ -97,4 +98,32 @@ def _widened_interpreted(value: Any) -> Any:
 # `widened(x)` is float64 of a float32 or float64, or of the float16 whose bits a uint16 holds.
 widened: Any = (
     _widened_interpreted if config.DISABLE_JIT else intrinsic(_widened)  # type: ignore[attr-defined]
+)
+
+
+# -- prefetching -----------------------------------------------------------------------------------
+def _prefetch(_: Any, array: Any, _row: Any, _column: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        (kind, *_), (value, *at) = signature.args, args
+        matrix = context.make_array(kind)(context, builder, value)
+        place = cgutils.get_item_pointer(context, builder, kind, matrix, at)  # type: ignore[no-untyped-call]
+        byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
+        function = cgutils.get_or_insert_function(  # type: ignore[no-untyped-call]
+            builder.module,
+            ir.FunctionType(ir.VoidType(), [byte, number, number, number]),
+            "llvm.prefetch.p0",
+        )
+        read, near, data = 0, 2, 1  # near: the second cache, which waits for more at once
+        numbers = (number(each) for each in (read, near, data))
+        builder.call(function, [builder.bitcast(place, byte), *numbers])
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, types.intp), generate
+
+
+# `prefetch(matrix, row, column)` has a value brought near that will be read soon; it reads nothing.
+prefetch: Any = (
+    (lambda _array, _row, _column: None)
+    if config.DISABLE_JIT  # type: ignore[attr-defined]
+    else intrinsic(_prefetch)
 )

@@ -12,7 +12,7 @@ from .compiled import compiled
 __all__ = ["class_histogram"]
 
 # Below this many labels a slab per thread costs more than it saves.
-_LABELS_PER_THREAD = 1 << 16
+_LABELS_PER_THREAD = 1 << 18
 
 
 @compiled()

@@ -8,7 +8,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from .checks import as_features, as_labels, as_num_classes
 from .compiled import compiled
-from .elementary import as_words, widened
+from .elementary import as_words, prefetch, widened
 from .histogram import class_histogram
 
 __all__ = ["class_sums"]
@@ -16,6 +16,9 @@ __all__ = ["class_sums"]
 # Rows whose places are sorted at a time. The features of so many fit into the last level of a
 # cache, where rows of one class are read from; a class then has some of them even of a thousand.
 _BLOCK_ROWS = 1 << 14
+
+_AHEAD = 4  # rows
+_LINE = 32  # values of float16 in a line of the cache
 
 
 @compiled()
@@ -35,6 +38,10 @@ def _add_rows(features: Any, rows: Any, starts: Any, sums: Any) -> None:
         total = sums[label]
         position, stop = starts[label], starts[label + 1]
         while position + 4 <= stop:  # the total is read and written once for four rows
+            # Rows of a class lie apart, where the machine does not see them coming.
+            for ahead in range(position + _AHEAD, min(position + _AHEAD + 4, rows.size)):
+                for column in range(0, total.size, _LINE):
+                    prefetch(features, rows[ahead], column)
             first, second = features[rows[position]], features[rows[position + 1]]
             third, fourth = features[rows[position + 2]], features[rows[position + 3]]
             for column in range(total.size):
