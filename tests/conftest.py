@@ -8,9 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import settings
 from numpy.typing import NDArray
 
 from dp4tl_ffcv import BetonIndex, image_fields, write_beton
+
+# The same examples in every run; no time limit, since the first one may compile kernels.
+settings.register_profile("reproducible", derandomize=True, deadline=None)
+settings.load_profile("reproducible")
 
 NUM_CLASSES = 10
 PER_CLASS = 12

@@ -171,9 +171,9 @@ def coverage_centric(
         "cutoff": float(cutoff),
         "seed": seed,
         "difficulty": {"method": difficulty.method, "scores": dict(difficulty.provenance)},
-        **one_source("difficulty", (difficulty.provenance, provenance or {})),
     }
-    return _of_samples(scores, "ccs", {**about, **(provenance or {})})
+    source = one_source("difficulty", (difficulty.provenance, provenance or {}))
+    return _of_samples(scores, "ccs", {**about, **(provenance or {}), **source})
 
 
 def prototype_distance(
@@ -211,19 +211,16 @@ def prototype_distance(
         )
     if prefer not in ("far", "near"):
         raise ValueError(f"`prefer` must be far or near; got {prefer!r}. Choose one.")
-    about = {
-        "prefer": prefer,
-        "clusters": {
-            "num_clusters": clusters.num_clusters,
-            "sha256": clusters.digest(),
-            "provenance": dict(clusters.provenance),
-        },
-        **one_source("clusters", (clusters.provenance, provenance or {})),
-    }
+    source = one_source("clusters", (clusters.provenance, provenance or {}))
     nearest = [nearest_mean(values[rows], clusters.centroids)[0] for rows in _blocks(values)]
     distances = _distances(values, clusters.centroids, np.concatenate(nearest))
+    of_clusters = {"num_clusters": clusters.num_clusters, "sha256": clusters.digest()}
+    about = {
+        "prefer": prefer,
+        "clusters": {**of_clusters, "provenance": dict(clusters.provenance)},
+    }
     scores = distances if prefer == "far" else -distances
-    return _of_samples(scores, "prototypes", {**about, **(provenance or {})})
+    return _of_samples(scores, "prototypes", {**about, **(provenance or {}), **source})
 
 
 def _of_samples(scores: NDArray[np.float64], method: str, provenance: Mapping[str, Any]) -> Scores:

@@ -132,17 +132,16 @@ def test_levels_merge_fine_clusters_and_samples_inherit() -> None:
 
 
 def test_levels_weigh_fine_clusters_alike() -> None:
-    """A dense blob takes most of two plain clusters' samples, but one of two hierarchical ones."""
+    """Two plain clusters share a dense blob; with levels it is one, and a sparse line the other."""
     rng = np.random.default_rng(0)
     dense = rng.normal((0, 0), 0.3, (4000, 2))
     line = np.stack((np.linspace(2, 6, 40), np.zeros(40)), axis=1)
     features = np.concatenate((dense, line)).astype(np.float32)
     last = {}
     for levels in ((), (60,)):
-        # Of every 100th sample of the blob: as many as on the line.
         clusters = cluster(features, 2, levels=levels, iterations=50, sample=10_000)
         last[levels] = np.bincount(clusters.labels).min()
-    assert last[()] > 40 or last[(60,)] <= 40
+    assert last[()] > 1000
     assert last[(60,)] <= 45
 
 

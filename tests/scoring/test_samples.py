@@ -219,6 +219,9 @@ def test_ccs_keeps_where_the_difficulty_comes_from() -> None:
         "strata": 3, "cutoff": 0.5, "seed": 4, "b": 1, "source_fingerprint": "ab",
         "difficulty": {"method": "el2n", "scores": {"source_fingerprint": "ab", "run": 3}},
     }  # fmt: skip
+    # Features from bare arrays say None.
+    scores = coverage_centric(difficulty, provenance={"source_fingerprint": None})
+    assert scores.provenance["source_fingerprint"] == "ab"
     with pytest.raises(StaleArtifactError, match="made for fingerprint ab and some for cd"):
         coverage_centric(difficulty, provenance={"source_fingerprint": "cd"})
 
@@ -282,6 +285,8 @@ def test_prototypes_keep_where_the_clusters_come_from() -> None:
             "provenance": {"source_fingerprint": "ab"},
         },
     }  # fmt: skip
+    scores = prototype_distance(features, clusters, provenance={"source_fingerprint": None})
+    assert scores.provenance["source_fingerprint"] == "ab"
     with pytest.raises(StaleArtifactError, match="made for fingerprint ab and some for cd"):
         prototype_distance(features, clusters, provenance={"source_fingerprint": "cd"})
 
@@ -315,7 +320,7 @@ def bits(features: Any, labels: Any) -> list[bytes]:
 def test_memory_maps_give_the_same_bits_block_by_block(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: int
 ) -> None:
-    features, labels = many(np.float16)
+    features, labels = many(np.float16, rows=100)
     expected = bits(features, labels)
     np.save(tmp_path / "features.npy", features)
     stored = np.load(tmp_path / "features.npy", mmap_mode="r")

@@ -1,20 +1,24 @@
 """The demo's data: nothing leaks between the betons, and the same seed writes the same bytes."""
 
-from itertools import combinations
+from itertools import combinations, permutations, product
 from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
+from PIL import Image
 
 from dp4tl_ffcv import BetonIndex, read_image
 from writers import digits
 
-NAMES = {f"{dataset}_{split}" for dataset in digits.DATASETS for split in ("train", "val", "test")}
+SPLITS = ("train", "val", "test")
+TARGETS = ("target", "target_rotated", "target_few")
+NAMES = {f"{dataset}_{split}" for dataset, split in product(("source", *TARGETS), SPLITS)}
 
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, BetonIndex]:
-    return digits.write(digits.Config(out=tmp_path_factory.mktemp("digits")))
+    return digits.write(digits.Config(out=tmp_path_factory.mktemp("digits"), targets=TARGETS))
 
 
 @pytest.fixture
@@ -27,30 +31,69 @@ def originals(index: BetonIndex) -> set[int]:
     return set(index.column("identifier").tolist())
 
 
-def test_there_are_six_betons_with_manifests(written: dict[str, BetonIndex]) -> None:
+def mean_image(index: BetonIndex, label: int) -> NDArray[np.float64]:
+    samples = np.flatnonzero(index.labels() == label)
+    images = [read_image(index, int(i)).mean(axis=2) for i in samples]
+    return np.stack(images).mean(axis=0)
+
+
+def enlarged(image: NDArray[np.float64], factor: float) -> NDArray[np.float64]:
+    edge = digits.SIDE * (1 - 1 / factor) / 2
+    box = (edge, edge, digits.SIDE - edge, digits.SIDE - edge)
+    size = (digits.SIDE, digits.SIDE)
+    picture = Image.fromarray(image.astype(np.float32))
+    return np.asarray(picture.resize(size, Image.Resampling.BICUBIC, box), dtype=np.float64)
+
+
+def alike(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
+    return float(np.corrcoef(one.ravel(), other.ravel())[0, 1])
+
+
+def test_there_are_three_betons_of_the_source_and_of_each_target(
+    written: dict[str, BetonIndex],
+) -> None:
+    assert tuple(digits.TARGETS) == TARGETS
     assert set(written) == NAMES
     for name, index in written.items():
         assert index.path.name == f"{name}.beton"
         assert [field.name for field in index.fields] == ["image", "label", "identifier"]
         assert index.manifest is not None
-        dataset = name.partition("_")[0]
+        dataset = name.rpartition("_")[0]
         assert list(index.manifest.class_names) == digits.CLASS_NAMES[dataset]
 
 
-def test_no_original_is_in_two_betons(written: dict[str, BetonIndex]) -> None:
-    for one, other in combinations(written.values(), 2):
-        assert not originals(one) & originals(other)
+@pytest.mark.usefixtures("few_originals")
+def test_without_being_asked_the_demos_target_alone_is_written(tmp_path: Path) -> None:
+    written = digits.write(digits.Config(out=tmp_path))
+    assert set(written) == {
+        f"{dataset}_{split}" for dataset, split in product(("source", "target"), SPLITS)
+    }
+
+
+def test_no_original_is_in_two_splits_or_in_source_and_target(
+    written: dict[str, BetonIndex],
+) -> None:
+    for target in TARGETS:
+        names = [f"{name}_{split}" for name, split in product(("source", target), SPLITS)]
+        betons = [written[name] for name in names]
+        for one, other in combinations(betons, 2):
+            assert not originals(one) & originals(other)
+    # Nor is what one target is trained on in the test of another.
+    for a, b in permutations(TARGETS, 2):
+        for split, other_split in combinations(SPLITS, 2):
+            found = originals(written[f"{a}_{split}"]) & originals(written[f"{b}_{other_split}"])
+            assert not found
 
 
 def test_every_class_has_as_many_images_as_it_is_given_originals(
     written: dict[str, BetonIndex],
 ) -> None:
     for name, index in written.items():
-        dataset, _, split = name.partition("_")
-        per_class = digits.ORIGINALS[dataset][split]
-        classes = 80 if dataset == "source" else 10
+        dataset, _, split = name.rpartition("_")
+        per_class = digits.ORIGINALS["source" if dataset == "source" else "target"][split]
+        classes = {"source": 80, "target_few": 5}.get(dataset, 10)
         assert index.class_counts().tolist() == [per_class] * classes
-        assert len(originals(index)) == 10 * per_class
+        assert len(originals(index)) == min(classes, 10) * per_class
 
 
 def test_images_are_small_jpegs_of_the_digit_that_the_label_says(
@@ -72,11 +115,11 @@ def test_the_classes_of_the_source_differ_as_their_names_say(
     index = written["source_train"]
     ids, labels = index.column("identifier"), index.labels()
 
-    def mean_of(name: str) -> np.ndarray:
+    def mean_of(name: str) -> NDArray[np.float64]:
         label = digits.CLASS_NAMES["source"].index(name)
         samples = np.flatnonzero(labels == label)
         assert len(set(ids[samples])) == len(samples)
-        return np.mean([read_image(index, int(i)).mean(axis=2) for i in samples], axis=0)
+        return mean_image(index, label)
 
     upright = mean_of("4-upright")
     for name, turn in (
@@ -85,32 +128,76 @@ def test_the_classes_of_the_source_differ_as_their_names_say(
         ("4-upside_down", lambda image: np.rot90(image, 2)),
     ):
         as_it_is, turned_back = (
-            np.corrcoef(upright.ravel(), other.ravel())[0, 1]
-            for other in (mean_of(name), turn(mean_of(name)))
+            alike(upright, other) for other in (mean_of(name), turn(mean_of(name)))
         )
         assert turned_back > 0.95
         assert turned_back > as_it_is
 
 
-def test_the_relevant_classes_are_the_ten_upright_ones() -> None:
-    relevant = digits.relevant_classes()
+@pytest.mark.parametrize(
+    ("target", "rendering", "number"),
+    [("target", "upright", 10), ("target_rotated", "rotated", 10), ("target_few", "outline", 5)],
+)
+def test_the_relevant_classes_are_the_targets_digits_in_its_rendering(
+    target: str, rendering: str, number: int
+) -> None:
+    relevant = digits.relevant_classes(target)
     names = [
         name for name, found in zip(digits.CLASS_NAMES["source"], relevant, strict=True) if found
     ]
-    assert names == [f"{digit}-upright" for digit in range(10)]
+    assert names == [f"{digit}-{rendering}" for digit in range(number)]
     assert relevant.shape == (80,)
     assert relevant.dtype == bool
+
+
+def test_the_demos_relevant_classes_are_those_of_its_target() -> None:
+    assert np.array_equal(digits.relevant_classes(), digits.relevant_classes("target"))
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_relevant_classes_are_those_that_look_most_like_the_target(
+    target: str, written: dict[str, BetonIndex]
+) -> None:
+    relevant = np.flatnonzero(digits.relevant_classes(target))
+    likeness = np.zeros(len(digits.RENDERINGS))
+    for digit in range(len(relevant)):
+        # Targets are drawn at 0.65 to 0.9 of a size, the source at 0.8 to 1.1 of it.
+        mine = enlarged(mean_image(written[f"{target}_train"], digit), 0.95 / 0.775)
+        likeness += [
+            alike(mine, mean_image(written["source_train"], 10 * rendering + digit))
+            for rendering in range(len(likeness))
+        ]
+    assert likeness.argmax() == relevant[0] // 10
+    assert likeness.max() > 0.9 * len(relevant)
+
+
+def test_an_unknown_target_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"^`targets` must be among target, .*; got another\."):
+        digits.write(digits.Config(out=tmp_path, targets=("target", "another")))
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.usefixtures("few_originals")
 def test_the_same_seed_writes_the_same_bytes(tmp_path: Path) -> None:
     one, same, other = (
-        digits.write(digits.Config(out=tmp_path / name, seed=seed))
-        for name, seed in (("one", 1), ("same", 1), ("other", 2))
+        digits.write(digits.Config(out=tmp_path / name, seed=seed, targets=targets))
+        for name, seed, targets in (
+            ("one", 1, TARGETS),
+            ("same", 1, TARGETS[::-1]),
+            ("other", 2, TARGETS),
+        )
     )
     for name in NAMES:
         assert one[name].path.read_bytes() == same[name].path.read_bytes()
         assert originals(one[name]) != originals(other[name])
+
+
+@pytest.mark.usefixtures("few_originals")
+def test_a_target_is_the_same_whichever_others_are_written(tmp_path: Path) -> None:
+    together = digits.write(digits.Config(out=tmp_path / "together", targets=TARGETS))
+    alone = digits.write(digits.Config(out=tmp_path / "alone", targets=("target_few",)))
+    for name, index in alone.items():
+        assert index.path.read_bytes() == together[name].path.read_bytes()
 
 
 @pytest.mark.usefixtures("few_originals")
