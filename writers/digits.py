@@ -91,7 +91,8 @@ def _shifted_outline(mask: Mask, rng: np.random.Generator) -> Pixels:
 
 def _edges(mask: Mask) -> Mask:
     down, right = np.gradient(mask)
-    return np.clip(4.0 * np.hypot(down, right), 0.0, 1.0)
+    edges: Mask = np.clip(4.0 * np.hypot(down, right), 0.0, 1.0)
+    return edges
 
 
 def _upright(mask: Mask) -> Mask:
