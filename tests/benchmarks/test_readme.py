@@ -39,6 +39,18 @@ def test_every_figure_of_the_writing_benchmark_is_in_its_table() -> None:
     assert lines[0]["environment"]["cpu"] in table
 
 
+def test_every_figure_of_the_scoring_benchmark_is_in_its_table() -> None:
+    lines = [json.loads(line) for line in readme.SCORING.read_text().splitlines()]
+    table = readme.scoring_table(lines)
+    found = [line for line in table.splitlines() if line.startswith("|")]
+    assert len(found) == len(lines) + 1
+    assert len(set(found)) == len(found)
+    assert {row["figure"] for row in lines[1:]} == set(readme.SCORING_FIGURES)
+    for row in lines[1:]:
+        assert readme.SCORING_FIGURES[row["figure"]] in table
+    assert lines[0]["environment"]["cpu"] in table
+
+
 def test_every_row_of_the_result_is_in_the_table(kept: dict[str, object]) -> None:
     rows = kept["rows"]
     assert isinstance(rows, list)
