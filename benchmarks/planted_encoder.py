@@ -1,0 +1,74 @@
+"""A self-supervised encoder for the planted benchmark: features that no label went into."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from dp4tl_ffcv import Classifier, build_model, evaluation_loader
+
+__all__ = ["Contrast", "train_encoder"]
+
+OUTPUTS = 64  # of the projection that the views are compared by
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """Settings of the contrastive training."""
+
+    epochs: int = 10
+    batch_size: int = 256
+    lr: float = 2e-3
+    temperature: float = 0.2
+
+
+def train_encoder(beton: Path, arch: str, resolution: int, settings: Contrast) -> Classifier:
+    """Train a network to tell images apart whatever their crop and colours.
+
+    Two views of each image, the other images of the batch as negatives (SimCLR, arXiv 2002.05709).
+    """
+    loader = evaluation_loader(beton, batch_size=512, resolution=resolution, crop_ratio=1.0)
+    images = torch.cat([batch.clone() for batch, _ in loader]).float()
+    torch.manual_seed(0)
+    model = build_model(arch, OUTPUTS)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr)
+    num_steps = settings.epochs * (len(images) // settings.batch_size)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, num_steps))
+    model.train()
+    for _ in range(settings.epochs):
+        for rows in torch.split(torch.randperm(len(images)), settings.batch_size):
+            if len(rows) == settings.batch_size:
+                views = torch.cat([view(images[rows]), view(images[rows])])
+                loss = contrastive_loss(model(views), settings.temperature)
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+                optimizer.step()
+                schedule.step()
+    return model
+
+
+def contrastive_loss(outputs: Tensor, temperature: float) -> Tensor:
+    """Return the cross-entropy of finding each view's partner, rows i and i + B of `(2B, D)`."""
+    outputs = nn.functional.normalize(outputs, dim=1)
+    similarities = outputs @ outputs.T / temperature
+    similarities.fill_diagonal_(-torch.inf)
+    half = len(outputs) // 2
+    partners = torch.arange(2 * half).roll(half)
+    return nn.functional.cross_entropy(similarities, partners)
+
+
+def view(images: Tensor) -> Tensor:
+    """Return images `(B, 3, H, W)` cropped, and each channel's contrast and level changed."""
+    count = len(images)
+    scale = torch.empty(count).uniform_(0.75, 1.0)
+    shift = (1 - scale[:, None]) * torch.empty(count, 2).uniform_(-1, 1)
+    turn = torch.zeros(count, 2, 3)
+    turn[:, 0, 0] = turn[:, 1, 1] = scale
+    turn[:, :, 2] = shift
+    grid = nn.functional.affine_grid(turn, list(images.shape), align_corners=False)
+    cropped = nn.functional.grid_sample(images, grid, align_corners=False, padding_mode="border")
+    middle = cropped.mean(dim=(2, 3), keepdim=True)
+    gain = torch.empty(count, 3, 1, 1).uniform_(0.6, 1.4)
+    level = torch.empty(count, 3, 1, 1).uniform_(-30, 30)
+    return (middle + gain * (cropped - middle) + level).clamp(0, 255)
