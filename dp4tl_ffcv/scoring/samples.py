@@ -232,7 +232,7 @@ def _in_rounds(
     difficulty: NDArray[np.float64], ids: NDArray[np.int64], strata: int, seed: int
 ) -> NDArray[np.int64]:
     """Return `ids` shuffled within strata of difficulty, one of each stratum in every round."""
-    ids = np.random.default_rng(seed).permutation(np.sort(ids))
+    ids = np.random.default_rng(seed).permutation(ids)
     lowest, highest = difficulty[ids].min(), difficulty[ids].max()
     # Halved, so that no range is too wide for a float64.
     width = (highest / 2 - lowest / 2) / strata

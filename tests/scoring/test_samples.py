@@ -79,6 +79,8 @@ def test_el2n_keeps_the_hardest_first_and_tells_sure_predictions_apart() -> None
     assert scores.ranking().tolist() == [2, 3, 0, 1]
     # Both others have exp(-50): the error is (-2, 1, 1) times that.
     np.testing.assert_allclose(scores.scores[0], math.sqrt(6) * math.exp(-50), rtol=1e-12)
+    sure = el2n([[0.0, 30.0, 0.0]], [1]).scores[0]
+    assert sure == pytest.approx(math.sqrt(6) * math.exp(-30) / (1 + 2 * math.exp(-30)), rel=1e-12)
     assert scores.scores[2] == pytest.approx(math.sqrt(2))
 
 
