@@ -5,6 +5,7 @@ returns the squared norms `(B,)` of the gradients of those of its parameters tha
 gradient summed over the calls.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -57,6 +58,10 @@ def _convolution(layer: Any, pairs: Pairs) -> Tensor:
     calls = [(_padded(layer, fed), _as_image(gradient)) for fed, gradient in pairs]
     if layer.groups > 1:
         return total + _squares([_weight_gradients(layer, fed, g) for fed, g in calls])
+    if len(calls) == 1 and _pixels_pay(layer, *calls[0]):
+        ((fed, g),) = calls
+        products = g.flatten(2).mT @ g.flatten(2)
+        return total + _sum_of_products(_window_products(layer, fed, g.shape[2:]), products)
     a = _joined([_windows(layer, fed, g.shape[2:]) for fed, g in calls])
     g = _joined([gradient.flatten(2).mT for _, gradient in calls])
     return total + _matrix_squares(a, g)
@@ -67,8 +72,12 @@ def _matrix_squares(a: Tensor, g: Tensor) -> Tensor:
     positions, inputs, outputs = a.shape[1], a.shape[2], g.shape[2]
     if positions * (inputs + outputs) >= inputs * outputs:
         return _squares([g.mT @ a])
+    return _sum_of_products(a @ a.mT, g @ g.mT)
+
+
+def _sum_of_products(a: Tensor, g: Tensor) -> Tensor:
     # Rounding might take it below 0.
-    return ((a @ a.mT) * (g @ g.mT)).flatten(1).sum(1).clamp(min=0)
+    return (a * g).flatten(1).sum(1).clamp(min=0)
 
 
 def _joined(parts: Sequence[Tensor]) -> Tensor:
@@ -117,6 +126,33 @@ def _windows(layer: Any, fed: Tensor, outputs: Sequence[int]) -> Tensor:
          row * dilation[0], column * dilation[1], channel),
     )  # fmt: skip
     return windows.reshape(len(fed), math.prod(outputs), -1)
+
+
+def _pixels_pay(layer: Any, fed: Tensor, g: Tensor) -> bool:
+    """Say whether products of pixels cost less than both those of windows and `G^T A`."""
+    positions, pixels, outputs = g[0, 0].numel(), fed[0, 0].numel(), g.shape[1]
+    entries = layer.weight[0].numel()
+    cost = pixels**2 * fed.shape[1] + positions**2 * (outputs + entries // fed.shape[1])
+    return bool(cost < positions * min(entries * outputs, positions * (entries + outputs)))
+
+
+def _window_products(layer: Any, fed: Tensor, outputs: Sequence[int]) -> Tensor:
+    """`A A^T` `(B, T, T)` of windows A, as sums of the products of their pixels.
+
+    Windows overlap: these are fewer products, and the windows need not be laid out.
+    """
+    pixels = fed.flatten(2)
+    products = (pixels.mT @ pixels).view(len(fed), *fed.shape[2:], *fed.shape[2:])
+    kernel, stride, dilation = _geometry(layer)
+    total = products.new_zeros(len(fed), *outputs, *outputs)
+    for place in itertools.product(*map(range, kernel)):
+        rows, columns = (
+            slice(first := at * dilation[axis], first + stride[axis] * outputs[axis], stride[axis])
+            for axis, at in enumerate(place)
+        )
+        total += products[:, rows, columns, rows, columns]
+    positions = math.prod(outputs)
+    return total.view(len(fed), positions, positions)
 
 
 def _weight_gradients(layer: Any, fed: Tensor, g: Tensor) -> Tensor:
