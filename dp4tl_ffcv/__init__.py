@@ -51,6 +51,7 @@ if TYPE_CHECKING:
         prototype_distance,
     )
     from .scoring.surrogate import (
+        BlurPoolConv,
         Classifier,
         best_device,
         build_model,
@@ -65,6 +66,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "BetonError": "errors",
     "BetonIndex": "beton",
+    "BlurPoolConv": "scoring.surrogate",
     "CenterCropRGBImageDecoder": "loading",
     "CheckpointError": "errors",
     "Classifier": "scoring.surrogate",
@@ -135,6 +137,7 @@ _HOMES = {
 __all__ = [
     "BetonError",
     "BetonIndex",
+    "BlurPoolConv",
     "CenterCropRGBImageDecoder",
     "CheckpointError",
     "Classifier",

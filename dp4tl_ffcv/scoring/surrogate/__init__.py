@@ -2,9 +2,10 @@
 
 from .checkpoints import load_checkpoint, save_checkpoint
 from .extraction import extract_features
-from .models import Classifier, best_device, build_model, replace_head
+from .models import BlurPoolConv, Classifier, best_device, build_model, replace_head
 
 __all__ = [
+    "BlurPoolConv",
     "Classifier",
     "best_device",
     "build_model",

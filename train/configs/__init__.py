@@ -1,0 +1,1 @@
+"""Complete configurations by name, and how flags and files change them."""
