@@ -1,0 +1,544 @@
+"""Adversarial attacks: their bounds, what they leave alone, their closed forms and their losses."""
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.special import log_softmax
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from dp4tl_ffcv import Classifier, build_model
+from train.attacks import Attack, adversarial_loss, make_attack, pgd, robust_accuracy
+
+SIDE = 8
+PIXELS = 3 * SIDE * SIDE
+EPSILONS = (3.0, 8 / 3, 0.1, 12.75)
+
+
+def linear(num_classes: int = 2, seed: int = 0) -> Classifier:
+    """A linear classifier of the pixels, whose gradient has the same sign everywhere."""
+    torch.manual_seed(seed)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(PIXELS, num_classes))
+    nn.init.normal_(network[1].weight, std=0.1)
+    return Classifier(network, "linear", num_classes)
+
+
+def normalised_net(num_classes: int = 4) -> Classifier:
+    """A small network with batch normalisation and dropout."""
+    torch.manual_seed(1)
+    network = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1, bias=False),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Dropout(0.5),
+        nn.Flatten(),
+        nn.Linear(8 * SIDE * SIDE, num_classes),
+    )
+    return Classifier(network, "small", num_classes)
+
+
+def photos_of(count: int, seed: int = 0, dtype: torch.dtype = torch.uint8) -> Tensor:
+    """Random images with many pixels at either end of the range and next to it."""
+    rng = np.random.default_rng(seed)
+    pixels = rng.integers(0, 256, (count, 3, SIDE, SIDE), dtype=np.uint8)
+    ends = rng.choice(np.array([0, 1, 2, 253, 254, 255], np.uint8), pixels.shape)
+    pixels = np.where(rng.random(pixels.shape) < 0.5, ends, pixels)
+    return torch.from_numpy(pixels).to(dtype)
+
+
+def labels_of(count: int, num_classes: int = 2, seed: int = 0) -> Tensor:
+    return torch.from_numpy(np.random.default_rng(seed).integers(0, num_classes, count))
+
+
+def state_of(model: nn.Module) -> dict[str, Any]:
+    """All that an attack must leave alone, bit by bit."""
+    return {
+        **{name: value.clone() for name, value in model.state_dict().items()},
+        "modes": [part.training for part in model.modules()],
+        "trainable": [weight.requires_grad for weight in model.parameters()],
+        "gradients": [
+            None if weight.grad is None else weight.grad.clone() for weight in model.parameters()
+        ],
+    }
+
+
+def assert_same(before: dict[str, Any], after: dict[str, Any]) -> None:
+    assert before.keys() == after.keys()
+    for name in before:
+        torch.testing.assert_close(after[name], before[name], rtol=0, atol=0, msg=name)
+
+
+# Bounds.
+
+
+@pytest.mark.parametrize("epsilon", EPSILONS)
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+@pytest.mark.parametrize("kind", ["pgd", "fgsm", "trades"])
+def test_no_pixel_leaves_epsilon_or_the_range(
+    kind: Any, dtype: torch.dtype, epsilon: float
+) -> None:
+    images = photos_of(16, dtype=dtype)
+    if dtype == torch.float32:
+        images = (images + torch.rand(images.shape)).clamp(0, 255)  # not on the grid of integers
+    before = images.clone()
+    attack = make_attack(kind, epsilon=epsilon, steps=3)
+    loss = "kl" if kind == "trades" else "cross_entropy"
+    adversarial = pgd(linear(), images, labels_of(16), attack, loss=loss)
+    assert adversarial.dtype == torch.float32
+    assert not adversarial.requires_grad
+    assert torch.equal(images, before)
+    assert (adversarial - images).abs().max() <= torch.tensor(epsilon)
+    assert adversarial.min() >= 0
+    assert adversarial.max() <= 255
+
+
+@pytest.mark.parametrize("epsilon", EPSILONS)
+@pytest.mark.parametrize("kind", ["pgd", "fgsm"])
+def test_a_linear_model_is_attacked_to_its_closed_form(kind: Any, epsilon: float) -> None:
+    """With two classes the gradient's sign is that of the other class's weight less the own's."""
+    model, images, labels = linear(), photos_of(16), labels_of(16)
+    attack = make_attack(kind, epsilon=epsilon, steps=3)
+    adversarial = pgd(model, images, labels, attack)
+    weight = model.head.weight.detach()
+    direction = (weight[1 - labels] - weight[labels]).sign().view(images.shape)
+    expected = (images + epsilon * direction).clamp(0, 255)
+    # One step of 1.25 epsilon reaches the bound from seven eighths of the starts less one eighth.
+    steps_reach = attack.steps * attack.step_size >= 2 * epsilon
+    reached = torch.isclose(adversarial, expected, rtol=0, atol=3e-5)
+    if steps_reach:
+        assert reached.all()
+    else:
+        assert 0.55 < reached.float().mean() < 0.9
+        assert (direction * (adversarial - images) >= -torch.tensor(epsilon)).all()
+
+
+def test_nearly_all_pixels_reach_a_bound_in_pixel_space() -> None:
+    """DP4TL adds its steps to normalised images, where three of 255 come to about two at most."""
+    images = photos_of(64)
+    attack = make_attack("pgd", epsilon=3.0, steps=3)
+    change = pgd(linear(10), images, labels_of(64, 10), attack) - images
+    inner = (images >= 3) & (images <= 252)
+    assert (change.abs()[inner] == 3.0).float().mean() > 0.95
+
+
+def test_a_single_step_without_a_random_start_is_the_sign_of_the_gradient() -> None:
+    model, images, labels = normalised_net().eval(), photos_of(5), labels_of(5, 4)
+    leaf = images.float().requires_grad_()
+    nn.functional.cross_entropy(model(leaf), labels).backward()
+    assert leaf.grad is not None
+    expected = (images + 2.0 * leaf.grad.sign()).clamp(0, 255)
+    attack = Attack(epsilon=3.0, step_size=2.0, steps=1, random_start=False)
+    assert torch.equal(pgd(model, images, labels, attack), expected)
+
+
+# The random start.
+
+
+def test_the_start_is_uniform_within_epsilon() -> None:
+    """A model without a gradient leaves the start where it is."""
+    model = linear()
+    nn.init.zeros_(model.head.weight)
+    images = torch.full((32, 3, SIDE, SIDE), 128, dtype=torch.uint8)
+    attack = make_attack("pgd", epsilon=4.0, steps=2)
+    start = pgd(model, images, labels_of(32), attack) - images
+    assert (start.abs() <= 4).all()
+    counts = torch.histc(start, bins=8, min=-4, max=4) / start.numel()
+    torch.testing.assert_close(counts, torch.full((8,), 1 / 8), rtol=0, atol=0.02)
+    assert len(start.unique()) > 0.9 * start.numel()
+    fixed = Attack(epsilon=4.0, step_size=1.0, steps=2, random_start=False)
+    assert torch.equal(pgd(model, images, labels_of(32), fixed), images.float())
+
+
+def test_a_generator_reproduces_the_attack() -> None:
+    model, images, labels = normalised_net(), photos_of(6), labels_of(6, 4)
+    attack = make_attack("pgd", epsilon=8.0, steps=2)
+
+    def attacked(seed: int) -> Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        return pgd(model, images, labels, attack, generator=generator)
+
+    present = torch.get_rng_state()
+    assert torch.equal(attacked(1), attacked(1))
+    assert not torch.equal(attacked(1), attacked(2))
+    assert torch.equal(torch.get_rng_state(), present)
+
+
+# What an attack leaves alone.
+
+
+@pytest.mark.parametrize("kind", ["pgd", "fgsm", "trades"])
+def test_an_attack_leaves_the_model_as_it_was(kind: Any) -> None:
+    model, images, labels = normalised_net(), photos_of(6), labels_of(6, 4)
+    model.train()
+    model.network[1].eval()  # modes and gradients that differ among the parts
+    model.network[0].weight.requires_grad_(False)
+    model.head.weight.grad = torch.ones_like(model.head.weight)
+    before = state_of(model)
+    loss = "kl" if kind == "trades" else "cross_entropy"
+    pgd(model, images, labels, make_attack(kind, epsilon=3.0, steps=3), loss=loss)
+    assert_same(before, state_of(model))
+
+
+def test_statistics_are_left_alone_in_training_and_the_step_updates_them_once() -> None:
+    model, images, labels = normalised_net().train(), photos_of(6), labels_of(6, 4)
+    attack = make_attack("pgd", epsilon=3.0, steps=3)
+    before = state_of(model)
+    pgd(model, images, labels, attack)
+    assert_same(before, state_of(model))
+    adversarial_loss(
+        model, images, labels, kind="pgd", attack=attack, criterion=nn.CrossEntropyLoss()
+    )
+    assert int(model.network[1].num_batches_tracked) == 1
+
+
+def test_a_model_that_fails_is_put_back() -> None:
+    model = normalised_net().train()
+    before = state_of(model)
+    with pytest.raises(RuntimeError):
+        pgd(model, photos_of(2)[..., 1:], labels_of(2), make_attack("pgd", epsilon=3.0, steps=3))
+    assert_same(before, state_of(model))
+
+
+def test_no_gradient_of_a_weight_is_computed() -> None:
+    seen: list[bool] = []
+
+    class Watched(nn.Linear):
+        def forward(self, inputs: Tensor) -> Tensor:
+            seen.append(self.weight.requires_grad)
+            return super().forward(inputs)
+
+    model = Classifier(nn.Sequential(nn.Flatten(), Watched(PIXELS, 2)), "watched", 2)
+    pgd(model, photos_of(2), labels_of(2), make_attack("pgd", epsilon=3.0, steps=3))
+    assert seen == [False] * 3
+    assert all(weight.requires_grad for weight in model.parameters())
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_an_attack_works_where_nothing_records_gradients(context: Any) -> None:
+    model, images, labels = linear(), photos_of(4), labels_of(4)
+    attack = make_attack("pgd", epsilon=3.0, steps=3)
+    expected = pgd(model, images, labels, attack)
+    with context():
+        assert torch.equal(pgd(model, images, labels, attack), expected)
+
+
+# Half precision.
+
+
+class Poison(torch.autograd.Function):
+    """The identity, whose gradient is not a number in the first half of the columns."""
+
+    @staticmethod
+    def forward(ctx: Any, images: Tensor) -> Tensor:
+        return images.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        gradient = gradient.clone()
+        gradient[..., : SIDE // 2] = float("nan")
+        gradient[..., SIDE // 2] = float("inf")
+        return gradient
+
+
+def test_a_gradient_that_is_not_a_number_moves_no_pixel() -> None:
+    class Network(nn.Sequential):
+        def forward(self, images: Tensor) -> Tensor:
+            return super().forward(Poison.apply(images))  # type: ignore[no-untyped-call]
+
+    model = Classifier(Network(nn.Flatten(), nn.Linear(PIXELS, 2)), "poisoned", 2)
+    images = torch.full((4, 3, SIDE, SIDE), 100.0)
+    attack = Attack(epsilon=3.0, step_size=2.0, steps=3, random_start=False)
+    change = pgd(model, images, labels_of(4), attack) - images
+    assert (change[..., : SIDE // 2] == 0).all()
+    assert (change[..., SIDE // 2] == 3).all()
+    assert (change[..., SIDE // 2 + 1 :].abs() == 3).all()
+
+
+@pytest.mark.parametrize("margin", [1.0, 10.0, 17.0])
+def test_half_precision_follows_the_same_gradient(margin: float) -> None:
+    """float16 ends at 6e-8: a confident sample's gradient, averaged over a batch, would be zero."""
+    model, images = linear(), photos_of(256)
+    with torch.no_grad():
+        labels = model(images).argmax(1)
+        present = model(images).diff(dim=1).abs().median()
+        for part in model.head.parameters():
+            part.mul_(margin / present)
+    attack = Attack(epsilon=3.0, step_size=2.0, steps=3, random_start=False)
+    exact = pgd(model, images, labels, attack)
+    model.network[1].half()
+
+    class Half(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = model
+
+        def forward(self, pixels: Tensor) -> Tensor:
+            logits: Tensor = model.network(((pixels - model.mean) / model.std).half())
+            return logits
+
+    rounded = pgd(Half(), images, labels, attack)
+    assert (rounded == exact).float().mean() > 0.95
+
+
+def test_autocast_gives_nearly_the_same_images_and_caches_no_frozen_weight() -> None:
+    model, images, labels = normalised_net().train(), photos_of(16), labels_of(16, 4)
+    attack = make_attack("trades", epsilon=8.0, steps=3)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = adversarial_loss(
+            model, images, labels, kind="trades", attack=attack, criterion=nn.CrossEntropyLoss()
+        )
+    loss.backward()
+    assert torch.isfinite(loss)
+    for weight in model.parameters():
+        assert weight.grad is not None
+        assert weight.grad.abs().sum() > 0
+
+
+# Strength.
+
+
+def test_an_attack_does_more_than_noise_and_more_steps_do_more() -> None:
+    generator = torch.Generator().manual_seed(0)
+    labels = labels_of(200, 4)
+    centres = 128 + 12 * torch.randn((4, 3, SIDE, SIDE), generator=generator)
+    noise = 40 * torch.randn((200, 3, SIDE, SIDE), generator=generator)
+    images = (centres[labels] + noise).clamp(0, 255).round().to(torch.uint8)
+    model = normalised_net().train()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    for _ in range(30):
+        loss = nn.functional.cross_entropy(model(images), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    model.eval()
+    with torch.no_grad():
+        random = images + torch.empty(images.shape).uniform_(-8, 8, generator=generator)
+        on_noise = (model(random).argmax(1) == labels).float().mean().item()
+    batches = list(zip(images.split(64), labels.split(64), strict=True))
+
+    def accuracy(kind: Any, steps: int) -> float:
+        attack = make_attack(kind, epsilon=8.0, steps=steps)
+        hits = robust_accuracy(model, batches, attack, generator=generator)
+        assert hits.dtype == torch.bool
+        assert hits.shape == (200,)
+        return hits.float().mean().item()
+
+    assert on_noise > 0.9
+    assert accuracy("fgsm", 1) < on_noise - 0.1
+    assert accuracy("pgd", 20) < on_noise - 0.2
+    assert accuracy("pgd", 20) <= accuracy("fgsm", 1)
+
+
+def test_robust_accuracy_says_which_samples_hold() -> None:
+    """Class 1 lies behind a margin that 3 of 255 cannot cross in the images of one half."""
+    model = linear()
+    with torch.no_grad():
+        model.head.weight[0], model.head.weight[1] = -0.01, 0.01
+        model.mean.fill_(128.0)
+        model.std.fill_(1.0)
+        model.head.bias.zero_()
+    values = torch.tensor([125.5, 130.5, 132.0, 120.0, 131.5])
+    images = values.view(5, 1, 1, 1).expand(5, 3, SIDE, SIDE).contiguous()
+    labels = torch.tensor([0, 1, 1, 0, 0])
+    batches = list(zip(images.split(2), labels.split(2), strict=True))
+    hits = robust_accuracy(model.train(), batches, make_attack("pgd", epsilon=3.0, steps=20))
+    assert hits.tolist() == [False, False, True, True, False]
+
+
+# The losses.
+
+
+@pytest.mark.parametrize("kind", ["pgd", "fgsm"])
+def test_the_loss_is_the_criterion_on_the_adversarial_images(kind: Any) -> None:
+    model, images, labels = normalised_net().eval(), photos_of(6), labels_of(6, 4)
+    attack = make_attack(kind, epsilon=3.0, steps=3)
+    criterion = nn.CrossEntropyLoss(label_smoothing=0.1)
+    generators = [torch.Generator().manual_seed(3) for _ in range(2)]
+    loss = adversarial_loss(
+        model,
+        images,
+        labels,
+        kind=kind,
+        attack=attack,
+        criterion=criterion,
+        generator=generators[0],
+    )
+    adversarial = pgd(model, images, labels, attack, generator=generators[1])
+    torch.testing.assert_close(loss, criterion(model(adversarial), labels))
+    loss.backward()
+    assert all(weight.grad is not None for weight in model.parameters())
+
+
+def test_the_trades_loss_is_the_papers_formula() -> None:
+    model, images, labels = normalised_net().eval(), photos_of(6), labels_of(6, 4)
+    attack = make_attack("trades", epsilon=8.0, steps=4)
+    loss = adversarial_loss(
+        model,
+        images,
+        labels,
+        kind="trades",
+        attack=attack,
+        criterion=nn.CrossEntropyLoss(),
+        beta=2.5,
+        generator=torch.Generator().manual_seed(3),
+    )
+    adversarial = pgd(
+        model, images, labels, attack, generator=torch.Generator().manual_seed(3), loss="kl"
+    )
+    with torch.no_grad():
+        clean = log_softmax(model(images).double().numpy(), axis=1)
+        moved = log_softmax(model(adversarial).double().numpy(), axis=1)
+    natural = -clean[np.arange(6), labels.numpy()].mean()
+    divergence = (np.exp(clean) * (clean - moved)).sum(axis=1)
+    assert (divergence > 0).all()
+    assert loss.item() == pytest.approx(natural + 2.5 * divergence.mean(), rel=1e-5)
+
+
+def test_the_attack_of_trades_raises_the_divergence_without_labels() -> None:
+    model, images = normalised_net().eval(), photos_of(6)
+    attack = make_attack("trades", epsilon=8.0, steps=5)
+
+    def divergence(of: Tensor) -> float:
+        with torch.no_grad():
+            clean, moved = (model(each).log_softmax(1) for each in (images, of))
+        return float((clean.exp() * (clean - moved)).sum())
+
+    results = [
+        pgd(
+            model,
+            images,
+            labels,
+            attack,
+            generator=torch.Generator().manual_seed(0),
+            loss="kl",
+        )
+        for labels in (labels_of(6, 4), torch.zeros(6, dtype=torch.int64))
+    ]
+    assert torch.equal(*results)
+    noise = torch.empty(images.shape).uniform_(-8, 8)
+    assert divergence(results[0]) > 3 * divergence((images + noise).clamp(0, 255))
+
+
+def test_trades_trains_both_sides_of_the_divergence() -> None:
+    model, images, labels = normalised_net().eval(), photos_of(6), labels_of(6, 4)
+    loss = adversarial_loss(
+        model,
+        images,
+        labels,
+        kind="trades",
+        attack=make_attack("trades", epsilon=8.0, steps=1),
+        criterion=lambda logits, labels: 0.0 * logits.sum(),  # type: ignore[arg-type]
+        generator=torch.Generator().manual_seed(0),
+    )
+    (gradient,) = torch.autograd.grad(loss, model.head.bias)
+    generator = torch.Generator().manual_seed(0)
+    attack = make_attack("trades", epsilon=8.0, steps=1)
+    adversarial = pgd(model, images, labels, attack, generator=generator, loss="kl")
+    clean, moved = model(images).log_softmax(1), model(adversarial).log_softmax(1)
+    expected = 6.0 * (clean.exp() * (clean - moved)).sum(1).mean()
+    (wanted,) = torch.autograd.grad(expected, model.head.bias)
+    torch.testing.assert_close(gradient, wanted)
+
+
+# Wrapped models.
+
+
+@contextmanager
+def lone_process() -> Iterator[None]:
+    """A group of one process, which is enough for DistributedDataParallel."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    distributed.init_process_group("gloo", rank=0, world_size=1)
+    try:
+        yield
+    finally:
+        distributed.destroy_process_group()
+        del os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
+
+
+@pytest.mark.parametrize("kind", ["pgd", "fgsm", "trades"])
+def test_a_distributed_model_gets_the_gradients_of_the_plain_one(kind: Any) -> None:
+    images, labels = photos_of(6), labels_of(6, 4)
+    attack = make_attack(kind, epsilon=3.0, steps=2)
+    gradients = []
+    with lone_process():
+        for wrap in (lambda model: model, DistributedDataParallel):
+            plain = normalised_net().train()
+            plain.network[3].p = 0.0
+            model = wrap(plain)
+            generator = torch.Generator().manual_seed(0)
+            for _ in range(2):  # a second step fails if the first left the reducer unfinished
+                loss = adversarial_loss(
+                    model,
+                    images,
+                    labels,
+                    kind=kind,
+                    attack=attack,
+                    criterion=nn.CrossEntropyLoss(),
+                    generator=generator,
+                )
+                loss.backward()
+            gradients.append([weight.grad for weight in plain.parameters()])
+    torch.testing.assert_close(*gradients)
+
+
+def test_a_compiled_model_is_attacked_the_same() -> None:
+    model, images, labels = normalised_net().train(), photos_of(6), labels_of(6, 4)
+    attack = make_attack("pgd", epsilon=3.0, steps=2)
+    expected = pgd(model, images, labels, attack, generator=torch.Generator().manual_seed(0))
+    compiled: Any = torch.compile(model, backend="aot_eager")
+    before = state_of(compiled)
+    actual = pgd(compiled, images, labels, attack, generator=torch.Generator().manual_seed(0))
+    assert_same(before, state_of(compiled))
+    assert model.training
+    assert torch.equal(actual, expected)
+
+
+# Settings.
+
+
+def test_the_kinds_have_their_usual_steps() -> None:
+    assert make_attack("pgd", epsilon=3, steps=3) == Attack(epsilon=3, step_size=2, steps=3)
+    assert make_attack("trades", epsilon=8, steps=10).step_size == pytest.approx(1.6)
+    assert make_attack("fgsm", epsilon=2, steps=3) == Attack(epsilon=2, step_size=2.5, steps=1)
+    assert make_attack("pgd", epsilon=3, steps=3, step_size=1.5).step_size == 1.5
+    assert make_attack("fgsm", epsilon=3, steps=3, step_size=1.5).step_size == 1.5
+
+
+@pytest.mark.parametrize(
+    "changes", [{"epsilon": 0.0}, {"epsilon": 256.0}, {"step_size": -1.0}, {"steps": 0}], ids=str
+)
+def test_attacks_that_change_nothing_are_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"`{next(iter(changes))}`"):
+        Attack(**{"epsilon": 3.0, "step_size": 1.0, "steps": 3, **changes})
+
+
+def test_the_divergence_without_a_random_start_is_refused() -> None:
+    attack = Attack(epsilon=3.0, step_size=1.0, steps=3, random_start=False)
+    with pytest.raises(ValueError, match="`random_start`"):
+        pgd(linear(), photos_of(2), labels_of(2), attack, loss="kl")
+
+
+@pytest.mark.gpu
+def test_an_attack_on_a_gpu_stays_there_and_within_its_bounds() -> None:
+    model = build_model("resnet18", 10).cuda().to(memory_format=torch.channels_last)
+    images = torch.randint(0, 256, (8, 3, 64, 64), dtype=torch.uint8, device="cuda")
+    images = images.contiguous(memory_format=torch.channels_last)
+    labels = torch.randint(0, 10, (8,), device="cuda")
+    for dtype in (torch.float16, torch.bfloat16):
+        with torch.autocast("cuda", dtype):
+            attack = make_attack("pgd", epsilon=3.0, steps=3)
+            adversarial = pgd(model, images, labels, attack)
+        assert adversarial.is_cuda
+        assert adversarial.is_contiguous(memory_format=torch.channels_last)
+        change = (adversarial - images).abs()
+        assert change.max() <= 3
+        assert change[(images >= 3) & (images <= 252)].eq(3).float().mean() > 0.7
