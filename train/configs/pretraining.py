@@ -1,15 +1,13 @@
-"""Configurations of `train.pretrain`: DP4TL's and ffcv-imagenet's by name, and what each field is.
+"""Configurations of `train.pretrain`: the fields, then DP4TL's and ffcv-imagenet's by name.
 
-A name is a function that returns a complete configuration; copy one to make your own.
+A name stands for a function that returns a complete configuration from the paths alone.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, Protocol
 
 from .checks import check_at_least, check_choices, check_shares
-
-__all__ = ["Config"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,3 +151,152 @@ class Config:
             raise ValueError(
                 f"`ramp` must be two epochs, the earlier first; got {self.ramp}. Swap them."
             )
+
+
+# -- by name -------------------------------------------------------------------------------------
+# The values are those of the files named below, except the seed, the number of threads and the
+# order of the samples, which say nothing about a training, and the dropped last batch.
+
+
+class Named(Protocol):
+    """A function that returns a complete configuration."""
+
+    __name__: str
+
+    def __call__(self, *, train: Path, run: Path, val: Path | None = None) -> Config:
+        """Return it for these files."""
+        ...
+
+
+# Epochs to the ramp from 160 to 192 pixels, which ffcv-imagenet chose and DP4TL took over.
+RAMPS = {16: (11, 13), 24: (17, 20), 32: (23, 27), 40: (29, 34), 56: (41, 48), 88: (65, 76)}
+
+
+def _dp4tl(depth: int, epochs: int, batch_size: int) -> Named:
+    """Name DP4TL's recipe for a ResNet (OPTML-Group/DP4TL, configs/imagenet_train_from_scratch).
+
+    Its rate starts and ends at 1e-4. Its cycle also lowers the momentum to 0.8 at the peak, torch's
+    default; here it is constant.
+    """
+    values = {
+        **_resnet(depth, epochs, batch_size),
+        "lr": 0.5,
+        "start_factor": 1e-4 / 0.5,
+        "end_factor": 1e-4 / 0.5,
+        "weight_decay": 5e-5,
+        "norm_weight_decay": True,
+        "label_smoothing": 0.0,
+        "blurpool": False,
+        "tta": False,
+    }
+    whose = "DP4TL's" if depth != 50 or epochs == 16 else "DP4TL's of 16 epochs made longer:"
+    return _named(f"rn{depth}_{epochs}", whose, values)
+
+
+def _ffcv(depth: int, epochs: int, batch_size: int, lr: float, weight_decay: float) -> Named:
+    """Name ffcv-imagenet's recipe for a ResNet (libffcv/ffcv-imagenet, rn18_configs, rn50_configs).
+
+    It spares the weights whose name has `bn` from decay; here all norms and biases are spared.
+    """
+    values = {
+        **_resnet(depth, epochs, batch_size),
+        "lr": lr,
+        "start_factor": 1e-4,
+        "end_factor": 0.0,
+        "weight_decay": weight_decay,
+        "norm_weight_decay": False,
+        "label_smoothing": 0.1,
+        "blurpool": True,
+        "tta": True,
+    }
+    return _named(f"ffcv_rn{depth}_{epochs}", "ffcv-imagenet's", values)
+
+
+def _resnet(depth: int, epochs: int, batch_size: int) -> dict[str, Any]:
+    """Return what both have."""
+    return {
+        "arch": f"resnet{depth}",
+        "relabel": False,
+        "resolution": 160,
+        "end_resolution": 192,
+        "ramp": RAMPS[epochs],
+        "val_resolution": 256,
+        "crop_ratio": 224 / 256,
+        "min_scale": 0.08,
+        "flip": True,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "schedule": "cyclic",
+        "warmup": 2 / epochs,
+        "optimizer": "sgd",
+        "momentum": 0.9,
+        "nesterov": False,
+        "amp": "fp16",
+    }
+
+
+def _named(name: str, whose: str, values: dict[str, Any]) -> Named:
+    def config(*, train: Path, run: Path, val: Path | None = None) -> Config:
+        return Config(train=train, run=run, val=val, **values)
+
+    config.__name__ = config.__qualname__ = name
+    config.__doc__ = (
+        f"Return {whose} {values['arch']}, {values['epochs']} epochs of steps of "
+        f"{values['batch_size']:,} images."
+    )
+    return config
+
+
+# The first is the surrogate of the paper.
+_RN18 = [_dp4tl(18, epochs, batch_size=1024) for epochs in RAMPS]
+rn18_16, rn18_24, rn18_32, rn18_40, rn18_56, rn18_88 = _RN18
+
+# Of these DP4TL has the first; the others follow its ResNet-18.
+_RN50 = [_dp4tl(50, epochs, batch_size=512) for epochs in RAMPS]
+rn50_16, rn50_24, rn50_32, rn50_40, rn50_56, rn50_88 = _RN50
+
+rn101_16 = _dp4tl(101, 16, batch_size=256)
+rn152_16 = _dp4tl(152, 16, batch_size=256)
+
+_FFCV_RN18 = [_ffcv(18, epochs, 1024, lr=0.5, weight_decay=5e-5) for epochs in RAMPS]
+ffcv_rn18_16, ffcv_rn18_24, ffcv_rn18_32, ffcv_rn18_40, ffcv_rn18_56, ffcv_rn18_88 = _FFCV_RN18
+
+# Batches of 512 on each of eight GPUs, which the rate is for.
+_FFCV_RN50 = [_ffcv(50, epochs, 8 * 512, lr=1.7, weight_decay=1e-4) for epochs in RAMPS]
+ffcv_rn50_16, ffcv_rn50_24, ffcv_rn50_32, ffcv_rn50_40, ffcv_rn50_56, ffcv_rn50_88 = _FFCV_RN50
+
+# Batches of 100 on each of four GPUs. DP4TL's scheduler lets the rate fall to zero at epoch 90 and
+# rise again; here the cosine follows the warm-up and ends at zero.
+vit_b_16_100 = _named(
+    "vit_b_16_100",
+    "DP4TL's",
+    {
+        "arch": "vit_b_16",
+        "relabel": False,
+        "resolution": 224,
+        "val_resolution": 224,
+        "crop_ratio": 224 / 256,
+        "min_scale": 0.08,
+        "flip": True,
+        "tta": False,
+        "epochs": 100,
+        "batch_size": 4 * 100,
+        "lr": 3e-3,
+        "schedule": "cosine",
+        "warmup": 10 / 100,
+        "start_factor": 1e-3,
+        "end_factor": 0.0,
+        "optimizer": "adamw",
+        "weight_decay": 0.3,
+        "norm_weight_decay": True,
+        "label_smoothing": 0.11,
+        "blurpool": False,
+        "amp": "fp16",
+    },
+)
+
+CONFIGS = {
+    named.__name__: named
+    for named in (*_RN18, *_RN50, rn101_16, rn152_16, vit_b_16_100, *_FFCV_RN18, *_FFCV_RN50)
+}
+"""Every named configuration."""
