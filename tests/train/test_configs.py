@@ -1,0 +1,402 @@
+"""Named configurations have the published values; flags and files change what they say."""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from train.configs.command_line import parse
+from train.configs.pretraining import CONFIGS, Config, rn18_16
+
+PATHS: dict[str, Any] = {"train": Path("train.beton"), "run": Path("run")}
+FLAGS = ["--train", "train.beton", "--run", "run"]
+
+
+def named(name: str) -> Config:
+    return CONFIGS[name](**PATHS)
+
+
+def parsed(*args: str) -> Config:
+    return parse(Config, CONFIGS, description="Pretrain.", args=[*FLAGS, *args])
+
+
+# Values by name, from reference/paper.md 3.1 (DP4TL) and reference/ffcv.md 4 (ffcv-imagenet).
+
+RAMPS = {16: (11, 13), 24: (17, 20), 32: (23, 27), 40: (29, 34), 56: (41, 48), 88: (65, 76)}
+# name, architecture, epochs, images a step over all GPUs
+DP4TL = [
+    *((f"rn18_{epochs}", "resnet18", epochs, 1024) for epochs in RAMPS),
+    *((f"rn50_{epochs}", "resnet50", epochs, 512) for epochs in RAMPS),
+    ("rn101_16", "resnet101", 16, 256),
+    ("rn152_16", "resnet152", 16, 256),
+]
+FFCV = [
+    *((f"ffcv_rn18_{epochs}", "resnet18", epochs, 1024, 0.5, 5e-5) for epochs in RAMPS),
+    *((f"ffcv_rn50_{epochs}", "resnet50", epochs, 4096, 1.7, 1e-4) for epochs in RAMPS),
+]
+
+
+def check_resnet(config: Config, arch: str, epochs: int, batch_size: int) -> None:
+    """What DP4TL took over from ffcv-imagenet."""
+    assert (config.arch, config.epochs, config.batch_size) == (arch, epochs, batch_size)
+    assert (config.batch_per, config.lr_per) == ("step", "step")
+    assert (config.optimizer, config.momentum, config.nesterov) == ("sgd", 0.9, False)
+    assert config.schedule == "cyclic"
+    assert config.warmup * epochs == pytest.approx(2)
+    assert (config.resolution, config.end_resolution, config.val_resolution) == (160, 192, 256)
+    assert config.ramp == RAMPS[epochs]
+    assert (config.min_scale, config.flip) == (0.08, True)
+    assert config.crop_ratio == 224 / 256
+    assert config.amp == "fp16"
+    assert not config.relabel
+    assert (config.attack, config.ema, config.grad_clip, config.iterations) == (
+        "none",
+        0,
+        None,
+        None,
+    )
+
+
+@pytest.mark.parametrize(("name", "arch", "epochs", "batch_size"), DP4TL)
+def test_dp4tls_resnets(name: str, arch: str, epochs: int, batch_size: int) -> None:
+    config = named(name)
+    check_resnet(config, arch, epochs, batch_size)
+    assert (config.lr, config.weight_decay, config.norm_weight_decay) == (0.5, 5e-5, True)
+    assert config.lr * config.start_factor == pytest.approx(1e-4)
+    assert config.lr * config.end_factor == pytest.approx(1e-4)
+    assert (config.label_smoothing, config.blurpool, config.tta) == (0.0, False, False)
+
+
+@pytest.mark.parametrize(("name", "arch", "epochs", "batch_size", "lr", "weight_decay"), FFCV)
+def test_ffcv_imagenets_resnets(
+    name: str, arch: str, epochs: int, batch_size: int, lr: float, weight_decay: float
+) -> None:
+    config = named(name)
+    check_resnet(config, arch, epochs, batch_size)
+    assert (config.lr, config.weight_decay, config.norm_weight_decay) == (lr, weight_decay, False)
+    assert (config.start_factor, config.end_factor) == (1e-4, 0.0)
+    assert (config.label_smoothing, config.blurpool, config.tta) == (0.1, True, True)
+
+
+def test_dp4tls_vision_transformer() -> None:
+    config = named("vit_b_16_100")
+    assert (config.arch, config.epochs, config.batch_size) == ("vit_b_16", 100, 100 * 4)
+    assert (config.optimizer, config.lr, config.weight_decay) == ("adamw", 3e-3, 0.3)
+    assert (config.schedule, config.warmup, config.start_factor) == ("cosine", 0.1, 1e-3)
+    assert (config.resolution, config.ramp, config.val_resolution) == (224, None, 224)
+    assert (config.label_smoothing, config.blurpool, config.tta) == (0.11, False, False)
+
+
+def test_every_name_is_tested_and_importable() -> None:
+    tested = {row[0] for row in (*DP4TL, *FFCV)} | {"vit_b_16_100"}
+    assert CONFIGS.keys() == tested
+    module = sys.modules[Config.__module__]
+    for name, function in CONFIGS.items():
+        assert getattr(module, name) is function
+        assert function.__doc__ is not None
+        assert ("ffcv-imagenet's" if name.startswith("ffcv") else "DP4TL's") in function.__doc__
+
+
+def test_a_named_configuration_takes_its_paths() -> None:
+    config = rn18_16(train=Path("a"), run=Path("b"), val=Path("c"))
+    assert (config.train, config.run, config.val) == (Path("a"), Path("b"), Path("c"))
+
+
+# What no run can have.
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("epochs", 0),
+        ("iterations", 0),
+        ("batch_size", -1),
+        ("resolution", 0),
+        ("val_resolution", 0),
+        ("lr", -0.1),
+        ("lr", float("nan")),
+        ("warmup", 1.1),
+        ("ema", -0.1),
+        ("label_smoothing", float("nan")),
+        ("schedule", "cyclical"),
+        ("attack", "PGD"),
+        ("amp", "float16"),
+        ("batch_per", "gpu"),
+        ("ramp", (11, 13)),
+        ("end_resolution", 192),
+        ("val_every", -1),
+        ("save_every", 0),
+        ("attack_epsilon", -1.0),
+    ],
+)
+def test_settings_that_no_run_can_have_are_refused(name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=rf"`{name}`.*; got .*\. [A-Z]"):
+        Config(**PATHS, **{name: value})
+
+
+def test_a_ramp_that_ends_before_it_starts_is_refused() -> None:
+    with pytest.raises(ValueError, match="`ramp`"):
+        Config(**PATHS, end_resolution=192, ramp=(13, 11))
+    assert Config(**PATHS, end_resolution=192, ramp=(13, 13)).ramp == (13, 13)
+
+
+# The command line.
+
+
+def test_without_a_name_flags_change_the_defaults() -> None:
+    assert parsed() == Config(**PATHS)
+    assert parsed("--lr", "0.1", "--no-flip") == Config(**PATHS, lr=0.1, flip=False)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_name_gives_its_configuration(name: str) -> None:
+    assert parsed("--config", name) == named(name)
+
+
+def test_a_flag_overrides_a_name() -> None:
+    config = parsed("--lr=0.1", "--config=ffcv_rn18_24", "--no-tta", "--ramp", "1", "2")
+    changes: dict[str, Any] = {"lr": 0.1, "tta": False, "ramp": (1, 2)}
+    assert config == dataclasses.replace(named("ffcv_rn18_24"), **changes)
+
+
+@pytest.mark.parametrize("given", [[], ["--config", "rn18_16"]])
+def test_paths_must_be_given(given: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse(Config, CONFIGS, description=None, args=["--run", "run", *given])
+    assert caught.value.code == 2
+    assert "--train" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["--config", "rn18_17"], ["rn18_17", "rn18_16"]),
+        (["--lr", "fast"], ["--lr", "fast"]),
+        (["--learning-rate", "1"], ["--learning-rate"]),
+        (["--epochs", "0"], ["`epochs` must be at least 1"]),
+    ],
+)
+def test_what_is_no_configuration_ends_the_program(
+    args: list[str], words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parsed(*args)
+    assert caught.value.code == 2
+    message = capsys.readouterr().err
+    assert all(word in message for word in words)
+
+
+def test_help_names_the_configurations_and_the_fields(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parsed("--help")
+    assert caught.value.code == 0
+    message = capsys.readouterr().out
+    for word in ("Pretrain.", "--config", "vit_b_16_100", "--config-file", "--attack-epsilon"):
+        assert word in message
+
+
+def test_another_recipes_configuration_is_parsed_alike() -> None:
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Other:
+        source: Path
+        epochs: int = 3
+
+    def short(*, source: Path) -> Other:
+        return Other(source=source, epochs=1)
+
+    args = ["--config", "short", "--source", "a"]
+    assert parse(Other, {"short": short}, description=None, args=args) == short(source=Path("a"))
+
+
+# Files.
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[[str, Any], str]:
+    def file(name: str, content: Any) -> str:
+        path = tmp_path / name
+        path.write_text(content if isinstance(content, str) else json.dumps(content))
+        return str(path)
+
+    return file
+
+
+YAML = """
+arch: resnet50
+weight_decay: 5e-5      # YAML 1.1 takes this for text
+amp: off                # and this for false
+flip: false
+channels_last: True
+ramp: [11, 13]
+end_resolution: 192
+selection: null
+iterations: ~
+val: some/val.beton
+num_workers: -1
+"""
+
+
+def test_a_yaml_file_sets_fields_and_flags_override_it(write: Callable[..., str]) -> None:
+    pytest.importorskip("yaml")
+    file = write("config.yaml", YAML)
+    expected = Config(
+        **PATHS,
+        arch="resnet50",
+        weight_decay=5e-5,
+        amp="off",
+        flip=False,
+        ramp=(11, 13),
+        end_resolution=192,
+        val=Path("some/val.beton"),
+    )
+    assert parsed("--config-file", file) == expected
+    config = parsed("--config-file", file, "--flip", "--ramp", "1", "2", "--arch", "resnet18")
+    changes: dict[str, Any] = {"flip": True, "ramp": (1, 2), "arch": "resnet18"}
+    assert config == dataclasses.replace(expected, **changes)
+
+
+def test_a_file_overrides_a_name(write: Callable[..., str]) -> None:
+    file = write("config.json", {"lr": 0.25, "blurpool": False, "val_resolution": None})
+    config = parsed("--config-file", file, "--config", "ffcv_rn50_16", "--seed", "3")
+    expected = named("ffcv_rn50_16")
+    changes: dict[str, Any] = {"lr": 0.25, "blurpool": False, "val_resolution": None, "seed": 3}
+    assert config == dataclasses.replace(expected, **changes)
+
+
+def test_a_file_may_give_the_paths(write: Callable[..., str]) -> None:
+    file = write("config.json", {"train": "train.beton", "run": "run"})
+    args = ["--config-file", file]
+    assert parse(Config, CONFIGS, description=None, args=args) == Config(**PATHS)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.json", {"lr": 0.1, "rate": 2, "speed": 3}, "rate, speed in"),
+        ("a.json", {"flip": "perhaps"}, "`flip` must be true or false; got 'perhaps'"),
+        ("a.json", [1], "must hold a mapping"),
+        ("a.json", "{", "must be YAML, or JSON"),
+        ("a.yaml", "a: [", "must be YAML, or JSON"),
+        ("a.yaml", "", "must hold a mapping"),
+    ],
+)
+def test_a_file_that_is_no_configuration_is_refused(
+    name: str, content: Any, message: str, write: Callable[..., str]
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        parsed("--config-file", write(name, content))
+
+
+def test_without_pyyaml_a_yaml_file_is_refused(
+    write: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "yaml", None)
+    with pytest.raises(ValueError, match="pip install"):
+        parsed("--config-file", write("config.yaml", "lr: 0.1"))
+    assert parsed("--config-file", write("config.json", {"lr": 0.1})).lr == 0.1
+
+
+# DP4TL's files, of which these have every key of a pretraining.
+
+
+def dp4tl_file(**train: Any) -> dict[str, Any]:
+    """DP4TL's file for rn18_16, with other values in the section `train`."""
+    return {
+        "network": {"architecture": "resnet18", "blurpool": 0},
+        "dataset": {
+            "train_path": "train.beton",
+            "val_path": "val.beton",
+            "num_workers": 12,
+            "in_memory": 0,
+            "prune": 0,
+            "indices": {"training": None, "testing": None},
+        },
+        "train": {
+            "seed": 43856,
+            "epoch": 16,
+            "batch_size": 1024,
+            "label_smoothing": 0.0,
+            "scheduler_type": "cyclic",
+            "optimizer": {"lr": 0.5, "weight_decay": 5e-05, "momentum": 0.9},
+            "scheduler": {
+                "step": {"step_ratio": None, "step_size": None},
+                "cyclic": {"lr_peak_epoch": 2},
+            },
+            "resolution": {"min_res": 160, "max_res": 192, "end_ramp": 13, "start_ramp": 11},
+            **train,
+        },
+        "validation": {"batch_size": 512, "resolution": 256, "lr_tta": 0},
+        "logging": {"save_intermediate_frequency": None},
+    }
+
+
+MACHINE: dict[str, Any] = {"seed": 43856, "num_workers": 12, "val": Path("val.beton")}
+
+
+def test_dp4tls_file_is_the_configuration_of_that_name(write: Callable[..., str]) -> None:
+    config = parsed("--config-file", write("rn18_16.json", dp4tl_file()))
+    assert config == dataclasses.replace(named("rn18_16"), **MACHINE)
+
+
+def test_dp4tls_file_overrides_another_recipes_name(write: Callable[..., str]) -> None:
+    file = write("rn18_16.json", dp4tl_file())
+    config = parsed("--config", "ffcv_rn50_88", "--config-file", file)
+    left: dict[str, Any] = {"norm_weight_decay": False}  # DP4TL has no such setting
+    assert config == dataclasses.replace(named("rn18_16"), **MACHINE, **left)
+
+
+def test_dp4tls_file_for_the_vision_transformer(write: Callable[..., str]) -> None:
+    content = dp4tl_file(
+        epoch=100,
+        batch_size=100,
+        distributed=1,
+        label_smoothing=0.11,
+        scheduler_type="cosine_with_warmup",
+        optimizer={"type": "AdamW", "lr": 3e-3, "weight_decay": 0.3, "momentum": 0.9},
+        scheduler={"cosine_with_warmup": {"warmup_epoch": 10, "starting_factor": 0.001}},
+        resolution={"min_res": 224, "max_res": 224, "end_ramp": 13, "start_ramp": 11},
+    )
+    content["network"]["architecture"] = "vit_b_16"
+    content["validation"]["resolution"] = 224
+    content["distributed"] = {"world_size": 4}
+    config = parsed("--config-file", write("vit.json", content))
+    assert config == dataclasses.replace(named("vit_b_16_100"), **MACHINE)
+
+
+def test_dp4tls_step_schedule_and_attack(write: Callable[..., str]) -> None:
+    scheduler = {"step": {"step_ratio": 0.2, "step_size": 5}, "cyclic": {"lr_peak_epoch": None}}
+    content = dp4tl_file(scheduler_type="step", scheduler=scheduler)
+    content["adv"] = {"attack_step": 7, "epsilon": 4.0}
+    config = parsed("--config-file", write("step.json", content))
+    assert (config.schedule, config.warmup) == ("step", 0.0)
+    assert (config.step_ratio, config.step_length) == (0.2, 5)
+    assert (config.attack, config.attack_steps, config.attack_epsilon) == ("pgd", 7, 4.0)
+
+
+def test_dp4tls_unknown_keys_are_named(write: Callable[..., str]) -> None:
+    content = dp4tl_file(weight_averaging=1, optimizer={"lr": 1.0, "betas": None})
+    with pytest.raises(ValueError, match=r"train\.optimizer\.betas, train\.weight_averaging"):
+        parsed("--config-file", write("a.json", content))
+
+
+def test_dp4tls_indices_are_no_selection(write: Callable[..., str]) -> None:
+    content = dp4tl_file()
+    content["dataset"] |= {"prune": 1, "indices": {"training": "a.indices"}}
+    with pytest.raises(ValueError, match="import_indices"):
+        parsed("--config-file", write("a.json", content))
+
+
+def test_dp4tls_file_of_another_task_is_refused(write: Callable[..., str]) -> None:
+    content = dp4tl_file()
+    content["network"] |= {"pretrained_ckpt": "a.ckpt", "finetune_method": "lp"}
+    with pytest.raises(ValueError, match="checkpoint, mode"):
+        parsed("--config-file", write("a.json", content))
+
+
+def test_dp4tls_file_without_an_epoch_count_is_refused(write: Callable[..., str]) -> None:
+    with pytest.raises(ValueError, match=r"train\.epoch"):
+        parsed("--config-file", write("a.json", dp4tl_file(epoch=None)))

@@ -1,0 +1,192 @@
+"""DP4TL's configuration files in the names and units of ours.
+
+The keys are those that its experiments declare (OPTML-Group/DP4TL, src/experiment/*.py), here with
+dots between the sections. A value of null counts as absent, as there.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+__all__ = ["fields_of"]
+
+_SAME = {
+    "network.architecture": "arch",
+    "network.pretrained_ckpt": "checkpoint",
+    "dataset.train_path": "train",
+    "dataset.val_path": "val",
+    "dataset.test_path": "test",
+    "dataset.num_workers": "num_workers",
+    "train.seed": "seed",
+    "train.epoch": "epochs",
+    "train.label_smoothing": "label_smoothing",
+    "train.optimizer.lr": "lr",
+    "train.optimizer.weight_decay": "weight_decay",
+    "validation.resolution": "val_resolution",
+    "adv.attack_step": "attack_steps",
+    "adv.epsilon": "attack_epsilon",
+}
+_SWITCHES = {
+    "network.blurpool": "blurpool",
+    "validation.lr_tta": "tta",
+    "test.lr_tta": "tta",
+}
+_MODES = {"lp": "linear_probe", "ff": "full_finetuning"}
+_READ = {
+    "network.finetune_method",
+    "dataset.prune",
+    "train.batch_size",
+    "train.distributed",
+    "distributed.world_size",
+    "train.scheduler_type",
+    "train.progressive_resize",
+    "train.optimizer.type",
+    "train.optimizer.momentum",
+    "test.resolution",
+    "train.static_resolution.res",
+    "train.scheduler.step.step_ratio",
+    "train.scheduler.step.step_size",
+    "train.scheduler.cyclic.lr_peak_epoch",
+    "train.scheduler.cosine_with_warmup.warmup_epoch",
+    "train.scheduler.cosine_with_warmup.starting_factor",
+    *(
+        f"train.{section}.{key}"
+        for section in ("resolution", "progressive_resolution")
+        for key in ("min_res", "max_res", "start_ramp", "end_ramp")
+    ),
+}
+# About memory, logs and ports, none of which changes a result, and the files of `dataset.prune`.
+_WITHOUT_EFFECT = {
+    "exp.identifier",
+    "dataset.in_memory",
+    "dataset.indices.training",
+    "dataset.indices.testing",
+    "validation.batch_size",
+    "test.batch_size",
+    "logging.dry_run",
+    "logging.path",
+    "logging.save_intermediate_frequency",
+    "distributed.address",
+    "distributed.port",
+}
+_CYCLE_ENDS = 1e-4  # the rate at which its cycle starts and ends
+
+
+def fields_of(nested: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a configuration of DP4TL sets, by the names of our fields.
+
+    Fields that our configuration of the same task lacks are among them, though only where they say
+    that something is off. What DP4TL does without being asked is made explicit: SGD without
+    Nesterov's correction, fp16, the source's head, rates that start and end at 1e-4.
+
+    Args:
+        nested: sections as JSON gives them.
+
+    Raises:
+        ValueError: a key is unknown, or says what cannot be done here.
+    """
+    given = dict(_flatten(nested))
+    unknown = sorted(given.keys() - _SAME.keys() - _SWITCHES.keys() - _READ - _WITHOUT_EFFECT)
+    if unknown:
+        raise ValueError(
+            f"`config_file` must have the keys of DP4TL's experiments; got {', '.join(unknown)} "
+            "besides. Take them out, or write our field names without sections."
+        )
+    given = {key: value for key, value in given.items() if value is not None}
+    if given.get("dataset.prune"):
+        raise ValueError(
+            "`dataset.prune` must be 0, since `dataset.indices` are no selection; got "
+            f"{given['dataset.prune']}. Turn them into one with dp4tl_ffcv.import_indices, and "
+            "pass its file as `--selection`."
+        )
+    fields = {field: given[key] for key, field in _SAME.items() if key in given}
+    fields |= {field: bool(given[key]) for key, field in _SWITCHES.items() if key in given}
+    if "train.batch_size" in given:  # it is of one GPU
+        processes = _of(given, "distributed.world_size") if given.get("train.distributed") else 1
+        fields["batch_size"] = given["train.batch_size"] * processes
+    if any(key.startswith("adv.") for key in given):
+        fields["attack"] = "pgd"
+    return {
+        **fields,
+        **_task(given),
+        **_optimizer(given),
+        **_schedule(given),
+        **_resolutions(given),
+    }
+
+
+def _flatten(nested: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in nested.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _of(given: Mapping[str, Any], key: str) -> Any:
+    if key not in given:
+        raise ValueError(f"`config_file` must have {key}, as DP4TL's do; got none. Add it.")
+    return given[key]
+
+
+def _task(given: Mapping[str, Any]) -> dict[str, Any]:
+    if "network.finetune_method" in given:
+        return {"mode": _MODES[given["network.finetune_method"]]}
+    if "dataset.test_path" in given:
+        return {"mode": "from_scratch"}
+    return {"relabel": False, "amp": "fp16"}
+
+
+def _optimizer(given: Mapping[str, Any]) -> dict[str, Any]:
+    default = "Adam" if "network.finetune_method" in given else "SGD"
+    if given.get("train.optimizer.type", default) == "SGD":
+        return {
+            "optimizer": "sgd",
+            "momentum": given.get("train.optimizer.momentum", 0.9),
+            "nesterov": False,
+        }
+    return {"optimizer": "adamw"}  # which without decay, as in all its files, is Adam
+
+
+def _schedule(given: Mapping[str, Any]) -> dict[str, Any]:
+    kind = _of(given, "train.scheduler_type")
+    section = f"train.scheduler.{kind}"
+    if kind == "step":
+        return {
+            "schedule": "step",
+            "warmup": 0.0,
+            "step_ratio": given.get(f"{section}.step_ratio", 0.1),
+            "step_length": given.get(f"{section}.step_size", 30),
+        }
+    if kind == "cyclic":
+        ends = _CYCLE_ENDS / _of(given, "train.optimizer.lr")
+        return {
+            "schedule": "cyclic",
+            "warmup": given.get(f"{section}.lr_peak_epoch", 2) / _of(given, "train.epoch"),
+            "start_factor": ends,
+            "end_factor": ends,
+        }
+    warmup = {"warmup": 0.0}
+    if kind == "cosine_with_warmup":
+        epochs = _of(given, f"{section}.warmup_epoch")
+        warmup = {
+            "warmup": epochs / _of(given, "train.epoch"),
+            "start_factor": _of(given, f"{section}.starting_factor"),
+        }
+    return {"schedule": "cosine", "end_factor": 0.0, **warmup}
+
+
+def _resolutions(given: Mapping[str, Any]) -> dict[str, Any]:
+    section = "train.resolution"
+    if "train.progressive_resize" in given or "train.static_resolution.res" in given:
+        section = "train.progressive_resolution"
+    if section == "train.progressive_resolution" and not given.get("train.progressive_resize"):
+        start = end = _of(given, "train.static_resolution.res")
+    else:
+        start, end = _of(given, f"{section}.min_res"), _of(given, f"{section}.max_res")
+    fields = {"resolution": start}
+    if start != end:
+        fields["end_resolution"] = end
+        fields["ramp"] = [_of(given, f"{section}.{key}") for key in ("start_ramp", "end_ramp")]
+    if given.get("test.resolution", end) != end:
+        fields["val_resolution"] = given["test.resolution"]
+    return fields
