@@ -142,9 +142,12 @@ class BetonIndex:
             )
         return labels
 
-    def num_classes(self, field: str = "label") -> int:
-        """Return C: the number of class names in the manifest, or the largest label + 1."""
-        labels = self.labels(field)
+    def num_classes(self, field: str = "label", labels: NDArray[np.int64] | None = None) -> int:
+        """Return C: the number of class names in the manifest, or the largest label + 1.
+
+        `labels` are those of the field, for who has read them; reading them is most of the work.
+        """
+        labels = self.labels(field) if labels is None else labels
         largest = int(labels.max()) + 1 if labels.size else 0
         return max(largest, len(self.class_names(field)))
 
@@ -156,7 +159,8 @@ class BetonIndex:
 
     def class_counts(self, field: str = "label") -> NDArray[np.int64]:
         """Count the samples of each class `(C,)`."""
-        return class_histogram(self.labels(field), max(1, self.num_classes(field)))
+        labels = self.labels(field)
+        return class_histogram(labels, max(1, self.num_classes(field, labels)))
 
     @cached_property
     def manifest(self) -> Manifest | None:

@@ -72,7 +72,8 @@ class Selection:
         Raises:
             ValueError: a class id is out of range or repeated, or no sample is retained.
         """
-        count = max(num_classes or 0, index.num_classes(label_field))
+        labels = index.labels(label_field)
+        count = max(num_classes or 0, index.num_classes(label_field, labels))
         ids = np.sort(np.asarray(classes))
         if ids.dtype.kind not in "iu" or ids.ndim != 1 or len(np.unique(ids)) != len(ids):
             raise ValueError(
@@ -85,7 +86,7 @@ class Selection:
                 "Check which source the classes were scored for."
             )
         label_map = _number(ids, count)
-        retained = class_members(index.labels(label_field), label_map >= 0)
+        retained = class_members(labels, label_map >= 0)
         return cls(
             classes=ids,
             indices=retained,
@@ -116,7 +117,7 @@ class Selection:
         return cls(
             classes=classes,
             indices=ids,
-            label_map=_number(classes, index.num_classes(label_field)),
+            label_map=_number(classes, index.num_classes(label_field, labels)),
             fingerprint=index.fingerprint,
             label_field=label_field,
             provenance=provenance or {},
