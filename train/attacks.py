@@ -74,8 +74,9 @@ def pgd(
 ) -> Tensor:
     """Return adversarial images: where gradient ascent on the loss ends within the bounds.
 
-    The model is attacked in evaluation mode, and without its DistributedDataParallel, which does
-    not work with gradients of the images alone. Autocast applies as in the caller.
+    The model is attacked in evaluation mode, and without its DistributedDataParallel, which would
+    broadcast in every step and is not made for gradients of the images alone. Autocast applies as
+    in the caller.
 
     Args:
         model: takes images of pixel values.
@@ -114,8 +115,8 @@ def pgd(
             leaf = adversarial.detach().requires_grad_()
             logits = network(leaf)
             (gradient,) = torch.autograd.grad(logits, leaf, _slope(objective, logits))
-            direction = gradient.sign().nan_to_num_(nan=0.0)
-            adversarial = (adversarial + attack.step_size * direction).clamp(lower, upper)
+            step = attack.step_size * gradient.sign()  # of what is not a number, 0
+            adversarial = (adversarial + step).clamp(lower, upper)
     return adversarial.detach()
 
 
