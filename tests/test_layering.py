@@ -55,6 +55,7 @@ THIRD_PARTY = {
         "benchmarks",
     ),
     "llvmlite": ("dp4tl_ffcv.kernels", "dp4tl_ffcv.loading"),
+    "lightly": ("train",),
     "faiss": ("dp4tl_ffcv.scoring.clustering",),
     "timm": ("dp4tl_ffcv.scoring.surrogate",),
     "safetensors": ("dp4tl_ffcv.scoring.surrogate",),
