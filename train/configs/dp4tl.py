@@ -76,7 +76,7 @@ def fields_of(nested: Mapping[str, Any]) -> dict[str, Any]:
 
     Fields that our configuration of the same task lacks are among them, though only where they say
     that something is off. What DP4TL does without being asked is made explicit: SGD without
-    Nesterov's correction, fp16, the source's head, rates that start and end at 1e-4.
+    Nesterov's correction, decay on norms, fp16, the source's head, ends of the cycle at 1e-4.
 
     Args:
         nested: sections as JSON gives them.
@@ -133,7 +133,7 @@ def _task(given: Mapping[str, Any]) -> dict[str, Any]:
         return {"mode": _MODES[given["network.finetune_method"]]}
     if "dataset.test_path" in given:
         return {"mode": "from_scratch"}
-    return {"relabel": False, "amp": "fp16"}
+    return {"relabel": False, "norm_weight_decay": True, "amp": "fp16"}
 
 
 def _optimizer(given: Mapping[str, Any]) -> dict[str, Any]:

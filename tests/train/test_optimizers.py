@@ -1,0 +1,243 @@
+"""Which weights decay, what the average is, and a blur that checkpoints keep."""
+
+import copy
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dp4tl_ffcv import (
+    BlurPoolConv,
+    Classifier,
+    build_model,
+    load_checkpoint,
+    replace_head,
+    save_checkpoint,
+)
+from train.optimizers import AveragedWeights, add_blurpool, make_optimizer
+
+
+@pytest.fixture
+def model() -> Classifier:
+    torch.manual_seed(0)
+    return build_model("resnet8_w16", 5)
+
+
+def images() -> Tensor:
+    return torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
+
+
+def take_step(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    optimizer.zero_grad()
+    device = next(model.parameters()).device
+    model.train()(images().to(device)).square().sum().backward()
+    optimizer.step()
+
+
+# Optimisers.
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_norms_and_biases_are_spared_from_decay_if_asked(
+    name: Literal["sgd", "adamw"], model: Classifier
+) -> None:
+    optimizer = make_optimizer(
+        model, name=name, lr=0.5, nesterov=False, weight_decay=0.5, norm_weight_decay=False
+    )
+    before = {key: value.detach().clone() for key, value in model.named_parameters()}
+    for weight in model.parameters():
+        weight.grad = torch.zeros_like(weight)
+    optimizer.step()
+    spared = {key for key, value in model.named_parameters() if torch.equal(before[key], value)}
+    norms = {
+        f"{key}.{part}"
+        for key, layer in model.named_modules()
+        if isinstance(layer, nn.BatchNorm2d)
+        for part in ("weight", "bias")
+    }
+    assert len(norms) == 18
+    assert spared == norms | {f"network.{model.head_name}.bias"}
+    for key, value in model.named_parameters():
+        if key not in spared:
+            torch.testing.assert_close(value.detach(), 0.75 * before[key])
+
+
+@pytest.mark.parametrize("nesterov", [True, False])
+def test_sgd_is_torchs(nesterov: bool, model: Classifier) -> None:
+    other = copy.deepcopy(model)
+    settings: dict[str, Any] = {"lr": 0.01, "momentum": 0.9, "weight_decay": 0.1}
+    ours = make_optimizer(model, name="sgd", nesterov=nesterov, **settings)
+    theirs = torch.optim.SGD(other.parameters(), nesterov=nesterov, **settings)
+    for step in range(3):
+        for part, optimizer in ((model, ours), (other, theirs)):
+            torch.manual_seed(step)
+            take_step(part, optimizer)
+    pairs = zip(model.parameters(), other.parameters(), strict=True)
+    assert all(torch.equal(mine, its) for mine, its in pairs)
+
+
+def test_sgd_without_momentum_needs_no_correction(model: Classifier) -> None:
+    optimizer = make_optimizer(model, name="sgd", lr=0.1, momentum=0.0, weight_decay=0.0)
+    assert not optimizer.param_groups[0]["nesterov"]
+
+
+def test_adamw_has_its_rate_and_decay(model: Classifier) -> None:
+    optimizer = make_optimizer(model, name="adamw", lr=3e-3, weight_decay=0.3)
+    assert isinstance(optimizer, torch.optim.AdamW)
+    (group,) = optimizer.param_groups
+    assert (group["lr"], group["weight_decay"]) == (3e-3, 0.3)
+    assert len(group["params"]) == len(list(model.parameters()))
+
+
+def test_frozen_weights_are_left_out(model: Classifier) -> None:
+    model.requires_grad_(False)
+    with pytest.raises(ValueError, match="`model`"):
+        make_optimizer(model, name="sgd", lr=0.1, weight_decay=0.0)
+    model.head.requires_grad_(True)
+    optimizer = make_optimizer(model, name="sgd", lr=0.1, weight_decay=0.1, norm_weight_decay=False)
+    assert [len(group["params"]) for group in optimizer.param_groups] == [1, 1]
+
+
+@pytest.mark.gpu
+def test_a_step_on_a_gpu_is_fused(model: Classifier) -> None:
+    model.cuda()
+    names: tuple[Literal["sgd", "adamw"], ...] = ("sgd", "adamw")
+    for name in names:
+        optimizer = make_optimizer(model, name=name, lr=0.1, weight_decay=0.1)
+        assert optimizer.param_groups[0]["fused"]
+        take_step(model, optimizer)
+
+
+# Averages.
+
+
+def states(model: nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+@pytest.mark.parametrize("decay", [0.5, 0.9])
+def test_the_average_is_the_recursion(decay: float, model: Classifier) -> None:
+    optimizer = make_optimizer(model, name="sgd", lr=0.01, weight_decay=0.1)
+    average = AveragedWeights(model, decay)
+    expected = {name: value.numpy().astype(np.float64) for name, value in states(model).items()}
+    for step in range(1, 31):
+        take_step(model, optimizer)
+        average.update()
+        weight = min(decay, step / (step + 9))
+        for name, value in states(model).items():
+            new = value.numpy().astype(np.float64)
+            expected[name] = weight * expected[name] + (1 - weight) * new
+    own = states(model)
+    with average.applied():
+        applied = states(model)
+    assert any("running_var" in name for name in applied)
+    for name, value in applied.items():
+        if value.is_floating_point():
+            np.testing.assert_allclose(value.numpy(), expected[name], rtol=1e-4, atol=1e-6)
+            assert not torch.equal(value, own[name])
+        else:
+            assert value == own[name] == 30  # batches that a norm has seen
+
+
+def test_a_model_gets_its_own_weights_back(model: Classifier) -> None:
+    optimizer = make_optimizer(model, name="sgd", lr=0.01, weight_decay=0.1)
+    average = AveragedWeights(model, 0.9)
+    take_step(model, optimizer)
+    average.update()
+    own, places = states(model), [value.data_ptr() for value in model.parameters()]
+    with average.applied():
+        assert any(not torch.equal(value, own[name]) for name, value in states(model).items())
+    assert all(torch.equal(value, own[name]) for name, value in states(model).items())
+    with pytest.raises(RuntimeError, match="validation"), average.applied():
+        raise RuntimeError("validation fails")
+    assert all(torch.equal(value, own[name]) for name, value in states(model).items())
+    # CUDA graphs and optimisers hold on to the tensors.
+    assert [value.data_ptr() for value in model.parameters()] == places
+    take_step(model, optimizer)
+
+
+def test_a_resumed_average_goes_on_bit_for_bit(model: Classifier, tmp_path: Path) -> None:
+    averages = []
+    for stops in (False, True):
+        network = copy.deepcopy(model)
+        optimizer = make_optimizer(network, name="sgd", lr=0.01, weight_decay=0.1)
+        average = AveragedWeights(network, 0.95)
+        for step in range(6):
+            if stops and step == 3:
+                torch.save(average.state_dict(), tmp_path / "average.pt")
+                average = AveragedWeights(network, 0.95)
+                average.load_state_dict(torch.load(tmp_path / "average.pt", weights_only=True))
+            torch.manual_seed(step)
+            take_step(network, optimizer)
+            average.update()
+        averages.append(average.state_dict())
+    assert averages[0]["updates"] == averages[1]["updates"] == 6
+    for name, value in averages[0]["average"].items():
+        assert torch.equal(value, averages[1]["average"][name])
+
+
+def test_the_average_of_another_model_is_refused(model: Classifier) -> None:
+    other = AveragedWeights(nn.Linear(2, 2), 0.9)
+    with pytest.raises(ValueError, match="`state`"):
+        AveragedWeights(model, 0.9).load_state_dict(other.state_dict())
+
+
+@pytest.mark.gpu
+def test_an_update_does_not_wait_for_the_gpu(model: Classifier) -> None:
+    average = AveragedWeights(model.cuda(), 0.9)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        average.update()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+# Blur.
+
+
+def test_strided_convolutions_of_16_channels_are_blurred() -> None:
+    model = build_model("resnet18", 5)
+    before = dict(model.named_modules())
+    add_blurpool(model)
+    blurred = {
+        name.removeprefix("network.")
+        for name, part in model.named_modules()
+        if isinstance(part, BlurPoolConv)
+    }
+    assert blurred == {
+        f"layer{stage}.0.{part}" for stage in (2, 3, 4) for part in ("conv1", "downsample.0")
+    }
+    assert all(
+        model.get_submodule(f"network.{name}.conv") is before[f"network.{name}"] for name in blurred
+    )
+
+
+def test_a_model_is_blurred_once(model: Classifier) -> None:
+    add_blurpool(model)
+    with pytest.raises(ValueError, match="`model`"):
+        add_blurpool(model)
+
+
+def test_a_model_without_strides_to_blur_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"`model` must have strided .* blurpool\.$"):
+        add_blurpool(nn.Sequential(nn.Conv2d(3, 8, 3, stride=2), nn.Conv2d(16, 8, 3)))
+
+
+def test_a_checkpoint_keeps_the_blur(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = build_model("resnet8_w16", 5)
+    plain = copy.deepcopy(model).eval()
+    add_blurpool(model)
+    take_step(model, make_optimizer(model, name="sgd", lr=0.01, weight_decay=0.1))
+    save_checkpoint(tmp_path / "blurred.pt", model)
+    loaded = load_checkpoint(tmp_path / "blurred.pt", arch="resnet8_w16").eval()
+    pixels = images()
+    with torch.inference_mode():
+        assert torch.equal(loaded(pixels), model.eval()(pixels))
+        assert not torch.allclose(loaded(pixels), plain(pixels))
+    headless = load_checkpoint(tmp_path / "blurred.pt", headless=True)
+    for part in (headless, replace_head(loaded, 3)):
+        assert sum(isinstance(layer, BlurPoolConv) for layer in part.modules()) == 4

@@ -1,0 +1,234 @@
+"""Rates rise once and fall to the end; resolutions are ffcv-imagenet's."""
+
+import math
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.optim import lr_scheduler as torchs
+
+from train.configs.pretraining import CONFIGS, Config
+from train.schedules import learning_rate_factor, resolution_at
+
+SCHEDULES = ("cyclic", "step", "cosine", "constant")
+
+
+def factors(num_steps: int, *, steps_per_epoch: int = 10, **changes: Any) -> list[float]:
+    """The factors of a run, and the one behind its last step."""
+    return [
+        learning_rate_factor(step, num_steps=num_steps, steps_per_epoch=steps_per_epoch, **changes)
+        for step in range(num_steps + 1)
+    ]
+
+
+def torch_factors(make: Any, num_steps: int) -> list[float]:
+    """The factors of one of torch's schedulers."""
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(()))], lr=1.0, momentum=0.9)
+    schedule, rates = make(optimizer), []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # SequentialLR passes an epoch to the next schedule
+        for _ in range(num_steps + 1):
+            rates.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            schedule.step()
+    return rates
+
+
+# Every schedule.
+
+runs = st.fixed_dictionaries(
+    {
+        "num_steps": st.integers(1, 400),
+        "steps_per_epoch": st.integers(1, 50),
+        "warmup": st.floats(0, 1),
+        "start_factor": st.floats(0, 1),
+        "end_factor": st.floats(0, 1),
+        "step_length": st.integers(1, 5),
+        "step_ratio": st.floats(0, 1),
+    }
+)
+
+
+def peak_of(schedule: str, run: dict[str, Any]) -> float:
+    """Steps of the rise; a cycle has one at least."""
+    peak: float = run["warmup"] * run["num_steps"]
+    return max(1.0, peak) if schedule == "cyclic" else peak
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@given(run=runs)
+def test_a_rate_rises_once_and_never_again(schedule: str, run: dict[str, Any]) -> None:
+    rates = np.array(factors(schedule=schedule, **run))
+    assert (rates >= 0).all()
+    assert (rates <= 1 + 1e-12).all()
+    rise, fall = np.split(rates, [math.ceil(peak_of(schedule, run))])
+    assert (np.diff(rise) >= -1e-12).all()
+    assert (np.diff(fall) <= 1e-12).all()
+
+
+@pytest.mark.parametrize("schedule", ["cyclic", "cosine", "constant"])
+@given(run=runs)
+def test_a_rate_has_no_jumps(schedule: str, run: dict[str, Any]) -> None:
+    rates = np.array(factors(schedule=schedule, **run))
+    num_steps, peak = run["num_steps"], peak_of(schedule, run)
+    # The steepest slope of the rise, and of a cosine's fall, in one step.
+    rise = 1 / max(1.0, peak)
+    fall = math.pi / 2 / max(1.0, num_steps - peak)
+    assert np.abs(np.diff(rates[:-1])).max(initial=0) <= max(rise, fall) + 1e-12
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@given(run=runs)
+def test_the_first_rate_is_the_one_asked_for(schedule: str, run: dict[str, Any]) -> None:
+    first = factors(schedule=schedule, **run)[0]
+    if run["warmup"] == 0 and schedule != "cyclic":
+        assert first == 1
+    else:
+        peak = peak_of(schedule, run)
+        assert first == pytest.approx(run["start_factor"] or 1 / (peak + 1))
+
+
+@pytest.mark.parametrize("schedule", ["cyclic", "cosine"])
+@pytest.mark.parametrize("end_factor", [0.0, 0.01])
+def test_the_peak_is_one_and_the_end_the_one_asked_for(schedule: str, end_factor: float) -> None:
+    rates = factors(80, schedule=schedule, warmup=0.125, end_factor=end_factor)
+    assert rates[10] == max(rates) == 1
+    assert rates[80] == pytest.approx(end_factor, abs=1e-15)
+    assert rates[79] > end_factor
+
+
+# Each schedule.
+
+
+def test_the_default_rises_and_falls_on_lines() -> None:
+    # Ten steps up from zero, one step before the first, then 70 down to zero behind the last.
+    expected = [(step + 1) / 11 for step in range(10)] + [
+        (80 - step) / 70 for step in range(10, 81)
+    ]
+    np.testing.assert_allclose(factors(80), expected, rtol=1e-12, atol=1e-15)
+    assert factors(1)[0] == 0.5
+    np.testing.assert_allclose(factors(4, warmup=0.0), [1 / 2, 1, 2 / 3, 1 / 3, 0], atol=1e-15)
+
+
+def test_the_cycle_is_torchs() -> None:
+    # As DP4TL calls it: from a base rate up over two epochs and down again over the others.
+    def make(optimizer: Any) -> Any:
+        return torchs.CyclicLR(optimizer, 1e-3, 1.0, step_size_up=20, step_size_down=140)
+
+    rates = factors(160, warmup=2 / 16, start_factor=1e-3, end_factor=1e-3)
+    np.testing.assert_allclose(rates, torch_factors(make, 160), rtol=1e-9)
+
+
+def test_a_cosine_behind_a_warm_up_is_the_closed_form() -> None:
+    rates = factors(100, schedule="cosine", warmup=0.1, start_factor=0.01, end_factor=0.001)
+    for step, rate in enumerate(rates):
+        if step <= 10:
+            expected = 0.01 * (10 - step) / 10 + step / 10
+        else:
+            expected = 0.001 + 0.999 * math.cos(math.pi / 2 * (step - 10) / 90) ** 2
+        assert rate == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize(("epochs", "warm_up_epochs"), [(10, 1), (10, 3), (100, 10)])
+def test_a_cosine_behind_a_warm_up_is_torchs_sequence(epochs: int, warm_up_epochs: int) -> None:
+    steps, up = epochs * 10, warm_up_epochs * 10
+
+    def make(optimizer: Any) -> Any:
+        rise = torchs.LinearLR(optimizer, start_factor=1e-3, total_iters=up)
+        fall = torchs.CosineAnnealingLR(optimizer, T_max=steps - up)
+        return torchs.SequentialLR(optimizer, [rise, fall], [up])
+
+    rates = factors(steps, schedule="cosine", warmup=up / steps, start_factor=1e-3)
+    np.testing.assert_allclose(rates, torch_factors(make, steps), rtol=1e-6, atol=1e-9)
+
+
+def test_dp4tls_fault_is_absent() -> None:
+    # It chains the two, so that both act at once: the rate is 0 at epoch 90 of 100 and rises again.
+    def chained(optimizer: Any) -> Any:
+        rise = torchs.LinearLR(optimizer, start_factor=1e-3, total_iters=100)
+        fall = torchs.CosineAnnealingLR(optimizer, T_max=900)
+        return torchs.ChainedScheduler([rise, fall])
+
+    fault = torch_factors(chained, 1000)
+    assert fault[900] == pytest.approx(0, abs=1e-6)
+    assert max(fault) < 0.98
+    assert fault[1000] > 0.02
+    config = CONFIGS["vit_b_16_100"](train=Path("train.beton"), run=Path("run"))
+    rates = factors(1000, **of(config))
+    assert rates[100] == 1
+    assert 0.02 < rates[900] < 0.04
+    assert rates[1000] == 0
+
+
+def test_steps_fall_every_few_epochs_of_the_run() -> None:
+    rates = factors(90, schedule="step", warmup=0.1, step_length=3, step_ratio=0.5)
+    assert rates[9:30] == [1.0] * 21
+    assert rates[30:60] == [0.5] * 30
+    assert rates[60:90] == [0.25] * 30
+    np.testing.assert_allclose(rates[:9], [(step + 1) / 10 for step in range(9)])
+
+
+def test_a_constant_stays_behind_its_warm_up() -> None:
+    assert factors(20, schedule="constant", warmup=0.0) == [1.0] * 21
+    np.testing.assert_allclose(
+        factors(20, schedule="constant", warmup=0.1), [1 / 3, 2 / 3] + [1] * 19
+    )
+
+
+def of(config: Config) -> dict[str, Any]:
+    names = ("schedule", "warmup", "start_factor", "end_factor", "step_length", "step_ratio")
+    return {name: getattr(config, name) for name in names}
+
+
+# Resolution.
+
+
+def reference(epoch: int, low: int, high: int, start: int, end: int) -> int:
+    """ffcv-imagenet's rule: a line between the epochs, to the nearest multiple of 32."""
+    if epoch <= start:
+        return low
+    if epoch >= end:
+        return high
+    return int(np.round(np.interp(epoch, [start, end], [low, high]) / 32)) * 32
+
+
+@given(
+    low=st.integers(1, 400),
+    high=st.integers(1, 400),
+    start=st.integers(0, 20),
+    length=st.integers(0, 20),
+    epoch=st.integers(0, 50),
+)
+def test_the_ramp_is_ffcv_imagenets(
+    low: int, high: int, start: int, length: int, epoch: int
+) -> None:
+    end = start + length
+    side = resolution_at(epoch, resolution=low, end_resolution=high, ramp=(start, end))
+    assert side == reference(epoch, low, high, start, end)
+
+
+@pytest.mark.parametrize(
+    ("ramp", "grows_at"),
+    [
+        ((11, 13), 12),
+        ((17, 20), 19),
+        ((23, 27), 25),
+        ((29, 34), 32),
+        ((41, 48), 45),
+        ((65, 76), 71),
+    ],
+)
+def test_the_named_ramps_grow_from_160_to_192_pixels(ramp: tuple[int, int], grows_at: int) -> None:
+    sides = [
+        resolution_at(epoch, resolution=160, end_resolution=192, ramp=ramp) for epoch in range(88)
+    ]
+    assert sides == [160] * grows_at + [192] * (88 - grows_at)
+
+
+def test_without_a_ramp_the_resolution_stays() -> None:
+    assert {resolution_at(epoch, resolution=33) for epoch in range(20)} == {33}
