@@ -18,7 +18,7 @@ _BLURRED_CHANNELS = 16  # ffcv-imagenet's: the stem sees 3, and a blur there wou
 def make_optimizer(
     model: nn.Module,
     *,
-    name: Literal["sgd", "adamw"],
+    name: Literal["sgd", "adamw", "adam"],
     lr: float,
     momentum: float = 0.9,
     nesterov: bool = True,
@@ -29,11 +29,11 @@ def make_optimizer(
 
     Args:
         model: what to train.
-        name: SGD, or AdamW with torch's betas.
+        name: SGD, or AdamW or Adam with torch's betas.
         lr: learning rate.
         momentum: of SGD.
         nesterov: correct the momentum, if there is any.
-        weight_decay: decoupled in AdamW.
+        weight_decay: decoupled in AdamW, part of the gradient in the others.
         norm_weight_decay: decay norms and biases too, which are the weights of one dimension.
 
     Raises:
@@ -52,8 +52,9 @@ def make_optimizer(
     shared: dict[str, Any] = {"lr": lr, "weight_decay": weight_decay}
     if all(weight.is_cuda for weight in weights):
         shared["fused"] = True
-    if name == "adamw":
-        return torch.optim.AdamW(groups, **shared)
+    if name != "sgd":
+        kind = torch.optim.AdamW if name == "adamw" else torch.optim.Adam
+        return kind(groups, **shared)
     nesterov = nesterov and momentum > 0
     return torch.optim.SGD(groups, momentum=momentum, nesterov=nesterov, **shared)
 
