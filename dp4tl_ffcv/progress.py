@@ -20,6 +20,7 @@ def track(
     description: str,
     unit: str = "it",
     scale: int | Callable[[_Item], int] = 1,
+    note: Callable[[], str] | None = None,
 ) -> Iterator[_Item]:
     """Yield `items` and report on stderr how far the work has come.
 
@@ -29,11 +30,14 @@ def track(
         description: what is going on, in a few words.
         unit: what is counted.
         scale: units per item, such as images per batch, or a function that counts them.
+        note: returns what else to report, in a few words.
     """
     if sys.stderr.isatty():
         with tqdm(total=total, desc=description, unit=unit, leave=False) as bar:
             for item in items:
                 yield item
+                if note:
+                    bar.set_postfix_str(note(), refresh=False)
                 bar.update(min(_units(scale, item), total - bar.n))
         return
     started = last = time.monotonic()
@@ -46,8 +50,8 @@ def track(
             last = now
             rate = done / (now - started)
             left = (total - done) / rate
-            line = f"{description}: {done}/{total} {unit}, {rate:.1f} {unit}/s, {left:.0f} s left\n"
-            sys.stderr.write(line)
+            line = f"{description}: {done}/{total} {unit}, {rate:.1f} {unit}/s, {left:.0f} s left"
+            sys.stderr.write(f"{line}, {note()}\n" if note else f"{line}\n")
             sys.stderr.flush()
 
 

@@ -22,7 +22,7 @@ class RunFolder:
     """A folder with `config.json`, `log.jsonl`, `checkpoints/`, `result.json`.
 
     A run is finished once its `result.json` is there, and the same configuration then need not run
-    again. A run that was stopped starts over.
+    again. A run that was stopped starts over, unless it is asked to resume.
 
     Args:
         path: the folder.
@@ -47,30 +47,66 @@ class RunFolder:
         config, result = (_read(self.path / name) for name in ("config.json", "result.json"))
         return result if result is not None and config == self.config else None
 
-    def start(self) -> None:
+    def start(self, *, resume: bool = False) -> None:
         """Clear what an unfinished run left, and record the configuration.
 
+        Args:
+            resume: keep checkpoints and log of an unfinished run of the same configuration.
+
         Raises:
-            ValueError: the folder holds a finished run of another configuration, which only
-                `overwrite` replaces, or something that no run has made.
+            ValueError: the folder holds a finished run of another configuration, or with `resume`
+                checkpoints of an unfinished one, which only `overwrite` replaces, or something
+                that no run has made.
         """
+        before = _read(self.path / "config.json")
         has_result = _read(self.path / "result.json") is not None
-        if has_result and self.finished() is None and not self.overwrite:
-            raise ValueError(
-                f"`run` must be a new folder; got {str(self.path)!r}, which holds a finished run "
-                "with other settings or inputs. Name another, delete it, or overwrite it."
-            )
+        if not self.overwrite:
+            self._check_replaceable(before, has_result, resume)
         if not (self.path / "config.json").exists() and self.checkpoints.exists():
             raise ValueError(
                 f"`run` must be a new folder or an earlier run; got {str(self.path)!r}, which "
                 "holds checkpoints of something else. Name another."
             )
+        if resume and before == self.config and not has_result and self.checkpoints.exists():
+            self._tidy()
+            self.log({"event": "resume", **environment()})
+            return
         for name in ("result.json", "log.jsonl"):
             (self.path / name).unlink(missing_ok=True)
         if self.checkpoints.exists():
             shutil.rmtree(self.checkpoints)
         write_json(self.path / "config.json", self.config)
         self.log({"event": "start", **environment()})
+
+    def _check_replaceable(self, before: Any, has_result: bool, resume: bool) -> None:
+        if has_result and self.finished() is None:
+            raise ValueError(
+                f"`run` must be a new folder; got {str(self.path)!r}, which holds a finished run "
+                "with other settings or inputs. Name another, delete it, or overwrite it."
+            )
+        if resume and isinstance(before, dict) and before != self.config and self._has_checkpoint():
+            names = sorted(
+                name
+                for name in before.keys() | self.config.keys()
+                if before.get(name) != self.config.get(name)
+            )
+            raise ValueError(
+                f"`run` must be a new folder or a run to resume; got {str(self.path)!r}, which "
+                f"holds an unfinished run with other values of {', '.join(names)}. Give it the "
+                "same, name another folder, or overwrite it."
+            )
+
+    def _has_checkpoint(self) -> bool:
+        return self.checkpoints.exists() and any(self.checkpoints.iterdir())
+
+    def _tidy(self) -> None:
+        """Delete what a killed run was writing: unfinished checkpoints, a line without its end."""
+        for unfinished in self.checkpoints.glob(".*.part"):
+            unfinished.unlink()
+        log = self.path / "log.jsonl"
+        if log.exists():
+            length = log.read_bytes().rfind(b"\n") + 1
+            os.truncate(log, length)
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Append one JSON line to `log.jsonl`."""

@@ -1,281 +1,441 @@
 r"""Pretrain a classifier on a source beton, or on what a selection retains of it.
 
-    python -m train.pretrain --train source_train.beton --val source_val.beton \
+    python -m train.pretrain --config rn18_16 --train source_train.beton --val source_val.beton \
         --selection pets_lm_40.npz --run runs/pets_lm_40
+    torchrun --nproc-per-node 8 -m train.pretrain --config rn50_16 ...
 
 The run folder gets `config.json`, `log.jsonl`, `checkpoints/last.pt` and `result.json`. A finished
-run of the same configuration is not repeated.
+run of the same configuration is not repeated, and one that was killed goes on where it was.
 """
 
-import copy
 import math
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-import tyro
-from torch import nn
+from torch import Tensor, nn
 
 from dp4tl_ffcv import (
     BetonIndex,
+    Classifier,
     PrunedLoader,
     RunFolder,
     Selection,
-    best_device,
     build_model,
-    evaluation_loader,
     one_line_errors,
     save_checkpoint,
     settings_of,
-    track,
     training_loader,
 )
+from train.attacks import adversarial_loss, make_attack
+from train.configs.command_line import parse
+from train.configs.pretraining import CONFIGS, Config
+from train.optimizers import AveragedWeights, add_blurpool, make_optimizer
+from train.processes import Processes, processes
+from train.progress import Journal, Meter
+from train.resuming import Progress, Snapshot
+from train.schedules import learning_rate_factor, resolution_at
+from train.validation import Validation
 
+__all__ = ["Config", "Data", "Parts", "open_data", "pretrain", "set_up", "train_epoch", "warm_up"]
 
-@dataclass(frozen=True, kw_only=True)
-class Config:
-    """A pretraining run."""
-
-    train: Path
-    """Beton to train on."""
-    run: Path
-    """Run folder."""
-    val: Path | None = None
-    """Beton to validate on at the end; with a selection, on its classes alone."""
-    selection: Path | None = None
-    """Selection made for `train`; its classes get the labels 0 to K - 1. None trains on all."""
-    arch: str = "resnet18"
-    """A classifier of torchvision, or resnet8_w16 or resnet8_w32 for 32 to 64 pixels."""
-    resolution: int = 160
-    """Side of the training crops in pixels."""
-    crop_ratio: float = 224 / 256
-    """Side of the validation crop / shorter side of the image."""
-    epochs: int = 16
-    """Passes over the retained samples."""
-    iterations: int | None = None
-    """Optimiser steps instead of epochs, to compare selections at equal compute."""
-    batch_size: int = 1024
-    """Images per step."""
-    lr: float = 0.5
-    """Highest learning rate, reached after `warmup` and then lowered linearly to zero."""
-    warmup: float = 0.125
-    """Share of all steps over which the rate rises: 2 of 16 epochs."""
-    momentum: float = 0.9
-    """Of SGD, with Nesterov's correction."""
-    weight_decay: float = 5e-5
-    """On every parameter."""
-    label_smoothing: float = 0.0
-    """Of the cross-entropy."""
-    min_scale: float = 0.08
-    """Smallest area of a random crop, as a share of the image."""
-    flip: bool = True
-    """Mirror half of the images; switch off where left and right matter."""
-    seed: int = 0
-    """Of the initial weights and the order of the samples."""
-    num_workers: int = -1
-    """Loading threads; -1 takes every core."""
-    overwrite: bool = False
-    """Replace a finished run of other settings in the same folder."""
-
-    def __post_init__(self) -> None:
-        """Refuse settings that no run can have."""
-        for name in ("epochs", "iterations", "batch_size", "resolution"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"`{name}` must be at least 1; got {value}. Raise it.")
+_HALF = {"bf16": torch.bfloat16, "fp16": torch.float16, "off": torch.float32}
 
 
 def pretrain(config: Config) -> dict[str, Any]:
     """Train as `config` says and return the content of `result.json`."""
+    with processes() as group:
+        data = open_data(config)
+        run = RunFolder(config.run, _fingerprint(config, data), overwrite=config.overwrite)
+        if finished := group.in_main(run.finished):
+            if group.main:
+                print(f"{config.run}: finished before, reused")
+            return finished
+        group.in_main(partial(run.start, resume=config.resume))
+
+        # -- set up ------------------------------------------------------------------------------
+        parts = set_up(config, data, group)
+        snapshot = Snapshot(run.checkpoints / "resume.pt", parts.stateful)
+        resumed = group.in_main(snapshot.path.exists)
+        progress = snapshot.load() if resumed else Progress()
+        journal = Journal(run, active=group.main, first_step=progress.step)
+        if resumed:
+            journal.write("continue", progress.step)
+        start_epoch(parts, progress.epoch)
+        progress.warm_up_seconds += warm_up(parts)
+
+        # -- train -------------------------------------------------------------------------------
+        while progress.step < parts.num_steps:
+            start_epoch(parts, progress.epoch)
+            train_epoch(parts, progress, journal)
+            last = progress.step == parts.num_steps
+            if group.main and (last or progress.epoch % config.save_every == 0):
+                snapshot.save(progress)
+            if not last and config.val_every and progress.epoch % config.val_every == 0:
+                with parts.weights_to_keep():
+                    journal.write("validation", progress.step, **parts.validate())
+
+        # -- finish ------------------------------------------------------------------------------
+        checkpoint = run.checkpoints / "last.pt"
+        with parts.weights_to_keep():
+            accuracies = parts.validate()
+            parts.model.trained_on = data.index.fingerprint
+            group.in_main(partial(save_checkpoint, checkpoint, parts.model))
+        journal.close()
+        result = {
+            "checkpoint": str(checkpoint),
+            "retained_classes": data.num_classes,
+            "retained_samples": data.num_samples,
+            "steps": progress.step,
+            "images": progress.images,
+            "pretrain_seconds": progress.seconds,
+            "warm_up_seconds": progress.warm_up_seconds,
+            "images_per_second": progress.images / progress.seconds,
+            "stall_share": progress.stalled / progress.seconds,
+            "loss": progress.loss,
+            "world": group.world,
+            **accuracies,
+        }
+        if group.main:
+            print(
+                f"{config.run}: {data.num_classes} classes, {progress.step} steps, "
+                f"{progress.seconds:.1f} s, {result['images_per_second']:.0f} images/s, "
+                f"{result['stall_share']:.1%} of it waiting for the loader, "
+                f"loss {progress.loss:.3f}"
+            )
+        written = group.in_main(partial(run.finish, result))
+        if group.main:
+            snapshot.remove()
+        return written
+
+
+# -- data ----------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Data:
+    """What is trained and validated on."""
+
+    index: BetonIndex
+    """Of the training beton."""
+    selection: Selection | None
+    """What is retained of it; None for all."""
+    val: BetonIndex | None
+    """Of the validation beton."""
+
+    @property
+    def num_classes(self) -> int:
+        """Retained classes K, or the source's C without a selection."""
+        return len(self.selection.classes) if self.selection else self.index.num_classes()
+
+    @property
+    def num_samples(self) -> int:
+        """Samples of an epoch."""
+        return len(self.selection) if self.selection else self.index.num_samples
+
+
+def open_data(config: Config) -> Data:
+    """Open the betons and the selection, and check that they belong together.
+
+    Raises:
+        StaleArtifactError: the selection was made for another beton.
+        ValueError: the validation beton is of another source.
+    """
     index = BetonIndex.open(config.train)
     selection = Selection.load(config.selection) if config.selection else None
-    val = BetonIndex.open(config.val) if config.val else None
-    run = RunFolder(
-        config.run, _fingerprint(config, index, val, selection), overwrite=config.overwrite
-    )
-    if finished := run.finished():
-        print(f"{config.run}: finished before, reused")
-        return finished
     if selection:
         selection.check(index)
-    validation = _validation_selection(val, index, selection)
-    run.start()
-
-    # -- set up ----------------------------------------------------------------------------------
-    torch.manual_seed(config.seed)
-    device = best_device()
-    num_classes = len(selection.classes) if selection else index.num_classes()
-    model = build_model(config.arch, num_classes).to(memory_format=torch.channels_last).to(device)
-    loader = training_loader(
-        config.train,
-        batch_size=config.batch_size,
-        resolution=config.resolution,
-        seed=config.seed,
-        selection=selection,
-        min_scale=config.min_scale,
-        flip=config.flip,
-        num_workers=config.num_workers,
-        device=device,
-    )
-    optimizer = torch.optim.SGD(
-        model.parameters(),
-        lr=config.lr,
-        momentum=config.momentum,
-        weight_decay=config.weight_decay,
-        nesterov=True,
-    )
-    num_steps = config.iterations or config.epochs * len(loader)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: triangle(step, num_steps, config.warmup)
-    )
-    warm_up_seconds = warm_up(model, loader)
-
-    # -- train -----------------------------------------------------------------------------------
-    parts = Parts(
-        model,
-        loader,
-        optimizer,
-        schedule,
-        nn.CrossEntropyLoss(label_smoothing=config.label_smoothing),
-    )
-    seconds, step, images = 0.0, 0, 0
-    while step < num_steps:
-        epoch_steps = min(len(loader), num_steps - step)
-        name = f"pretrain {config.run.name}, step {step}/{num_steps}"
-        started = time.perf_counter()
-        epoch_images, loss = train_epoch(parts, epoch_steps, name)
-        seconds += time.perf_counter() - started
-        if not math.isfinite(loss):
-            raise ValueError(f"`lr` must keep the loss finite; got {config.lr}. Lower it.")
-        step, images = step + epoch_steps, images + epoch_images
-        run.log({"event": "epoch", "step": step, "loss": loss, "seconds": seconds})
-
-    # -- finish ----------------------------------------------------------------------------------
-    checkpoint = run.checkpoints / "last.pt"
-    model.trained_on = index.fingerprint
-    save_checkpoint(checkpoint, model)
-    result = {
-        "checkpoint": str(checkpoint),
-        "retained_classes": num_classes,
-        "retained_samples": len(selection) if selection else index.num_samples,
-        "steps": num_steps,
-        "images": images,
-        "pretrain_seconds": seconds,
-        "warm_up_seconds": warm_up_seconds,
-        "images_per_second": images / seconds,
-        "val_accuracy": validate(model, config.val, config, validation) if config.val else None,
-    }
-    print(
-        f"{config.run}: {num_classes} classes, {num_steps} steps, {seconds:.1f} s, "
-        f"{images / seconds:.0f} images/s, loss {loss:.3f}"
-    )
-    return run.finish(result)
-
-
-@dataclass(frozen=True)
-class Parts:
-    """What a training step works on."""
-
-    model: nn.Module
-    loader: PrunedLoader
-    optimizer: torch.optim.Optimizer
-    schedule: torch.optim.lr_scheduler.LRScheduler
-    criterion: nn.Module
-
-
-def train_epoch(parts: Parts, num_steps: int, name: str) -> tuple[int, float]:
-    """Make `num_steps` steps on the next epoch's batches; return images and mean loss."""
-    device = next(parts.model.parameters()).device
-    total_loss, count = torch.zeros((), device=device), 0
-    parts.model.train()
-    batch_size = parts.loader.batch_size
-    batches = zip(range(num_steps), parts.loader, strict=False)
-    for _, (images, labels) in track(
-        batches, total=num_steps * batch_size, description=name, unit="images", scale=batch_size
-    ):
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            loss = parts.criterion(parts.model(images), labels)
-        parts.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        parts.optimizer.step()
-        parts.schedule.step()
-        total_loss += loss.detach()  # stays on the device: no wait for the GPU in the loop
-        count += len(images)
-    return count, total_loss.item() / num_steps  # waits for the GPU, so the caller's clock is right
-
-
-def triangle(step: int, num_steps: int, warmup: float) -> float:
-    """Return the share of the highest rate at `step`: up linearly, then down, never zero."""
-    peak = max(1.0, warmup * num_steps)
-    if step < peak:
-        return (step + 1) / (peak + 1)
-    return max(0.0, num_steps - step) / max(1.0, num_steps - peak)
-
-
-def warm_up(model: nn.Module, loader: PrunedLoader) -> float:
-    """Load a batch and take it through a copy of the model; return the seconds.
-
-    What is compiled or set up at first use is then not counted as training.
-    """
-    started = time.perf_counter()
-    epoch = loader.next_epoch
-    images, _ = next(iter(loader))
-    loader.next_epoch = epoch
-    copy.deepcopy(model).train()(images).sum().backward()
-    return time.perf_counter() - started
-
-
-@torch.inference_mode()
-def validate(model: nn.Module, beton: Path, config: Config, selection: Selection | None) -> float:
-    """Return the top-1 accuracy on the samples of a selection of `beton`, or on all."""
-    loader = evaluation_loader(
-        beton,
-        batch_size=config.batch_size,
-        resolution=config.resolution,
-        selection=selection,
-        crop_ratio=config.crop_ratio,
-        num_workers=config.num_workers,
-        device=next(model.parameters()).device,
-    )
-    model.eval()
-    hits = [(model(images).argmax(1) == labels).sum() for images, labels in loader]
-    return float(torch.stack(hits).sum()) / len(loader.indices)
-
-
-def _validation_selection(
-    val: BetonIndex | None, index: BetonIndex, selection: Selection | None
-) -> Selection | None:
-    """Return the retained classes of the validation beton; refuse one of another source."""
-    if val is None:
-        return None
-    if val.num_classes() > index.num_classes() or (
-        selection is not None and not np.isin(selection.classes, val.labels()).any()
+    val = BetonIndex.open(config.val) if config.val else None
+    if val is not None and (
+        val.num_classes() > index.num_classes()
+        or (selection is not None and not np.isin(selection.classes, val.labels()).any())
     ):
         raise ValueError(
             f"`val` must hold classes of `train`, the retained ones among them; got "
             f"{str(val.path)!r}. Pass the validation split of the same source."
         )
-    return selection.transfer(val) if selection else None
+    return Data(index, selection, val)
 
 
-def _fingerprint(
-    config: Config, index: BetonIndex, val: BetonIndex | None, selection: Selection | None
-) -> dict[str, Any]:
+def _fingerprint(config: Config, data: Data) -> dict[str, Any]:
     """Everything that the result depends on: the settings, and what the files hold."""
     settings = settings_of(config)
-    del settings["overwrite"]
+    for name in ("overwrite", "resume", "log_every", "save_every"):
+        del settings[name]
     return {
         **settings,
-        "train_fingerprint": index.fingerprint,
-        "val_fingerprint": val.fingerprint if val else None,
-        "retained": selection.digest() if selection else None,
+        "train_fingerprint": data.index.fingerprint,
+        "val_fingerprint": data.val.fingerprint if data.val else None,
+        "retained": data.selection.digest() if data.selection else None,
     }
 
 
+# -- parts ---------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Parts:
+    """What a training step works on."""
+
+    config: Config
+    group: Processes
+    model: Classifier
+    """The bare model, which is validated and saved."""
+    network: nn.Module
+    """The same weights as they are trained: compiled, and with gradients of all processes."""
+    averaged: AveragedWeights | None
+    loader: PrunedLoader
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    criterion: nn.Module
+    num_steps: int
+    validation: Validation | None
+
+    @property
+    def stateful(self) -> dict[str, Any]:
+        """What changes in a run, by name."""
+        parts = {"model": self.model, "optimizer": self.optimizer, "scaler": self.scaler}
+        return {**parts, "averaged": self.averaged} if self.averaged else parts
+
+    def autocast(self) -> torch.autocast:
+        """Return the context of a forward pass; on a CPU it changes nothing."""
+        amp, device = self.config.amp, self.group.device.type
+        return torch.autocast(device, _HALF[amp], enabled=device == "cuda" and amp != "off")
+
+    def validate(self) -> dict[str, Any]:
+        """Return the accuracies of the weights that the model has now."""
+        if self.validation is None:
+            return {"val_accuracy": None}
+        self.group.seed(self.config.seed, self.num_steps)  # an attack's random start
+        return self.validation.accuracies(self.model, self.group, self.autocast())
+
+    def weights_to_keep(self) -> Any:
+        """Return a context in which the model has the weights that are validated and saved."""
+        return self.averaged.applied() if self.averaged else nullcontext()
+
+
+def set_up(config: Config, data: Data, group: Processes) -> Parts:
+    """Make the model, the loader and the optimiser."""
+    torch.backends.cudnn.benchmark = True  # an epoch's batches have one shape
+    torch.manual_seed(config.seed)
+    model = make_model(config, data, group)
+    network: Any = model
+    if config.compile != "off":
+        network = torch.compile(model, mode=config.compile)
+    loader = training_loader(
+        config.train,
+        batch_size=_batch_size(config, group),
+        resolution=config.resolution,
+        seed=config.seed,
+        selection=data.selection,
+        min_scale=config.min_scale,
+        flip=config.flip,
+        num_workers=config.num_workers,
+        device=group.device,
+        relabel=config.relabel,
+        cache=config.cache,
+        order=config.order,
+        distributed=group.world > 1,
+    )
+    optimizer = make_optimizer(
+        model,
+        name=config.optimizer,
+        lr=config.lr,
+        momentum=config.momentum,
+        nesterov=config.nesterov,
+        weight_decay=config.weight_decay,
+        norm_weight_decay=config.norm_weight_decay,
+    )
+    scaled = config.amp == "fp16" and group.device.type == "cuda"
+    return Parts(
+        config=config,
+        group=group,
+        model=model,
+        network=group.wrap(network),
+        averaged=AveragedWeights(model, config.ema) if config.ema else None,
+        loader=loader,
+        optimizer=optimizer,
+        scaler=torch.amp.GradScaler(group.device.type, enabled=scaled),
+        criterion=nn.CrossEntropyLoss(label_smoothing=config.label_smoothing),
+        num_steps=config.iterations or config.epochs * len(loader),
+        validation=make_validation(config, data, group),
+    )
+
+
+def make_model(config: Config, data: Data, group: Processes) -> Classifier:
+    """Build the untrained model on this process's device."""
+    num_classes = data.num_classes if config.relabel else data.index.num_classes()
+    model = build_model(config.arch, num_classes)
+    if config.blurpool:
+        add_blurpool(model)
+    if config.sync_batchnorm and group.world > 1:
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    layout = torch.channels_last if config.channels_last else torch.contiguous_format
+    return model.to(memory_format=layout).to(group.device)
+
+
+def make_validation(config: Config, data: Data, group: Processes) -> Validation | None:
+    """Return how the model is validated, on the retained classes, or None without a split."""
+    if data.val is None:
+        return None
+    ids, selection = np.arange(data.val.num_samples), data.selection
+    attack = make_attack("pgd", epsilon=config.attack_epsilon, steps=config.robust_steps)
+    return Validation(
+        index=data.val,
+        ids=selection.transfer(data.val).indices if selection else ids,
+        label_map=selection.label_map if selection and config.relabel else None,
+        batch_size=_batch_size(config, group),
+        resolution=config.val_resolution or config.end_resolution or config.resolution,
+        crop_ratio=config.crop_ratio,
+        num_workers=config.num_workers,
+        tta=config.tta,
+        attack=attack if config.attack != "none" else None,
+    )
+
+
+def _batch_size(config: Config, group: Processes) -> int:
+    if config.batch_per == "process":
+        return config.batch_size
+    return group.per_process(config.batch_size)
+
+
+# -- training ------------------------------------------------------------------------------------
+def start_epoch(parts: Parts, epoch: int) -> None:
+    """Set what an epoch's batches and draws follow from, whatever came before."""
+    config = parts.config
+    side = resolution_at(
+        epoch,
+        resolution=config.resolution,
+        end_resolution=config.end_resolution,
+        ramp=config.ramp,
+    )
+    parts.loader.pipeline_specs["image"].decoder.output_size = (side, side)
+    parts.loader.next_epoch = epoch
+    parts.group.seed(config.seed, epoch)
+
+
+def train_epoch(parts: Parts, progress: Progress, journal: Journal) -> None:
+    """Make the steps of the next epoch, or of what is left of the run."""
+    config, group = parts.config, parts.group
+    num_steps = min(len(parts.loader), parts.num_steps - progress.step)
+    meter = Meter(
+        group.device,
+        description=f"pretrain {config.run.name}, step {progress.step}/{parts.num_steps}",
+        steps_after=parts.num_steps - progress.step - num_steps,
+        quiet=not group.main,
+    )
+    total_loss = torch.zeros((), device=group.device)
+    started = time.perf_counter()
+    parts.model.train()
+    per_step = parts.loader.batch_size * group.world
+    for images, labels in meter.batches(parts.loader, num_steps, per_step):
+        loss = train_step(parts, images, labels, progress.step)
+        total_loss += loss  # stays on the device: no wait for the GPU in the loop
+        progress.step += 1
+        progress.images += len(images) * group.world
+        if progress.step % config.log_every == 0:
+            journal.loss(progress.step, loss)
+    progress.loss = float(group.sum_over(total_loss)) / group.world / num_steps
+    progress.seconds += time.perf_counter() - started  # the line above has waited for the GPU
+    stalled = torch.tensor(meter.stalled, dtype=torch.float64, device=group.device)
+    progress.stalled += float(group.sum_over(stalled)) / group.world
+    group.average(_running_statistics(parts))
+    progress.epoch += 1
+    journal.flush()
+    if not math.isfinite(progress.loss):
+        raise ValueError(f"`lr` must keep the loss finite; got {config.lr}. Lower it.")
+    rates = {"images_per_second": progress.images / progress.seconds}
+    rates["stall_share"] = progress.stalled / progress.seconds
+    journal.write("epoch", progress.step, loss=progress.loss, seconds=progress.seconds, **rates)
+
+
+def train_step(parts: Parts, images: Tensor, labels: Tensor, step: int) -> Tensor:
+    """Step on one batch and return its loss; nothing here waits for the GPU."""
+    config = parts.config
+    for group in parts.optimizer.param_groups:
+        group["lr"] = learning_rate(parts, step)
+    loss = loss_of(parts, images, labels)
+    parts.optimizer.zero_grad(set_to_none=True)
+    parts.scaler.scale(loss).backward()
+    if config.grad_clip is not None:
+        parts.scaler.unscale_(parts.optimizer)
+        nn.utils.clip_grad_norm_(parts.model.parameters(), config.grad_clip)
+    parts.scaler.step(parts.optimizer)
+    parts.scaler.update()
+    if parts.averaged:
+        parts.averaged.update()
+    return loss.detach()
+
+
+def loss_of(parts: Parts, images: Tensor, labels: Tensor) -> Tensor:
+    """Return the loss of a batch, on adversarial images if the configuration has an attack."""
+    config = parts.config
+    with parts.autocast():
+        if config.attack == "none":
+            loss: Tensor = parts.criterion(parts.network(images), labels)
+            return loss
+        return adversarial_loss(
+            parts.network,
+            images,
+            labels,
+            kind=config.attack,
+            attack=make_attack(
+                config.attack,
+                epsilon=config.attack_epsilon,
+                steps=config.attack_steps,
+                step_size=config.attack_step_size,
+            ),
+            criterion=parts.criterion,
+            beta=config.trades_beta,
+        )
+
+
+def learning_rate(parts: Parts, step: int) -> float:
+    """Return the learning rate of a step."""
+    config = parts.config
+    highest = config.lr * (parts.group.world if config.lr_per == "process" else 1)
+    return highest * learning_rate_factor(
+        step,
+        num_steps=parts.num_steps,
+        steps_per_epoch=len(parts.loader),
+        schedule=config.schedule,
+        warmup=config.warmup,
+        start_factor=config.start_factor,
+        end_factor=config.end_factor,
+        step_length=config.step_length,
+        step_ratio=config.step_ratio,
+    )
+
+
+def warm_up(parts: Parts) -> float:
+    """Take a batch forward and backward, leave all as it was, and return the seconds.
+
+    What is compiled or set up at first use is then not counted as training.
+    """
+    started = time.perf_counter()
+    epoch = parts.loader.next_epoch
+    images, labels = next(iter(parts.loader))
+    parts.loader.next_epoch = epoch
+    before = {name: buffer.clone() for name, buffer in parts.model.named_buffers()}
+    parts.model.train()
+    loss_of(parts, images, labels).backward()
+    parts.optimizer.zero_grad(set_to_none=True)
+    for name, buffer in parts.model.named_buffers():
+        buffer.copy_(before[name])
+    if parts.group.device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def _running_statistics(parts: Parts) -> list[Tensor]:
+    """Return what batch normalisation keeps of this process's batches, and its averages."""
+    held = [dict(parts.model.named_buffers())]
+    if parts.averaged:
+        held.append(parts.averaged.state_dict()["average"])
+    names = [name for name in held[0] if name.endswith(("running_mean", "running_var"))]
+    return [tensors[name] for tensors in held for name in names]
+
+
 if __name__ == "__main__":
-    settings = tyro.cli(Config, description=__doc__)
     with one_line_errors("train.pretrain"):
-        pretrain(settings)
+        pretrain(parse(Config, CONFIGS, description=__doc__))

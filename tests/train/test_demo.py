@@ -103,14 +103,14 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     )
     with pytest.MonkeyPatch.context() as patch:
         before = spy_on_training(patch)
-        step = pretrain.triangle
+        train_step = pretrain.train_step
 
-        def stop_in_the_third_pretraining(*arguments: Any) -> float:
+        def stop_in_the_third_pretraining(*arguments: Any) -> Any:
             if before.count("pretrain") == 3:
                 raise KeyboardInterrupt
-            return step(*arguments)
+            return train_step(*arguments)
 
-        patch.setattr(pretrain, "triangle", stop_in_the_third_pretraining)
+        patch.setattr(pretrain, "train_step", stop_in_the_third_pretraining)
         with pytest.raises(KeyboardInterrupt):
             demo.run_demo(config)
         assert not (config.out / "result.json").exists()

@@ -23,6 +23,7 @@ from dp4tl_ffcv import (
 )
 from tests.conftest import Images, write_photos
 from train import pretrain
+from train.schedules import learning_rate_factor
 
 Configure = Callable[..., pretrain.Config]
 
@@ -135,30 +136,17 @@ def test_iterations_are_exactly_that_many_steps(
     assert not any("CheckedThread" in type(thread).__name__ for thread in threading.enumerate())
 
 
-def test_the_rate_of_a_run_is_that_of_the_triangle(
-    configure: Configure, steps: list[float]
+@pytest.mark.parametrize("schedule", ["cyclic", "step", "cosine", "constant"])
+def test_the_rate_of_a_run_is_that_of_its_schedule(
+    schedule: str, configure: Configure, steps: list[float]
 ) -> None:
-    pretrain.pretrain(configure(epochs=4, warmup=0.5, lr=0.2, val=None))
-    expected = [0.2 * pretrain.triangle(step, 12, 0.5) for step in range(12)]
+    shape = {"schedule": schedule, "warmup": 0.25, "step_length": 2, "step_ratio": 0.3}
+    pretrain.pretrain(configure(epochs=4, lr=0.2, val=None, **shape))
+    expected = [
+        0.2 * learning_rate_factor(step, num_steps=12, steps_per_epoch=3, **shape)
+        for step in range(12)
+    ]
     np.testing.assert_allclose(steps, expected)
-
-
-@pytest.mark.parametrize("num_steps", [1, 2, 5, 16, 1000])
-@pytest.mark.parametrize("warmup", [0.0, 0.125, 0.5, 1.0])
-def test_the_triangle_rises_to_one_falls_to_nearly_zero_and_is_never_negative(
-    num_steps: int, warmup: float
-) -> None:
-    rates = np.array([pretrain.triangle(step, num_steps, warmup) for step in range(num_steps)])
-    assert (rates > 0).all()
-    assert rates.max() <= 1.0
-    top = int(rates.argmax())
-    assert (np.diff(rates[: top + 1]) > 0).all()
-    assert (np.diff(rates[top:]) < 0).all()
-    assert pretrain.triangle(num_steps, num_steps, warmup) >= 0
-    if num_steps == 1000:
-        assert rates.max() > 0.99
-        assert rates[-1] < 0.01 or warmup == 1.0
-        assert abs(top - warmup * num_steps) <= 2
 
 
 def test_a_selection_gives_a_head_of_its_own_and_the_retained_counts(
