@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from train.configs import finetuning
 from train.configs.command_line import parse
 from train.configs.pretraining import CONFIGS, Config, rn18_16
 
@@ -399,3 +400,76 @@ def test_dp4tls_file_of_another_task_is_refused(write: Callable[..., str]) -> No
 def test_dp4tls_file_without_an_epoch_count_is_refused(write: Callable[..., str]) -> None:
     with pytest.raises(ValueError, match=r"train\.epoch"):
         parsed("--config-file", write("a.json", dp4tl_file(epoch=None)))
+
+
+# DP4TL's files of targets, for train.finetune.
+
+
+def dp4tl_target_file(network: dict[str, Any], optimizer: dict[str, Any], **train: Any) -> Any:
+    return {
+        "network": {"architecture": "resnet18", "blurpool": 0, **network},
+        "dataset": {
+            "train_path": "train.beton",
+            "test_path": "test.beton",
+            "num_workers": 8,
+            "in_memory": 0,
+        },
+        "train": {
+            "seed": 43856,
+            "epoch": 200,
+            "batch_size": 128,
+            "label_smoothing": 0.0,
+            "scheduler_type": "cosine",
+            "progressive_resize": 0,
+            "optimizer": optimizer,
+            "scheduler": {
+                "step": {"step_ratio": None, "step_size": None},
+                "cyclic": {"lr_peak_epoch": None},
+            },
+            "progressive_resolution": dict.fromkeys(("min_res", "max_res", "end_ramp")),
+            "static_resolution": {"res": 224},
+            **train,
+        },
+        "test": {"batch_size": 1024, "resolution": 224, "lr_tta": 0},
+        "logging": {"save_intermediate_frequency": None},
+    }
+
+
+TRANSFERRED = {"pretrained_ckpt": "source.ckpt"}
+ADAM = {"lr": 0.0001, "weight_decay": 0.0}
+SGD = {"type": "SGD", "lr": 0.1, "weight_decay": 5e-4}
+PROBE: dict[str, Any] = {"epoch": 50, "optimizer": {"lr": 0.01, "weight_decay": 0.0}}
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("dtd_linear_probe", dp4tl_target_file({**TRANSFERRED, "finetune_method": "lp"}, **PROBE)),
+        ("dtd_full_finetuning", dp4tl_target_file({**TRANSFERRED, "finetune_method": "ff"}, ADAM)),
+        (
+            "food101_full_finetuning",
+            dp4tl_target_file({**TRANSFERRED, "finetune_method": "ff"}, SGD),
+        ),
+        ("dtd_from_scratch", dp4tl_target_file({}, {"lr": 0.1, "weight_decay": 5e-4})),
+    ],
+)
+def test_dp4tls_file_of_a_target_is_the_configuration_of_that_name(
+    name: str, content: dict[str, Any], write: Callable[..., str]
+) -> None:
+    args = ["--config-file", write("a.json", content), "--val", "val.beton", "--run", "run"]
+    config = parse(finetuning.Config, finetuning.CONFIGS, description=None, args=args)
+    paths = {split: Path(f"{split}.beton") for split in ("train", "val", "test")}
+    if "scratch" not in name:
+        paths["checkpoint"] = Path("source.ckpt")
+    expected = finetuning.CONFIGS[name](run=Path("run"), **paths)
+    assert config == dataclasses.replace(expected, arch="resnet18", seed=43856, num_workers=8)
+
+
+def test_dp4tls_growing_resolution_of_a_target_is_named_as_missing(
+    write: Callable[..., str],
+) -> None:
+    ramp = {"min_res": 160, "max_res": 192, "start_ramp": 1, "end_ramp": 3}
+    content = dp4tl_target_file({}, SGD, progressive_resize=1, progressive_resolution=ramp)
+    args = ["--config-file", write("a.json", content), "--val", "val.beton", "--run", "run"]
+    with pytest.raises(ValueError, match="end_resolution, ramp"):
+        parse(finetuning.Config, finetuning.CONFIGS, description=None, args=args)

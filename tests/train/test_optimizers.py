@@ -84,12 +84,17 @@ def test_sgd_without_momentum_needs_no_correction(model: Classifier) -> None:
     assert not optimizer.param_groups[0]["nesterov"]
 
 
-def test_adamw_has_its_rate_and_decay(model: Classifier) -> None:
-    optimizer = make_optimizer(model, name="adamw", lr=3e-3, weight_decay=0.3)
-    assert isinstance(optimizer, torch.optim.AdamW)
-    (group,) = optimizer.param_groups
-    assert (group["lr"], group["weight_decay"]) == (3e-3, 0.3)
-    assert len(group["params"]) == len(list(model.parameters()))
+@pytest.mark.parametrize("name", ["adam", "adamw"])
+def test_adams_are_torchs(name: Literal["adam", "adamw"], model: Classifier) -> None:
+    other = copy.deepcopy(model)
+    ours = make_optimizer(model, name=name, lr=0.01, weight_decay=0.1)
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[name]
+    theirs = kind(other.parameters(), lr=0.01, weight_decay=0.1)
+    for part, optimizer in ((model, ours), (other, theirs)):
+        torch.manual_seed(0)
+        take_step(part, optimizer)
+    pairs = zip(model.parameters(), other.parameters(), strict=True)
+    assert all(torch.equal(mine, its) for mine, its in pairs)
 
 
 def test_frozen_weights_are_left_out(model: Classifier) -> None:
@@ -104,7 +109,7 @@ def test_frozen_weights_are_left_out(model: Classifier) -> None:
 @pytest.mark.gpu
 def test_a_step_on_a_gpu_is_fused(model: Classifier) -> None:
     model.cuda()
-    names: tuple[Literal["sgd", "adamw"], ...] = ("sgd", "adamw")
+    names: tuple[Literal["sgd", "adamw", "adam"], ...] = ("sgd", "adamw", "adam")
     for name in names:
         optimizer = make_optimizer(model, name=name, lr=0.1, weight_decay=0.1)
         assert optimizer.param_groups[0]["fused"]

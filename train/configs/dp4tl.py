@@ -138,13 +138,14 @@ def _task(given: Mapping[str, Any]) -> dict[str, Any]:
 
 def _optimizer(given: Mapping[str, Any]) -> dict[str, Any]:
     default = "Adam" if "network.finetune_method" in given else "SGD"
-    if given.get("train.optimizer.type", default) == "SGD":
+    kind: str = given.get("train.optimizer.type", default)
+    if kind == "SGD":
         return {
             "optimizer": "sgd",
             "momentum": given.get("train.optimizer.momentum", 0.9),
             "nesterov": False,
         }
-    return {"optimizer": "adamw"}  # which without decay, as in all its files, is Adam
+    return {"optimizer": kind.lower()}
 
 
 def _schedule(given: Mapping[str, Any]) -> dict[str, Any]:
