@@ -1,0 +1,242 @@
+"""Two real processes over gloo: they train, validate and resume as one does."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from dp4tl_ffcv import BetonIndex, Classifier, Selection
+from tests.conftest import Images
+from train import pretrain
+from train.attacks import make_attack
+from train.processes import Processes
+from train.validation import Validation
+
+LONGEST = 500  # seconds; it takes a few when the machine is free
+# All that a rank does. It prints one line of JSON, through a file of its own.
+RANK = """
+import json, sys
+from pathlib import Path
+import numpy as np
+import torch
+from tests.train.test_processes import plain_model, validate_on_39
+from train import pretrain
+from train.processes import processes
+
+settings = json.loads(sys.argv[1])
+out = Path(settings.pop("out"))
+shared = {name: Path(settings.pop(name)) for name in ("train", "val")}
+selection = Path(settings.pop("selection"))
+
+
+def run(name, **changes):
+    config = pretrain.Config(**{**shared, "run": out / name, **settings, **changes})
+    return pretrain.pretrain(config)
+
+
+def fail_in_main():
+    raise RuntimeError("no room")
+
+
+with processes() as group:
+    mine = torch.arange(3.0) + group.rank
+    found = {"sum": group.sum_over(mine).tolist(), "after": mine.tolist()}
+    group.average([mine])
+    found["mean"] = mine.tolist()
+    found["share"] = group.share(np.arange(5)).tolist()
+    try:
+        group.in_main(fail_in_main)
+    except Exception as error:
+        found["failure"] = f"{type(error).__name__}: {error}"
+    group.seed(0, 0)
+    found["draw"] = torch.rand(1).item()
+
+    build_model, pretrain.build_model = pretrain.build_model, plain_model
+    found["plain"] = run("plain")
+    found["odd"] = run("odd", selection=selection, batch_size=16)
+    found["validation"] = validate_on_39(shared["train"], out / "one", group)
+    pretrain.build_model = build_model
+
+    found["normalised"] = run("normalised", ema=0.9, val_every=1)
+    step = pretrain.train_step
+
+    def stopped(parts, images, labels, number):
+        if number == 4:
+            raise InterruptedError
+        return step(parts, images, labels, number)
+
+    pretrain.train_step = stopped
+    try:
+        run("resumed", ema=0.9, val_every=1)
+    except InterruptedError:
+        pretrain.train_step = step
+    found["resumed"] = run("resumed", ema=0.9, val_every=1)
+    (out / f"{group.rank}.json").write_text(json.dumps(found))
+"""
+
+
+def plain_model(arch: str, num_classes: int | None) -> Classifier:
+    """A network whose output for an image does not depend on the batch; called `resnet8_w16`."""
+    layers = nn.Sequential(
+        nn.Conv2d(3, 8, 5, stride=4), nn.ReLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten()
+    )
+    return Classifier(nn.Sequential(layers, nn.Linear(128, num_classes or 1)), arch, num_classes)
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    file = torch.load(run / "checkpoints" / "last.pt", weights_only=True)
+    found: dict[str, torch.Tensor] = file["network"]
+    return found
+
+
+def validate_on_39(beton: Path, run: Path, group: Processes) -> dict[str, Any]:
+    """Validate a finished run on samples that two processes cannot share equally."""
+    model = plain_model("resnet8_w16", 10)
+    model.network.load_state_dict(weights(run))
+    validation = Validation(
+        index=BetonIndex.open(beton), ids=np.arange(0, 117, 3), label_map=None, batch_size=7,
+        resolution=32, crop_ratio=1.0, num_workers=1, tta=True,
+        attack=make_attack("pgd", epsilon=0.001, steps=1),
+    )  # fmt: skip
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled=False)
+    return validation.accuracies(model, group, autocast)
+
+
+@pytest.fixture(scope="module")
+def settings(photos: Images, other_photos: Images, tmp_path_factory: Any) -> dict[str, Any]:
+    out = tmp_path_factory.mktemp("processes")
+    # 31 samples: two processes that filled their shares up would make a step more than one does.
+    chosen = np.flatnonzero(np.isin(photos.labels, [1, 4, 8]))[:31]
+    Selection.of_indices(BetonIndex.open(photos.path), chosen).save(out / "odd.npz")
+    return {
+        "train": str(photos.path), "val": str(other_photos.path), "out": str(out),
+        "selection": str(out / "odd.npz"), "arch": "resnet8_w16", "resolution": 32,
+        "crop_ratio": 1.0, "batch_size": 32, "epochs": 2, "lr": 0.05, "num_workers": 1,
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def single(settings: dict[str, Any]) -> dict[str, Any]:
+    """What one process finds."""
+    paths = {name: Path(settings[name]) for name in ("train", "val")}
+    out = Path(settings["out"])
+    changes = {k: v for k, v in settings.items() if k not in ("train", "val", "out", "selection")}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pretrain, "build_model", plain_model)
+        plain = pretrain.Config(run=out / "one", **paths, **changes)
+        odd = pretrain.Config(
+            run=out / "one_odd",
+            selection=Path(settings["selection"]),
+            **{**paths, **changes, "batch_size": 16},
+        )
+        return {"plain": pretrain.pretrain(plain), "odd": pretrain.pretrain(odd)}
+
+
+@pytest.fixture(scope="module")
+def ranks(settings: dict[str, Any], single: dict[str, Any]) -> list[dict[str, Any]]:
+    """What each of two processes finds."""
+    out = Path(settings["out"])
+    script = out / "rank.py"
+    script.write_text(RANK)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    root = Path(pretrain.__file__).parent.parent
+    ended = subprocess.run(
+        [*command, str(script), json.dumps(settings)], timeout=LONGEST, text=True, check=False,
+        capture_output=True, env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    return [json.loads((out / f"{rank}.json").read_text()) for rank in range(2)]
+
+
+Ranks = list[dict[str, Any]]
+
+
+def test_sums_and_means_are_over_both(ranks: Ranks) -> None:
+    for rank, found in enumerate(ranks):
+        assert found["sum"] == [1, 3, 5]
+        assert found["after"] == [rank, 1 + rank, 2 + rank]
+        assert found["mean"] == [0.5, 1.5, 2.5]
+    assert sorted(ranks[0]["share"] + ranks[1]["share"]) == [0, 1, 2, 3, 4]
+
+
+def test_each_process_draws_its_own_numbers(ranks: Ranks) -> None:
+    assert ranks[0]["draw"] != ranks[1]["draw"]
+
+
+def test_a_failure_of_the_main_process_is_one_of_all(ranks: Ranks) -> None:
+    assert ranks[0]["failure"] == "RuntimeError: no room"
+    assert ranks[1]["failure"] == "ValueError: no room"
+
+
+@pytest.mark.parametrize(("name", "of_one", "steps"), [("plain", "one", 6), ("odd", "one_odd", 2)])
+def test_two_processes_train_as_one_does(
+    name: str, of_one: str, steps: int, ranks: Ranks, single: dict[str, Any], settings: Any
+) -> None:
+    out = Path(settings["out"])
+    assert ranks[0][name] == ranks[1][name]
+    both, one = ranks[0][name], single[name]
+    assert (both["world"], one["world"]) == (2, 1)
+    assert both["steps"] == one["steps"] == steps
+    assert both["images"] == one["images"]
+    assert both["loss"] == pytest.approx(one["loss"], rel=1e-4)
+    expected = weights(out / of_one)
+    for key, value in weights(out / name).items():
+        torch.testing.assert_close(value, expected[key], rtol=1e-3, atol=1e-5)
+    assert both["val_accuracy"] == pytest.approx(one["val_accuracy"], abs=1 / 40)
+
+
+def test_validation_counts_each_sample_once(ranks: Ranks, settings: Any) -> None:
+    group = Processes(torch.device("cpu"))
+    run = Path(settings["out"]) / "one"
+    expected = validate_on_39(Path(settings["train"]), run, group)
+    assert 0 < expected["val_accuracy"] < 1
+    assert expected["val_accuracy"] * 39 == pytest.approx(round(expected["val_accuracy"] * 39))
+    assert ranks[0]["validation"] == ranks[1]["validation"] == expected
+
+
+def test_two_processes_resume_to_the_same_weights(ranks: Ranks, settings: Any) -> None:
+    out = Path(settings["out"])
+    for found in ranks:
+        assert found["resumed"]["loss"] == found["normalised"]["loss"]
+        assert found["resumed"]["val_accuracy"] == found["normalised"]["val_accuracy"]
+    expected = weights(out / "normalised")
+    assert any(key.endswith("running_mean") for key in expected)
+    for key, value in weights(out / "resumed").items():
+        assert torch.equal(value, expected[key]), key
+
+
+def test_the_main_process_alone_writes_the_log(ranks: Ranks, settings: Any) -> None:
+    lines = (Path(settings["out"]) / "normalised" / "log.jsonl").read_text().splitlines()
+    rows = [(row["event"], row.get("step")) for row in map(json.loads, lines)]
+    assert rows == [("start", None), ("epoch", 3), ("validation", 3), ("epoch", 6)]
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 7])
+@pytest.mark.parametrize("count", [0, 1, 5, 21])
+def test_shares_cover_every_id_once(count: int, world: int) -> None:
+    device = torch.device("cpu")
+    shares = [Processes(device, rank, world).share(np.arange(count)) for rank in range(world)]
+    assert sorted(np.concatenate(shares).tolist()) == list(range(count))
+
+
+def test_a_batch_that_processes_cannot_share_is_refused() -> None:
+    group = Processes(torch.device("cpu"), 0, 3)
+    assert group.per_process(24) == 8
+    with pytest.raises(ValueError, match="`batch_size`"):
+        group.per_process(32)
+
+
+def test_draws_follow_from_the_seed_and_the_epoch() -> None:
+    group, draws = Processes(torch.device("cpu")), []
+    for seed, epoch in [(0, 0), (0, 1), (1, 0), (0, 0)]:
+        group.seed(seed, epoch)
+        draws.append(torch.rand(4).tolist())
+    assert draws[0] == draws[3]
+    assert len({tuple(draw) for draw in draws}) == 3
