@@ -1,0 +1,183 @@
+"""The end-to-end benchmark trains, on next to nothing, and its figures are what they are named."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import end_to_end, end_to_end_figures
+from benchmarks.end_to_end_figures import NAMES, measure
+from benchmarks.end_to_end_runs import Bench, Scale, scales
+from benchmarks.end_to_end_sides import Epoch, Network, Side, Trainer
+from dp4tl_ffcv import BetonIndex
+
+TINY = Scale(
+    network=Network(arch="resnet8_w16", resolution=32, batch_size=16, num_classes=4),
+    samples=60,
+    keeps=(0.5,),
+    warm=1,
+    cold=1,
+    limit=True,
+)
+SECONDS = {
+    "PrunedLoader, full": 8.0,
+    "PrunedLoader": 5.0,
+    "compacted": 4.0,
+    "compacted, raw": 2.0,
+    "stock Loader, full": 16.0,
+    "stock Loader, indices=": 10.0,
+    "stock Loader, compacted": 8.0,
+    "synthetic": 1.0,
+}
+
+Rows = dict[tuple[str, str, str], dict[str, Any]]
+
+
+def by_name(rows: list[dict[str, Any]]) -> Rows:
+    named = {}
+    for row in rows:
+        params = row["params"]
+        how = params["how"] + params.get("method", "")
+        named[row["figure"], how, params["page_cache"]] = row
+    assert len(named) == len(rows)
+    return named
+
+
+def pretend(bench: Bench, side: Side) -> Epoch:
+    """Make an epoch that waited for a quarter of its time and read each sample twice."""
+    images = round(bench.share(side.keep) * TINY.samples)
+    seconds = SECONDS[side.how]
+    return Epoch(seconds=seconds, images=images, waited=seconds / 4, read=1000)
+
+
+@pytest.fixture(scope="module")
+def pretended(tmp_path_factory: pytest.TempPathFactory) -> tuple[Bench, Rows]:
+    """Rows of epochs whose times are known."""
+    bench = Bench(TINY, tmp_path_factory.mktemp("pretended"))
+    epochs = {side: [pretend(bench, side)] * 3 for side in bench.sides}
+    bench.__dict__["epochs"] = {"cold": epochs, "warm": epochs}
+    bench.__dict__["selection_seconds"] = {"lm": 1.0, "fm": 3.0}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(end_to_end_figures, "Bench", lambda *_: bench)
+        rows = [json.loads(row.line()) for row in measure([TINY], bench.data, NAMES)]
+    return bench, by_name(rows)
+
+
+def test_every_figure_is_measured() -> None:
+    assert set(NAMES) == {
+        "speedup_of_ideal",
+        "speedup_with_selection",
+        "images_per_second",
+        "stall_share",
+        "bytes_read",
+        "gpu_limit_share",
+    }
+
+
+@pytest.mark.parametrize("how", ["PrunedLoader", "stock Loader, indices=", "compacted"])
+def test_the_ratio_is_the_speed_up_times_the_retained_share(
+    how: str, pretended: tuple[Bench, Rows]
+) -> None:
+    bench, rows = pretended
+    row = rows["speedup_of_ideal", how, "warm"]
+    full = SECONDS["stock Loader, full" if how.startswith("stock") else "PrunedLoader, full"]
+    assert row["params"]["speedup"] == pytest.approx(full / SECONDS[how])
+    assert row["ratio"] == pytest.approx(full / SECONDS[how] * bench.share(0.5), rel=1e-4)
+
+
+def test_the_cost_of_selection_is_spread_over_a_run(pretended: tuple[Bench, Rows]) -> None:
+    bench, rows = pretended
+    for method, cost in (("lm", 1.0), ("fm", 3.0)):
+        row = rows["speedup_with_selection", f"PrunedLoader{method}", "warm"]
+        assert row["params"]["speedup"] == pytest.approx(16 * 8 / (16 * 5 + cost), rel=1e-4)
+    compacted = rows["speedup_with_selection", "compactedlm", "warm"]
+    seconds = bench.compacted["compacted", 0.5][1]
+    assert compacted["ours"] == pytest.approx(16 * 4 + 1 + seconds, rel=1e-4)
+
+
+def test_rates_and_waiting_are_compared_with_stock_ffcv(pretended: tuple[Bench, Rows]) -> None:
+    _, rows = pretended
+    rate = rows["images_per_second", "PrunedLoader", "warm"]
+    assert (rate["other_name"], rate["ratio"]) == ("stock Loader, indices=", pytest.approx(2.0))
+    stalled = rows["stall_share", "compacted", "cold"]
+    assert (stalled["ours"], stalled["other"]) == (0.25, 0.25)
+    assert stalled["other_name"] == "stock Loader, compacted"
+
+
+def test_the_limit_is_what_the_device_trains_without_loading(
+    pretended: tuple[Bench, Rows],
+) -> None:
+    bench, rows = pretended
+    share = rows["gpu_limit_share", "compacted", "warm"]["ratio"]
+    images = round(bench.share(0.5) * TINY.samples)
+    assert share == pytest.approx((images / 4) / (TINY.samples / 1), rel=1e-4)
+
+
+@pytest.fixture(scope="module")
+def printed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Rows]:
+    """Rows of a real run with a cold page cache."""
+    folder = tmp_path_factory.mktemp("end_to_end")
+    cold = Scale(network=TINY.network, samples=60, keeps=(0.5,), warm=0, cold=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(end_to_end, "scales", lambda **_: (cold,))
+        end_to_end.main(end_to_end.Config(quick=True, data=folder, out=folder / "rows.jsonl"))
+    head, *lines = (folder / "rows.jsonl").read_text().splitlines()
+    assert "environment" in json.loads(head)
+    return folder, by_name([json.loads(line) for line in lines])
+
+
+def test_all_sides_train_the_retained_samples(printed: tuple[Path, Rows]) -> None:
+    _, rows = printed
+    pruned = {how for figure, how, _ in rows if figure == "speedup_of_ideal"}
+    assert pruned == {how for how in SECONDS if how != "synthetic" and "full" not in how}
+    for (figure, *_), row in rows.items():
+        assert row["ours"] > 0, figure
+        assert row["ratio"] is None or row["ratio"] > 0
+
+
+def test_pruned_epochs_read_what_is_retained_and_stock_ffcv_reads_pages(
+    printed: tuple[Path, Rows],
+) -> None:
+    _, rows = printed
+    for how in ("PrunedLoader", "compacted", "PrunedLoader, full"):
+        assert 0.9 < rows["bytes_read", how, "cold"]["ratio"] <= 1
+    assert rows["bytes_read", "stock Loader, indices=", "cold"]["ratio"] < 0.6
+
+
+@pytest.mark.parametrize("method", ["lm", "fm"])
+def test_selection_runs_from_betons_to_classes(method: str, printed: tuple[Path, Rows]) -> None:
+    (source,) = printed[0].glob("jpg400_60_*0_1.beton")
+    assert BetonIndex.open(source).num_samples == TINY.samples
+    trainer = Trainer(TINY.network, source, False, "cpu")
+    assert trainer.select(method, source, source, 0.5) > 0
+
+
+def test_without_a_gpu_a_small_network_is_trained_on_the_processor(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for quick in (False, True):
+        (scale,) = scales(quick=quick)
+        assert (scale.device, scale.limit, scale.keeps) == ("cpu", False, (0.2, 0.4, 0.6))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    networks = [scale.network for scale in scales(quick=False)]
+    assert [(each.arch, each.resolution) for each in networks] == [
+        ("resnet18", 160),
+        ("resnet50", 160),
+    ]
+
+
+def test_only_a_full_run_of_all_figures_replaces_the_results(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results = tmp_path / "results.jsonl"
+    monkeypatch.setattr(end_to_end, "RESULTS", results)
+    monkeypatch.setattr(end_to_end, "GPU_RESULTS", results)
+    monkeypatch.setattr(end_to_end, "measure", lambda *_: iter(()))
+    end_to_end.main(end_to_end.Config(quick=True))
+    end_to_end.main(end_to_end.Config(only=("stall_share",)))
+    assert not results.exists()
+    end_to_end.main(end_to_end.Config())
+    assert results.exists()
