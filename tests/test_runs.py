@@ -92,6 +92,55 @@ def test_a_run_that_was_stopped_starts_over(tmp_path: Path) -> None:
     assert not again.checkpoints.exists()
 
 
+def stop(path: Path, config: dict[str, Any]) -> RunFolder:
+    """Leave what a killed run leaves: a checkpoint, one half written, and half a line."""
+    folder = RunFolder(path, config)
+    folder.start()
+    folder.log({"epoch": 0})
+    folder.checkpoints.mkdir()
+    (folder.checkpoints / "resume.pt").write_bytes(b"whole")
+    (folder.checkpoints / ".resume.pt.x1.part").write_bytes(b"half")
+    with (path / "log.jsonl").open("a") as stream:
+        stream.write('{"epo')
+    return folder
+
+
+def test_a_run_that_was_stopped_keeps_checkpoints_and_log_when_it_resumes(tmp_path: Path) -> None:
+    stop(tmp_path, CONFIG)
+    again = RunFolder(tmp_path, CONFIG)
+    again.start(resume=True)
+    assert [path.name for path in again.checkpoints.iterdir()] == ["resume.pt"]
+    start, epoch, resume = rows(again)
+    assert (start["event"], epoch) == ("start", {"epoch": 0})
+    assert resume == {"event": "resume", **environment()}
+    assert again.finished() is None
+
+
+def test_a_new_run_that_may_resume_just_starts(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run", CONFIG)
+    folder.start(resume=True)
+    assert [row["event"] for row in rows(folder)] == ["start"]
+
+
+def test_a_stopped_run_of_another_config_is_neither_resumed_nor_deleted(tmp_path: Path) -> None:
+    stop(tmp_path, CONFIG)
+    other = {**CONFIG, "lr": 0.2, "more": 1}
+    with pytest.raises(ValueError, match=r"unfinished run with other values of lr, more\."):
+        RunFolder(tmp_path, other).start(resume=True)
+    assert (tmp_path / "checkpoints" / "resume.pt").exists()
+    assert json.loads((tmp_path / "config.json").read_text()) == CONFIG
+    folder = RunFolder(tmp_path, other, overwrite=True)
+    folder.start(resume=True)
+    assert not folder.checkpoints.exists()
+
+
+def test_a_finished_run_is_not_resumed(tmp_path: Path) -> None:
+    folder = finish(tmp_path, CONFIG, accuracy=1)
+    folder.checkpoints.mkdir()
+    folder.start(resume=True)
+    assert not folder.checkpoints.exists()
+
+
 def test_a_start_makes_a_finished_run_unfinished(tmp_path: Path) -> None:
     folder = finish(tmp_path, CONFIG, accuracy=1)
     folder.start()
