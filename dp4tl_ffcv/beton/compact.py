@@ -5,8 +5,8 @@ object per sample.
 """
 
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,6 +21,7 @@ from .index import BetonIndex
 from .manifest import Manifest, write_manifest
 from .parts import Journal
 from .pointers import Pointer, find_pointers
+from .tables import FieldInfo
 
 __all__ = [
     "Placement",
@@ -42,34 +43,64 @@ class SourceBeton:
     Args:
         path: the beton.
         custom_fields: class of each field of a custom type, by name.
+        fields: names of the fields that go into the new beton, in its own order; None for all.
     """
 
-    def __init__(self, path: Path, custom_fields: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        custom_fields: Mapping[str, Any] | None = None,
+        fields: Collection[str] | None = None,
+    ) -> None:
         self.custom_fields = custom_fields or {}
         self.file = SourceFile(path)
         try:
             self.index = BetonIndex.open(path, custom_fields=self.custom_fields)
             self.file.check_unchanged()
+            self.kept = _kept_fields(self.index, fields)
         except BaseException:
             self.file.close()
             raise
 
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the new beton's metadata, whose columns go by their names in this one."""
+        whole = self.index.metadata.dtype
+        return np.dtype([(field.column, whole[field.column]) for field in self.kept], align=True)
+
     def descriptors(self) -> NDArray[Any]:
-        """Read the field descriptors `(F,)`, which hold the fields' arguments."""
+        """Read the descriptors of the fields that are kept, which hold the fields' arguments."""
         num_bytes = len(self.index.fields) * layout.FIELD.itemsize
         data = self.file.read(layout.HEADER.itemsize, num_bytes)
-        return np.frombuffer(data, dtype=layout.FIELD)
+        kept = [field in self.kept for field in self.index.fields]
+        return np.frombuffer(data, dtype=layout.FIELD)[kept]
 
     def table_bytes(self, num_samples: int) -> int:
-        """Return the bytes of header, field descriptors and metadata of so many samples."""
-        fields = len(self.index.fields) * layout.FIELD.itemsize
-        return layout.HEADER.itemsize + fields + num_samples * self.index.metadata.dtype.itemsize
+        """Return the bytes of the new header, descriptors and metadata of so many samples."""
+        fields = len(self.kept) * layout.FIELD.itemsize
+        return layout.HEADER.itemsize + fields + num_samples * self.dtype.itemsize
 
     def __enter__(self) -> "SourceBeton":
         return self
 
     def __exit__(self, *_: object) -> None:
         self.file.close()
+
+
+def _kept_fields(index: BetonIndex, names: Collection[str] | None) -> tuple[FieldInfo, ...]:
+    if names is None:
+        return index.fields
+    wanted = {index.field(name).name for name in names}
+    for field in index.fields:
+        # The bytes of other kinds would have to be told from those of the fields that stay.
+        if field.name not in wanted and field.kind not in ("int", "float"):
+            raise ValueError(
+                f"`fields` must leave out numbers alone; got {sorted(wanted)}, without "
+                f"{field.name!r} of kind {field.kind}. Add it."
+            )
+    if not wanted:
+        raise ValueError("`fields` must name at least one field; got none. Leave it out for all.")
+    return tuple(field for field in index.fields if field.name in wanted)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +114,15 @@ class Retained:
     starts: NDArray[np.int64]
     """Extents `starts[i]` to `starts[i + 1]` are those of sample i."""
     pointers: tuple[Pointer, ...]
+
+    def with_columns(self, dtype: np.dtype[Any]) -> "Retained":
+        """Return the same with the columns of `dtype` alone."""
+        if dtype == self.metadata.dtype:
+            return self
+        metadata = np.zeros(len(self.metadata), dtype=dtype)
+        for column in dtype.names or ():
+            metadata[column] = self.metadata[column]
+        return replace(self, metadata=metadata)
 
     def rooms(self, sizes: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the bytes that each sample `(M,)` takes if its extents have `sizes` `(R,)`."""

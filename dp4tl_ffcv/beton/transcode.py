@@ -243,7 +243,7 @@ def transcode_samples(
 
     recipe = Recipe(
         descriptors=source.descriptors(),
-        dtype=source.index.metadata.dtype,
+        dtype=source.dtype,
         order=np.arange(num_samples),
         encode=transcoder.encode,
         key=transcoder.key(),

@@ -34,6 +34,8 @@ class Compact:
     """How images are stored."""
     raw_budget: str | None = None
     """Bytes of the file, such as 64GiB: as many JPEGs are stored as raw pixels as fit."""
+    fields: tuple[str, ...] = ()
+    """Fields to keep, such as `image label`, for recipes that take no others; all unless given."""
     jobs: int | None = None
     """Threads that copy, or processes that encode; one per core unless given."""
     output: Output = field(default_factory=Output)
@@ -53,6 +55,7 @@ class Compact:
             max_resolution=self.max_resolution,
             images=self.images,
             raw_budget=self.raw_budget,
+            fields=self.fields or None,
             jobs=self.jobs,
         )
         seconds = time.perf_counter() - started

@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -39,6 +39,7 @@ def compact(  # noqa: PLR0913  # each is an option of its own, and named at the 
     max_resolution: int | None = None,
     images: Literal["keep", "jpeg", "raw"] = "keep",
     raw_budget: int | str | None = None,
+    fields: Collection[str] | None = None,
     jobs: int | None = None,
     custom_fields: Mapping[str, Any] | None = None,
 ) -> BetonIndex:
@@ -63,6 +64,8 @@ def compact(  # noqa: PLR0913  # each is an option of its own, and named at the 
             raw pixels as fit, those first whose decoding costs most for the space it saves. Pages
             do not grow for it: images that no page holds as pixels stay as they are. Exact
             without `max_resolution`, near with it.
+        fields: names of the fields to keep, for recipes that take no others; None keeps all. What
+            is left out must be numbers, and not the class ids.
         jobs: threads that copy, or processes that encode; None takes one per core.
         custom_fields: class of each field of a custom type, by name, as for `BetonIndex.open`.
 
@@ -95,13 +98,17 @@ def compact(  # noqa: PLR0913  # each is an option of its own, and named at the 
         )
     if target.is_dir():
         raise ValueError(f"`out` must name a file; got the folder {str(target)!r}. Add a name.")
-    with SourceBeton(Path(source), custom_fields) as opened:
+    with SourceBeton(Path(source), custom_fields, fields) as opened:
         index = opened.index
         chosen, ids = _choose(selection, index, relabel)
         labels = _Labels(index, chosen, relabel)
         order = _order(ids, labels, layout, seed)
         retained = retain(index, order)
         labels.write(retained.metadata)
+        if fields is not None:
+            labels.check_kept(fields)
+            options["fields"] = [field.name for field in opened.kept]
+            retained = retained.with_columns(opened.dtype)
         written_by = {
             "writer": "compact",
             "source": Path(source).name,
@@ -180,6 +187,13 @@ class _Labels:
                 "`Selection.of_indices`."
             )
         column[...] = mapped
+
+    def check_kept(self, fields: Collection[str]) -> None:
+        """Raise ValueError if the field that the manifest counts is left out."""
+        if self._num_classes and self.named not in fields:
+            raise ValueError(
+                f"`fields` must keep the class ids, {self.named!r}; got {sorted(fields)}. Add it."
+            )
 
     def count(self, written: BetonIndex) -> tuple[int, ...]:
         """Count the samples of each class of the new beton."""

@@ -98,6 +98,12 @@ def test_options_reach_the_library(
     )
 
 
+def test_fields_are_left_out(run: Run, photos: Images, tmp_path: Path) -> None:
+    run(photos.path, "--out", tmp_path / "out.beton", "--fields", "image", "label")
+    fields = BetonIndex.open(tmp_path / "out.beton").fields
+    assert [field.name for field in fields] == ["image", "label"]
+
+
 def test_a_budget_is_spent(run: Run, photos: Images, tmp_path: Path) -> None:
     result = run(photos.path, "--out", tmp_path / "out.beton", "--raw-budget", "20MiB")
     assert result["image_stored"] == {"jpg": 0, "raw": 120}

@@ -196,6 +196,45 @@ def test_a_compacted_beton_is_compacted_again(blobs: Path, tmp_path: Path) -> No
     assert contents(tmp_path / "twice.beton") == {each: expected[each] for each in range(10)}
 
 
+# Fewer fields.
+
+
+@pytest.mark.parametrize("options", [{}, {"images": "raw"}])
+def test_stock_ffcv_reads_a_beton_of_fewer_fields_as_pairs(
+    options: dict[str, Any], source: Path, pixels: Read, selection: Selection, tmp_path: Path
+) -> None:
+    whole = compact(source, selection, tmp_path / "whole.beton", **options)
+    out = tmp_path / "out.beton"
+    index = compact(source, selection, out, fields=("label", "image"), **options)
+    assert [field.name for field in index.fields] == ["image", "label"]
+    assert index.manifest is not None
+    assert index.manifest.written_by["fields"] == ["image", "label"]
+    assert index.class_counts().tolist() == whole.class_counts().tolist()
+    loader = Loader(str(out), batch_size=len(index.labels()), num_workers=1, drop_last=False)
+    ((images, labels),) = loader  # as recipes unpack a batch
+    digests = [pixels[int(each)][1] for each in whole.column("identifier")]
+    assert [sha256(image.numpy().tobytes()) for image in images] == digests
+    assert labels.flatten().tolist() == whole.labels().tolist()
+    assert verify(out, decode=True).is_sound
+
+
+@pytest.mark.parametrize(
+    ("fields", "error"),
+    [
+        (["label", "identifier"], "`fields` must leave out numbers alone; .* without 'image'"),
+        (["image", "identifier"], "`fields` must keep the class ids, 'label'"),
+        (["image", "labels"], "`field` must be one of image, label, identifier; got 'labels'"),
+        ([], "`fields` must"),
+    ],
+)
+def test_fields_that_cannot_be_left_out_are_named(
+    fields: list[str], error: str, source: Path, tmp_path: Path
+) -> None:
+    with pytest.raises((ValueError, BetonError), match=error):
+        compact(source, None, tmp_path / "out.beton", fields=fields)
+    assert not any(tmp_path.iterdir())
+
+
 # Labels and the manifest.
 
 
