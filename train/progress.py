@@ -41,6 +41,7 @@ class Meter:
         self.quiet = quiet
         self.seconds = 0.0
         """From the first batch's request to the end of the last step's submission."""
+        self._started = 0.0
         self._steps = 0
         self._stalled = 0.0
         self._gaps: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
@@ -85,7 +86,7 @@ class Meter:
 
     def _timed(self, loader: Iterable[Any], num_steps: int) -> Iterator[Any]:
         batches, on_gpu = iter(loader), self.device.type == "cuda"
-        started = time.perf_counter()
+        self._started = time.perf_counter()
         for _ in range(num_steps):
             left, waiting_since = self._event() if on_gpu else None, time.perf_counter()
             batch = next(batches, None)
@@ -95,13 +96,14 @@ class Meter:
                 self._gaps.append((left, self._event()))
             else:
                 self._stalled += time.perf_counter() - waiting_since
-            yield batch
             self._steps += 1
-            self.seconds = time.perf_counter() - started
+            yield batch
+            self.seconds = time.perf_counter() - self._started
 
     def _note(self, num_steps: int) -> str:
+        self.seconds = time.perf_counter() - self._started
         left = num_steps - self._steps + self.steps_after
-        seconds = left * self.seconds / max(1, self._steps)
+        seconds = left * self.seconds / self._steps
         end = timedelta(seconds=round(seconds))
         return f"{self.stall_share:.1%} waiting for the loader, {end} to the end of the run"
 
