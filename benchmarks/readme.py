@@ -4,6 +4,7 @@
     python -m benchmarks.loader
     python -m benchmarks.writing
     python -m benchmarks.scoring
+    python -m benchmarks.end_to_end
     python -m benchmarks.readme --result runs/demo/result.json
 
 keeps the demo's result in `benchmarks/results/demo.json` and puts all tables into the README.
@@ -16,6 +17,7 @@ from typing import Any
 
 import tyro
 
+from benchmarks.end_to_end_table import end_to_end_table
 from dp4tl_ffcv import one_line_errors, write_json
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -23,6 +25,10 @@ KEPT = ROOT / "benchmarks" / "results" / "demo.json"
 LOADER = ROOT / "benchmarks" / "results" / "loader.jsonl"
 WRITING = ROOT / "benchmarks" / "results" / "writing.jsonl"
 SCORING = ROOT / "benchmarks" / "results" / "scoring.jsonl"
+END_TO_END = {
+    "end-to-end": ROOT / "benchmarks" / "results" / "end_to_end.jsonl",
+    "end-to-end GPU": ROOT / "benchmarks" / "results" / "end_to_end_gpu.jsonl",
+}
 NAMES = {"full": "full source", "lm": "LM", "fm": "FM", "random": "random"}
 HEAD = (
     "| selection | keep | classes | pretraining | speed-up | with selection cost | linear probe "
@@ -223,7 +229,12 @@ def filled(readme: str) -> str:
     readme = fill(readme, "demo", demo_table(json.loads(KEPT.read_text())))
     readme = fill(readme, "loader", loader_table(_lines(LOADER)))
     readme = fill(readme, "writing", writing_table(_lines(WRITING)))
-    return fill(readme, "scoring", scoring_table(_lines(SCORING)))
+    readme = fill(readme, "scoring", scoring_table(_lines(SCORING)))
+    for name, path in END_TO_END.items():
+        if path.exists():  # a GPU is not always there
+            lines = _lines(path)
+            readme = fill(readme, name, end_to_end_table(lines, _measured(lines[0])))
+    return readme
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

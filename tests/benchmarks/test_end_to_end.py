@@ -11,6 +11,7 @@ from benchmarks import end_to_end, end_to_end_figures
 from benchmarks.end_to_end_figures import NAMES, measure
 from benchmarks.end_to_end_runs import Bench, Scale, scales
 from benchmarks.end_to_end_sides import Epoch, Network, Side, Trainer
+from benchmarks.end_to_end_table import end_to_end_table
 from dp4tl_ffcv import BetonIndex
 
 TINY = Scale(
@@ -113,6 +114,22 @@ def test_the_limit_is_what_the_device_trains_without_loading(
     share = rows["gpu_limit_share", "compacted", "warm"]["ratio"]
     images = round(bench.share(0.5) * TINY.samples)
     assert share == pytest.approx((images / 4) / (TINY.samples / 1), rel=1e-4)
+
+
+def test_the_table_has_a_line_for_each_side(pretended: tuple[Bench, Rows]) -> None:
+    bench, rows = pretended
+    table = end_to_end_table([{}, *rows.values()], "Measured")
+    lines = [line.split(" | ") for line in table.splitlines() if line.startswith("| resnet8")]
+    assert [line[2] for line in lines[:2]] == ["PrunedLoader, full", "stock Loader, full"]
+    sides = {line[2]: line for line in lines}
+    assert len(lines) == len(sides) == len(SECONDS) - 1
+    share = bench.share(0.5)
+    assert sides["compacted"][3:5] == ["2.00", f"{2 * share:.2f}"]
+    rate = round(share * TINY.samples) / SECONDS["stock Loader, indices="]
+    assert sides["stock Loader, indices="][7:9] == [f"{rate:.0f}", "25.0%"]
+    limit = TINY.samples / SECONDS["synthetic"]
+    pruned = round(share * TINY.samples) / SECONDS["PrunedLoader"]
+    assert sides["PrunedLoader"][-1] == f"{pruned / limit:.2f} |"
 
 
 @pytest.fixture(scope="module")
