@@ -198,9 +198,11 @@ def nearest_mean(
         rows = slice(starts[block], starts[block] + _BLOCK_ROWS)
         wide = values[rows].astype(dtype, copy=False)
         room = rooms.get()
-        if not product.vote(wide, room, nearest[rows], masses[block]):  # huge values
-            wider.vote(wide, wider.room(len(wide)), nearest[rows], masses[block])
-        rooms.put(room)
+        try:
+            if not product.vote(wide, room, nearest[rows], masses[block]):  # huge values
+                wider.vote(wide, wider.room(len(wide)), nearest[rows], masses[block])
+        finally:  # whoever waits for a room would wait for ever
+            rooms.put(room)
 
     # The blocks already run in parallel, and one BLAS thread per block keeps the bits fixed.
     with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(threads) as pool:

@@ -1,5 +1,7 @@
 """`nearest_mean` against its twin: exact ties, near ties, far origins, huge and tiny values."""
 
+import subprocess
+import sys
 import warnings
 from fractions import Fraction
 from typing import Any
@@ -266,6 +268,19 @@ def test_features_that_are_not_finite_are_refused(bad: float, dtype: Any) -> Non
     features[-1, 1] = bad
     with pytest.raises(ValueError, match=r"^`features` must be finite"):
         nearest_mean(features, np.eye(3))
+
+
+def test_more_bad_blocks_than_threads_are_refused_without_hanging() -> None:
+    # In a process of its own: threads that wait for ever would keep this one from ending.
+    code = (
+        "import numba, numpy as np; numba.set_num_threads(1)\n"
+        "from dp4tl_ffcv.kernels import nearest_mean\n"
+        f"features = np.full((20 * {_BLOCK_ROWS}, 2), np.nan, dtype=np.float32)\n"
+        "nearest_mean(features, np.eye(2))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert "ValueError: `features` must be finite" in done.stderr
 
 
 @pytest.mark.parametrize("bad", [np.inf, -np.inf])
