@@ -82,7 +82,7 @@ if [ -z "$$python" ]; then
     exit 1
 fi
 "$$python" -m venv "$(VENV)"
-"$(VENV)/bin/python" -m pip install -e '.[dev,demo,writers,clustering,moco,timm]' -c constraints.txt
+"$(VENV)/bin/python" -m pip install -e '.[dev,demo,writers,clustering,moco,recipes,timm]' -c constraints.txt
 touch "$(STAMP)"
 endef
 
