@@ -1,27 +1,34 @@
-r"""Finetune a pretrained classifier on a target: linear probe or all weights, with a new head.
+r"""Finetune a pretrained classifier on a target, with a new head: linear probe or all weights.
 
-    python -m train.finetune --checkpoint runs/pets_lm_40/checkpoints/last.pt \
+    python -m train.finetune --config oxford_pets_linear_probe \
+        --checkpoint runs/pets_lm_40/checkpoints/last.pt \
         --train pets_train.beton --val pets_val.beton --test pets_test.beton \
-        --run runs/pets_lm_40_probe --mode linear_probe
+        --run runs/pets_lm_40_probe
+    torchrun --nproc-per-node 8 -m train.finetune --config sun397_full_finetuning ...
 
-The epoch is chosen on the validation split; the test split is read once, for the chosen epoch.
+The mode from_scratch trains all weights without a checkpoint, for comparison. The epoch is chosen
+on the validation split; the test split is read once, for the chosen epoch. The run folder gets
+`config.json`, `log.jsonl`, `checkpoints/best.pt` and `result.json`.
 """
 
 import copy
+import math
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+import numpy as np
 import torch
-import tyro
 from torch import Tensor, nn
 
 from dp4tl_ffcv import (
     BetonIndex,
+    Classifier,
     PrunedLoader,
     RunFolder,
-    best_device,
+    build_model,
     evaluation_loader,
     load_checkpoint,
     one_line_errors,
@@ -29,164 +36,115 @@ from dp4tl_ffcv import (
     save_checkpoint,
     settings_of,
     sha256_of_file,
-    track,
     training_loader,
 )
+from train.configs.command_line import parse
+from train.configs.finetuning import CONFIGS, Config
+from train.optimizers import make_optimizer
+from train.processes import Processes, processes
+from train.progress import Meter
+from train.resuming import Progress, Snapshot
+from train.schedules import learning_rate_factor
+from train.validation import Validation
 
-
-@dataclass(frozen=True, kw_only=True)
-class Config:
-    """A finetuning run."""
-
-    checkpoint: Path
-    """Written by train.pretrain."""
-    train: Path
-    """Target beton to train on."""
-    val: Path
-    """Target beton to choose the epoch on."""
-    test: Path
-    """Target beton to report on."""
-    run: Path
-    """Run folder."""
-    mode: Literal["linear_probe", "full_finetuning"] = "linear_probe"
-    """Train the new head alone on frozen features, or all weights."""
-    arch: str | None = None
-    """Architecture to insist on; None takes the checkpoint's."""
-    resolution: int = 224
-    """Side of the crops in pixels."""
-    crop_ratio: float = 224 / 256
-    """Side of the centre crop / shorter side of the image."""
-    epochs: int = 50
-    """Passes over the training split."""
-    batch_size: int = 128
-    """Images per step."""
-    lr: float = 1e-2
-    """Of Adam at the start, lowered to zero along a cosine; 1e-4 suits full finetuning."""
-    weight_decay: float = 0.0
-    """Decoupled (AdamW)."""
-    min_scale: float = 0.08
-    """Smallest area of a random crop, in full finetuning."""
-    flip: bool = True
-    """Mirror half of the images, in full finetuning."""
-    seed: int = 0
-    """Of the new head and the order of the samples."""
-    num_workers: int = -1
-    """Loading threads; -1 takes every core."""
-    overwrite: bool = False
-    """Replace a finished run of other settings in the same folder."""
-
-    def __post_init__(self) -> None:
-        """Refuse settings that no run can have."""
-        for name in ("epochs", "batch_size", "resolution"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"`{name}` must be at least 1; got {value}. Raise it.")
+_HALF = {"bf16": torch.bfloat16, "fp16": torch.float16, "off": torch.float32}
 
 
 def finetune(config: Config) -> dict[str, Any]:
     """Train as `config` says and return the content of `result.json`."""
-    model = load_checkpoint(config.checkpoint, arch=config.arch)
-    run = RunFolder(config.run, _fingerprint(config), overwrite=config.overwrite)
-    if finished := run.finished():
-        print(f"{config.run}: finished before, reused")
-        return finished
-    run.start()
+    with processes() as group:
+        pretrained = load_pretrained(config, group)
+        run = RunFolder(config.run, _fingerprint(config), overwrite=config.overwrite)
+        if finished := group.in_main(run.finished):
+            if group.main:
+                print(f"{config.run}: finished before, reused")
+            return finished
+        group.in_main(partial(run.start, resume=config.resume))
 
-    # -- set up ----------------------------------------------------------------------------------
-    torch.manual_seed(config.seed)
-    device = best_device()
-    num_classes = BetonIndex.open(config.train).num_classes()
-    model = replace_head(model, num_classes).to(memory_format=torch.channels_last).to(device)
-    train_one = train_probe if config.mode == "linear_probe" else train_all
-    started = time.perf_counter()
-    best_epoch, val_accuracy = train_one(model, config, run, device)
-    seconds = time.perf_counter() - started
+        # -- set up ------------------------------------------------------------------------------
+        torch.manual_seed(config.seed)
+        model = make_model(config, pretrained, group)
 
-    # -- test, once ------------------------------------------------------------------------------
-    hits = correct(model, evaluate_on(config.test, config, device))
-    labels = torch.from_numpy(BetonIndex.open(config.test).labels())
-    per_class = {str(int(c)): float(hits[labels == c].float().mean()) for c in labels.unique()}
-    save_checkpoint(run.checkpoints / "best.pt", model)
-    accuracy = float(hits.float().mean())
-    result = {
-        "checkpoint": str(run.checkpoints / "best.pt"),
-        "mode": config.mode,
-        "best_epoch": best_epoch,
-        "val_accuracy": val_accuracy,
-        "test_accuracy": accuracy,
-        "test_accuracy_per_class": per_class,
-        "test_samples": len(hits),
-        "finetune_seconds": seconds,
-    }
-    print(f"{config.run}: {config.mode}, epoch {best_epoch} chosen, test accuracy {accuracy:.3f}")
-    return run.finish(result)
+        # -- train -------------------------------------------------------------------------------
+        if config.mode == "linear_probe":
+            trained = train_probe(model, config, run, group.device)
+        else:
+            trained = train_all(model, config, run, group)
 
-
-def train_probe(
-    model: Any, config: Config, run: RunFolder, device: torch.device
-) -> tuple[int, float]:
-    """Train the head on features that are computed once; keep the best epoch's weights."""
-    features, labels = frozen_features(model, evaluate_on(config.train, config, device))
-    val_features, val_labels = frozen_features(model, evaluate_on(config.val, config, device))
-    head = model.head
-    optimizer, schedule = make_optimizer(head, config, -(-len(labels) // config.batch_size))
-    best = Best(head)
-    for epoch in range(config.epochs):
-        for rows in torch.randperm(len(labels)).to(device).split(config.batch_size):
-            loss = nn.functional.cross_entropy(head(features[rows]), labels[rows])
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-        with torch.inference_mode():
-            accuracy = (head(val_features).argmax(1) == val_labels).float().mean().item()
-        run.log({"event": "epoch", "epoch": epoch, "val_accuracy": accuracy})
-        best.offer(epoch, accuracy)
-    return best.restore()
+        # -- test, once --------------------------------------------------------------------------
+        accuracy, per_class = accuracies(model, config.test, config, group)
+        checkpoint = run.checkpoints / "best.pt"
+        group.in_main(partial(save_checkpoint, checkpoint, model))
+        worst = min(per_class, key=lambda name: per_class[name])
+        result = {
+            "checkpoint": str(checkpoint),
+            "mode": config.mode,
+            **trained,
+            "test_accuracy": accuracy,
+            "test_accuracy_class_mean": sum(per_class.values()) / len(per_class),
+            "test_accuracy_worst_class": per_class[worst],
+            "worst_class": worst,
+            "test_accuracy_per_class": per_class,
+            "test_samples": BetonIndex.open(config.test).num_samples,
+            "world": group.world,
+        }
+        if group.main:
+            print(
+                f"{config.run}: {config.mode}, epoch {trained['best_epoch']} chosen, test accuracy "
+                f"{accuracy:.3f}, mean of classes {result['test_accuracy_class_mean']:.3f}, worst "
+                f"class {per_class[worst]:.3f}"
+            )
+        written = group.in_main(partial(run.finish, result))
+        if group.main:
+            (run.checkpoints / "resume.pt").unlink(missing_ok=True)
+        return written
 
 
-def train_all(
-    model: Any, config: Config, run: RunFolder, device: torch.device
-) -> tuple[int, float]:
-    """Train every weight on augmented images; keep the best epoch's weights."""
-    loader = training_loader(
-        config.train,
+# -- model and evaluation ------------------------------------------------------------------------
+def load_pretrained(config: Config, group: Processes) -> Classifier | None:
+    """Read the checkpoint, or return None where the mode has none.
+
+    Raises:
+        CheckpointError: it cannot be read or has another architecture than is insisted on.
+        ValueError: several processes for a linear probe.
+    """
+    if config.mode == "linear_probe" and group.world > 1:
+        raise ValueError(
+            f"`mode` must be one that trains all weights in {group.world} processes; got "
+            "linear_probe, which trains one layer on features in memory. Start it without torchrun."
+        )
+    if config.mode == "from_scratch":
+        return None
+    return load_checkpoint(str(config.checkpoint), arch=config.arch)
+
+
+def make_model(config: Config, pretrained: Classifier | None, group: Processes) -> Classifier:
+    """Return the classifier of the target's classes, on this process's device, with a new head."""
+    index = BetonIndex.open(config.train)
+    if pretrained is None:
+        model = build_model(str(config.arch), index.num_classes())
+        model.trained_on = index.fingerprint
+    else:
+        model = replace_head(pretrained, index.num_classes())
+    return model.to(memory_format=torch.channels_last).to(group.device)
+
+
+def accuracies(
+    model: Classifier, beton: Path, config: Config, group: Processes
+) -> tuple[float, dict[str, float]]:
+    """Return the accuracy on a split over all processes, and that of each of its classes."""
+    index = BetonIndex.open(beton)
+    validation = Validation(
+        index=index,
+        ids=np.arange(index.num_samples),
+        label_map=None,
         batch_size=config.batch_size,
-        resolution=config.resolution,
-        seed=config.seed,
-        min_scale=config.min_scale,
-        flip=config.flip,
+        resolution=config.val_resolution or config.resolution,
+        crop_ratio=config.crop_ratio,
         num_workers=config.num_workers,
-        device=device,
     )
-    val_loader = evaluate_on(config.val, config, device)
-    optimizer, schedule = make_optimizer(model, config, len(loader))
-    best = Best(model)
-    epochs = range(config.epochs)
-    for epoch in track(
-        epochs, total=config.epochs, description=f"finetune {config.run.name}", unit="epochs"
-    ):
-        model.train()
-        for images, labels in loader:
-            with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-                loss = nn.functional.cross_entropy(model(images), labels)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-        accuracy = float(correct(model, val_loader).float().mean())
-        run.log({"event": "epoch", "epoch": epoch, "val_accuracy": accuracy})
-        best.offer(epoch, accuracy)
-    return best.restore()
-
-
-def make_optimizer(
-    part: nn.Module, config: Config, steps_per_epoch: int
-) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-    """Return Adam and its cosine schedule over the whole run."""
-    optimizer = torch.optim.AdamW(part.parameters(), lr=config.lr, weight_decay=config.weight_decay)
-    num_steps = config.epochs * steps_per_epoch
-    return optimizer, torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, num_steps)
+    found = validation.accuracies(model, group, _autocast(config, group.device))
+    return found["val_accuracy"], found["val_accuracy_per_class"]
 
 
 class Best:
@@ -208,21 +166,47 @@ class Best:
         self.part.load_state_dict(self.state)
         return self.epoch, self.accuracy
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a run needs to be resumed."""
+        return {"epoch": self.epoch, "accuracy": self.accuracy, "state": self.state}
 
-def evaluate_on(beton: Path, config: Config, device: torch.device) -> PrunedLoader:
-    """Return a loader of centre crops, every sample once."""
-    return evaluation_loader(
-        beton,
-        batch_size=config.batch_size,
-        resolution=config.resolution,
-        crop_ratio=config.crop_ratio,
-        num_workers=config.num_workers,
-        device=device,
-    )
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what `state_dict` returned."""
+        self.epoch, self.accuracy, self.state = state["epoch"], state["accuracy"], state["state"]
+
+
+# -- linear probe --------------------------------------------------------------------------------
+def train_probe(
+    model: Classifier, config: Config, run: RunFolder, device: torch.device
+) -> dict[str, Any]:
+    """Train the head on features that are computed once; leave it as in the best epoch."""
+    started = time.perf_counter()
+    features, labels = frozen_features(model, evaluate_on(config.train, config, device))
+    val_features, val_labels = frozen_features(model, evaluate_on(config.val, config, device))
+    head = model.head
+    optimizer = _optimizer(head, config)
+    criterion = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
+    steps_per_epoch = -(-len(labels) // config.batch_size)
+    best = Best(head)
+    for epoch in range(config.epochs):
+        batches = torch.randperm(len(labels)).to(device).split(config.batch_size)
+        for step, rows in enumerate(batches, epoch * steps_per_epoch):
+            _set_learning_rate(optimizer, config, step, steps_per_epoch)
+            loss = criterion(head(features[rows]), labels[rows])
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+        with torch.inference_mode():
+            accuracy = (head(val_features).argmax(1) == val_labels).float().mean().item()
+        run.log({"event": "epoch", "epoch": epoch, "val_accuracy": accuracy})
+        best.offer(epoch, accuracy)
+    best_epoch, accuracy = best.restore()
+    seconds = time.perf_counter() - started
+    return {"best_epoch": best_epoch, "val_accuracy": accuracy, "finetune_seconds": seconds}
 
 
 @torch.no_grad()
-def frozen_features(model: Any, loader: PrunedLoader) -> tuple[Tensor, Tensor]:
+def frozen_features(model: Classifier, loader: PrunedLoader) -> tuple[Tensor, Tensor]:
     """Return the input of the head `(n, D)` and the labels `(n,)`."""
     model.eval()
     parts = [(model.features(images)[1].float(), labels.clone()) for images, labels in loader]
@@ -230,26 +214,180 @@ def frozen_features(model: Any, loader: PrunedLoader) -> tuple[Tensor, Tensor]:
     return features, labels
 
 
-@torch.inference_mode()
-def correct(model: nn.Module, loader: PrunedLoader) -> Tensor:
-    """Return which samples are classified correctly, bool `(n,)` on the CPU."""
-    model.eval()
-    return torch.cat([(model(images).argmax(1) == labels).cpu() for images, labels in loader])
+def evaluate_on(beton: Path, config: Config, device: torch.device) -> PrunedLoader:
+    """Return a loader of centre crops, every sample once."""
+    return evaluation_loader(
+        beton,
+        batch_size=config.batch_size,
+        resolution=config.val_resolution or config.resolution,
+        crop_ratio=config.crop_ratio,
+        num_workers=config.num_workers,
+        device=device,
+    )
+
+
+# -- all weights ---------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Parts:
+    """What a step on all weights works on."""
+
+    config: Config
+    group: Processes
+    network: nn.Module
+    """The model with the gradients of all processes."""
+    loader: PrunedLoader
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    criterion: nn.Module
+
+
+def train_all(
+    model: Classifier, config: Config, run: RunFolder, group: Processes
+) -> dict[str, Any]:
+    """Train every weight on augmented images; leave the model as in the best epoch."""
+    parts = set_up(model, config, group)
+    best = Best(model)
+    snapshot = Snapshot(
+        run.checkpoints / "resume.pt",
+        {"model": model, "optimizer": parts.optimizer, "scaler": parts.scaler, "best": best},
+    )
+    progress = snapshot.load() if group.in_main(snapshot.path.exists) else Progress()
+    while progress.epoch < config.epochs:
+        epoch = progress.epoch
+        train_epoch(parts, progress)
+        group.average(_running_statistics(model))
+        accuracy, _ = accuracies(model, config.val, config, group)
+        best.offer(epoch, accuracy)
+        if group.main:
+            row = {"epoch": epoch, "val_accuracy": accuracy, "loss": progress.loss}
+            run.log({"event": "epoch", **row})
+            if progress.epoch % config.save_every == 0:
+                snapshot.save(progress)
+    best_epoch, accuracy = best.restore()
+    return {
+        "best_epoch": best_epoch,
+        "val_accuracy": accuracy,
+        "finetune_seconds": progress.seconds,
+        "images_per_second": progress.images / progress.seconds,
+        "stall_share": progress.stalled / progress.seconds,
+    }
+
+
+def set_up(model: Classifier, config: Config, group: Processes) -> Parts:
+    """Make the loader and the optimiser."""
+    loader = training_loader(
+        config.train,
+        batch_size=group.per_process(config.batch_size),
+        resolution=config.resolution,
+        seed=config.seed,
+        min_scale=config.min_scale,
+        flip=config.flip,
+        num_workers=config.num_workers,
+        device=group.device,
+        distributed=group.world > 1,
+    )
+    scaled = config.amp == "fp16" and group.device.type == "cuda"
+    return Parts(
+        config=config,
+        group=group,
+        network=group.wrap(model),
+        loader=loader,
+        optimizer=_optimizer(model, config),
+        scaler=torch.amp.GradScaler(group.device.type, enabled=scaled),
+        criterion=nn.CrossEntropyLoss(label_smoothing=config.label_smoothing),
+    )
+
+
+def train_epoch(parts: Parts, progress: Progress) -> None:
+    """Make the steps of the next epoch."""
+    config, group, loader = parts.config, parts.group, parts.loader
+    # What an epoch draws follows from its number, so that a resumed run draws the same.
+    loader.next_epoch = progress.epoch
+    group.seed(config.seed, progress.epoch)
+    meter = Meter(
+        group.device,
+        description=f"finetune {config.run.name}, epoch {progress.epoch}/{config.epochs}",
+        steps_after=(config.epochs - progress.epoch - 1) * len(loader),
+        quiet=not group.main,
+    )
+    total_loss = torch.zeros((), device=group.device)
+    started = time.perf_counter()
+    parts.network.train()
+    for images, labels in meter.batches(loader, len(loader), loader.batch_size * group.world):
+        _set_learning_rate(parts.optimizer, config, progress.step, len(loader))
+        with _autocast(config, group.device):
+            loss = parts.criterion(parts.network(images), labels)
+        parts.optimizer.zero_grad(set_to_none=True)
+        parts.scaler.scale(loss).backward()
+        parts.scaler.step(parts.optimizer)
+        parts.scaler.update()
+        total_loss += loss.detach()  # stays on the device: no wait for the GPU in the loop
+        progress.step += 1
+        progress.images += len(images) * group.world
+    progress.loss = float(group.sum_over(total_loss)) / group.world / len(loader)
+    progress.seconds += time.perf_counter() - started  # the line above has waited for the GPU
+    progress.stalled += meter.stalled
+    progress.epoch += 1
+    if not math.isfinite(progress.loss):
+        raise ValueError(f"`lr` must keep the loss finite; got {config.lr}. Lower it.")
+
+
+# -- details -------------------------------------------------------------------------------------
+def _optimizer(part: nn.Module, config: Config) -> torch.optim.Optimizer:
+    return make_optimizer(
+        part,
+        name=config.optimizer,
+        lr=config.lr,
+        momentum=config.momentum,
+        nesterov=config.nesterov,
+        weight_decay=config.weight_decay,
+    )
+
+
+def _set_learning_rate(
+    optimizer: torch.optim.Optimizer, config: Config, step: int, steps_per_epoch: int
+) -> None:
+    factor = learning_rate_factor(
+        step,
+        num_steps=config.epochs * steps_per_epoch,
+        steps_per_epoch=steps_per_epoch,
+        schedule=config.schedule,
+        warmup=config.warmup,
+        start_factor=config.start_factor,
+        end_factor=config.end_factor,
+        step_length=config.step_length,
+        step_ratio=config.step_ratio,
+    )
+    for group in optimizer.param_groups:
+        group["lr"] = config.lr * factor
+
+
+def _running_statistics(model: nn.Module) -> list[Tensor]:
+    names = ("running_mean", "running_var")
+    return [value for name, value in model.named_buffers() if name.endswith(names)]
+
+
+def _autocast(config: Config, device: torch.device) -> torch.autocast:
+    """Return the context of a forward pass; on a CPU, and for a probe, it changes nothing."""
+    half = config.amp != "off" and config.mode != "linear_probe" and device.type == "cuda"
+    return torch.autocast(device.type, _HALF[config.amp], enabled=half)
 
 
 def _fingerprint(config: Config) -> dict[str, Any]:
     """Everything that the result depends on: the settings, and what the files hold."""
     settings = settings_of(config)
-    del settings["overwrite"]
+    for name in ("overwrite", "resume", "save_every"):
+        del settings[name]
     splits = {name: getattr(config, name) for name in ("train", "val", "test")}
+    scratch = config.mode == "from_scratch"
     return {
         **settings,
         **{f"{name}_fingerprint": BetonIndex.open(p).fingerprint for name, p in splits.items()},
-        "checkpoint_sha256": sha256_of_file(config.checkpoint),
+        "checkpoint": None if scratch else settings["checkpoint"],
+        "checkpoint_sha256": None if scratch else sha256_of_file(str(config.checkpoint)),
     }
 
 
 if __name__ == "__main__":
-    settings = tyro.cli(Config, description=__doc__)
     with one_line_errors("train.finetune"):
-        finetune(settings)
+        finetune(parse(Config, CONFIGS, description=__doc__))

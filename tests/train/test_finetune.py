@@ -1,16 +1,22 @@
 """Finetuning: which weights change, how the epoch is chosen, and that the test is read once."""
 
 import json
-from collections.abc import Callable
+import os
+import socket
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from dp4tl_ffcv import (
+    BetonIndex,
     CheckpointError,
+    Classifier,
+    PrunedLoader,
     evaluation_loader,
     image_fields,
     load_checkpoint,
@@ -18,8 +24,9 @@ from dp4tl_ffcv import (
 )
 from tests.conftest import Images
 from train import finetune
+from train.processes import Processes
 
-MODES = ("linear_probe", "full_finetuning")
+MODES = ("linear_probe", "full_finetuning", "from_scratch")
 # Four of the shared photos' ten classes, under numbers of the target's own.
 TARGET_CLASSES = (2, 3, 5, 7)
 
@@ -51,8 +58,10 @@ def configure(pretrained: Path, target: dict[str, Path], tmp_path: Path) -> Call
             "resolution": 32,
             "epochs": 4,
             "batch_size": 3,  # eight batches: more than a loader has buffers for
-            "num_workers": 2,
+            "num_workers": 1,
         }
+        if changes.get("mode") == "from_scratch":
+            settings |= {"checkpoint": None, "arch": "resnet8_w16"}
         return finetune.Config(**{**settings, **changes})
 
     return make
@@ -87,11 +96,6 @@ def test_the_result_is_that_of_the_best_checkpoint(
     assert result["test_accuracy"] == pytest.approx(accuracy(result["checkpoint"], target["test"]))
     assert result["val_accuracy"] == pytest.approx(accuracy(result["checkpoint"], target["val"]))
     assert result["test_samples"] == 16
-    # Every class has as many test images as the others.
-    assert np.mean(list(result["test_accuracy_per_class"].values())) == pytest.approx(
-        result["test_accuracy"]
-    )
-    assert list(result["test_accuracy_per_class"]) == ["0", "1", "2", "3"]
     assert result["mode"] == mode
     rows = [json.loads(line) for line in (config.run / "log.jsonl").read_text().splitlines()]
     on_val = [row["val_accuracy"] for row in rows if row["event"] == "epoch"]
@@ -101,15 +105,16 @@ def test_the_result_is_that_of_the_best_checkpoint(
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_the_head_is_new_and_the_body_changes_in_full_finetuning_alone(
+def test_the_head_is_new_and_the_body_stays_in_a_probe_alone(
     mode: str, configure: Callable[..., Any], pretrained: Path
 ) -> None:
-    result = finetune.finetune(configure(mode=mode, lr=1e-3))
+    result = finetune.finetune(configure(mode=mode, lr=1e-3, epochs=2))
     model = load_checkpoint(result["checkpoint"])
     assert model.num_classes == model.head.out_features == 4
     before, after = body(pretrained), body(result["checkpoint"])
     assert before.keys() == after.keys()
     assert any("running_mean" in name for name in before)
+    assert any("num_batches_tracked" in name for name in before)
     same = {name for name in before if torch.equal(before[name], after[name])}
     if mode == "linear_probe":
         assert same == set(before)
@@ -117,38 +122,92 @@ def test_the_head_is_new_and_the_body_changes_in_full_finetuning_alone(
         assert not same
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_the_test_split_is_loaded_once_after_the_epoch_was_chosen(
-    mode: str,
-    configure: Callable[..., Any],
-    target: dict[str, Path],
-    monkeypatch: pytest.MonkeyPatch,
+def test_a_probe_computes_each_samples_features_once(
+    configure: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    events: list[Any] = []
-    make_loader, restore = finetune.evaluation_loader, finetune.Best.restore
+    passes: list[int] = []
+    forward = Classifier.forward
 
-    def spy_on_loader(beton: Path, **options: Any) -> Any:
-        loader = make_loader(beton, **options)
-        iterate = type(loader).__iter__
+    def counted(self: Classifier, images: torch.Tensor) -> torch.Tensor:
+        assert not self.training
+        passes.append(len(images))
+        return forward(self, images)
 
-        class Spied(type(loader)):  # type: ignore[misc]  # a subclass made at run time
-            def __iter__(self) -> Any:
-                events.append(Path(beton).stem)
-                return iterate(self)
+    monkeypatch.setattr(Classifier, "forward", counted)
+    finetune.finetune(configure(epochs=7))
+    assert sum(passes) == 24 + 24 + 16  # training, validation and test split
 
-        loader.__class__ = Spied
-        return loader
 
-    def spy_on_restore(self: Any) -> Any:
-        events.append("chosen")
+def test_nothing_of_a_checkpoint_gets_into_a_training_from_scratch(
+    configure: Callable[..., Any], pretrained: Path, tmp_path: Path
+) -> None:
+    options = {"mode": "from_scratch", "epochs": 1}
+    without = configure(**options)
+    result = finetune.finetune(without)
+    given = configure(**options, checkpoint=pretrained, run=tmp_path / "given")
+    expected = weights(finetune.finetune(given))
+    for name, value in weights(result).items():
+        assert torch.equal(value, expected[name]), name
+    trained_on = load_checkpoint(result["checkpoint"]).trained_on
+    assert trained_on == BetonIndex.open(without.train).fingerprint
+
+
+@pytest.fixture
+def events(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Which splits are read from here on, and when the epoch is chosen."""
+    found: list[str] = []
+    iterate, restore = PrunedLoader.__iter__, finetune.Best.restore
+
+    def spy_on_loader(self: PrunedLoader) -> Any:
+        found.append(Path(self.fname).stem)
+        return iterate(self)
+
+    def spy_on_restore(self: finetune.Best) -> Any:
+        found.append("chosen")
         return restore(self)
 
-    monkeypatch.setattr(finetune, "evaluation_loader", spy_on_loader)
+    monkeypatch.setattr(PrunedLoader, "__iter__", spy_on_loader)
     monkeypatch.setattr(finetune.Best, "restore", spy_on_restore)
-    finetune.finetune(configure(mode=mode))
+    return found
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_test_split_is_read_once_after_the_epoch_was_chosen(
+    mode: str, configure: Callable[..., Any], events: list[str]
+) -> None:
+    finetune.finetune(configure(mode=mode, epochs=2))
     assert events[-2:] == ["chosen", "test"]
     assert events.count("test") == 1
-    assert "val" in events
+    if mode == "linear_probe":  # whatever the number of epochs
+        assert events[:-2] == ["train", "val"]
+    else:
+        assert events[:-2] == ["train", "val", "train", "val"]
+
+
+@pytest.mark.parametrize("mode", ["linear_probe", "full_finetuning"])
+def test_classes_count_equally_in_their_mean_and_the_worst_is_named(
+    mode: str, configure: Callable[..., Any], photos: Images, tmp_path: Path
+) -> None:
+    ids = np.concatenate(
+        [
+            np.flatnonzero(photos.labels == c)[:n]
+            for c, n in zip(TARGET_CLASSES, (9, 5, 2), strict=False)
+        ]
+    )
+    samples = [(photos.images[i], TARGET_CLASSES.index(photos.labels[i]), 0) for i in ids]
+    write_beton(tmp_path / "test.beton", samples, image_fields())  # none of the last class
+    result = finetune.finetune(configure(mode=mode, lr=1e-3, test=tmp_path / "test.beton"))
+    model = load_checkpoint(result["checkpoint"]).eval()
+    ((images, labels),) = evaluation_loader(tmp_path / "test.beton", batch_size=16, resolution=32)
+    with torch.inference_mode():
+        hits = (model(images).argmax(1) == labels).numpy()
+    expected = {str(c): hits[labels.numpy() == c].mean() for c in range(3)}
+    assert result["test_accuracy_per_class"] == pytest.approx(expected)
+    assert result["test_accuracy"] == pytest.approx(hits.mean())
+    assert result["test_accuracy_class_mean"] == pytest.approx(np.mean(list(expected.values())))
+    assert result["test_accuracy_worst_class"] == pytest.approx(min(expected.values()))
+    assert expected[result["worst_class"]] == pytest.approx(min(expected.values()))
+    assert result["test_samples"] == 16
 
 
 def test_the_first_of_equally_good_epochs_is_kept() -> None:
@@ -212,3 +271,167 @@ def test_the_command_says_in_one_line_that_the_architecture_is_another(
     line = fail("train.finetune", **options, **target)
     assert "resnet8_w16" in line
     assert "pass another checkpoint" in line
+
+
+# Optimiser and schedule.
+
+
+@pytest.fixture
+def steps() -> Iterator[list[dict[str, Any]]]:
+    """The optimiser and its options in every step that is taken from here on."""
+    found: list[dict[str, Any]] = []
+
+    def note(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        options = {k: v for k, v in optimizer.param_groups[0].items() if k != "params"}
+        found.append({"kind": type(optimizer).__name__, **options})
+
+    handle = register_optimizer_step_pre_hook(note)
+    yield found
+    handle.remove()
+
+
+@pytest.mark.parametrize("mode", MODES[:2])
+def test_the_rate_falls_to_zero_along_a_cosine(
+    mode: str, configure: Callable[..., Any], steps: list[dict[str, Any]]
+) -> None:
+    finetune.finetune(configure(mode=mode, lr=1e-3, epochs=3))
+    expected = 1e-3 * (1 + np.cos(np.pi * np.arange(24) / 24)) / 2
+    np.testing.assert_allclose([step["lr"] for step in steps], expected)
+    assert {step["kind"] for step in steps} == {"AdamW"}
+
+
+def test_settings_reach_the_optimiser(
+    configure: Callable[..., Any], steps: list[dict[str, Any]]
+) -> None:
+    options = {"optimizer": "sgd", "momentum": 0.5, "weight_decay": 0.25}
+    finetune.finetune(configure(epochs=2, lr=1e-3, schedule="constant", **options))
+    assert len(steps) == 16
+    for step in steps:
+        assert step["kind"] == "SGD"
+        assert step["lr"] == 1e-3
+        assert (step["momentum"], step["nesterov"], step["weight_decay"]) == (0.5, False, 0.25)
+    del steps[:]
+    finetune.finetune(
+        configure(epochs=1, optimizer="adam", weight_decay=0.125, warmup=1.0, overwrite=True)
+    )
+    assert {(step["kind"], step["weight_decay"]) for step in steps} == {("Adam", 0.125)}
+    assert (np.diff([step["lr"] for step in steps]) > 0).all()
+
+
+@pytest.mark.parametrize("mode", MODES[:2])
+def test_labels_are_smoothed(
+    mode: str, configure: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: list[float] = []
+    forward = torch.nn.CrossEntropyLoss.forward
+
+    def noted(self: Any, *args: Any) -> Any:
+        used.append(self.label_smoothing)
+        return forward(self, *args)
+
+    monkeypatch.setattr(torch.nn.CrossEntropyLoss, "forward", noted)
+    finetune.finetune(configure(mode=mode, epochs=1, label_smoothing=0.125))
+    assert used == [0.125] * 8
+
+
+def test_a_rate_that_loses_the_loss_is_an_error_and_no_result(
+    configure: Callable[..., Any],
+) -> None:
+    config = configure(mode="full_finetuning", lr=1e30, optimizer="sgd")
+    with pytest.raises(ValueError, match="`lr`"):
+        finetune.finetune(config)
+    assert not (config.run / "result.json").exists()
+
+
+# Stopped runs, and several processes.
+
+
+def weights(result: dict[str, Any]) -> dict[str, torch.Tensor]:
+    values: dict[str, torch.Tensor] = torch.load(result["checkpoint"], weights_only=True)["network"]
+    return values
+
+
+def test_a_stopped_run_continues_to_the_same_weights(
+    configure: Callable[..., Any],
+    events: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    options = {"mode": "full_finetuning", "lr": 1e-3, "epochs": 4, "save_every": 1}
+    whole = finetune.finetune(configure(**options, run=tmp_path / "whole"))
+    assert not (tmp_path / "whole" / "checkpoints" / "resume.pt").exists()
+    train_epoch = finetune.train_epoch
+
+    def stopped(parts: Any, progress: Any) -> None:
+        if progress.epoch == 3:
+            raise KeyboardInterrupt
+        train_epoch(parts, progress)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(finetune, "train_epoch", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            finetune.finetune(configure(**options))
+    del events[:]
+    result = finetune.finetune(configure(**options))
+    assert events == ["train", "val", "chosen", "test"]
+    expected = weights(whole)
+    for name, value in weights(result).items():
+        assert torch.equal(value, expected[name]), name
+    times = {"checkpoint", "finetune_seconds", "images_per_second", "stall_share", "environment"}
+    assert {k: v for k, v in result.items() if k not in times} == {
+        k: v for k, v in whole.items() if k not in times
+    }
+
+
+def in_two(rank: int, port: int, config: finetune.Config) -> None:
+    """Finetune as one of two processes."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    finetune.finetune(config)
+
+
+def test_two_processes_finetune_one_model(configure: Callable[..., Any], tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    options = {"mode": "full_finetuning", "lr": 1e-3, "epochs": 2, "batch_size": 4}
+    alone = finetune.finetune(configure(**options, run=tmp_path / "alone"))
+    config = configure(**options, run=tmp_path / "together")
+    torch.multiprocessing.spawn(in_two, (port, config), nprocs=2)
+    result = json.loads((config.run / "result.json").read_text())
+    assert (alone["world"], result["world"]) == (1, 2)
+    assert result["test_samples"] == 16
+    assert list(result["test_accuracy_per_class"]) == ["0", "1", "2", "3"]
+    assert result["test_accuracy"] == pytest.approx(accuracy(result["checkpoint"], config.test))
+    assert result["val_accuracy"] == pytest.approx(accuracy(result["checkpoint"], config.val))
+
+
+def test_several_processes_for_a_probe_are_refused(configure: Callable[..., Any]) -> None:
+    with pytest.raises(ValueError, match=r"`mode`.*without torchrun"):
+        finetune.load_pretrained(configure(), Processes(torch.device("cpu"), 0, 2))
+
+
+# Settings that no run can have.
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({"epochs": 0}, "epochs"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"resolution": 0}, "resolution"),
+        ({"val_resolution": 0}, "val_resolution"),
+        ({"checkpoint": None}, "checkpoint"),
+        ({"mode": "from_scratch", "arch": None}, "arch"),
+        ({"mode": "half"}, "mode"),
+        ({"optimizer": "lamb"}, "optimizer"),
+        ({"label_smoothing": 1.5}, "label_smoothing"),
+    ],
+    ids=str,
+)
+def test_settings_that_no_run_can_have_are_refused(
+    changes: dict[str, Any], name: str, configure: Callable[..., Any]
+) -> None:
+    with pytest.raises(ValueError, match=f"`{name}`"):
+        configure(**changes)
