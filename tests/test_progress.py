@@ -2,6 +2,7 @@
 
 import io
 import re
+from functools import partial
 
 import pytest
 
@@ -41,6 +42,22 @@ def test_a_log_gets_lines_with_rate_and_time_left(capsys: pytest.CaptureFixture[
         "write a: 10/30 images, 0.8 images/s, 24 s left",
         "write a: 20/30 images, 0.8 images/s, 12 s left",
     ]
+
+
+@pytest.mark.usefixtures("clock")
+def test_a_note_follows_in_the_line_and_on_the_bar(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def noted(count: int) -> None:
+        list(track(range(count), total=count, description="x", note=lambda: "2% waiting"))
+
+    noted(3)
+    assert capsys.readouterr().err.splitlines() == ["x: 2/3 it, 0.2 it/s, 6 s left, 2% waiting"]
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    monkeypatch.setattr(progress, "tqdm", partial(progress.tqdm, mininterval=0))
+    noted(3)
+    assert "2% waiting" in terminal.getvalue()
 
 
 def test_work_that_is_over_soon_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:

@@ -224,7 +224,7 @@ def set_up(config: Config, data: Data, group: Processes) -> Parts:
         network = torch.compile(model, mode=config.compile)
     loader = training_loader(
         config.train,
-        batch_size=_batch_size(config, group),
+        batch_size=batch_of_process(config, group),
         resolution=config.resolution,
         seed=config.seed,
         selection=data.selection,
@@ -284,7 +284,7 @@ def make_validation(config: Config, data: Data, group: Processes) -> Validation 
         index=data.val,
         ids=selection.transfer(data.val).indices if selection else ids,
         label_map=selection.label_map if selection and config.relabel else None,
-        batch_size=_batch_size(config, group),
+        batch_size=batch_of_process(config, group),
         resolution=config.val_resolution or config.end_resolution or config.resolution,
         crop_ratio=config.crop_ratio,
         num_workers=config.num_workers,
@@ -293,7 +293,8 @@ def make_validation(config: Config, data: Data, group: Processes) -> Validation 
     )
 
 
-def _batch_size(config: Config, group: Processes) -> int:
+def batch_of_process(config: Config, group: Processes) -> int:
+    """Return the images of a step in each process."""
     if config.batch_per == "process":
         return config.batch_size
     return group.per_process(config.batch_size)

@@ -68,6 +68,25 @@ def test_a_selections_labels_are_numbered_anew(colours: Any) -> None:
     np.testing.assert_array_equal(labels, selection.label_map[colours.labels[ids]])
 
 
+def test_labels_stay_as_they_are_without_relabel(colours: Any) -> None:
+    selection = Selection.of_classes(colours.index, KEPT)
+    options = {"batch_size": 6, "resolution": 8, "selection": selection, "relabel": False}
+    for loader in (
+        training_loader(colours.path, seed=3, **options),
+        evaluation_loader(colours.path, **options),
+    ):
+        images, labels = collect(loader)
+        np.testing.assert_array_equal(labels, colours.labels[ids_of(images, colours)])
+
+
+def test_cache_and_order_are_the_loaders(colours: Any) -> None:
+    shared = {"batch_size": 40, "resolution": 8}
+    loader = training_loader(colours.path, seed=0, cache="extents", order="sequential", **shared)
+    assert loader.cache == "extents"
+    np.testing.assert_array_equal(ids_of(collect(loader)[0], colours), np.arange(120))
+    assert evaluation_loader(colours.path, cache="ram", **shared).cache == "ram"
+
+
 def test_training_draws_a_new_order_every_epoch_and_the_same_for_a_seed(colours: Any) -> None:
     def epochs(seed: int) -> list[list[int]]:
         loader = training_loader(colours.path, batch_size=40, resolution=8, seed=seed)

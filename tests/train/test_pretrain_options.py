@@ -1,0 +1,199 @@
+"""What each option of pretraining does to the run that is trained, saved and validated."""
+
+import json
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from dp4tl_ffcv import evaluation_loader, load_checkpoint
+from tests.conftest import Images
+from train import pretrain
+from train.processes import Processes
+
+Configure = Callable[..., pretrain.Config]
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """Of every step taken from here on: the batch, and the weights behind it."""
+    found: list[dict[str, Any]] = []
+    step = pretrain.train_step
+
+    def spied(parts: Any, images: Tensor, labels: Tensor, number: int) -> Tensor:
+        batch = {"images": images.clone(), "labels": labels.clone(), "parts": parts}
+        loss = step(parts, images, labels, number)
+        weights = {name: value.clone() for name, value in parts.model.network.state_dict().items()}
+        found.append({**batch, "weights": weights})
+        return loss
+
+    monkeypatch.setattr(pretrain, "train_step", spied)
+    return found
+
+
+def saved(result: dict[str, Any]) -> dict[str, Tensor]:
+    file = torch.load(result["checkpoint"], weights_only=True)
+    network: dict[str, Tensor] = file["network"]
+    return network
+
+
+def test_the_resolution_grows_along_its_ramp(configure: Configure, seen: list[Any]) -> None:
+    growing = {"resolution": 32, "end_resolution": 96, "ramp": (0, 2)}
+    pretrain.pretrain(configure(epochs=3, batch_size=60, **growing))
+    assert [step["images"].shape[-1] for step in seen] == [32, 32, 64, 64, 96, 96]
+
+
+def test_the_averaged_weights_are_validated_and_saved(
+    configure: Configure, seen: list[Any], other_photos: Images
+) -> None:
+    result = pretrain.pretrain(configure(ema=0.5))
+    name = f"{load_checkpoint(result['checkpoint']).head_name}.weight"
+    trajectory = [step["weights"][name] for step in seen]
+    average = seen[0]["parts"].averaged.state_dict()["average"][f"network.{name}"]
+    assert torch.equal(saved(result)[name], average)
+    assert not torch.equal(saved(result)[name], trajectory[-1])
+    # The last update takes in half of the last weights, at most.
+    assert (average - trajectory[-1]).norm() < (average - trajectory[0]).norm()
+    loader = evaluation_loader(other_photos.path, batch_size=40, resolution=32)
+    ((images, labels),) = loader
+    with torch.inference_mode():
+        hits = load_checkpoint(result["checkpoint"]).eval()(images).argmax(1) == labels
+    assert result["val_accuracy"] == pytest.approx(hits.float().mean().item())
+
+
+def test_without_relabel_the_head_and_the_labels_are_the_sources(
+    configure: Configure, seen: list[Any], three_classes: Path
+) -> None:
+    result = pretrain.pretrain(configure(selection=three_classes, relabel=False))
+    assert {int(label) for step in seen for label in step["labels"]} == {1, 4, 8}
+    assert load_checkpoint(result["checkpoint"]).num_classes == 10
+    assert (result["retained_classes"], result["retained_samples"]) == (3, 36)
+    assert result["val_accuracy_per_class"].keys() == {"1", "4", "8"}
+
+
+def test_the_accuracy_of_each_class_goes_by_its_label_in_the_source(
+    configure: Configure, three_classes: Path
+) -> None:
+    result = pretrain.pretrain(configure(selection=three_classes, epochs=4, val_every=2))
+    per_class = result["val_accuracy_per_class"]
+    assert per_class.keys() == {"1", "4", "8"}
+    assert np.mean(list(per_class.values())) == pytest.approx(result["val_accuracy"])  # 4 of each
+    rows = [json.loads(line) for line in (configure().run / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if row["event"] == "validation"] == [2]
+
+
+def test_a_blurred_model_is_saved_and_read_again(configure: Configure) -> None:
+    options = {"blurpool": True, "label_smoothing": 0.1, "norm_weight_decay": False, "tta": True}
+    result = pretrain.pretrain(configure(val_resolution=48, optimizer="adamw", lr=0.01, **options))
+    model = load_checkpoint(result["checkpoint"])
+    assert any(name.endswith("blur_filter") for name in model.state_dict())
+    assert 0 <= result["val_accuracy"] <= 1
+
+
+def test_the_gradient_is_clipped(configure: Configure, seen: list[Any]) -> None:
+    lr, clip = 0.5, 1e-3
+    plain = {"momentum": 0.0, "weight_decay": 0.0, "schedule": "constant", "warmup": 0.0, "lr": lr}
+    pretrain.pretrain(configure(grad_clip=clip, val=None, **plain))
+    names = [name for name, _ in seen[0]["parts"].model.network.named_parameters()]
+    for before, after in pairwise(seen):
+        squares = sum(
+            (after["weights"][name] - before["weights"][name]).square().sum() for name in names
+        )
+        assert float(squares) ** 0.5 == pytest.approx(lr * clip, rel=1e-2)
+
+
+@pytest.mark.parametrize("kind", ["pgd", "fgsm", "trades"])
+def test_attacked_training_sees_adversarial_images_within_the_bound(
+    kind: str, configure: Configure, seen: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained_on: list[Tensor] = []
+    forward = pretrain.Classifier.forward
+
+    def spied(self: Any, images: Tensor) -> Tensor:
+        if self.training:
+            trained_on.append(images.detach().clone())
+        return forward(self, images)
+
+    monkeypatch.setattr(pretrain.Classifier, "forward", spied)
+    attack = {"attack": kind, "attack_epsilon": 4.0, "attack_steps": 2, "robust_steps": 3}
+    result = pretrain.pretrain(configure(epochs=1, **attack))
+    assert len(trained_on) == 1 + len(seen)  # the first warms up
+    for step, images in zip(seen, trained_on[1:], strict=True):
+        clean = step["images"].float()
+        changes = (images[-len(clean) :] - clean).abs()
+        assert 1 < changes.max() <= 4
+    assert 0 <= result["robust_accuracy"] <= 1
+    pretrain_clean = configure(epochs=1, run=configure().run.with_name("clean"))
+    assert pretrain.pretrain(pretrain_clean)["robust_accuracy"] is None
+
+
+@pytest.mark.parametrize("mode", ["off", "default", "reduce-overhead"])
+def test_the_trained_network_is_compiled_and_the_bare_one_saved(
+    mode: str, configure: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    modes: list[str] = []
+
+    def compiled(model: torch.nn.Module, mode: str) -> torch.nn.Module:
+        modes.append(mode)
+        return model
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    pretrain.pretrain(configure(epochs=1, compile=mode, val=None))
+    assert modes == ([] if mode == "off" else [mode])
+
+
+@pytest.mark.parametrize(("lr_per", "factor"), [("step", 1), ("process", 4)])
+def test_the_rate_is_per_step_or_per_process(
+    lr_per: str, factor: int, configure: Configure
+) -> None:
+    group = Processes(torch.device("cpu"), 0, 4)
+    config = configure(lr=0.1, lr_per=lr_per, schedule="constant", warmup=0.0)
+    parts: Any = SimpleNamespace(config=config, group=group, num_steps=9, loader=[0, 0, 0])
+    assert pretrain.learning_rate(parts, 2) == pytest.approx(0.1 * factor)
+
+
+@pytest.mark.parametrize(("batch_per", "expected"), [("step", 8), ("process", 32)])
+def test_the_batch_is_per_step_or_per_process(
+    batch_per: str, expected: int, configure: Configure
+) -> None:
+    group = Processes(torch.device("cpu"), 0, 4)
+    assert pretrain.batch_of_process(configure(batch_per=batch_per), group) == expected
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("amp", ["bf16", "fp16", "off"])
+@pytest.mark.parametrize("attack", ["none", "pgd", "trades"])
+def test_no_step_waits_for_the_gpu(
+    amp: str, attack: str, configure: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = pretrain.train_step
+
+    def watched(*arguments: Any) -> Tensor:
+        if arguments[-1] == 0:
+            return step(*arguments)  # the optimiser's state is made
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            return step(*arguments)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    monkeypatch.setattr(pretrain, "train_step", watched)
+    options = {"amp": amp, "attack": attack, "ema": 0.9, "grad_clip": 1.0, "robust_steps": 2}
+    result = pretrain.pretrain(configure(**options))
+    assert 0 <= result["stall_share"] <= 1
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
+def test_a_compiled_run_trains_as_one_that_is_not(mode: str, configure: Configure) -> None:
+    losses = [
+        pretrain.pretrain(configure(amp="off", compile=name, run=configure().run / name))["loss"]
+        for name in ("off", mode)
+    ]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-2)
