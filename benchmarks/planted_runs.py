@@ -160,7 +160,9 @@ def influence_run(training: Training, job: Job) -> dict[str, Any]:
             num_classes = BetonIndex.open(config.train).num_classes()
             model = replace_head(load_checkpoint(config.checkpoint), num_classes)
             finetune.train_probe(model, config, run, device)
-            right = finetune.correct(model, finetune.evaluate_on(config.val, config, device))
+            val = finetune.evaluate_on(config.val, config, device)
+            features, labels = finetune.frozen_features(model, val)
+            right = model.head(features).argmax(1) == labels
             hits[target] = right.int().tolist()
     return {"hits": hits, "pretrain_seconds": pretrained["pretrain_seconds"]}
 
