@@ -3,11 +3,14 @@
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from .output import Output
+
+if TYPE_CHECKING:
+    from ..beton import BetonIndex
 
 __all__ = ["Features"]
 
@@ -102,6 +105,7 @@ class Features:
             checkpoint=self.checkpoint,
             provenance={
                 "beton_fingerprint": index.fingerprint,
+                "beton_classes": _classes_of(index),
                 "resolution": self.resolution,
                 "crop_ratio": self.crop_ratio,
             },
@@ -118,3 +122,13 @@ class Features:
         if self.num_workers != -1 or processes == 1:
             return self.num_workers
         return max(1, len(os.sched_getaffinity(0)) // processes)
+
+
+def _classes_of(index: "BetonIndex") -> int | None:
+    """Return the beton's number of classes, those without a sample included."""
+    from ..errors import BetonError
+
+    try:
+        return index.num_classes()
+    except BetonError:  # labels below 0: samples without a class have features all the same
+        return None

@@ -44,6 +44,12 @@ class GradientNorm(Method):
     """Source, with fields image and label."""
     checkpoint: tuple[Path, ...]
     """Models trained on it, early in their training; one for each run."""
+    arch: str | None = None
+    """Architecture, of torchvision or timm:NAME: to insist on, or what another program's needs."""
+    mean: tuple[float, float, float] | None = None
+    """Of the channels, for pixels in [0, 1], where another program's model has its own."""
+    std: tuple[float, float, float] | None = None
+    """Likewise."""
     resolution: int = 224
     """Side of the centre crop in pixels, after resizing."""
     crop_ratio: float = 224 / 256
@@ -66,7 +72,8 @@ class GradientNorm(Method):
         from ..scoring.surrogate import best_device, load_checkpoint
 
         device = best_device()
-        model = load_checkpoint(checkpoint).to(device)
+        model = load_checkpoint(checkpoint, arch=self.arch, mean=self.mean, std=self.std)
+        model = model.to(device)
         index = BetonIndex.open(self.beton)
         return grand(
             model,
@@ -75,6 +82,8 @@ class GradientNorm(Method):
             provenance={
                 "checkpoint_sha256": sha256_of_file(checkpoint),
                 "arch": model.arch,
+                "mean": list(model.channels[0]),
+                "std": list(model.channels[1]),
                 "resolution": self.resolution,
                 "crop_ratio": self.crop_ratio,
                 "source_fingerprint": index.fingerprint,

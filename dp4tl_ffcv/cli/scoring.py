@@ -74,8 +74,12 @@ def load_source(path: Path) -> "Features":
 
 
 def num_classes_of(source: "Features") -> int:
-    """Return the source's number of classes: those its surrogate or its labels know of."""
-    return max(source.num_outputs or 0, int(source.labels.max()) + 1)
+    """Return the source's number of classes: those of its beton, or those its labels know of.
+
+    The surrogate's outputs say nothing of it: one of ImageNet serves sources of other classes.
+    """
+    recorded = source.provenance.get("beton_classes")
+    return max(int(recorded or 0), int(source.labels.max()) + 1)
 
 
 def of_source(source: "Features") -> dict[str, Any]:

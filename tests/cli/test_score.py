@@ -9,15 +9,18 @@ import pytest
 import torch
 
 from dp4tl_ffcv import (
+    Classifier,
     Features,
     Scores,
     build_model,
     class_means,
     evaluation_loader,
     feature_mapping,
+    image_fields,
     label_mapping,
     save_checkpoint,
     sha256_of_file,
+    write_beton,
 )
 from dp4tl_ffcv.scoring.clusters import Clusters
 from dp4tl_ffcv.scoring.combine import mean_scores
@@ -36,6 +39,15 @@ from tests.conftest import Images
 Run = Callable[..., dict[str, Any]]
 Fail = Callable[..., str]
 VIEWS = ("--resolution", "32", "--batch-size", "50", "--num-workers", "2")
+
+
+@pytest.fixture(scope="module")
+def few_classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A source of 5 named classes, the last of which has no image."""
+    rng, path = np.random.default_rng(0), tmp_path_factory.mktemp("few") / "few.beton"
+    samples = [(rng.integers(0, 256, (40, 40, 3), np.uint8), n % 4, n) for n in range(12)]
+    write_beton(path, samples, image_fields(jpeg_quality=95), class_names="abcde", seed=None)
+    return path
 
 
 @pytest.fixture
@@ -125,6 +137,26 @@ def test_fm_scores_classes_that_only_the_labels_know(
     )
     found = score("fm", "--target", tmp_path / "target", "--source", tmp_path / "more")
     same(found, feature_mapping(target.features, class_means(source.features, labels, 13)))
+
+
+def test_fm_ranks_the_sources_classes_whatever_the_surrogate_has_for_outputs(
+    score: Callable[..., Scores], run: Run, few_classes: Path, other_photos: Images, tmp_path: Path
+) -> None:
+    save_checkpoint(tmp_path / "nine.pt", build_model("resnet8_w16", 9))
+    for name, beton in (("source", few_classes), ("target", other_photos.path)):
+        inputs = (beton, "--checkpoint", tmp_path / "nine.pt", "--out", tmp_path / name)
+        run("features", *inputs, *VIEWS)
+    inputs = ("--target", tmp_path / "target", "--source", tmp_path / "source")
+    for number, arguments in enumerate((("fm", *inputs), ("moderate", *inputs[2:], "--classes"))):
+        found = score(*arguments)
+        assert len(found) == 5
+        assert found.ranking()[-1] == 4
+        files = ("--scores", tmp_path / "scores.npz", "--beton", few_classes)
+        chosen = run("select", *files, "--keep", 0.5, "--out", tmp_path / f"{number}.npz")
+        assert (chosen["retained_classes"], chosen["of_classes"]) == (2, 5)
+        assert chosen["classes"] == sorted("abcde"[c] for c in found.ranking()[:2])
+    # Label mapping ranks the outputs, which are another source's classes.
+    assert len(score("lm", *inputs[:2])) == 9
 
 
 def test_influence_of_given_runs(score: Callable[..., Scores], tmp_path: Path) -> None:
@@ -230,6 +262,24 @@ def test_grand_is_averaged_over_checkpoints(
         assert about["checkpoint_sha256"] == sha256_of_file(paths[0])
 
 
+def test_grand_reads_another_programs_checkpoint(
+    score: Callable[..., Scores], other_photos: Images, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    model = build_model("resnet8_w16", 10)
+    channels = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
+    model = Classifier(model.network, model.arch, 10, *channels)
+    save_checkpoint(tmp_path / "ours.pt", model)
+    wrapped = {f"module.{name}": value for name, value in model.network.state_dict().items()}
+    torch.save({"state_dicts": {"network": wrapped}}, tmp_path / "theirs.pt")
+    inputs = ("--beton", other_photos.path, "--checkpoint")
+    ours = score("grand", *inputs, tmp_path / "ours.pt", *VIEWS)
+    options = ("--arch", "resnet8_w16", "--mean", *channels[0], "--std", *channels[1])
+    theirs = score("grand", *inputs, tmp_path / "theirs.pt", *VIEWS, *options)
+    np.testing.assert_array_equal(theirs.scores, ours.scores)
+    assert theirs.provenance["mean"] == [*channels[0]]
+
+
 # Bad input: one line and status 1.
 
 
@@ -262,6 +312,7 @@ def test_grand_is_averaged_over_checkpoints(
         ("classes --list nowhere.txt --beton BETON", "nowhere.txt"),
         ("grand --beton BETON --checkpoint nowhere.pt", "nowhere.pt"),
         ("grand --beton BETON --checkpoint few.pt --resolution 32", "`batches` must hold labels"),
+        ("grand --beton BETON --checkpoint foreign.pt", "`arch` must name the architecture"),
         ("grand --beton BETON --checkpoint", "at least one"),
     ],
 )
@@ -301,5 +352,7 @@ def bad(given: Path) -> Path:
     np.savez(given / "archive.npz", a=np.ones(3))
     (given / "empty.npy").write_bytes(b"")
     (given / "list.txt").write_text("3\n10\n")
-    save_checkpoint(given / "few.pt", build_model("resnet8_w16", 3))
+    few = build_model("resnet8_w16", 3)
+    save_checkpoint(given / "few.pt", few)
+    torch.save(few.network.state_dict(), given / "foreign.pt")
     return given
