@@ -4,6 +4,7 @@ import copy
 import json
 import multiprocessing
 import os
+import socket
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -33,6 +34,7 @@ from train.processes import Processes, processes
 from train.resuming import Progress, Snapshot
 
 CPU = Processes(torch.device("cpu"))
+PATIENCE = 240  # seconds for two processes to start and train; a few when the machine is free
 # Three steps an epoch on 120 images; batch statistics over 10.
 SMALL: dict[str, Any] = {
     "arch": "resnet8_w16",
@@ -43,7 +45,7 @@ SMALL: dict[str, Any] = {
     "projection_size": 16,
     "key_momentum": 0.9,
     "epochs": 2,
-    "num_workers": 2,
+    "num_workers": 1,
 }
 
 
@@ -200,8 +202,7 @@ def test_a_run_leaves_an_encoder_and_a_result(trained: dict[str, Any], photos: I
     model = load_checkpoint(trained["checkpoint"], arch="resnet8_w16")
     assert model.num_classes is None
     assert model.trained_on == photos.index.fingerprint
-    assert_plain = build_model("resnet8_w16", None).state_dict().keys()
-    assert model.state_dict().keys() == assert_plain
+    assert model.state_dict().keys() == build_model("resnet8_w16", None).state_dict().keys()
     logits, features = model.eval().features(torch.zeros((2, 3, 32, 32), dtype=torch.uint8))
     assert logits is None
     assert features.shape == (2, 64)
@@ -265,7 +266,7 @@ def test_a_finished_run_is_taken_over(
     trained: dict[str, Any], photos: Images, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = Config(**SMALL, train=photos.path, run=Path(trained["checkpoint"]).parents[1])
-    assert pretrain_moco.pretrain_moco(replace(config, save_every=7, num_workers=1)) == trained
+    assert pretrain_moco.pretrain_moco(replace(config, save_every=7, num_workers=2)) == trained
     assert "reused" in capsys.readouterr().out
     with pytest.raises(ValueError, match="`run`"):
         pretrain_moco.pretrain_moco(replace(config, temperature=0.1))
@@ -358,7 +359,7 @@ def train_as(rank: int, port: int, config: Config, results: Any) -> None:
     torch.set_num_threads(1)
     kept: list[pretrain_moco.Parts] = []
     set_up = pretrain_moco.set_up
-    pretrain_moco.set_up = lambda *args: kept.append(set_up(*args)) or kept[-1]  # type: ignore[func-returns-value]
+    pretrain_moco.set_up = lambda *args: kept.append(set_up(*args)) or kept[-1]
     with processes():
         result = pretrain_moco.pretrain_moco(config)
         (parts,) = kept
@@ -373,18 +374,25 @@ def train_as(rank: int, port: int, config: Config, results: Any) -> None:
 def test_two_processes_share_batches_and_keep_the_same_networks_and_queue(
     configure: Callable[..., Config], trained: dict[str, Any]
 ) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
     context = multiprocessing.get_context("spawn")
-    results, port = context.Queue(), 20_000 + os.getpid() % 20_000
+    results = context.Queue()
     workers = [
         context.Process(target=train_as, args=(rank, port, configure(), results))
         for rank in range(2)
     ]
-    for worker in workers:
-        worker.start()
-    found = sorted((results.get(timeout=100) for _ in workers), key=lambda item: int(item[0]))
-    for worker in workers:
-        worker.join()
-        assert worker.exitcode == 0
+    try:
+        for worker in workers:
+            worker.start()
+        found = sorted((results.get(timeout=PATIENCE) for _ in workers), key=lambda item: item[0])
+        for worker in workers:
+            worker.join(PATIENCE)
+            assert worker.exitcode == 0
+    finally:
+        for worker in workers:
+            worker.terminate()
     (_, first, digest), (_, second, other_digest) = found
     assert digest == other_digest
     assert digest["ids"] == 20
@@ -408,7 +416,7 @@ def test_the_encoder_gives_pseudo_classes_scores_and_a_pruned_run(
         main([*map(str, words), "--json"])
 
     for name, images in (("source", photos), ("target", other_photos)):
-        options = ("--resolution", 32, "--crop-ratio", 1.0, "--num-workers", 2)
+        options = ("--resolution", 32, "--crop-ratio", 1.0, "--num-workers", 1)
         checkpoint = ("--checkpoint", trained["checkpoint"])
         dp4tl("features", images.path, *checkpoint, *options, "--out", tmp_path / name)
     clusters, scores, selection = (tmp_path / f"{name}.npz" for name in ("c", "fm", "selection"))
@@ -440,7 +448,7 @@ def test_the_encoder_is_finetuned_with_a_new_head(
             mode="linear_probe",
             resolution=32,
             epochs=2,
-            num_workers=2,
+            num_workers=1,
         )
     )
     model = load_checkpoint(result["checkpoint"])
