@@ -54,7 +54,7 @@ CPU = (
 QUICK = (
     Scale(
         network=Network(arch="resnet8_w16", resolution=32, batch_size=64),
-        samples=960,
+        samples=640,
         warm=1,
         cold=1,
     ),
@@ -162,7 +162,10 @@ class Bench:
             keep = min(self.scale.keeps)
             select("fm", self.target, self.target, keep)  # compiles
             return {
-                method: median(select(method, self.source, self.target, keep) for _ in range(3))
+                method: median(
+                    select(method, self.source, self.target, keep)
+                    for _ in range(min(3, self.scale.warm))
+                )
                 for method in METHODS
             }
 
