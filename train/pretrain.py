@@ -73,8 +73,8 @@ def pretrain(config: Config) -> dict[str, Any]:
             start_epoch(parts, progress.epoch)
             train_epoch(parts, progress, journal)
             last = progress.step == parts.num_steps
-            if group.main and (last or progress.epoch % config.save_every == 0):
-                snapshot.save(progress)
+            if last or progress.epoch % config.save_every == 0:
+                group.in_main(partial(snapshot.save, progress))
             if not last and config.val_every and progress.epoch % config.val_every == 0:
                 with parts.weights_to_keep():
                     journal.write("validation", progress.step, **parts.validate())
