@@ -404,19 +404,110 @@ class Mixing(nn.Module):
         return self.head(y - 0.5 * y.mean(dim=0))
 
 
-@pytest.mark.parametrize("build", [Mixing, lambda: nn.Sequential(
-    nn.Linear(6, 4), nn.BatchNorm1d(4, track_running_stats=False), nn.Linear(4, CLASSES)
-)])  # fmt: skip
-def test_models_that_mix_samples_are_found_out(build: Callable[[], nn.Module]) -> None:
-    model, (images, labels) = lively(build()), data(6)
+class SequenceFirst(nn.Module):
+    """As many steps as the batch has samples: rows of `body` are steps of all samples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(3, 4), nn.Linear(4, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        steps = self.body(x.transpose(0, 1)).relu()
+        return self.head(10 * steps.mean(dim=0))  # whose norm hides that of the body
+
+
+class Nudged(nn.Module):
+    """Mixes samples so little that the norms are nearly right, in what a layer is fed or gives."""
+
+    def __init__(self, where: str) -> None:
+        super().__init__()
+        self.body, self.head, self.where = nn.Linear(6, 4), nn.Linear(4, CLASSES), where
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x - 1e-5 * x.mean(dim=0) if self.where == "images" else x
+        y = self.body(x)
+        return self.head(y - 1e-5 * y.mean(dim=0) if self.where == "layer" else y)
+
+
+class OfBatch(nn.Module):
+    """A layer that is fed one row of as many numbers as the batch has samples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(6, 6), nn.Linear(6, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(x + 0.1 * self.body(torch.ones_like(x[0])))
+
+
+# A name, the model, and the shape of a batch.
+MIXING: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "batch mean": (Mixing, (4, 6)),
+    "batch statistics": (
+        lambda: nn.Sequential(
+            nn.Linear(6, 4), nn.BatchNorm1d(4, track_running_stats=False), nn.Linear(4, CLASSES)
+        ),
+        (4, 6),
+    ),
+    "sequence first": (SequenceFirst, (32, 32, 3)),
+    "sequence of three": (SequenceFirst, (3, 3, 3)),  # as many as are looked at
+    "a little": (lambda: Nudged("layer"), (32, 6)),
+    "a little of the images": (lambda: Nudged("images"), (32, 6)),
+    "one row": (OfBatch, (6, 6)),
+}
+
+
+@pytest.mark.parametrize("name", MIXING)
+def test_models_that_mix_samples_are_found_out(name: str) -> None:
+    build, (count, *shape) = MIXING[name]
+    model, (images, labels) = lively(build()), data(*shape, count=count)
     with pytest.raises(ValueError, match="`method` must suit the model"):
         gradient_norms(model, [(images, labels)], method="ghost")
 
 
-def test_auto_takes_each_sample_of_a_mixing_model_alone() -> None:
-    model, (images, labels) = lively(Mixing()), data(6)
-    found = gradient_norms(model, [(images, labels)])
-    np.testing.assert_allclose(found, twin(model, images, labels), rtol=2e-4)
+@pytest.mark.parametrize("name", ["batch mean", "sequence first", "sequence of three", "one row"])
+def test_auto_takes_each_sample_of_a_mixing_model_alone(name: str) -> None:
+    build, (count, *shape) = MIXING[name]
+    model, (images, labels) = lively(build()), data(*shape, count=count)
+    # A pass of one sample says nothing of mixing: the next one is checked as well.
+    for cut in (0, 1):
+        parts = [(images[:cut], labels[:cut]), (images[cut:], labels[cut:])]
+        found = gradient_norms(model, parts)
+        np.testing.assert_allclose(found, twin(model, images, labels), rtol=2e-4)
+
+
+def test_mixing_of_bytes_shows_in_any_of_the_samples() -> None:
+    class Late(nn.Module):
+        """Mixes all but the first sample, before there is anything to differentiate."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(6, CLASSES)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = x.float() / 255
+            return self.head(torch.cat((x[:1], x[1:] - 0.02 * x[1:].mean(dim=0))))
+
+    images = torch.randint(256, (8, 6), dtype=torch.uint8)
+    _, labels = data(6, count=8)
+    with pytest.raises(ValueError, match="mixes samples"):
+        gradient_norms(lively(Late()), [(images, labels)], method="ghost")
+
+
+def test_the_check_is_made_once() -> None:
+    class Counted(nn.Sequential):
+        """Counts the samples that it is run on."""
+
+        seen = 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.seen += len(x)
+            return super().forward(x)
+
+    model, (images, labels) = Counted(nn.Linear(6, CLASSES)), data(6, count=40)
+    batches = [(images[start : start + 8], labels[start : start + 8]) for start in range(0, 40, 8)]
+    gradient_norms(model, batches, method="ghost")
+    assert model.seen == 40 + 3 + 3
 
 
 class Branching(nn.Module):

@@ -9,9 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .rules import RULES, UnsuitedError, kind_of
+from .rules import RULES, Rule, UnsuitedError, kind_of
 
-__all__ = ["ghost_norms"]
+__all__ = ["check_apart", "check_same", "ghost_norms"]
+
+# Relative and absolute, above rounding: that of float32, and on a GPU that of TF32.
+AGREEMENT, AGREEMENT_ON_GPU, TINY = 1e-3, 1e-2, 1e-6
 
 Edges = set[tuple[Any, int]]  # of autograd's graph: a node, and which of the nodes below it
 
@@ -36,16 +39,11 @@ def ghost_norms(
     Raises:
         UnsuitedError: a parameter is used outside of layers that have a rule.
     """
-    calls: list[_Call] = []
-    kinds = {layer: kind for layer in model.modules() if (kind := kind_of(layer))}
-    with ExitStack() as hooks:
-        for layer in kinds:
-            hooks.enter_context(_hooked(layer, partial(_record, calls)))
-        loss = loss_of()
-    _check_complete(parameters, loss, calls, count)
+    loss, calls = _recorded(model, parameters, loss_of, count)
     # Edges, not parameters: autograd then leaves the gradients of the weights out.
     edges = [call.returned for call in calls]
     gradients = torch.autograd.grad(loss, edges, allow_unused=True) if edges else ()
+    rules = {call.layer: call.rule for call in calls}
     together: dict[nn.Module, list[tuple[Tensor, Tensor]]] = {}
     for call, gradient in zip(calls, gradients, strict=True):
         if call.fed._version != call.version:
@@ -54,8 +52,56 @@ def ghost_norms(
             together.setdefault(call.layer, []).append((call.fed, gradient))
     total = torch.zeros(count, dtype=torch.float64, device=loss.device)
     for layer, pairs in together.items():
-        total += RULES[kinds[layer]](layer, pairs).double()
+        total += rules[layer](layer, pairs).double()
     return total.sqrt()
+
+
+def check_apart(
+    model: nn.Module,
+    parameters: Mapping[str, nn.Parameter],
+    logits_of: Callable[[Tensor], Tensor],
+    images: Tensor,
+) -> None:
+    """Check that each row of what a layer returns bears on the logits of its own sample alone.
+
+    The gradients of the first sample's logits must be 0 in the rows of the others, at the layers
+    and, where they have gradients, at the images. That needs no tolerance: no product of a 0 is
+    anything else.
+
+    Args:
+        model: the model, in evaluation mode.
+        parameters: those of its parameters that are trained.
+        logits_of: runs the model.
+        images: of a few samples.
+
+    Raises:
+        UnsuitedError: a row bears on another sample, or as for `ghost_norms`.
+    """
+    places: list[Any] = []
+    if images.is_floating_point():
+        places.append(images.detach().requires_grad_())
+        images = places[0].clone()  # which the model may change in place
+    logits, calls = _recorded(model, parameters, lambda: logits_of(images), len(images))
+    # Weights that differ: of logits with a mean of 0 the plain sum has no gradient.
+    weights = torch.arange(1, logits.shape[1] + 1, device=logits.device)
+    places += [call.returned for call in calls]
+    gradients = torch.autograd.grad((logits[0] * weights).sum(), places, allow_unused=True)
+    # NaN passes here, for the caller to say of which sample it is.
+    if any(bool((found[1:].abs() > 0).any()) for found in gradients if found is not None):
+        raise UnsuitedError("The model mixes samples.")
+
+
+def check_same(norms: Tensor, alone: Tensor) -> None:
+    """Raise UnsuitedError unless the norms of a ghost pass are those of the samples alone."""
+    tolerance = AGREEMENT if norms.device.type == "cpu" else AGREEMENT_ON_GPU
+    # NaN agrees with anything here; the caller finds it, and says of which sample it is.
+    wrong = torch.nonzero((norms - alone).abs() > tolerance * alone + TINY)
+    if len(wrong):
+        first = int(wrong[0])
+        raise UnsuitedError(
+            f"It gives a sample {norms[first].item():.6g}, and a backward pass of that sample "
+            f"alone {alone[first].item():.6g}: the model mixes samples."
+        )
 
 
 @dataclass(frozen=True)
@@ -63,13 +109,33 @@ class _Call:
     """One call of a layer."""
 
     layer: nn.Module
+    rule: Rule
     fed: Tensor
     version: int  # of `fed`, which operations in place would change later on
     returned: torch.autograd.graph.GradientEdge  # the output as it was before such operations
     uses: Edges  # that lead to the layer's parameters
 
 
-def _record(calls: list[_Call], layer: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+def _recorded(
+    model: nn.Module,
+    parameters: Mapping[str, nn.Parameter],
+    run: Callable[[], Tensor],
+    count: int,
+) -> tuple[Tensor, "list[_Call]"]:
+    """Run the model, and return what `run` does with the calls of layers that are trained."""
+    calls: list[_Call] = []
+    with ExitStack() as hooks:
+        for layer in model.modules():
+            if kind := kind_of(layer):
+                hooks.enter_context(_hooked(layer, partial(_record, calls, RULES[kind])))
+        output = run()
+    _check_complete(parameters, output, calls, count)
+    return output, calls
+
+
+def _record(
+    calls: list[_Call], rule: Rule, layer: nn.Module, args: tuple[Any, ...], output: Any
+) -> None:
     """Forward hook of the layers that are known."""
     if len(args) != 1 or not isinstance(output, Tensor) or output.grad_fn is None:
         return  # its parameters' edges are then nobody's
@@ -77,8 +143,10 @@ def _record(calls: list[_Call], layer: nn.Module, args: tuple[Any, ...], output:
     own = dict(layer.named_parameters(recurse=False))
     ids = {id(own[name]) for name in ("weight", "bias") if name in own}
     uses = _uses(output.grad_fn, ids, stop=fed.grad_fn)
+    if not uses:
+        return  # frozen
     edge = torch.autograd.graph.get_gradient_edge(output)
-    calls.append(_Call(layer, fed.detach(), fed._version, edge, uses))
+    calls.append(_Call(layer, rule, fed.detach(), fed._version, edge, uses))
 
 
 def _uses(root: Any, parameters: Collection[int], stop: Any = None) -> Edges:
@@ -105,12 +173,12 @@ def _hooked(layer: nn.Module, hook: Callable[..., None]) -> Iterator[None]:
 
 
 def _check_complete(
-    parameters: Mapping[str, nn.Parameter], loss: Tensor, calls: Sequence[_Call], count: int
+    parameters: Mapping[str, nn.Parameter], output: Tensor, calls: Sequence[_Call], count: int
 ) -> None:
     """Every use of a parameter must be one that a known layer made of it, on one row per sample."""
     names = {id(value): name for name, value in parameters.items()}
     owned = {edge for call in calls for edge in call.uses}
-    for node, at in _uses(loss.grad_fn, names) - owned:
+    for node, at in _uses(output.grad_fn, names) - owned:
         name = names[id(node.next_functions[at][0].variable)]
         raise UnsuitedError(f"{name} is used outside of the layers that are known.")
     owners: dict[int, nn.Module] = {}
