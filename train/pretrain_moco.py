@@ -1,7 +1,7 @@
 r"""Pretrain an encoder without labels, by MoCo v2, on a source beton or what a selection retains.
 
     python -m train.pretrain_moco --config moco_rn18_200 --train source_train.beton --run runs/moco
-    torchrun --nproc-per-node 8 -m train.pretrain_moco ...
+    torchrun --nproc-per-node 8 -m -- train.pretrain_moco ...  # else it takes --run for its own
 
 Two crops of each image, from one decode, are augmented on the device. A network is trained to tell
 its output for the one crop (the query) next to that of a slowly following copy for the other (the

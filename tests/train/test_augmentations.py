@@ -178,3 +178,16 @@ def test_a_blur_keeps_the_mean_of_a_flat_image_and_spreads_a_point() -> None:
 def test_what_cannot_be_drawn_is_refused(name: str, value: Any) -> None:
     with pytest.raises(ValueError, match=f"^`{name}` must"):
         Augmentation(**{name: value})
+
+
+@pytest.mark.gpu
+def test_a_gpu_makes_what_the_processor_makes() -> None:
+    parameters = draw(64, MOCO, (3,), CPU)
+    on_gpu = Parameters(
+        **{
+            name: value.cuda() if isinstance(value, Tensor) else value
+            for name, value in vars(parameters).items()
+        }
+    )
+    found = augment(pictures(64).cuda(), on_gpu).cpu()
+    torch.testing.assert_close(found, augment(pictures(64), parameters), atol=0.5, rtol=0)

@@ -351,6 +351,19 @@ def test_configurations_are_those_of_moco_v2() -> None:
         assert (config.batch_size, config.resolution, config.min_scale) == (256, 224, 0.2)
 
 
+@pytest.mark.gpu
+def test_a_step_does_not_wait_for_the_gpu(configure: Callable[..., Config]) -> None:
+    parts = pretrain_moco.set_up(configure(), Processes(torch.device("cuda", 0)), None, 40)
+    first, second = batch_of(parts)
+    pretrain_moco.train_step(parts, first, second, Progress())
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        loss = pretrain_moco.train_step(parts, first, second, Progress(step=1))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.isfinite(loss)
+
+
 # -- several processes -----------------------------------------------------------------------------
 def train_as(rank: int, port: int, config: Config, results: Any) -> None:
     """Train in one of two processes; report the result, the queue and what follows from them."""
