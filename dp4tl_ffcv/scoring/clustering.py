@@ -21,6 +21,7 @@ _SEEDING_ROWS = 1 << 12  # that the first centroids are chosen from, at least,
 _SEEDING_ROWS_EACH = 16  # and for each of them
 _SILHOUETTE_ROWS = 10_000
 _DISTANCE_ROWS = 1024
+_LARGEST_SQUARE = 1e36  # of a norm, for faiss: where float32 overflows, it ends the process
 
 
 def cluster(
@@ -56,7 +57,8 @@ def cluster(
 
     Raises:
         TypeError: a dtype is wrong, or a number is not whole.
-        ValueError: a number is out of range, a feature is not finite, or faiss is not installed.
+        ValueError: a number is out of range, a feature is not finite or so large that its squares
+            do not fit into float32, or faiss is not installed.
     """
     values = as_features(features)
     counts = _check_levels(levels, num_clusters, len(values))
@@ -142,16 +144,24 @@ def _fit(
     """Return the centroids `(count, D)` of k-means on `rows`."""
     faiss = _import_faiss()
     moved: NDArray[np.float32] = np.empty(rows.shape, dtype=np.float32)
+    largest = 0.0
     with np.errstate(over="ignore", invalid="ignore"):
         # faiss takes distances from norms and products, which round least around the origin.
         origin = rows.mean(axis=0, dtype=np.float64)
         for start in range(0, len(rows), _BLOCK_ROWS):
             block = slice(start, start + _BLOCK_ROWS)
-            moved[block] = rows[block] - origin
+            gaps = rows[block] - origin
+            moved[block] = gaps
+            largest = max(largest, float(np.einsum("nd,nd->n", gaps, gaps).max()))
     if not np.isfinite(moved).all():
         raise ValueError(
             "`features` must be finite, and in float32, too; got NaN or inf. Check the encoder's "
             "outputs."
+        )
+    if largest > _LARGEST_SQUARE:
+        raise ValueError(
+            f"`features` must be at most {_LARGEST_SQUARE**0.5:g} from their mean, so that squares "
+            f"fit into float32; got a distance of {largest**0.5:g}. Scale them down."
         )
     kmeans = faiss.Kmeans(
         moved.shape[1],

@@ -1,6 +1,8 @@
 """Scores made of several: the mean over runs, and one ranking for several targets."""
 
+import math
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -11,6 +13,9 @@ from .checks import one_source
 from .scores import Scores
 
 __all__ = ["combine_scores", "mean_scores"]
+
+# Ratios of weights that are this near, relatively, to fractions of so small a denominator are them.
+_ROUNDING, _LARGEST_DENOMINATOR = 1e-14, 10_000
 
 How = Literal["sum", "max", "rank", "round-robin"]
 
@@ -25,7 +30,7 @@ def mean_scores(scores: Sequence[Scores]) -> Scores:
         Scores of that method, with the provenance of each run.
 
     Raises:
-        TypeError: an entry is not Scores.
+        TypeError: `scores` is no list, or an entry is not Scores.
         ValueError: there are none, or they differ in unit, method or number.
         StaleArtifactError: they are of different sources or clusters.
     """
@@ -56,8 +61,9 @@ def combine_scores(
     * `max`: `s[c] = max_t w_t s_t[c] / sum_k s_t[k]`: what one target needs is kept.
     * `rank`: `s[c] = -sum_t w_t r_t[c]`, with r the positions in the targets' rankings from 0 on;
       classes of equal score and tie key share the mean of theirs.
-    * `round-robin`: the targets take turns, as often as their weights say, and each adds the best
-      of its ranking that is not there yet; `s[c] = C - position of c`.
+    * `round-robin`: the targets take turns, as often as their weights say (turn k of t is due at
+      time `k / w_t`, the first of equals first), and each adds the best of its ranking that is not
+      there yet; `s[c] = C - position of c`.
 
     The tie keys are combined in the same way, each by itself; round-robin leaves no ties.
 
@@ -70,7 +76,7 @@ def combine_scores(
         Scores of method `HOW_METHOD`, with the provenance of each.
 
     Raises:
-        TypeError: an entry is not Scores.
+        TypeError: `scores` is no list, or an entry is not Scores.
         ValueError: there are none, they differ in unit or number, a weight is wrong; or, for
             `sum` and `max`, scores are negative or all 0.
         StaleArtifactError: they are of different sources or clusters.
@@ -78,10 +84,9 @@ def combine_scores(
     if how not in get_args(How):
         raise ValueError(f"`how` must be one of {get_args(How)}; got {how!r}. Choose one.")
     provenance = _alike(scores)
-    given = _weights(weights, len(scores))
-    shares = given / given.sum()
+    shares = _shares(weights, len(scores))
     if how == "round-robin":
-        order = _in_turns([one.ranking() for one in scores], given)
+        order = _in_turns([one.ranking() for one in scores], shares)
         combined = np.empty(len(order), dtype=np.float64)
         combined[order] = np.arange(len(order), 0, -1)
         tie = np.zeros_like(combined)
@@ -142,27 +147,41 @@ def _positions(*keys: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _in_turns(
-    rankings: Sequence[NDArray[np.int64]], weights: NDArray[np.float64]
+    rankings: Sequence[NDArray[np.int64]], shares: NDArray[np.float64]
 ) -> NDArray[np.int64]:
-    """Return all ids: turn k of a target is due at time k / weight, the first of equals first."""
+    """Return all ids: turn k of a target is due at time k / share, the first of equals first."""
     lists = [ranking.tolist() for ranking in rankings]
-    places, turns = [0] * len(lists), [1] * len(lists)
+    waits = _waits(shares)
+    places, due = [0] * len(lists), list(waits)
     seen = bytearray(len(lists[0]))
     order: list[int] = []
     while len(order) < len(seen):
-        due = [turn / weight for turn, weight in zip(turns, weights.tolist(), strict=True)]
         target = due.index(min(due))
         while seen[lists[target][places[target]]]:
             places[target] += 1
         best = lists[target][places[target]]
         seen[best] = 1
         order.append(best)
-        turns[target] += 1
+        due[target] += waits[target]
     return np.array(order, dtype=np.int64)
+
+
+def _waits(shares: NDArray[np.float64]) -> list[int]:
+    """Return numbers in inverse proportion to the shares, whole ones: no rounding decides ties."""
+    exact = []
+    for ratio in map(Fraction, (shares.max() / shares).tolist()):
+        near = ratio.limit_denominator(_LARGEST_DENOMINATOR)
+        exact.append(near if abs(near - ratio) <= _ROUNDING * ratio else ratio)
+    common = math.lcm(*(ratio.denominator for ratio in exact))
+    return [int(ratio * common) for ratio in exact]
 
 
 def _alike(scores: Sequence[Scores]) -> dict[str, Any]:
     """Check that scores are of the same things, and return where they all come from."""
+    if not isinstance(scores, Sequence):
+        raise TypeError(
+            f"`scores` must be a list of Scores; got {type(scores).__name__}. Pass list(scores)."
+        )
     for one in scores:
         if not isinstance(one, Scores):
             raise TypeError(
@@ -199,13 +218,23 @@ def _methods(scores: Sequence[Scores]) -> list[str]:
     return list(dict.fromkeys(one.method for one in scores))
 
 
-def _weights(weights: Sequence[float] | None, count: int) -> NDArray[np.float64]:
-    if weights is None:
-        return np.ones(count)
-    values = np.asarray(weights, dtype=np.float64)
+def _shares(weights: Sequence[float] | None, count: int) -> NDArray[np.float64]:
+    """Return weights over their sum."""
+    try:
+        values = np.ones(count) if weights is None else np.asarray(weights, dtype=np.float64)
+    except (ValueError, TypeError):  # text, or rows of several lengths
+        values = np.empty(0)
     if values.shape != (count,) or not (np.isfinite(values).all() and (values > 0).all()):
         raise ValueError(
             f"`weights` must hold a number above 0 for each of the {count} scores; got "
             f"{weights!r}. Leave out what should not count."
         )
-    return values
+    # By a power of two, which keeps all bits: the sum of huge weights would overflow.
+    values = np.ldexp(values, -np.frexp(values.max())[1])
+    if not values.all():
+        raise ValueError(
+            f"`weights` must not differ so much that a share of 0 is left; got {weights!r}. Leave "
+            "out what should not count."
+        )
+    shares: NDArray[np.float64] = values / values.sum()
+    return shares

@@ -104,7 +104,8 @@ def softmax_mass(logits: NDArray[Any]) -> NDArray[np.float64]:
     mass = np.zeros(logits.shape[1], dtype=np.float64)
     for start in range(0, len(logits), BLOCK_ROWS):
         block = logits[start : start + BLOCK_ROWS].astype(np.float64)
-        block -= block.max(axis=1, keepdims=True)
+        with np.errstate(over="ignore"):  # where a class is out of the question
+            block -= block.max(axis=1, keepdims=True)
         np.exp(block, out=block)
         block /= block.sum(axis=1, keepdims=True)
         mass += block.sum(axis=0)

@@ -16,6 +16,7 @@ from .scores import Scores
 __all__ = ["coverage_centric", "el2n", "moderate", "moderate_classes", "prototype_distance"]
 
 _BLOCK_BYTES = 1 << 25  # of float64 at a time: memory maps are larger than the memory
+_MOST_STRATA = 1_000_000  # which are counted one by one
 
 
 def el2n(
@@ -143,7 +144,7 @@ def coverage_centric(
 
     Args:
         difficulty: scores of samples that are high for hard ones, such as `el2n` and `grand`.
-        strata: number of strata, at least 1.
+        strata: number of strata, 1 to 1,000,000.
         cutoff: fraction in [0, 1) that is likely mislabelled, rounded down to whole samples.
         seed: of the shuffles.
         provenance: kept with the scores.
@@ -157,7 +158,7 @@ def coverage_centric(
         raise ValueError(
             f"`difficulty` must be scores of samples; got {difficulty!r}. Pass those of `el2n`."
         )
-    strata, seed = whole("strata", strata, 1), whole("seed", seed, 0)
+    strata, seed = whole("strata", strata, 1, _MOST_STRATA), whole("seed", seed, 0)
     ranking = difficulty.ranking()
     hardest = int(np.round(_fraction(cutoff) * len(ranking), 6))  # 0.29 of 100 is 29, not 28.999
     hardest = min(hardest, len(ranking) - 1)

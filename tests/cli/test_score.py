@@ -303,7 +303,7 @@ def test_grand_reads_another_programs_checkpoint(
         ("fm --target target --source source --clusters classes.npz", "clusters file"),
         ("ccs --difficulty classes.npz", "scores of samples"),
         ("ccs --difficulty samples.npz --cutoff 1.5", "`cutoff` must lie in [0, 1)"),
-        ("ccs --difficulty samples.npz --strata 0", "`strata` must be at least 1"),
+        ("ccs --difficulty samples.npz --strata 0", "`strata` must lie in [1, "),
         ("influence --outcomes outcomes.npy --included counts.npy", "1 and 0"),
         ("influence --outcomes objects.npy --included included.npy", "`outcomes` must be an array"),
         ("influence --outcomes outcomes.npy --included empty.npy", "`included` must be an array"),

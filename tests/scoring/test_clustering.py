@@ -314,6 +314,21 @@ def test_numbers_that_are_not_whole_are_refused(name: str, value: Any) -> None:
         cluster(blobs()[0], **{"num_clusters": 2, name: value})
 
 
+@pytest.mark.parametrize("size", [3e18, 1e19, 1e37])
+@pytest.mark.parametrize("count", [1, 4])
+def test_features_whose_squares_overflow_float32_are_refused(size: float, count: int) -> None:
+    # faiss would end the process.
+    features = np.random.default_rng(0).normal(size=(300, 5)).astype(np.float32)
+    with pytest.raises(ValueError, match=r"^`features` must be at most 1e\+18 from .*; got a dist"):
+        cluster(features * np.float32(size), count)
+
+
+def test_features_far_from_the_origin_or_nearly_too_large_are_clustered() -> None:
+    features = np.repeat(np.eye(3, dtype=np.float32), 5, axis=0)
+    for moved in (features * np.float32(9e17), features * np.float32(1e17) + np.float32(1e20)):
+        assert np.bincount(cluster(moved, 3).labels).tolist() == [5, 5, 5]
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("sample", [1, 256], ids=["outside of the sample", "in the sample"])
 def test_features_that_are_not_finite_are_refused(value: float, sample: int) -> None:

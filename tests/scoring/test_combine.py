@@ -197,6 +197,26 @@ def test_where_the_parts_come_from_is_kept() -> None:
     }
 
 
+@pytest.mark.parametrize("scale", [0.1, 0.7, 1e-3, 7e5, 1e300])
+@pytest.mark.parametrize("weights", [[1, 3], [2, 3, 5], [1, 1, 49], [1, 1000]])
+def test_turns_do_not_depend_on_the_scale_of_the_weights(scale: float, weights: list[int]) -> None:
+    rng = np.random.default_rng(0)
+    parts = [scores_of(rng.permutation(400)) for _ in weights]
+    plain, other = (
+        combine_scores(parts, how="round-robin", weights=[number * weight for weight in weights])
+        for number in (1, scale)
+    )
+    assert plain.ranking().tolist() == other.ranking().tolist()
+
+
+@pytest.mark.parametrize("how", HOWS)
+def test_huge_weights_do_not_overflow(how: Any) -> None:
+    parts = [scores_of([3.0, 1.0, 2.0]), scores_of([0.0, 1.0, 4.0])]
+    huge, plain = (combine_scores(parts, how=how, weights=w) for w in ([1.2e308, 1.2e308], [1, 1]))
+    assert huge.scores.tolist() == plain.scores.tolist()
+    assert huge.provenance["weights"] == [0.5, 0.5]
+
+
 def test_huge_scores_do_not_overflow() -> None:
     made = combine_scores([scores_of([1.5e308, 1.5e308, 0.0])])
     assert made.scores.tolist() == [0.5, 0.5, 0.0]
@@ -210,6 +230,8 @@ def test_scores_of_other_things_are_refused(join: Any) -> None:
     one = scores_of([1.0, 2.0])
     with pytest.raises(ValueError, match=r"^`scores` must hold at least one; got none"):
         join([])
+    with pytest.raises(TypeError, match=r"^`scores` must be a list of Scores; got generator"):
+        join(part for part in (one, one))
     with pytest.raises(TypeError, match=r"^`scores` must hold Scores; got str"):
         join([one, "scores.npz"])
     with pytest.raises(ValueError, match=r"^`scores` must have one unit; got class and sample"):
@@ -254,12 +276,18 @@ def test_shares_of_negative_scores_are_refused(how: Any, wrong: Scores, what: st
         combine_scores([scores_of([1.0, 1.0]), wrong], how=other)
 
 
-@pytest.mark.parametrize("weights", [[1.0], [1.0, 0.0], [1.0, -1.0], [1.0, math.nan], 3.0, []])
+@pytest.mark.parametrize("weights", [[1.0], [1.0, 0.0], [1.0, -1.0], [1.0, math.nan], 3.0, [], "ab",
+                                     [[1.0], [1.0, 2.0]]])  # fmt: skip
 def test_wrong_weights_are_refused(weights: Any) -> None:
     with pytest.raises(
         ValueError, match=r"^`weights` must hold a number above 0 for each of the 2"
     ):
         combine_scores([scores_of([1.0])] * 2, weights=weights)
+
+
+def test_weights_too_far_apart_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"^`weights` must not differ so much"):
+        combine_scores([scores_of([1.0])] * 2, weights=[1e308, 1e-300])
 
 
 def test_an_unknown_rule_is_refused() -> None:

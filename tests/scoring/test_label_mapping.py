@@ -41,6 +41,13 @@ def test_each_image_votes_for_its_predicted_class(logits: Any) -> None:
     assert (scores.method, scores.unit) == ("lm", "class")
 
 
+@pytest.mark.filterwarnings("error")
+def test_logits_of_any_size_have_a_softmax() -> None:
+    scores = label_mapping(np.array([[1e308, -1e308], [1e308, 1e308]]))
+    assert scores.scores.tolist() == [2, 0]
+    assert scores.tie.tolist() == [1.5, 0.5]
+
+
 @given(st.lists(st.integers(0, 8), min_size=1), st.integers(9, 12))
 def test_predictions_may_be_given_instead_of_logits(ids: list[int], num_classes: int) -> None:
     for given_ids in (ids, np.array(ids, np.uint8), torch.tensor(ids)):

@@ -231,7 +231,8 @@ def test_ccs_keeps_where_the_difficulty_comes_from() -> None:
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"strata": 0}, ValueError, "^`strata` must be at least 1; got 0"),
+        ({"strata": 0}, ValueError, r"^`strata` must lie in \[1, 1000000\]; got 0"),
+        ({"strata": 10**13}, ValueError, r"^`strata` must lie in \[1, 1000000\]; got 1000"),
         ({"strata": 2.0}, TypeError, "^`strata` must be whole"),
         ({"seed": -1}, ValueError, "^`seed` must be at least 0; got -1"),
         ({"cutoff": 1.0}, ValueError, r"^`cutoff` must lie in \[0, 1\); got 1.0"),
