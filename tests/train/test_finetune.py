@@ -377,6 +377,9 @@ def test_a_stopped_run_continues_to_the_same_weights(
     result = finetune.finetune(configure(**options))
     assert events == ["train", "chosen"]
     assert result["best_epoch"] == 0
+    logs = [(tmp_path / name / "log.jsonl").read_text() for name in ("run", "whole")]
+    losses = [json.loads(log.splitlines()[-1])["loss"] for log in logs]
+    assert losses[0] == losses[1]  # of the last epoch: the same batches on the same weights
     expected = weights(whole)
     for name, value in weights(result).items():
         assert torch.equal(value, expected[name]), name
