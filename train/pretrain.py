@@ -304,8 +304,11 @@ def batch_of_process(config: Config, group: Processes) -> int:
 def start_epoch(parts: Parts, epoch: int) -> None:
     """Set what an epoch's batches and draws follow from, whatever came before."""
     config = parts.config
+    # Passes of a run of `epochs` that has come as far: with `iterations` there are more or fewer,
+    # and the same share of the run is at each resolution.
+    passes = epoch * config.epochs * len(parts.loader) // parts.num_steps
     side = resolution_at(
-        epoch,
+        passes,
         resolution=config.resolution,
         end_resolution=config.end_resolution,
         ramp=config.ramp,
@@ -398,7 +401,7 @@ def learning_rate(parts: Parts, step: int) -> float:
     return highest * learning_rate_factor(
         step,
         num_steps=parts.num_steps,
-        steps_per_epoch=len(parts.loader),
+        steps_per_epoch=max(1, parts.num_steps // config.epochs),
         schedule=config.schedule,
         warmup=config.warmup,
         start_factor=config.start_factor,

@@ -47,6 +47,10 @@ def test_the_resolution_grows_along_its_ramp(configure: Configure, seen: list[An
     growing = {"resolution": 32, "end_resolution": 96, "ramp": (0, 2)}
     pretrain.pretrain(configure(epochs=3, batch_size=60, **growing))
     assert [step["images"].shape[-1] for step in seen] == [32, 32, 64, 64, 96, 96]
+    # At equal iterations each resolution has the same share of the run, in more epochs.
+    seen.clear()
+    pretrain.pretrain(configure(epochs=3, batch_size=60, iterations=12, overwrite=True, **growing))
+    assert [step["images"].shape[-1] for step in seen] == [32] * 4 + [64] * 4 + [96] * 4
 
 
 def test_the_averaged_weights_are_validated_and_saved(
