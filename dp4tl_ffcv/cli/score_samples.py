@@ -112,22 +112,32 @@ class GradientNorm(Method):
 
 @dataclass(frozen=True, kw_only=True)
 class Moderate(Method):
-    """Moderate: the samples, or classes, whose distance to the centre is nearest the median."""
+    """Moderate: the samples, or classes, whose distance to the centre is nearest the median.
+
+    `dp4tl select --balanced` then keeps the same share of each class, as DP4TL does.
+    """
 
     source: Path
     """Features of the source (`dp4tl features`)."""
     classes: bool = False
     """Score classes instead of samples."""
+    median: Literal["class", "all"] = "class"
+    """Of the samples: the median distance of each class, or that of all."""
 
     def score(self) -> "Scores":
         """Measure the distances."""
         from ..scoring.samples import moderate, moderate_classes
 
         source = load_source(self.source)
-        rule = moderate_classes if self.classes else moderate
-        return rule(
-            source.features, source.labels, num_classes_of(source), provenance=of_source(source)
-        )
+        given = source.features, source.labels, num_classes_of(source)
+        if not self.classes:
+            return moderate(*given, median=self.median, provenance=of_source(source))
+        if self.median != "class":
+            raise ValueError(
+                f"`median` must be left out with `classes`; got {self.median!r}. There is one "
+                "median of classes."
+            )
+        return moderate_classes(*given, provenance=of_source(source))
 
 
 @dataclass(frozen=True, kw_only=True)

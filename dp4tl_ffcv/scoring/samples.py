@@ -61,31 +61,43 @@ def moderate(
     labels: ArrayLike,
     num_classes: int,
     *,
+    median: Literal["class", "all"] = "class",
     provenance: Mapping[str, Any] | None = None,
 ) -> Scores:
-    """Score samples by how near their distance to their class is to the median of all distances.
+    """Score samples by how near their distance to their class is to the median distance.
 
-    `s[n] = -|d_n - median(d)|` with `d_n = ||g(x_n) - mu[y_n]||_2` and mu the class means.
-    (Moderate coreset, Xia et al. 2023, openreview 7D5EECbOaf9. Their code differs: a class's centre
-    is the median of each feature, and it keeps the middle ranks of the distances.)
+    `s[n] = -|d_n - median_{m: y_m = y_n} d_m|` with `d_n = ||g(x_n) - mu[y_n]||_2` and mu the class
+    means; with `median="all"` the median is that of all samples. (Moderate coreset, Xia et al.
+    2023, openreview 7D5EECbOaf9.)
+
+    Published code takes the middle ranks of the distances where this takes the nearest to the
+    median, and the median of each feature for a class's centre: DP4TL's `data_wise_moderate`
+    within each class, which is `select(..., balanced=True)` of these scores; that of Xia et al.
+    (tmllab/2023_ICLR_Moderate-DS) over all samples at once, which is `median="all"`.
 
     Args:
         features: g of every source sample `(N, D)` of float16, float32 or float64; memory maps are
             read block by block, twice.
         labels: their classes `(N,)`, each in `[0, num_classes)`.
         num_classes: C.
+        median: of the distances of a sample's own class, or of all.
         provenance: kept with the scores.
 
     Raises:
         TypeError: a dtype is wrong.
         ValueError: shapes do not fit, a label is out of range, or a feature is not finite.
 
-    >>> moderate([[0.0], [4.0], [9.0], [10.0], [17.0]], [0, 0, 1, 1, 1], 2).ranking()
-    array([0, 1, 3, 2, 4])
+    >>> moderate([[0.0], [4.0], [17.0], [10.0], [9.0]], [0, 0, 1, 1, 1], 2).ranking()
+    array([0, 1, 4, 3, 2])
     """
+    if median not in ("class", "all"):
+        raise ValueError(f"`median` must be class or all; got {median!r}. Choose one.")
     values, ids = _labelled("features", features, labels, num_classes)
     distances = _distances(values, class_means(values, ids, num_classes), ids)
-    return _of_samples(-np.abs(distances - np.median(distances)), "moderate", provenance or {})
+    groups = ids if median == "class" else np.zeros_like(ids)
+    middles = _medians(distances, groups, num_classes)[groups]
+    about = {"median": median, **(provenance or {})}
+    return _of_samples(-np.abs(distances - middles), "moderate", about)
 
 
 def moderate_classes(
@@ -99,6 +111,11 @@ def moderate_classes(
 
     `s[c] = -|D_c - median(D)|` with `D_c = ||mu[c] - mean_k mu[k]||_2` over the classes that have
     samples; the others come last.
+
+    This is this project's own reading of a class-wise Moderate. DP4TL's script of that name
+    looks at the target, too: its `cmt` and `cmt_median` rank classes by the mean distance of their
+    mean to the centres of the target's classes, and its `ffmm` is feature mapping to means of each
+    class's middle samples.
 
     Args:
         features: as for `moderate`, and so is all below.
@@ -248,6 +265,19 @@ def _in_rounds(
     turns = np.empty(strata, dtype=np.int64)
     turns[np.argsort(sizes, kind="stable")[::-1]] = np.arange(strata)
     return ids[np.lexsort((turns[places], rounds))]
+
+
+def _medians(
+    values: NDArray[np.float64], places: NDArray[np.int64], count: int
+) -> NDArray[np.float64]:
+    """Return the median `(count,)` of the values of each place; 0 for places without."""
+    ordered = values[np.lexsort((values, places))]
+    sizes = np.bincount(places, minlength=count)
+    present = np.flatnonzero(sizes)
+    firsts, sizes = (np.cumsum(sizes) - sizes)[present], sizes[present]
+    medians = np.zeros(count, dtype=np.float64)
+    medians[present] = (ordered[firsts + (sizes - 1) // 2] + ordered[firsts + sizes // 2]) / 2
+    return medians
 
 
 def _distances(

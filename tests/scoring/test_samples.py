@@ -107,15 +107,43 @@ def median(values: list[float]) -> float:
 
 
 @given(samples())
-def test_moderate_scores_how_near_a_distance_is_to_the_median(
+def test_moderate_scores_how_near_a_distance_is_to_the_median_of_its_class(
     problem: tuple[Any, list[int], int],
 ) -> None:
     features, labels, num_classes = problem
     scores = moderate(features, labels, num_classes)
     distances = distances_by_hand(features, labels)
+    for n, (distance, label) in enumerate(zip(distances, labels, strict=True)):
+        own = [d for d, other in zip(distances, labels, strict=True) if other == label]
+        assert scores.scores[n] == pytest.approx(-abs(distance - median(own)), abs=1e-12)
+    assert (scores.method, scores.unit) == ("moderate", "sample")
+
+
+@given(samples())
+def test_moderate_may_take_the_median_of_all(problem: tuple[Any, list[int], int]) -> None:
+    features, labels, num_classes = problem
+    scores = moderate(features, labels, num_classes, median="all", provenance={"a": 1})
+    distances = distances_by_hand(features, labels)
     expected = [-abs(distance - median(distances)) for distance in distances]
     np.testing.assert_allclose(scores.scores, expected, atol=1e-12)
-    assert (scores.method, scores.unit) == ("moderate", "sample")
+    assert scores.provenance == {"median": "all", "a": 1}
+
+
+def test_the_best_of_each_class_are_the_middle_of_its_distances() -> None:
+    rng = np.random.default_rng(0)
+    labels = np.repeat([0, 1], 40)
+    features = rng.normal(size=(80, 6)) * np.where(labels, 9.0, 1.0)[:, None]  # one class is wide
+    ranking = moderate(features, labels, 2).ranking()
+    distances = np.array(distances_by_hand(features, labels.tolist()))
+    for label in (0, 1):
+        best = [n for n in ranking if labels[n] == label][:10]
+        own = np.sort(distances[labels == label])
+        assert own[8] < distances[best].min() < np.median(own) < distances[best].max() < own[31]
+
+
+def test_a_median_of_anything_else_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"^`median` must be class or all; got 'mean'"):
+        moderate(np.zeros((2, 1)), [0, 1], 2, median="mean")  # type: ignore[arg-type]
 
 
 @given(samples())
