@@ -25,7 +25,12 @@ __all__ = ["Score"]
 
 @dataclass(frozen=True, kw_only=True)
 class LabelMapping(Method):
-    """Label mapping: votes of the surrogate's predictions on the target."""
+    """Label mapping: votes of the surrogate's predictions on the target.
+
+    The scores are of the classes that the surrogate was trained on: select from a source of those
+    classes. Which file it was trained on is kept with the scores as `trained_on`, but another of
+    the same source, of other resolution say, is as good, so that none is refused.
+    """
 
     target: Path
     """Features of the target's training split (`dp4tl features`)."""
@@ -44,7 +49,10 @@ class LabelMapping(Method):
 
 @dataclass(frozen=True, kw_only=True)
 class SoftLabelMapping(Method):
-    """Soft label mapping: the surrogate's softmax outputs, summed over the target."""
+    """Soft label mapping: the surrogate's softmax outputs, summed over the target.
+
+    Of the classes that the surrogate was trained on, as in label mapping.
+    """
 
     target: Path
     """Features of the target's training split (`dp4tl features`)."""
@@ -142,12 +150,17 @@ class Influence(Method):
 
 @dataclass(frozen=True, kw_only=True)
 class Classes(Method):
-    """A list of classes, best first: such as those that Jain et al. publish."""
+    """A list of classes, best first: such as those that Jain et al. publish.
+
+    Theirs are in the order of the ids, which ranks nothing: keep as many classes as they do.
+    """
 
     class_list: Annotated[Path, tyro.conf.arg(name="list")]
     """Class ids: .npy, or text."""
     beton: Path
     """Source that they are classes of."""
+    column: str | None = None
+    """Of a table, such as CSV: the column of the ids, by its name or by its number from 0 on."""
     exclude: bool = False
     """The list holds what is to go, worst first, rather than what is to stay."""
     label_field: str = "label"
@@ -161,7 +174,9 @@ class Classes(Method):
 
         index = BetonIndex.open(self.beton)
         num_classes = index.num_classes(self.label_field)
-        ids = read_class_list(self.class_list, num_classes)
+        numbered = self.column is not None and self.column.isdecimal()
+        column = int(self.column or 0) if numbered else self.column
+        ids = read_class_list(self.class_list, num_classes, column=column)
         provenance = {
             "list_sha256": sha256_of_file(self.class_list),
             "source_fingerprint": index.fingerprint,

@@ -1,8 +1,9 @@
 """Class influences of Jain et al., from given runs, and the class lists that they published."""
 
+import csv
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -91,35 +92,41 @@ def class_influence(
     )
 
 
-def read_class_list(path: str | os.PathLike[str], num_classes: int) -> NDArray[np.int64]:
+def read_class_list(
+    path: str | os.PathLike[str], num_classes: int, *, column: str | int | None = None
+) -> NDArray[np.int64]:
     """Read a list of class ids, such as those that Jain et al. published.
 
     (MadryLab/data-transfer, `class_exclusion_files_handpicked/TARGET_keep.npy` and
     `TARGET_exclude.npy`.) A text file holds ids between commas, spaces or line breaks, or a table,
-    such as CSV: if the first entry is no number it is a header, and the ids are the first column
-    below it.
+    such as CSV. A line of names may come first.
 
     Args:
         path: of a `.npy` file of integers `(K,)`, or of text.
         num_classes: C of the source; ids lie in `[0, C)`.
+        column: of a table of several columns, the one of the ids: its name in the first line, or
+            its number from 0 on.
 
     Returns:
-        Ids `(K,)` in the order of the file.
+        Ids `(K,)` in the order of the file. A table is not sorted: if it is a ranking, its rows
+        must come with the best first.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file holds no list of different class ids.
+        ValueError: the file holds no list of different class ids, or a table without a `column`.
     """
     num_classes = as_num_classes(num_classes)
     try:
         with open(path, "rb") as stream:
             is_npy = stream.read(len(_NPY)) == _NPY
+        if is_npy and column is not None:
+            raise ValueError("`column` must be left out with .npy, which has no table.")
         if is_npy:
             ids = np.load(path, allow_pickle=False)
         else:
-            ids = np.array(_numbers(Path(path).read_text("utf-8-sig")), dtype=np.int64)
+            ids = np.array(_numbers(Path(path).read_text("utf-8-sig"), column), dtype=np.int64)
         return _list_of_classes(ids, num_classes)
-    except (ValueError, TypeError, EOFError, OverflowError) as error:
+    except (ValueError, TypeError, EOFError, OverflowError, csv.Error) as error:
         raise ValueError(
             f"`path` must be a list of class ids, .npy or text; got {str(path)!r}: {error}"
         ) from error
@@ -137,6 +144,9 @@ def class_list_scores(
     Where the budget is not that of the list, its order decides: a list of classes to keep starts
     with the best, one of classes to exclude with the worst. Classes that are not on the list come
     in the order of their ids.
+
+    The lists that Jain et al. published are in ascending order of the ids, which is no ranking:
+    they mean something where as many classes are kept as they keep, and nowhere else.
 
     Args:
         ids: classes `(K,)`, such as `read_class_list` returns.
@@ -192,14 +202,47 @@ def _runs(outcomes: ArrayLike, included: ArrayLike) -> tuple[NDArray[Any], NDArr
     return values, masks
 
 
-def _numbers(text: str) -> list[int]:
+def _numbers(text: str, column: str | int | None) -> list[int]:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if column is not None:
+        return [int(entry) for entry in _column(lines, column)]
     rows = [[entry.strip("\"'") for entry in _BREAKS.split(line) if entry] for line in lines]
-    if rows and rows[0] and not _is_whole(rows[0][0]):
-        entries = [row[0] for row in rows[1:] if row]
-    else:
-        entries = [entry for row in rows for entry in row]
-    return [int(entry) for entry in entries]
+    headed = bool(rows and rows[0] and not _is_whole(rows[0][0]))
+    rows = rows[headed:]
+    widths = {len(row) for row in rows}
+    # Lines of a list differ in their lengths, or hold one id each, or there is one line.
+    if max(widths, default=1) > 1 and (headed or (len(rows) > 1 and len(widths) == 1)):
+        raise ValueError(
+            f"a table must come with the `column` of its ids; got {lines[0]!r} first. Name the "
+            "column, or its number from 0 on; a list may have one id on each line."
+        )
+    return [int(entry) for row in rows for entry in row]
+
+
+def _column(lines: Sequence[str], column: str | int) -> list[str]:
+    """Return the entries of one column of a table, without its name."""
+    first = lines[0] if lines else ""
+    mark = next((mark for mark in ",;\t" if mark in first), " ")
+    rows = list(csv.reader(lines, delimiter=mark, skipinitialspace=True))
+    names = [name.strip() for name in rows[0]] if rows else []
+    headed = not all(map(_is_number, names))
+    if isinstance(column, str):
+        if names.count(column) != 1 or not headed:
+            raise ValueError(f"`column` must be one of {names}; got {column!r}. Name one.")
+        column = names.index(column)
+    if not 0 <= column < len(names) or any(len(row) <= column for row in rows):
+        raise ValueError(
+            f"`column` must be one that every line has; got {column} for {first!r}. Count from 0."
+        )
+    return [row[column] for row in rows[headed:]]
+
+
+def _is_number(entry: str) -> bool:
+    try:
+        float(entry)
+    except ValueError:
+        return False
+    return True
 
 
 def _is_whole(entry: str) -> bool:

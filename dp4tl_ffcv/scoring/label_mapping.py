@@ -30,6 +30,10 @@ def label_mapping(
     predicted as, too, by what evidence there is. (arXiv 2310.08782; definition as in the authors'
     code, whose ties are arbitrary.)
 
+    The classes are those that the surrogate was trained on, in its order. Nothing here ties them to
+    a beton: one with the same classes is for the caller to select from, be it the surrogate's own
+    or another file of that source.
+
     Args:
         predictions: logits h `(n, C)` of the surrogate on the target images, or predicted source
             class ids `(n,)`.

@@ -1,6 +1,7 @@
 """`dp4tl score`: every method gives what the library gives, with where it came from."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -184,6 +185,15 @@ def test_a_list_of_classes(
     assert found.provenance["list_sha256"] == sha256_of_file(tmp_path / "list.npy")
 
 
+@pytest.mark.parametrize("column", ["class", "1"])
+def test_a_ranking_in_a_table(
+    column: str, score: Callable[..., Scores], photos: Images, tmp_path: Path
+) -> None:
+    (tmp_path / "list.csv").write_text("rank,class\n0,7\n1,2\n2,5\n")
+    inputs = ("--list", tmp_path / "list.csv", "--beton", photos.path, "--column", column)
+    same(score("classes", *inputs), class_list_scores([7, 2, 5], 10))
+
+
 # Samples.
 
 
@@ -210,7 +220,12 @@ def test_moderate_scores_samples_or_classes(
     score: Callable[..., Scores], given: Path, photos: Images
 ) -> None:
     source = Features.load(given / "source")
-    for more, rule in (((), moderate), (("--classes",), moderate_classes)):
+    of_all = partial(moderate, median="all")
+    for more, rule in (
+        ((), moderate),
+        (("--median", "all"), of_all),
+        (("--classes",), moderate_classes),
+    ):
         found = score("moderate", "--source", given / "shuffled", *more)
         same(found, rule(source.features, source.labels, 10))
         assert found.provenance["source_fingerprint"] == photos.index.fingerprint
@@ -294,6 +309,7 @@ def test_grand_reads_another_programs_checkpoint(
         ("el2n --source source target", "one number of entries"),
         ("el2n --source", "at least one"),
         ("moderate --source incomplete", "features of the whole source"),
+        ("moderate --source source --classes --median all", "`median` must be left out"),
         ("prototypes --source incomplete --clusters clusters.npz", "whole source"),
         ("prototypes --source source --clusters few_clusters.npz", "clustered"),
         ("prototypes --source source --clusters foreign_clusters.npz", "one source"),
@@ -309,6 +325,7 @@ def test_grand_reads_another_programs_checkpoint(
         ("influence --outcomes outcomes.npy --included empty.npy", "`included` must be an array"),
         ("influence --outcomes archive.npz --included included.npy", "`outcomes` must be an array"),
         ("classes --list list.txt --beton BETON", "[0, 10)"),
+        ("classes --list table.csv --beton BETON", "the `column` of its ids"),
         ("classes --list nowhere.txt --beton BETON", "nowhere.txt"),
         ("grand --beton BETON --checkpoint nowhere.pt", "nowhere.pt"),
         ("grand --beton BETON --checkpoint few.pt --resolution 32", "`batches` must hold labels"),
@@ -330,7 +347,7 @@ def test_bad_input_is_one_line(
 
 def _is_path(word: str) -> bool:
     first = word.replace("-", "_").partition(".")[0]
-    return not word.startswith("--") and not first.isdigit() and word not in METHODS
+    return not word.startswith("--") and not first.isdigit() and word not in {*METHODS, "all"}
 
 
 METHODS = {
@@ -352,6 +369,7 @@ def bad(given: Path) -> Path:
     np.savez(given / "archive.npz", a=np.ones(3))
     (given / "empty.npy").write_bytes(b"")
     (given / "list.txt").write_text("3\n10\n")
+    (given / "table.csv").write_text("rank,class\n0,3\n1,5\n")
     few = build_model("resnet8_w16", 3)
     save_checkpoint(given / "few.pt", few)
     torch.save(few.network.state_dict(), given / "foreign.pt")

@@ -122,8 +122,7 @@ def test_runs_that_make_no_sense_are_refused(
     "text",
     [
         "3\n0\n7\n", "3 0 7", "3,0,7", "3, 0,\n7,\n", "\n3;0;7\r\n\r\n", "\ufeff3\n0\n7",
-        "class\n3\n0\n7\n", "class,score\n3,0.5\n0,0.25\n7,1\n", 'id\tname\n"3"\tgreat\n0\ta\n7\tb',
-        "class name\n3 tench\n0 goldfish\n7 shark 12\n",
+        "class\n3\n0\n7\n", "class id\n3\n0\n7\n",
     ],
 )  # fmt: skip
 def test_text_in_every_form_is_read(tmp_path: Path, text: str) -> None:
@@ -132,6 +131,38 @@ def test_text_in_every_form_is_read(tmp_path: Path, text: str) -> None:
     ids = read_class_list(path, 8)
     assert ids.tolist() == [3, 0, 7]
     assert ids.dtype == np.int64
+
+
+@pytest.mark.parametrize(
+    ("text", "column"),
+    [
+        ("class,score\n3,0.5\n0,0.25\n7,1\n", "class"),
+        ("rank,class,score\n0,3,0.5\n1,0,0.25\n2,7,0.1\n", "class"),
+        ("rank, class, score\n0, 3, 0.5\n1, 0, 0.25\n2, 7, 0.1\n", 1),
+        ("0,0.5,3\n1,0.25,0\n2,0.1,7\n", 2),
+        (",class\n0,3\n1,0\n2,7\n", "class"),  # as pandas writes
+        ('id\tname\n"3"\tgreat\n0\ta\n7\tb', "id"),
+        ('name;class\n"tench; Tinca";3\ngoldfish;0\nshark 12;7\n', "class"),
+        ("class name\n3 tench\n0 goldfish\n7 shark\n", 0),
+    ],
+)
+def test_a_column_of_a_table_is_read(tmp_path: Path, text: str, column: Any) -> None:
+    path = tmp_path / "list.csv"
+    path.write_text(text, encoding="utf-8")
+    assert read_class_list(path, 8, column=column).tolist() == [3, 0, 7]
+    with pytest.raises(ValueError, match="a table must come with the `column` of its ids"):
+        read_class_list(path, 8)
+
+
+@pytest.mark.parametrize("column", ["Class", "", "3", 2, -1])
+def test_a_column_that_there_is_not_is_told(tmp_path: Path, column: Any) -> None:
+    path = tmp_path / "list.csv"
+    path.write_text("class,score\n3,0.5\n0,0.25\n")
+    with pytest.raises(ValueError, match=r"`column` must be one (of \['class', 'score'\]|that)"):
+        read_class_list(path, 8, column=column)
+    np.save(tmp_path / "list.npy", np.array([3, 0]))
+    with pytest.raises(ValueError, match=r"`column` must be left out with .npy"):
+        read_class_list(tmp_path / "list.npy", 8, column=column)
 
 
 @pytest.mark.parametrize("dtype", [np.int64, np.int32, np.uint8, ">i4"])
