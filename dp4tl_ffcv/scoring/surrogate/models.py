@@ -148,9 +148,10 @@ def build_model(arch: str, num_classes: int | None) -> Classifier:
     """Build an untrained classifier, or an encoder.
 
     Args:
-        arch: any classification model of torchvision, `resnet8_w16` or `resnet8_w32` for images of
-            32 to 64 pixels, or, where timm is installed, one of timm: `timm:NAME`, or its name
-            alone if torchvision has none of that name.
+        arch: any classification model of torchvision that ends in a linear layer, which is all but
+            SqueezeNet, `resnet8_w16` or `resnet8_w32` for images of 32 to 64 pixels, or, where
+            timm is installed, one of timm: `timm:NAME`, or its name alone if torchvision has none
+            of that name.
         num_classes: outputs C; None builds an encoder, without a head.
 
     Returns:
@@ -248,7 +249,7 @@ def _find_head(network: nn.Module) -> tuple[str, nn.Linear | NoHead]:
     if not heads:
         raise ValueError(
             f"`network` must end in an nn.Linear; got {type(network).__name__} without one. "
-            "Choose a classifier with a linear head."
+            "Choose a classifier with a linear head: SqueezeNet's, for one, is a convolution."
         )
     return heads[-1]
 
