@@ -1,7 +1,7 @@
 """Scores made of several: the mean over runs, and one ranking for several targets."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 from typing import Any, Literal, get_args
 
@@ -106,14 +106,14 @@ def combine_scores(
     )
 
 
-def _mean(values: Sequence[NDArray[np.float64]], shares: Sequence[float]) -> NDArray[np.float64]:
+def _mean(values: Sequence[NDArray[np.float64]], shares: Iterable[float]) -> NDArray[np.float64]:
     total = np.zeros(len(values[0]), dtype=np.float64)
     for value, share in zip(values, shares, strict=True):
         total += share * value
     return total
 
 
-def _largest(values: Sequence[NDArray[np.float64]], shares: Sequence[float]) -> NDArray[np.float64]:
+def _largest(values: Sequence[NDArray[np.float64]], shares: Iterable[float]) -> NDArray[np.float64]:
     weighted = [share * value for value, share in zip(values, shares, strict=True)]
     largest: NDArray[np.float64] = np.max(weighted, axis=0)
     return largest
