@@ -2,7 +2,7 @@ r"""Pretrain a classifier on a source beton, or on what a selection retains of i
 
     python -m train.pretrain --config rn18_16 --train source_train.beton --val source_val.beton \
         --selection pets_lm_40.npz --run runs/pets_lm_40
-    torchrun --nproc-per-node 8 -m train.pretrain --config rn50_16 ...
+    torchrun --nproc-per-node 8 -m -- train.pretrain --config rn50_16 ...
 
 The run folder gets `config.json`, `log.jsonl`, `checkpoints/last.pt` and `result.json`. A finished
 run of the same configuration is not repeated, and one that was killed goes on where it was.
@@ -162,7 +162,7 @@ def open_data(config: Config) -> Data:
 def _fingerprint(config: Config, data: Data) -> dict[str, Any]:
     """Everything that the result depends on: the settings, and what the files hold."""
     settings = settings_of(config)
-    for name in ("overwrite", "resume", "log_every", "save_every"):
+    for name in ("overwrite", "resume", "log_every", "save_every", "num_workers", "cache"):
         del settings[name]
     return {
         **settings,

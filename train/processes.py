@@ -1,10 +1,11 @@
 """The processes of a run: one, or those that `torchrun` starts, one for each GPU.
 
-    torchrun --nproc-per-node 8 -m train.pretrain ...
+    torchrun --nproc-per-node 8 -m -- train.pretrain ...
 
 On several machines the run folder must lie where all of them see it.
 """
 
+import inspect
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,6 +25,11 @@ __all__ = ["Processes", "processes"]
 
 # The others wait while the first one opens a large beton, compiles or writes.
 _PATIENCE = timedelta(hours=2)
+
+# Newer torch warns of the older name.
+_SYNC = "forward_sync_buffers"
+_NAMES = inspect.signature(DistributedDataParallel.__init__).parameters
+_OWN_BUFFERS: dict[str, Any] = {_SYNC if _SYNC in _NAMES else "broadcast_buffers": False}
 
 Result = TypeVar("Result")
 
@@ -90,8 +96,8 @@ class Processes:
         return DistributedDataParallel(
             network,
             device_ids=[self.device.index] if self.device.type == "cuda" else None,
-            broadcast_buffers=False,
             gradient_as_bucket_view=True,
+            **_OWN_BUFFERS,
         )
 
     def average(self, tensors: list[Tensor]) -> None:

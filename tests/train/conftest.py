@@ -13,7 +13,7 @@ from tests.conftest import Images
 from train import pretrain
 
 # Quick on a CPU: 120 images make 3 steps an epoch.
-SMALL = {"arch": "resnet8_w16", "resolution": 32, "batch_size": 32, "epochs": 2, "num_workers": 2}
+SMALL = {"arch": "resnet8_w16", "resolution": 32, "batch_size": 32, "epochs": 2, "num_workers": 1}
 
 
 @pytest.fixture
