@@ -47,6 +47,16 @@ from train.resuming import Progress, Snapshot
 from train.schedules import learning_rate_factor
 from train.validation import Validation
 
+__all__ = [
+    "Config",
+    "evaluate_on",
+    "finetune",
+    "frozen_features",
+    "load_pretrained",
+    "train_epoch",
+    "train_probe",
+]
+
 _HALF = {"bf16": torch.bfloat16, "fp16": torch.float16, "off": torch.float32}
 
 
