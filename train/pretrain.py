@@ -230,7 +230,7 @@ def set_up(config: Config, data: Data, group: Processes) -> Parts:
         selection=data.selection,
         min_scale=config.min_scale,
         flip=config.flip,
-        num_workers=config.num_workers,
+        num_workers=group.threads(config.num_workers),
         device=group.device,
         relabel=config.relabel,
         cache=config.cache,
@@ -287,7 +287,7 @@ def make_validation(config: Config, data: Data, group: Processes) -> Validation 
         batch_size=batch_of_process(config, group),
         resolution=config.val_resolution or config.end_resolution or config.resolution,
         crop_ratio=config.crop_ratio,
-        num_workers=config.num_workers,
+        num_workers=group.threads(config.num_workers),
         tta=config.tta,
         attack=attack if config.attack != "none" else None,
     )

@@ -268,7 +268,7 @@ def two_views(
     return PrunedLoader(
         config.train,
         batch_size,
-        num_workers=config.num_workers,
+        num_workers=group.threads(config.num_workers),
         order=config.order,
         seed=config.seed,
         pipelines={**{field.name: None for field in fields}, **views},

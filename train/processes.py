@@ -50,6 +50,13 @@ class Processes:
         """Whether this is the one process that writes and prints."""
         return self.rank == 0
 
+    def threads(self, num_workers: int) -> int:
+        """Return the loading threads of this process: for -1 its part of the machine's cores."""
+        if num_workers != -1:
+            return num_workers
+        neighbours = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # processes on this machine
+        return max(1, len(os.sched_getaffinity(0)) // neighbours)
+
     def per_process(self, batch_size: int) -> int:
         """Return a process's part of a batch that all of them make together.
 
@@ -155,10 +162,10 @@ def processes() -> Iterator[Processes]:
         return
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     distributed.init_process_group(backend, timeout=_PATIENCE)
-    try:
-        yield Processes(device, distributed.get_rank(), distributed.get_world_size())
-    finally:
-        distributed.destroy_process_group()
+    yield Processes(device, distributed.get_rank(), distributed.get_world_size())
+    # Behind a failure of this process alone it would wait for the others, which wait for this one;
+    # if this one just ends, torchrun ends them.
+    distributed.destroy_process_group()
 
 
 def _own_gpu(local_rank: int) -> torch.device:

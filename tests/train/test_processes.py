@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import distributed, nn
 
 from dp4tl_ffcv import BetonIndex, Classifier, Selection
 from tests.conftest import Images
 from train import pretrain
 from train.attacks import make_attack
-from train.processes import Processes
+from train.processes import Processes, processes
 from train.validation import Validation
 
 LONGEST = 500  # seconds; it takes a few when the machine is free
@@ -240,3 +240,44 @@ def test_draws_follow_from_the_seed_and_the_epoch() -> None:
         draws.append(torch.rand(4).tolist())
     assert draws[0] == draws[3]
     assert len({tuple(draw) for draw in draws}) == 3
+
+
+@pytest.mark.parametrize(
+    ("cores", "neighbours", "threads"), [(8, "4", 2), (8, "3", 2), (2, "4", 1), (8, None, 8)]
+)
+def test_processes_of_a_machine_share_its_cores(
+    cores: int, neighbours: str | None, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    if neighbours:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", neighbours)
+    group = Processes(torch.device("cpu"))
+    assert group.threads(-1) == threads
+    assert group.threads(5) == 5
+
+
+@pytest.fixture
+def left(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Whether the group of two processes, which a stand-in for torch makes, has been left."""
+    told: list[str] = []
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(distributed, "is_initialized", lambda: False)
+    monkeypatch.setattr(distributed, "init_process_group", lambda *_, **__: None)
+    monkeypatch.setattr(distributed, "get_rank", lambda: 1)
+    monkeypatch.setattr(distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(distributed, "destroy_process_group", lambda: told.append("left"))
+    return told
+
+
+def test_the_group_is_left_at_the_end(left: list[str]) -> None:
+    with processes() as group:
+        assert (group.rank, group.world) == (1, 2)
+        assert left == []
+    assert left == ["left"]
+
+
+def test_a_process_that_fails_does_not_wait_for_the_others(left: list[str]) -> None:
+    with pytest.raises(InterruptedError), processes():
+        raise InterruptedError
+    assert left == []

@@ -115,7 +115,7 @@ class Config:
     seed: int = 0
     """Of the initial weights and the order of the samples."""
     num_workers: int = -1
-    """Loading threads of each process; -1 takes every core."""
+    """Loading threads of each process; -1 shares the cores of a machine among its processes."""
     cache: str = "auto"
     """How the loader reads: auto, os, extents or ram."""
     order: str = "random"

@@ -83,7 +83,7 @@ class Config(Augmentation):
     seed: int = 0
     """Of the initial weights, the order of the samples and the augmentations."""
     num_workers: int = -1
-    """Loading threads of each process; -1 takes every core."""
+    """Loading threads of each process; -1 shares the cores of a machine among its processes."""
     cache: str = "auto"
     """How the loader reads: auto, os, extents or ram."""
     order: Literal["random", "quasi_random"] = "random"
