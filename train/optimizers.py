@@ -56,7 +56,12 @@ def make_optimizer(
         kind = torch.optim.AdamW if name == "adamw" else torch.optim.Adam
         return kind(groups, **shared)
     nesterov = nesterov and momentum > 0
-    return torch.optim.SGD(groups, momentum=momentum, nesterov=nesterov, **shared)
+    optimizer = torch.optim.SGD(groups, momentum=momentum, nesterov=nesterov, **shared)
+    if momentum > 0 and "fused" in shared:
+        # Else the first step allocates it, and leaves it unwritten if fp16 has overflowed.
+        for weight in weights:
+            optimizer.state[weight]["momentum_buffer"] = torch.zeros_like(weight.detach())
+    return optimizer
 
 
 class AveragedWeights:

@@ -18,6 +18,7 @@ from dp4tl_ffcv import (
     save_checkpoint,
 )
 from train.optimizers import AveragedWeights, add_blurpool, make_optimizer
+from train.resuming import Progress, Snapshot
 
 
 @pytest.fixture
@@ -104,6 +105,57 @@ def test_frozen_weights_are_left_out(model: Classifier) -> None:
     model.head.requires_grad_(True)
     optimizer = make_optimizer(model, name="sgd", lr=0.1, weight_decay=0.1, norm_weight_decay=False)
     assert [len(group["params"]) for group in optimizer.param_groups] == [1, 1]
+
+
+@pytest.fixture
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights say that they are on a GPU, so that steps are fused: a CPU can do that as well."""
+    monkeypatch.setattr(nn.Parameter, "is_cuda", True, raising=False)
+
+
+def step_after_overflow(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """An overflow in the first step, and a good step."""
+    scaler = torch.amp.GradScaler("cpu")
+    for factor in (float("inf"), 0.5):
+        optimizer.zero_grad()
+        loss = sum(weight.square().sum() for weight in model.parameters())
+        scaler.scale(factor * loss).backward()
+        # What the allocator hands out next is not zero by chance.
+        junk = [torch.full(w.shape, float("nan")) for w in model.parameters() for _ in range(200)]
+        del junk
+        scaler.step(optimizer)
+        scaler.update()
+
+
+@pytest.mark.parametrize("nesterov", [True, False])
+def test_an_overflow_in_the_first_step_leaves_no_trace_in_the_momentum(
+    nesterov: bool, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    layer = nn.Conv2d(16, 16, 4).to(memory_format=torch.channels_last)
+    settings: Any = {"name": "sgd", "lr": 0.1, "nesterov": nesterov, "weight_decay": 0.01}
+    plain = copy.deepcopy(layer)
+    unfused = make_optimizer(plain, **settings)
+    step_after_overflow(plain, unfused)
+    request.getfixturevalue("as_on_a_gpu")
+    fused = make_optimizer(layer, **settings)
+    assert fused.param_groups[0]["fused"]
+    (before, *_), file = fused.state.values(), tmp_path / "resume.pt"
+    assert before["momentum_buffer"].is_contiguous(memory_format=torch.channels_last)
+    Snapshot(file, {"optimizer": fused}).save(Progress())
+    resumed_layer = copy.deepcopy(layer)
+    resumed = make_optimizer(resumed_layer, **settings)
+    for state in resumed.state.values():
+        state["momentum_buffer"].fill_(7.0)  # which the file's zeros replace
+    Snapshot(file, {"optimizer": resumed}).load()
+    for trained, optimizer in [(layer, fused), (resumed_layer, resumed)]:
+        step_after_overflow(trained, optimizer)
+        for own, other in zip(trained.parameters(), plain.parameters(), strict=True):
+            assert own.isfinite().all()
+            torch.testing.assert_close(own, other)
+            torch.testing.assert_close(
+                optimizer.state[own]["momentum_buffer"], unfused.state[other]["momentum_buffer"]
+            )
 
 
 @pytest.mark.gpu
