@@ -40,7 +40,7 @@ class Meter:
         self.steps_after = steps_after
         self.quiet = quiet
         self.seconds = 0.0
-        """From the first batch's request to the end of the last step's submission."""
+        """From the loader's opening to the end of the last step's submission."""
         self._started = 0.0
         self._steps = 0
         self._stalled = 0.0
@@ -85,7 +85,7 @@ class Meter:
         return self.stalled / self.seconds if self.seconds else 0.0
 
     def _timed(self, loader: Iterable[Any], num_steps: int) -> Iterator[Any]:
-        batches, on_gpu = iter(loader), self.device.type == "cuda"
+        batches, on_gpu = _opened_at_first(loader), self.device.type == "cuda"
         self._started = time.perf_counter()
         for _ in range(num_steps):
             left, waiting_since = self._event() if on_gpu else None, time.perf_counter()
@@ -111,6 +111,11 @@ class Meter:
         event = torch.cuda.Event(enable_timing=True)
         event.record()
         return event
+
+
+def _opened_at_first(loader: Iterable[Any]) -> Iterator[Any]:
+    """Open a loader with the first request, so that this is timed as part of it."""
+    yield from loader
 
 
 class Journal:

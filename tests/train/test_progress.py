@@ -43,6 +43,50 @@ def test_waiting_for_the_loader_is_told_from_training(monkeypatch: pytest.Monkey
     assert meter.stall_share == 0.25
 
 
+class SlowToOpen:
+    """A loader that starts its threads and fills its first slots before it has an iterator."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+
+    def __iter__(self) -> Iterator[int]:
+        self.clock.now += 6.0
+        return loading(self.clock, 2, seconds=1.0)
+
+
+def test_opening_the_loader_is_waiting_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, meter = Clock(monkeypatch), Meter(CPU, quiet=True)
+    for _ in meter.batches(SlowToOpen(clock), 2, 10):
+        clock.now += 3.0
+    assert meter.stalled == 8.0
+    assert meter.seconds == 14.0
+
+
+def test_a_gpu_waits_from_before_the_loader_is_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+
+    class Event:
+        """Of a GPU without work of its own: it passes as soon as it is recorded."""
+
+        def __init__(self, enable_timing: bool) -> None:
+            assert enable_timing
+
+        def record(self) -> None:
+            self.at = clock.now
+
+        def query(self) -> bool:
+            return True
+
+        def elapsed_time(self, other: "Event") -> float:
+            return 1000 * (other.at - self.at)
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    meter = Meter(torch.device("cuda"), quiet=True)
+    for _ in meter.batches(SlowToOpen(clock), 2, 10):
+        clock.now += 3.0
+    assert meter.stalled == 8.0
+
+
 def test_a_short_epoch_ends_with_its_loader(monkeypatch: pytest.MonkeyPatch) -> None:
     clock, meter = Clock(monkeypatch), Meter(CPU, quiet=True)
     assert meter.stall_share == 0
