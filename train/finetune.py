@@ -8,7 +8,8 @@ r"""Finetune a pretrained classifier on a target, with a new head: linear probe 
 
 The mode from_scratch trains all weights without a checkpoint, for comparison. The epoch is chosen
 on the validation split; the test split is read once, for the chosen epoch. The run folder gets
-`config.json`, `log.jsonl`, `checkpoints/best.pt` and `result.json`.
+`config.json`, `log.jsonl`, `checkpoints/best.pt` and `result.json`. A finished run of the same
+configuration is not repeated, and one on all weights that was killed goes on where it was.
 """
 
 import copy
@@ -16,6 +17,7 @@ import math
 import time
 from dataclasses import dataclass
 from functools import partial
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +44,7 @@ from train.configs.command_line import parse
 from train.configs.finetuning import CONFIGS, Config
 from train.optimizers import make_optimizer
 from train.processes import Processes, processes
-from train.progress import Meter
+from train.progress import Journal, Meter
 from train.resuming import Progress, Snapshot
 from train.schedules import learning_rate_factor
 from train.validation import Validation
@@ -53,8 +55,10 @@ __all__ = [
     "finetune",
     "frozen_features",
     "load_pretrained",
+    "open_splits",
     "train_epoch",
     "train_probe",
+    "train_step",
 ]
 
 _HALF = {"bf16": torch.bfloat16, "fp16": torch.float16, "off": torch.float32}
@@ -63,27 +67,28 @@ _HALF = {"bf16": torch.bfloat16, "fp16": torch.float16, "off": torch.float32}
 def finetune(config: Config) -> dict[str, Any]:
     """Train as `config` says and return the content of `result.json`."""
     with processes() as group:
+        splits = open_splits(config)
         pretrained = load_pretrained(config, group)
-        run = RunFolder(config.run, _fingerprint(config), overwrite=config.overwrite)
+        run = RunFolder(config.run, _fingerprint(config, splits, group), overwrite=config.overwrite)
+        checkpoint = run.checkpoints / "best.pt"
         if finished := group.in_main(run.finished):
             if group.main:
                 print(f"{config.run}: finished before, reused")
-            return finished
+            return {**finished, "checkpoint": str(checkpoint)}  # the folder may have moved
         group.in_main(partial(run.start, resume=config.resume))
 
         # -- set up ------------------------------------------------------------------------------
         torch.manual_seed(config.seed)
-        model = make_model(config, pretrained, group)
+        model = make_model(config, splits["train"], pretrained, group)
 
         # -- train -------------------------------------------------------------------------------
         if config.mode == "linear_probe":
             trained = train_probe(model, config, run, group.device)
         else:
-            trained = train_all(model, config, run, group)
+            trained = train_all(model, config, splits, run, group)
 
         # -- test, once --------------------------------------------------------------------------
-        accuracy, per_class = accuracies(model, config.test, config, group)
-        checkpoint = run.checkpoints / "best.pt"
+        accuracy, per_class = accuracies(model, splits["test"], config, group)
         group.in_main(partial(save_checkpoint, checkpoint, model))
         worst = min(per_class, key=lambda name: per_class[name])
         result = {
@@ -95,7 +100,7 @@ def finetune(config: Config) -> dict[str, Any]:
             "test_accuracy_worst_class": per_class[worst],
             "worst_class": worst,
             "test_accuracy_per_class": per_class,
-            "test_samples": BetonIndex.open(config.test).num_samples,
+            "test_samples": splits["test"].num_samples,
             "world": group.world,
         }
         if group.main:
@@ -110,7 +115,31 @@ def finetune(config: Config) -> dict[str, Any]:
         return written
 
 
-# -- model and evaluation ------------------------------------------------------------------------
+# -- data, model and evaluation ------------------------------------------------------------------
+def open_splits(config: Config) -> dict[str, BetonIndex]:
+    """Open `train`, `val` and `test`, and check that they are three splits of one target.
+
+    Raises:
+        ValueError: two of them hold the same, or one has classes that `train` has not.
+    """
+    splits = {name: BetonIndex.open(getattr(config, name)) for name in ("train", "val", "test")}
+    num_classes = splits["train"].num_classes()
+    for (first, one), (second, other) in combinations(splits.items(), 2):
+        if _same(one, other):
+            raise ValueError(
+                f"`{second}` must hold other samples than `{first}`; got {str(other.path)!r}, "
+                "which holds the same. Split the target, or its training split."
+            )
+    for name in ("val", "test"):
+        if splits[name].num_classes() > num_classes:
+            raise ValueError(
+                f"`{name}` must have the {num_classes} classes of `train`; got "
+                f"{str(splits[name].path)!r} with {splits[name].num_classes()}. Pass a split of "
+                "the same target."
+            )
+    return splits
+
+
 def load_pretrained(config: Config, group: Processes) -> Classifier | None:
     """Read the checkpoint, or return None where the mode has none.
 
@@ -128,9 +157,10 @@ def load_pretrained(config: Config, group: Processes) -> Classifier | None:
     return load_checkpoint(str(config.checkpoint), arch=config.arch)
 
 
-def make_model(config: Config, pretrained: Classifier | None, group: Processes) -> Classifier:
-    """Return the classifier of the target's classes, on this process's device, with a new head."""
-    index = BetonIndex.open(config.train)
+def make_model(
+    config: Config, index: BetonIndex, pretrained: Classifier | None, group: Processes
+) -> Classifier:
+    """Return the classifier of the classes of `index`, on this process's device, its head new."""
     if pretrained is None:
         model = build_model(str(config.arch), index.num_classes())
         model.trained_on = index.fingerprint
@@ -140,10 +170,9 @@ def make_model(config: Config, pretrained: Classifier | None, group: Processes) 
 
 
 def accuracies(
-    model: Classifier, beton: Path, config: Config, group: Processes
+    model: Classifier, index: BetonIndex, config: Config, group: Processes
 ) -> tuple[float, dict[str, float]]:
     """Return the accuracy on a split over all processes, and that of each of its classes."""
-    index = BetonIndex.open(beton)
     validation = Validation(
         index=index,
         ids=np.arange(index.num_samples),
@@ -151,7 +180,7 @@ def accuracies(
         batch_size=config.batch_size,
         resolution=config.val_resolution or config.resolution,
         crop_ratio=config.crop_ratio,
-        num_workers=config.num_workers,
+        num_workers=group.threads(config.num_workers),
     )
     found = validation.accuracies(model, group, _autocast(config, group.device))
     return found["val_accuracy"], found["val_accuracy_per_class"]
@@ -190,29 +219,51 @@ def train_probe(
     model: Classifier, config: Config, run: RunFolder, device: torch.device
 ) -> dict[str, Any]:
     """Train the head on features that are computed once; leave it as in the best epoch."""
+    loaders = [evaluate_on(beton, config, device) for beton in (config.train, config.val)]
+    warm_up_seconds = warm_up_probe(model, loaders[0])
     started = time.perf_counter()
-    features, labels = frozen_features(model, evaluate_on(config.train, config, device))
-    val_features, val_labels = frozen_features(model, evaluate_on(config.val, config, device))
-    head = model.head
+    features, labels = frozen_features(model, loaders[0])
+    val_features, val_labels = frozen_features(model, loaders[1])
+    head, journal = model.head, Journal(run)
     optimizer = _optimizer(head, config)
     criterion = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
     steps_per_epoch = -(-len(labels) // config.batch_size)
-    best = Best(head)
+    best, step = Best(head), 0
     for epoch in range(config.epochs):
-        batches = torch.randperm(len(labels)).to(device).split(config.batch_size)
-        for step, rows in enumerate(batches, epoch * steps_per_epoch):
-            _set_learning_rate(optimizer, config, step, steps_per_epoch)
+        for rows in torch.randperm(len(labels)).to(device).split(config.batch_size):
+            _set_learning_rate(optimizer, config, config.lr, step, steps_per_epoch)
             loss = criterion(head(features[rows]), labels[rows])
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
+            step += 1
+            if step % config.log_every == 0:
+                journal.loss(step, loss)
         with torch.inference_mode():
             accuracy = (head(val_features).argmax(1) == val_labels).float().mean().item()
-        run.log({"event": "epoch", "epoch": epoch, "val_accuracy": accuracy})
+        journal.flush()
+        journal.write("epoch", step, epoch=epoch, val_accuracy=accuracy)
         best.offer(epoch, accuracy)
+    journal.close()
     best_epoch, accuracy = best.restore()
-    seconds = time.perf_counter() - started
-    return {"best_epoch": best_epoch, "val_accuracy": accuracy, "finetune_seconds": seconds}
+    return {
+        "best_epoch": best_epoch,
+        "val_accuracy": accuracy,
+        "finetune_seconds": time.perf_counter() - started,
+        "warm_up_seconds": warm_up_seconds,
+    }
+
+
+@torch.no_grad()
+def warm_up_probe(model: Classifier, loader: PrunedLoader) -> float:
+    """Compute the features of a batch and return the seconds, which then count as no training."""
+    started = time.perf_counter()
+    images, _ = next(iter(loader))
+    model.eval()
+    model.features(images)
+    if images.is_cuda:
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
 
 
 @torch.no_grad()
@@ -243,8 +294,10 @@ class Parts:
 
     config: Config
     group: Processes
+    model: Classifier
+    """The bare model, which is validated and saved."""
     network: nn.Module
-    """The model with the gradients of all processes."""
+    """The same weights with the gradients of all processes."""
     loader: PrunedLoader
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
@@ -252,7 +305,11 @@ class Parts:
 
 
 def train_all(
-    model: Classifier, config: Config, run: RunFolder, group: Processes
+    model: Classifier,
+    config: Config,
+    splits: dict[str, BetonIndex],
+    run: RunFolder,
+    group: Processes,
 ) -> dict[str, Any]:
     """Train every weight on augmented images; leave the model as in the best epoch."""
     parts = set_up(model, config, group)
@@ -261,38 +318,43 @@ def train_all(
         run.checkpoints / "resume.pt",
         {"model": model, "optimizer": parts.optimizer, "scaler": parts.scaler, "best": best},
     )
-    progress = snapshot.load() if group.in_main(snapshot.path.exists) else Progress()
+    resumed = group.in_main(snapshot.path.exists)
+    progress = snapshot.load() if resumed else Progress()
+    journal = Journal(run, active=group.main, first_step=progress.step)
+    if resumed:
+        journal.write("continue", progress.step)
+    progress.warm_up_seconds += warm_up(parts)
     while progress.epoch < config.epochs:
-        epoch = progress.epoch
-        train_epoch(parts, progress)
+        train_epoch(parts, progress, journal)
         group.average(_running_statistics(model))
-        accuracy, _ = accuracies(model, config.val, config, group)
-        best.offer(epoch, accuracy)
-        if group.main:
-            row = {"epoch": epoch, "val_accuracy": accuracy, "loss": progress.loss}
-            run.log({"event": "epoch", **row})
-            if progress.epoch % config.save_every == 0:
-                snapshot.save(progress)
+        accuracy, _ = accuracies(model, splits["val"], config, group)
+        best.offer(progress.epoch - 1, accuracy)
+        row = {"epoch": progress.epoch - 1, "val_accuracy": accuracy, "loss": progress.loss}
+        journal.write("epoch", progress.step, **row, seconds=progress.seconds, **_rates(progress))
+        if progress.epoch == config.epochs or progress.epoch % config.save_every == 0:
+            group.in_main(partial(snapshot.save, progress))
+    journal.close()
     best_epoch, accuracy = best.restore()
     return {
         "best_epoch": best_epoch,
         "val_accuracy": accuracy,
         "finetune_seconds": progress.seconds,
-        "images_per_second": progress.images / progress.seconds,
-        "stall_share": progress.stalled / progress.seconds,
+        "warm_up_seconds": progress.warm_up_seconds,
+        **_rates(progress),
     }
 
 
 def set_up(model: Classifier, config: Config, group: Processes) -> Parts:
     """Make the loader and the optimiser."""
+    shared = config.batch_per == "step"
     loader = training_loader(
         config.train,
-        batch_size=group.per_process(config.batch_size),
+        batch_size=group.per_process(config.batch_size) if shared else config.batch_size,
         resolution=config.resolution,
         seed=config.seed,
         min_scale=config.min_scale,
         flip=config.flip,
-        num_workers=config.num_workers,
+        num_workers=group.threads(config.num_workers),
         device=group.device,
         distributed=group.world > 1,
     )
@@ -300,6 +362,7 @@ def set_up(model: Classifier, config: Config, group: Processes) -> Parts:
     return Parts(
         config=config,
         group=group,
+        model=model,
         network=group.wrap(model),
         loader=loader,
         optimizer=_optimizer(model, config),
@@ -308,7 +371,7 @@ def set_up(model: Classifier, config: Config, group: Processes) -> Parts:
     )
 
 
-def train_epoch(parts: Parts, progress: Progress) -> None:
+def train_epoch(parts: Parts, progress: Progress, journal: Journal) -> None:
     """Make the steps of the next epoch."""
     config, group, loader = parts.config, parts.group, parts.loader
     # What an epoch draws follows from its number, so that a resumed run draws the same.
@@ -324,22 +387,58 @@ def train_epoch(parts: Parts, progress: Progress) -> None:
     started = time.perf_counter()
     parts.network.train()
     for images, labels in meter.batches(loader, len(loader), loader.batch_size * group.world):
-        _set_learning_rate(parts.optimizer, config, progress.step, len(loader))
-        with _autocast(config, group.device):
-            loss = parts.criterion(parts.network(images), labels)
-        parts.optimizer.zero_grad(set_to_none=True)
-        parts.scaler.scale(loss).backward()
-        parts.scaler.step(parts.optimizer)
-        parts.scaler.update()
-        total_loss += loss.detach()  # stays on the device: no wait for the GPU in the loop
+        loss = train_step(parts, images, labels, progress.step)
+        total_loss += loss  # stays on the device: no wait for the GPU in the loop
         progress.step += 1
         progress.images += len(images) * group.world
+        if progress.step % config.log_every == 0:
+            journal.loss(progress.step, loss)
     progress.loss = float(group.sum_over(total_loss)) / group.world / len(loader)
     progress.seconds += time.perf_counter() - started  # the line above has waited for the GPU
-    progress.stalled += meter.stalled
+    stalled = torch.tensor(meter.stalled, dtype=torch.float64, device=group.device)
+    progress.stalled += float(group.sum_over(stalled)) / group.world
     progress.epoch += 1
+    journal.flush()
     if not math.isfinite(progress.loss):
         raise ValueError(f"`lr` must keep the loss finite; got {config.lr}. Lower it.")
+
+
+def train_step(parts: Parts, images: Tensor, labels: Tensor, step: int) -> Tensor:
+    """Step on one batch and return its loss; nothing here waits for the GPU."""
+    config = parts.config
+    highest = config.lr * (parts.group.world if config.lr_per == "process" else 1)
+    _set_learning_rate(parts.optimizer, config, highest, step, len(parts.loader))
+    loss = loss_of(parts, images, labels)
+    parts.optimizer.zero_grad(set_to_none=True)
+    parts.scaler.scale(loss).backward()
+    parts.scaler.step(parts.optimizer)
+    parts.scaler.update()
+    return loss.detach()
+
+
+def loss_of(parts: Parts, images: Tensor, labels: Tensor) -> Tensor:
+    """Return the loss of a batch."""
+    with _autocast(parts.config, parts.group.device):
+        loss: Tensor = parts.criterion(parts.network(images), labels)
+    return loss
+
+
+def warm_up(parts: Parts) -> float:
+    """Take a batch forward and backward, leave all as it was, and return the seconds.
+
+    What is compiled or set up at first use is then not counted as training.
+    """
+    started = time.perf_counter()
+    images, labels = next(iter(parts.loader))
+    before = {name: buffer.clone() for name, buffer in parts.model.named_buffers()}
+    parts.model.train()
+    loss_of(parts, images, labels).backward()
+    parts.optimizer.zero_grad(set_to_none=True)
+    for name, buffer in parts.model.named_buffers():
+        buffer.copy_(before[name])
+    if parts.group.device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
 
 
 # -- details -------------------------------------------------------------------------------------
@@ -355,7 +454,11 @@ def _optimizer(part: nn.Module, config: Config) -> torch.optim.Optimizer:
 
 
 def _set_learning_rate(
-    optimizer: torch.optim.Optimizer, config: Config, step: int, steps_per_epoch: int
+    optimizer: torch.optim.Optimizer,
+    config: Config,
+    highest: float,
+    step: int,
+    steps_per_epoch: int,
 ) -> None:
     factor = learning_rate_factor(
         step,
@@ -369,7 +472,21 @@ def _set_learning_rate(
         step_ratio=config.step_ratio,
     )
     for group in optimizer.param_groups:
-        group["lr"] = config.lr * factor
+        group["lr"] = highest * factor
+
+
+def _rates(progress: Progress) -> dict[str, float]:
+    return {
+        "images_per_second": progress.images / progress.seconds,
+        "stall_share": progress.stalled / progress.seconds,
+    }
+
+
+def _same(one: BetonIndex, other: BetonIndex) -> bool:
+    """Say whether two betons hold the same; pixels, which no fingerprint covers, are read last."""
+    if one.fingerprint != other.fingerprint:
+        return False
+    return sha256_of_file(one.path) == sha256_of_file(other.path)
 
 
 def _running_statistics(model: nn.Module) -> list[Tensor]:
@@ -383,18 +500,20 @@ def _autocast(config: Config, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, _HALF[config.amp], enabled=half)
 
 
-def _fingerprint(config: Config) -> dict[str, Any]:
+def _fingerprint(config: Config, splits: dict[str, BetonIndex], group: Processes) -> dict[str, Any]:
     """Everything that the result depends on: the settings, and what the files hold."""
     settings = settings_of(config)
-    for name in ("overwrite", "resume", "save_every"):
+    for name in ("overwrite", "resume", "log_every", "save_every", "num_workers"):
         del settings[name]
-    splits = {name: getattr(config, name) for name in ("train", "val", "test")}
+    for name in ("checkpoint", "run", *splits):  # wherever the files lie
+        del settings[name]
+    per_process = "process" in (config.batch_per, config.lr_per)
     scratch = config.mode == "from_scratch"
     return {
         **settings,
-        **{f"{name}_fingerprint": BetonIndex.open(p).fingerprint for name, p in splits.items()},
-        "checkpoint": None if scratch else settings["checkpoint"],
+        **{f"{name}_fingerprint": index.fingerprint for name, index in splits.items()},
         "checkpoint_sha256": None if scratch else sha256_of_file(str(config.checkpoint)),
+        "world": group.world if per_process else None,
     }
 
 

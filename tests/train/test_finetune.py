@@ -2,7 +2,11 @@
 
 import json
 import os
+import shutil
+import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,12 +24,14 @@ from dp4tl_ffcv import (
     evaluation_loader,
     image_fields,
     load_checkpoint,
+    training_loader,
     write_beton,
 )
 from tests.conftest import Images
 from train import finetune
 from train.processes import Processes
 
+LONGEST = 500  # seconds; it takes a few when the machine is free
 MODES = ("linear_probe", "full_finetuning", "from_scratch")
 # Four of the shared photos' ten classes, under numbers of the target's own.
 TARGET_CLASSES = (2, 3, 5, 7)
@@ -89,7 +95,7 @@ def accuracy(checkpoint: str, beton: Path) -> float:
 def test_the_result_is_that_of_the_best_checkpoint(
     mode: str, configure: Callable[..., Any], target: dict[str, Path]
 ) -> None:
-    config = configure(mode=mode, lr=1e-3)
+    config = configure(mode=mode, lr=1e-3, log_every=5)
     result = finetune.finetune(config)
     assert json.loads((config.run / "result.json").read_text()) == result
     assert Path(result["checkpoint"]) == config.run / "checkpoints" / "best.pt"
@@ -98,8 +104,13 @@ def test_the_result_is_that_of_the_best_checkpoint(
     assert result["test_samples"] == 16
     assert result["mode"] == mode
     rows = [json.loads(line) for line in (config.run / "log.jsonl").read_text().splitlines()]
-    on_val = [row["val_accuracy"] for row in rows if row["event"] == "epoch"]
-    assert len(on_val) == 4
+    losses = {row["step"]: row["loss"] for row in rows if row["event"] == "step"}
+    assert list(losses) == list(range(5, 32 + 1, 5))
+    assert all(np.isfinite(list(losses.values())))
+    epochs = [row for row in rows if row["event"] == "epoch"]
+    assert [row["step"] for row in epochs] == [8, 16, 24, 32]
+    assert result["warm_up_seconds"] > 0
+    on_val = [row["val_accuracy"] for row in epochs]
     assert result["best_epoch"] == int(np.argmax(on_val))
     assert result["val_accuracy"] == max(on_val)
 
@@ -135,7 +146,7 @@ def test_a_probe_computes_each_samples_features_once(
 
     monkeypatch.setattr(Classifier, "forward", counted)
     finetune.finetune(configure(epochs=7))
-    assert sum(passes) == 24 + 24 + 16  # training, validation and test split
+    assert sum(passes) == 3 + 24 + 24 + 16  # a batch to set up; training, validation, test split
 
 
 def test_nothing_of_a_checkpoint_gets_into_a_training_from_scratch(
@@ -178,10 +189,12 @@ def test_the_test_split_is_read_once_after_the_epoch_was_chosen(
     finetune.finetune(configure(mode=mode, epochs=2))
     assert events[-2:] == ["chosen", "test"]
     assert events.count("test") == 1
+    warm_up, *rest = events[:-2]
+    assert warm_up == "train"
     if mode == "linear_probe":  # whatever the number of epochs
-        assert events[:-2] == ["train", "val"]
+        assert rest == ["train", "val"]
     else:
-        assert events[:-2] == ["train", "val", "train", "val"]
+        assert rest == ["train", "val", "train", "val"]
 
 
 @pytest.mark.parametrize("mode", ["linear_probe", "full_finetuning"])
@@ -221,13 +234,19 @@ def test_the_first_of_equally_good_epochs_is_kept() -> None:
 
 
 def test_a_finished_run_is_taken_over_and_another_mode_trains_again(
-    configure: Callable[..., Any], capsys: pytest.CaptureFixture[str]
+    configure: Callable[..., Any], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     first = finetune.finetune(configure())
     capsys.readouterr()
     assert finetune.finetune(configure()) == first
     assert "reused" in capsys.readouterr().out
-    other = finetune.finetune(configure(mode="full_finetuning", epochs=1, overwrite=True))
+    moved = (tmp_path / "run").rename(tmp_path / "moved")
+    again = finetune.finetune(configure(run=moved, num_workers=2, log_every=7))
+    assert "reused" in capsys.readouterr().out
+    assert again == {**first, "checkpoint": str(moved / "checkpoints" / "best.pt")}
+    other = finetune.finetune(
+        configure(mode="full_finetuning", epochs=1, run=moved, overwrite=True)
+    )
     assert "reused" not in capsys.readouterr().out
     assert other["mode"] == "full_finetuning"
 
@@ -331,7 +350,7 @@ def test_labels_are_smoothed(
 
     monkeypatch.setattr(torch.nn.CrossEntropyLoss, "forward", noted)
     finetune.finetune(configure(mode=mode, epochs=1, label_smoothing=0.125))
-    assert used == [0.125] * 8
+    assert used == [0.125] * (8 if mode == "linear_probe" else 1 + 8)
 
 
 def test_a_rate_that_loses_the_loss_is_an_error_and_no_result(
@@ -364,10 +383,10 @@ def test_a_stopped_run_continues_to_the_same_weights(
     assert not (tmp_path / "whole" / "checkpoints" / "resume.pt").exists()
     train_epoch = finetune.train_epoch
 
-    def stopped(parts: Any, progress: Any) -> None:
+    def stopped(parts: Any, progress: Any, journal: Any) -> None:
         if progress.epoch == 2:
             raise KeyboardInterrupt
-        train_epoch(parts, progress)
+        train_epoch(parts, progress, journal)
 
     with monkeypatch.context() as patch:
         patch.setattr(finetune, "train_epoch", stopped)
@@ -375,7 +394,7 @@ def test_a_stopped_run_continues_to_the_same_weights(
             finetune.finetune(configure(**options))
     del events[:]
     result = finetune.finetune(configure(**options))
-    assert events == ["train", "chosen"]
+    assert events == ["train", "train", "chosen"]  # the first is a batch to set up
     assert result["best_epoch"] == 0
     logs = [(tmp_path / name / "log.jsonl").read_text() for name in ("run", "whole")]
     losses = [json.loads(log.splitlines()[-1])["loss"] for log in logs]
@@ -383,10 +402,68 @@ def test_a_stopped_run_continues_to_the_same_weights(
     expected = weights(whole)
     for name, value in weights(result).items():
         assert torch.equal(value, expected[name]), name
-    times = {"checkpoint", "finetune_seconds", "images_per_second", "stall_share", "environment"}
-    assert {k: v for k, v in result.items() if k not in times} == {
-        k: v for k, v in whole.items() if k not in times
+    times = {"finetune_seconds", "warm_up_seconds", "images_per_second", "stall_share"}
+    others = {*times, "checkpoint", "environment"}
+    assert {k: v for k, v in result.items() if k not in others} == {
+        k: v for k, v in whole.items() if k not in others
     }
+
+
+# Finetunes in a process of its own, which kills itself with SIGKILL in its second epoch.
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from train import finetune
+
+step = finetune.train_step
+
+def train_step(parts, images, labels, number):
+    if number == 8 + 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return step(parts, images, labels, number)
+
+finetune.train_step = train_step
+paths = dict(zip(("checkpoint", "train", "val", "test", "run"), map(Path, sys.argv[1:])))
+finetune.finetune(finetune.Config(**paths, **SETTINGS))
+"""
+
+
+def test_a_killed_run_ends_with_the_same_bits(
+    configure: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    options = {"mode": "full_finetuning", "lr": 1e-3, "epochs": 2, "save_every": 1}
+    config = configure(**options)
+    paths = ("checkpoint", "train", "val", "test", "run")
+    settings = {name: getattr(config, name) for name in ("resolution", "batch_size", "num_workers")}
+    ended = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            KILLED.replace("SETTINGS", repr({**settings, **options})),
+            *(str(getattr(config, name)) for name in paths),
+        ],
+        timeout=LONGEST, text=True, check=False, capture_output=True,
+        cwd=Path(finetune.__file__).parent.parent,
+    )  # fmt: skip
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
+    assert not (config.run / "result.json").exists()
+    whole = finetune.finetune(configure(**options, run=tmp_path / "whole"))
+    steps: list[int] = []
+    train_step = finetune.train_step
+
+    def counted(*arguments: Any) -> Any:
+        steps.append(arguments[-1])
+        return train_step(*arguments)
+
+    monkeypatch.setattr(finetune, "train_step", counted)
+    result = finetune.finetune(config)
+    assert steps == list(range(8, 16))
+    assert result["val_accuracy"] == whole["val_accuracy"]
+    expected, found = weights(whole), weights(result)
+    assert found.keys() == expected.keys()
+    for name, value in found.items():
+        assert torch.equal(value, expected[name]), name
+    assert [path.name for path in (config.run / "checkpoints").iterdir()] == ["best.pt"]
 
 
 def in_two(rank: int, port: int, config: finetune.Config) -> None:
@@ -411,9 +488,89 @@ def test_two_processes_finetune_one_model(configure: Callable[..., Any]) -> None
     assert result["val_accuracy"] == pytest.approx(accuracy(result["checkpoint"], config.val))
 
 
+class Two(Processes):
+    """One of two processes, as far as settings are concerned; the other is never waited for."""
+
+    def wrap(self, network: torch.nn.Module) -> torch.nn.Module:
+        return network
+
+
+def test_batch_and_rate_are_of_a_step_or_of_each_process(
+    configure: Callable[..., Any],
+    target: dict[str, Path],
+    pretrained: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    steps: list[dict[str, Any]],
+) -> None:
+    asked: list[int] = []
+
+    def noted(*_: Any, batch_size: int, **options: Any) -> PrunedLoader:
+        asked.append(batch_size)
+        options = {**options, "distributed": False}
+        return training_loader(target["train"], batch_size=batch_size, **options)
+
+    monkeypatch.setattr(finetune, "training_loader", noted)
+    group = Two(torch.device("cpu"), 0, 2)
+    prints = []
+    for per, batch, rate in (("step", 3, 1e-3), ("process", 6, 2e-3)):
+        config = configure(
+            mode="full_finetuning", batch_size=6, lr=1e-3, schedule="constant",
+            batch_per=per, lr_per=per,
+        )  # fmt: skip
+        parts = finetune.set_up(load_checkpoint(pretrained), config, group)
+        images, labels = next(iter(parts.loader))
+        finetune.train_step(parts, images, labels, 0)
+        assert asked.pop() == batch
+        assert steps.pop()["lr"] == pytest.approx(rate)
+        splits = finetune.open_splits(config)
+        alone = Processes(torch.device("cpu"))
+        prints.append([finetune._fingerprint(config, splits, each) for each in (group, alone)])
+    assert prints[0][0] == prints[0][1]
+    assert prints[1][0] != prints[1][1]
+
+
 def test_several_processes_for_a_probe_are_refused(configure: Callable[..., Any]) -> None:
     with pytest.raises(ValueError, match=r"`mode`.*without torchrun"):
         finetune.load_pretrained(configure(), Processes(torch.device("cpu"), 0, 2))
+
+
+# Splits that do not belong together.
+
+
+@pytest.mark.parametrize(
+    ("first", "second"), [("train", "val"), ("train", "test"), ("val", "test")]
+)
+def test_a_split_in_the_place_of_another_is_refused(
+    first: str, second: str, configure: Callable[..., Any], target: dict[str, Path], tmp_path: Path
+) -> None:
+    copied = Path(shutil.copy(target[first], tmp_path / "copied.beton"))
+    config = configure(**{second: copied})
+    with pytest.raises(ValueError, match=rf"^`{second}` must hold other samples than `{first}`"):
+        finetune.finetune(config)
+    assert not config.run.exists()
+
+
+def test_splits_of_one_layout_with_other_pixels_are_taken(
+    configure: Callable[..., Any], tmp_path: Path
+) -> None:
+    for name, brightness in (("train", 0), ("val", 100), ("test", 200)):
+        images = [np.full((32, 32, 3), brightness + label, np.uint8) for label in range(4)]
+        samples = [(image, label, label) for label, image in enumerate(images)]
+        fields = image_fields(mode="raw")
+        write_beton(tmp_path / f"{name}.beton", samples, fields)
+    paths = {name: tmp_path / f"{name}.beton" for name in ("train", "val", "test")}
+    splits = finetune.open_splits(configure(**paths))
+    assert len({index.fingerprint for index in splits.values()}) == 1
+
+
+@pytest.mark.parametrize("name", ["val", "test"])
+def test_a_split_with_classes_that_are_not_trained_is_refused(
+    name: str, configure: Callable[..., Any], other_photos: Images
+) -> None:
+    config = configure(**{name: other_photos.path})
+    with pytest.raises(ValueError, match=rf"^`{name}` must have the 4 classes of `train`.*10"):
+        finetune.finetune(config)
+    assert not config.run.exists()
 
 
 # Settings that no run can have.
@@ -423,6 +580,8 @@ def test_several_processes_for_a_probe_are_refused(configure: Callable[..., Any]
     ("changes", "name"),
     [
         ({"epochs": 0}, "epochs"),
+        ({"log_every": 0}, "log_every"),
+        ({"lr_per": "gpu"}, "lr_per"),
         ({"batch_size": 0}, "batch_size"),
         ({"resolution": 0}, "resolution"),
         ({"val_resolution": 0}, "val_resolution"),

@@ -22,6 +22,7 @@ from dp4tl_ffcv import (
     Selection,
     StaleArtifactError,
     build_model,
+    compact,
     load_checkpoint,
 )
 from dp4tl_ffcv.cli import main
@@ -451,12 +452,14 @@ def test_the_encoder_gives_pseudo_classes_scores_and_a_pruned_run(
 def test_the_encoder_is_finetuned_with_a_new_head(
     trained: dict[str, Any], photos: Images, other_photos: Images, tmp_path: Path
 ) -> None:
+    for name, ids in (("val", range(20)), ("test", range(20, 40))):
+        compact(other_photos.path, list(ids), tmp_path / f"{name}.beton")
     result = finetune.finetune(
         finetune.Config(
             checkpoint=Path(trained["checkpoint"]),
             train=photos.path,
-            val=other_photos.path,
-            test=other_photos.path,
+            val=tmp_path / "val.beton",
+            test=tmp_path / "test.beton",
             run=tmp_path / "probe",
             mode="linear_probe",
             resolution=32,

@@ -43,10 +43,14 @@ class Config:
     epochs: int = 50
     """Passes over the training split."""
     batch_size: int = 128
-    """Images per step, shared by the processes."""
+    """Images per step, or per step and process."""
+    batch_per: Literal["step", "process"] = "step"
+    """A step's batch is `batch_size`, shared by the processes, or each process has as many."""
 
     lr: float = 1e-2
     """Highest learning rate; 1e-4 suits full finetuning with Adam."""
+    lr_per: Literal["step", "process"] = "step"
+    """The rate is `lr`, or `lr` times the number of processes."""
     schedule: Literal["cyclic", "step", "cosine", "constant"] = "cosine"
     """How the rate falls: linearly, by a factor every few epochs, along a cosine, or not at all."""
     warmup: float = 0.0
@@ -76,8 +80,10 @@ class Config:
     seed: int = 0
     """Of the new weights and the order of the samples."""
     num_workers: int = -1
-    """Loading threads of each process; -1 takes every core."""
+    """Loading threads of each process; -1 shares the cores of a machine among its processes."""
 
+    log_every: int = 50
+    """Steps between two lines of the log."""
     save_every: int = 10
     """Epochs between two checkpoints to resume from, where all weights are trained."""
     resume: bool = True
@@ -88,7 +94,8 @@ class Config:
     def __post_init__(self) -> None:
         """Refuse settings that no run can have."""
         check_choices(self)
-        check_at_least(self, 1, ("epochs", "batch_size", "step_length", "save_every"))
+        check_at_least(self, 1, ("epochs", "batch_size", "step_length"))
+        check_at_least(self, 1, ("log_every", "save_every"))
         check_at_least(self, 1, ("resolution", "val_resolution"))
         check_at_least(self, 0, ("lr", "weight_decay", "step_ratio"))
         check_shares(self, ("warmup", "start_factor", "end_factor", "momentum"))
