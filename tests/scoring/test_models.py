@@ -2,6 +2,7 @@
 
 import copy
 import sys
+import warnings
 from typing import Any
 
 import pytest
@@ -54,6 +55,19 @@ def test_features_are_the_input_of_the_head(arch: str) -> None:
     assert logits.shape == (3, 5)
     assert features.shape == (3, ARCHS.get(arch, 32))
     assert not model.head._forward_pre_hooks
+
+
+@pytest.mark.parametrize("arch", ["googlenet", "inception_v3"])
+def test_inceptions_have_one_output_in_training_too(arch: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model = build_model(arch, 5).train()
+    logits, features = model.features(images(2, side=96))
+    assert isinstance(logits, torch.Tensor)
+    assert logits.shape == (2, 5)
+    assert features.shape == (2, model.head.in_features)
+    logits.sum().backward()
+    assert all(weight.grad is not None for weight in model.parameters())  # else DDP refuses them
 
 
 def test_a_failing_pass_leaves_no_hook() -> None:

@@ -24,6 +24,9 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 # ResNets for images of 32 to 64 pixels and few cores, by the channels of their first stage.
 SMALL_RESNETS = {"resnet8_w16": 16, "resnet8_w32": 32}
 TIMM = "timm:"
+# Of torchvision: with more heads, in training, which would make the output a tuple.
+_INCEPTIONS = {"googlenet", "inception_v3"}
+_ONE_HEAD = {"aux_logits": False, "init_weights": False}  # the latter's absence raises a warning
 
 
 class NoHead(nn.Identity):
@@ -149,9 +152,9 @@ def build_model(arch: str, num_classes: int | None) -> Classifier:
 
     Args:
         arch: any classification model of torchvision that ends in a linear layer, which is all but
-            SqueezeNet, `resnet8_w16` or `resnet8_w32` for images of 32 to 64 pixels, or, where
-            timm is installed, one of timm: `timm:NAME`, or its name alone if torchvision has none
-            of that name.
+            SqueezeNet, the Inceptions without their auxiliary heads, `resnet8_w16` or `resnet8_w32`
+            for images of 32 to 64 pixels, or, where timm is installed, one of timm: `timm:NAME`, or
+            its name alone if torchvision has none of that name.
         num_classes: outputs C; None builds an encoder, without a head.
 
     Returns:
@@ -165,7 +168,8 @@ def build_model(arch: str, num_classes: int | None) -> Classifier:
     if arch in SMALL_RESNETS:
         return Classifier(_small_resnet(outputs, SMALL_RESNETS[arch]), arch, num_classes)
     if not arch.startswith(TIMM):
-        network = torchvision.models.get_model(arch, weights=None, num_classes=outputs)
+        options = _ONE_HEAD if arch in _INCEPTIONS else {}
+        network = torchvision.models.get_model(arch, weights=None, num_classes=outputs, **options)
         return Classifier(network, arch, num_classes)
     network, channels = _timm_model(arch.removeprefix(TIMM), outputs)
     return Classifier(network, arch, num_classes, *channels)
