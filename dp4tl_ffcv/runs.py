@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import shutil
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict
 from importlib import metadata
@@ -162,6 +163,10 @@ def _gpu_name() -> str:
         for line in card.read_text().splitlines():
             if line.startswith("Model:"):
                 return line.split(":", 1)[1].strip()
+    # A container may not show the driver's files; a process that computes on the GPU has a context.
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        return str(torch.cuda.get_device_name())
     return "none"
 
 

@@ -2,7 +2,9 @@
 
 import json
 import os
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -218,3 +220,25 @@ def test_the_environment_names_machine_and_versions() -> None:
     for name in ("machine", "cpu", "gpu", "python", "ffcv", "torch", "numba", "numpy"):
         assert row[name]
     assert row["numpy"] != "absent"
+
+
+@pytest.mark.parametrize(
+    ("initialized", "name"), [(True, "a card"), (False, "none"), (None, "none")]
+)
+def test_without_the_drivers_files_a_card_in_use_is_named_by_torch(
+    initialized: bool | None, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    glob = Path.glob
+
+    def without_cards(self: Path, pattern: str) -> Any:
+        return [] if "nvidia" in str(self) else glob(self, pattern)
+
+    monkeypatch.setattr(Path, "glob", without_cards)
+    torch = SimpleNamespace(
+        cuda=SimpleNamespace(is_initialized=lambda: initialized, get_device_name=lambda: "a card")
+    )
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    if initialized is not None:
+        monkeypatch.setitem(sys.modules, "torch", torch)
+    assert environment()["gpu"] == name
+    assert ("torch" in sys.modules) == (initialized is not None)
