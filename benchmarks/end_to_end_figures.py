@@ -5,7 +5,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.dataset import retain
 from benchmarks.end_to_end_runs import (
     COMPACTED,
     FULL,
@@ -97,7 +96,7 @@ def bytes_read(bench: Bench) -> list[Row]:
     for cache, side in _each(bench):
         if cache == "warm":  # files mapped into memory are not read
             continue
-        retained = float(extents[retain(bench.index.labels(), side.keep)].sum())
+        retained = float(extents[bench.retained(side.keep)].sum())
         read = [float(epoch.read) for epoch in bench.epochs[cache][side]]
         params = _params(bench, cache, side)
         least = [retained] * len(read)

@@ -7,10 +7,19 @@ from functools import cached_property, partial
 from pathlib import Path
 from statistics import median
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from benchmarks.dataset import Images, prepare, retain
-from benchmarks.end_to_end_sides import Epoch, Network, Side, Trainer, fill_page_cache
+from benchmarks.dataset import Images, prepare
+from benchmarks.end_to_end_sides import (
+    Epoch,
+    Network,
+    Side,
+    Trainer,
+    fill_page_cache,
+    retain_batches,
+)
 from benchmarks.measure import Worker, alternate
 from dp4tl_ffcv import BetonIndex, compact
 
@@ -31,7 +40,7 @@ class Scale:
 
     network: Network
     samples: int
-    """Images of 400 pixels in the full source."""
+    """Images of 400 pixels in the full source: whole batches, as of what is retained."""
     keeps: tuple[float, ...] = (0.2, 0.4, 0.6)
     """Shares of the classes to retain."""
     warm: int
@@ -41,6 +50,14 @@ class Scale:
     device: str = "cpu"
     limit: bool = False
     """Measure, too, what the device trains when nothing needs to be loaded."""
+
+    def __post_init__(self) -> None:
+        """Refuse a source with a short last batch."""
+        if self.samples % self.network.batch_size:
+            raise ValueError(
+                f"`samples` must be a multiple of the batch, {self.network.batch_size}; got "
+                f"{self.samples}. Choose one."
+            )
 
 
 CPU = (
@@ -55,6 +72,7 @@ QUICK = (
     Scale(
         network=Network(arch="resnet8_w16", resolution=32, batch_size=64),
         samples=640,
+        keeps=(0.4,),
         warm=1,
         cold=1,
     ),
@@ -174,9 +192,13 @@ class Bench:
         (found,) = (side for side in self.sides if (side.how, side.keep) == (how, keep))
         return found
 
+    def retained(self, keep: float) -> NDArray[np.int64]:
+        """Return the ids that are trained on of `keep` of the classes."""
+        return retain_batches(self.index, keep, self.scale.network.batch_size)
+
     def share(self, keep: float) -> float:
-        """Return the share of the samples that `keep` of the classes have."""
-        return len(retain(self.index.labels(), keep)) / self.index.num_samples
+        """Return their share of the samples."""
+        return len(self.retained(keep)) / self.index.num_samples
 
     def seconds(self, cache: str, side: Side) -> list[float]:
         """Return the seconds of each epoch."""
@@ -204,7 +226,7 @@ class Bench:
         for side, made in epochs.items():
             if side.beton is None:
                 continue
-            expected = len(retain(self.index.labels(), side.keep))
+            expected = len(self.retained(side.keep))
             if {epoch.images for epoch in made} != {expected}:
                 raise RuntimeError(f"{side.how} trained on other than {expected} images: {made}")
 
@@ -218,7 +240,7 @@ class Bench:
     def _compact(self, keep: float, raw_budget: int | None = None) -> tuple[Path, float]:
         how = "jpg" if raw_budget is None else "raw"
         path = self.data / f"{self.source.stem}_compacted_{keep:g}_{how}.beton"
-        ids = retain(self.index.labels(), keep)
+        ids = self.retained(keep)
         started = time.perf_counter()
         compact(self.source, ids, path, raw_budget=raw_budget)
         return path, time.perf_counter() - started

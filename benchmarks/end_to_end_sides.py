@@ -21,6 +21,7 @@ from ffcv.fields.basics import IntDecoder
 from ffcv.fields.rgb_image import RandomResizedCropRGBImageDecoder
 from ffcv.loader import Loader, OrderOption
 from ffcv.transforms import RandomHorizontalFlip, Squeeze, ToDevice, ToTensor, ToTorchImage
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import dp4tl_ffcv
@@ -32,7 +33,7 @@ from train.pretrain import Parts, make_model, open_data, train_step
 from train.processes import Processes
 from train.progress import Meter
 
-__all__ = ["Epoch", "Network", "Side", "Trainer", "fill_page_cache"]
+__all__ = ["Epoch", "Network", "Side", "Trainer", "fill_page_cache", "retain_batches"]
 
 SEED = 0
 LR = 0.01  # what is learned does not matter, but it must stay finite
@@ -48,6 +49,25 @@ class Network:
     """Side of the training crops in pixels."""
     batch_size: int
     num_classes: int = 100
+
+
+def retain_batches(beton: dp4tl_ffcv.BetonIndex, keep: float, batch_size: int) -> NDArray[np.int64]:
+    """Return the ids of random classes' samples, `keep` of all, cut to whole batches.
+
+    A short last batch would cost more for each of its images, and on a GPU be tuned anew in the
+    first epoch that is measured: both weigh most where little is retained.
+
+    Raises:
+        ValueError: they do not fill a batch.
+    """
+    ids = retain(beton.labels(), keep)
+    whole = len(ids) // batch_size * batch_size
+    if not whole:
+        raise ValueError(
+            f"`keep` must retain a batch of {batch_size} samples; got {keep}, which retains "
+            f"{len(ids)}. Raise it."
+        )
+    return ids[:whole]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,11 +165,11 @@ class Trainer:
             "batch_size": network.batch_size,
             "num_workers": -1,
             "seed": SEED,
-            "drop_last": False,  # a batch that is left out is a large share of a small selection
+            "drop_last": False,  # nothing to drop: all sides have whole batches
         }
         if side.indices:
-            labels = dp4tl_ffcv.BetonIndex.open(side.beton).labels()
-            options["indices"] = retain(labels, side.keep)
+            index = dp4tl_ffcv.BetonIndex.open(side.beton)
+            options["indices"] = retain_batches(index, side.keep, network.batch_size)
         options["pipelines"] = {
             "image": [*_decoders(size, stock=side.stock), ToTensor(), *move, ToTorchImage()],
             "label": [IntDecoder(), ToTensor(), Squeeze(1), *move],

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import end_to_end, end_to_end_figures
+from benchmarks import end_to_end, end_to_end_figures, end_to_end_sides
+from benchmarks.dataset import retain
 from benchmarks.end_to_end_figures import NAMES, measure
 from benchmarks.end_to_end_runs import Bench, Scale, scales
 from benchmarks.end_to_end_sides import Epoch, Network, Side, Trainer
@@ -16,7 +17,7 @@ from dp4tl_ffcv import BetonIndex
 
 TINY = Scale(
     network=Network(arch="resnet8_w16", resolution=32, batch_size=16, num_classes=4),
-    samples=60,
+    samples=80,
     keeps=(0.5,),
     warm=1,
     cold=1,
@@ -136,7 +137,7 @@ def test_the_table_has_a_line_for_each_side(pretended: tuple[Bench, Rows]) -> No
 def printed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Rows]:
     """Rows of a real run with a cold page cache."""
     folder = tmp_path_factory.mktemp("end_to_end")
-    cold = Scale(network=TINY.network, samples=60, keeps=(0.5,), warm=0, cold=1)
+    cold = Scale(network=TINY.network, samples=TINY.samples, keeps=(0.5,), warm=0, cold=1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(end_to_end, "scales", lambda **_: (cold,))
         end_to_end.main(end_to_end.Config(quick=True, data=folder, out=folder / "rows.jsonl"))
@@ -163,9 +164,37 @@ def test_pruned_epochs_read_what_is_retained_and_stock_ffcv_reads_pages(
     assert rows["bytes_read", "stock Loader, indices=", "cold"]["ratio"] < 0.6
 
 
+@pytest.mark.parametrize("how", ["PrunedLoader, full", "PrunedLoader", "compacted"])
+def test_every_step_of_an_epoch_has_a_whole_batch(
+    how: str, pretended: tuple[Bench, Rows], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench, _ = pretended
+    taken: list[int] = []
+
+    def noted(_: Any, images: torch.Tensor, *__: Any) -> torch.Tensor:
+        taken.append(len(images))
+        return torch.zeros(())
+
+    monkeypatch.setattr(end_to_end_sides, "train_step", noted)
+    side = bench.side(how, 1.0 if "full" in how else 0.5)
+    trainer = Trainer(TINY.network, bench.source, False, "cpu")
+    trainer.open(side)
+    taken.clear()
+    trainer.epoch(side)
+    chosen = retain(bench.index.labels(), side.keep)
+    assert taken == [16] * (len(chosen) // 16)
+    assert "full" in how or len(chosen) % 16  # else this says nothing
+    assert bench.share(side.keep) == sum(taken) / TINY.samples
+
+
+def test_sizes_without_a_whole_batch_are_refused() -> None:
+    with pytest.raises(ValueError, match="`samples` must be a multiple of the batch, 16; got 60"):
+        Scale(network=TINY.network, samples=60, warm=1, cold=1)
+
+
 @pytest.mark.parametrize("method", ["lm", "fm"])
 def test_selection_runs_from_betons_to_classes(method: str, printed: tuple[Path, Rows]) -> None:
-    (source,) = printed[0].glob("jpg400_60_*0_1.beton")
+    (source,) = printed[0].glob("jpg400_80_*0_1.beton")
     assert BetonIndex.open(source).num_samples == TINY.samples
     trainer = Trainer(TINY.network, source, False, "cpu")
     assert trainer.select(method, source, source, 0.5) > 0
@@ -177,7 +206,8 @@ def test_without_a_gpu_a_small_network_is_trained_on_the_processor(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     for quick in (False, True):
         (scale,) = scales(quick=quick)
-        assert (scale.device, scale.limit, scale.keeps) == ("cpu", False, (0.2, 0.4, 0.6))
+        assert (scale.device, scale.limit) == ("cpu", False)
+        assert scale.keeps == ((0.4,) if quick else (0.2, 0.4, 0.6))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     networks = [scale.network for scale in scales(quick=False)]
     assert [(each.arch, each.resolution) for each in networks] == [
