@@ -50,7 +50,9 @@ def pretrain(config: Config) -> dict[str, Any]:
     """Train as `config` says and return the content of `result.json`."""
     with processes() as group:
         data = open_data(config)
-        run = RunFolder(config.run, _fingerprint(config, data), overwrite=config.overwrite)
+        run = RunFolder(
+            config.run, _fingerprint(config, data, group.world), overwrite=config.overwrite
+        )
         if finished := group.in_main(run.finished):
             if group.main:
                 print(f"{config.run}: finished before, reused")
@@ -73,11 +75,12 @@ def pretrain(config: Config) -> dict[str, Any]:
             start_epoch(parts, progress.epoch)
             train_epoch(parts, progress, journal)
             last = progress.step == parts.num_steps
-            if last or progress.epoch % config.save_every == 0:
-                group.in_main(partial(snapshot.save, progress))
+            # Before the state is kept: a run that is killed meanwhile then comes by here again.
             if not last and config.val_every and progress.epoch % config.val_every == 0:
                 with parts.weights_to_keep():
                     journal.write("validation", progress.step, **parts.validate())
+            if last or progress.epoch % config.save_every == 0:
+                group.in_main(partial(snapshot.save, progress))
 
         # -- finish ------------------------------------------------------------------------------
         checkpoint = run.checkpoints / "last.pt"
@@ -159,13 +162,19 @@ def open_data(config: Config) -> Data:
     return Data(index, selection, val)
 
 
-def _fingerprint(config: Config, data: Data) -> dict[str, Any]:
-    """Everything that the result depends on: the settings, and what the files hold."""
+def _fingerprint(config: Config, data: Data, world: int) -> dict[str, Any]:
+    """Everything that the result depends on: the settings, and what the files hold.
+
+    Not where the files are, nor into how many processes the steps are divided.
+    """
     settings = settings_of(config)
     for name in ("overwrite", "resume", "log_every", "save_every", "num_workers", "cache"):
         del settings[name]
+    for name in ("run", "train", "val", "selection"):
+        del settings[name]
     return {
         **settings,
+        "processes": world if "process" in (config.batch_per, config.lr_per) else None,
         "train_fingerprint": data.index.fingerprint,
         "val_fingerprint": data.val.fingerprint if data.val else None,
         "retained": data.selection.digest() if data.selection else None,
@@ -221,7 +230,8 @@ def set_up(config: Config, data: Data, group: Processes) -> Parts:
     model = make_model(config, data, group)
     network: Any = model
     if config.compile != "off":
-        network = torch.compile(model, mode=config.compile)
+        # A side of the ramp is compiled for itself: kernels for any side would be slower.
+        network = torch.compile(model, mode=config.compile, dynamic=False)
     loader = training_loader(
         config.train,
         batch_size=batch_of_process(config, group),
@@ -279,17 +289,19 @@ def make_validation(config: Config, data: Data, group: Processes) -> Validation 
     if data.val is None:
         return None
     ids, selection = np.arange(data.val.num_samples), data.selection
-    attack = make_attack("pgd", epsilon=config.attack_epsilon, steps=config.robust_steps)
+    attack = None
+    if config.attack != "none":
+        attack = make_attack("pgd", epsilon=config.attack_epsilon, steps=config.robust_steps)
     return Validation(
         index=data.val,
         ids=selection.transfer(data.val).indices if selection else ids,
         label_map=selection.label_map if selection and config.relabel else None,
-        batch_size=batch_of_process(config, group),
+        batch_size=config.val_batch_size or batch_of_process(config, group),
         resolution=config.val_resolution or config.end_resolution or config.resolution,
         crop_ratio=config.crop_ratio,
         num_workers=group.threads(config.num_workers),
         tta=config.tta,
-        attack=attack if config.attack != "none" else None,
+        attack=attack,
     )
 
 

@@ -53,7 +53,7 @@ def pretrain_moco(config: Config) -> dict[str, Any]:
     with processes() as group:
         index = BetonIndex.open(config.train)
         selection = Selection.load(config.selection) if config.selection else None
-        facts = _fingerprint(config, index, selection)
+        facts = _fingerprint(config, index, selection, group.world)
         run = RunFolder(config.run, facts, overwrite=config.overwrite)
         if finished := group.in_main(run.finished):
             if group.main:
@@ -313,13 +313,21 @@ def _batch_of_a_process(config: Config, group: Processes, num_samples: int) -> i
     return batch_size
 
 
-def _fingerprint(config: Config, index: BetonIndex, selection: Selection | None) -> dict[str, Any]:
-    """Everything that the result depends on: the settings, and what the files hold."""
+def _fingerprint(
+    config: Config, index: BetonIndex, selection: Selection | None, world: int
+) -> dict[str, Any]:
+    """Everything that the result depends on: the settings, and what the files hold.
+
+    Not where the files are, nor into how many processes the steps are divided.
+    """
     settings = settings_of(config)
     for name in ("overwrite", "resume", "log_every", "save_every", "num_workers", "cache"):
         del settings[name]
+    for name in ("run", "train", "selection"):
+        del settings[name]
     return {
         **settings,
+        "processes": world if "process" in (config.batch_per, config.lr_per) else None,
         "train_fingerprint": index.fingerprint,
         "retained": selection.digest() if selection else None,
     }

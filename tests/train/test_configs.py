@@ -132,6 +132,11 @@ def test_a_named_configuration_takes_its_paths() -> None:
         ("val_every", -1),
         ("save_every", 0),
         ("attack_epsilon", -1.0),
+        ("attack_step_size", 0.0),
+        ("attack_step_size", float("nan")),
+        ("val_batch_size", 0),
+        ("step_length", 0),
+        ("seed", -1),
     ],
 )
 def test_settings_that_no_run_can_have_are_refused(name: str, value: Any) -> None:

@@ -124,6 +124,40 @@ def test_a_changed_selection_at_the_same_path_trains_again(
         assert len(steps) == 1
 
 
+def test_files_that_were_moved_are_the_same_run(
+    configure: Configure,
+    photos: Images,
+    other_photos: Images,
+    three_classes: Path,
+    steps: list[float],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    first = pretrain.pretrain(configure(epochs=1, selection=three_classes))
+    del steps[:]
+    monkeypatch.chdir(tmp_path)
+    Path("run").rename("moved")
+    files = {"train": photos.path, "val": other_photos.path, "selection": three_classes}
+    for name, path in files.items():
+        shutil.copy(path, name + path.suffix)
+    relative = {name: Path(name + path.suffix) for name, path in files.items()}
+    assert pretrain.pretrain(configure(epochs=1, run=Path("moved"), **relative)) == first
+    assert steps == []
+
+
+@pytest.mark.parametrize("setting", ["batch_per", "lr_per"])
+def test_a_rate_or_batch_of_each_process_makes_their_number_part_of_the_run(
+    setting: str, configure: Configure
+) -> None:
+    def of(config: pretrain.Config, world: int) -> dict[str, Any]:
+        return pretrain._fingerprint(config, pretrain.open_data(config), world)
+
+    assert of(configure(), 2) == of(configure(), 4)
+    each = configure(**{setting: "process"})
+    assert of(each, 2) == of(each, 2)
+    assert of(each, 2) != of(each, 4)
+
+
 @pytest.mark.parametrize("iterations", [2, 5, 6, 7])
 def test_iterations_are_exactly_that_many_steps(
     iterations: int, configure: Configure, steps: list[float]

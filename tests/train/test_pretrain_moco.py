@@ -4,6 +4,7 @@ import copy
 import json
 import multiprocessing
 import os
+import shutil
 import socket
 import sys
 from collections.abc import Callable, Iterator
@@ -273,6 +274,29 @@ def test_a_finished_run_is_taken_over(
         pretrain_moco.pretrain_moco(replace(config, temperature=0.1))
 
 
+def test_files_that_were_moved_are_the_same_run(
+    trained: dict[str, Any], photos: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(Path(trained["checkpoint"]).parents[1], "moved")
+    shutil.copy(photos.path, "train.beton")
+    config = Config(**SMALL, train=Path("train.beton"), run=Path("moved"))
+    assert pretrain_moco.pretrain_moco(config) == trained
+
+
+@pytest.mark.parametrize("setting", ["batch_per", "lr_per"])
+def test_a_rate_or_batch_of_each_process_makes_their_number_part_of_the_run(
+    setting: str, configure: Callable[..., Config], photos: Images
+) -> None:
+    def of(config: Config, world: int) -> dict[str, Any]:
+        return pretrain_moco._fingerprint(config, photos.index, None, world)
+
+    assert of(configure(), 2) == of(configure(), 4)
+    each = configure(**{setting: "process"})
+    assert of(each, 2) == of(each, 2)
+    assert of(each, 2) != of(each, 4)
+
+
 def test_a_selection_trains_on_what_it_retains(
     configure: Callable[..., Config], photos: Images, tmp_path: Path
 ) -> None:
@@ -311,6 +335,7 @@ def test_a_batch_that_fits_neither_queue_nor_data_is_refused(
     [
         ("queue", 0),
         ("epochs", 0),
+        ("seed", -1),
         ("temperature", 0.0),
         ("key_momentum", 1.5),
         ("hue", 0.6),

@@ -143,7 +143,8 @@ def test_the_trained_network_is_compiled_and_the_bare_one_saved(
 ) -> None:
     modes: list[str] = []
 
-    def compiled(model: torch.nn.Module, mode: str) -> torch.nn.Module:
+    def compiled(model: torch.nn.Module, mode: str, dynamic: bool) -> torch.nn.Module:
+        assert not dynamic  # each side of a ramp has its own kernels
         modes.append(mode)
         return model
 
@@ -168,6 +169,49 @@ def test_the_batch_is_per_step_or_per_process(
 ) -> None:
     group = Processes(torch.device("cpu"), 0, 4)
     assert pretrain.batch_of_process(configure(batch_per=batch_per), group) == expected
+
+
+@pytest.mark.parametrize(("val_batch_size", "sizes"), [(None, [32, 8]), (30, [30, 10])])
+def test_validation_has_its_own_batch_size(
+    val_batch_size: int | None, sizes: list[int], configure: Configure, other_photos: Images
+) -> None:
+    config = configure(val_batch_size=val_batch_size)
+    group = Processes(torch.device("cpu"))
+    validation = pretrain.make_validation(config, pretrain.open_data(config), group)
+    assert validation is not None
+    batches = validation._batches(np.arange(other_photos.index.num_samples), group.device)
+    assert [len(images) for images, _ in batches] == sizes
+
+
+def test_a_run_that_is_killed_in_a_validation_makes_it_again(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(self: Any) -> dict[str, Any]:
+        raise InterruptedError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pretrain.Parts, "validate", killed)
+        with pytest.raises(InterruptedError):
+            pretrain.pretrain(configure(val_every=1))
+    pretrain.pretrain(configure(val_every=1))
+    rows = [json.loads(line) for line in (configure().run / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if row["event"] == "validation"] == [3]
+
+
+def test_without_an_attack_its_bound_does_not_matter(configure: Configure) -> None:
+    config = configure(attack_epsilon=0.0)
+    data = pretrain.open_data(config)
+    validation = pretrain.make_validation(config, data, Processes(torch.device("cpu")))
+    assert validation is not None
+    assert validation.attack is None
+
+
+@pytest.mark.parametrize("epsilon", [0.0, 256.0])
+def test_an_attack_that_changes_nothing_or_all_is_refused_at_once(
+    epsilon: float, configure: Configure
+) -> None:
+    with pytest.raises(ValueError, match=r"^`attack_epsilon` must"):
+        configure(attack="pgd", attack_epsilon=epsilon)
 
 
 @pytest.mark.gpu

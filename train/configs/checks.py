@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import fields
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-__all__ = ["check_at_least", "check_choices", "check_shares"]
+__all__ = ["check_at_least", "check_choices", "check_pixel_values", "check_shares"]
 
 
 def check_choices(config: Any) -> None:
@@ -33,6 +33,20 @@ def check_at_least(config: Any, least: float, names: Iterable[str]) -> None:
         value = getattr(config, name)
         if value is not None and not value >= least:
             raise ValueError(f"`{name}` must be at least {least}; got {value}. Raise it.")
+
+
+def check_pixel_values(config: Any, names: Iterable[str]) -> None:
+    """Refuse changes of a pixel value, of 255, that are none or larger than any; None passes.
+
+    Raises:
+        ValueError: one is.
+    """
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and not 0 < value <= 255:
+            raise ValueError(
+                f"`{name}` must be above 0 and at most 255; got {value}. Give pixel values."
+            )
 
 
 def check_shares(config: Any, names: Iterable[str]) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from .checks import check_at_least, check_choices, check_shares
+from .checks import check_at_least, check_choices, check_pixel_values, check_shares
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +55,8 @@ class Config:
     """Images per step, or per step and process."""
     batch_per: Literal["step", "process"] = "step"
     """A step's batch is `batch_size`, shared by the processes, or each process has as many."""
+    val_batch_size: int | None = None
+    """Images of a validation batch in each process; None takes as many as in training."""
 
     lr: float = 0.5
     """Highest learning rate, reached after `warmup`."""
@@ -135,11 +137,15 @@ class Config:
     def __post_init__(self) -> None:
         """Refuse settings that no run can have."""
         check_choices(self)
-        check_at_least(self, 1, ("epochs", "iterations", "batch_size", "step_length"))
+        check_at_least(self, 1, ("epochs", "iterations", "batch_size", "val_batch_size"))
         check_at_least(self, 1, ("resolution", "end_resolution", "val_resolution"))
         check_at_least(self, 1, ("attack_steps", "robust_steps", "log_every", "save_every"))
+        check_at_least(self, 1, ("step_length",))
         check_at_least(self, 0, ("val_every", "lr", "weight_decay", "step_ratio", "trades_beta"))
-        check_at_least(self, 0, ("grad_clip", "attack_epsilon", "attack_step_size"))
+        check_at_least(self, 0, ("grad_clip", "attack_epsilon", "seed"))
+        check_pixel_values(self, ("attack_step_size",))
+        if self.attack != "none":
+            check_pixel_values(self, ("attack_epsilon",))
         check_shares(self, ("warmup", "start_factor", "end_factor", "momentum", "ema"))
         check_shares(self, ("crop_ratio", "min_scale", "label_smoothing"))
         if (self.ramp is None) != (self.end_resolution is None):

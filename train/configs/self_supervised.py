@@ -104,7 +104,7 @@ class Config(Augmentation):
         check_choices(self)
         check_at_least(self, 1, ("epochs", "iterations", "batch_size", "resolution", "queue"))
         check_at_least(self, 1, ("projection_size", "norm_batch", "log_every", "save_every"))
-        check_at_least(self, 0, ("lr", "weight_decay"))
+        check_at_least(self, 0, ("lr", "weight_decay", "seed"))
         check_at_least(self, 1e-3, ("temperature",))
         check_shares(self, ("min_scale", "key_momentum", "momentum", "warmup"))
         if self.resolution <= self.blur_radius:
