@@ -3,7 +3,7 @@
 from typing import Any
 
 import numpy as np
-from numba import prange
+from numba import get_num_threads, prange
 from numpy.typing import ArrayLike, NDArray
 
 from .checks import as_features, as_labels, as_num_classes
@@ -17,7 +17,8 @@ __all__ = ["class_sums"]
 # cache, where rows of one class are read from; a class then has some of them even of a thousand.
 _BLOCK_ROWS = 1 << 14
 
-_AHEAD = 4  # rows
+_AHEAD = 8  # rows
+_SLABS_PER_THREAD = 4  # so that a thread that is done early finds more to do
 _LINE = 32  # values of float16 in a line of the cache
 
 
@@ -30,31 +31,44 @@ def _sort_rows(ids: Any, starts: Any, rows: Any) -> None:
         ends[label] += 1
 
 
+@compiled()
+def _add_class(features: Any, rows: Any, position: Any, stop: Any, total: Any) -> None:
+    while position + 4 <= stop:  # the total is read and written once for four rows
+        # Rows of a class lie apart, where the machine does not see them coming.
+        for ahead in range(position + _AHEAD, min(position + _AHEAD + 4, rows.size)):
+            for column in range(0, total.size, _LINE):
+                prefetch(features, rows[ahead], column)
+        first, second = features[rows[position]], features[rows[position + 1]]
+        third, fourth = features[rows[position + 2]], features[rows[position + 3]]
+        for column in range(total.size):
+            value = total[column] + widened(first[column])
+            value = value + widened(second[column])
+            value = value + widened(third[column])
+            total[column] = value + widened(fourth[column])
+        position += 4
+    while position < stop:
+        row = features[rows[position]]
+        for column in range(total.size):
+            total[column] += widened(row[column])
+        position += 1
+
+
 @compiled(parallel=True)
-def _add_rows(features: Any, rows: Any, starts: Any, sums: Any) -> None:
-    # A class belongs to one thread, which adds its rows in ascending order: the order of the
+def _add_rows(features: Any, rows: Any, starts: Any, cuts: Any, sums: Any) -> None:
+    # A class belongs to one slab, which adds its rows in ascending order: the order of the
     # additions, and so every bit of the sum, depends neither on the threads nor on the blocks.
-    for label in prange(sums.shape[0]):
-        total = sums[label]
-        position, stop = starts[label], starts[label + 1]
-        while position + 4 <= stop:  # the total is read and written once for four rows
-            # Rows of a class lie apart, where the machine does not see them coming.
-            for ahead in range(position + _AHEAD, min(position + _AHEAD + 4, rows.size)):
-                for column in range(0, total.size, _LINE):
-                    prefetch(features, rows[ahead], column)
-            first, second = features[rows[position]], features[rows[position + 1]]
-            third, fourth = features[rows[position + 2]], features[rows[position + 3]]
-            for column in range(total.size):
-                value = total[column] + widened(first[column])
-                value = value + widened(second[column])
-                value = value + widened(third[column])
-                total[column] = value + widened(fourth[column])
-            position += 4
-        while position < stop:
-            row = features[rows[position]]
-            for column in range(total.size):
-                total[column] += widened(row[column])
-            position += 1
+    for slab in prange(cuts.size - 1):
+        for label in range(cuts[slab], cuts[slab + 1]):
+            _add_class(features, rows, starts[label], starts[label + 1], sums[label])
+
+
+def _cut(starts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return slabs of classes with about as many rows each: a block may hold few of the classes."""
+    num_slabs = min(_SLABS_PER_THREAD * get_num_threads(), len(starts) - 1)
+    places = np.arange(num_slabs + 1) * starts[-1] // num_slabs
+    cuts = np.searchsorted(starts, places)
+    cuts[0], cuts[-1] = 0, len(starts) - 1
+    return np.minimum(cuts, len(starts) - 1)
 
 
 def class_sums(
@@ -92,6 +106,6 @@ def class_sums(
         block_counts = class_histogram(ids[block], num_classes)
         starts = np.concatenate(([0], np.cumsum(block_counts)))
         _sort_rows(ids[block], starts, rows)
-        _add_rows(values[block], rows, starts, sums)
+        _add_rows(values[block], rows, starts, _cut(starts), sums)
         counts += block_counts
     return sums, counts
