@@ -1,7 +1,7 @@
 """Pretraining on what is retained, against the full source: time, waiting, bytes.
 
     python -m benchmarks.end_to_end             # all figures, into benchmarks/results/
-    python -m benchmarks.end_to_end --quick     # the same on less data, printed only
+    python -m benchmarks.end_to_end --quick     # fewer sides on less data, printed only
 
 Where torch finds a GPU, ResNet-18 and ResNet-50 are trained at 160 pixels; else a ResNet-8 at 64
 pixels on the processor, which loading then shares. The retained classes are random: which ones
@@ -31,7 +31,8 @@ class Config:
     """What to measure."""
 
     quick: bool = False
-    """Measure on less data, in less than a minute; the figures are rough."""
+    """Measure on less data and one share, on a CPU in less than a minute; the figures are rough.
+    Those of a cold page cache, such as the bytes read, are left out there."""
     only: tuple[Literal[NAMES], ...] = ()  # type: ignore[valid-type]  # made from the measurements
     """Figures to measure; none names all."""
     data: Path = Path("runs/bench")

@@ -74,7 +74,7 @@ QUICK = (
         samples=640,
         keeps=(0.4,),
         warm=1,
-        cold=1,
+        cold=0,  # stock ffcv would compile every loader once more, which is most of the time
     ),
 )
 GPU = tuple(
