@@ -66,9 +66,9 @@ def _cut(starts: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return slabs of classes with about as many rows each: a block may hold few of the classes."""
     num_slabs = min(_SLABS_PER_THREAD * get_num_threads(), len(starts) - 1)
     places = np.arange(num_slabs + 1) * starts[-1] // num_slabs
-    cuts = np.minimum(np.searchsorted(starts, places), len(starts) - 1).astype(np.int64)
+    cuts: NDArray[np.int64] = np.searchsorted(starts, places).astype(np.int64)
     cuts[0], cuts[-1] = 0, len(starts) - 1
-    return cuts
+    return np.minimum(cuts, cuts[-1])
 
 
 def class_sums(
