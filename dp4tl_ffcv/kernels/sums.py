@@ -67,8 +67,9 @@ def _cut(starts: NDArray[np.int64]) -> NDArray[np.int64]:
     num_slabs = min(_SLABS_PER_THREAD * get_num_threads(), len(starts) - 1)
     places = np.arange(num_slabs + 1) * starts[-1] // num_slabs
     cuts: NDArray[np.int64] = np.searchsorted(starts, places).astype(np.int64)
+    np.minimum(cuts, len(starts) - 1, out=cuts)
     cuts[0], cuts[-1] = 0, len(starts) - 1
-    return np.minimum(cuts, cuts[-1])
+    return cuts
 
 
 def class_sums(
