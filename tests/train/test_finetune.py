@@ -30,6 +30,7 @@ from dp4tl_ffcv import (
 from tests.conftest import Images
 from train import finetune
 from train.processes import Processes
+from train.progress import Meter
 
 LONGEST = 500  # seconds; it takes a few when the machine is free
 MODES = ("linear_probe", "full_finetuning", "from_scratch")
@@ -467,10 +468,11 @@ def test_a_killed_run_ends_with_the_same_bits(
 
 
 def in_two(rank: int, port: int, config: finetune.Config) -> None:
-    """Finetune as one of two processes."""
+    """Finetune as one of two processes, of which the second waits for 2 seconds in each epoch."""
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
+    Meter.stalled = property(lambda _: 2.0 * rank)  # type: ignore[assignment,method-assign]
     finetune.finetune(config)
 
 
@@ -482,6 +484,7 @@ def test_two_processes_finetune_one_model(configure: Callable[..., Any]) -> None
     torch.multiprocessing.spawn(in_two, (port, config), nprocs=2)
     result = json.loads((config.run / "result.json").read_text())
     assert result["world"] == 2
+    assert result["stall_share"] * result["finetune_seconds"] == pytest.approx(2 * (0 + 2) / 2)
     assert result["test_samples"] == 16
     assert list(result["test_accuracy_per_class"]) == ["0", "1", "2", "3"]
     assert result["test_accuracy"] == pytest.approx(accuracy(result["checkpoint"], config.test))
