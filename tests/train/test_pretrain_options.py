@@ -144,7 +144,7 @@ def test_the_trained_network_is_compiled_and_the_bare_one_saved(
     modes: list[str] = []
 
     def compiled(model: torch.nn.Module, mode: str, dynamic: bool) -> torch.nn.Module:
-        assert not dynamic  # each side of a ramp has its own kernels
+        assert dynamic is False  # each side of a ramp has its own kernels
         modes.append(mode)
         return model
 
