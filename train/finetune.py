@@ -74,6 +74,7 @@ def finetune(config: Config) -> dict[str, Any]:
         if finished := group.in_main(run.finished):
             if group.main:
                 print(f"{config.run}: finished before, reused")
+                                "settings": settings_of(config),  # with the paths, which may change later
             return {**finished, "checkpoint": str(checkpoint)}  # the folder may have moved
         group.in_main(partial(run.start, resume=config.resume))
 

@@ -90,6 +90,7 @@ def pretrain(config: Config) -> dict[str, Any]:
             group.in_main(partial(save_checkpoint, checkpoint, parts.model))
         journal.close()
         result = {
+            "settings": settings_of(config),  # with the paths, which may change later
             "checkpoint": str(checkpoint),
             "retained_classes": data.num_classes,
             "retained_samples": data.num_samples,

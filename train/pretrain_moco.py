@@ -86,6 +86,7 @@ def pretrain_moco(config: Config) -> dict[str, Any]:
         group.in_main(partial(save_checkpoint, checkpoint, encoder))
         journal.close()
         result = {
+            "settings": settings_of(config),  # with the paths, which may change later
             "checkpoint": str(checkpoint),
             "retained_samples": num_samples,
             "steps": progress.step,
