@@ -74,7 +74,6 @@ def finetune(config: Config) -> dict[str, Any]:
         if finished := group.in_main(run.finished):
             if group.main:
                 print(f"{config.run}: finished before, reused")
-                                "settings": settings_of(config),  # with the paths, which may change later
             return {**finished, "checkpoint": str(checkpoint)}  # the folder may have moved
         group.in_main(partial(run.start, resume=config.resume))
 
@@ -93,6 +92,7 @@ def finetune(config: Config) -> dict[str, Any]:
         group.in_main(partial(save_checkpoint, checkpoint, model))
         worst = min(per_class, key=lambda name: per_class[name])
         result = {
+            "settings": settings_of(config),  # with the paths, which may change later
             "checkpoint": str(checkpoint),
             "mode": config.mode,
             **trained,
