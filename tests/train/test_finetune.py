@@ -404,7 +404,7 @@ def test_a_stopped_run_continues_to_the_same_weights(
     for name, value in weights(result).items():
         assert torch.equal(value, expected[name]), name
     times = {"finetune_seconds", "warm_up_seconds", "images_per_second", "stall_share"}
-    others = {*times, "checkpoint", "environment"}
+    others = {*times, "settings", "checkpoint", "environment"}
     assert {k: v for k, v in result.items() if k not in others} == {
         k: v for k, v in whole.items() if k not in others
     }
