@@ -116,7 +116,8 @@ class RunFolder:
 
     def finish(self, result: Mapping[str, Any]) -> dict[str, Any]:
         """Write `result.json`, which marks the run as finished, and return its content."""
-        full = {**result, "environment": environment()}
+        # As JSON has them, tuples as lists: the same whether the run was taken over or not.
+        full: dict[str, Any] = json.loads(json.dumps({**result, "environment": environment()}))
         write_json(self.path / "result.json", full)
         return full
 
