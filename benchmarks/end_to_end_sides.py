@@ -28,8 +28,7 @@ import dp4tl_ffcv
 from benchmarks.dataset import retain
 from benchmarks.measure import read_so_far
 from train.configs.pretraining import Config
-from train.optimizers import make_optimizer
-from train.pretrain import Parts, make_model, open_data, train_step
+from train.pretrain import Parts, make_model, open_data, optimizer_of, train_step
 from train.processes import Processes
 from train.progress import Meter
 
@@ -241,15 +240,6 @@ def _parts(config: Config, group: Processes) -> Parts:
     torch.backends.cudnn.benchmark = True
     torch.manual_seed(config.seed)
     model = make_model(config, open_data(config), group)
-    optimizer = make_optimizer(
-        model,
-        name=config.optimizer,
-        lr=config.lr,
-        momentum=config.momentum,
-        nesterov=config.nesterov,
-        weight_decay=config.weight_decay,
-        norm_weight_decay=config.norm_weight_decay,
-    )
     nothing: Any = ()
     return Parts(
         config=config,
@@ -258,7 +248,7 @@ def _parts(config: Config, group: Processes) -> Parts:
         network=model,
         averaged=None,
         loader=nothing,
-        optimizer=optimizer,
+        optimizer=optimizer_of(config, model),
         scaler=torch.amp.GradScaler(group.device.type, enabled=False),
         criterion=nn.CrossEntropyLoss(),
         num_steps=1,

@@ -13,7 +13,6 @@ configuration is not repeated, and one on all weights that was killed goes on wh
 """
 
 import copy
-import math
 import time
 from dataclasses import dataclass
 from functools import partial
@@ -331,7 +330,7 @@ def train_all(
         accuracy, _ = accuracies(model, splits["val"], config, group)
         best.offer(progress.epoch - 1, accuracy)
         row = {"epoch": progress.epoch - 1, "val_accuracy": accuracy, "loss": progress.loss}
-        journal.write("epoch", progress.step, **row, seconds=progress.seconds, **_rates(progress))
+        journal.write("epoch", progress.step, **row, seconds=progress.seconds, **progress.rates())
         if progress.epoch == config.epochs or progress.epoch % config.save_every == 0:
             group.in_main(partial(snapshot.save, progress))
     journal.close()
@@ -341,7 +340,7 @@ def train_all(
         "val_accuracy": accuracy,
         "finetune_seconds": progress.seconds,
         "warm_up_seconds": progress.warm_up_seconds,
-        **_rates(progress),
+        **progress.rates(),
     }
 
 
@@ -394,14 +393,9 @@ def train_epoch(parts: Parts, progress: Progress, journal: Journal) -> None:
         progress.images += len(images) * group.world
         if progress.step % config.log_every == 0:
             journal.loss(progress.step, loss)
-    progress.loss = float(group.sum_over(total_loss)) / group.world / len(loader)
-    progress.seconds += time.perf_counter() - started  # the line above has waited for the GPU
-    stalled = torch.tensor(meter.stalled, dtype=torch.float64, device=group.device)
-    progress.stalled += float(group.sum_over(stalled)) / group.world
-    progress.epoch += 1
+    progress.end_epoch(total_loss, len(loader), started, meter, group)
     journal.flush()
-    if not math.isfinite(progress.loss):
-        raise ValueError(f"`lr` must keep the loss finite; got {config.lr}. Lower it.")
+    progress.check_loss(config.lr)
 
 
 def train_step(parts: Parts, images: Tensor, labels: Tensor, step: int) -> Tensor:
@@ -474,13 +468,6 @@ def _set_learning_rate(
     )
     for group in optimizer.param_groups:
         group["lr"] = highest * factor
-
-
-def _rates(progress: Progress) -> dict[str, float]:
-    return {
-        "images_per_second": progress.images / progress.seconds,
-        "stall_share": progress.stalled / progress.seconds,
-    }
 
 
 def _same(one: BetonIndex, other: BetonIndex) -> bool:

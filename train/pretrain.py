@@ -8,7 +8,6 @@ The run folder gets `config.json`, `log.jsonl`, `checkpoints/last.pt` and `resul
 run of the same configuration is not repeated, and one that was killed goes on where it was.
 """
 
-import math
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -98,8 +97,7 @@ def pretrain(config: Config) -> dict[str, Any]:
             "images": progress.images,
             "pretrain_seconds": progress.seconds,
             "warm_up_seconds": progress.warm_up_seconds,
-            "images_per_second": progress.images / progress.seconds,
-            "stall_share": progress.stalled / progress.seconds,
+            **progress.rates(),
             "loss": progress.loss,
             "world": group.world,
             **accuracies,
@@ -248,15 +246,6 @@ def set_up(config: Config, data: Data, group: Processes) -> Parts:
         order=config.order,
         distributed=group.world > 1,
     )
-    optimizer = make_optimizer(
-        model,
-        name=config.optimizer,
-        lr=config.lr,
-        momentum=config.momentum,
-        nesterov=config.nesterov,
-        weight_decay=config.weight_decay,
-        norm_weight_decay=config.norm_weight_decay,
-    )
     scaled = config.amp == "fp16" and group.device.type == "cuda"
     return Parts(
         config=config,
@@ -265,7 +254,7 @@ def set_up(config: Config, data: Data, group: Processes) -> Parts:
         network=group.wrap(network),
         averaged=AveragedWeights(model, config.ema) if config.ema else None,
         loader=loader,
-        optimizer=optimizer,
+        optimizer=optimizer_of(config, model),
         scaler=torch.amp.GradScaler(group.device.type, enabled=scaled),
         criterion=nn.CrossEntropyLoss(label_smoothing=config.label_smoothing),
         num_steps=config.iterations or config.epochs * len(loader),
@@ -283,6 +272,19 @@ def make_model(config: Config, data: Data, group: Processes) -> Classifier:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     layout = torch.channels_last if config.channels_last else torch.contiguous_format
     return model.to(memory_format=layout).to(group.device)
+
+
+def optimizer_of(config: Config, model: nn.Module) -> torch.optim.Optimizer:
+    """Return the optimiser that trains `model`."""
+    return make_optimizer(
+        model,
+        name=config.optimizer,
+        lr=config.lr,
+        momentum=config.momentum,
+        nesterov=config.nesterov,
+        weight_decay=config.weight_decay,
+        norm_weight_decay=config.norm_weight_decay,
+    )
 
 
 def make_validation(config: Config, data: Data, group: Processes) -> Validation | None:
@@ -352,18 +354,12 @@ def train_epoch(parts: Parts, progress: Progress, journal: Journal) -> None:
         progress.images += len(images) * group.world
         if progress.step % config.log_every == 0:
             journal.loss(progress.step, loss)
-    progress.loss = float(group.sum_over(total_loss)) / group.world / num_steps
-    progress.seconds += time.perf_counter() - started  # the line above has waited for the GPU
-    stalled = torch.tensor(meter.stalled, dtype=torch.float64, device=group.device)
-    progress.stalled += float(group.sum_over(stalled)) / group.world
+    progress.end_epoch(total_loss, num_steps, started, meter, group)
     group.average(_running_statistics(parts))
-    progress.epoch += 1
     journal.flush()
-    if not math.isfinite(progress.loss):
-        raise ValueError(f"`lr` must keep the loss finite; got {config.lr}. Lower it.")
-    rates = {"images_per_second": progress.images / progress.seconds}
-    rates["stall_share"] = progress.stalled / progress.seconds
-    journal.write("epoch", progress.step, loss=progress.loss, seconds=progress.seconds, **rates)
+    progress.check_loss(config.lr)
+    figures = {"loss": progress.loss, "seconds": progress.seconds, **progress.rates()}
+    journal.write("epoch", progress.step, **figures)
 
 
 def train_step(parts: Parts, images: Tensor, labels: Tensor, step: int) -> Tensor:

@@ -15,7 +15,6 @@ continued.
 """
 
 import copy
-import math
 import time
 from dataclasses import dataclass, replace
 from functools import partial
@@ -93,8 +92,7 @@ def pretrain_moco(config: Config) -> dict[str, Any]:
             "images": progress.images,
             "pretrain_seconds": progress.seconds,
             "warm_up_seconds": progress.warm_up_seconds,
-            "images_per_second": progress.images / progress.seconds,
-            "stall_share": progress.stalled / progress.seconds,
+            **progress.rates(),
             "loss": progress.loss,
             "world": group.world,
         }
@@ -180,18 +178,12 @@ def train_epoch(parts: Parts, progress: Progress, journal: Journal) -> None:
         progress.images += per_step
         if progress.step % config.log_every == 0:
             journal.loss(progress.step, loss)
-    progress.loss = float(group.sum_over(total_loss)) / group.world / num_steps
-    progress.seconds += time.perf_counter() - started  # the line above has waited for the GPU
-    stalled = torch.tensor(meter.stalled, dtype=torch.float64, device=group.device)
-    progress.stalled += float(group.sum_over(stalled)) / group.world
+    progress.end_epoch(total_loss, num_steps, started, meter, group)
     group.average(parts.moco.running_statistics())
-    progress.epoch += 1
     journal.flush()
-    if not math.isfinite(progress.loss):
-        raise ValueError(f"`lr` must keep the loss finite; got {config.lr}. Lower it.")
-    rates = {"images_per_second": progress.images / progress.seconds}
-    rates["stall_share"] = progress.stalled / progress.seconds
-    journal.write("epoch", progress.step, loss=progress.loss, seconds=progress.seconds, **rates)
+    progress.check_loss(config.lr)
+    figures = {"loss": progress.loss, "seconds": progress.seconds, **progress.rates()}
+    journal.write("epoch", progress.step, **figures)
 
 
 def train_step(parts: Parts, first: Tensor, second: Tensor, progress: Progress) -> Tensor:

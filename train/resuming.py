@@ -4,14 +4,19 @@ Nothing random is part of it: an epoch's order and crops follow from the loader'
 epoch, and all else that an epoch draws from the seed that `Processes.seed` sets at its start.
 """
 
+import math
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 from dp4tl_ffcv import atomic_open
+from train.processes import Processes
+from train.progress import Meter
 
 __all__ = ["Progress", "Snapshot", "Stateful"]
 
@@ -44,6 +49,36 @@ class Progress:
     """Seconds of set-up at first use."""
     loss: float = float("nan")
     """Mean loss of the last epoch."""
+
+    def end_epoch(
+        self, total_loss: Tensor, num_steps: int, started: float, meter: Meter, group: Processes
+    ) -> None:
+        """Count an epoch whose steps are taken, over all processes; all of them call this.
+
+        Args:
+            total_loss: sum of the losses of this process's steps.
+            num_steps: of the epoch.
+            started: when it began, by `time.perf_counter`.
+            meter: that its batches went through.
+            group: the processes.
+        """
+        self.loss = float(group.sum_over(total_loss)) / group.world / num_steps
+        self.seconds += time.perf_counter() - started  # the line above has waited for the GPU
+        stalled = torch.tensor(meter.stalled, dtype=torch.float64, device=group.device)
+        self.stalled += float(group.sum_over(stalled)) / group.world
+        self.epoch += 1
+
+    def check_loss(self, lr: float) -> None:
+        """Raise a ValueError that names the learning rate if the loss is no longer finite."""
+        if not math.isfinite(self.loss):
+            raise ValueError(f"`lr` must keep the loss finite; got {lr}. Lower it.")
+
+    def rates(self) -> dict[str, float]:
+        """Return images per second, and the share of the time that the loader was waited for."""
+        return {
+            "images_per_second": self.images / self.seconds,
+            "stall_share": self.stalled / self.seconds,
+        }
 
 
 class Snapshot:
