@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from dp4tl_ffcv import best_device
+from dp4tl_ffcv import best_device, in_first
 
 __all__ = ["Processes", "processes"]
 
@@ -124,22 +124,7 @@ class Processes:
         Raises:
             ValueError: the action failed in the main process, of which this is another.
         """
-        if self.world == 1:
-            return action()
-        message: list[Any] = [None, None]
-        failure: Exception | None = None
-        if self.main:
-            try:
-                message[0] = action()
-            except Exception as error:  # whatever it is, the others must not wait for ever
-                failure, message[1] = error, str(error)
-        distributed.broadcast_object_list(message, src=0, device=torch.device("cpu"))
-        if failure is not None:
-            raise failure
-        if message[1] is not None:
-            raise ValueError(message[1])
-        result: Result = message[0]
-        return result
+        return in_first(action)
 
 
 @contextmanager

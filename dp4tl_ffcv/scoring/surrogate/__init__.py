@@ -3,6 +3,7 @@
 from .checkpoints import load_checkpoint, save_checkpoint
 from .extraction import extract_features
 from .models import BlurPoolConv, Classifier, best_device, build_model, replace_head
+from .processes import in_first
 
 __all__ = [
     "BlurPoolConv",
@@ -10,6 +11,7 @@ __all__ = [
     "best_device",
     "build_model",
     "extract_features",
+    "in_first",
     "load_checkpoint",
     "replace_head",
     "save_checkpoint",

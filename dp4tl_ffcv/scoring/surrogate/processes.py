@@ -76,7 +76,8 @@ def in_first(action: Callable[[], Result]) -> Result:
             message[0] = action()
         except Exception as error:  # whatever it is, the others must not wait for ever
             failure, message[1] = error, str(error)
-    distributed.broadcast_object_list(message, src=0)
+    # From memory, wherever the tensors of the group are.
+    distributed.broadcast_object_list(message, src=0, device=torch.device("cpu"))
     if failure is not None:
         raise failure
     if message[1] is not None:
