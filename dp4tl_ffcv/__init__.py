@@ -13,12 +13,12 @@ from .version import __version__
 if TYPE_CHECKING:
     from .artifacts import atomic_open, sha256_of_file, write_json
     from .beton import BetonIndex, Manifest, read_image, read_manifest
-    from .beton.checks import Problem
-    from .beton.image_field import ImageField
-    from .beton.sources import ImageFiles, TarImages, TarMembers, list_tar
-    from .beton.verify import Verification, verify
-    from .beton.write import image_fields, write_beton
+    from .beton.verify.allocations import Problem
+    from .beton.verify.verification import Verification, verify
+    from .compaction.compact import compact
+    from .distributed import in_first
     from .errors import BetonError, CheckpointError, StaleArtifactError, one_line_errors
+    from .extraction import extract_features
     from .loading import (
         CenterCropRGBImageDecoder,
         PrunedLoader,
@@ -31,19 +31,19 @@ if TYPE_CHECKING:
     from .progress import track
     from .runs import RunFolder, environment, settings_of
     from .scoring import Scores, class_means, feature_mapping, label_mapping, random_scores
-    from .scoring.clustering import cluster, sweep_clusters
-    from .scoring.clusters import Clusters
+    from .scoring.clustering.clusters import Clusters
+    from .scoring.clustering.kmeans import cluster, sweep_clusters
     from .scoring.combine import combine_scores, mean_scores
-    from .scoring.features import Features
+    from .scoring.features.features import Features
     from .scoring.gradients import gradient_norms, grand
-    from .scoring.influence import (
+    from .scoring.methods.influence import (
         class_influence,
         class_influences,
         class_list_scores,
         read_class_list,
     )
-    from .scoring.label_mapping import soft_label_mapping
-    from .scoring.samples import (
+    from .scoring.methods.label_mapping import soft_label_mapping
+    from .scoring.methods.samples import (
         coverage_centric,
         el2n,
         moderate,
@@ -55,14 +55,14 @@ if TYPE_CHECKING:
         Classifier,
         best_device,
         build_model,
-        extract_features,
-        in_first,
         load_checkpoint,
         replace_head,
         save_checkpoint,
     )
     from .selection import Selection, export_indices, import_indices, select
-    from .selection.compact import compact
+    from .writing.fields import ImageField
+    from .writing.sources import ImageFiles, TarImages, TarMembers, list_tar
+    from .writing.write import image_fields, write_beton
 
 _HOMES = {
     "BetonError": "errors",
@@ -71,12 +71,12 @@ _HOMES = {
     "CenterCropRGBImageDecoder": "loading",
     "CheckpointError": "errors",
     "Classifier": "scoring.surrogate",
-    "Clusters": "scoring.clusters",
-    "Features": "scoring.features",
-    "ImageField": "beton.image_field",
-    "ImageFiles": "beton.sources",
+    "Clusters": "scoring.clustering.clusters",
+    "Features": "scoring.features.features",
+    "ImageField": "writing.fields",
+    "ImageFiles": "writing.sources",
     "Manifest": "beton",
-    "Problem": "beton.checks",
+    "Problem": "beton.verify.allocations",
     "PrunedLoader": "loading",
     "RandomResizedCropRGBImageDecoder": "loading",
     "RemapLabel": "loading",
@@ -84,41 +84,41 @@ _HOMES = {
     "Scores": "scoring",
     "Selection": "selection",
     "StaleArtifactError": "errors",
-    "TarImages": "beton.sources",
-    "TarMembers": "beton.sources",
-    "Verification": "beton.verify",
+    "TarImages": "writing.sources",
+    "TarMembers": "writing.sources",
+    "Verification": "beton.verify.verification",
     "atomic_open": "artifacts",
     "best_device": "scoring.surrogate",
     "build_model": "scoring.surrogate",
-    "class_influence": "scoring.influence",
-    "class_influences": "scoring.influence",
-    "class_list_scores": "scoring.influence",
+    "class_influence": "scoring.methods.influence",
+    "class_influences": "scoring.methods.influence",
+    "class_list_scores": "scoring.methods.influence",
     "class_means": "scoring",
-    "cluster": "scoring.clustering",
+    "cluster": "scoring.clustering.kmeans",
     "combine_scores": "scoring.combine",
-    "compact": "selection.compact",
-    "coverage_centric": "scoring.samples",
-    "el2n": "scoring.samples",
+    "compact": "compaction.compact",
+    "coverage_centric": "scoring.methods.samples",
+    "el2n": "scoring.methods.samples",
     "environment": "runs",
     "evaluation_loader": "loading",
     "export_indices": "selection",
-    "extract_features": "scoring.surrogate",
+    "extract_features": "extraction",
     "feature_mapping": "scoring",
     "gradient_norms": "scoring.gradients",
     "grand": "scoring.gradients",
-    "image_fields": "beton.write",
+    "image_fields": "writing.write",
     "import_indices": "selection",
-    "in_first": "scoring.surrogate",
+    "in_first": "distributed",
     "label_mapping": "scoring",
-    "list_tar": "beton.sources",
+    "list_tar": "writing.sources",
     "load_checkpoint": "scoring.surrogate",
     "mean_scores": "scoring.combine",
-    "moderate": "scoring.samples",
-    "moderate_classes": "scoring.samples",
+    "moderate": "scoring.methods.samples",
+    "moderate_classes": "scoring.methods.samples",
     "one_line_errors": "errors",
-    "prototype_distance": "scoring.samples",
+    "prototype_distance": "scoring.methods.samples",
     "random_scores": "scoring",
-    "read_class_list": "scoring.influence",
+    "read_class_list": "scoring.methods.influence",
     "read_image": "beton",
     "read_manifest": "beton",
     "replace_head": "scoring.surrogate",
@@ -126,13 +126,13 @@ _HOMES = {
     "select": "selection",
     "settings_of": "runs",
     "sha256_of_file": "artifacts",
-    "soft_label_mapping": "scoring.label_mapping",
-    "sweep_clusters": "scoring.clustering",
+    "soft_label_mapping": "scoring.methods.label_mapping",
+    "sweep_clusters": "scoring.clustering.kmeans",
     "track": "progress",
     "training_loader": "loading",
-    "verify": "beton.verify",
+    "verify": "beton.verify.verification",
     "view_pipelines": "loading",
-    "write_beton": "beton.write",
+    "write_beton": "writing.write",
     "write_json": "artifacts",
 }
 

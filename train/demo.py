@@ -33,10 +33,11 @@ from dp4tl_ffcv import (
 )
 from dp4tl_ffcv.cli import features as features_verb
 from dp4tl_ffcv.cli import score
-from dp4tl_ffcv.report import ClassScores, ContactSheet, write_report
-from train import finetune, pretrain
-from train.demo_results import DEFINITIONS, print_table, summarise, uneven_rates
+from dp4tl_ffcv.report.report import ClassScores, ContactSheet, write_report
 from writers import digits
+
+from . import finetune, pretrain
+from .components.demo_results import DEFINITIONS, print_table, summarise, uneven_rates
 
 METHODS = ("lm", "fm", "random")
 

@@ -39,14 +39,15 @@ from dp4tl_ffcv import (
     sha256_of_file,
     training_loader,
 )
-from train.configs.command_line import parse
-from train.configs.finetuning import CONFIGS, Config
-from train.optimizers import make_optimizer
-from train.processes import Processes, processes
-from train.progress import Journal, Meter
-from train.resuming import Progress, Snapshot
-from train.schedules import learning_rate_factor
-from train.validation import Validation
+
+from .components.optimizers import make_optimizer
+from .components.processes import Processes, processes
+from .components.progress import Journal, Meter
+from .components.resuming import Progress, Snapshot
+from .components.schedules import learning_rate_factor
+from .components.validation import Validation
+from .configs.command_line import parse
+from .configs.finetuning import CONFIGS, Config
 
 __all__ = [
     "Config",

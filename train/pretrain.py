@@ -30,15 +30,16 @@ from dp4tl_ffcv import (
     settings_of,
     training_loader,
 )
-from train.attacks import adversarial_loss, make_attack
-from train.configs.command_line import parse
-from train.configs.pretraining import CONFIGS, Config
-from train.optimizers import AveragedWeights, add_blurpool, make_optimizer
-from train.processes import Processes, processes
-from train.progress import Journal, Meter
-from train.resuming import Progress, Snapshot
-from train.schedules import learning_rate_factor, resolution_at
-from train.validation import Validation
+
+from .components.attacks import adversarial_loss, make_attack
+from .components.optimizers import AveragedWeights, add_blurpool, make_optimizer
+from .components.processes import Processes, processes
+from .components.progress import Journal, Meter
+from .components.resuming import Progress, Snapshot
+from .components.schedules import learning_rate_factor, resolution_at
+from .components.validation import Validation
+from .configs.command_line import parse
+from .configs.pretraining import CONFIGS, Config
 
 __all__ = ["Config", "Data", "Parts", "open_data", "pretrain", "set_up", "train_epoch", "warm_up"]
 

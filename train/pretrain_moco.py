@@ -35,15 +35,16 @@ from dp4tl_ffcv import (
     settings_of,
     view_pipelines,
 )
-from train.augmentations import augment, draw
-from train.configs.command_line import parse
-from train.configs.self_supervised import CONFIGS, Config
-from train.moco import MoCo, require_lightly
-from train.optimizers import make_optimizer
-from train.processes import Processes, processes
-from train.progress import Journal, Meter
-from train.resuming import Progress, Snapshot
-from train.schedules import learning_rate_factor
+
+from .components.augmentations import augment, draw
+from .components.moco import MoCo, require_lightly
+from .components.optimizers import make_optimizer
+from .components.processes import Processes, processes
+from .components.progress import Journal, Meter
+from .components.resuming import Progress, Snapshot
+from .components.schedules import learning_rate_factor
+from .configs.command_line import parse
+from .configs.self_supervised import CONFIGS, Config
 
 
 def pretrain_moco(config: Config) -> dict[str, Any]:

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 from dp4tl_ffcv import BetonIndex
 
-from . import cifar
-from .common import Expected, run
+from .components import cifar
+from .components.common import Expected, run
 
 DATASET = cifar.Cifar(
     name="cifar10",

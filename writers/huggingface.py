@@ -26,9 +26,9 @@ from typing import Any
 
 from dp4tl_ffcv import BetonIndex
 
-from .common import Expected, Options, run, write_splits
-from .files import is_hidden
-from .parquet import ParquetImages, open_parquet
+from .components.common import Expected, Options, run, write_splits
+from .components.files import is_hidden
+from .components.parquet import ParquetImages, open_parquet
 
 SPLITS = {
     **dict.fromkeys(("train", "training"), "train"),

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from dp4tl_ffcv import BetonIndex, ImageFiles
 
-from .common import Options, check_no_others, run, say, write_splits
-from .files import IMAGE_SUFFIXES, folders_of, images_below
+from .components.common import Options, check_no_others, run, say, write_splits
+from .components.files import IMAGE_SUFFIXES, folders_of, images_below
 
 SPLITS = ("train", "val", "test")
 

@@ -31,8 +31,8 @@ import numpy as np
 
 from dp4tl_ffcv import BetonIndex, ImageFiles, TarImages, TarMembers, list_tar
 
-from .common import Expected, Options, run, write_splits
-from .files import IMAGE_SUFFIXES, find, folders_of, images_below, is_hidden
+from .components.common import Expected, Options, run, write_splits
+from .components.files import IMAGE_SUFFIXES, find, folders_of, images_below, is_hidden
 
 Images: TypeAlias = list[str] | TarMembers
 

@@ -28,7 +28,7 @@ from PIL import ImageFile
 
 from dp4tl_ffcv import BetonIndex, ImageFiles, track
 
-from .common import Expected, Options, run, write_splits
+from .components.common import Expected, Options, run, write_splits
 
 Arguments = Mapping[str, Any]
 

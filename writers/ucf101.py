@@ -15,8 +15,8 @@ from dataclasses import dataclass
 
 from dp4tl_ffcv import BetonIndex
 
-from . import coop
-from .common import Expected, run
+from .components import coop
+from .components.common import Expected, run
 
 TARGET = coop.Target(
     name="ucf101",

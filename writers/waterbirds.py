@@ -20,9 +20,9 @@ from pathlib import Path
 
 from dp4tl_ffcv import BetonIndex
 
-from .common import Expected, Options, run, write_splits
-from .files import find
-from .listed import image_files
+from .components.common import Expected, Options, run, write_splits
+from .components.files import find
+from .components.listed import image_files
 
 CLASS_NAMES = ("landbird", "waterbird")
 SPLITS = ("train", "val", "test")

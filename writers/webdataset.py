@@ -23,8 +23,8 @@ from typing import Any
 
 from dp4tl_ffcv import BetonIndex, TarImages, TarMembers, list_tar, track
 
-from .common import Options, check_class_ids, run, write_splits
-from .files import IMAGE_SUFFIXES
+from .components.common import Options, check_class_ids, run, write_splits
+from .components.files import IMAGE_SUFFIXES
 
 Label = int | str
 

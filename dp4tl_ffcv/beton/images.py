@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..errors import BetonError
-from . import layout
+from . import format
 from .index import BetonIndex, check_indices
 
 __all__ = ["read_image"]
@@ -47,7 +47,7 @@ def read_image(index: BetonIndex, sample_id: int, field: str = "image") -> NDArr
         data = stream.read(int(sizes.max()))  # an empty extent may start at the same byte
     height, width = int(record["height"]), int(record["width"])
     try:
-        if layout.IMAGE_MODES[int(record["mode"])] == "raw":
+        if format.IMAGE_MODES[int(record["mode"])] == "raw":
             return np.frombuffer(data, dtype=np.uint8).reshape(height, width, 3)
         return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
     except (OSError, ValueError, KeyError) as error:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import BetonError
-from . import layout
+from . import format
 
 __all__ = ["FieldInfo", "Tables", "load_tables", "read_tables"]
 
@@ -71,27 +71,27 @@ def load_tables(path: Path, custom_fields: Mapping[str, Any]) -> Tables:
     with path.open("rb") as stream:
         size = os.fstat(stream.fileno()).st_size
         header = _read_header(stream, path, size)
-        descriptors = _read(stream, layout.FIELD, int(header["num_fields"]), path)
+        descriptors = _read(stream, format.FIELD, int(header["num_fields"]), path)
         fields, columns = _describe_fields(descriptors, custom_fields, path)
-        dtype = layout.metadata_dtype(columns)
+        dtype = format.metadata_dtype(columns)
         num_samples, table_at = int(header["num_samples"]), int(header["alloc_table_ptr"])
         data_start = stream.tell() + num_samples * dtype.itemsize
         if data_start > table_at:
             raise _damaged(path, f"metadata of {num_samples} samples overlaps other tables")
         metadata = _read(stream, dtype, num_samples, path)
         stream.seek(table_at)
-        rows = (size - table_at) // layout.ALLOCATION.itemsize
-        allocations = _read(stream, layout.ALLOCATION, rows, path)
+        rows = (size - table_at) // format.ALLOCATION.itemsize
+        allocations = _read(stream, format.ALLOCATION, rows, path)
     return Tables(header, descriptors, fields, metadata, allocations, data_start)
 
 
 def _read_header(stream: Any, path: Path, size: int) -> Any:
-    if size < layout.HEADER.itemsize:
+    if size < format.HEADER.itemsize:
         raise _foreign(path, f"a file of {size} bytes")
-    header = _read(stream, layout.HEADER, 1, path)[0]
-    if header["version"] != layout.VERSION:
+    header = _read(stream, format.HEADER, 1, path)[0]
+    if header["version"] != format.VERSION:
         raise BetonError(
-            f"`path` must be a beton of version {layout.VERSION}; got version "
+            f"`path` must be a beton of version {format.VERSION}; got version "
             f"{header['version']} in {str(path)!r}. It is no beton, or FFCV changed its format: "
             "write it again with this tool or ffcv 1.0.2."
         )
@@ -104,7 +104,7 @@ def _read_header(stream: Any, path: Path, size: int) -> Any:
             f"`path` must be a finished beton; got {str(path)!r}, whose writer was stopped before "
             "the end. Write it again."
         )
-    if table_at > size or (size - table_at) % layout.ALLOCATION.itemsize:
+    if table_at > size or (size - table_at) % format.ALLOCATION.itemsize:
         raise BetonError(
             f"`path` must be a whole beton; got {size} bytes in {str(path)!r}, whose allocation "
             f"table starts at byte {table_at}. The file is truncated or damaged: copy it again."
@@ -127,18 +127,18 @@ def _describe_fields(
         type_id = int(descriptor["type_id"])
         try:
             name = descriptor["name"].tobytes().split(b"\0")[0].decode("ascii")
-            kind = layout.FIELD_KINDS[type_id]
+            kind = format.FIELD_KINDS[type_id]
         except (UnicodeDecodeError, KeyError) as error:
             raise _foreign(path, f"a field of type {type_id}") from error
         if name in custom:
             columns.append(custom[name].from_binary(descriptor["arguments"]).metadata_type)
-        elif type_id == layout.CUSTOM_TYPE:
+        elif type_id == format.CUSTOM_TYPE:
             raise BetonError(
                 f"`custom_fields` must name the class of the custom field {name!r} of "
                 f"{str(path)!r}; got {sorted(custom)}. Pass the field class it was written with."
             )
         else:
-            columns.append(layout.FIELD_METADATA[type_id])
+            columns.append(format.FIELD_METADATA[type_id])
         fields.append(FieldInfo(name, kind, type_id, f"f{position}"))
     return tuple(fields), columns
 
@@ -175,7 +175,7 @@ def _check_pointers(
     starts = np.sort(allocations["ptr"])
     for field in fields:
         column = metadata[field.column]
-        for values in layout.pointers(column, field.kind):
+        for values in format.pointers(column, field.kind):
             lost = _missing(np.sort(values), starts)
             if field.kind == "custom":
                 lost = lost[lost != 0]  # such a field may mean by it that a sample has no bytes

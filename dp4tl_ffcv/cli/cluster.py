@@ -36,7 +36,7 @@ class Cluster:
         """Cluster and save."""
         import numpy as np
 
-        from ..scoring.clustering import cluster, sweep_clusters
+        from ..scoring.clustering.kmeans import cluster, sweep_clusters
 
         source = load_source(self.features)
         about = dict(source.provenance)

@@ -107,7 +107,7 @@ class Select:
         """Select and save."""
         from ..beton import BetonIndex
         from ..scoring import Scores
-        from ..scoring.clusters import Clusters
+        from ..scoring.clustering.clusters import Clusters
         from ..selection import select
 
         index = BetonIndex.open(self.beton)

@@ -42,7 +42,7 @@ class Compact:
 
     def run(self) -> dict[str, Any]:
         """Compact, and say how much in what time."""
-        from ..selection.compact import compact
+        from ..compaction.compact import compact
 
         started = time.perf_counter()
         index = compact(

@@ -59,7 +59,7 @@ class Features:
 
     def run(self) -> dict[str, Any] | None:
         """Extract; only the first process has something to say."""
-        from ..scoring.surrogate.processes import process_group, rank_and_world
+        from ..distributed import process_group, rank_and_world
 
         with process_group() as device:
             result = self._extract(device)
@@ -69,8 +69,9 @@ class Features:
         import numpy as np
 
         from ..beton import BetonIndex
+        from ..extraction import extract_features
         from ..loading import evaluation_loader
-        from ..scoring.surrogate import extract_features, load_checkpoint
+        from ..scoring.surrogate import load_checkpoint
 
         model = load_checkpoint(
             self.checkpoint,

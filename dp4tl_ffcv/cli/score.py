@@ -7,18 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from .output import Output
-from .score_samples import (
-    CoverageCentric,
-    ErrorNorm,
-    GradientNorm,
-    Moderate,
-    PrototypeDistance,
-)
+from .score_samples import CoverageCentric, ErrorNorm, GradientNorm, Moderate, PrototypeDistance
 from .scoring import Method, num_classes_of, of_source
 
 if TYPE_CHECKING:
     from ..scoring import Scores
-    from ..scoring.features import Features
+    from ..scoring.features.features import Features
 
 __all__ = ["Score"]
 
@@ -38,7 +32,7 @@ class LabelMapping(Method):
     def score(self) -> "Scores":
         """Count the predictions."""
         from ..scoring import label_mapping
-        from ..scoring.features import Features
+        from ..scoring.features.features import Features
 
         target = Features.load(self.target)
         provenance = {"target": dict(target.provenance)}
@@ -59,8 +53,8 @@ class SoftLabelMapping(Method):
 
     def score(self) -> "Scores":
         """Add the outputs up."""
-        from ..scoring.features import Features
-        from ..scoring.label_mapping import soft_label_mapping
+        from ..scoring.features.features import Features
+        from ..scoring.methods.label_mapping import soft_label_mapping
 
         target = Features.load(self.target)
         values = _logits(target, self.target) if target.mass is None else target.mass
@@ -81,7 +75,7 @@ class FeatureMapping(Method):
     def score(self) -> "Scores":
         """Take the means and count the votes."""
         from ..scoring import feature_mapping
-        from ..scoring.features import Features, check_same_surrogate
+        from ..scoring.features.features import Features, check_same_surrogate
 
         target, source = Features.load(self.target), Features.load(self.source)
         check_same_surrogate(target, source)
@@ -132,7 +126,7 @@ class Influence(Method):
     def score(self) -> "Scores":
         """Compare the runs."""
         from ..artifacts import sha256_of_file
-        from ..scoring.influence import class_influence
+        from ..scoring.methods.influence import class_influence
 
         outcomes = _load_array("outcomes", self.outcomes)
         included = _load_array("included", self.included)
@@ -170,7 +164,7 @@ class Classes(Method):
         """Read the list."""
         from ..artifacts import sha256_of_file
         from ..beton import BetonIndex
-        from ..scoring.influence import class_list_scores, read_class_list
+        from ..scoring.methods.influence import class_list_scores, read_class_list
 
         index = BetonIndex.open(self.beton)
         num_classes = index.num_classes(self.label_field)
@@ -225,7 +219,7 @@ def _means_of_clusters(source: "Features", path: Path) -> tuple[Any, str]:
     """Return the means of pseudo-classes, and the pseudo-classes' digest."""
     from ..scoring import class_means
     from ..scoring.checks import one_source
-    from ..scoring.clusters import Clusters
+    from ..scoring.clustering.clusters import Clusters
 
     clusters = Clusters.load(path)
     one_source("clusters", (clusters.provenance, of_source(source)))

@@ -25,7 +25,7 @@ class ErrorNorm(Method):
         return mean_over_runs([self._of_run(path) for path in self.source])
 
     def _of_run(self, path: Path) -> "Scores":
-        from ..scoring.samples import el2n
+        from ..scoring.methods.samples import el2n
 
         source = load_source(path)
         if source.logits is None:
@@ -126,7 +126,7 @@ class Moderate(Method):
 
     def score(self) -> "Scores":
         """Measure the distances."""
-        from ..scoring.samples import moderate, moderate_classes
+        from ..scoring.methods.samples import moderate, moderate_classes
 
         source = load_source(self.source)
         given = source.features, source.labels, num_classes_of(source)
@@ -156,7 +156,7 @@ class CoverageCentric(Method):
     def score(self) -> "Scores":
         """Take turns among the ranges."""
         from ..scoring import Scores
-        from ..scoring.samples import coverage_centric
+        from ..scoring.methods.samples import coverage_centric
 
         return coverage_centric(
             Scores.load(self.difficulty), strata=self.strata, cutoff=self.cutoff, seed=self.seed
@@ -176,8 +176,8 @@ class PrototypeDistance(Method):
 
     def score(self) -> "Scores":
         """Measure the distances."""
-        from ..scoring.clusters import Clusters
-        from ..scoring.samples import prototype_distance
+        from ..scoring.clustering.clusters import Clusters
+        from ..scoring.methods.samples import prototype_distance
 
         source, clusters = load_source(self.source), Clusters.load(self.clusters)
         return prototype_distance(

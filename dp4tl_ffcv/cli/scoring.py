@@ -9,7 +9,7 @@ from .output import Output
 
 if TYPE_CHECKING:
     from ..scoring import Scores
-    from ..scoring.features import Features
+    from ..scoring.features.features import Features
 
 __all__ = [
     "Method",
@@ -54,7 +54,7 @@ def load_source(path: Path) -> "Features":
     """
     import numpy as np
 
-    from ..scoring.features import Features
+    from ..scoring.features.features import Features
 
     source = Features.load(path)
     everything = np.arange(len(source))

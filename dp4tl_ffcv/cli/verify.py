@@ -27,7 +27,7 @@ class Verify:
 
     def run(self) -> dict[str, Any]:
         """Check, and list what is wrong."""
-        from ..beton.verify import verify
+        from ..beton.verify.verification import verify
 
         found = verify(self.beton, decode=self.decode, num_workers=self.num_workers)
         return {

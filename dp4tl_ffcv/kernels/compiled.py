@@ -16,7 +16,7 @@ __all__ = ["compiled"]
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
-_SOURCES = ("beton", "kernels", "loading")  # what compiled functions are made of
+_SOURCES = ("beton", "jpeg", "kernels", "loading")  # what compiled functions are made of
 
 
 def compiled(**options: Any) -> Callable[[_Function], _Function]:
@@ -36,6 +36,6 @@ def compiled(**options: Any) -> Callable[[_Function], _Function]:
 @cache
 def _stamp() -> str:
     package, digest = Path(__file__).resolve().parent.parent, hashlib.sha256()
-    for path in sorted(path for folder in _SOURCES for path in (package / folder).glob("*.py")):
+    for path in sorted(path for folder in _SOURCES for path in (package / folder).rglob("*.py")):
         digest.update(path.read_bytes())
     return digest.hexdigest()

@@ -11,7 +11,7 @@ from threadpoolctl import threadpool_limits
 
 from .checks import as_features
 from .compiled import compiled
-from .elementary import exponential
+from .intrinsics import exponential
 
 __all__ = ["nearest_mean"]
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .compiled import compiled
-from .lanes import LANES, TILE, load, spread, store, times, transpose
+from .simd import LANES, TILE, load, spread, store, times, transpose
 
 __all__ = ["resize_area", "resize_crop", "resize_scratch_bytes"]
 

@@ -8,8 +8,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from .checks import as_features, as_labels, as_num_classes
 from .compiled import compiled
-from .elementary import as_words, prefetch, widened
 from .histogram import class_histogram
+from .intrinsics import as_words, prefetch, widened
 
 __all__ = ["class_sums"]
 

@@ -5,14 +5,18 @@ read when (`plan`, `reading`) and kept where (`caches`, `shared_memory`, `memory
 decoded (`jpeg`, `decoders`, `views`, `workspace`) and how batches reach the loop (`iterator`).
 """
 
-from .caches import CACHES
-from .decoders import CenterCropRGBImageDecoder, RandomResizedCropRGBImageDecoder
-from .images import evaluation_loader, training_loader
+from ..ffcv_import import import_ffcv
+
+import_ffcv()  # before anything below imports ffcv
+
+from .caches.base import CACHES
+from .decoding.decoders import CenterCropRGBImageDecoder, RandomResizedCropRGBImageDecoder
+from .decoding.views import view_pipelines
+from .labels import RemapLabel
 from .loader import PrunedLoader
 from .orders import ORDERS, Order, quasi_random_order, random_order, sequential_order
-from .plan import EpochPlan
-from .remap import RemapLabel
-from .views import view_pipelines
+from .presets import evaluation_loader, training_loader
+from .reading.plan import EpochPlan
 
 __all__ = [
     "CACHES",

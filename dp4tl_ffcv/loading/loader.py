@@ -18,17 +18,17 @@ from ..beton.index import check_indices
 from ..errors import BetonError
 from ..selection import Selection
 from ..version import __version__
-from .caches import Cache, choose_cache, open_cache
-from .compilation import shared_compilation
-from .extents import retained_extents
-from .iterator import EpochBatches
-from .memory import RetainedMemory
+from .caches.base import Cache, choose_cache, open_cache
+from .decoding.workspace import Workspace
+from .ffcv_adapter.compilation import shared_compilation
+from .ffcv_adapter.iterator import EpochBatches
+from .ffcv_adapter.memory import RetainedMemory
+from .ffcv_adapter.pipelines import copy_pipelines, insert_remap, pipeline_specs
+from .ffcv_adapter.reader import IndexReader
 from .options import at_least_one, cache_option, clamp_workers, order_factory
-from .pipelines import copy_pipelines, insert_remap, pipeline_specs
-from .plan import ALIGNMENT, MERGED_GAP, EpochPlan, plan_epoch
-from .reading import FileReader
-from .tables import IndexReader
-from .workspace import Workspace
+from .reading.extents import retained_extents
+from .reading.file_reader import FileReader
+from .reading.plan import ALIGNMENT, MERGED_GAP, EpochPlan, plan_epoch
 
 __all__ = ["PrunedLoader"]
 

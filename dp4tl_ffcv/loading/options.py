@@ -11,7 +11,7 @@ from ffcv.loader.loader import ORDER_MAP, OrderOption
 from ffcv.traversal_order.base import TraversalOrder
 from numpy.typing import NDArray
 
-from .caches import CACHES
+from .caches.base import CACHES
 from .orders import ORDERS, Order, quasi_random_order
 
 __all__ = ["at_least_one", "cache_option", "clamp_workers", "order_factory"]

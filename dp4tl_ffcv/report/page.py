@@ -274,7 +274,7 @@ def ranked(scores: ClassScores, class_names: Sequence[str]) -> list[tuple[str, s
 
 def render(context: Mapping[str, Any]) -> str:
     """Return the HTML page; whatever is not marked as finished HTML is escaped."""
-    source = files("dp4tl_ffcv.report").joinpath("report.html.j2").read_text("utf-8")
+    source = files("dp4tl_ffcv.report.report").joinpath("report.html.j2").read_text("utf-8")
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )

@@ -11,7 +11,7 @@ from ..artifacts import check_fingerprint
 from ..beton import BetonIndex
 from ..errors import StaleArtifactError
 from ..scoring import Scores
-from ..scoring.clusters import Clusters
+from ..scoring.clustering.clusters import Clusters
 from .budgets import Budget, one_budget, part_of, share, whole
 from .selection import Selection
 

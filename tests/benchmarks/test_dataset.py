@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import dataset
-from benchmarks.dataset import Images, class_sizes, prepare, retain, write_tables
-from benchmarks.loader_sides import Setting, Stock
-from benchmarks.measure import Worker
+from benchmarks.harness import dataset
+from benchmarks.harness.dataset import Images, class_sizes, prepare, retain, write_tables
+from benchmarks.harness.measure import Worker
+from benchmarks.loader.sides import Setting, Stock
 from dp4tl_ffcv import BetonIndex, read_image
 
 SMALL = {"num_samples": 300, "num_classes": 12, "distinct": 36}

@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import end_to_end, end_to_end_figures, end_to_end_sides
-from benchmarks.dataset import retain
-from benchmarks.end_to_end_figures import NAMES, measure
-from benchmarks.end_to_end_runs import Bench, Scale, scales
-from benchmarks.end_to_end_sides import Epoch, Network, Side, Trainer
-from benchmarks.end_to_end_table import end_to_end_table
+from benchmarks import end_to_end
+from benchmarks.end_to_end import figures, sides
+from benchmarks.end_to_end.figures import NAMES, measure
+from benchmarks.end_to_end.runs import Bench, Scale, scales
+from benchmarks.end_to_end.sides import Epoch, Network, Side, Trainer
+from benchmarks.end_to_end.table import end_to_end_table
+from benchmarks.harness.dataset import retain
 from dp4tl_ffcv import BetonIndex
 
 TINY = Scale(
@@ -62,7 +63,7 @@ def pretended(tmp_path_factory: pytest.TempPathFactory) -> tuple[Bench, Rows]:
     bench.__dict__["epochs"] = {"cold": epochs, "warm": epochs}
     bench.__dict__["selection_seconds"] = {"lm": 1.0, "fm": 3.0}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(end_to_end_figures, "Bench", lambda *_: bench)
+        patch.setattr(figures, "Bench", lambda *_: bench)
         rows = [json.loads(row.line()) for row in measure([TINY], bench.data, NAMES)]
     return bench, by_name(rows)
 
@@ -175,7 +176,7 @@ def test_every_step_of_an_epoch_has_a_whole_batch(
         taken.append(len(images))
         return torch.zeros(())
 
-    monkeypatch.setattr(end_to_end_sides, "train_step", noted)
+    monkeypatch.setattr(sides, "train_step", noted)
     side = bench.side(how, 1.0 if "full" in how else 0.5)
     trainer = Trainer(TINY.network, bench.source, False, "cpu")
     trainer.open(side)

@@ -5,12 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import loader, loader_figures
-from benchmarks.loader_figures import Scale
+from benchmarks import loader
+from benchmarks.loader import figures
+from benchmarks.loader.figures import Scale
 
 
 def test_every_figure_is_measured() -> None:
-    assert set(loader_figures.NAMES) == {
+    assert set(figures.NAMES) == {
         "read_amplification",
         "pool_bytes",
         "construct_seconds",

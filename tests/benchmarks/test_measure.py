@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import measure, tree_memory
-from benchmarks.measure import Row, Worker, alternate, compare
-from benchmarks.tree_memory import TreePeak, tree_bytes
+from benchmarks.harness import measure, tree_memory
+from benchmarks.harness.measure import Row, Worker, alternate, compare
+from benchmarks.harness.tree_memory import TreePeak, tree_bytes
 
 
 def row(unit: str, ours: list[float], other: list[float], **params: Any) -> Row:

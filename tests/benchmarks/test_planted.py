@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import planted, planted_report
-from benchmarks.planted import Case, merged, run_row
-from benchmarks.planted_encoder import contrastive_loss
-from benchmarks.planted_report import largest_pruning, write_report
-from benchmarks.planted_runs import Job, Training, run_all
+from benchmarks import planted
+from benchmarks.planted import report
+from benchmarks.planted.__main__ import Case, merged, run_row
+from benchmarks.planted.encoder import contrastive_loss
+from benchmarks.planted.report import largest_pruning, write_report
+from benchmarks.planted.runs import Job, Training, run_all
 
 JOB = Job(selection=None, digest="one", seed=0, targets=("target",), images=10)
 
@@ -120,7 +121,7 @@ def test_the_report_comes_from_the_file_alone_and_says_who_may_prune_what(
     head = {"bench": "planted", "environment": machine, "params": params}
     results, readme = tmp_path / "planted.jsonl", tmp_path / "README.md"
     results.write_text("".join(f"{json.dumps(line)}\n" for line in (head, *rows())))
-    monkeypatch.setattr(planted_report, "README", readme)
+    monkeypatch.setattr(report, "README", readme)
     assert write_report(results) == readme
     text = readme.read_text()
     assert "LM 80%, FM 80% pruned with no loss" in text
@@ -133,4 +134,4 @@ def test_the_report_comes_from_the_file_alone_and_says_who_may_prune_what(
 
 def test_a_quick_run_has_every_kind_of_row_and_none_of_the_runs_is_left_out() -> None:
     assert set(planted.QUICK.methods) <= {*planted.OF_TARGET, *planted.WITHOUT_TARGET}
-    assert set(planted_report.NAMES) == {"full", *planted.OF_TARGET, *planted.WITHOUT_TARGET}
+    assert set(report.NAMES) == {"full", *planted.OF_TARGET, *planted.WITHOUT_TARGET}

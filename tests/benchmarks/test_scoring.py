@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import scoring, scoring_figures
-from benchmarks.scoring_figures import NAMES, Scale
-from benchmarks.scoring_sides import (
+from benchmarks import scoring
+from benchmarks.scoring import figures
+from benchmarks.scoring.figures import NAMES, Scale
+from benchmarks.scoring.sides import (
     PRODUCTS,
     READERS,
     check_nearest,
@@ -110,7 +111,7 @@ def test_only_a_full_run_of_all_figures_replaces_the_results(
 def test_a_result_that_differs_is_an_error(
     kernel: str, figure: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    right = getattr(scoring_figures, kernel)
+    right = getattr(figures, kernel)
 
     def wrong(*args: Any) -> Any:
         result = right(*args)
@@ -119,9 +120,9 @@ def test_a_result_that_differs_is_an_error(
         changed[0] += 1
         return type("Wrong", (), {"scores": changed}) if figure == "fm_assign" else changed
 
-    monkeypatch.setattr(scoring_figures, kernel, wrong)
+    monkeypatch.setattr(figures, kernel, wrong)
     with pytest.raises(RuntimeError, match="must be the same; they differ"):
-        list(scoring_figures.measure(TINY, tmp_path, [figure]))
+        list(figures.measure(TINY, tmp_path, [figure]))
 
 
 def test_the_loop_and_all_products_find_the_nearest_means() -> None:

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import writing, writing_figures
-from benchmarks.dataset import Images, prepare_files
-from benchmarks.writing_figures import Scale
-from benchmarks.writing_sides import Job, Ours, check_bytes
+from benchmarks import writing
+from benchmarks.harness.dataset import Images, prepare_files
+from benchmarks.writing import figures
+from benchmarks.writing.figures import Scale
+from benchmarks.writing.sides import Job, Ours, check_bytes
 from dp4tl_ffcv import BetonIndex
 
 TINY = Scale(
@@ -31,22 +32,22 @@ COUNTS = {"write_passthrough": 2, "write_resize": 1, "compact_copy": 3, "write_p
 
 
 def test_every_figure_is_measured() -> None:
-    assert set(writing_figures.NAMES) == {*COUNTS, "compact_raw_throughput"}
+    assert set(figures.NAMES) == {*COUNTS, "compact_raw_throughput"}
 
 
 @pytest.fixture(scope="module")
 def one_pair() -> Iterator[None]:
     """Start no process a second time: it takes seconds."""
-    start, pairs = writing_figures._both, []
+    start, pairs = figures._both, []
     with ExitStack() as processes, pytest.MonkeyPatch.context() as patch:
 
         @contextmanager
-        def started(bench: writing_figures.Bench) -> Iterator[writing_figures.Sides]:
+        def started(bench: figures.Bench) -> Iterator[figures.Sides]:
             if not pairs:
                 pairs.append(processes.enter_context(start(bench)))
             yield pairs[0]
 
-        patch.setattr(writing_figures, "_both", started)
+        patch.setattr(figures, "_both", started)
         yield
 
 
@@ -93,8 +94,8 @@ def test_a_compacted_raw_file_is_loaded_by_both_loaders(
         rates = [[8.0] * rounds, [4.0] * rounds, [2.0] * rounds]
         return rates, {"images": 8, "ours_cache": "os"}
 
-    monkeypatch.setattr(writing_figures, "alternate_epochs", alternated)
-    ours, stock = writing_figures.measure(TINY, tmp_path, ["compact_raw_throughput"])
+    monkeypatch.setattr(figures, "alternate_epochs", alternated)
+    ours, stock = figures.measure(TINY, tmp_path, ["compact_raw_throughput"])
     (name, raw), (its_name, its_raw), (original_name, original) = loaded[0]
     assert name == "PrunedLoader"
     assert its_name == original_name == ours.other_name == stock.other_name != name

@@ -23,11 +23,12 @@ from numpy.typing import NDArray
 
 from dp4tl_ffcv import BetonError, BetonIndex, write_beton
 from dp4tl_ffcv.artifacts import write_json
-from dp4tl_ffcv.beton import layout, turbojpeg
+from dp4tl_ffcv.beton import format
 from dp4tl_ffcv.beton.manifest import manifest_path
-from dp4tl_ffcv.beton.verify import Verification, _map_ordered, verify
-from tests.beton.conftest import PAGE_SIZE, every_field, every_sample, write_stock
+from dp4tl_ffcv.beton.verify.verification import Verification, _map_ordered, verify
+from dp4tl_ffcv.jpeg import turbojpeg
 from tests.conftest import Images
+from tests.support.betons import PAGE_SIZE, every_field, every_sample, write_stock
 
 TINY = 8 * 8 * 3  # bytes of an image of the tiny beton
 
@@ -47,13 +48,13 @@ def damage(path: Path) -> Iterator[Parts]:
     """Change the tables of a beton."""
     index = BetonIndex.open(path)
     data = np.fromfile(path, dtype=np.uint8)
-    fields_at, fields = layout.HEADER.itemsize, len(index.fields) * layout.FIELD.itemsize
+    fields_at, fields = format.HEADER.itemsize, len(index.fields) * format.FIELD.itemsize
     metadata_at, table_at = fields_at + fields, int(index.header["alloc_table_ptr"])
     yield Parts(
-        data[:fields_at].view(layout.HEADER)[0],
-        data[fields_at:metadata_at].view(layout.FIELD),
+        data[:fields_at].view(format.HEADER)[0],
+        data[fields_at:metadata_at].view(format.FIELD),
         data[metadata_at : metadata_at + index.metadata.nbytes].view(index.metadata.dtype),
-        data[table_at:].view(layout.ALLOCATION),
+        data[table_at:].view(format.ALLOCATION),
     )
     data.tofile(path)
 
@@ -306,7 +307,7 @@ def test_a_lost_extent_of_a_custom_field_is_found(stamps: dict[str, Any], tmp_pa
 def test_whatever_open_refuses_has_a_problem(
     position: int, content: bytes, tiny_bytes: bytes, tmp_path: Path
 ) -> None:
-    tables = layout.HEADER.itemsize + 2 * layout.FIELD.itemsize + 6 * 24
+    tables = format.HEADER.itemsize + 2 * format.FIELD.itemsize + 6 * 24
     at = position % (tables + 6 * 24)
     at += 0 if at < tables else len(tiny_bytes) - tables - 6 * 24
     path = tmp_path / "tiny.beton"
@@ -493,7 +494,7 @@ def test_threads_decode_at_once(jpegs: Path, monkeypatch: pytest.MonkeyPatch) ->
         together.wait(timeout=30)
         return decode(data, fast=fast)
 
-    monkeypatch.setattr("dp4tl_ffcv.beton.verify._BATCH", 60)
+    monkeypatch.setattr("dp4tl_ffcv.beton.verify.verification._BATCH", 60)
     monkeypatch.setattr(turbojpeg, "decode", meeting)
     assert verify(jpegs, decode=True, num_workers=2).is_sound
 
@@ -517,7 +518,7 @@ def test_an_interruption_leaves_no_file_open(jpegs: Path, monkeypatch: pytest.Mo
         raise KeyboardInterrupt
 
     before = len(list(Path("/proc/self/fd").iterdir())), threading.active_count()
-    monkeypatch.setattr("dp4tl_ffcv.beton.verify.track", stop)
+    monkeypatch.setattr("dp4tl_ffcv.beton.verify.verification.track", stop)
     with pytest.raises(KeyboardInterrupt):
         verify(jpegs, decode=True)
     assert (len(list(Path("/proc/self/fd").iterdir())), threading.active_count()) == before
@@ -530,7 +531,7 @@ def test_the_number_of_workers_is_checked(tiny: Path) -> None:
 
 def test_ffcv_is_not_imported(photos: Images) -> None:
     program = (
-        "from dp4tl_ffcv.beton.verify import verify; import sys\n"
+        "from dp4tl_ffcv.beton.verify.verification import verify; import sys\n"
         "assert verify(sys.argv[1], decode=True).decoded == 120\n"
         "assert not {'ffcv', 'torch', 'cv2'} & set(sys.modules)"
     )
@@ -539,10 +540,10 @@ def test_ffcv_is_not_imported(photos: Images) -> None:
 
 def test_memory_is_a_few_times_the_tables(tmp_path: Path) -> None:
     count, size, page = 200_000, 100_000, 1 << 23
-    dtype = layout.metadata_dtype([layout.FIELD_METADATA[2], layout.FIELD_METADATA[1]])
-    header, fields = np.zeros(1, dtype=layout.HEADER), np.zeros(2, dtype=layout.FIELD)
+    dtype = format.metadata_dtype([format.FIELD_METADATA[2], format.FIELD_METADATA[1]])
+    header, fields = np.zeros(1, dtype=format.HEADER), np.zeros(2, dtype=format.FIELD)
     fields["type_id"], fields["name"][:, 0] = (2, 1), (105, 108)
-    metadata, table = np.zeros(count, dtype=dtype), np.zeros(count, dtype=layout.ALLOCATION)
+    metadata, table = np.zeros(count, dtype=dtype), np.zeros(count, dtype=format.ALLOCATION)
     numbers = np.arange(count)
     start = -(-(header.nbytes + fields.nbytes + metadata.nbytes) // page) * page
     table["sample_id"], table["size"] = numbers, size

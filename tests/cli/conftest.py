@@ -11,8 +11,8 @@ import pytest
 
 from dp4tl_ffcv import Features
 from dp4tl_ffcv.cli import main
-from dp4tl_ffcv.scoring.clustering import Clusters
-from dp4tl_ffcv.scoring.label_mapping import softmax_mass
+from dp4tl_ffcv.scoring.clustering.kmeans import Clusters
+from dp4tl_ffcv.scoring.methods.label_mapping import softmax_mass
 from tests.conftest import Images
 
 

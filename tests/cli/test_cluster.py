@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dp4tl_ffcv import Features
-from dp4tl_ffcv.scoring.clustering import Clusters, cluster, sweep_clusters
+from dp4tl_ffcv.scoring.clustering.kmeans import Clusters, cluster, sweep_clusters
 from tests.conftest import Images
 
 pytest.importorskip("faiss")

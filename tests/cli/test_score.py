@@ -23,12 +23,12 @@ from dp4tl_ffcv import (
     sha256_of_file,
     write_beton,
 )
-from dp4tl_ffcv.scoring.clusters import Clusters
+from dp4tl_ffcv.scoring.clustering.clusters import Clusters
 from dp4tl_ffcv.scoring.combine import mean_scores
 from dp4tl_ffcv.scoring.gradients import grand
-from dp4tl_ffcv.scoring.influence import class_influence, class_list_scores
-from dp4tl_ffcv.scoring.label_mapping import soft_label_mapping
-from dp4tl_ffcv.scoring.samples import (
+from dp4tl_ffcv.scoring.methods.influence import class_influence, class_list_scores
+from dp4tl_ffcv.scoring.methods.label_mapping import soft_label_mapping
+from dp4tl_ffcv.scoring.methods.samples import (
     coverage_centric,
     el2n,
     moderate,

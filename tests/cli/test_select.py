@@ -9,7 +9,7 @@ import pytest
 from ffcv.fields import IntField
 
 from dp4tl_ffcv import Scores, Selection, random_scores, select, write_beton
-from dp4tl_ffcv.scoring.clusters import Clusters
+from dp4tl_ffcv.scoring.clustering.clusters import Clusters
 from dp4tl_ffcv.scoring.combine import combine_scores
 from tests.conftest import CLASS_NAMES, Images
 

@@ -13,14 +13,14 @@ import pytest
 from numpy.typing import NDArray
 
 from dp4tl_ffcv import BetonError, BetonIndex
-from dp4tl_ffcv.loading import caches
-from dp4tl_ffcv.loading.caches import CACHES, Cache, available_memory, choose_cache, open_cache
-from dp4tl_ffcv.loading.compilation import shared_compilation
-from dp4tl_ffcv.loading.extents import RetainedExtents, retained_extents
-from dp4tl_ffcv.loading.memory import EpochMemory, RetainedMemory
-from dp4tl_ffcv.loading.plan import ALIGNMENT, plan_epoch
-from dp4tl_ffcv.loading.reading import FileReader
-from dp4tl_ffcv.loading.workspace import Workspace
+from dp4tl_ffcv.loading.caches import base
+from dp4tl_ffcv.loading.caches.base import CACHES, Cache, available_memory, choose_cache, open_cache
+from dp4tl_ffcv.loading.decoding.workspace import Workspace
+from dp4tl_ffcv.loading.ffcv_adapter.compilation import shared_compilation
+from dp4tl_ffcv.loading.ffcv_adapter.memory import EpochMemory, RetainedMemory
+from dp4tl_ffcv.loading.reading.extents import RetainedExtents, retained_extents
+from dp4tl_ffcv.loading.reading.file_reader import FileReader
+from dp4tl_ffcv.loading.reading.plan import ALIGNMENT, plan_epoch
 from tests.loading.test_extents import NUM_SAMPLES, POINTING, write
 
 RETAINED = np.arange(0, 120, 2)
@@ -385,7 +385,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
             return io.StringIO(files[path])
 
         values = {"SC_PHYS_PAGES": physical >> 12, "SC_PAGE_SIZE": 1 << 12}
-        monkeypatch.setattr(caches, "open", open_file, raising=False)
+        monkeypatch.setattr(base, "open", open_file, raising=False)
         monkeypatch.setattr(os, "sysconf", values.__getitem__)
 
     return pretend

@@ -15,7 +15,7 @@ from ffcv.transforms import RandomHorizontalFlip, ToTensor, ToTorchImage
 from numba.core import event
 
 from dp4tl_ffcv import PrunedLoader, RemapLabel, Selection
-from dp4tl_ffcv.loading.compilation import shared_compilation
+from dp4tl_ffcv.loading.ffcv_adapter.compilation import shared_compilation
 
 
 def compilations(work: Callable[[], Any]) -> list[Any]:

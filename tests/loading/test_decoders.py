@@ -16,7 +16,10 @@ from numpy.typing import NDArray
 
 from dp4tl_ffcv import BetonError, BetonIndex, PrunedLoader, Selection, write_beton
 from dp4tl_ffcv.kernels.crops import random_crops, random_flips
-from dp4tl_ffcv.loading.decoders import CenterCropRGBImageDecoder, RandomResizedCropRGBImageDecoder
+from dp4tl_ffcv.loading.decoding.decoders import (
+    CenterCropRGBImageDecoder,
+    RandomResizedCropRGBImageDecoder,
+)
 
 SIZES = [(64, 64), (48, 80), (97, 61), (40, 40), (33, 120), (130, 47), (71, 72), (90, 160)]
 TINY = [(1, 1), (1, 50), (50, 1), (2, 3), (7, 5), (3, 200), (200, 3), (16, 16)]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from dp4tl_ffcv import Selection
-from dp4tl_ffcv.loading.shared_memory import FOLDER
+from dp4tl_ffcv.loading.reading.shared_memory import FOLDER
 
 WORLD_SIZE = 2
 CACHES = ["extents", "ram", "os"]

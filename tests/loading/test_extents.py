@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from dp4tl_ffcv import BetonIndex, write_beton
-from dp4tl_ffcv.beton import layout
-from dp4tl_ffcv.loading import extents
-from dp4tl_ffcv.loading.extents import RetainedExtents, retained_extents
+from dp4tl_ffcv.beton import format
+from dp4tl_ffcv.loading.reading import extents
+from dp4tl_ffcv.loading.reading.extents import RetainedExtents, retained_extents
 
 NUM_SAMPLES = 30
 
@@ -98,8 +98,8 @@ def write(kind: str, path: Path) -> Path:
 def shuffle_allocations(path: Path) -> None:
     """Put the rows of the allocation table in another order."""
     data = bytearray(path.read_bytes())
-    start = int(np.frombuffer(data, dtype=layout.HEADER, count=1)[0]["alloc_table_ptr"])
-    table = np.frombuffer(bytes(data[start:]), dtype=layout.ALLOCATION)
+    start = int(np.frombuffer(data, dtype=format.HEADER, count=1)[0]["alloc_table_ptr"])
+    table = np.frombuffer(bytes(data[start:]), dtype=format.ALLOCATION)
     data[start:] = np.random.default_rng(7).permutation(table).tobytes()
     path.write_bytes(data)
 
@@ -123,7 +123,7 @@ def plain_extents(
     pointed = {
         int(values[number])
         for field in used
-        for values in layout.pointers(index.column(field.name), field.kind)
+        for values in format.pointers(index.column(field.name), field.kind)
         for number in ids
     }
     custom = any(field.kind == "custom" for field in used)
@@ -182,7 +182,7 @@ def test_the_bytes_of_every_field_in_use_are_within(
     for name in POINTING:
         table = retained_extents(index, ids, {name})
         sizes = dict(zip(table.ptrs.tolist(), table.sizes.tolist(), strict=True))
-        (values,) = layout.pointers(index.column(name), index.field(name).kind)
+        (values,) = format.pointers(index.column(name), index.field(name).kind)
         column = index.column(name)
         for number in ids.tolist():
             stored = sizes[int(values[number])]
@@ -246,7 +246,7 @@ class _Tables:
 
     def __init__(self, num_samples: int) -> None:
         self.num_samples = num_samples
-        self.allocations = np.zeros(num_samples, dtype=layout.ALLOCATION)
+        self.allocations = np.zeros(num_samples, dtype=format.ALLOCATION)
         self.allocations["sample_id"] = np.arange(num_samples)
         self.allocations["ptr"] = np.arange(num_samples) * 100_000 + 10**7
         self.allocations["size"] = 90_000

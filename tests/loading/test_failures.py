@@ -15,10 +15,13 @@ from ffcv.transforms import ToTensor
 from numpy.typing import NDArray
 
 from dp4tl_ffcv import BetonError, BetonIndex, PrunedLoader, Selection
-from dp4tl_ffcv.beton import layout
-from dp4tl_ffcv.loading import reading
-from dp4tl_ffcv.loading.caches import CACHES
-from dp4tl_ffcv.loading.decoders import CenterCropRGBImageDecoder, RandomResizedCropRGBImageDecoder
+from dp4tl_ffcv.beton import format
+from dp4tl_ffcv.loading.caches.base import CACHES
+from dp4tl_ffcv.loading.decoding.decoders import (
+    CenterCropRGBImageDecoder,
+    RandomResizedCropRGBImageDecoder,
+)
+from dp4tl_ffcv.loading.reading import file_reader
 from tests.loading.test_iterator import FailsAt
 
 Guarded = Callable[[Callable[[], Any]], Any]
@@ -175,7 +178,7 @@ def test_a_disk_that_fails(
         return preadv(file, buffers, offset)
 
     with monkeypatch.context() as patch:
-        patch.setattr(reading, "_read_requests", lambda *_: 0)
+        patch.setattr(file_reader, "_read_requests", lambda *_: 0)
         patch.setattr(os, "preadv", failing)
         with pytest.raises(BetonError, match=f"got Input/output error at byte {start}, sample 57,"):
             load()
@@ -334,7 +337,7 @@ def redescribe(path: Path, **values: Callable[[int], int]) -> None:
     image = metadata[index.field("image").column]
     for name, change in values.items():
         image[name][VICTIM] = change(int(image[name][VICTIM]))
-    start = layout.HEADER.itemsize + len(index.fields) * layout.FIELD.itemsize
+    start = format.HEADER.itemsize + len(index.fields) * format.FIELD.itemsize
     put(path, start, metadata.tobytes())
 
 
@@ -514,7 +517,7 @@ def test_several_damaged_images_are_named_one_at_a_time(
     metadata = index.metadata.copy()
     damaged = {3, 4, 5, 33, 90}
     metadata["f0"]["height"][list(damaged)] += 1
-    put(copied, layout.HEADER.itemsize + 3 * layout.FIELD.itemsize, metadata.tobytes())
+    put(copied, format.HEADER.itemsize + 3 * format.FIELD.itemsize, metadata.tobytes())
     steps = [CenterCropRGBImageDecoder((8, 8), ratio=1.0), ToTensor()]
     load = Recorded(colours, loader_of(copied, "extents", pipelines={"image": steps}), guarded)
     left, named = set(EPOCH), set()

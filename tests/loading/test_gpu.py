@@ -13,8 +13,11 @@ from ffcv.fields.rgb_image import SimpleRGBImageDecoder
 from ffcv.transforms import Squeeze, ToDevice, ToTensor, ToTorchImage
 
 from dp4tl_ffcv import PrunedLoader, Selection, training_loader
-from dp4tl_ffcv.loading.decoders import CenterCropRGBImageDecoder, RandomResizedCropRGBImageDecoder
-from dp4tl_ffcv.loading.views import view_pipelines
+from dp4tl_ffcv.loading.decoding.decoders import (
+    CenterCropRGBImageDecoder,
+    RandomResizedCropRGBImageDecoder,
+)
+from dp4tl_ffcv.loading.decoding.views import view_pipelines
 
 pytestmark = [
     pytest.mark.gpu,

@@ -25,7 +25,10 @@ from ffcv.traversal_order.quasi_random import QuasiRandom
 from numpy.typing import NDArray
 
 from dp4tl_ffcv import PrunedLoader, Selection, write_beton
-from dp4tl_ffcv.loading.decoders import CenterCropRGBImageDecoder, RandomResizedCropRGBImageDecoder
+from dp4tl_ffcv.loading.decoding.decoders import (
+    CenterCropRGBImageDecoder,
+    RandomResizedCropRGBImageDecoder,
+)
 
 # ffcv's main branch: `order_kwargs`, and an order given as a class.
 MAIN_BRANCH = """

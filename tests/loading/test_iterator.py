@@ -22,7 +22,7 @@ from ffcv.pipeline.operation import Operation
 from ffcv.transforms import ToTensor
 
 from dp4tl_ffcv import PrunedLoader
-from dp4tl_ffcv.loading.iterator import _CheckedThread
+from dp4tl_ffcv.loading.ffcv_adapter.iterator import _CheckedThread
 
 LONGEST_WAIT = 60.0  # seconds for threads that were told to stop
 

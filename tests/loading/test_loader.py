@@ -20,13 +20,7 @@ from ffcv.transforms import ToTensor
 from ffcv.traversal_order.base import TraversalOrder
 from numpy.typing import NDArray
 
-from dp4tl_ffcv import (
-    BetonError,
-    PrunedLoader,
-    Selection,
-    StaleArtifactError,
-    write_beton,
-)
+from dp4tl_ffcv import BetonError, PrunedLoader, Selection, StaleArtifactError, write_beton
 
 KEPT = [7, 2, 4]
 BATCH = 7  # does not divide the 36 samples of three classes, nor the 120 of all

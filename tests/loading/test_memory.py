@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dp4tl_ffcv import BetonError
-from dp4tl_ffcv.loading.caches import open_cache
-from dp4tl_ffcv.loading.extents import retained_extents
-from dp4tl_ffcv.loading.memory import RetainedMemory, bytes_at
-from dp4tl_ffcv.loading.reading import FileReader
-from dp4tl_ffcv.loading.workspace import Workspace
+from dp4tl_ffcv.loading.caches.base import open_cache
+from dp4tl_ffcv.loading.decoding.workspace import Workspace
+from dp4tl_ffcv.loading.ffcv_adapter.memory import RetainedMemory, bytes_at
+from dp4tl_ffcv.loading.reading.extents import retained_extents
+from dp4tl_ffcv.loading.reading.file_reader import FileReader
 
 # ffcv's Loader has numba print KeyErrors on stderr when a second one is made or freed.
 MANY = """

@@ -9,7 +9,7 @@ from ffcv.pipeline import PipelineSpec
 from ffcv.transforms import Squeeze, ToTensor
 
 from dp4tl_ffcv import RemapLabel, Selection
-from dp4tl_ffcv.loading.pipelines import copy_pipelines, insert_remap, pipeline_specs
+from dp4tl_ffcv.loading.ffcv_adapter.pipelines import copy_pipelines, insert_remap, pipeline_specs
 
 FIELDS = ["image", "label", "identifier"]
 

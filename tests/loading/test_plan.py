@@ -10,9 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from dp4tl_ffcv.loading import plan as module
-from dp4tl_ffcv.loading.extents import RetainedExtents
-from dp4tl_ffcv.loading.plan import ALIGNMENT, LARGEST_REQUEST, MERGED_GAP, EpochPlan, plan_epoch
+from dp4tl_ffcv.loading.reading import plan as module
+from dp4tl_ffcv.loading.reading.extents import RetainedExtents
+from dp4tl_ffcv.loading.reading.plan import (
+    ALIGNMENT,
+    LARGEST_REQUEST,
+    MERGED_GAP,
+    EpochPlan,
+    plan_epoch,
+)
 
 # Limits at which a file of a few thousand bytes shows everything.
 SMALL_GAP, SMALL_REQUEST = 40, 150

@@ -10,6 +10,7 @@ from ffcv.traversal_order.base import TraversalOrder
 from numpy.typing import NDArray
 
 from dp4tl_ffcv import BetonError, BetonIndex, PrunedLoader, Selection, StaleArtifactError
+from dp4tl_ffcv.loading.caches import base
 
 CACHES = ["extents", "ram", "os", "auto"]
 ORDERS = ["sequential", "random", "quasi_random"]
@@ -158,9 +159,8 @@ def test_a_loader_may_start_without_a_selection(colours: Any) -> None:
 
 
 def test_the_cache_is_chosen_anew(colours: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from dp4tl_ffcv.loading import caches
 
-    monkeypatch.setattr(caches, "available_memory", lambda: 2 * 20 * 3 * 16 * 16)
+    monkeypatch.setattr(base, "available_memory", lambda: 2 * 20 * 3 * 16 * 16)
     loader = loader_of(colours, selection=of_classes(colours, [2]))
     assert loader.cache == "os"
     loader.set_selection(np.arange(21))

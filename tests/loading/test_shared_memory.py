@@ -19,8 +19,8 @@ import torch
 from numpy.typing import NDArray
 
 from dp4tl_ffcv import BetonError, PrunedLoader
-from dp4tl_ffcv.loading import shared_memory
-from dp4tl_ffcv.loading.shared_memory import shared_bytes
+from dp4tl_ffcv.loading.reading import shared_memory
+from dp4tl_ffcv.loading.reading.shared_memory import shared_bytes
 
 LONGEST_WAIT = 60.0  # seconds for another process
 SIZE = 3_000_000

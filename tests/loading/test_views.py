@@ -10,8 +10,11 @@ from ffcv.transforms import ToTensor, ToTorchImage
 from numpy.typing import NDArray
 
 from dp4tl_ffcv import BetonError, PrunedLoader, Selection
-from dp4tl_ffcv.loading.decoders import CenterCropRGBImageDecoder, RandomResizedCropRGBImageDecoder
-from dp4tl_ffcv.loading.views import view_pipelines
+from dp4tl_ffcv.loading.decoding.decoders import (
+    CenterCropRGBImageDecoder,
+    RandomResizedCropRGBImageDecoder,
+)
+from dp4tl_ffcv.loading.decoding.views import view_pipelines
 
 SEED = 4
 NAMES = ["image", "image_2", "centre"]

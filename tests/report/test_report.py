@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dp4tl_ffcv.report import ClassScores, ContactSheet, write_report
 from dp4tl_ffcv.report.figures import class_scores_plot, contact_sheet_png
 from dp4tl_ffcv.report.page import parse_rows, summarise
+from dp4tl_ffcv.report.report import ClassScores, ContactSheet, write_report
 
 NASTY = '<b>&"$x$'
 NAMES = [NASTY, *(f"digit {number}, rotated" for number in range(1, 12))]

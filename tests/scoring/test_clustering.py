@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from dp4tl_ffcv.scoring import class_means, feature_mapping
-from dp4tl_ffcv.scoring.clustering import Clusters, cluster, sweep_clusters
+from dp4tl_ffcv.scoring.clustering.kmeans import Clusters, cluster, sweep_clusters
 
 faiss = pytest.importorskip("faiss")
 
@@ -163,7 +163,7 @@ def test_memory_maps_give_the_same_block_by_block(
     np.save(tmp_path / "features.npy", half)
     stored = np.load(tmp_path / "features.npy", mmap_mode="r")
     whole = cluster(half, 5, sample=30)
-    monkeypatch.setattr("dp4tl_ffcv.scoring.clustering._BLOCK_ROWS", 64)
+    monkeypatch.setattr("dp4tl_ffcv.scoring.clustering.kmeans._BLOCK_ROWS", 64)
     mapped = cluster(stored, 5, sample=30)
     assert mapped.digest() == whole.digest()
     assert np.array_equal(mapped.centroids, whole.centroids)
@@ -220,7 +220,7 @@ def test_the_figures_are_simplified_silhouettes() -> None:
 
 
 def test_of_equal_figures_the_smaller_number_wins(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dp4tl_ffcv.scoring.clustering._silhouette", lambda *_: 0.5)
+    monkeypatch.setattr("dp4tl_ffcv.scoring.clustering.kmeans._silhouette", lambda *_: 0.5)
     clusters = sweep_clusters(blobs()[0], (4, 2, 3))
     assert clusters.provenance["sweep"] == {"2": 0.5, "3": 0.5, "4": 0.5}
     assert clusters.provenance["num_clusters"] == 2
@@ -229,7 +229,7 @@ def test_of_equal_figures_the_smaller_number_wins(monkeypatch: pytest.MonkeyPatc
 def test_figures_of_a_drawn_sample_are_near_those_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
     features, _ = blobs((300,) * 3, spread=0.3)
     exact = sweep_clusters(features, (3,)).provenance["sweep"]["3"]
-    monkeypatch.setattr("dp4tl_ffcv.scoring.clustering._SILHOUETTE_ROWS", 200)
+    monkeypatch.setattr("dp4tl_ffcv.scoring.clustering.kmeans._SILHOUETTE_ROWS", 200)
     drawn = sweep_clusters(features, (3,)).provenance["sweep"]["3"]
     assert drawn != exact
     assert drawn == pytest.approx(exact, abs=0.05)
@@ -358,7 +358,9 @@ def test_the_sweep_takes_each_number_once(counts: tuple[int, ...]) -> None:
 
 
 def test_the_sweep_checks_all_numbers_before_it_starts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dp4tl_ffcv.scoring.clustering._fit", lambda *_: pytest.fail("started"))
+    monkeypatch.setattr(
+        "dp4tl_ffcv.scoring.clustering.kmeans._fit", lambda *_: pytest.fail("started")
+    )
     with pytest.raises(ValueError, match=r"^`num_clusters` must lie in \[1, 156\]; got 500"):
         sweep_clusters(blobs()[0], (3, 500))
 
@@ -389,7 +391,7 @@ def test_without_faiss_one_line_says_what_to_install() -> None:
         "import sys\n"
         "sys.modules['faiss'] = None\n"
         "import numpy as np\n"
-        "from dp4tl_ffcv.scoring.clustering import Clusters, cluster\n"
+        "from dp4tl_ffcv.scoring.clustering.kmeans import Clusters, cluster\n"
         "Clusters(labels=np.array([0]), centroids=np.ones((1, 2), np.float32))\n"
         "try:\n"
         "    cluster(np.ones((3, 2), np.float32), 1)\n"

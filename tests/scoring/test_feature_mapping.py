@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dp4tl_ffcv import class_means, feature_mapping
-from dp4tl_ffcv.scoring.clusters import Clusters
+from dp4tl_ffcv.scoring.clustering.clusters import Clusters
 
 DTYPES = [np.float16, np.float32, np.float64]
 NUMBERS = st.sampled_from([-2.0, -0.5, 0.0, 1.0, 1.5])  # coarse, so that distances are equal

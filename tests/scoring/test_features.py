@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dp4tl_ffcv import Features, StaleArtifactError, class_means
-from dp4tl_ffcv.scoring import features as module
-from dp4tl_ffcv.scoring.features import check_same_surrogate, sum_in_order
+from dp4tl_ffcv.scoring.features import features as module
+from dp4tl_ffcv.scoring.features.features import check_same_surrogate, sum_in_order
 
 SURROGATE = {
     "checkpoint_sha256": "ab" * 32, "arch": "resnet18", "resolution": 224, "crop_ratio": 0.875,

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from threadpoolctl import threadpool_limits
 
 from dp4tl_ffcv import Scores
-from dp4tl_ffcv.scoring.influence import (
+from dp4tl_ffcv.scoring.methods.influence import (
     class_influence,
     class_influences,
     class_list_scores,
@@ -71,7 +71,7 @@ def test_memory_maps_and_threads_do_not_change_the_bits(
     included, outcomes = rng.random((900, 300)) < 0.5, rng.random((900, 400))
     np.save(tmp_path / "outcomes.npy", outcomes)
     stored = np.load(tmp_path / "outcomes.npy", mmap_mode="r")
-    monkeypatch.setattr("dp4tl_ffcv.scoring.influence._BLOCK_BYTES", 8 * 400 * 250)
+    monkeypatch.setattr("dp4tl_ffcv.scoring.methods.influence._BLOCK_BYTES", 8 * 400 * 250)
     expected = influences_by_hand(outcomes[:, :2], included)
     found = []
     for threads, values in ((1, outcomes), (2, stored), (4, outcomes)):

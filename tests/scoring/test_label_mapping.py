@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from dp4tl_ffcv.scoring.label_mapping import label_mapping, soft_label_mapping
+from dp4tl_ffcv.scoring.methods.label_mapping import label_mapping, soft_label_mapping
 
 LOGITS = hnp.arrays(
     np.float32,

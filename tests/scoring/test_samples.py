@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from dp4tl_ffcv import Scores, StaleArtifactError
-from dp4tl_ffcv.scoring.clusters import Clusters
-from dp4tl_ffcv.scoring.samples import (
+from dp4tl_ffcv.scoring.clustering.clusters import Clusters
+from dp4tl_ffcv.scoring.methods.samples import (
     coverage_centric,
     el2n,
     moderate,
@@ -355,7 +355,7 @@ def test_memory_maps_give_the_same_bits_block_by_block(
     expected = bits(features, labels)
     np.save(tmp_path / "features.npy", features)
     stored = np.load(tmp_path / "features.npy", mmap_mode="r")
-    monkeypatch.setattr("dp4tl_ffcv.scoring.samples._BLOCK_BYTES", 8 * 12 * rows)
+    monkeypatch.setattr("dp4tl_ffcv.scoring.methods.samples._BLOCK_BYTES", 8 * 12 * rows)
     assert bits(stored, labels) == expected
 
 

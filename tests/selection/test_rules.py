@@ -21,7 +21,7 @@ from dp4tl_ffcv import (
     select,
     write_beton,
 )
-from dp4tl_ffcv.scoring.clusters import Clusters
+from dp4tl_ffcv.scoring.clustering.clusters import Clusters
 
 CLASSES, SAMPLES = 12, 34
 FEW = st.sampled_from([-1.5, 0.0, 0.0, 1.0, 2.0, 2.5])  # few values, so that many are equal

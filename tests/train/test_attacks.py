@@ -14,7 +14,7 @@ from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from dp4tl_ffcv import Classifier, build_model
-from train.attacks import Attack, adversarial_loss, make_attack, pgd, robust_accuracy
+from train.components.attacks import Attack, adversarial_loss, make_attack, pgd, robust_accuracy
 
 SIDE = 8
 PIXELS = 3 * SIDE * SIDE

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms import functional as vision
 
-from train.augmentations import Augmentation, Parameters, augment, draw
+from train.components.augmentations import Augmentation, Parameters, augment, draw
 
 CPU = torch.device("cpu")
 MOCO = Augmentation()

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from dp4tl_ffcv import BetonIndex, Scores, Selection
-from train import demo, demo_results, finetune, pretrain
+from train import demo, finetune, pretrain
+from train.components import demo_results
 from writers import digits
 
 ALL_ORIGINALS = digits.ORIGINALS

@@ -29,8 +29,8 @@ from dp4tl_ffcv import (
 )
 from tests.conftest import Images
 from train import finetune
-from train.processes import Processes
-from train.progress import Meter
+from train.components.processes import Processes
+from train.components.progress import Meter
 
 LONGEST = 500  # seconds; it takes a few when the machine is free
 MODES = ("linear_probe", "full_finetuning", "from_scratch")

@@ -17,8 +17,8 @@ from dp4tl_ffcv import (
     replace_head,
     save_checkpoint,
 )
-from train.optimizers import AveragedWeights, add_blurpool, make_optimizer
-from train.resuming import Progress, Snapshot
+from train.components.optimizers import AveragedWeights, add_blurpool, make_optimizer
+from train.components.resuming import Progress, Snapshot
 
 
 @pytest.fixture

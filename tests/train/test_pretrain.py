@@ -23,7 +23,7 @@ from dp4tl_ffcv import (
 )
 from tests.conftest import Images, write_photos
 from train import pretrain
-from train.schedules import learning_rate_factor
+from train.components.schedules import learning_rate_factor
 
 Configure = Callable[..., pretrain.Config]
 

@@ -18,22 +18,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from dp4tl_ffcv import (
-    Scores,
-    Selection,
-    StaleArtifactError,
-    build_model,
-    compact,
-    load_checkpoint,
-)
+from dp4tl_ffcv import Scores, Selection, StaleArtifactError, build_model, compact, load_checkpoint
 from dp4tl_ffcv.cli import main
 from tests.conftest import Colours, Images
 from train import finetune, pretrain_moco
-from train.augmentations import augment, draw
+from train.components.augmentations import augment, draw
+from train.components.moco import GroupedBatchNorm, group_norms
+from train.components.processes import Processes, processes
+from train.components.resuming import Progress, Snapshot
 from train.configs.self_supervised import CONFIGS, Config
-from train.moco import GroupedBatchNorm, group_norms
-from train.processes import Processes, processes
-from train.resuming import Progress, Snapshot
 
 CPU = Processes(torch.device("cpu"))
 PATIENCE = 240  # seconds for two processes to start and train; a few when the machine is free

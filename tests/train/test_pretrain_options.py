@@ -15,7 +15,7 @@ from torch import Tensor
 from dp4tl_ffcv import evaluation_loader, load_checkpoint
 from tests.conftest import Images
 from train import pretrain
-from train.processes import Processes
+from train.components.processes import Processes
 
 Configure = Callable[..., pretrain.Config]
 

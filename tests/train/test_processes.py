@@ -15,9 +15,9 @@ from torch import distributed, nn
 from dp4tl_ffcv import BetonIndex, Classifier, Selection
 from tests.conftest import Images
 from train import pretrain
-from train.attacks import make_attack
-from train.processes import Processes, processes
-from train.validation import Validation
+from train.components.attacks import make_attack
+from train.components.processes import Processes, processes
+from train.components.validation import Validation
 
 LONGEST = 500  # seconds; it takes a few when the machine is free
 # All that a rank does. It prints one line of JSON, through a file of its own.

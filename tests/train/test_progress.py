@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from dp4tl_ffcv import RunFolder
-from train import progress
-from train.progress import Journal, Meter
+from train.components import progress
+from train.components.progress import Journal, Meter
 
 CPU = torch.device("cpu")
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from tests.conftest import Images
 from train import pretrain
-from train.resuming import Progress, Snapshot
+from train.components.resuming import Progress, Snapshot
 
 LONGEST = 500  # seconds; it takes a few when the machine is free
 SHARED = {"arch": "resnet8_w16", "resolution": 32, "batch_size": 32, "lr": 0.1, "num_workers": 1}

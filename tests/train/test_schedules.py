@@ -12,8 +12,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from torch.optim import lr_scheduler as torchs
 
+from train.components.schedules import learning_rate_factor, resolution_at
 from train.configs.pretraining import CONFIGS, Config
-from train.schedules import learning_rate_factor, resolution_at
 
 SCHEDULES = ("cyclic", "step", "cosine", "constant")
 

@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 from dp4tl_ffcv import BetonIndex, read_image
 from tests.writers.support import names_of, put_all, tar_of
 from writers import cifar10, cifar100
-from writers.cifar import Cifar, Version
-from writers.common import run
-from writers.inert_pickle import byte_rows, list_of, read_dict
+from writers.components.cifar import Cifar, Version
+from writers.components.common import run
+from writers.components.safe_unpickle import byte_rows, list_of, read_dict
 
 MODULES = {"cifar10": cifar10, "cifar100": cifar100}
 FORMS = ("binary folder", "binary archive", "python folder", "python archive")

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from dp4tl_ffcv import BetonIndex, ImageFiles
-from dp4tl_ffcv.beton import parts
+from dp4tl_ffcv.writing import pages
 from tests.writers.support import jpeg, put_all, stored
-from writers.common import (
+from writers.components.common import (
     Expected,
     Options,
     check_class_ids,
@@ -192,11 +192,11 @@ def test_a_split_that_lacks_samples_is_written_again(tmp_path: Path) -> None:
 def test_a_run_that_an_image_ended_is_continued_without_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def every_batch(part: parts.PagedPart) -> bool:
+    def every_batch(part: pages.PagedPart) -> bool:
         part._wait()  # on a slow disk, the last record may still be on its way
         return True
 
-    monkeypatch.setattr(parts.PagedPart, "_is_due", every_batch)
+    monkeypatch.setattr(pages.PagedPart, "_is_due", every_batch)
     asked: list[int] = []
 
     class Samples(list[tuple[bytes, int, int]]):

@@ -15,7 +15,7 @@ import torchvision.datasets
 
 from dp4tl_ffcv import BetonIndex
 from tests.writers.support import jpeg, names_of, put_all, stored
-from writers.common import Expected, run
+from writers.components.common import Expected, run
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

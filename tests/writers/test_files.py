@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.writers.support import put_all
-from writers.files import find, folders_of, images_below, is_hidden
+from writers.components.files import find, folders_of, images_below, is_hidden
 
 
 def test_images_are_listed_in_order_of_their_parts_and_without_hidden_ones(tmp_path: Path) -> None:

@@ -10,10 +10,11 @@ import pytest
 
 from dp4tl_ffcv import BetonIndex
 from tests.writers.support import jpeg, names_of, put_all, stored
-from writers import huggingface, parquet
-from writers.common import run
+from writers import huggingface
+from writers.components import parquet
+from writers.components.common import run
+from writers.components.parquet import ParquetImages
 from writers.huggingface import Config, write
-from writers.parquet import ParquetImages
 
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")

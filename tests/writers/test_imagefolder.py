@@ -12,7 +12,7 @@ from PIL import Image
 
 from dp4tl_ffcv import BetonIndex, read_image
 from tests.writers.support import jpeg, put_all, stored
-from writers.common import run
+from writers.components.common import run
 from writers.imagefolder import Config, write
 
 RED, GREEN, BLUE = (220, 30, 30), (30, 220, 30), (30, 30, 220)

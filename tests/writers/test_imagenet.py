@@ -11,7 +11,7 @@ import pytest
 from dp4tl_ffcv import BetonIndex
 from tests.writers.support import jpeg, names_of, put_all, stored, tar_of
 from writers import imagenet
-from writers.common import Expected, run
+from writers.components.common import Expected, run
 from writers.imagenet import DEVKIT, Config, write
 
 savemat = pytest.importorskip("scipy.io").savemat

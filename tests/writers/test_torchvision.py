@@ -13,7 +13,7 @@ import torchvision.datasets
 from dp4tl_ffcv import BetonIndex, read_image
 from tests.writers.support import jpeg, names_of, put_all, stored
 from writers import torchvision as writer
-from writers.common import run
+from writers.components.common import run
 from writers.torchvision import KNOWN, Config, write
 
 Files = dict[str, bytes]

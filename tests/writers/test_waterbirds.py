@@ -9,7 +9,7 @@ import pytest
 from dp4tl_ffcv import BetonIndex
 from tests.writers.support import jpeg, names_of, put_all, stored
 from writers import waterbirds
-from writers.common import run
+from writers.components.common import run
 
 HEADER = "img_id,img_filename,y,split,place,place_filename"
 FOLDERS = ("001.Black_footed_Albatross", "009.Brewer_Blackbird")

@@ -9,7 +9,7 @@ import pytest
 from dp4tl_ffcv import BetonIndex
 from tests.writers.support import jpeg, names_of, put_all, stored, tar_of
 from writers import webdataset
-from writers.common import run
+from writers.components.common import run
 from writers.webdataset import Config, shards_of, write
 
 

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from train.augmentations import Augmentation
-
+from ..components.augmentations import Augmentation
 from .checks import check_at_least, check_choices, check_shares
 
 __all__ = [

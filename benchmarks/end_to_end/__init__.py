@@ -1,0 +1,1 @@
+"""Benchmark: end_to_end."""

@@ -1,0 +1,246 @@
+"""The epochs of the end-to-end benchmark: which sides, on which files, how often."""
+
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from benchmarks.end_to_end.sides import (
+    Epoch,
+    Network,
+    Side,
+    Trainer,
+    fill_page_cache,
+    retain_batches,
+)
+from benchmarks.harness.dataset import Images, prepare
+from benchmarks.harness.measure import Worker, alternate
+from dp4tl_ffcv import BetonIndex, compact
+
+__all__ = ["Bench", "Scale", "scales"]
+
+PRUNED, COMPACTED, RAW = "PrunedLoader", "compacted", "compacted, raw"
+STOCK, STOCK_COMPACTED = "stock Loader, indices=", "stock Loader, compacted"
+FULL, STOCK_FULL, SYNTHETIC = "PrunedLoader, full", "stock Loader, full", "synthetic"
+FULLS = (FULL, STOCK_FULL)
+METHODS = ("lm", "fm")
+# The paper's largest target has 50,500 training images for ImageNet's 1,281,167.
+TARGET_SHARE = 0.04
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scale:
+    """How much is measured, with one network."""
+
+    network: Network
+    samples: int
+    """Images of 400 pixels in the full source: whole batches, as of what is retained."""
+    keeps: tuple[float, ...] = (0.2, 0.4, 0.6)
+    """Shares of the classes to retain."""
+    warm: int
+    """Rounds with the files in the page cache."""
+    cold: int
+    """Rounds with each file dropped from the page cache before its epoch."""
+    device: str = "cpu"
+    limit: bool = False
+    """Measure, too, what the device trains when nothing needs to be loaded."""
+
+    def __post_init__(self) -> None:
+        """Refuse a source with a short last batch."""
+        if self.samples % self.network.batch_size:
+            raise ValueError(
+                f"`samples` must be a multiple of the batch, {self.network.batch_size}; got "
+                f"{self.samples}. Choose one."
+            )
+
+
+CPU = (
+    Scale(
+        network=Network(arch="resnet8_w16", resolution=64, batch_size=64),
+        samples=2560,
+        warm=5,
+        cold=3,
+    ),
+)
+QUICK = (
+    Scale(
+        network=Network(arch="resnet8_w16", resolution=32, batch_size=64),
+        samples=640,
+        keeps=(0.4,),
+        warm=1,
+        cold=0,  # stock ffcv would compile every loader once more, which is most of the time
+    ),
+)
+GPU = tuple(
+    Scale(
+        network=Network(arch=arch, resolution=160, batch_size=1024),
+        samples=samples,
+        keeps=keeps,
+        warm=2,
+        cold=cold,
+        device="cuda",
+        limit=True,
+    )
+    for arch, samples, keeps, cold in (
+        ("resnet18", 153_600, (0.2, 0.4, 0.6), 1),
+        ("resnet50", 51_200, (0.2,), 0),
+    )
+)
+QUICK_GPU = (
+    Scale(
+        network=Network(arch="resnet18", resolution=160, batch_size=512),
+        samples=20_480,
+        keeps=(0.2,),
+        warm=2,
+        cold=1,
+        device="cuda",
+        limit=True,
+    ),
+)
+
+
+def scales(*, quick: bool) -> tuple[Scale, ...]:
+    """Return what this machine can measure: with the GPU that torch finds, else on the CPU."""
+    if torch.cuda.is_available():
+        return QUICK_GPU if quick else GPU
+    return QUICK if quick else CPU
+
+
+Epochs = dict[Side, list[Epoch]]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What the figures share: the files, and the epochs, which are trained once."""
+
+    scale: Scale
+    data: Path
+    """Folder that keeps the betons."""
+
+    @cached_property
+    def source(self) -> Path:
+        """Beton of the full source."""
+        return prepare(self._images(self.scale.samples), self.data)
+
+    @cached_property
+    def target(self) -> Path:
+        """Beton of a target, as large for the source as the paper's largest."""
+        return prepare(self._images(round(TARGET_SHARE * self.scale.samples)), self.data)
+
+    @cached_property
+    def index(self) -> BetonIndex:
+        """Index of the source."""
+        return BetonIndex.open(self.source)
+
+    @cached_property
+    def compacted(self) -> dict[tuple[str, float], tuple[Path, float]]:
+        """Compacted files and the seconds to write them, by `how` and the share that they keep."""
+        least = min(self.scale.keeps)
+        whole = self.source.stat().st_size
+        return {
+            **{(COMPACTED, keep): self._compact(keep) for keep in self.scale.keeps},
+            # The space that pruned images took goes to decoded ones.
+            (RAW, least): self._compact(least, raw_budget=whole),
+        }
+
+    @cached_property
+    def sides(self) -> list[Side]:
+        """All sides, the full source first."""
+        sides = [Side(how=how, beton=self.source, stock=how == STOCK_FULL) for how in FULLS]
+        for keep in self.scale.keeps:
+            for how in (PRUNED, STOCK):
+                stock = how == STOCK
+                sides.append(Side(how=how, keep=keep, beton=self.source, indices=True, stock=stock))
+        for (how, keep), (path, _) in self.compacted.items():
+            sides.append(Side(how=how, keep=keep, beton=path))
+            if how == COMPACTED:
+                sides.append(Side(how=STOCK_COMPACTED, keep=keep, beton=path, stock=True))
+        return [*sides, Side(how=SYNTHETIC)] if self.scale.limit else sides
+
+    @cached_property
+    def epochs(self) -> dict[str, Epochs]:
+        """Epochs of all sides with a cold and a warm page cache."""
+        return {
+            name: self._alternate(cold=name == "cold", rounds=rounds)
+            for name, rounds in (("cold", self.scale.cold), ("warm", self.scale.warm))
+            if rounds
+        }
+
+    @cached_property
+    def selection_seconds(self) -> dict[str, float]:
+        """Seconds from betons to a Selection, by method."""
+        with self._trainer(cold=False) as worker:
+            select = partial(worker.call, "select")
+            keep = min(self.scale.keeps)
+            select("fm", self.target, self.target, keep)  # compiles
+            return {
+                method: median(
+                    select(method, self.source, self.target, keep)
+                    for _ in range(min(3, self.scale.warm))
+                )
+                for method in METHODS
+            }
+
+    def side(self, how: str, keep: float = 1.0) -> Side:
+        """Return the side that is called so."""
+        (found,) = (side for side in self.sides if (side.how, side.keep) == (how, keep))
+        return found
+
+    def retained(self, keep: float) -> NDArray[np.int64]:
+        """Return the ids that are trained on of `keep` of the classes."""
+        return retain_batches(self.index, keep, self.scale.network.batch_size)
+
+    def share(self, keep: float) -> float:
+        """Return their share of the samples."""
+        return len(self.retained(keep)) / self.index.num_samples
+
+    def seconds(self, cache: str, side: Side) -> list[float]:
+        """Return the seconds of each epoch."""
+        return [epoch.seconds for epoch in self.epochs[cache][side]]
+
+    def rates(self, cache: str, side: Side) -> list[float]:
+        """Return the images per second of each epoch."""
+        return [epoch.images / epoch.seconds for epoch in self.epochs[cache][side]]
+
+    def _alternate(self, *, cold: bool, rounds: int) -> Epochs:
+        with ExitStack() as processes:
+            workers = {
+                stock: processes.enter_context(self._trainer(cold=cold)) for stock in (False, True)
+            }
+            for side in self.sides:
+                workers[side.stock].call("open", side)
+            calls = [partial(workers[side.stock].call, "epoch", side) for side in self.sides]
+            if not cold:
+                fill_page_cache({side.beton for side in self.sides if side.beton})
+            epochs = dict(zip(self.sides, alternate(*calls, rounds=rounds), strict=True))
+        self._check(epochs)
+        return epochs
+
+    def _check(self, epochs: Epochs) -> None:
+        for side, made in epochs.items():
+            if side.beton is None:
+                continue
+            expected = len(self.retained(side.keep))
+            if {epoch.images for epoch in made} != {expected}:
+                raise RuntimeError(f"{side.how} trained on other than {expected} images: {made}")
+
+    def _trainer(self, *, cold: bool) -> Worker:
+        return Worker(Trainer, self.scale.network, self.source, cold, self.scale.device)
+
+    def _images(self, samples: int) -> Images:
+        classes = self.scale.network.num_classes
+        return Images(num_samples=samples, long_side=400, num_classes=classes)
+
+    def _compact(self, keep: float, raw_budget: int | None = None) -> tuple[Path, float]:
+        how = "jpg" if raw_budget is None else "raw"
+        path = self.data / f"{self.source.stem}_compacted_{keep:g}_{how}.beton"
+        ids = self.retained(keep)
+        started = time.perf_counter()
+        compact(self.source, ids, path, raw_budget=raw_budget)
+        return path, time.perf_counter() - started

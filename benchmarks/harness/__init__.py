@@ -1,0 +1,1 @@
+"""What benchmarks share: alternation, JSON lines, datasets, tables."""

@@ -1,0 +1,256 @@
+"""The two sides of the loader benchmark; each runs in processes of its own.
+
+They never share one: stock ffcv edits type objects of numba's, which breaks loaders built later.
+"""
+
+import gc
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ffcv.fields.basics import IntDecoder
+from ffcv.fields.rgb_image import RandomResizedCropRGBImageDecoder, SimpleRGBImageDecoder
+from ffcv.loader import Loader, OrderOption
+from ffcv.memory_managers.process_cache.schedule import compute_schedule
+from ffcv.pipeline.allocation_query import AllocationQuery
+from ffcv.pipeline.state import State
+from ffcv.transforms import Squeeze, ToTensor, ToTorchImage
+from numpy.typing import NDArray
+
+import dp4tl_ffcv
+from benchmarks.harness.dataset import retain
+from benchmarks.harness.measure import peak_growth, read_so_far
+
+__all__ = ["Ours", "Setting", "Side", "Stock"]
+
+SEED = 0
+LEAK_SECONDS = 1.0  # time that threads get to end
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What both sides load in the same way."""
+
+    beton: Path
+    keep: float = 0.2
+    """Share of the classes that is retained."""
+    batch_size: int = 256
+    order: str = "random"
+    from_disk: bool = False
+    """Read what the coming batches need (stock: `os_cache=False`) instead of the default cache."""
+    resolution: int | None = 160
+    """Side of the random resized crops; None loads only the first byte of each image."""
+
+    def retained(self) -> NDArray[np.int64]:
+        """Return the sample ids to load."""
+        return retain(dp4tl_ffcv.BetonIndex.open(self.beton).labels(), self.keep)
+
+
+class Side:
+    """A loader and what can be measured of it."""
+
+    name: str
+    decoder: Callable[..., Any]
+
+    def build(self, setting: Setting, indices: NDArray[np.int64]) -> Any:
+        """Return a new loader."""
+        raise NotImplementedError
+
+    def plan(self, loader: Any, epoch: int) -> int:
+        """Find out what an epoch reads when, and return the bytes of samples held at most."""
+        raise NotImplementedError
+
+    def uncompiled(self) -> AbstractContextManager[None]:
+        """Within the block, loaders spend no time on compilation that they would repeat."""
+        return nullcontext()
+
+    def options(self, setting: Setting, indices: NDArray[np.int64]) -> dict[str, Any]:
+        """Return the arguments that both sides share."""
+        if setting.resolution is None:
+            image: list[Any] = [FirstByte(), ToTensor()]
+        else:
+            side = (setting.resolution, setting.resolution)
+            image = [type(self).decoder(side), ToTensor(), ToTorchImage()]
+        return {
+            "fname": str(setting.beton),
+            "batch_size": setting.batch_size,
+            "num_workers": -1,
+            "seed": SEED,
+            "indices": indices,
+            "drop_last": False,
+            "pipelines": {
+                "image": image,
+                "label": [IntDecoder(), ToTensor(), Squeeze(1)],
+                "identifier": None,
+            },
+        }
+
+    # -- one loader, many epochs -------------------------------------------------------------------
+    def open(self, setting: Setting) -> None:
+        """Build the loader whose epochs are measured."""
+        self.loader: Any = None  # what an earlier one held shall not count
+        gc.collect()
+        self.loader = self.build(setting, setting.retained())
+
+    def epoch(self) -> dict[str, float]:
+        """Load an epoch; `labels` tells whether two sides loaded the same samples."""
+        images = labels = 0
+        read, started = read_so_far(), time.perf_counter()
+        for _, batch in self.loader:
+            images += len(batch)
+            labels += int(batch.sum())
+        seconds = time.perf_counter() - started
+        read = read_so_far() - read
+        return {"images": images, "labels": labels, "seconds": seconds, "read": read}
+
+    def epoch_growth(self) -> int:
+        """Load an epoch and return by how much resident memory grew at most."""
+        return peak_growth(self.epoch)[1]
+
+    def attribute(self, name: str) -> Any:
+        """Return an attribute of the loader, or None where it has none."""
+        return getattr(self.loader, name, None)
+
+    def leave_early(self, times: int) -> int:
+        """Start epochs, leave each after its first batch, and count the threads that stay."""
+        before = threading.active_count()
+        for _ in range(times):
+            for _batch in self.loader:
+                break
+        deadline = time.monotonic() + LEAK_SECONDS
+        while threading.active_count() > before and time.monotonic() < deadline:
+            gc.collect()
+            time.sleep(0.05)
+        return threading.active_count() - before
+
+    # -- one loader, many plans --------------------------------------------------------------------
+    def open_plans(self, setting: Setting) -> None:
+        """Build the loader whose plans are measured; it is not compiled, nor used."""
+        self.loader = None
+        with self.uncompiled():
+            self.loader = self.build(replace(setting, resolution=None), setting.retained())
+        self.planned = 0
+        gc.collect()
+
+    def plan_next(self) -> tuple[float, int]:
+        """Plan the next epoch; return the seconds, and the bytes of samples held at most."""
+        started = time.perf_counter()
+        held = self.plan(self.loader, self.planned)
+        self.planned += 1
+        return time.perf_counter() - started, held
+
+    # -- new loaders -------------------------------------------------------------------------------
+    def warm_up(self, setting: Setting) -> None:
+        """Do what only the first loader of a process has to: compilation and late imports."""
+        with self.uncompiled():
+            loader = self.build(setting, setting.retained())
+            self.plan(loader, 0)
+        del loader
+        gc.collect()
+
+    def construct(self, setting: Setting) -> tuple[float, int]:
+        """Return seconds and memory from the call of the constructor to a planned epoch."""
+        indices = setting.retained()
+        gc.collect()
+
+        def construct() -> float:
+            started = time.perf_counter()
+            self.plan(self.build(setting, indices), 0)
+            return time.perf_counter() - started
+
+        with self.uncompiled():
+            return peak_growth(construct)
+
+    def second_loader(self, setting: Setting) -> tuple[float, float]:
+        """Return seconds from constructor to first batch of the first and a second loader."""
+        indices = setting.retained()
+        seconds, kept = [], []
+        for _ in range(2):
+            started = time.perf_counter()
+            loader = self.build(setting, indices)
+            for _batch in loader:
+                break
+            seconds.append(time.perf_counter() - started)
+            kept.append(loader)  # as a training and an evaluation loader live side by side
+        return seconds[0], seconds[1]
+
+
+class Stock(Side):
+    """The released ffcv."""
+
+    name = f"ffcv {version('ffcv')} Loader"
+    decoder = RandomResizedCropRGBImageDecoder
+
+    def build(self, setting: Setting, indices: NDArray[np.int64]) -> Any:
+        order = OrderOption[setting.order.upper()]
+        return Loader(**self.options(setting, indices), os_cache=not setting.from_disk, order=order)
+
+    def plan(self, loader: Any, epoch: int) -> int:
+        """Draw the order and schedule the pages as ffcv's page cache does before an epoch."""
+        loader.next_epoch = epoch
+        order = loader.next_traversal_order()
+        batches = [
+            order[start : start + loader.batch_size]
+            for start in range(0, len(order), loader.batch_size)
+        ]
+        pages_of = loader.memory_manager.sample_to_pages.__getitem__
+        schedule = compute_schedule([set().union(*map(pages_of, batch)) for batch in batches])
+        return int(schedule.num_slots) * int(loader.reader.page_size)  # numpy's 32 bits overflow
+
+    @contextmanager
+    def uncompiled(self) -> Iterator[None]:
+        # ffcv compiles whenever a loader is built, so leaving it out is what tells it apart.
+        original = Loader.generate_code
+        Loader.generate_code = lambda _: None
+        try:
+            yield
+        finally:
+            Loader.generate_code = original
+
+
+class Ours(Side):
+    """`PrunedLoader`. It compiles once per process: a warm-up is all that tells it apart."""
+
+    name = "PrunedLoader"
+
+    @staticmethod
+    def decoder(size: tuple[int, int]) -> Any:
+        # Not imported above: the process of the other side holds stock ffcv alone.
+        return dp4tl_ffcv.RandomResizedCropRGBImageDecoder(size)
+
+    def build(self, setting: Setting, indices: NDArray[np.int64]) -> Any:
+        return dp4tl_ffcv.PrunedLoader(
+            **self.options(setting, indices),
+            cache="extents" if setting.from_disk else "auto",
+            order=setting.order,
+        )
+
+    def plan(self, loader: Any, epoch: int) -> int:
+        # Not `loader.pool_bytes`, which would plan once more.
+        return int(loader.memory_manager.cache.num_bytes(loader.plan_epoch(epoch)))
+
+
+# ffcv takes nothing else for a decoder of images.
+class FirstByte(SimpleRGBImageDecoder):  # type: ignore[misc]  # ffcv is untyped
+    """Decode an image to its first byte: the whole cost is that of getting at the bytes."""
+
+    def declare_state_and_memory(self, previous_state: State) -> tuple[State, AllocationQuery]:
+        byte = np.dtype("u1")
+        state = replace(previous_state, jit_mode=True, shape=(1,), dtype=byte)
+        return state, AllocationQuery((1,), byte)
+
+    def generate_code(self) -> Callable[..., Any]:
+        read = self.memory_read
+
+        def first_byte(batch: Any, destination: Any, metadata: Any, storage: Any) -> Any:
+            for row in range(len(batch)):
+                destination[row, 0] = read(metadata[batch[row]]["data_ptr"], storage)[0]
+            return destination[: len(batch)]
+
+        return first_byte

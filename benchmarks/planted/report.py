@@ -1,0 +1,267 @@
+"""Tables and the figure of the planted benchmark, made from its result file alone."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from benchmarks.harness.tables import fill
+
+__all__ = ["largest_pruning", "write_report"]
+
+README = Path(__file__).resolve().parents[1] / "README.md"
+FIGURE = "results/planted.png"
+HEAD = (
+    "# Benchmarks\n\nEvery section is written from a result file in `results/` by the command that "
+    "it names.\n"
+)
+NAMES = {
+    "full": "full source",
+    "lm": "LM",
+    "soft_lm": "soft LM",
+    "fm": "FM",
+    "fm_clusters": "FM, pseudo-classes",
+    "fm_label_free": "FM, pseudo-classes without labels",
+    "influence": "class influence",
+    "random_classes": "random classes",
+    "random_samples": "random samples",
+    "el2n": "EL2N",
+    "grand": "GraNd",
+    "moderate": "Moderate",
+    "moderate_classes": "Moderate, classes",
+    "ccs": "CCS",
+    "prototypes": "prototypes",
+}
+MODES = {"linear_probe": "linear probe", "full_finetuning": "full finetuning"}
+OURS, COMBINED = ("lm", "fm"), "combined"
+# Of Student's t with n - 1 degrees of freedom, 95 %, one-sided.
+T_95 = {2: 6.314, 3: 2.920, 4: 2.353, 5: 2.132}
+STYLES = {
+    "lm": ("#0072B2", "o", "-"),
+    "soft_lm": ("#56B4E9", "o", "--"),
+    "fm": ("#D55E00", "s", "-"),
+    "fm_clusters": ("#E69F00", "s", "--"),
+    "fm_label_free": ("#F0C75E", "s", ":"),
+    "influence": ("#CC79A7", "D", "-"),
+    "random_classes": ("#009E73", "^", "-"),
+    "random_samples": ("#009E73", "v", "--"),
+}
+OTHERS = ("#8C8C8C", ".", "-")
+
+Runs = Mapping[tuple[str, str, float], Sequence[Mapping[str, Any]]]
+
+
+def largest_pruning(
+    full: Sequence[float], kept: Mapping[float, Sequence[float]], rule: str
+) -> float:
+    """Return the largest share that can be pruned with no loss, 0.0 if none.
+
+    A keep passes by `mean` if the mean of the seeds' differences to the full run is at least 0; by
+    `t` if it is not below 0 at the 5 % level, one-sided, by a paired t-test:
+    `mean + t_95 * sd / sqrt(n) >= 0`. All larger keeps must pass as well, so that one lucky small
+    selection does not count.
+
+    Args:
+        full: accuracy of the full run, by seed.
+        kept: accuracies of each keep, in the order of seeds.
+        rule: `mean` or `t`.
+    """
+    smallest = 1.0
+    for keep in sorted(kept, reverse=True):
+        differences = np.subtract(kept[keep], full)
+        bound = float(differences.mean())
+        if rule == "t" and len(differences) > 1:
+            spread = differences.std(ddof=1) / np.sqrt(len(differences))
+            bound += T_95[len(differences)] * float(spread)
+        if bound < -1e-9:
+            break
+        smallest = keep
+    return 1.0 - smallest
+
+
+def write_report(results: Path) -> Path:
+    """Write the figure, and the benchmark's section of `benchmarks/README.md`."""
+    head, *rows = (json.loads(line) for line in results.read_text().splitlines())
+    runs: dict[tuple[str, str, float], list[dict[str, Any]]] = {}
+    for row in sorted((r for r in rows if r["figure"] == "run"), key=lambda row: int(row["seed"])):
+        runs.setdefault((row["method"], row["target"], row["keep"]), []).append(row)
+    draw(runs, README.parent / FIGURE)
+    text = README.read_text() if README.exists() else HEAD
+    if "<!-- planted table -->" not in text:
+        text += "\n## Planted classes\n\n<!-- planted table -->\n<!-- end of planted table -->\n"
+    README.write_text(fill(text, "planted", section(head, rows, runs)))
+    return README
+
+
+def section(head: dict[str, Any], rows: list[dict[str, Any]], runs: Runs) -> str:
+    """Return the section's text."""
+    machine, params = head["environment"], head["params"]
+    targets, seeds = targets_in(runs), len(params["seeds"])
+    parts = [
+        f"`python -m benchmarks.planted`, on {machine['cores']} cores of {machine['cpu']}, GPU: "
+        f"{machine['gpu']}, torch {machine['torch']}. Source: ten digits in eight renderings, 80 "
+        "classes of 70 images (`writers.digits`); the classes in a target's rendering, of its "
+        f"digits, count as relevant. {params['arch']} at {params['resolution']} px, "
+        f"{params['epochs']} epochs over what is retained (equal epochs), surrogate "
+        f"{params['surrogate_epochs']} epochs on the full source, {seeds} seeds; means over seeds. "
+        "One surrogate serves all seeds. *combined*: all targets at once, scores by "
+        "`combine_scores` (sum; influences, which may be negative, by rank), accuracy the mean "
+        "over targets.",
+        f"![Accuracy of every method over keep]({FIGURE})",
+        *(f"{finding(runs, target, mode)}" for mode in MODES for target in targets),
+        votes(rows),
+    ]
+    for mode, name in MODES.items():
+        parts += [
+            f"**Largest pruning with no loss, {name}**: by the mean of the paired differences to "
+            "the full run, at least 0 / by a one-sided paired t-test at 5 %, which with "
+            f"{seeds} seeds lets much pass. The keep and all larger ones of the grid must pass.",
+            pruning_table(runs, targets, mode),
+        ]
+    parts += [
+        "**At keep 0.2**: precision and recall are of retained samples in relevant classes, mean "
+        "over single targets; accuracy likewise, linear probe / full finetuning. Scoring is "
+        "seconds for one target with features, clusters and (GraNd) gradients; *with training* "
+        "adds the surrogate, the encoder or the influence runs, which all targets share.",
+        detail_table(rows, runs, targets, 0.2),
+    ]
+    return "\n\n".join(parts)
+
+
+def finding(runs: Runs, target: str, mode: str) -> str:
+    """Say what LM and FM can prune of a target's source, and what the best of the others can."""
+    by_method = {m: pruned(runs, m, target, mode, "mean") for m in methods_in(runs)}
+    best = max(by_method[m] for m in by_method if is_baseline(m))
+    names = [NAMES[m] for m, share in by_method.items() if is_baseline(m) and share == best]
+    rivals = f"{best:.0%} by {', '.join(names)}" if best > 0 else "none by any"
+    claim = all(by_method[m] >= 0.4 - 1e-9 for m in OURS if m in by_method)
+    ours = ", ".join(f"{NAMES[m]} {by_method[m]:.0%}" for m in OURS if m in by_method)
+    verdict = "40 % or more pruned by both" if claim else "**the 40 to 80 % are not reached**"
+    return (
+        f"* {target}, {MODES[mode]}: {ours} pruned with no loss (rule of the mean), {verdict}; "
+        f"baselines that do not see the target: {rivals}."
+    )
+
+
+def is_baseline(method: str) -> bool:
+    """Say whether a method looks at no target."""
+    return method not in ("lm", "soft_lm", "fm", "fm_clusters", "fm_label_free", "influence")
+
+
+def votes(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Say which renderings LM and FM map each target to."""
+    lines = ["**Where the targets' votes go** (share of images; the relevant rendering first):", ""]
+    for row in rows:
+        if row["figure"] == "votes":
+            shares = dict(row["votes"])
+            own = f"{row['relevant']} {shares.pop(row['relevant']):.0%}"
+            rest = sorted(shares.items(), key=lambda item: -item[1])[:3]
+            others = ", ".join(f"{name} {share:.0%}" for name, share in rest if share > 0)
+            lines.append(f"* {row['target']}, {NAMES[row['method']]}: {own}; {others}")
+    return "\n".join(lines)
+
+
+def pruning_table(runs: Runs, targets: Sequence[str], mode: str) -> str:
+    """Return the largest pruning by method and target, by both rules."""
+    lines = [f"| method | {' | '.join(targets)} |", f"|---|{'---|' * len(targets)}"]
+    for method in methods_in(runs):
+        cells = [
+            " / ".join(f"{pruned(runs, method, t, mode, rule):.0%}" for rule in ("mean", "t"))
+            for t in targets
+        ]
+        lines.append(f"| {NAMES[method]} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def detail_table(
+    rows: Sequence[Mapping[str, Any]], runs: Runs, targets: Sequence[str], keep: float
+) -> str:
+    """Return precision, recall, accuracy and cost by method."""
+    single = [target for target in targets if target != COMBINED]
+    costs = {(r["method"], r["target"]): r for r in rows if r["figure"] == "cost"}
+    lines = [
+        "| method | unit | precision | recall | accuracy | scoring | with training |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for method in ("full", *methods_in(runs)):
+        found = [r for t in single for r in runs[method, t, 1.0 if method == "full" else keep]]
+        cells = [f"{np.mean([r[name] for r in found]):.0%}" for name in ("precision", "recall")]
+        accuracies = [f"{100 * mean_of(found, mode):.1f}" for mode in MODES]
+        unit, cost = "", ["", ""]
+        if method != "full":
+            of_targets = [costs[method, t] for t in single]
+            unit = of_targets[0]["unit"]
+            scoring = float(np.mean([c["scoring_seconds"] for c in of_targets]))
+            cost = [f"{scoring:.2f} s", f"{scoring + of_targets[0]['training_seconds']:.1f} s"]
+        cells = [NAMES[method], unit, *cells, f"{' / '.join(accuracies)} %", *cost]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def draw(runs: Runs, path: Path) -> None:
+    """Draw accuracy over keep, a row of panels for each way of finetuning."""
+    targets = targets_in(runs)
+    with mpl.rc_context({"axes.spines.top": False, "axes.spines.right": False, "font.size": 9}):
+        figure = Figure(figsize=(3.4 * len(targets), 6.6), layout="constrained")
+        grid = figure.subplots(len(MODES), len(targets), squeeze=False, sharex=True)
+        for axes, mode in zip(grid, MODES, strict=True):
+            for panel, target in zip(axes, targets, strict=True):
+                plot_panel(panel, runs, target, mode)
+            axes[0].set_ylabel(f"test accuracy, {MODES[mode]}")
+        for panel, target in zip(grid[0], targets, strict=True):
+            panel.set_title(target)
+        for panel in grid[-1]:
+            panel.set_xlabel("keep")
+        handles, labels = grid[0][0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside right center", frameon=False)
+        path.parent.mkdir(exist_ok=True)
+        figure.savefig(path, dpi=110, metadata={"Software": None})
+
+
+def plot_panel(panel: Any, runs: Runs, target: str, mode: str) -> None:
+    """Draw the lines of one target; methods without a colour of their own differ by marker."""
+    full = mean_of(runs["full", target, 1.0], mode)
+    panel.axhline(full, color="#444444", linewidth=1, label=NAMES["full"])
+    others = iter("xP*+1234")
+    for method in methods_in(runs):
+        color, marker, line = STYLES.get(method, OTHERS)
+        marker = marker if method in STYLES else next(others)
+        keeps = sorted(keep for name, t, keep in runs if (name, t) == (method, target))
+        values = [mean_of(runs[method, target, keep], mode) for keep in keeps]
+        panel.plot(
+            keeps, values, color=color, marker=marker, linestyle=line, markersize=4, linewidth=1.1,
+            label=NAMES[method],
+        )  # fmt: skip
+    panel.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    panel.grid(color="#E3E3E3")
+
+
+def pruned(runs: Runs, method: str, target: str, mode: str, rule: str) -> float:
+    """Return the largest pruning of a method on a target."""
+    full = [row["accuracy"][mode] for row in runs["full", target, 1.0]]
+    kept = {
+        keep: [row["accuracy"][mode] for row in found]
+        for (name, of, keep), found in runs.items()
+        if (name, of) == (method, target)
+    }
+    return largest_pruning(full, kept, rule)
+
+
+def mean_of(found: Sequence[Mapping[str, Any]], mode: str) -> float:
+    """Return the mean accuracy."""
+    return float(np.mean([row["accuracy"][mode] for row in found]))
+
+
+def methods_in(runs: Runs) -> list[str]:
+    """Return the methods that were run, in the order of names."""
+    return [name for name in NAMES if name != "full" and any(key[0] == name for key in runs)]
+
+
+def targets_in(runs: Runs) -> list[str]:
+    """Return the targets, in the order of the rows."""
+    return list(dict.fromkeys(target for _, target, _ in runs))

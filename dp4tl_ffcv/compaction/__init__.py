@@ -1,0 +1,1 @@
+"""Compact: copy the retained samples of a beton into a new one."""

@@ -1,0 +1,65 @@
+"""Import ffcv in a fraction of a second, and keep it from editing numba's types.
+
+`ffcv.fields.rgb_image` fills a `numba.typed.Dict` when it is imported, which compiles for seconds
+in every process. ffcv only looks values up in it, so a plain dict serves as well.
+
+ffcv's memory managers describe read-only memory by taking numba's one object for `uint8[::1]` (and
+others) and setting `mutable` on it. This changes the object's hash under every table that has it as
+a key: code compiled earlier can then fail with a KeyError when more is compiled, or print one when
+a Loader is freed. After `import_ffcv` the managers find types that are read-only from the start.
+"""
+
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import Any
+
+import numba
+from numba import typed, types
+
+__all__ = ["import_ffcv"]
+
+
+class _ReadOnlyArrays:
+    """A number type whose subscripts give read-only C-contiguous arrays."""
+
+    def __init__(self, number: Any) -> None:
+        self._number = number
+
+    def __getitem__(self, subscript: Any) -> Any:
+        array = self._number[subscript]
+        return types.Array(array.dtype, array.ndim, array.layout, readonly=True)
+
+
+class _Numba(ModuleType):
+    """Replacement for numba in a module that edits types."""
+
+    def __init__(self, edited: tuple[str, ...]) -> None:
+        super().__init__("numba")
+        for name in edited:
+            setattr(self, name, _ReadOnlyArrays(getattr(numba, name)))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(numba, name)
+
+
+def import_ffcv() -> None:
+    """Import ffcv. Every package that uses ffcv calls this before its first ffcv import.
+
+    Where ffcv was imported earlier, only its memory managers are changed.
+    """
+    if "ffcv" not in sys.modules:
+        typed_dict, typed.Dict = typed.Dict, dict
+        try:
+            import_module("ffcv")
+        finally:
+            typed.Dict = typed_dict
+    from ffcv.memory_managers import os_cache
+    from ffcv.memory_managers.process_cache import manager as process_cache
+
+    for module, edited in (
+        (os_cache, ("uint8",)),
+        (process_cache, ("uint8", "uint32", "uint64")),
+    ):
+        if module.nb is numba:
+            module.nb = _Numba(edited)

@@ -1,0 +1,1 @@
+"""JPEG: TurboJPEG, the marker structure, decoding of a crop."""

@@ -1,0 +1,1 @@
+"""Caches: where the bytes of the retained samples are while an epoch runs."""

@@ -1,0 +1,1 @@
+"""Image decoders for crops and views."""

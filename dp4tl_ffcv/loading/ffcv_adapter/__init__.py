@@ -1,0 +1,1 @@
+"""What ffcv's Loader requires: memory manager, reader, pipelines, compilation, iterator."""

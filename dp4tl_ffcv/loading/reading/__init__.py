@@ -1,0 +1,1 @@
+"""What is read when: byte ranges, plans of an epoch, positional reads, shared memory."""

@@ -1,0 +1,123 @@
+"""Which bytes of the file a loader may touch: the extents of its samples, in tables O(retained)."""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...beton import BetonIndex
+from ...beton.format import pointers
+from ...beton.tables import FieldInfo
+
+__all__ = ["RetainedExtents", "retained_extents"]
+
+_BLOCK = 1 << 15  # rows of the allocation table that are looked at together
+
+
+@dataclass(frozen=True, slots=True)
+class RetainedExtents:
+    """The extents of S samples: R rows in the order of the file."""
+
+    ptrs: NDArray[np.uint64]
+    """Byte offset in the file, `(R,)` ascending."""
+    sizes: NDArray[np.int64]
+    """Bytes, `(R,)`."""
+    owners: NDArray[np.int64]
+    """Sample id, `(R,)`."""
+    samples: NDArray[np.int64]
+    """Ids `(S,)`, ascending."""
+    rows: NDArray[np.int64]
+    """Rows sample by sample: those of `samples[i]` are `rows[starts[i]:starts[i + 1]]`."""
+    starts: NDArray[np.int64]
+    """`(S + 1,)`."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all extents."""
+        return int(self.sizes.sum())
+
+    @property
+    def end(self) -> int:
+        """Byte offset behind the last extent."""
+        return int(self.ptrs[-1]) + int(self.sizes[-1]) if len(self.ptrs) else 0
+
+    def sample_at(self, offset: int) -> int:
+        """Return the sample whose extent holds the byte at `offset`, or ends before it."""
+        row = int(np.searchsorted(self.ptrs, np.uint64(offset), side="right")) - 1
+        return int(self.owners[max(row, 0)])
+
+    def rows_of(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the rows of the samples `ids` `(M,)`, and for each row its position in `ids`."""
+        at = np.empty(len(ids), dtype=np.int64)
+        order = np.argsort(ids)  # a search for ascending ids walks the table once
+        at[order] = np.searchsorted(self.samples, ids[order])
+        counts = self.starts[at + 1] - self.starts[at]
+        if len(counts) and counts.min() == counts.max() == 1:
+            return self.rows[self.starts[at]], np.arange(len(ids))
+        firsts = np.cumsum(counts) - counts
+        within = np.arange(counts.sum()) - np.repeat(firsts, counts)
+        rows = self.rows[np.repeat(self.starts[at], counts) + within]
+        return rows, np.repeat(np.arange(len(ids)), counts)
+
+
+def retained_extents(
+    index: BetonIndex, ids: NDArray[np.int64], fields: Collection[str]
+) -> RetainedExtents:
+    """Collect the extents of the samples `ids` that the fields called `fields` point to.
+
+    Cost: one pass over the allocation table, then O(retained).
+    """
+    samples = ids if _ascends(ids) else np.unique(ids)
+    table = _allocations(index, samples)
+    used = [field for field in index.fields if field.name in fields]
+    if not any(field.kind == "custom" for field in used):  # what those point to is not known
+        table = table[_is_wanted(index, samples, used, table)]
+    if not _ascends(table["ptr"]):
+        # Of extents at one place, ffcv's empty bytes come before what shares their address.
+        table = table[np.lexsort((table["size"], table["ptr"]))]
+        table = table[np.append(table["ptr"][1:] != table["ptr"][:-1], True)]
+    ptrs = np.ascontiguousarray(table["ptr"])
+    owners = table["sample_id"].astype(np.int64)
+    at = np.searchsorted(samples, owners)
+    starts = np.concatenate(([0], np.cumsum(np.bincount(at, minlength=len(samples)))))
+    rows = np.arange(len(at)) if _ascends(at) else np.argsort(at, kind="stable")
+    return RetainedExtents(ptrs, table["size"].astype(np.int64), owners, samples, rows, starts)
+
+
+def _allocations(index: BetonIndex, samples: NDArray[np.int64]) -> NDArray[Any]:
+    """Return the rows of the allocation table that belong to `samples`."""
+    retained = np.zeros(index.num_samples, dtype=np.bool_)
+    retained[samples] = True
+    blocks = (
+        index.allocations[at : at + _BLOCK] for at in range(0, len(index.allocations), _BLOCK)
+    )
+    found = [block[retained[block["sample_id"]]] for block in blocks]
+    return np.concatenate([index.allocations[:0], *found])
+
+
+def _ascends(values: NDArray[Any]) -> bool:
+    return bool((values[1:] > values[:-1]).all())
+
+
+def _is_wanted(
+    index: BetonIndex,
+    samples: NDArray[np.int64],
+    used: list[FieldInfo],
+    table: NDArray[Any],
+) -> NDArray[np.bool_]:
+    """Say of each row of `table` whether one of the fields in use points to it."""
+    pointing = [field for field in index.fields if pointers(index.column(field.name), field.kind)]
+    if all(field in used for field in pointing) and not any(
+        field.kind == "custom" for field in index.fields
+    ):
+        return np.ones(len(table), dtype=np.bool_)
+    wanted = [
+        values[samples]
+        for field in used
+        for values in pointers(index.column(field.name), field.kind)
+    ]
+    if not wanted:
+        return np.zeros(len(table), dtype=np.bool_)
+    return np.isin(table["ptr"], np.concatenate(wanted))

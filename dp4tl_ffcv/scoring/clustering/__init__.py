@@ -1,0 +1,1 @@
+"""Clusters of source features: pseudo-classes for a source without labels."""

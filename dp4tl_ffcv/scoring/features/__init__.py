@@ -1,0 +1,1 @@
+"""Features: what a surrogate computes for each sample, in a folder."""

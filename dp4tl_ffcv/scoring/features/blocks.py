@@ -1,0 +1,262 @@
+"""A folder of features that is written block by block, by one process or several.
+
+The arrays are allocated in full, `done.npy` says which blocks of `BLOCK_ROWS` rows are on the disk,
+and the header calls the folder unfinished until all are. What a killed run leaves is continued by
+the next one that wants the same.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.lib.format import open_memmap
+from numpy.typing import NDArray
+
+from ...errors import StaleArtifactError
+from ...kernels import class_sums
+from ..methods.label_mapping import BLOCK_ROWS, softmax_mass
+from .features import (
+    DONE,
+    FILES,
+    HEADER,
+    check_finite,
+    is_features_folder,
+    read_header,
+    remove_folder,
+    write_header,
+)
+
+__all__ = ["FeatureBlocks", "Plan"]
+
+# Sums of more labels than this, and than there are samples, are left out: they are no classes.
+_MOST_LABELS = 10_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What a folder of features is to hold; every process of a run has the same plan."""
+
+    folder: Path
+    indices: NDArray[np.int64]
+    """Sample ids `(n,)`, one for each row."""
+    logits: bool
+    """Keep the logits, too."""
+    dtype: str
+    """Of the features."""
+    facts: Mapping[str, Any]
+    """What the values depend on beside the provenance, such as the weights."""
+    provenance: Mapping[str, Any]
+
+    @property
+    def request(self) -> dict[str, Any]:
+        """All that must be the same for a folder to be continued, as JSON gives it back."""
+        ids = hashlib.sha256(np.ascontiguousarray(self.indices, dtype="<i8").tobytes())
+        request = {
+            "samples": len(self.indices),
+            "indices_sha256": ids.hexdigest(),
+            "logits": self.logits,
+            "dtype": self.dtype,
+            "block_rows": BLOCK_ROWS,
+            **self.facts,
+        }
+        return dict(json.loads(json.dumps(request)))
+
+    def rows(self, block: int) -> slice:
+        """Return the rows of a block."""
+        return slice(block * BLOCK_ROWS, min((block + 1) * BLOCK_ROWS, len(self.indices)))
+
+    @contextmanager
+    def prepared(
+        self, shapes: Callable[[], tuple[int, int | None]], *, restart: bool
+    ) -> Iterator[list[int] | None]:
+        """Hold the folder for one run; create it, or find out what it lacks.
+
+        Args:
+            shapes: says how many numbers a feature has, and how many a row of logits (None: the
+                encoder has none); called for a new folder only.
+            restart: delete what is there and start over.
+
+        Yields the missing blocks, or None if the folder is finished.
+
+        Raises:
+            BlockingIOError: another run writes the folder now.
+            StaleArtifactError: the folder comes from another request.
+            ValueError: the folder holds something else, or is damaged.
+        """
+        folder = self.folder
+        if folder.exists() and not is_features_folder(folder):
+            raise ValueError(
+                f"`out` must name a new folder, or one of features; got {str(folder)!r}. "
+                "Name another folder."
+            )
+        with ExitStack() as held:
+            held.enter_context(_held(folder))
+            if not restart and (folder / HEADER).exists():
+                self._check_same()
+            else:
+                columns = shapes()  # first: a failure leaves what is there
+                remove_folder(folder)
+                self._create(*columns)
+                held.enter_context(_held(folder))
+            yield None if read_header(folder)["finished"] else self._missing()
+
+    def _check_same(self) -> None:
+        header = read_header(self.folder)
+        found = {**header["provenance"], **header.get("request", {})}
+        wanted = {**json.loads(json.dumps(dict(self.provenance))), **self.request}
+        other = sorted(
+            name for name in found.keys() | wanted if found.get(name) != wanted.get(name)
+        )
+        if other:
+            raise StaleArtifactError(
+                f"`out` must hold features of the same request to be continued; got "
+                f"{str(self.folder)!r} with another {', '.join(other)}. Name another folder, or "
+                "start over: `restart=True`, `dp4tl features --restart`."
+            )
+
+    def _missing(self) -> list[int]:
+        try:
+            done = np.load(self.folder / DONE, allow_pickle=False)
+            for file in read_header(self.folder)["files"]:
+                # For reading: numpy would lengthen a file that it maps for writing.
+                np.load(self.folder / file, mmap_mode="r", allow_pickle=False)
+        except (KeyError, OSError, ValueError, EOFError) as error:
+            raise ValueError(
+                f"`out` must be a whole folder to be continued; got {str(self.folder)!r}, which "
+                "lacks a part. Start over: `restart=True`, `dp4tl features --restart`."
+            ) from error
+        return [int(block) for block in np.flatnonzero(~done)]
+
+    def _create(self, columns: int, outputs: int | None) -> None:
+        if self.logits and outputs is None:
+            raise ValueError(
+                "`logits` must be False for an encoder without a classifier; got True. "
+                "Leave it out."
+            )
+        count = len(self.indices)
+        blocks = -(-count // BLOCK_ROWS)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        _allocate(self.folder / FILES["features"], self.dtype, (count, columns))
+        _allocate(self.folder / FILES["labels"], np.int64, (count,))
+        if outputs is not None:
+            _allocate(self.folder / FILES["predictions"], np.int64, (count,))
+            _allocate(self.folder / FILES["mass"], np.float64, (blocks, outputs))
+            if self.logits:
+                _allocate(self.folder / FILES["logits"], np.float32, (count, outputs))
+        np.save(self.folder / FILES["indices"], self.indices)
+        np.save(self.folder / DONE, np.zeros(blocks, dtype=np.bool_))
+        self._write_header(finished=False)  # last: what is there before it counts as nothing
+
+    def finish(self) -> None:
+        """Add each label's features up and declare the folder finished.
+
+        The sums are taken from the file, in the order of rows: their bits depend neither on the
+        number of processes and threads nor on interruptions.
+
+        Raises:
+            ValueError: a block is missing.
+        """
+        if missing := self._missing():
+            raise ValueError(
+                f"`out` must have every block at the end; got none for {missing[:8]}. "
+                "Run the same command again: it continues."
+            )
+        features = np.load(self.folder / FILES["features"], mmap_mode="r")
+        labels = np.load(self.folder / FILES["labels"])
+        last = int(labels.max())
+        if labels.min() >= 0 and last < max(_MOST_LABELS, len(labels)):
+            sums, counts = class_sums(features, labels, last + 1)
+            np.save(self.folder / FILES["sums"], sums)
+            np.save(self.folder / FILES["counts"], counts)
+        self._write_header(finished=True)
+        (self.folder / DONE).unlink()
+
+    def _write_header(self, *, finished: bool) -> None:
+        write_header(
+            self.folder,
+            finished=finished,
+            provenance=self.provenance,
+            request=self.request,
+            files=sorted(path.name for path in self.folder.glob("*.npy") if path.name != DONE),
+        )
+
+
+class FeatureBlocks:
+    """The arrays of an unfinished folder, mapped for writing."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._maps: dict[str, NDArray[Any]] = {
+            name: np.load(plan.folder / file, mmap_mode="r+", allow_pickle=False)
+            for name, file in {**FILES, "done": DONE}.items()
+            if name not in ("indices", "sums", "counts") and (plan.folder / file).exists()
+        }
+
+    def write(
+        self,
+        block: int,
+        features: NDArray[np.float32],
+        labels: NDArray[np.int64],
+        logits: NDArray[np.float32] | None,
+    ) -> None:
+        """Store one block, and say so once it is on the disk.
+
+        Raises:
+            ValueError: a feature or a logit is not finite.
+        """
+        rows, maps = self._plan.rows(block), self._maps
+        ids = self._plan.indices[rows]
+        with np.errstate(over="ignore"):  # told below, with the sample
+            values = features.astype(self._plan.dtype, copy=False)
+        check_finite("features", values, ids)
+        maps["features"][rows], maps["labels"][rows] = values, labels
+        if logits is not None:
+            check_finite("logits", logits, ids)
+            # numpy's argmax takes the first of equal maxima on every machine.
+            maps["predictions"][rows] = logits.argmax(axis=1)
+            maps["mass"][block] = softmax_mass(logits)
+            if "logits" in maps:
+                maps["logits"][rows] = logits
+        done = maps["done"]
+        for name, values in maps.items():
+            if name != "done":
+                values.flush()  # type: ignore[attr-defined]  # a memory map
+        done[block] = True
+        done.flush()  # type: ignore[attr-defined]
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """Keep other runs from an unfinished folder; a killed process holds nothing."""
+    try:
+        file = os.open(folder / DONE, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        yield
+        return
+    try:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise BlockingIOError(
+                f"`out` must be written by one run at a time; got {str(folder)!r}, which another "
+                "writes now. Wait for it, or stop it."
+            ) from error
+        yield
+    finally:
+        os.close(file)
+
+
+def _allocate(path: Path, dtype: Any, shape: tuple[int, ...]) -> None:
+    """Create an array's file with all of its blocks: a full disk is told now, not by a signal."""
+    array = open_memmap(path, mode="w+", dtype=np.dtype(dtype), shape=shape)
+    size = path.stat().st_size
+    del array
+    with open(path, "r+b") as stream:
+        os.posix_fallocate(stream.fileno(), 0, size)

@@ -1,0 +1,336 @@
+"""Planning of a compacted beton: fields of every kind, custom ones, pages, and its plain twin."""
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from ffcv.fields import BytesField, IntField
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dp4tl_ffcv import BetonError, BetonIndex, compact, image_fields, write_beton
+from dp4tl_ffcv.beton import format
+from dp4tl_ffcv.beton.verify.verification import verify
+from dp4tl_ffcv.compaction.plan import SourceBeton, place, retain
+from tests.support.betons import CUSTOM_FIELDS, OpaqueField, StampField, Written, write_stock
+
+PAGE_SIZE = 1 << 21
+
+
+def sha256(data: bytes) -> str:
+    """What to compare instead of large values, whose differences pytest takes minutes to show."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def stored_at(index: BetonIndex, data: bytes, sample_id: int, pointer: Any) -> bytes:
+    """The bytes of the extent of a sample that starts at `pointer`.
+
+    In files of ffcv's writer an empty one may start there, too.
+    """
+    extents = index.extents([sample_id])
+    size = extents["size"][extents["ptr"] == pointer].max()
+    return data[int(pointer) : int(pointer) + int(size)]
+
+
+# Fields.
+
+
+def test_every_field_of_every_writer_keeps_its_bytes(written: Written, tmp_path: Path) -> None:
+    ids = [3, 23, 0, 7, 8, 15, 16, 5, 21]
+    out = tmp_path / "out.beton"
+    index = compact(written.path, ids, out, custom_fields=written.custom_fields)
+    source = BetonIndex.open(written.path, custom_fields=written.custom_fields)
+    data, numbers = out.read_bytes(), source.column("hash") % np.uint64(1 << 59)
+    assert sorted(index.column("hash")) == sorted(source.column("hash")[ids])
+    columns = {name: index.column(name) for name in (field.name for field in index.fields)}
+    for row in range(len(ids)):
+        origin = int(np.flatnonzero(source.column("hash") == columns["hash"][row])[0])
+        sample = written.samples[int(numbers[origin])]
+        assert columns["score"][row] == sample[0]
+        assert columns["label"][row] == sample[1]
+        assert columns["stamp"]["when"][row] == sample[8][0]
+        for name, bytes_stored in written.stored[int(numbers[origin])].items():
+            value = columns[name][row]
+            names = value.dtype.names or ()
+            pointer = next((value[each] for each in names if each.endswith("ptr")), value)
+            assert sha256(stored_at(index, data, row, pointer)) == sha256(bytes_stored)
+            if "size" in names:
+                assert value["size"] == len(bytes_stored)
+    assert len(index.allocations) == 7 * len(ids)
+    starts = np.sort(index.allocations["ptr"])
+    assert verify(out, custom_fields=written.custom_fields).problems == ()
+    assert (np.diff(starts) > 0).all()  # ffcv's empty bytes had the place of what follows them
+
+
+def test_descriptors_with_their_arguments_are_kept(written: Written, tmp_path: Path) -> None:
+    compact(written.path, [1], tmp_path / "out.beton", custom_fields=written.custom_fields)
+    size = format.HEADER.itemsize + len(written.samples[0]) * format.FIELD.itemsize
+    start = format.HEADER.itemsize
+    found = (tmp_path / "out.beton").read_bytes()[start:size]
+    assert found == written.path.read_bytes()[start:size]
+
+
+def test_a_custom_field_may_keep_no_bytes_of_a_sample(
+    stamps: dict[str, Any], tmp_path: Path
+) -> None:
+    path = write_stock(tmp_path / "a.beton", stamps["samples"], stamps["fields"])
+    index = compact(path, [0, 3, 4, 5], tmp_path / "b.beton", custom_fields=CUSTOM_FIELDS)
+    stamp = index.column("stamp")
+    for row in range(4):
+        odd = stamp["when"][row] % 2
+        assert stamp["size"][row] == 5 * odd
+        assert (stamp["ptr"][row] != 0) == odd
+    none = compact(path, [0, 4], tmp_path / "c.beton", custom_fields=CUSTOM_FIELDS)
+    assert none.column("stamp")["ptr"].tolist() == [0, 0]
+
+
+class ListField(OpaqueField):
+    """Any number of byte strings, placed in a nested record and in an array."""
+
+    metadata_type = np.dtype(
+        [("parts", [("ptr", "<u8"), ("size", "<u8")], (2,)), ("both", "<u8", (2,)), ("id", "<u8")]
+    )
+
+    def encode(self, destination: Any, value: tuple[int, list[bytes]], malloc: Any) -> None:
+        destination["id"], parts = value
+        for number, part in enumerate(parts):
+            pointer, storage = malloc(len(part))
+            storage[:] = np.frombuffer(part, dtype=np.uint8)
+            destination["parts"]["ptr"][0, number] = pointer
+            destination["parts"]["size"][0, number] = len(part)
+            destination["both"][0, number] = pointer
+
+
+@pytest.mark.parametrize("ours", [False, True])
+def test_places_inside_nested_records_and_arrays_move_too(ours: bool, tmp_path: Path) -> None:
+    parts = [[bytes([n]) * (n + 1), bytes([n + 100]) * 9] for n in range(9)]
+    samples = [(n, (n << 60, parts[n])) for n in range(9)]
+    fields = {"label": IntField(), "list": ListField()}
+    path = tmp_path / "a.beton"
+    if ours:
+        write_beton(path, samples, fields, seed=None, num_workers=0)
+    else:
+        write_stock(path, samples, fields)
+    ids = [7, 2, 5]
+    custom = {"list": ListField}
+    index = compact(path, ids, tmp_path / "b.beton", custom_fields=custom, layout="class")
+    data = (tmp_path / "b.beton").read_bytes()
+    assert index.column("list")["id"].tolist() == [n << 60 for n in sorted(ids)]
+    for row, number in enumerate(sorted(ids)):
+        record = index.column("list")[row]
+        assert record["both"].tolist() == record["parts"]["ptr"].tolist()
+        found = [stored_at(index, data, row, pointer) for pointer in record["both"]]
+        assert found == parts[number]
+
+
+class SignedField(OpaqueField):
+    """Bytes whose place is kept with a sign."""
+
+    metadata_type = np.dtype([("at", "<i8"), ("n", "<i8")])
+
+    def encode(self, destination: Any, value: bytes, malloc: Any) -> None:
+        destination["at"], storage = malloc(len(value))
+        storage[:] = np.frombuffer(value, dtype=np.uint8)
+
+
+class MarkedField(OpaqueField):
+    """Bytes or none; a place of which all bits are set says that there are none."""
+
+    metadata_type = np.dtype([("at", "<u8"), ("n", "<u8")])
+
+    def encode(self, destination: Any, value: bytes, malloc: Any) -> None:
+        destination["at"] = (1 << 64) - 1
+        if value:
+            destination["at"], storage = malloc(len(value))
+            storage[:] = np.frombuffer(value, dtype=np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("kind", "ours"), [(SignedField, False), (MarkedField, False), (MarkedField, True)]
+)
+def test_places_that_cannot_be_told_are_refused(kind: Any, ours: bool, tmp_path: Path) -> None:
+    """Else they would point into the middle of nowhere."""
+    samples = [(n, bytes([n]) * (n % 3 * 5)) for n in range(9)]
+    fields, path = {"label": IntField(), "odd": kind()}, tmp_path / "a.beton"
+    if ours:
+        write_beton(path, samples, fields, seed=None, num_workers=0)
+    else:
+        write_stock(path, samples, fields)
+    with pytest.raises(BetonError, match=r"`custom_fields` must keep .* custom fields are odd"):
+        compact(path, None, tmp_path / "b.beton", custom_fields={"odd": kind})
+    assert not (tmp_path / "b.beton").exists()
+    if kind is MarkedField:  # of samples that all have bytes it can be told
+        ids = [1, 2, 4, 5]
+        index = compact(path, ids, tmp_path / "b.beton", custom_fields={"odd": kind})
+        data = (tmp_path / "b.beton").read_bytes()
+        for row, label in enumerate(index.labels().tolist()):
+            found = stored_at(index, data, row, index.column("odd")["at"][row])
+            assert found == samples[label][1]
+
+
+def test_samples_that_share_bytes_are_refused(tmp_path: Path) -> None:
+    samples = [(0, (n, bytes([n]) * 9)) for n in range(4)]
+    fields = {"label": IntField(), "stamp": StampField()}
+    path = tmp_path / "a.beton"
+    index = write_beton(path, samples, fields, seed=None, num_workers=0)
+    data = bytearray(path.read_bytes())
+    at = format.HEADER.itemsize + 2 * format.FIELD.itemsize
+    metadata = np.frombuffer(data, dtype=index.metadata.dtype, count=4, offset=at)
+    metadata["f1"]["ptr"][2] = metadata["f1"]["ptr"][1]
+    path.write_bytes(data)
+    compact(path, [0, 1], tmp_path / "b.beton", custom_fields=CUSTOM_FIELDS)
+    with pytest.raises(BetonError, match=r"where the field 'stamp' of a retained sample points to"):
+        compact(path, [0, 2], tmp_path / "c.beton", custom_fields=CUSTOM_FIELDS)
+    assert not (tmp_path / "c.beton").exists()
+
+
+def test_a_beton_of_ffcv_that_begins_with_empty_bytes(tmp_path: Path) -> None:
+    """ffcv gives these the address 0."""
+    sizes = [0, 0, 4, 0]
+    samples = [(np.full(size, 7, dtype=np.uint8), n) for n, size in enumerate(sizes)]
+    fields = {"blob": BytesField(), "label": IntField()}
+    path = write_stock(tmp_path / "a.beton", samples, fields)
+    assert BetonIndex.open(path).column("blob")["ptr"][0] == 0
+    index = compact(path, None, tmp_path / "b.beton", layout="class")
+    assert index.column("blob")["size"].tolist() == sizes
+    starts = index.allocations["ptr"].tolist()
+    assert index.column("blob")["ptr"].tolist() == starts == sorted(set(starts))
+
+
+def test_the_order_of_the_allocation_table_does_not_matter(tmp_path: Path) -> None:
+    samples = [
+        (np.full(n % 2, 5, dtype=np.uint8), np.full(9, n, dtype=np.uint8), n) for n in range(6)
+    ]
+    fields = {"note": BytesField(), "blob": BytesField(), "label": IntField()}
+    path = write_stock(tmp_path / "a.beton", samples, fields)
+    compact(path, None, tmp_path / "b.beton")
+    source = BetonIndex.open(path)
+    with path.open("r+b") as stream:
+        stream.seek(int(source.header["alloc_table_ptr"]))
+        stream.write(source.allocations[::-1].tobytes())
+    compact(path, None, tmp_path / "c.beton")
+    assert sha256((tmp_path / "b.beton").read_bytes()) == sha256(
+        (tmp_path / "c.beton").read_bytes()
+    )
+
+
+def test_a_source_that_changes_while_it_is_opened_is_an_error(
+    stamps: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its tables might be those of another file than its bytes."""
+    path = write_stock(tmp_path / "a.beton", stamps["samples"], stamps["fields"])
+    real = BetonIndex.open
+
+    def disturb(*arguments: Any, **options: Any) -> BetonIndex:
+        os.utime(path, ns=(0, 0))
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(BetonIndex, "open", disturb)
+    with pytest.raises(BetonError, match="`source` must not change while it is copied"):
+        SourceBeton(path, CUSTOM_FIELDS)
+
+
+# Places.
+
+
+def twin(rooms: list[int], tables: int, page_size: int) -> tuple[list[int], int]:
+    """Where samples go, one at a time, and where the file's data ends."""
+    position = tables
+    while position % page_size:
+        position += 1
+    places = []
+    for room in rooms:
+        page_end = (position // page_size + 1) * page_size
+        if position + room > page_end:
+            position = page_end
+        places.append(position)
+        position += room
+    while position % page_size:
+        position += 1
+    return places, position
+
+
+@settings(derandomize=True, deadline=None, max_examples=300)
+@given(
+    st.lists(st.integers(0, 64) | st.sampled_from([0, 1, 31, 32, 33, 63, 64]), max_size=60),
+    st.integers(0, 200),
+)
+def test_samples_are_placed_one_behind_the_other_and_cross_no_page(
+    rooms: list[int], tables: int
+) -> None:
+    found = place(np.array(rooms, dtype=np.int64), tables, 64)
+    places, end = twin(rooms, tables, 64)
+    assert found.page_size == 64
+    assert found.table_at == end
+    for at, expected, room in zip(found.places.tolist(), places, rooms, strict=True):
+        if room:
+            assert at == expected
+            assert at // 64 == (at + room - 1) // 64
+
+
+@settings(derandomize=True, deadline=None, max_examples=40)
+@given(st.lists(st.integers(0, 500), min_size=1, max_size=20), st.integers(0, 3))
+def test_a_page_is_the_smallest_that_holds_the_largest_sample(rooms: list[int], power: int) -> None:
+    page_size = place(np.array(rooms), 10, 1 << power).page_size
+    assert page_size >= max(rooms)
+    assert page_size == 1 << power or page_size // 2 < max(rooms)
+
+
+def test_a_sample_that_no_page_can_hold_is_an_error() -> None:
+    assert place(np.array([1 << 31]), 0, PAGE_SIZE).page_size == 1 << 31
+    with pytest.raises(BetonError, match="must have samples of at most 2147483648 bytes"):
+        place(np.array([5, (1 << 31) + 1]), 0, PAGE_SIZE)
+
+
+@settings(derandomize=True, deadline=None, max_examples=15)
+@given(
+    st.lists(st.tuples(st.integers(0, 3), st.integers(0, 900_000)), min_size=1, max_size=25),
+    st.integers(0, 99),
+)
+def test_whole_files_follow_the_rules(
+    tmp_path_factory: pytest.TempPathFactory, shapes: list[tuple[int, int]], seed: int
+) -> None:
+    """Random samples and selections: bytes as before, one after the other, none across a page."""
+    rng, folder = np.random.default_rng(seed), tmp_path_factory.mktemp("whole")
+    samples = [
+        (rng.integers(0, 9, a, dtype=np.uint8), rng.integers(0, 9, b, dtype=np.uint8), number)
+        for number, (a, b) in enumerate(shapes)
+    ]
+    fields = {"a": BytesField(), "b": BytesField(), "label": IntField()}
+    write_beton(folder / "a.beton", samples, fields, page_size=PAGE_SIZE, num_workers=0)
+    ids = np.flatnonzero(rng.random(len(shapes)) < 0.6)
+    ids = ids if ids.size else np.array([0])
+    index = compact(folder / "a.beton", ids, folder / "b.beton", seed=seed)
+    assert verify(folder / "b.beton").problems == ()
+    data = (folder / "b.beton").read_bytes()
+    places, end = twin(
+        [sum(max(1, len(part)) for part in samples[label][:2]) for label in index.labels()],
+        len(fields) * format.FIELD.itemsize + 24 + index.metadata.nbytes,
+        PAGE_SIZE,
+    )
+    assert int(index.header["alloc_table_ptr"]) == end
+    assert len(data) == end + 24 * 2 * len(ids)
+    for row, label in enumerate(index.labels().tolist()):
+        a, b, _ = samples[label]
+        assert index.column("a")["ptr"][row] == places[row]
+        assert index.column("b")["ptr"][row] == places[row] + max(1, len(a))
+        for name, part in (("a", a), ("b", b)):
+            start = int(index.column(name)["ptr"][row])
+            assert sha256(data[start : start + len(part)]) == sha256(part.tobytes())
+
+
+def test_padding_of_the_tables_is_zero(tmp_path: Path) -> None:
+    """Else the same arguments could give other bytes."""
+    samples = [(np.zeros((4, 4, 3), dtype=np.uint8), 1) for _ in range(50)]
+    fields = {"image": image_fields(mode="raw")["image"], "label": IntField()}
+    index = write_beton(tmp_path / "a.beton", samples, fields, num_workers=0)
+    np.full(10_000, 255, dtype=np.uint8)  # memory that numpy may give out again
+    metadata = retain(index, np.arange(49, -1, -1)).metadata
+    clean = np.zeros(50, dtype=metadata.dtype)
+    for name in metadata["f0"].dtype.names or ():
+        clean["f0"][name] = metadata["f0"][name]
+    clean["f1"] = metadata["f1"]
+    assert metadata.tobytes() == clean.tobytes()

@@ -1,0 +1,85 @@
+"""Elementary functions in compiled code against numpy's."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from numba import njit
+
+from dp4tl_ffcv.kernels import intrinsics
+from dp4tl_ffcv.kernels.intrinsics import as_words, exponential, widened
+
+HALVES = np.arange(1 << 16, dtype=np.uint16).view(np.float16)  # every one
+
+
+@njit
+def exponentials(values: Any, results: Any) -> None:
+    for position in range(values.size):
+        results[position] = exponential(values[position])
+
+
+def compiled_widened() -> Any:
+    """A function of its own: what it compiles to is decided when it is called first."""
+
+    @njit
+    def widen(values: Any, results: Any) -> None:
+        for position in range(values.size):
+            results[position] = widened(values[position])
+
+    return widen
+
+
+def test_the_exponential_of_single_precision_is_within_its_error() -> None:
+    values = -np.concatenate(
+        [np.linspace(0, 87, 1_000_003), np.logspace(-30, 0, 1001), np.arange(88)]
+    ).astype(np.float32)
+    results = np.empty_like(values)
+    exponentials(values, results)
+    exact = np.exp(values.astype(np.float64))
+    np.testing.assert_allclose(results, exact, rtol=1e-7)
+    interpreted = [intrinsics._exponential.py_func(value) for value in values[::5000]]
+    np.testing.assert_array_equal(results[::5000], interpreted)
+
+
+def test_the_exponential_of_zero_is_one_and_of_far_less_is_nearly_nothing() -> None:
+    values = np.array([0.0, -0.0, -88, -1e30, -np.inf], dtype=np.float32)
+    results = np.empty_like(values)
+    exponentials(values, results)
+    assert results[:2].tolist() == [1, 1]
+    assert np.all(results[2:] > 0)
+    assert np.all(results[2:] < 2e-38)
+
+
+def test_the_exponential_of_double_precision_is_numpys() -> None:
+    values = -np.logspace(-300, 2.8, 1000)
+    results = np.empty_like(values)
+    exponentials(values, results)
+    np.testing.assert_allclose(results, np.exp(values), rtol=1e-15)
+
+
+@pytest.mark.parametrize("hardware", [True, False])
+def test_every_half_is_widened_to_its_value(
+    hardware: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if hardware and not intrinsics._has_halves():
+        pytest.skip("this machine does not convert float16")
+    monkeypatch.setattr(intrinsics, "_has_halves", lambda: hardware)
+    results = np.empty(len(HALVES))
+    compiled_widened()(as_words(HALVES), results)
+    np.testing.assert_array_equal(results, HALVES.astype(np.float64))
+    np.testing.assert_array_equal(np.signbit(results), np.signbit(HALVES))
+
+
+def test_halves_are_widened_alike_where_numba_is_switched_off() -> None:
+    some = HALVES[::7]
+    results = [intrinsics._widened_interpreted(word) for word in as_words(some)]
+    np.testing.assert_array_equal(results, some.astype(np.float64))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_wider_floats_stay_what_they_are(dtype: Any) -> None:
+    values = np.random.default_rng(1).normal(size=100).astype(dtype)
+    assert as_words(values) is values
+    results = np.empty(100)
+    compiled_widened()(values, results)
+    np.testing.assert_array_equal(results, values)

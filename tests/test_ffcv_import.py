@@ -1,0 +1,32 @@
+"""Stock loaders leave numba's types as they are, in a process that uses this package."""
+
+import numba
+import pytest
+from ffcv.fields.rgb_image import SimpleRGBImageDecoder
+from ffcv.loader import Loader, OrderOption
+
+import dp4tl_ffcv.writing.write
+from tests.conftest import Colours
+
+TYPES = (numba.uint8[::1], numba.uint8[:, ::1], numba.uint32[::1], numba.uint64[::1])
+
+
+@pytest.mark.parametrize("os_cache", [True, False])
+def test_a_stock_loader_edits_no_type(colours: Colours, os_cache: bool) -> None:
+    assert dp4tl_ffcv.writing.write
+    table = {each: number for number, each in enumerate(TYPES)}
+    loader = Loader(
+        str(colours.path),
+        batch_size=16,
+        num_workers=1,
+        os_cache=os_cache,
+        order=OrderOption.SEQUENTIAL,
+        drop_last=False,
+        pipelines={"image": [SimpleRGBImageDecoder()], "label": None, "identifier": None},
+    )
+    seen = [number for (images,) in loader for number in colours.ids_of(images)]
+    assert seen == list(range(len(colours.images)))
+    assert numba.uint8[::1] is TYPES[0]
+    for each in TYPES:
+        assert each.mutable
+        assert each in table

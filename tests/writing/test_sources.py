@@ -1,0 +1,269 @@
+"""Samples from files and from tar archives: their bytes, order, memory, and damaged archives."""
+
+import io
+import multiprocessing
+import shutil
+import subprocess
+import tarfile
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dp4tl_ffcv.writing.sources import ImageFiles, TarImages, TarMembers, list_tar
+
+FILES = {"a.jpg": b"one", "deep/er/b.jpg": b"", "c.jpg": bytes(range(256)) * 5}
+
+
+def tar_of(files: dict[str, bytes], **options: int) -> bytes:
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w", **options) as tar:
+        for name, data in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    return stream.getvalue()
+
+
+def put(path: Path, data: bytes) -> Path:
+    path.write_bytes(data)
+    return path
+
+
+def content(members: TarMembers) -> dict[str, bytes]:
+    return {members.name(i): members.read(i) for i in range(len(members))}
+
+
+# Files.
+
+
+def test_files_are_samples_of_path_label_and_identifier(tmp_path: Path) -> None:
+    samples = ImageFiles([tmp_path / "a b.jpg", "é/ü.png"], [3, 1], identifiers=[70, 80])
+    assert list(samples) == [(tmp_path / "a b.jpg", 3, 70), (Path("é/ü.png"), 1, 80)]
+    assert samples[-1] == samples[1]
+    assert [samples.name(i) for i in range(2)] == [str(tmp_path / "a b.jpg"), "é/ü.png"]
+    assert samples.labels.tolist() == [3, 1]
+
+
+def test_samples_without_identifiers_are_numbered() -> None:
+    assert ImageFiles(["a", "b"], [0, 0]).identifiers.tolist() == [0, 1]
+    assert len(ImageFiles([], [])) == 0
+
+
+@given(st.lists(st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]))))
+def test_every_path_comes_back_as_it_was(names: list[str]) -> None:
+    samples = ImageFiles(names, np.zeros(len(names), dtype=int))
+    assert [samples.name(i) for i in range(len(names))] == names
+
+
+def test_names_that_are_no_unicode_come_back_as_they_were() -> None:
+    name = b"\xff\xfe.jpg".decode(errors="surrogateescape")
+    assert ImageFiles([name], [0]).name(0) == name
+
+
+@pytest.mark.parametrize("position", [2, -3])
+def test_a_position_outside_is_refused(position: int) -> None:
+    with pytest.raises(IndexError, match="below 2"):
+        ImageFiles(["a", "b"], [0, 0])[position]
+
+
+@pytest.mark.parametrize("labels", [[0], [0, 1, 2], [0.5, 1.0], [[0, 1]]])
+def test_labels_that_do_not_fit_are_refused(labels: list[int]) -> None:
+    with pytest.raises(ValueError, match="`labels` must hold one integer for each of 2"):
+        ImageFiles(["a", "b"], labels)
+    with pytest.raises(ValueError, match="`identifiers` must"):
+        ImageFiles(["a", "b"], [0, 1], identifiers=labels)
+
+
+def bytes_of(make: Callable[[], object]) -> tuple[object, int, int]:
+    """Return what `make` returns, the bytes that it keeps, and their peak."""
+    tracemalloc.start()
+    try:
+        made = make()
+        return made, *tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_listing_takes_less_than_a_hundred_bytes_per_image_beside_the_names(
+    tmp_path: Path,
+) -> None:
+    count, name = 20_000, "train/n01440764/n01440764_{:05}.JPEG".format
+    labels = np.zeros(count, dtype=np.int64)
+    limit = count * (100 + len(name(0)))
+    files, kept, peak = bytes_of(lambda: ImageFiles(map(name, range(count)), labels))
+    assert kept < limit
+    assert peak < 1.5 * limit
+    archive = put(tmp_path / "many.tar", tar_of({name(i): b"" for i in range(count)}))
+    images, kept, peak = bytes_of(lambda: TarImages(list_tar(archive), labels))
+    assert kept < limit
+    assert peak < 1.5 * limit
+    assert len(files) == len(images) == count  # type: ignore[arg-type]
+
+
+# Archives.
+
+
+@pytest.mark.parametrize(
+    "form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT], ids=["us", "gnu", "pax"]
+)
+def test_the_files_of_an_archive_are_read_without_unpacking(form: int, tmp_path: Path) -> None:
+    archive = put(tmp_path / "a.tar", tar_of(FILES, format=form))
+    members = list_tar(archive)
+    assert content(members) == FILES
+    assert members.sizes.tolist() == [3, 0, 1280]
+    samples = TarImages(members, [2, 0, 1])
+    assert list(samples) == [
+        (data, label, i)
+        for i, (data, label) in enumerate(zip(FILES.values(), [2, 0, 1], strict=True))
+    ]
+    assert samples.name(1) == f"{archive}:deep/er/b.jpg"
+    assert samples.labels.tolist() == [2, 0, 1]
+
+
+@pytest.mark.parametrize("form", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT], ids=["gnu", "pax"])
+def test_long_names_and_names_of_other_alphabets_are_kept(form: int, tmp_path: Path) -> None:
+    files = {"x" * 90 + "/" + "y" * 200 + ".jpg": b"long", "Straße/日本.jpg": b"names"}
+    assert content(list_tar(put(tmp_path / "a.tar", tar_of(files, format=form)))) == files
+
+
+def test_folders_and_links_are_left_out(tmp_path: Path) -> None:
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "tree" / "a.jpg").write_bytes(b"here")
+    (tmp_path / "tree" / "link.jpg").symlink_to("a.jpg")
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        tar.add(tmp_path / "tree", "tree")
+    assert content(list_tar(tmp_path / "a.tar")) == {"tree/a.jpg": b"here"}
+
+
+def test_an_archive_of_archives_is_read_in_place(tmp_path: Path) -> None:
+    inner = {
+        "n01.tar": tar_of(FILES),
+        "n02.tar": tar_of({"c.jpg": b"other"}),
+        "empty.tar": tar_of({}),
+    }
+    archive = put(tmp_path / "train.tar", tar_of({**inner, "z.txt": b"last"}))
+    members = list_tar(archive, nested=True)
+    assert content(members) == {
+        **{f"n01.tar/{name}": data for name, data in FILES.items()},
+        "n02.tar/c.jpg": b"other",
+        "z.txt": b"last",
+    }
+    assert TarImages(members, np.zeros(5, dtype=int)).name(3) == f"{archive}:n02.tar/c.jpg"
+    assert content(list_tar(archive)) == {**inner, "z.txt": b"last"}
+
+
+def test_an_archive_without_files_has_none(tmp_path: Path) -> None:
+    assert len(list_tar(put(tmp_path / "a.tar", tar_of({})))) == 0
+
+
+def test_shards_are_one_listing_and_members_can_be_chosen(tmp_path: Path) -> None:
+    shards = [
+        put(tmp_path / f"{n}.tar", tar_of({f"{n}.jpg": b"%d" % n, "l": b"x"})) for n in (0, 1)
+    ]
+    members = TarMembers.joined(map(list_tar, shards)).chosen([2, 0])
+    assert [(members.archive(i), members.name(i)) for i in range(2)] == [
+        (shards[1], "1.jpg"),
+        (shards[0], "0.jpg"),
+    ]
+    assert [members.read(i) for i in range(2)] == [b"1", b"0"]
+    assert len(TarMembers.joined([])) == 0
+
+
+def _read_all(samples: TarImages, backwards: bool, answers: "multiprocessing.Queue[bool]") -> None:
+    order = range(len(samples))[:: -1 if backwards else 1]
+    answers.put(all(samples[i][0] == b"%d," % i * 1000 for _ in range(5) for i in order))
+
+
+def test_two_forked_processes_read_one_archive_at_the_same_time(tmp_path: Path) -> None:
+    files = {f"{i}.jpg": b"%d," % i * 1000 for i in range(200)}
+    samples = TarImages(list_tar(put(tmp_path / "a.tar", tar_of(files))), np.zeros(200, dtype=int))
+    assert samples[7][0] == b"7," * 1000  # read here first, so that forks inherit what is kept
+    fork = multiprocessing.get_context("fork")
+    answers = fork.Queue()
+    readers = [
+        fork.Process(target=_read_all, args=(samples, backwards, answers))
+        for backwards in (False, True)
+    ]
+    for reader in readers:
+        reader.start()
+    assert [answers.get(timeout=60) for _ in readers] == [True, True]
+    for reader in readers:
+        reader.join()
+
+
+# Damage.
+
+
+@pytest.mark.parametrize("kind", ["gz", "bz2", "xz"])
+def test_a_compressed_archive_is_refused(kind: str, tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tar", f"w:{kind}") as tar:
+        tar.addfile(tarfile.TarInfo("a.jpg"))
+    names = {"gz": "gzip", "bz2": "bzip2", "xz": "xz"}
+    with pytest.raises(ValueError, match=rf"a\.tar.*uncompressed.*compressed by {names[kind]}"):
+        list_tar(tmp_path / "a.tar")
+
+
+def test_a_compressed_archive_within_another_is_refused(tmp_path: Path) -> None:
+    archive = put(tmp_path / "a.tar", tar_of({"n01.tar": b"\x1f\x8b" + bytes(600)}))
+    with pytest.raises(ValueError, match=r"a\.tar:n01\.tar.*gzip"):
+        list_tar(archive, nested=True)
+
+
+def test_an_archive_cut_anywhere_before_its_end_mark_is_refused(tmp_path: Path) -> None:
+    whole = tar_of(FILES)
+    end = len(whole.rstrip(b"\0")) // 512 * 512 + 512  # where the end mark starts
+    for length in (*range(1, end, 256), end - 1, end, end + 511):
+        with pytest.raises(ValueError, match=r"cut\.tar.*(ends early|got another file)"):
+            list_tar(put(tmp_path / "cut.tar", whole[:length]))
+    assert content(list_tar(put(tmp_path / "cut.tar", whole[: end + 512]))) == FILES
+
+
+def test_an_inner_archive_that_is_cut_does_not_run_into_the_next_one(tmp_path: Path) -> None:
+    inner = tar_of(FILES)
+    end = len(inner.rstrip(b"\0")) // 512 * 512 + 512
+    for length in (512, 1536, end - 512, end):
+        archive = put(tmp_path / "a.tar", tar_of({"n01.tar": inner[:length], "n02.tar": inner}))
+        with pytest.raises(ValueError, match=r"a\.tar:n01\.tar.*ends early"):
+            list_tar(archive, nested=True)
+
+
+def test_a_damaged_header_does_not_pass_for_the_end(tmp_path: Path) -> None:
+    damaged = bytearray(tar_of(FILES))
+    damaged[1024 + 150] ^= 0xFF  # in the checksum of the second header
+    with pytest.raises(ValueError, match=r"a\.tar.*damaged header at byte 1024"):
+        list_tar(put(tmp_path / "a.tar", bytes(damaged)))
+
+
+@pytest.mark.skipif(shutil.which("tar") is None, reason="only GNU tar makes sparse members")
+def test_a_sparse_member_is_refused_as_its_bytes_are_not_in_one_piece(tmp_path: Path) -> None:
+    with open(tmp_path / "holes.jpg", "wb") as stream:
+        stream.truncate(1 << 20)
+        stream.seek(1 << 19)
+        stream.write(b"data")
+    subprocess.run(["tar", "-cSf", "a.tar", "holes.jpg"], cwd=tmp_path, check=True)
+    with pytest.raises(ValueError, match=r"sparse file 'holes\.jpg'"):
+        list_tar(tmp_path / "a.tar")
+
+
+@pytest.mark.parametrize("data", [b"", b"text", b"x" * 5000], ids=["empty", "short", "long"])
+def test_another_file_is_refused(data: bytes, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"a\.tar.*must be a tar archive"):
+        list_tar(put(tmp_path / "a.tar", data))
+
+
+def test_an_archive_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"a\.tar"):
+        list_tar(tmp_path / "a.tar")
+
+
+def test_an_archive_that_has_shrunk_since_is_an_error_and_not_short_data(tmp_path: Path) -> None:
+    archive = put(tmp_path / "a.tar", tar_of(FILES))
+    samples = TarImages(list_tar(archive), [0, 0, 0])
+    archive.write_bytes(archive.read_bytes()[:2100])
+    with pytest.raises(ValueError, match=r"must be whole; got \d+ of 1280 bytes of 'c\.jpg'"):
+        samples[2]
