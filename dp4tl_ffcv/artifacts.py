@@ -23,19 +23,6 @@ from numpy.typing import NDArray
 from .errors import StaleArtifactError
 from .version import __version__
 
-__all__ = [
-    "atomic_open",
-    "check_fingerprint",
-    "load_artifact",
-    "locked_part",
-    "part_file",
-    "part_path",
-    "publish",
-    "save_artifact",
-    "sha256_of_file",
-    "write_json",
-]
-
 _FORMAT_VERSION = 1
 _HASH_BLOCK = 1 << 20
 _PATIENCE = 2.0  # seconds that the workers of a killed process may take to end, and to let go

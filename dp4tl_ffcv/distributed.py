@@ -11,8 +11,6 @@ from torch import distributed
 
 from .scoring.surrogate.models import best_device
 
-__all__ = ["in_first", "process_group", "rank_and_world", "wait_for_all"]
-
 # A process waits for the others while they finish their shares, whatever these take.
 _PATIENCE = timedelta(days=7)
 

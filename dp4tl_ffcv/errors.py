@@ -6,8 +6,6 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ["BetonError", "CheckpointError", "StaleArtifactError", "one_line_errors"]
-
 
 class BetonError(ValueError):
     """A file is not a beton that can be read: unfinished, truncated, foreign or inconsistent."""

@@ -20,8 +20,6 @@ from .scoring.features.blocks import FeatureBlocks, Plan
 from .scoring.features.features import Features
 from .scoring.surrogate.models import Classifier
 
-__all__ = ["extract_features"]
-
 Batch = tuple[Tensor, Tensor]
 Load = Callable[[NDArray[np.int64]], Iterable[Batch]]
 

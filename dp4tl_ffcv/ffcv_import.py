@@ -17,8 +17,6 @@ from typing import Any
 import numba
 from numba import typed, types
 
-__all__ = ["import_ffcv"]
-
 
 class _ReadOnlyArrays:
     """A number type whose subscripts give read-only C-contiguous arrays."""

@@ -12,8 +12,6 @@ from itertools import islice
 from multiprocessing import get_context
 from typing import Any, TypeVar
 
-__all__ = ["TASKS_PER_WORKER", "check_num_workers", "map_ordered"]
-
 TASKS_PER_WORKER = 2  # one at work, one in waiting
 
 _Task = TypeVar("_Task")

@@ -14,8 +14,6 @@ from typing import Any
 from .artifacts import write_json
 from .version import __version__
 
-__all__ = ["RunFolder", "environment", "settings_of"]
-
 _PACKAGES = ("ffcv", "torch", "torchvision", "numba", "numpy")
 
 

@@ -2,8 +2,6 @@
 
 from importlib import metadata
 
-__all__ = ["__version__"]
-
 try:
     __version__ = metadata.version("dp4tl_ffcv")
 except metadata.PackageNotFoundError:  # run from a source tree that was never installed

@@ -33,11 +33,13 @@ from dp4tl_ffcv import (
 )
 from dp4tl_ffcv.cli import features as features_verb
 from dp4tl_ffcv.cli import score
-from dp4tl_ffcv.report.report import ClassScores, ContactSheet, write_report
+from dp4tl_ffcv.report import ClassScores, ContactSheet, write_report
 from writers import digits
 
 from . import finetune, pretrain
 from .components.demo_results import DEFINITIONS, print_table, summarise, uneven_rates
+from .configs.finetuning import Config as FinetuneConfig
+from .configs.pretraining import Config as PretrainConfig
 
 METHODS = ("lm", "fm", "random")
 
@@ -141,7 +143,7 @@ class Demo:
         run.finish({"fingerprints": fingerprints(self.data)})
 
     # -- 2. surrogate ----------------------------------------------------------------------------
-    def pretraining(self, name: str, **changes: Any) -> pretrain.Config:
+    def pretraining(self, name: str, **changes: Any) -> PretrainConfig:
         """Return a pretraining configuration; all runs share everything but `changes`."""
         settings: dict[str, Any] = {
             "train": self.data / "source_train.beton",
@@ -158,7 +160,7 @@ class Demo:
             "num_workers": self.config.num_workers,
             "overwrite": True,
         }
-        return pretrain.Config(**(settings | changes))
+        return PretrainConfig(**(settings | changes))
 
     def train_surrogate(self) -> dict[str, Any]:
         """Train a narrow network on the full source."""
@@ -290,7 +292,7 @@ class Demo:
             "overwrite": True,
         }
         folder = self.config.out / "finetune" / run.name
-        probe = finetune.Config(
+        probe = FinetuneConfig(
             **shared,
             run=folder / "linear_probe",
             mode="linear_probe",
@@ -298,7 +300,7 @@ class Demo:
             batch_size=64,
             lr=1e-2,
         )
-        full = finetune.Config(
+        full = FinetuneConfig(
             **shared,
             run=folder / "full_finetuning",
             mode="full_finetuning",

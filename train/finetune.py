@@ -49,18 +49,6 @@ from .components.validation import Validation
 from .configs.command_line import parse
 from .configs.finetuning import CONFIGS, Config
 
-__all__ = [
-    "Config",
-    "evaluate_on",
-    "finetune",
-    "frozen_features",
-    "load_pretrained",
-    "open_splits",
-    "train_epoch",
-    "train_probe",
-    "train_step",
-]
-
 _HALF = {"bf16": torch.bfloat16, "fp16": torch.float16, "off": torch.float32}
 
 

@@ -41,8 +41,6 @@ from .components.validation import Validation
 from .configs.command_line import parse
 from .configs.pretraining import CONFIGS, Config
 
-__all__ = ["Config", "Data", "Parts", "open_data", "pretrain", "set_up", "train_epoch", "warm_up"]
-
 _HALF = {"bf16": torch.bfloat16, "fp16": torch.float16, "off": torch.float32}
 
 

@@ -22,8 +22,6 @@ from benchmarks.end_to_end.runs import (
 from benchmarks.end_to_end.sides import Side
 from benchmarks.harness.measure import Row, compare, measure_all
 
-__all__ = ["NAMES", "measure"]
-
 BENCH = "end_to_end"
 EPOCHS = 16  # of a pretraining run, over which the cost of selection is spread
 # Ours -> stock ffcv on the same samples.

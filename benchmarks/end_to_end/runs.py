@@ -23,8 +23,6 @@ from benchmarks.harness.dataset import Images, prepare
 from benchmarks.harness.measure import Worker, alternate
 from dp4tl_ffcv import BetonIndex, compact
 
-__all__ = ["Bench", "Scale", "scales"]
-
 PRUNED, COMPACTED, RAW = "PrunedLoader", "compacted", "compacted, raw"
 STOCK, STOCK_COMPACTED = "stock Loader, indices=", "stock Loader, compacted"
 FULL, STOCK_FULL, SYNTHETIC = "PrunedLoader, full", "stock Loader, full", "synthetic"

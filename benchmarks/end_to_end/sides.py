@@ -32,8 +32,6 @@ from train.components.progress import Meter
 from train.configs.pretraining import Config
 from train.pretrain import Parts, make_model, open_data, optimizer_of, train_step
 
-__all__ = ["Epoch", "Network", "Side", "Trainer", "fill_page_cache", "retain_batches"]
-
 SEED = 0
 LR = 0.01  # what is learned does not matter, but it must stay finite
 SYNTHETIC_STEPS = 20

@@ -5,8 +5,6 @@ from typing import Any
 
 from benchmarks.end_to_end.runs import FULLS
 
-__all__ = ["end_to_end_table"]
-
 HEAD = (
     "| trained | keep | fed by | speed-up | x keep | cold, x keep | x keep with LM, FM "
     "| images/s | waiting | read / retained |\n|---|---|---|---|---|---|---|---|---|---|"

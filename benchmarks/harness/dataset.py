@@ -23,8 +23,6 @@ from numpy.typing import NDArray
 from dp4tl_ffcv.artifacts import atomic_open
 from dp4tl_ffcv.beton import format
 
-__all__ = ["Images", "class_sizes", "prepare", "prepare_files", "retain", "write_tables"]
-
 PHOTOGRAPHS = {
     "sklearn": ("datasets/images/china.jpg", "datasets/images/flower.jpg"),
     "skimage": (

@@ -19,20 +19,6 @@ from typing import Any, TypeVar
 from dp4tl_ffcv import environment
 from dp4tl_ffcv.artifacts import atomic_open
 
-__all__ = [
-    "Row",
-    "Worker",
-    "alternate",
-    "compare",
-    "measure_all",
-    "peak_growth",
-    "progress",
-    "publish",
-    "read_so_far",
-    "table",
-    "write_rows",
-]
-
 PATIENCE = 600.0  # seconds
 # Waiting OpenMP threads must not take the cores from the other side for long.
 SPIN_COUNT = "10000"

@@ -3,8 +3,6 @@
 import threading
 from pathlib import Path
 
-__all__ = ["TreePeak", "tree_bytes"]
-
 PERIOD = 0.05  # seconds from one sample to the next
 # Memory that the kernel cannot drop: what is mapped from files, such as libraries, is left out. It
 # would count differently whenever a process that has nothing to do with it starts or ends.

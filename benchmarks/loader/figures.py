@@ -14,8 +14,6 @@ from benchmarks.harness.measure import Row, Worker, alternate, compare, measure_
 from benchmarks.loader.sides import Ours, Setting, Side, Stock
 from dp4tl_ffcv import BetonIndex
 
-__all__ = ["NAMES", "QUICK", "Scale", "alternate_epochs", "measure"]
-
 BENCH = "loader"
 ORDERS = ("sequential", "random", "quasi_random")
 KEEPS = (1.0, 0.1)  # of planning

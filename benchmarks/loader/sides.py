@@ -27,8 +27,6 @@ import dp4tl_ffcv
 from benchmarks.harness.dataset import retain
 from benchmarks.harness.measure import peak_growth, read_so_far
 
-__all__ = ["Ours", "Setting", "Side", "Stock"]
-
 SEED = 0
 LEAK_SECONDS = 1.0  # time that threads get to end
 

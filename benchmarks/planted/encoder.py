@@ -8,8 +8,6 @@ from torch import Tensor, nn
 
 from dp4tl_ffcv import Classifier, build_model, evaluation_loader
 
-__all__ = ["Contrast", "train_encoder"]
-
 OUTPUTS = 64  # of the projection that the views are compared by
 
 

@@ -12,8 +12,6 @@ from matplotlib.ticker import PercentFormatter
 
 from benchmarks.harness.tables import fill
 
-__all__ = ["largest_pruning", "write_report"]
-
 README = Path(__file__).resolve().parents[1] / "README.md"
 FIGURE = "results/planted.png"
 HEAD = (

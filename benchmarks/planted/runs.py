@@ -21,17 +21,6 @@ from benchmarks.harness.measure import progress
 from dp4tl_ffcv import BetonIndex, RunFolder, load_checkpoint, replace_head, write_json
 from train import finetune, pretrain
 
-__all__ = [
-    "Job",
-    "Training",
-    "influence_run",
-    "influences_of",
-    "one_thread",
-    "quiet",
-    "run_all",
-    "run_job",
-]
-
 MODES = ("linear_probe", "full_finetuning")
 
 

@@ -40,8 +40,6 @@ from dp4tl_ffcv.scoring.methods.samples import (
 )
 from train import pretrain
 
-__all__ = ["COMBINED", "OF_TARGET", "WITHOUT_TARGET", "Scored", "Scorer"]
-
 OF_TARGET = ("lm", "soft_lm", "fm", "fm_clusters", "fm_label_free", "influence")
 WITHOUT_TARGET = (
     "random_classes",

@@ -32,8 +32,6 @@ from dp4tl_ffcv import BetonIndex, Selection, class_means, feature_mapping
 from dp4tl_ffcv.kernels import class_histogram, class_members, nearest_mean
 from dp4tl_ffcv.scoring.gradients import gradient_norms
 
-__all__ = ["NAMES", "QUICK", "Scale", "measure"]
-
 BENCH = "scoring"
 CLASSES, COLUMNS = 1000, 512  # ImageNet's classes, a ResNet-18's features
 KEEP = 0.9

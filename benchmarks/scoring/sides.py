@@ -17,22 +17,6 @@ from torch import Tensor, nn
 
 from dp4tl_ffcv.artifacts import atomic_open
 
-__all__ = [
-    "CORES",
-    "PRODUCTS",
-    "READERS",
-    "check_nearest",
-    "check_same",
-    "features_file",
-    "loop_gradient_norms",
-    "loop_nearest",
-    "nearest_by_product",
-    "open_features",
-    "targets_and_means",
-    "timed",
-    "torch_members",
-]
-
 CORES = len(os.sched_getaffinity(0))
 PAUSE = 0.02  # seconds in which threads that wait for work in a loop of their own go to sleep
 

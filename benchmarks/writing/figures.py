@@ -23,8 +23,6 @@ from benchmarks.writing.sides import CORES, Cp, Job, Ours, Stock, check_bytes, c
 from dp4tl_ffcv import BetonIndex
 from dp4tl_ffcv.beton import format
 
-__all__ = ["NAMES", "QUICK", "Scale", "measure"]
-
 BENCH = "writing"
 WARM_UP = 100  # images
 RAW = next(mode for mode, name in format.IMAGE_MODES.items() if name == "raw")

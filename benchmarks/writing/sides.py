@@ -16,8 +16,6 @@ from numpy.typing import NDArray
 
 import dp4tl_ffcv
 
-__all__ = ["CORES", "Cp", "Job", "Ours", "Side", "Stock", "check_bytes", "class_of"]
-
 CORES = len(os.sched_getaffinity(0))
 NUM_CLASSES = 100
 CHUNK = 100  # samples that a worker of ffcv's takes at a time, in its ImageNet script

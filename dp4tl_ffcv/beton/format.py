@@ -9,21 +9,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = [
-    "ALLOCATION",
-    "CUSTOM_TYPE",
-    "FIELD",
-    "FIELD_KINDS",
-    "FIELD_METADATA",
-    "HEADER",
-    "IMAGE_MODES",
-    "VERSION",
-    "leaf",
-    "metadata_dtype",
-    "pointers",
-    "uint64_paths",
-]
-
 VERSION = 2
 
 HEADER = np.dtype(

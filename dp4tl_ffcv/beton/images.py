@@ -10,8 +10,6 @@ from ..errors import BetonError
 from . import format
 from .index import BetonIndex, check_indices
 
-__all__ = ["read_image"]
-
 
 def read_image(index: BetonIndex, sample_id: int, field: str = "image") -> NDArray[np.uint8]:
     """Read and decode one image.

@@ -15,8 +15,6 @@ from ..kernels import class_histogram
 from .manifest import Manifest, read_manifest
 from .tables import FieldInfo, read_tables
 
-__all__ = ["BetonIndex", "check_indices"]
-
 
 class BetonIndex:
     """Header, metadata and allocation table of a beton; the samples stay on disk.

@@ -9,8 +9,6 @@ from typing import Any
 from ..artifacts import write_json
 from ..version import __version__
 
-__all__ = ["Manifest", "manifest_path", "read_manifest", "write_manifest"]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:

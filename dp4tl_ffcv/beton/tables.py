@@ -12,8 +12,6 @@ from numpy.typing import NDArray
 from ..errors import BetonError
 from . import format
 
-__all__ = ["FieldInfo", "Tables", "load_tables", "read_tables"]
-
 # Rows that are looked at together: they stay in the processor's cache, and what is made of them is
 # small beside the tables of a large file.
 _BLOCK = 1 << 15

@@ -9,8 +9,6 @@ import tyro
 from .output import Output
 from .scoring import load_source
 
-__all__ = ["Cluster"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Cluster:

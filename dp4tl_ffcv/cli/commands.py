@@ -11,7 +11,6 @@ from .output import Output
 if TYPE_CHECKING:
     from ..scoring import Scores
 
-__all__ = ["Export", "Inspect", "Select"]
 
 # The library is imported inside `run`: `dp4tl --help` answers at once, without numba or torch.
 

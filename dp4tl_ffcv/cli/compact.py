@@ -9,8 +9,6 @@ import tyro
 
 from .output import Output
 
-__all__ = ["Compact"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Compact:

@@ -12,8 +12,6 @@ from .output import Output
 if TYPE_CHECKING:
     from ..beton import BetonIndex
 
-__all__ = ["Features"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Features:

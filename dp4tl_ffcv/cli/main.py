@@ -15,8 +15,6 @@ from .output import Output
 from .score import Score
 from .verify import Verify
 
-__all__ = ["main"]
-
 Verb = Inspect | Verify | Features | Cluster | Score | Select | Compact | Export
 
 

@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from ..scoring import Scores
     from ..scoring.features.features import Features
 
-__all__ = ["Score"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class LabelMapping(Method):

@@ -10,8 +10,6 @@ from .scoring import Method, load_source, mean_over_runs, num_classes_of, of_sou
 if TYPE_CHECKING:
     from ..scoring import Scores
 
-__all__ = ["CoverageCentric", "ErrorNorm", "GradientNorm", "Moderate", "PrototypeDistance"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class ErrorNorm(Method):

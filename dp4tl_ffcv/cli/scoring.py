@@ -11,14 +11,6 @@ if TYPE_CHECKING:
     from ..scoring import Scores
     from ..scoring.features.features import Features
 
-__all__ = [
-    "Method",
-    "load_source",
-    "mean_over_runs",
-    "num_classes_of",
-    "of_source",
-]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Method:

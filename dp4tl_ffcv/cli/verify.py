@@ -10,8 +10,6 @@ import tyro
 from ..errors import BetonError
 from .output import Output
 
-__all__ = ["Verify"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Verify:

@@ -19,8 +19,6 @@ from ..selection.selection import Selection
 from .plan import SourceBeton, copy_samples, retain
 from .transcode import ImageOptions, Transcoder, transcode_samples
 
-__all__ = ["compact"]
-
 _LAYOUTS = ("shuffled", "class")
 _IMAGES = ("keep", "jpeg", "raw")
 _LONGEST_SIDE = (1 << 16) - 1  # the metadata has 16 bits for it

@@ -17,8 +17,6 @@ from ..artifacts import part_path
 from ..errors import BetonError
 from ..progress import track
 
-__all__ = ["SourceFile", "check_free_space", "copy_extents", "naming_target"]
-
 # Ranges of at least this many bytes are copied inside the kernel. Below it a call per range costs
 # more than reading the ranges into one buffer and writing that.
 _LONG = 1 << 20

@@ -23,16 +23,6 @@ from ..writing.pages import Journal
 from .copy_ranges import SourceFile, check_free_space, copy_extents, naming_target
 from .pointers import Pointer, find_pointers
 
-__all__ = [
-    "Placement",
-    "Retained",
-    "SourceBeton",
-    "copy_samples",
-    "file_size",
-    "place",
-    "retain",
-]
-
 _LARGEST_PAGE = 1 << 31
 _BLOCK = 1 << 20  # rows of the allocation table that are looked at together
 

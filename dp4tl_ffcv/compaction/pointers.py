@@ -11,8 +11,6 @@ from ..beton import format
 from ..beton.index import BetonIndex
 from ..errors import BetonError
 
-__all__ = ["Pointer", "find_pointers"]
-
 
 @dataclass(frozen=True, slots=True)
 class Pointer:

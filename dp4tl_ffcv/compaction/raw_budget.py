@@ -9,8 +9,6 @@ from numpy.typing import NDArray
 
 from .plan import Retained
 
-__all__ = ["ImagePlan", "choose_raw"]
-
 
 @dataclass(frozen=True, slots=True)
 class ImagePlan:

@@ -20,8 +20,6 @@ from .copy_ranges import check_free_space
 from .plan import Retained, SourceBeton, file_size, place
 from .raw_budget import ImagePlan, choose_raw
 
-__all__ = ["ImageOptions", "Transcoder", "transcode_samples"]
-
 _JPG, _RAW = 0, 1  # modes of an image in the metadata
 _QUALITY = 90  # of the JPEGs that are made
 _PROBES = 64  # images that are encoded to learn what the others will take

@@ -16,16 +16,6 @@ from numba import types
 from ..kernels.compiled import compiled
 from ..kernels.ycc import box_scratch_bytes, convert_box
 
-__all__ = [
-    "BAD_REQUEST",
-    "CORRUPT",
-    "DECODED",
-    "NOT_A_JPEG",
-    "WRONG_SIZE",
-    "decode_crop",
-    "jpeg_scratch_bytes",
-]
-
 # What `decode_crop` returns.
 DECODED = 0
 NOT_A_JPEG = 1  # the header cannot be read

@@ -7,8 +7,6 @@ from functools import partial
 
 from PIL import Image
 
-__all__ = ["JpegStructure", "orientation_of", "read_structure"]
-
 _START = b"\xff\xd8\xff"
 _END, _SCAN, _APP1 = 0xD9, 0xDA, 0xE1
 _FRAMES = (0xC0, 0xC1, 0xC2)  # baseline, extended and progressive, with Huffman codes

@@ -17,8 +17,6 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Data", "JpegError", "JpegHeader", "check", "decode", "encode", "read_header"]
-
 Data: TypeAlias = bytes | bytearray | memoryview | NDArray[np.uint8]
 
 # Of TurboJPEG's interface.

@@ -6,15 +6,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = [
-    "as_any_labels",
-    "as_features",
-    "as_ints",
-    "as_labels",
-    "as_num_classes",
-    "out_of_range",
-]
-
 
 def as_num_classes(num_classes: int) -> int:
     """Return `num_classes` as a positive int, or raise ValueError or TypeError."""

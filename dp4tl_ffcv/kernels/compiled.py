@@ -12,8 +12,6 @@ from typing import Any, TypeVar, cast
 
 from numba import njit
 
-__all__ = ["compiled"]
-
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 _SOURCES = ("beton", "jpeg", "kernels", "loading")  # what compiled functions are made of

@@ -13,15 +13,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from .compiled import compiled
 
-__all__ = [
-    "as_probability",
-    "as_range",
-    "draw_crop",
-    "draw_flip",
-    "random_crops",
-    "random_flips",
-]
-
 _TRIES = 10  # crops drawn before the largest one in the centre is taken, as in torchvision
 _FLIP_DRAW = 4 * _TRIES  # the draws before it are for the crop
 

@@ -9,8 +9,6 @@ from numpy.typing import ArrayLike, NDArray
 from .checks import as_any_labels, as_num_classes, out_of_range
 from .compiled import compiled
 
-__all__ = ["class_histogram"]
-
 # Below this many labels a slab per thread costs more than it saves.
 _LABELS_PER_THREAD = 1 << 18
 

@@ -10,8 +10,6 @@ from numba.extending import intrinsic, overload
 
 from .compiled import compiled
 
-__all__ = ["as_words", "exponential", "prefetch", "widened"]
-
 # 2**23 * 1.5: adding it to a float32 rounds that to a whole number, and leaves it in the low bits.
 _ROUNDING = np.float32(12582912.0)
 _LOWEST = np.float32(-87.0)  # exp of less is below the normal numbers of float32

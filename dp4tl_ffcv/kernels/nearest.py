@@ -13,8 +13,6 @@ from .checks import as_features
 from .compiled import compiled
 from .intrinsics import exponential
 
-__all__ = ["nearest_mean"]
-
 # Rows per matrix product. A fixed block, each on one BLAS thread, makes the bits independent of
 # the number of threads; 1,024 rows x 1,000 classes in float32 are 4 MB, about one L2 cache.
 _BLOCK_ROWS = 1024

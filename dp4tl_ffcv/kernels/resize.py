@@ -14,8 +14,6 @@ from numpy.typing import ArrayLike, NDArray
 from .compiled import compiled
 from .simd import LANES, TILE, load, spread, store, times, transpose
 
-__all__ = ["resize_area", "resize_crop", "resize_scratch_bytes"]
-
 _STRONGEST = 128  # times that an axis may shrink before uint16 has too few bits for fractions
 _ALIGNMENT = 64  # bytes in a cache line
 

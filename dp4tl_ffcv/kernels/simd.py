@@ -15,8 +15,6 @@ from numba import config, types
 from numba.core import cgutils
 from numba.extending import intrinsic, models, overload, register_model
 
-__all__ = ["LANES", "TILE", "load", "spread", "store", "times", "transpose"]
-
 LANES = 32  # elements in a vector: one register of AVX-512, two of AVX2, four of NEON
 TILE = 16  # side of the squares that are transposed in registers
 

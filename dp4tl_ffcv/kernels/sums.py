@@ -11,8 +11,6 @@ from .compiled import compiled
 from .histogram import class_histogram
 from .intrinsics import as_words, prefetch, widened
 
-__all__ = ["class_sums"]
-
 # Rows whose places are sorted at a time. The features of so many fit into the last level of a
 # cache, where rows of one class are read from; a class then has some of them even of a thousand.
 _BLOCK_ROWS = 1 << 14

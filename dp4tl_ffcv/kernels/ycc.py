@@ -11,8 +11,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from .compiled import compiled
 
-__all__ = ["box_scratch_bytes", "convert_box", "ycc_to_rgb"]
-
 # 4:4:4, 4:2:2 and 4:2:0, all that occurs. 4:4:0 changed with libjpeg-turbo 2.1.
 _SUBSAMPLINGS = ((1, 1), (1, 2), (2, 2))
 

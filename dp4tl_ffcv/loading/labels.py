@@ -12,8 +12,6 @@ from numpy.typing import ArrayLike
 
 from ..selection import Selection
 
-__all__ = ["RemapLabel"]
-
 
 class RemapLabel(Operation):
     """Replace each label by `label_map[label]`; put it right after the label's decoder.

@@ -30,8 +30,6 @@ from .reading.extents import retained_extents
 from .reading.file_reader import FileReader
 from .reading.plan import ALIGNMENT, MERGED_GAP, EpochPlan, plan_epoch
 
-__all__ = ["PrunedLoader"]
-
 _SIGNATURE = inspect.signature(Loader.__init__)
 
 

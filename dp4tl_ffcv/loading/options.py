@@ -14,8 +14,6 @@ from numpy.typing import NDArray
 from .caches.base import CACHES
 from .orders import ORDERS, Order, quasi_random_order
 
-__all__ = ["at_least_one", "cache_option", "clamp_workers", "order_factory"]
-
 # Samples whose reads are sorted together in quasi-random order: a few hundred MB of photographs.
 _WINDOW = 4096
 

@@ -20,8 +20,6 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["ORDERS", "Order", "quasi_random_order", "random_order", "sequential_order"]
-
 
 class Order(Protocol):
     """What `PrunedLoader` calls at the start of every epoch."""

@@ -19,8 +19,6 @@ from .decoding.decoders import (
 from .loader import PrunedLoader
 from .orders import random_order, sequential_order
 
-__all__ = ["evaluation_loader", "training_loader"]
-
 DEFAULT_CROP_RATIO = 224 / 256  # side of the centre crop / shorter side, as for ImageNet
 
 

@@ -1,5 +1,6 @@
 """The HTML report of a run."""
 
-from .report import ClassScores, ContactSheet, write_report
+from .page import ClassScores, ContactSheet
+from .report import write_report
 
 __all__ = ["ClassScores", "ContactSheet", "write_report"]

@@ -26,8 +26,6 @@ from PIL import Image, ImageDraw, ImageFont
 
 from .page import ClassScores, Row, full_row, method_label
 
-__all__ = ["Plot", "accuracy_plot", "class_scores_plot", "contact_sheet_png", "speedup_plot"]
-
 # Okabe and Ito's palette: told apart under every common colour blindness; the marker tells as well.
 _STYLES = {"lm": ("#0072B2", "o"), "fm": ("#D55E00", "s"), "random": ("#009E73", "^")}
 _SPARE = [("#CC79A7", "D"), ("#E69F00", "v"), ("#56B4E9", "P"), ("#000000", "X")]

@@ -13,19 +13,6 @@ import jinja2
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = [
-    "ClassScores",
-    "ContactSheet",
-    "Row",
-    "full_row",
-    "method_label",
-    "parse_rows",
-    "ranked",
-    "reaches_full",
-    "render",
-    "summarise",
-]
-
 _KEYS = ("environment", "seeds", "rows", "stages", "definitions")
 _TEXT = ("method", "finetuning", "budget")
 _REQUIRED = ("keep", "retained_classes", "retained_samples", "test_accuracy_mean")

@@ -22,8 +22,6 @@ from .page import (
     summarise,
 )
 
-__all__ = ["ClassScores", "ContactSheet", "write_report"]
-
 _MAX_PICTURES = 40  # of each half of a sheet: beyond that a page of 1,000 classes is all pictures
 _METHODS = ("full", "lm", "fm", "random")  # order of the table's rows at one keep
 

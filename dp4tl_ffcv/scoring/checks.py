@@ -7,8 +7,6 @@ import numpy as np
 
 from ..errors import StaleArtifactError
 
-__all__ = ["one_source", "whole"]
-
 
 def whole(name: str, value: Any, least: int, most: int | None = None) -> int:
     """Return `value`, or raise TypeError or ValueError unless it is an int of that range."""

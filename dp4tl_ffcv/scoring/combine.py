@@ -12,8 +12,6 @@ from ..errors import StaleArtifactError
 from .checks import one_source
 from .scores import Scores
 
-__all__ = ["combine_scores", "mean_scores"]
-
 # Ratios of weights that are this near, relatively, to fractions of so small a denominator are them.
 _ROUNDING, _LARGEST_DENOMINATOR = 1e-14, 10_000
 

@@ -10,8 +10,6 @@ from numpy.typing import NDArray
 
 from ..artifacts import load_artifact, save_artifact
 
-__all__ = ["Scores"]
-
 _KIND = "scores"
 
 

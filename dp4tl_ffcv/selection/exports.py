@@ -11,8 +11,6 @@ from ..artifacts import atomic_open
 from ..beton import BetonIndex
 from .selection import Selection
 
-__all__ = ["EXPORT_SUFFIXES", "export_indices", "import_indices"]
-
 EXPORT_SUFFIXES = (".npy", ".indices", ".txt")
 
 

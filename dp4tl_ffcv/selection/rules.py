@@ -15,8 +15,6 @@ from ..scoring.clustering.clusters import Clusters
 from .budgets import Budget, one_budget, part_of, share, whole
 from .selection import Selection
 
-__all__ = ["select"]
-
 
 def select(  # noqa: PLR0913  # each is an option of its own, and named at the call
     scores: Scores,

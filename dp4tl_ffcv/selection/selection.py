@@ -14,8 +14,6 @@ from ..beton import BetonIndex
 from ..beton.index import check_indices
 from ..kernels import class_members
 
-__all__ = ["Selection"]
-
 _KIND = "selection"
 _ARRAYS = ("classes", "indices", "label_map")
 

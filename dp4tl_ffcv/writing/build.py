@@ -24,8 +24,6 @@ from ..progress import track
 from .encode import SLOT_BYTES, Batch, BatchEncoder, Encoded, Slots, Tasks
 from .pages import Journal, PagedPart, Progress, move_pointers
 
-__all__ = ["DEFAULT_PAGE_SIZE", "Recipe", "assemble"]
-
 DEFAULT_PAGE_SIZE = 1 << 23  # ffcv's own default
 PROBES = 4  # samples of an unfinished file that are looked at before it is continued
 

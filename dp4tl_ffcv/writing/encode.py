@@ -9,8 +9,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["MARK", "SLOT_BYTES", "Allocator", "Batch", "BatchEncoder", "Encoded", "Slots", "Tasks"]
-
 BATCH = 16  # samples: what a worker hands over at a time, unless they are large
 SLOT_BYTES = 16 << 20  # what a batch should have at most
 

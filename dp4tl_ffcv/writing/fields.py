@@ -15,8 +15,6 @@ from ..jpeg import turbojpeg
 from ..jpeg.markers import JpegStructure, orientation_of, read_structure
 from ..kernels import resize_area
 
-__all__ = ["ImageField"]
-
 ImageValue: TypeAlias = "bytes | str | os.PathLike[str] | Image.Image | NDArray[np.uint8]"
 
 _MODES = {name: number for number, name in format.IMAGE_MODES.items()}

@@ -21,8 +21,6 @@ from ..artifacts import part_path
 from ..beton import format
 from .encode import MARK, Batch
 
-__all__ = ["Journal", "PagedPart", "Progress", "move_pointers"]
-
 LARGEST_PAGE = 1 << 31  # the header has 32 bits for it
 # What is lost at most when the process is killed.
 COMMIT_BYTES = 128 << 20

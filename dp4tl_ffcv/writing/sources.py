@@ -14,8 +14,6 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["ImageFiles", "TarImages", "TarMembers", "list_tar"]
-
 _BLOCK = tarfile.BLOCKSIZE
 _MAGIC = {
     b"\x1f\x8b": "gzip",

@@ -27,8 +27,6 @@ from .build import DEFAULT_PAGE_SIZE, Recipe, assemble
 from .encode import Allocator, Encoded
 from .fields import ImageField
 
-__all__ = ["image_fields", "write_beton"]
-
 MIN_PAGE_SIZE = 1 << 21  # ffcv refuses smaller pages
 MOST_CLASSES = 1 << 24  # each takes memory wherever classes are counted
 _FORMAT = 1  # goes into the key of unfinished files: raise it when their bytes change

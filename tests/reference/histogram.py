@@ -3,8 +3,6 @@
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["class_histogram"]
-
 
 def class_histogram(labels: ArrayLike, num_classes: int) -> NDArray[np.int64]:
     """`counts[c] = sum_n 1[labels[n] = c]`."""

@@ -3,8 +3,6 @@
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["class_members"]
-
 
 def class_members(labels: ArrayLike, retained: ArrayLike) -> NDArray[np.int64]:
     """Every n with `retained[labels[n]]`, ascending."""

@@ -3,8 +3,6 @@
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["nearest_mean"]
-
 
 def nearest_mean(
     features: ArrayLike, means: ArrayLike

@@ -3,8 +3,6 @@
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["resize_area"]
-
 
 def resize_area(
     image: ArrayLike,

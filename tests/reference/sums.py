@@ -3,8 +3,6 @@
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["class_sums"]
-
 
 def class_sums(
     features: ArrayLike, labels: ArrayLike, num_classes: int

@@ -3,8 +3,6 @@
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["ycc_to_rgb"]
-
 
 def ycc_to_rgb(
     luma: ArrayLike,

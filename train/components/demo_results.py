@@ -8,8 +8,6 @@ from numpy.typing import NDArray
 
 from dp4tl_ffcv import Selection
 
-__all__ = ["DEFINITIONS", "print_table", "summarise", "uneven_rates"]
-
 DEFINITIONS = {
     "keep": "share of the source's classes that is retained",
     "pretrain_seconds": "wall-clock seconds of the training loop, loading included, compilation "

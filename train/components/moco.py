@@ -16,8 +16,6 @@ from dp4tl_ffcv import Classifier, build_model
 
 from ..configs.self_supervised import Config
 
-__all__ = ["GroupedBatchNorm", "MoCo", "group_norms", "require_lightly"]
-
 
 def require_lightly() -> None:
     """Raise a ValueError that says what to install where lightly is missing."""

@@ -10,8 +10,6 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from dp4tl_ffcv import BlurPoolConv
 
-__all__ = ["AveragedWeights", "add_blurpool", "make_optimizer"]
-
 _BLURRED_CHANNELS = 16  # ffcv-imagenet's: the stem sees 3, and a blur there would cost detail
 
 

@@ -21,8 +21,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from dp4tl_ffcv import best_device, in_first
 
-__all__ = ["Processes", "processes"]
-
 # The others wait while the first one opens a large beton, compiles or writes.
 _PATIENCE = timedelta(hours=2)
 

@@ -10,8 +10,6 @@ from torch import Tensor
 
 from dp4tl_ffcv import RunFolder, track
 
-__all__ = ["Journal", "Meter"]
-
 
 class Meter:
     """Passes an epoch's batches on, and measures how long the training waits for them.

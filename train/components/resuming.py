@@ -19,8 +19,6 @@ from dp4tl_ffcv import atomic_open
 from .processes import Processes
 from .progress import Meter
 
-__all__ = ["Progress", "Snapshot", "Stateful"]
-
 
 class Stateful(Protocol):
     """A part of a run that has a state: model, optimiser, averaged weights, loss scale."""

@@ -3,8 +3,6 @@
 import math
 from typing import Literal
 
-__all__ = ["learning_rate_factor", "resolution_at"]
-
 _MULTIPLE = 32  # pixels: what the strides of a ResNet divide
 
 

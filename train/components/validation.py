@@ -14,8 +14,6 @@ from dp4tl_ffcv import BetonIndex, evaluation_loader
 from .attacks import Attack, robust_accuracy
 from .processes import Processes
 
-__all__ = ["Validation"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Validation:

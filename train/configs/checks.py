@@ -4,8 +4,6 @@ from collections.abc import Iterable
 from dataclasses import fields
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-__all__ = ["check_at_least", "check_choices", "check_pixel_values", "check_shares"]
-
 
 def check_choices(config: Any) -> None:
     """Refuse a word that is none of its field's.

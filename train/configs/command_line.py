@@ -12,8 +12,6 @@ import tyro
 
 from . import dp4tl
 
-__all__ = ["parse"]
-
 Config = TypeVar("Config")
 
 

@@ -7,8 +7,6 @@ dots between the sections. A value of null counts as absent, as there.
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-__all__ = ["fields_of"]
-
 _SAME = {
     "network.architecture": "arch",
     "network.pretrained_ckpt": "checkpoint",

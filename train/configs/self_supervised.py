@@ -11,16 +11,6 @@ from typing import Literal
 from ..components.augmentations import Augmentation
 from .checks import check_at_least, check_choices, check_shares
 
-__all__ = [
-    "CONFIGS",
-    "Config",
-    "moco_rn18_200",
-    "moco_rn18_800",
-    "moco_rn50_200",
-    "moco_rn50_800",
-    "moco_rn101_200",
-]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Config(Augmentation):

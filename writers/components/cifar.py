@@ -22,8 +22,6 @@ from .common import Expected, Options, check_no_others, write_splits
 from .files import find
 from .safe_unpickle import byte_rows, list_of, read_dict
 
-__all__ = ["Cifar", "Config", "Images", "Version", "write_cifar"]
-
 SIDE = 32
 BYTES = 3 * SIDE * SIDE  # of an image: all of red, of green, of blue
 

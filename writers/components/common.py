@@ -18,16 +18,6 @@ from numpy.typing import NDArray
 
 from dp4tl_ffcv import BetonIndex, image_fields, one_line_errors, write_beton
 
-__all__ = [
-    "Expected",
-    "Options",
-    "check_class_ids",
-    "check_no_others",
-    "run",
-    "say",
-    "write_splits",
-]
-
 MAX_CLASSES = 1 << 24
 # None changes the bytes of a sample, so a run that ended early is continued under other values.
 _NOT_RECORDED = ("out", "num_workers", "check_counts", "download", "on_error")

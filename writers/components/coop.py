@@ -17,8 +17,6 @@ from .common import Expected, Options, write_splits
 from .files import find
 from .listed import Listing, image_files
 
-__all__ = ["Config", "DownloadConfig", "Target", "read_split", "write_target"]
-
 SPLITS = ("train", "val", "test")
 
 

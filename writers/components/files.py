@@ -4,8 +4,6 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["IMAGE_SUFFIXES", "find", "folders_of", "images_below", "is_hidden"]
-
 IMAGE_SUFFIXES = (
     ".bmp",
     ".jfif",

@@ -7,8 +7,6 @@ from pathlib import Path
 
 from dp4tl_ffcv import ImageFiles
 
-__all__ = ["Listing", "image_files"]
-
 Listing = Sequence[tuple[str, int, int]]  # path relative to the folder, class id, identifier
 
 

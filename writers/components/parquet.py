@@ -16,8 +16,6 @@ from numpy.typing import NDArray
 
 from .common import check_class_ids
 
-__all__ = ["ParquetImages", "open_parquet"]
-
 WINDOW = 64 << 20  # bytes of images in a window, which has one group at least
 
 Image = bytes | Path

@@ -11,8 +11,6 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["byte_rows", "list_of", "read_dict"]
-
 _ARRAYS = {
     ("numpy.core.multiarray", "_reconstruct"),
     ("numpy", "ndarray"),

@@ -13,8 +13,6 @@ from numpy.typing import NDArray
 
 from ..tables import Tables
 
-__all__ = ["MAX_KEPT", "Problem", "Problems", "check_extents", "is_inside"]
-
 MAX_KEPT = 1000  # problems; a file with more of them is not mended one by one
 
 

@@ -11,8 +11,6 @@ from .. import format
 from ..tables import FieldInfo, Tables
 from .allocations import Problem, Problems, is_inside
 
-__all__ = ["STORED_IMAGE", "check_fields"]
-
 STORED_IMAGE = np.dtype(
     [
         ("sample_id", "<i8"),

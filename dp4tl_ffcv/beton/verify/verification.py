@@ -23,8 +23,6 @@ from ..tables import Tables, load_tables
 from .allocations import Problem, Problems, check_extents
 from .fields import check_fields
 
-__all__ = ["Problem", "Verification", "verify"]
-
 _BATCH = 64  # images that a thread takes at a time
 
 

@@ -17,8 +17,6 @@ from ..reading.file_reader import FileReader
 from ..reading.plan import LARGEST_REQUEST, EpochPlan, plan_epoch
 from ..reading.shared_memory import shared_bytes
 
-__all__ = ["CACHES", "Cache", "EpochReads", "available_memory", "choose_cache", "open_cache"]
-
 CACHES = ("extents", "ram", "os")
 
 # Requests that wait for the disk at the same time: SSDs and network disks need several.

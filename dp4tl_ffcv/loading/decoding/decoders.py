@@ -27,14 +27,6 @@ from ..ffcv_adapter.compilation import precompiled
 from ..ffcv_adapter.memory import bytes_at
 from .workspace import NO_BYTES, WRONG_LENGTH, aligned
 
-__all__ = [
-    "CenterCropRGBImageDecoder",
-    "CropDecoder",
-    "RandomResizedCropRGBImageDecoder",
-    "crops_decoder",
-    "scratch_bytes",
-]
-
 _JPEG = next(number for number, mode in IMAGE_MODES.items() if mode == "jpg")
 
 # What compiled code is told of a crop: a row of numbers, so that all decoders share one function.

@@ -13,8 +13,6 @@ from ffcv.pipeline.state import State
 from ..ffcv_adapter.compilation import precompiled
 from .decoders import CropDecoder, RandomResizedCropRGBImageDecoder, crops_decoder, scratch_bytes
 
-__all__ = ["view_pipelines"]
-
 
 def view_pipelines(
     views: Mapping[str, CropDecoder], steps: Callable[[], Sequence[Any]]

@@ -9,8 +9,6 @@ from ...errors import BetonError
 from ...jpeg.crop import BAD_REQUEST, CORRUPT, NOT_A_JPEG, WRONG_SIZE
 from ...kernels.compiled import compiled
 
-__all__ = ["ALIGNMENT", "NO_BYTES", "WRONG_LENGTH", "Workspace", "aligned"]
-
 ALIGNMENT = 64
 # What decoders report beside the failures of a JPEG.
 NO_BYTES, WRONG_LENGTH = 101, 102

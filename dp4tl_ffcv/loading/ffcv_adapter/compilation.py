@@ -17,8 +17,6 @@ import numpy as np
 from ffcv.pipeline.compiler import Compiler
 from numba.core.dispatcher import Dispatcher
 
-__all__ = ["precompiled", "shared_compilation"]
-
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), np.generic, np.dtype)
 _BY_IDENTITY = (
     Dispatcher,

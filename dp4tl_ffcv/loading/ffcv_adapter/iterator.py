@@ -14,8 +14,6 @@ from numpy.typing import NDArray
 from ...errors import BetonError
 from .compilation import shared_compilation
 
-__all__ = ["EpochBatches"]
-
 
 class _ClosedError(Exception):
     """The consumer has left: no further batch is wanted."""

@@ -18,8 +18,6 @@ from ...kernels.compiled import compiled
 from ..caches.base import Cache, EpochReads
 from ..decoding.workspace import Workspace
 
-__all__ = ["EpochMemory", "RetainedMemory", "bytes_at"]
-
 
 @compiled()
 def bytes_at(address: Any, data: Any, places: Any, ptrs: Any, sizes: Any) -> Any:

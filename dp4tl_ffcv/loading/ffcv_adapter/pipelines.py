@@ -10,8 +10,6 @@ from ffcv.transforms import ToTensor
 from ...selection import Selection
 from ..labels import RemapLabel
 
-__all__ = ["copy_pipelines", "insert_remap", "pipeline_specs"]
-
 
 def copy_pipelines(pipelines: Mapping[str, Any]) -> dict[str, Any]:
     """Copy what ffcv would otherwise take apart; the operations themselves stay the caller's."""

@@ -7,8 +7,6 @@ from ffcv.reader import Reader
 
 from ...beton import BetonIndex
 
-__all__ = ["IndexReader"]
-
 
 class IndexReader(Reader):
     """What ffcv's pipelines ask of a file: its fields and their metadata."""

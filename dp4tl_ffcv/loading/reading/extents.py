@@ -11,8 +11,6 @@ from ...beton import BetonIndex
 from ...beton.format import pointers
 from ...beton.tables import FieldInfo
 
-__all__ = ["RetainedExtents", "retained_extents"]
-
 _BLOCK = 1 << 15  # rows of the allocation table that are looked at together
 
 

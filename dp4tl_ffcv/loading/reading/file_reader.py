@@ -13,8 +13,6 @@ from ...errors import BetonError
 from ...kernels.compiled import compiled
 from .extents import RetainedExtents
 
-__all__ = ["FileReader"]
-
 # Of the C library, by name: unlike ctypes' functions it can be compiled into code kept on disk.
 _pread = types.ExternalFunction(
     "pread", types.intp(types.int32, types.uintp, types.uintp, types.int64)

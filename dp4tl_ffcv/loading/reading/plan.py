@@ -11,8 +11,6 @@ from numpy.typing import NDArray
 
 from .extents import RetainedExtents
 
-__all__ = ["EpochPlan", "plan_epoch"]
-
 # Bytes between two extents up to which one request for both beats two: at 2 GB/s they take 8 µs,
 # about what a request costs. Beside a photograph of 110 KB that is little; images of a few KB are
 # read with their neighbours, as the disk's own pages would have it.

@@ -16,8 +16,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["shared_bytes"]
-
 FOLDER = Path("/dev/shm")
 _PREFIX = "dp4tl_ffcv-"
 _FILLED = b"filled"

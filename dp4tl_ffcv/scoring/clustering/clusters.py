@@ -12,8 +12,6 @@ from numpy.typing import NDArray
 from ...artifacts import load_artifact, save_artifact
 from ...kernels.checks import as_features, as_labels
 
-__all__ = ["Clusters"]
-
 _KIND = "clusters"
 
 

@@ -14,8 +14,6 @@ from ...kernels.checks import as_features
 from ..checks import whole
 from .clusters import Clusters
 
-__all__ = ["Clusters", "cluster", "sweep_clusters"]
-
 _BLOCK_ROWS = 1 << 14  # of features that are assigned at a time: 32 MB of 512 float32
 _SEEDING_ROWS = 1 << 12  # that the first centroids are chosen from, at least,
 _SEEDING_ROWS_EACH = 16  # and for each of them

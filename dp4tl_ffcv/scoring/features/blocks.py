@@ -33,8 +33,6 @@ from .features import (
     write_header,
 )
 
-__all__ = ["FeatureBlocks", "Plan"]
-
 # Sums of more labels than this, and than there are samples, are left out: they are no classes.
 _MOST_LABELS = 10_000
 

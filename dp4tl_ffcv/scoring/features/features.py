@@ -18,20 +18,6 @@ from ...kernels.checks import as_num_classes
 from ...version import __version__
 from ..methods.feature_mapping import class_means
 
-__all__ = [
-    "DONE",
-    "FILES",
-    "HEADER",
-    "Features",
-    "check_finite",
-    "check_same_surrogate",
-    "is_features_folder",
-    "read_header",
-    "remove_folder",
-    "sum_in_order",
-    "write_header",
-]
-
 _KIND = "features"
 _FORMAT_VERSION = 1
 HEADER = "header.json"

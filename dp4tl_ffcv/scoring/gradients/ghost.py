@@ -11,8 +11,6 @@ from torch import Tensor, nn
 
 from .rules import RULES, Rule, UnsuitedError, kind_of
 
-__all__ = ["check_apart", "check_same", "ghost_norms"]
-
 # Relative and absolute, above rounding: that of float32, and on a GPU that of TF32.
 AGREEMENT, AGREEMENT_ON_GPU, TINY = 1e-3, 1e-2, 1e-6
 

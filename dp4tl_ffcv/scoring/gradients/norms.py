@@ -15,8 +15,6 @@ from ..scores import Scores
 from .ghost import check_apart, check_same, ghost_norms
 from .rules import UnsuitedError
 
-__all__ = ["gradient_norms", "grand"]
-
 Method = Literal["auto", "ghost", "vmap", "loop"]
 
 GHOST_VALUES, GHOST_IMAGES = 1 << 20, 128  # at once: of pixels, as 85 images of 64 x 64 have them

@@ -15,8 +15,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.grad import conv2d_weight
 
-__all__ = ["RULES", "Pairs", "Rule", "UnsuitedError", "kind_of"]
-
 Pairs = Sequence[tuple[Tensor, Tensor]]
 Rule = Callable[[Any, Pairs], Tensor]
 

@@ -9,8 +9,6 @@ from numpy.typing import ArrayLike, NDArray
 from ...kernels import class_histogram, class_sums, nearest_mean
 from ..scores import Scores
 
-__all__ = ["class_means", "feature_mapping"]
-
 
 def class_means(features: ArrayLike, labels: ArrayLike, num_classes: int) -> NDArray[np.float64]:
     """Average the surrogate's features of each source (pseudo-)class.

@@ -14,8 +14,6 @@ from threadpoolctl import threadpool_limits
 from ...kernels.checks import as_labels, as_num_classes
 from ..scores import Scores
 
-__all__ = ["class_influence", "class_influences", "class_list_scores", "read_class_list"]
-
 _BLOCK_BYTES = 1 << 26  # of float64 outcomes at a time
 _NPY = b"\x93NUMPY"  # that every .npy file starts with
 _BREAKS = re.compile(r"[\s,;]+")

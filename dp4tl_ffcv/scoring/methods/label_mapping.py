@@ -10,8 +10,6 @@ from ...kernels import class_histogram
 from ...kernels.checks import as_num_classes
 from ..scores import Scores
 
-__all__ = ["BLOCK_ROWS", "label_mapping", "soft_label_mapping", "softmax_mass"]
-
 # Rows turned into float64 at a time. Extraction keeps one mass for each block of as many rows, so
 # that their sum has the bits of the mass of all logits.
 BLOCK_ROWS = 4096

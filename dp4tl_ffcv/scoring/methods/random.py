@@ -8,8 +8,6 @@ import numpy as np
 from ..checks import whole
 from ..scores import Scores
 
-__all__ = ["random_scores"]
-
 
 def random_scores(
     count: int,

@@ -13,8 +13,6 @@ from ..clustering.clusters import Clusters
 from ..scores import Scores
 from .feature_mapping import class_means
 
-__all__ = ["coverage_centric", "el2n", "moderate", "moderate_classes", "prototype_distance"]
-
 _BLOCK_BYTES = 1 << 25  # of float64 at a time: memory maps are larger than the memory
 _MOST_STRATA = 1_000_000  # which are counted one by one
 

@@ -18,8 +18,6 @@ from ...artifacts import atomic_open
 from ...errors import CheckpointError
 from .models import BlurPoolConv, Classifier, build_model, full_name, replace_head
 
-__all__ = ["load_checkpoint", "save_checkpoint"]
-
 _CHECKPOINT_KEYS = {"arch", "num_classes", "mean", "std", "network"}
 # Where other programs keep the state dict: DP4TL; Lightning, MoCo, timm; DeiT, torchvision.
 _PLACES = (("state_dicts", "network"), ("state_dict",), ("model",))

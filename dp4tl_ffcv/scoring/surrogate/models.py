@@ -9,16 +9,6 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 
-__all__ = [
-    "BlurPoolConv",
-    "Classifier",
-    "NoHead",
-    "best_device",
-    "build_model",
-    "full_name",
-    "replace_head",
-]
-
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 # ResNets for images of 32 to 64 pixels and few cores, by the channels of their first stage.

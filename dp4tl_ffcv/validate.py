@@ -1,0 +1,92 @@
+"""Argument checks that the whole library shares. Each returns the value in its plain type."""
+
+import os
+import re
+from collections.abc import Collection
+from typing import Any
+
+import numpy as np
+
+_BYTES = re.compile(r"(\d+(?:\.\d+)?) *([KMGT]?)(i?)B?", re.IGNORECASE)
+_POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
+
+
+def check_int(
+    name: str, value: Any, at_least: int | None = None, at_most: int | None = None
+) -> int:
+    """Return `value` as an int within the bounds, both inclusive.
+
+    Raises:
+        TypeError: the value is not an integer.
+        ValueError: the value is out of bounds.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise TypeError(f"`{name}` must be an int; got {value!r}.")
+    if (at_least is not None and value < at_least) or (at_most is not None and value > at_most):
+        raise ValueError(f"`{name}` must be {_bounds(at_least, at_most)}; got {value}.")
+    return int(value)
+
+
+def check_fraction(name: str, value: Any) -> float:
+    """Return `value` as a float in (0, 1].
+
+    Raises:
+        TypeError: the value is not a number.
+        ValueError: the value is out of bounds.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
+        raise TypeError(f"`{name}` must be a fraction in (0, 1]; got {value!r}.")
+    if not 0 < value <= 1:
+        raise ValueError(f"`{name}` must be a fraction in (0, 1]; got {value}.")
+    return float(value)
+
+
+def check_choice(name: str, value: Any, choices: Collection[str]) -> str:
+    """Return `value`, which must be one of `choices`.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if value not in choices:
+        raise ValueError(f"`{name}` must be one of {', '.join(choices)}; got {value!r}.")
+    return str(value)
+
+
+def parse_bytes(name: str, value: Any) -> int:
+    """Return a number of bytes from an int or from text such as `64GiB`, `500 MB` or `1.5T`.
+
+    Raises:
+        ValueError: the text is no such number, or the number is below 1.
+    """
+    if isinstance(value, str) and (found := _BYTES.fullmatch(value.strip())):
+        number, unit, binary = found.groups()
+        value = float(number) * (1024 if binary else 1000) ** _POWERS[unit.upper()]
+        value = int(value) if np.isfinite(value) else 0
+    is_int = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if not is_int or value < 1:
+        raise ValueError(f"`{name}` must be bytes, or text such as 64GiB; got {value!r}.")
+    return int(value)
+
+
+def resolve_num_workers(num_workers: int | None, *, at_least: int = 1) -> int:
+    """Return the number of workers of this process.
+
+    Args:
+        num_workers: None takes all cores, shared among the processes of this machine that
+            `torchrun` started.
+        at_least: smallest number allowed; 0 where work can be done in the calling process.
+
+    Raises:
+        TypeError: the number is not an integer.
+        ValueError: the number is below `at_least`.
+    """
+    if num_workers is None:
+        processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        return max(1, len(os.sched_getaffinity(0)) // processes)
+    return check_int("num_workers", num_workers, at_least)
+
+
+def _bounds(at_least: int | None, at_most: int | None) -> str:
+    if at_most is None:
+        return f"at least {at_least}"
+    return f"at most {at_most}" if at_least is None else f"in [{at_least}, {at_most}]"
