@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dp4tl_ffcv import Classifier, Features, build_model, extract_features
+from dp4tl_ffcv import Features, build_model, extract_features
 from dp4tl_ffcv.scoring.features import blocks
+from dp4tl_ffcv.utils import Classifier
 
 SAMPLES = 70
 CLASSES = 5

@@ -28,12 +28,11 @@ from dp4tl_ffcv import (
     extract_features,
     label_mapping,
     load_checkpoint,
-    replace_head,
     save_checkpoint,
-    sha256_of_file,
 )
 from dp4tl_ffcv.extraction import _passes
 from dp4tl_ffcv.scoring.features import blocks
+from dp4tl_ffcv.utils import replace_head, sha256_of_file
 from tests.extraction_process import (
     CLASSES,
     IDS,

@@ -27,7 +27,7 @@ LIBRARY = {
     *HELPERS, "kernels", "jpeg", "beton", "writing", "selection", "compaction", "loading",
     "scoring", "distributed", "extraction", "report",
 }  # fmt: skip
-PACKAGE = {*LIBRARY, "cli", "__main__"}
+PACKAGE = {*LIBRARY, "cli", "utils", "__main__"}
 PARTS = {
     **dict.fromkeys(HELPERS, HELPERS),
     "kernels": {"errors", "validate"},
@@ -44,9 +44,10 @@ PARTS = {
     "cli": {*LIBRARY, "public"},
     "__main__": {"cli"},
     "public": LIBRARY,
-    "writers": {*LIBRARY, "cli", "public"},
-    "train": {*LIBRARY, "cli", "public"},
-    "benchmarks": {*LIBRARY, "cli", "public", "writers", "train"},
+    "utils": LIBRARY,
+    "writers": {*LIBRARY, "cli", "public", "utils"},
+    "train": {*LIBRARY, "cli", "public", "utils"},
+    "benchmarks": {*LIBRARY, "cli", "public", "utils", "writers", "train"},
 }
 MAY_ALSO = {
     "train.demo": {"writers"},

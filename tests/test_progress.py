@@ -6,7 +6,8 @@ from functools import partial
 
 import pytest
 
-from dp4tl_ffcv import progress, track
+from dp4tl_ffcv import progress
+from dp4tl_ffcv.utils import track
 
 
 class Terminal(io.StringIO):

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from dp4tl_ffcv import RunFolder, __version__, environment
+from dp4tl_ffcv import __version__
+from dp4tl_ffcv.utils import RunFolder, environment
 
 CONFIG = {"epochs": 3, "lr": 0.1, "parts": [1, 2], "deep": {"name": "ä", "none": None}}
 

@@ -19,21 +19,11 @@ from typing import Any
 import numpy as np
 import tyro
 
-from dp4tl_ffcv import (
-    BetonIndex,
-    RunFolder,
-    Scores,
-    Selection,
-    environment,
-    one_line_errors,
-    read_image,
-    select,
-    sha256_of_file,
-    write_json,
-)
+from dp4tl_ffcv import BetonIndex, Scores, Selection, read_image, select
 from dp4tl_ffcv.cli import features as features_verb
 from dp4tl_ffcv.cli import score
 from dp4tl_ffcv.report import ClassScores, ContactSheet, write_report
+from dp4tl_ffcv.utils import RunFolder, environment, one_line_errors, sha256_of_file, write_json
 from writers import digits
 
 from . import finetune, pretrain

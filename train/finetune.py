@@ -26,18 +26,20 @@ from torch import Tensor, nn
 
 from dp4tl_ffcv import (
     BetonIndex,
-    Classifier,
     PrunedLoader,
-    RunFolder,
     build_model,
     evaluation_loader,
     load_checkpoint,
+    save_checkpoint,
+    training_loader,
+)
+from dp4tl_ffcv.utils import (
+    Classifier,
+    RunFolder,
     one_line_errors,
     replace_head,
-    save_checkpoint,
     settings_of,
     sha256_of_file,
-    training_loader,
 )
 
 from .components.optimizers import make_optimizer

@@ -20,16 +20,13 @@ from torch import Tensor, nn
 
 from dp4tl_ffcv import (
     BetonIndex,
-    Classifier,
     PrunedLoader,
-    RunFolder,
     Selection,
     build_model,
-    one_line_errors,
     save_checkpoint,
-    settings_of,
     training_loader,
 )
+from dp4tl_ffcv.utils import Classifier, RunFolder, one_line_errors, settings_of
 
 from .components.attacks import adversarial_loss, make_attack
 from .components.optimizers import AveragedWeights, add_blurpool, make_optimizer

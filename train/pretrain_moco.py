@@ -28,13 +28,11 @@ from dp4tl_ffcv import (
     BetonIndex,
     PrunedLoader,
     RandomResizedCropRGBImageDecoder,
-    RunFolder,
     Selection,
-    one_line_errors,
     save_checkpoint,
-    settings_of,
     view_pipelines,
 )
+from dp4tl_ffcv.utils import RunFolder, one_line_errors, settings_of
 
 from .components.augmentations import augment, draw
 from .components.moco import MoCo, require_lightly

@@ -17,7 +17,8 @@ import tyro
 from numpy.typing import NDArray
 from PIL import Image
 
-from dp4tl_ffcv import BetonIndex, image_fields, one_line_errors, write_beton
+from dp4tl_ffcv import BetonIndex, image_fields, write_beton
+from dp4tl_ffcv.utils import one_line_errors
 
 SIDE = 48  # pixels of every image
 DATASETS = ("source", "target")

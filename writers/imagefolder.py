@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dp4tl_ffcv import BetonIndex, ImageFiles
+from dp4tl_ffcv import BetonIndex
+from dp4tl_ffcv.utils import ImageFiles
 
 from .components.common import Options, check_no_others, run, say, write_splits
 from .components.files import IMAGE_SUFFIXES, folders_of, images_below

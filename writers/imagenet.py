@@ -29,7 +29,8 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
-from dp4tl_ffcv import BetonIndex, ImageFiles, TarImages, TarMembers, list_tar
+from dp4tl_ffcv import BetonIndex
+from dp4tl_ffcv.utils import ImageFiles, TarImages, TarMembers, list_tar
 
 from .components.common import Expected, Options, run, write_splits
 from .components.files import IMAGE_SUFFIXES, find, folders_of, images_below, is_hidden

@@ -26,7 +26,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ImageFile
 
-from dp4tl_ffcv import BetonIndex, ImageFiles, track
+from dp4tl_ffcv import BetonIndex
+from dp4tl_ffcv.utils import ImageFiles, track
 
 from .components.common import Expected, Options, run, write_splits
 

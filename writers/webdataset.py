@@ -21,7 +21,8 @@ from pathlib import Path
 from sys import intern
 from typing import Any
 
-from dp4tl_ffcv import BetonIndex, TarImages, TarMembers, list_tar, track
+from dp4tl_ffcv import BetonIndex
+from dp4tl_ffcv.utils import TarImages, TarMembers, list_tar, track
 
 from .components.common import Options, check_class_ids, run, write_splits
 from .components.files import IMAGE_SUFFIXES

@@ -18,7 +18,7 @@ import tyro
 from benchmarks.end_to_end.figures import BENCH, NAMES, measure
 from benchmarks.end_to_end.runs import scales
 from benchmarks.harness.measure import publish
-from dp4tl_ffcv import one_line_errors
+from dp4tl_ffcv.utils import one_line_errors
 
 FOLDER = Path(__file__).resolve().parents[1] / "results"
 RESULTS = FOLDER / "end_to_end.jsonl"

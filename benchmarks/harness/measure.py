@@ -16,8 +16,8 @@ from pathlib import Path
 from statistics import median, quantiles
 from typing import Any, TypeVar
 
-from dp4tl_ffcv import environment
 from dp4tl_ffcv.artifacts import atomic_open
+from dp4tl_ffcv.utils import environment
 
 PATIENCE = 600.0  # seconds
 # Waiting OpenMP threads must not take the cores from the other side for long.

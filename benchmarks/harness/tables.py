@@ -18,7 +18,7 @@ from typing import Any
 import tyro
 
 from benchmarks.end_to_end.table import end_to_end_table
-from dp4tl_ffcv import one_line_errors, write_json
+from dp4tl_ffcv.utils import one_line_errors, write_json
 
 ROOT = Path(__file__).resolve().parents[2]
 KEPT = ROOT / "benchmarks" / "results" / "demo.json"

@@ -14,7 +14,7 @@ import tyro
 
 from benchmarks.harness.measure import publish
 from benchmarks.loader.figures import BENCH, NAMES, QUICK, Scale, measure
-from dp4tl_ffcv import one_line_errors
+from dp4tl_ffcv.utils import one_line_errors
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "loader.jsonl"
 DETAILS = ("order", "keep", "samples", "how")  # what the table says beside a figure's name

@@ -23,7 +23,8 @@ from benchmarks.harness.measure import progress
 from benchmarks.planted.report import write_report
 from benchmarks.planted.runs import Job, Training, one_thread, run_all, run_job
 from benchmarks.planted.scores import COMBINED, OF_TARGET, WITHOUT_TARGET, Scored, Scorer, votes_of
-from dp4tl_ffcv import BetonIndex, Selection, atomic_open, environment, one_line_errors, select
+from dp4tl_ffcv import BetonIndex, Selection, select
+from dp4tl_ffcv.utils import atomic_open, environment, one_line_errors
 from writers import digits
 
 BENCH = "planted"

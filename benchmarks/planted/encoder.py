@@ -6,7 +6,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from dp4tl_ffcv import Classifier, build_model, evaluation_loader
+from dp4tl_ffcv import build_model, evaluation_loader
+from dp4tl_ffcv.utils import Classifier
 
 OUTPUTS = 64  # of the projection that the views are compared by
 

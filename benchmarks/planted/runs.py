@@ -18,7 +18,8 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.harness.measure import progress
-from dp4tl_ffcv import BetonIndex, RunFolder, load_checkpoint, replace_head, write_json
+from dp4tl_ffcv import BetonIndex, load_checkpoint
+from dp4tl_ffcv.utils import RunFolder, replace_head, write_json
 from train import finetune, pretrain
 
 MODES = ("linear_probe", "full_finetuning")

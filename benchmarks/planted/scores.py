@@ -14,7 +14,6 @@ from benchmarks.planted.encoder import Contrast, train_encoder
 from benchmarks.planted.runs import Job, Training, influence_run, influences_of, quiet, run_all
 from dp4tl_ffcv import (
     BetonIndex,
-    Classifier,
     Features,
     Scores,
     Selection,
@@ -24,8 +23,8 @@ from dp4tl_ffcv import (
     feature_mapping,
     label_mapping,
     load_checkpoint,
-    random_scores,
 )
+from dp4tl_ffcv.scoring import random_scores
 from dp4tl_ffcv.scoring.clustering.kmeans import Clusters, cluster
 from dp4tl_ffcv.scoring.combine import combine_scores
 from dp4tl_ffcv.scoring.gradients import grand
@@ -38,6 +37,7 @@ from dp4tl_ffcv.scoring.methods.samples import (
     moderate_classes,
     prototype_distance,
 )
+from dp4tl_ffcv.utils import Classifier
 from train import pretrain
 
 OF_TARGET = ("lm", "soft_lm", "fm", "fm_clusters", "fm_label_free", "influence")

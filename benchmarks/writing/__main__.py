@@ -16,7 +16,7 @@ import tyro
 
 from benchmarks.harness.measure import publish
 from benchmarks.writing.figures import BENCH, NAMES, QUICK, Scale, measure
-from dp4tl_ffcv import one_line_errors
+from dp4tl_ffcv.utils import one_line_errors
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "writing.jsonl"
 DETAILS = ("how", "flush", "images", "keep")  # what the table says beside a figure's name

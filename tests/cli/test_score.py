@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from dp4tl_ffcv import (
-    Classifier,
     Features,
     Scores,
     build_model,
@@ -20,7 +19,6 @@ from dp4tl_ffcv import (
     image_fields,
     label_mapping,
     save_checkpoint,
-    sha256_of_file,
     write_beton,
 )
 from dp4tl_ffcv.scoring.clustering.clusters import Clusters
@@ -35,6 +33,7 @@ from dp4tl_ffcv.scoring.methods.samples import (
     moderate_classes,
     prototype_distance,
 )
+from dp4tl_ffcv.utils import Classifier, sha256_of_file
 from tests.conftest import Images
 
 Run = Callable[..., dict[str, Any]]

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from ffcv.fields import IntField
 
-from dp4tl_ffcv import Scores, Selection, random_scores, select, write_beton
+from dp4tl_ffcv import Scores, Selection, select, write_beton
+from dp4tl_ffcv.scoring import random_scores
 from dp4tl_ffcv.scoring.clustering.clusters import Clusters
 from dp4tl_ffcv.scoring.combine import combine_scores
 from tests.conftest import CLASS_NAMES, Images

@@ -26,11 +26,11 @@ from dp4tl_ffcv import (
     Selection,
     StaleArtifactError,
     compact,
-    sha256_of_file,
     verify,
     write_beton,
 )
 from dp4tl_ffcv.compaction import copy_ranges
+from dp4tl_ffcv.utils import sha256_of_file
 
 PAGE_SIZE = 1 << 21
 NUM_SAMPLES = 60

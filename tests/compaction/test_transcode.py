@@ -18,15 +18,7 @@ from ffcv.fields.rgb_image import SimpleRGBImageDecoder
 from ffcv.loader import Loader, OrderOption
 from numpy.typing import NDArray
 
-from dp4tl_ffcv import (
-    BetonError,
-    BetonIndex,
-    Selection,
-    artifacts,
-    compact,
-    sha256_of_file,
-    write_beton,
-)
+from dp4tl_ffcv import BetonError, BetonIndex, Selection, artifacts, compact, write_beton
 from dp4tl_ffcv.artifacts import locked_part
 from dp4tl_ffcv.beton import format
 from dp4tl_ffcv.beton.verify.verification import verify
@@ -36,6 +28,7 @@ from dp4tl_ffcv.compaction.plan import SourceBeton, retain
 from dp4tl_ffcv.compaction.transcode import ImageOptions, Transcoder
 from dp4tl_ffcv.jpeg import turbojpeg
 from dp4tl_ffcv.kernels import resize_area
+from dp4tl_ffcv.utils import sha256_of_file
 from dp4tl_ffcv.writing import build, pages
 from dp4tl_ffcv.writing.fields import ImageField
 from tests.support.betons import Written, write_stock

@@ -11,16 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from dp4tl_ffcv import (
-    BetonIndex,
-    ImageFiles,
-    PrunedLoader,
-    Selection,
-    image_fields,
-    random_scores,
-    write_beton,
-)
+from dp4tl_ffcv import BetonIndex, PrunedLoader, Selection, image_fields, write_beton
 from dp4tl_ffcv.cli import main
+from dp4tl_ffcv.scoring import random_scores
+from dp4tl_ffcv.utils import ImageFiles
 from tests.conftest import Images
 from writers import imagefolder
 

@@ -12,14 +12,8 @@ import pytest
 import torch
 from torch import nn
 
-from dp4tl_ffcv import (
-    CheckpointError,
-    Classifier,
-    build_model,
-    load_checkpoint,
-    replace_head,
-    save_checkpoint,
-)
+from dp4tl_ffcv import CheckpointError, build_model, load_checkpoint, save_checkpoint
+from dp4tl_ffcv.utils import Classifier, replace_head
 
 NO_CHECKPOINT = r"^`path` must be a checkpoint of tensors and numbers alone; got .*state dict alone"
 NO_STATE = r"^`path` must be a checkpoint of this project or hold a state dict, .*Save the state"

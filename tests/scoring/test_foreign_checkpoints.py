@@ -12,14 +12,8 @@ import torch.nn.functional as F
 from torch import nn
 from torchvision.models import densenet121, resnet18
 
-from dp4tl_ffcv import (
-    CheckpointError,
-    Classifier,
-    build_model,
-    load_checkpoint,
-    replace_head,
-    save_checkpoint,
-)
+from dp4tl_ffcv import CheckpointError, build_model, load_checkpoint, save_checkpoint
+from dp4tl_ffcv.utils import Classifier, replace_head
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 State = dict[str, Any]

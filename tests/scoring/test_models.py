@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import nn
 from torchvision.models import VisionTransformer
 
-from dp4tl_ffcv import Classifier, build_model, replace_head
+from dp4tl_ffcv import build_model
 from dp4tl_ffcv.scoring.surrogate.models import BlurPoolConv, NoHead
+from dp4tl_ffcv.utils import Classifier, replace_head
 
 ARCHS = {"resnet8_w16": 64, "resnet8_w32": 128, "resnet18": 512, "mobilenet_v3_small": 1024}
 

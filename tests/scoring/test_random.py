@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dp4tl_ffcv import Scores, random_scores
+from dp4tl_ffcv import Scores
+from dp4tl_ffcv.scoring import random_scores
 
 
 def test_the_same_seed_gives_the_same_scores_and_another_gives_others() -> None:

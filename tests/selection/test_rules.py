@@ -17,10 +17,10 @@ from dp4tl_ffcv import (
     Selection,
     StaleArtifactError,
     image_fields,
-    random_scores,
     select,
     write_beton,
 )
+from dp4tl_ffcv.scoring import random_scores
 from dp4tl_ffcv.scoring.clustering.clusters import Clusters
 
 CLASSES, SAMPLES = 12, 34

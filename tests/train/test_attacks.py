@@ -13,7 +13,8 @@ from scipy.special import log_softmax
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from dp4tl_ffcv import Classifier, build_model
+from dp4tl_ffcv import build_model
+from dp4tl_ffcv.utils import Classifier
 from train.components.attacks import Attack, adversarial_loss, make_attack, pgd, robust_accuracy
 
 SIDE = 8

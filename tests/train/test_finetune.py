@@ -19,7 +19,6 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from dp4tl_ffcv import (
     BetonIndex,
     CheckpointError,
-    Classifier,
     PrunedLoader,
     evaluation_loader,
     image_fields,
@@ -27,6 +26,7 @@ from dp4tl_ffcv import (
     training_loader,
     write_beton,
 )
+from dp4tl_ffcv.utils import Classifier
 from tests.conftest import Images
 from train import finetune
 from train.components.processes import Processes

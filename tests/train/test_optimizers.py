@@ -9,14 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dp4tl_ffcv import (
-    BlurPoolConv,
-    Classifier,
-    build_model,
-    load_checkpoint,
-    replace_head,
-    save_checkpoint,
-)
+from dp4tl_ffcv import build_model, load_checkpoint, save_checkpoint
+from dp4tl_ffcv.utils import BlurPoolConv, Classifier, replace_head
 from train.components.optimizers import AveragedWeights, add_blurpool, make_optimizer
 from train.components.resuming import Progress, Snapshot
 

@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import distributed, nn
 
-from dp4tl_ffcv import BetonIndex, Classifier, Selection
+from dp4tl_ffcv import BetonIndex, Selection
+from dp4tl_ffcv.utils import Classifier
 from tests.conftest import Images
 from train import pretrain
 from train.components.attacks import make_attack

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from dp4tl_ffcv import RunFolder
+from dp4tl_ffcv.utils import RunFolder
 from train.components import progress
 from train.components.progress import Journal, Meter
 

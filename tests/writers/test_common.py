@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from dp4tl_ffcv import BetonIndex, ImageFiles
+from dp4tl_ffcv import BetonIndex
+from dp4tl_ffcv.utils import ImageFiles
 from dp4tl_ffcv.writing import pages
 from tests.writers.support import jpeg, put_all, stored
 from writers.components.common import (

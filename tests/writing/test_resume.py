@@ -310,7 +310,7 @@ def test_mended_samples_are_not_left_out_when_a_run_is_continued(tmp_path: Path)
 STOPPED = """
 import signal, sys, time
 from pathlib import Path
-from dp4tl_ffcv import one_line_errors
+from dp4tl_ffcv.utils import one_line_errors
 from dp4tl_ffcv.beton import parts
 from dp4tl_ffcv.beton.batches import Batch, Tasks
 from tests.beton.test_resume import Blobs, write

@@ -25,7 +25,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from dp4tl_ffcv import BetonIndex, Manifest, image_fields, read_manifest, write_beton
+from dp4tl_ffcv import BetonIndex, Manifest, image_fields, write_beton
+from dp4tl_ffcv.utils import read_manifest
 
 PAGE_SIZE = 1 << 21
 LABEL = {"label": IntField()}

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dp4tl_ffcv import Classifier, build_model
+from dp4tl_ffcv import build_model
+from dp4tl_ffcv.utils import Classifier
 
 from ..configs.self_supervised import Config
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from dp4tl_ffcv import BlurPoolConv
+from dp4tl_ffcv.utils import BlurPoolConv
 
 _BLURRED_CHANNELS = 16  # ffcv-imagenet's: the stem sees 3, and a blur there would cost detail
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from dp4tl_ffcv import best_device, in_first
+from dp4tl_ffcv.utils import best_device, in_first
 
 # The others wait while the first one opens a large beton, compiles or writes.
 _PATIENCE = timedelta(hours=2)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dp4tl_ffcv import RunFolder, track
+from dp4tl_ffcv.utils import RunFolder, track
 
 
 class Meter:

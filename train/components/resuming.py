@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from dp4tl_ffcv import atomic_open
+from dp4tl_ffcv.utils import atomic_open
 
 from .processes import Processes
 from .progress import Meter

@@ -16,7 +16,8 @@ import numpy as np
 import tyro
 from numpy.typing import NDArray
 
-from dp4tl_ffcv import BetonIndex, image_fields, one_line_errors, write_beton
+from dp4tl_ffcv import BetonIndex, image_fields, write_beton
+from dp4tl_ffcv.utils import one_line_errors
 
 MAX_CLASSES = 1 << 24
 # None changes the bytes of a sample, so a run that ended early is continued under other values.

@@ -5,7 +5,7 @@ import posixpath
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from dp4tl_ffcv import ImageFiles
+from dp4tl_ffcv.utils import ImageFiles
 
 Listing = Sequence[tuple[str, int, int]]  # path relative to the folder, class id, identifier
 
