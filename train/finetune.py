@@ -114,7 +114,7 @@ def open_splits(config: Config) -> dict[str, BetonIndex]:
         ValueError: two of them hold the same, or one has classes that `train` has not.
     """
     splits = {name: BetonIndex.open(getattr(config, name)) for name in ("train", "val", "test")}
-    num_classes = splits["train"].num_classes()
+    num_classes = splits["train"].num_classes
     for (first, one), (second, other) in combinations(splits.items(), 2):
         if _same(one, other):
             raise ValueError(
@@ -122,10 +122,10 @@ def open_splits(config: Config) -> dict[str, BetonIndex]:
                 "which holds the same. Split the target, or its training split."
             )
     for name in ("val", "test"):
-        if splits[name].num_classes() > num_classes:
+        if splits[name].num_classes > num_classes:
             raise ValueError(
                 f"`{name}` must have the {num_classes} classes of `train`; got "
-                f"{str(splits[name].path)!r} with {splits[name].num_classes()}. Pass a split of "
+                f"{str(splits[name].path)!r} with {splits[name].num_classes}. Pass a split of "
                 "the same target."
             )
     return splits
@@ -153,10 +153,10 @@ def make_model(
 ) -> Classifier:
     """Return the classifier of the classes of `index`, on this process's device, its head new."""
     if pretrained is None:
-        model = build_model(str(config.arch), index.num_classes())
+        model = build_model(str(config.arch), index.num_classes)
         model.trained_on = index.fingerprint
     else:
-        model = replace_head(pretrained, index.num_classes())
+        model = replace_head(pretrained, index.num_classes)
     return model.to(memory_format=torch.channels_last).to(group.device)
 
 

@@ -126,7 +126,7 @@ class Data:
     @property
     def num_classes(self) -> int:
         """Retained classes K, or the source's C without a selection."""
-        return len(self.selection.classes) if self.selection else self.index.num_classes()
+        return len(self.selection.classes) if self.selection else self.index.num_classes
 
     @property
     def num_samples(self) -> int:
@@ -147,7 +147,7 @@ def open_data(config: Config) -> Data:
         selection.check(index)
     val = BetonIndex.open(config.val) if config.val else None
     if val is not None and (
-        val.num_classes() > index.num_classes()
+        val.num_classes > index.num_classes
         or (selection is not None and not np.isin(selection.classes, val.labels()).any())
     ):
         raise ValueError(
@@ -260,7 +260,7 @@ def set_up(config: Config, data: Data, group: Processes) -> Parts:
 
 def make_model(config: Config, data: Data, group: Processes) -> Classifier:
     """Build the untrained model on this process's device."""
-    num_classes = data.num_classes if config.relabel else data.index.num_classes()
+    num_classes = data.num_classes if config.relabel else data.index.num_classes
     model = build_model(config.arch, num_classes)
     if config.blurpool:
         add_blurpool(model)

@@ -264,7 +264,7 @@ def main() -> None:
     with one_line_errors("writers.digits"):
         written = write(config)
     for name, index in written.items():
-        print(f"{name}: {index.num_samples} images, {index.num_classes()} classes -> {index.path}")
+        print(f"{name}: {index.num_samples} images, {index.num_classes} classes -> {index.path}")
 
 
 if __name__ == "__main__":

@@ -141,7 +141,7 @@ def influence_run(training: Training, job: Job) -> dict[str, Any]:
             run = RunFolder(path, {})
             run.start()
             torch.manual_seed(job.seed)
-            num_classes = BetonIndex.open(config.train).num_classes()
+            num_classes = BetonIndex.open(config.train).num_classes
             model = replace_head(load_checkpoint(config.checkpoint), num_classes)
             finetune.train_probe(model, config, run, device)
             val = finetune.evaluate_on(config.val, config, device)

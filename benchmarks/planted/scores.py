@@ -124,7 +124,7 @@ class Scorer:
             source = self.features("source")
             spent += self.seconds("features source")
             started = time.perf_counter()
-            means = class_means(source.features, source.labels, self.index.num_classes())
+            means = class_means(source.features, source.labels, self.index.num_classes)
             scores = feature_mapping(features.features, means)
         else:
             logits = np.asarray(features.logits)
@@ -148,7 +148,7 @@ class Scorer:
     def _without_target(self, method: str, seed: int) -> Scored:
         if method.startswith("random"):
             unit: Any = "class" if method == "random_classes" else "sample"
-            count = self.index.num_classes() if unit == "class" else self.index.num_samples
+            count = self.index.num_classes if unit == "class" else self.index.num_samples
             started = time.perf_counter()
             scores = random_scores(count, seed=seed, unit=unit)
             return Scored(scores, time.perf_counter() - started)
@@ -159,7 +159,7 @@ class Scorer:
             return Scored(scores, self.seconds("grand"), self.seconds("surrogate"))
         source = self.features("source")
         logits, features, labels = np.asarray(source.logits), source.features, source.labels
-        num_classes = self.index.num_classes()
+        num_classes = self.index.num_classes
         methods: dict[str, Callable[[], Scores]] = {
             "el2n": lambda: el2n(logits, labels),
             "ccs": lambda: coverage_centric(el2n(logits, labels), seed=seed),
@@ -265,7 +265,7 @@ class Scorer:
 
     def _influences(self) -> tuple[NDArray[np.bool_], list[dict[str, Any]]]:
         index, rng = self.index, np.random.default_rng(0)
-        count = index.num_classes()
+        count = index.num_classes
         included = np.zeros((self.influence_runs, count), dtype=np.bool_)
         jobs = []
         for run, held in enumerate(included):

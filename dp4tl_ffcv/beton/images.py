@@ -1,6 +1,7 @@
 """Read single images of a beton, for contact sheets and checks; loaders decode by themselves."""
 
 import io
+import os
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,11 +12,13 @@ from . import format
 from .index import BetonIndex, check_indices
 
 
-def read_image(index: BetonIndex, sample_id: int, field: str = "image") -> NDArray[np.uint8]:
+def read_image(
+    beton: BetonIndex | str | os.PathLike[str], sample_id: int, field: str = "image"
+) -> NDArray[np.uint8]:
     """Read and decode one image.
 
     Args:
-        index: the beton.
+        beton: path of a beton, or its open index.
         sample_id: which sample.
         field: an RGB image field.
 
@@ -26,6 +29,7 @@ def read_image(index: BetonIndex, sample_id: int, field: str = "image") -> NDArr
         BetonError: the field holds no RGB images, or the stored bytes cannot be decoded.
         ValueError: `sample_id` is out of range.
     """
+    index = BetonIndex.of(beton)
     check_indices([sample_id], index.num_samples)
     found = index.field(field)
     if found.kind != "rgb_image":

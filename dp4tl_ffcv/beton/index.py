@@ -1,4 +1,4 @@
-"""Read everything a beton says about its samples, with numpy alone and without decoding one."""
+"""What a beton says about its samples, read with numpy and without decoding any of them."""
 
 import hashlib
 import os
@@ -11,47 +11,37 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import BetonError
-from ..kernels import class_histogram
 from .manifest import Manifest, read_manifest
-from .tables import FieldInfo, read_tables
+from .tables import BLOCK, FieldInfo, Tables, read_tables
 
 
 class BetonIndex:
-    """Header, metadata and allocation table of a beton; the samples stay on disk.
+    """Header, metadata and allocation table of a beton. The samples stay on disk.
+
+    Use `BetonIndex.open(path)`. `len(index)` is the number of samples.
 
     Args:
         path: the beton.
-        header: its header record.
-        fields: its fields, in the order of the file.
-        metadata: one record per sample.
-        allocations: one record per extent: sample, byte offset, bytes.
-
-    Use `BetonIndex.open`; the constructor takes parts that were checked already.
+        tables: its tables, already checked.
+        custom_fields: ffcv field class of each custom field, by name.
     """
 
     def __init__(
-        self,
-        path: Path,
-        header: Any,
-        fields: tuple[FieldInfo, ...],
-        metadata: NDArray[Any],
-        allocations: NDArray[Any],
+        self, path: Path, tables: Tables, custom_fields: Mapping[str, Any] | None = None
     ) -> None:
         self.path = path
-        self.header = header
-        self.fields = fields
-        self.metadata = metadata
-        self._allocations: NDArray[Any] | None = allocations
-        self._custom_fields: Mapping[str, Any] = {}
-        for table in (metadata, allocations):
+        self.header = tables.header
+        self.fields = tables.fields
+        self.metadata = tables.metadata
+        """One record per sample `(N,)`, read-only."""
+        self.custom_fields = custom_fields or {}
+        self._allocations: NDArray[Any] | None = tables.allocations
+        for table in (tables.metadata, tables.allocations):
             table.setflags(write=False)
 
     @classmethod
     def open(
-        cls,
-        path: str | os.PathLike[str],
-        *,
-        custom_fields: Mapping[str, Any] | None = None,
+        cls, path: str | os.PathLike[str], *, custom_fields: Mapping[str, Any] | None = None
     ) -> "BetonIndex":
         """Read and check the tables of a beton.
 
@@ -59,45 +49,64 @@ class BetonIndex:
 
         Args:
             path: the beton.
-            custom_fields: ffcv field class of each field of a custom type, by name, as for
-                `ffcv.loader.Loader`: the file does not say what such a field keeps per sample.
+            custom_fields: ffcv field class of each custom field, by name, as for
+                `ffcv.loader.Loader`. The file does not say what a custom field stores per sample.
 
         Raises:
             FileNotFoundError: there is no such file.
-            BetonError: the file is not a finished beton of version 2, is truncated, or its tables
-                point outside of it.
+            BetonError: the file is not a beton of version 2, is unfinished or truncated, or its
+                tables contradict each other.
         """
-        read = read_tables(Path(path), custom_fields or {})
-        index = cls(Path(path), read.header, read.fields, read.metadata, read.allocations)
-        index._custom_fields = custom_fields or {}
-        return index
+        return cls(Path(path), read_tables(Path(path), custom_fields or {}), custom_fields)
+
+    @classmethod
+    def of(
+        cls,
+        beton: "BetonIndex | str | os.PathLike[str]",
+        custom_fields: Mapping[str, Any] | None = None,
+    ) -> "BetonIndex":
+        """Return `beton` if it is an open index; open the file if it is a path."""
+        if isinstance(beton, BetonIndex):
+            return beton
+        return cls.open(beton, custom_fields=custom_fields)
 
     @property
     def allocations(self) -> NDArray[Any]:
-        """One record per extent: `sample_id`, `ptr` (byte offset), `size` (bytes).
+        """One record per byte range: `sample_id`, `ptr` (byte offset), `size` (bytes).
 
         Raises:
-            BetonError: they were released, and the file has been replaced since.
+            BetonError: the table was released and the file has been replaced since.
         """
         if self._allocations is None:
-            read = read_tables(self.path, self._custom_fields)
-            if read.header != self.header or read.metadata.tobytes() != self.metadata.tobytes():
+            again = BetonIndex.open(self.path, custom_fields=self.custom_fields)
+            if again.header != self.header or again.metadata.tobytes() != self.metadata.tobytes():
                 raise BetonError(
-                    f"`path` must stay the beton that was opened; got another in {str(self.path)!r}"
-                    ". Open it again."
+                    f"{str(self.path)!r} was replaced by another beton after it was opened. "
+                    "Open it again."
                 )
-            read.allocations.setflags(write=False)
-            self._allocations = read.allocations
+            self._allocations = again.allocations
         return self._allocations
 
     def release_allocations(self) -> None:
-        """Free the allocation table, 24 bytes per extent; it is read again when asked for."""
+        """Free the allocation table, 24 bytes per row. The next use reads it again."""
         self._allocations = None
+
+    def __len__(self) -> int:
+        return len(self.metadata)
 
     @property
     def num_samples(self) -> int:
         """Number of samples N."""
         return len(self.metadata)
+
+    @cached_property
+    def num_classes(self) -> int:
+        """Number of classes C of the field `label`.
+
+        C is the largest label + 1, or the number of class names in the manifest if that is larger.
+        For another field, use `len(index.class_counts(field))`.
+        """
+        return len(self.class_counts())
 
     @property
     def page_size(self) -> int:
@@ -105,15 +114,16 @@ class BetonIndex:
         return int(self.header["page_size"])
 
     def field(self, name: str) -> FieldInfo:
-        """Return the field called `name`, or raise BetonError that lists the fields there are."""
+        """Return the field called `name`.
+
+        Raises:
+            BetonError: there is no such field; the message lists the fields.
+        """
         for field in self.fields:
             if field.name == name:
                 return field
         names = ", ".join(field.name for field in self.fields)
-        raise BetonError(
-            f"`field` must be one of {names}; got {name!r} for {str(self.path)!r}. "
-            "Name a field of this beton."
-        )
+        raise BetonError(f"{str(self.path)!r} has no field {name!r}. Its fields are {names}.")
 
     def column(self, name: str) -> NDArray[Any]:
         """Return the metadata column `(N,)` of the field called `name`."""
@@ -121,7 +131,7 @@ class BetonIndex:
         return values
 
     def labels(self, field: str = "label") -> NDArray[np.int64]:
-        """Return the class id of every sample `(N,)`, from the metadata table.
+        """Return the class id of every sample `(N,)`.
 
         Raises:
             BetonError: there is no such field, it does not hold integers, or one is negative.
@@ -129,40 +139,30 @@ class BetonIndex:
         found = self.field(field)
         if found.kind != "int":
             raise BetonError(
-                f"`{field}` must be an integer field; got kind {found.kind} in "
-                f"{str(self.path)!r}. Name the field that holds the class ids."
+                f"The field {field!r} of {str(self.path)!r} holds no class ids; its kind is "
+                f"{found.kind}. Name an integer field."
             )
         labels = np.ascontiguousarray(self.metadata[found.column], dtype=np.int64)
         if labels.size and labels.min() < 0:
             raise BetonError(
-                f"`{field}` must hold class ids >= 0; got {labels.min()} in {str(self.path)!r}. "
-                "Write the beton with one id per class."
+                f"The field {field!r} of {str(self.path)!r} holds the negative class id "
+                f"{labels.min()}. Write the beton with class ids from 0."
             )
         return labels
 
-    def num_classes(self, field: str = "label", labels: NDArray[np.int64] | None = None) -> int:
-        """Return C: the number of class names in the manifest, or the largest label + 1.
-
-        `labels` are those of the field, for who has read them; reading them is most of the work.
-        """
-        labels = self.labels(field) if labels is None else labels
-        largest = int(labels.max()) + 1 if labels.size else 0
-        return max(largest, len(self.class_names(field)))
-
     def class_names(self, field: str = "label") -> tuple[str, ...]:
-        """Return the name of each class id of a field, or none when the manifest has none."""
+        """Return the name of each class id of a field; empty when the manifest has no names."""
         manifest = self.manifest
         named = manifest is not None and manifest.label_field == field
         return manifest.class_names if manifest and named else ()
 
     def class_counts(self, field: str = "label") -> NDArray[np.int64]:
-        """Count the samples of each class `(C,)`."""
-        labels = self.labels(field)
-        return class_histogram(labels, max(1, self.num_classes(field, labels)))
+        """Return the number of samples of each class `(C,)`."""
+        return np.bincount(self.labels(field), minlength=len(self.class_names(field)))
 
     @cached_property
     def manifest(self) -> Manifest | None:
-        """The manifest beside the file, if there is one and it describes this file."""
+        """The manifest next to the file, or None if there is none or it describes another file."""
         manifest = read_manifest(self.path)
         if manifest and manifest.fingerprint not in ("", self.fingerprint):
             return None  # left over from a beton that was replaced since
@@ -170,53 +170,66 @@ class BetonIndex:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of header, field descriptors, metadata and allocation table, as hex digits.
+        """SHA-256 of header, fields, metadata and allocation table, as hexadecimal digits.
 
-        It changes with any label, size or place of any sample, and costs no read of the samples.
+        It changes with any label, size or place of a sample. No sample is read for it.
         """
         digest = hashlib.sha256()
         digest.update(self.header.tobytes())
         for field in self.fields:
             digest.update(f"{field.name}:{field.type_id};".encode())
-        for table in (self.metadata, self.allocations):  # without a copy of either
+        for table in (self.metadata, self.allocations):  # without copying either
             digest.update(np.ascontiguousarray(table).view(np.uint8).data)
         return digest.hexdigest()
 
-    @cached_property
-    def _by_sample(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Allocation rows sorted by sample, and where each sample's rows start (CSR)."""
-        owners = self.allocations["sample_id"].astype(np.int64)
-        rows = np.argsort(owners, kind="stable")
-        starts = np.searchsorted(owners[rows], np.arange(self.num_samples + 1))
-        return rows, starts
-
     def sample_bytes(self) -> NDArray[np.int64]:
-        """Return the bytes of the extents of each sample `(N,)`."""
+        """Return the stored bytes of each sample `(N,)`."""
         owners = self.allocations["sample_id"].astype(np.int64)
-        totals = np.zeros(self.num_samples, dtype=np.int64)
+        totals = np.zeros(len(self), dtype=np.int64)
         np.add.at(totals, owners, self.allocations["size"].astype(np.int64))
         return totals
 
     def extents(self, indices: ArrayLike) -> NDArray[Any]:
-        """Return the extents of the samples `indices`, in that order: `sample_id, ptr, size`.
+        """Return the byte ranges of the samples `indices`, sample after sample in that order.
 
-        A sample has one extent per field of variable length, or none.
+        A sample has one byte range per field of variable length, or none.
+
+        Cost: one pass over the allocation table, then O(retained).
+
+        Returns:
+            Records `sample_id`, `ptr` (byte offset), `size` (bytes); of one sample, in the order
+            of the allocation table.
 
         Raises:
             TypeError: the indices are not integers.
             ValueError: an index is out of range.
         """
-        ids = check_indices(indices, self.num_samples)
-        rows, starts = self._by_sample
-        lengths = starts[ids + 1] - starts[ids]
-        offsets = np.repeat(starts[ids] - np.concatenate(([0], np.cumsum(lengths)[:-1])), lengths)
-        return self.allocations[rows[np.arange(lengths.sum()) + offsets]]
+        ids = check_indices(indices, len(self))
+        retained = np.zeros(len(self), dtype=np.bool_)
+        retained[ids] = True
+        table = self.allocations
+        blocks = (table[at : at + BLOCK] for at in range(0, len(table), BLOCK))
+        found = [block[retained[block["sample_id"]]] for block in blocks]
+        rows = np.concatenate([table[:0], *found])
+        owners = rows["sample_id"].astype(np.int64)
+        if (owners[1:] < owners[:-1]).any():
+            order = np.argsort(owners, kind="stable")
+            rows, owners = rows[order], owners[order]
+        if (ids[1:] > ids[:-1]).all():
+            return rows
+        counts = np.bincount(owners, minlength=len(self))
+        starts = (np.cumsum(counts) - counts)[ids]
+        counts = counts[ids]
+        shifts = np.repeat(starts - (np.cumsum(counts) - counts), counts)
+        ordered: NDArray[Any] = rows[np.arange(len(shifts)) + shifts]
+        return ordered
 
     @cached_property
     def page_table(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
         """Which samples lie on which page, as CSR.
 
-        Page p = `pages[i]` (bytes `p * page_size` on) holds `samples[starts[i]:starts[i + 1]]`.
+        Page p = `pages[i]`, which starts at byte `p * page_size`, holds the samples
+        `samples[starts[i]:starts[i + 1]]`.
 
         Returns:
             pages `(P,)` ascending, starts `(P + 1,)`, samples `(rows,)`.
@@ -229,19 +242,24 @@ class BetonIndex:
 
     def __repr__(self) -> str:
         fields = ", ".join(f"{field.name}: {field.kind}" for field in self.fields)
-        return f"BetonIndex({str(self.path)!r}, num_samples={self.num_samples}, fields=({fields}))"
+        return f"BetonIndex({str(self.path)!r}, num_samples={len(self)}, fields=({fields}))"
 
 
 def check_indices(indices: ArrayLike, num_samples: int) -> NDArray[np.int64]:
-    """Return `indices` as int64 `(M,)` sample ids, or raise TypeError or ValueError."""
+    """Return `indices` as int64 sample ids `(M,)`.
+
+    Raises:
+        TypeError: the indices are not integers.
+        ValueError: an index is out of range, or the shape is not `(M,)`.
+    """
     array = np.asarray(indices)
     if array.size == 0 and array.dtype.kind == "f":  # np.asarray([]) is float64
         array = array.astype(np.int64)
     if array.dtype.kind not in "iu":
-        hint = "Use np.flatnonzero(mask)." if array.dtype.kind == "b" else "Pass sample ids."
-        raise TypeError(f"`indices` must be integers; got dtype {array.dtype}. {hint}")
+        hint = " For a mask, pass np.flatnonzero(mask)." if array.dtype.kind == "b" else ""
+        raise TypeError(f"`indices` must be integers; got dtype {array.dtype}.{hint}")
     if array.ndim != 1:
-        raise ValueError(f"`indices` must have shape (M,); got {array.shape}. Flatten them.")
+        raise ValueError(f"`indices` must have shape (M,); got {array.shape}.")
     if array.size and (array.min() < 0 or array.max() >= num_samples):
         raise ValueError(
             f"`indices` must lie in [0, {num_samples}); got values from {array.min()} to "

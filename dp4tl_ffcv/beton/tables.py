@@ -12,9 +12,12 @@ from numpy.typing import NDArray
 from ..errors import BetonError
 from . import format
 
-# Rows that are looked at together: they stay in the processor's cache, and what is made of them is
-# small beside the tables of a large file.
-_BLOCK = 1 << 15
+# Rows of a table that are compared at a time: temporary arrays stay in the processor's cache.
+BLOCK = 1 << 15
+
+
+class CustomFieldError(BetonError):
+    """The class of a custom field was not given, so that the metadata cannot be read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,9 +134,9 @@ def _describe_fields(
         if name in custom:
             columns.append(custom[name].from_binary(descriptor["arguments"]).metadata_type)
         elif type_id == format.CUSTOM_TYPE:
-            raise BetonError(
-                f"`custom_fields` must name the class of the custom field {name!r} of "
-                f"{str(path)!r}; got {sorted(custom)}. Pass the field class it was written with."
+            raise CustomFieldError(
+                f"{str(path)!r} has the custom field {name!r}. Pass the class that it was written "
+                "with in `custom_fields`."
             )
         else:
             columns.append(format.FIELD_METADATA[type_id])
@@ -144,8 +147,8 @@ def _describe_fields(
 def _check_allocations(tables: Tables, path: Path) -> None:
     table = tables.allocations
     bounds = (len(tables.metadata), tables.data_start, tables.data_end)
-    for start in range(0, len(table), _BLOCK):
-        _check_extents(table[start : start + _BLOCK], *bounds, path)
+    for start in range(0, len(table), BLOCK):
+        _check_extents(table[start : start + BLOCK], *bounds, path)
 
 
 def _check_extents(
@@ -188,7 +191,7 @@ def _missing(wanted: NDArray[np.uint64], starts: NDArray[np.uint64]) -> NDArray[
         return wanted[:0]
     if not starts.size:
         return wanted
-    blocks = (wanted[at : at + _BLOCK] for at in range(0, len(wanted), _BLOCK))
+    blocks = (wanted[at : at + BLOCK] for at in range(0, len(wanted), BLOCK))
     found = (starts.take(np.searchsorted(starts, block), mode="clip") == block for block in blocks)
     lost: NDArray[np.uint64] = wanted[~np.concatenate([np.zeros(0, dtype=np.bool_), *found])]
     return lost

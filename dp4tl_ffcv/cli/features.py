@@ -128,6 +128,6 @@ def _classes_of(index: "BetonIndex") -> int | None:
     from ..errors import BetonError
 
     try:
-        return index.num_classes()
+        return index.num_classes
     except BetonError:  # labels below 0: samples without a class have features all the same
         return None

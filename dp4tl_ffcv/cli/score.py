@@ -105,7 +105,7 @@ class Random(Method):
 
         index = BetonIndex.open(self.beton)
         return random_scores(
-            index.num_samples if self.samples else index.num_classes(self.label_field),
+            len(index) if self.samples else len(index.class_counts(self.label_field)),
             seed=self.seed,
             unit="sample" if self.samples else "class",
             provenance={"source_fingerprint": index.fingerprint},
@@ -165,7 +165,7 @@ class Classes(Method):
         from ..scoring.methods.influence import class_list_scores, read_class_list
 
         index = BetonIndex.open(self.beton)
-        num_classes = index.num_classes(self.label_field)
+        num_classes = len(index.class_counts(self.label_field))
         numbered = self.column is not None and self.column.isdecimal()
         column = int(self.column or 0) if numbered else self.column
         ids = read_class_list(self.class_list, num_classes, column=column)

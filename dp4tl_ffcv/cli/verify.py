@@ -1,7 +1,7 @@
 """The verb verify."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,16 +27,7 @@ class Verify:
         """Check, and list what is wrong."""
         from ..beton.verify.verification import verify
 
-        found = verify(self.beton, decode=self.decode, num_workers=self.num_workers)
-        return {
-            "beton": str(self.beton),
-            "file_bytes": self.beton.stat().st_size,
-            "samples": found.samples,
-            "extents": found.extents,
-            "decoded": found.decoded,
-            "problems": found.num_problems,
-            "first_problems": [asdict(problem) for problem in found.problems],
-        }
+        return verify(self.beton, decode=self.decode, num_workers=self.num_workers).summary()
 
     def conclude(self, result: Mapping[str, Any]) -> None:
         """Fail, once the result was shown, if there are problems.

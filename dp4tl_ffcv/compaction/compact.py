@@ -166,7 +166,7 @@ class _Labels:
                 self.names = tuple(named.get(each, str(each)) for each in kept)
             self._num_classes = len(selection.classes)
         elif _holds_class_ids(index, self.named):
-            self._num_classes = index.num_classes(self.named)
+            self._num_classes = len(index.class_counts(self.named))
 
     def of(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the class id in the source of each of the samples `ids`."""

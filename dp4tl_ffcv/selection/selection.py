@@ -71,7 +71,7 @@ class Selection:
             ValueError: a class id is out of range or repeated, or no sample is retained.
         """
         labels = index.labels(label_field)
-        count = max(num_classes or 0, index.num_classes(label_field, labels))
+        count = max(num_classes or 0, len(index.class_counts(label_field)))
         ids = np.sort(np.asarray(classes))
         if ids.dtype.kind not in "iu" or ids.ndim != 1 or len(np.unique(ids)) != len(ids):
             raise ValueError(
@@ -115,7 +115,7 @@ class Selection:
         return cls(
             classes=classes,
             indices=ids,
-            label_map=_number(classes, index.num_classes(label_field, labels)),
+            label_map=_number(classes, len(index.class_counts(label_field))),
             fingerprint=index.fingerprint,
             label_field=label_field,
             provenance=provenance or {},
@@ -138,10 +138,11 @@ class Selection:
         Raises:
             ValueError: that beton has classes this selection knows nothing of, or none of these.
         """
-        if index.num_classes(self.label_field) > len(self.label_map):
+        num_classes = len(index.class_counts(self.label_field))
+        if num_classes > len(self.label_map):
             raise ValueError(
                 f"`index` must have at most {len(self.label_map)} classes; got "
-                f"{index.num_classes(self.label_field)}. Pass a split of the same source."
+                f"{num_classes}. Pass a split of the same source."
             )
         return Selection.of_classes(
             index,

@@ -22,7 +22,7 @@ from ..beton import format
 from ..beton.index import BetonIndex
 from ..beton.manifest import Manifest
 from ..kernels import class_histogram
-from ..parallel import check_num_workers
+from ..validate import resolve_num_workers
 from .build import DEFAULT_PAGE_SIZE, Recipe, assemble
 from .encode import Allocator, Encoded
 from .fields import ImageField
@@ -137,7 +137,7 @@ def write_beton(
         name_of=name_of if callable(name_of) else str,
         custom_fields=_custom_classes(fields),
     )
-    workers = check_num_workers(num_workers)
+    workers = resolve_num_workers(num_workers, at_least=0)
     return assemble(Path(path), recipe, page_size=page_size, num_workers=workers, on_error=on_error)
 
 

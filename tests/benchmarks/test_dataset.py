@@ -99,7 +99,7 @@ def test_class_sizes_are_those_of_imagenet() -> None:
 def test_tables_take_no_room_for_images(tables: BetonIndex) -> None:
     status = tables.path.stat()
     assert tables.num_samples == TABLES
-    assert tables.num_classes() == 1000
+    assert tables.num_classes == 1000
     assert tables.sample_bytes().mean() == pytest.approx(110_000, rel=1e-3)
     assert status.st_size > TABLES * 110_000
     assert 512 * status.st_blocks < 4e6

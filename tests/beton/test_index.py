@@ -86,7 +86,7 @@ def test_columns_hold_what_was_written(written: Any) -> None:
 def test_class_counts_are_those_of_the_labels(written: Any) -> None:
     index = BetonIndex.open(written.path, custom_fields=written.custom_fields)
     labels = [sample[1] for sample in written.samples]
-    assert index.num_classes() == max(labels) + 1
+    assert index.num_classes == max(labels) + 1
     counts = [labels.count(label) for label in range(max(labels) + 1)]
     assert index.class_counts().tolist() == counts
     assert 0 in counts  # a class without samples is counted as well
@@ -143,10 +143,8 @@ def test_page_table_lists_the_samples_of_every_page(written: Any) -> None:
 
 def test_tables_cannot_be_written_to(written: Any) -> None:
     index = BetonIndex.open(written.path, custom_fields=written.custom_fields)
-    copies = index.metadata.copy(), index.allocations.copy()
-    for each in (index, BetonIndex(index.path, index.header, index.fields, *copies)):
-        for table in (each.metadata, each.allocations):
-            assert not table.flags.writeable
+    for table in (index.metadata, index.allocations):
+        assert not table.flags.writeable
 
 
 def test_repr_names_file_samples_and_fields(tiny: Path) -> None:
@@ -230,21 +228,21 @@ def test_fingerprint_changes_with_a_place_a_name_and_the_page_size(tiny: Path) -
 
 def test_a_missing_field_is_answered_with_those_there_are(tiny: Path) -> None:
     index = BetonIndex.open(tiny)
-    for method in (index.field, index.column, index.labels, index.num_classes, index.class_counts):
-        with pytest.raises(BetonError, match=r"^`field` must be one of image, label; got 'target'"):
+    for method in (index.field, index.column, index.labels, index.class_counts):
+        with pytest.raises(BetonError, match=r"no field 'target'. Its fields are image, label\."):
             method("target")
 
 
 @pytest.mark.parametrize("field", ["score", "photo", "vector", "stamp", "hash"])
 def test_labels_of_another_kind_are_refused(written: Any, field: str) -> None:
     index = BetonIndex.open(written.path, custom_fields=written.custom_fields)
-    with pytest.raises(BetonError, match=rf"^`{field}` must be an integer field"):
+    with pytest.raises(BetonError, match=rf"field '{field}' .* holds no class ids; its kind is"):
         index.labels(field)
 
 
 def test_negative_labels_are_refused(stock: Any, tmp_path: Path) -> None:
     path = stock(tmp_path / "a.beton", [(3,), (-1,)], {"label": IntField()})
-    with pytest.raises(BetonError, match=r"^`label` must hold class ids >= 0; got -1"):
+    with pytest.raises(BetonError, match=r"field 'label' .* holds the negative class id -1"):
         BetonIndex.open(path).labels()
 
 
@@ -272,7 +270,7 @@ def test_the_manifest_may_name_more_classes_than_have_samples(tmp_path: Path) ->
     path = tmp_path / "a.beton"
     write_beton(path, [(1,), (0,)], {"label": IntField()}, class_names=["a", "b", "c"], seed=None)
     index = BetonIndex.open(path)
-    assert index.num_classes() == 3
+    assert index.num_classes == 3
     assert index.class_counts().tolist() == [1, 1, 0]
 
 
@@ -425,7 +423,7 @@ def test_bytes_behind_the_table_are_refused(tiny: Path) -> None:
 
 @pytest.mark.parametrize("given", [{}, {"hash": None}])
 def test_a_custom_field_needs_its_class(written: Any, given: dict[str, Any]) -> None:
-    with pytest.raises(BetonError, match=r"^`custom_fields` must name the class of .*'stamp'"):
+    with pytest.raises(BetonError, match=r"has the custom field 'stamp'.*`custom_fields`"):
         BetonIndex.open(written.path, custom_fields=given)
 
 
@@ -474,11 +472,11 @@ def test_allocations_of_a_beton_that_took_its_place_are_refused(tiny: Path, tmp_
     metadata = index.metadata.copy()
     metadata["f1"][4] = 2
     put(tiny, TABLES_START, metadata)
-    with pytest.raises(BetonError, match=r"^`path` must stay the beton .*; got another in '.*tiny"):
+    with pytest.raises(BetonError, match=r"tiny.* was replaced by another beton"):
         _ = index.allocations
     write_beton(tmp_path / "other.beton", [(1,), (0,)], {"label": IntField()})
     shutil.copyfile(tmp_path / "other.beton", tiny)
-    with pytest.raises(BetonError, match=r"^`path` must stay the beton"):
+    with pytest.raises(BetonError, match="was replaced by another beton"):
         _ = index.allocations
 
 

@@ -25,6 +25,7 @@ from dp4tl_ffcv import BetonError, BetonIndex, write_beton
 from dp4tl_ffcv.artifacts import write_json
 from dp4tl_ffcv.beton import format
 from dp4tl_ffcv.beton.manifest import manifest_path
+from dp4tl_ffcv.beton.tables import CustomFieldError
 from dp4tl_ffcv.beton.verify.verification import Verification, _map_ordered, verify
 from dp4tl_ffcv.jpeg import turbojpeg
 from tests.conftest import Images
@@ -64,6 +65,13 @@ def found(result: Verification) -> set[tuple[str, int | None]]:
     return {(problem.kind, problem.sample_id) for problem in result.problems}
 
 
+def sound_counts(result: Verification) -> tuple[int, int, int]:
+    """Samples, byte ranges and decoded images of a beton without a problem."""
+    assert result.problems == ()
+    assert result.is_sound
+    return result.samples, result.extents, result.decoded
+
+
 def known_fields() -> tuple[dict[str, Any], list[tuple[Any, ...]]]:
     """Fields of each kind that ffcv has, and samples: the custom fields are the last two."""
     fields, samples = every_field(), every_sample()
@@ -101,8 +109,7 @@ def put(path: Path, at: int, data: bytes) -> None:
 def test_betons_of_every_writer_have_no_problem(written: Any) -> None:
     result = verify(written.path, decode=True, custom_fields=written.custom_fields)
     count = len(written.samples)
-    assert result == Verification(count, 7 * count, 2 * count, (), 0)
-    assert result.is_sound
+    assert sound_counts(result) == (count, 7 * count, 2 * count)
 
 
 def test_every_extent_has_its_record_where_all_fields_are_known(known: Path) -> None:
@@ -124,7 +131,7 @@ def test_empty_bytes_of_ffcvs_writer_are_no_problem(sizes: tuple[int, ...], tmp_
 
 def test_a_beton_without_extents_has_no_problem(tmp_path: Path) -> None:
     path = write_stock(tmp_path / "a.beton", [(1, 0.5)], {"a": IntField(), "b": FloatField()})
-    assert verify(path, decode=True) == Verification(1, 0, 0, (), 0)
+    assert sound_counts(verify(path, decode=True)) == (1, 0, 0)
 
 
 def test_integers_other_than_labels_may_be_negative(tmp_path: Path) -> None:
@@ -164,7 +171,7 @@ def test_metadata_beyond_the_allocation_table_is_found(tiny: Path) -> None:
 
 
 def test_the_class_of_a_custom_field_must_be_given(written: Any) -> None:
-    with pytest.raises(BetonError, match="`custom_fields` must"):
+    with pytest.raises(BetonError, match=r"custom field 'stamp'.*`custom_fields`"):
         verify(written.path)
 
 
@@ -317,10 +324,10 @@ def test_whatever_open_refuses_has_a_problem(
     try:
         BetonIndex.open(path)
         refused = None
+    except CustomFieldError:
+        return
     except BetonError as error:
         refused = str(error)
-    if refused and refused.startswith("`custom_fields`"):
-        return
     result = verify(path, decode=True, num_workers=0)
     assert not (refused and result.is_sound), refused
 
@@ -336,7 +343,7 @@ def described(photos: Images, jpegs: Path) -> Path:
 
 
 def test_a_manifest_that_fits_is_no_problem(described: Path) -> None:
-    assert verify(described) == Verification(120, 120, 0, (), 0)
+    assert sound_counts(verify(described)) == (120, 120, 0)
 
 
 def test_a_manifest_of_another_beton_is_found(described: Path, other_photos: Images) -> None:
@@ -379,7 +386,7 @@ def test_a_manifest_that_contradicts_the_file_is_found(
 
 def test_every_image_is_decoded(jpegs: Path) -> None:
     for workers in (None, 0, 1, 3):
-        assert verify(jpegs, decode=True, num_workers=workers) == Verification(120, 120, 120, (), 0)
+        assert sound_counts(verify(jpegs, decode=True, num_workers=workers)) == (120, 120, 120)
 
 
 def test_no_image_is_read_unless_asked_for(jpegs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -563,5 +570,5 @@ def test_memory_is_a_few_times_the_tables(tmp_path: Path) -> None:
     result = verify(path)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert result == Verification(count, count, 0, (), 0)
+    assert sound_counts(result) == (count, count, 0)
     assert peak < 6 * (metadata.nbytes + table.nbytes)

@@ -183,7 +183,7 @@ def test_a_beton_without_labels_or_extents_is_compacted(tmp_path: Path) -> None:
     source = BetonIndex.open(tmp_path / "a.beton").column("score")
     assert sorted(index.column("score")) == sorted(source[[2, 4]])
     assert (tmp_path / "out.beton").stat().st_size == index.page_size
-    with pytest.raises(BetonError, match="`field` must be one of score; got 'label'"):
+    with pytest.raises(BetonError, match="no field 'label'"):
         compact(tmp_path / "a.beton", [2], tmp_path / "b.beton", layout="class")
 
 
@@ -223,7 +223,7 @@ def test_stock_ffcv_reads_a_beton_of_fewer_fields_as_pairs(
     [
         (["label", "identifier"], "`fields` must leave out numbers alone; .* without 'image'"),
         (["image", "identifier"], "`fields` must keep the class ids, 'label'"),
-        (["image", "labels"], "`field` must be one of image, label, identifier; got 'labels'"),
+        (["image", "labels"], "no field 'labels'. Its fields are image, label, identifier"),
         ([], "`fields` must"),
     ],
 )
@@ -297,7 +297,7 @@ def test_names_stay_with_the_field_that_they_name(tmp_path: Path) -> None:
     assert (new.manifest.label_field, new.manifest.class_names) == ("kind", ())
     assert new.manifest.class_counts == (6,)
     assert new.class_names("label") == ()
-    assert new.num_classes("label") == 3
+    assert new.num_classes == 3
     for name in ("b", "c"):
         assert verify(tmp_path / f"{name}.beton").is_sound
 
@@ -372,7 +372,7 @@ def test_integers_that_are_no_class_ids_are_copied(tmp_path: Path) -> None:
     assert sorted(index.column("label")) == list(range(-8, 1))
     assert index.manifest is not None
     assert index.manifest.class_counts == ()
-    with pytest.raises(BetonError, match="`label` must hold class ids >= 0"):
+    with pytest.raises(BetonError, match="holds the negative class id"):
         compact(tmp_path / "a.beton", None, tmp_path / "c.beton", relabel=True)
 
 

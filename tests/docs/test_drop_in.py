@@ -58,7 +58,7 @@ def write_photos(photos: Images) -> None:
         for suffix in ("beton", "beton.json"):
             Path(f"{split}.{suffix}").rename(f"imagenet_{split}.{suffix}")
     index = BetonIndex.open("imagenet_train.beton")
-    random_scores(index.num_classes(), seed=1).save("pets_lm.npz")
+    random_scores(index.num_classes, seed=1).save("pets_lm.npz")
     beton, out = "--beton imagenet_train.beton", "--out pets_lm_40.npz"
     main(shlex.split(f"select --scores pets_lm.npz --keep 0.4 {beton} {out}"))
 

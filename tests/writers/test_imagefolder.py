@@ -93,7 +93,7 @@ def test_a_split_root_is_taken_as_it_is_with_one_numbering_for_all(tmp_path: Pat
     assert labels_in_order(written["train"]) == [0, 0, 0, 2, 2]
     assert labels_in_order(written["val"]) == [1, 1, 2]
     assert written["train"].class_counts().tolist() == [3, 0, 2]
-    assert written["train"].num_classes() == written["val"].num_classes() == 3
+    assert written["train"].num_classes == written["val"].num_classes == 3
     assert not (tmp_path / "out" / "test.beton").exists()
 
 

@@ -365,7 +365,7 @@ def test_a_beton_without_a_manifest_has_none(tmp_path: Path) -> None:
     index = BetonIndex.open(path)
     assert read_manifest(path) is None
     assert index.manifest is None
-    assert index.num_classes() == 2
+    assert index.num_classes == 2
 
 
 def test_a_manifest_of_another_beton_is_ignored(tmp_path: Path) -> None:
@@ -375,7 +375,7 @@ def test_a_manifest_of_another_beton_is_ignored(tmp_path: Path) -> None:
     other.replace(path)
     assert read_manifest(path) is not None
     assert BetonIndex.open(path).manifest is None
-    assert BetonIndex.open(path).num_classes() == 2
+    assert BetonIndex.open(path).num_classes == 2
 
 
 def damage_text(path: Path) -> None:

@@ -60,7 +60,7 @@ class Validation:
             if len(ids) and self.attack:
                 batches = self._batches(ids, group.device)
                 robust_hits = robust_accuracy(model, batches, self.attack)
-        num_classes = self.index.num_classes()
+        num_classes = self.index.num_classes
         parts = (labels, labels[hits], labels[robust_hits])
         counts = torch.stack([torch.bincount(part, minlength=num_classes) for part in parts])
         total, correct, robust = group.sum_over(counts).tolist()

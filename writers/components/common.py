@@ -167,7 +167,7 @@ def run(
     with one_line_errors(f"writers.{name}"):
         written = write(config)
     for split, index in written.items():
-        say(f"{split}: {index.num_samples} images, {index.num_classes()} classes -> {index.path}")
+        say(f"{split}: {index.num_samples} images, {index.num_classes} classes -> {index.path}")
         for line in _notices(index):
             say(f"  {line}")
 

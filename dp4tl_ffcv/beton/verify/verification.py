@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 
 from ...errors import BetonError
 from ...jpeg import turbojpeg
-from ...parallel import check_num_workers
 from ...progress import track
+from ...validate import resolve_num_workers
 from ..index import BetonIndex
 from ..manifest import Manifest, read_manifest
-from ..tables import Tables, load_tables
+from ..tables import CustomFieldError, Tables, load_tables
 from .allocations import Problem, Problems, check_extents
 from .fields import check_fields
 
@@ -28,8 +28,10 @@ _BATCH = 64  # images that a thread takes at a time
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """What there is in a beton, and what is wrong with it."""
+    """What a beton holds, and every problem that was found in it."""
 
+    beton: Path
+    file_bytes: int
     samples: int
     extents: int
     decoded: int
@@ -41,12 +43,24 @@ class Verification:
 
     @property
     def is_sound(self) -> bool:
-        """Whether nothing is wrong."""
+        """Whether no problem was found."""
         return self.num_problems == 0
+
+    def summary(self) -> dict[str, Any]:
+        """Return counts and problems as plain values for JSON."""
+        return {
+            "beton": str(self.beton),
+            "file_bytes": self.file_bytes,
+            "samples": self.samples,
+            "extents": self.extents,
+            "decoded": self.decoded,
+            "problems": self.num_problems,
+            "first_problems": [asdict(problem) for problem in self.problems],
+        }
 
 
 def verify(
-    path: str | os.PathLike[str],
+    beton: BetonIndex | str | os.PathLike[str],
     *,
     decode: bool = False,
     num_workers: int | None = None,
@@ -63,7 +77,7 @@ def verify(
     Memory: the tables a few times over, and an image per thread.
 
     Args:
-        path: the beton.
+        beton: path of a beton, or its open index. The file is read again either way.
         decode: read and decode every image.
         num_workers: threads that decode; None takes one per core, 0 the calling thread.
         custom_fields: ffcv field class of each field of a custom type, as for `BetonIndex.open`.
@@ -76,20 +90,25 @@ def verify(
         BetonError: `custom_fields` lacks the class of a custom field.
         ValueError: `num_workers` is negative.
     """
-    workers, target, problems = check_num_workers(num_workers), Path(path), Problems()
+    workers = resolve_num_workers(num_workers, at_least=0)
+    if isinstance(beton, BetonIndex):
+        custom_fields = custom_fields or beton.custom_fields
+    path = beton.path if isinstance(beton, BetonIndex) else Path(beton)
+    problems = Problems()
+    file_bytes = path.stat().st_size
     try:
-        tables = load_tables(target, custom_fields or {})
+        tables = load_tables(path, custom_fields or {})
+    except CustomFieldError:
+        raise
     except BetonError as error:
-        if str(error).startswith("`custom_fields`"):
-            raise
         problems.add(Problem("tables", None, str(error)))
-        return Verification(0, 0, 0, tuple(problems.kept), problems.count)
-    _check_manifest(target, tables, problems)
+        return Verification(path, file_bytes, 0, 0, 0, tuple(problems.kept), problems.count)
+    _check_manifest(path, tables, problems)
     check_extents(tables, problems)
     images = check_fields(tables, problems)
-    decoded = _decode_all(target, images, workers, problems) if decode else 0
+    decoded = _decode_all(path, images, workers, problems) if decode else 0
     counts = (len(tables.metadata), len(tables.allocations), decoded)
-    return Verification(*counts, tuple(problems.kept), problems.count)
+    return Verification(path, file_bytes, *counts, tuple(problems.kept), problems.count)
 
 
 def _check_manifest(path: Path, tables: Tables, problems: Problems) -> None:
@@ -100,7 +119,7 @@ def _check_manifest(path: Path, tables: Tables, problems: Problems) -> None:
         return
     if manifest is None:
         return
-    index = BetonIndex(path, tables.header, tables.fields, tables.metadata, tables.allocations)
+    index = BetonIndex(path, tables)
     if manifest.fingerprint not in ("", index.fingerprint):
         message = (
             f"it was written for another beton: it names the fingerprint "
