@@ -1,4 +1,4 @@
-"""What the processes that `torchrun` starts need to share a piece of work."""
+"""Processes that `torchrun` starts: their ranks and devices, and work that they share."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -9,76 +9,90 @@ from typing import Any, TypeVar
 import torch
 from torch import distributed
 
-from .scoring.surrogate.models import best_device
-
-# A process waits for the others while they finish their shares, whatever these take.
-_PATIENCE = timedelta(days=7)
+# How long a process waits for the others, which may open a large beton, compile, or have slower
+# disks. After a failure torchrun stops all processes, so that nothing waits this long in vain.
+_TIMEOUT = timedelta(days=1)
 
 Result = TypeVar("Result")
 
 
+def best_device() -> torch.device:
+    """Return the GPU if torch can use one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 @contextmanager
 def process_group() -> Iterator[torch.device]:
-    """Join the processes that `torchrun` started, if it did, and yield this one's device.
+    """Join the processes that `torchrun` started, if any, and yield the device of this process.
+
+    Without `torchrun` there is one process. A group that the caller has initialised is used, and
+    left initialised.
 
     Raises:
-        ValueError: there are more processes than GPUs.
+        ValueError: this machine runs more processes than it has GPUs.
     """
     device = best_device()
     if device.type == "cuda":
-        local = int(os.environ.get("LOCAL_RANK", "0"))
-        if local >= torch.cuda.device_count():
-            raise ValueError(
-                f"`LOCAL_RANK` must be below the number of GPUs, {torch.cuda.device_count()}; got "
-                f"{local}. Start one process for each GPU: --nproc-per-node."
-            )
-        device = torch.device("cuda", local)
+        device = torch.device("cuda", _local_gpu())
         torch.cuda.set_device(device)
-    if int(os.environ.get("WORLD_SIZE", "1")) <= 1 or distributed.is_initialized():
-        yield device
-        return
-    # Messages only, no tensors of the model: gloo does for both kinds of devices.
-    distributed.init_process_group("gloo", timeout=_PATIENCE)
-    try:
-        yield device
-    finally:
+    joins = int(os.environ.get("WORLD_SIZE", "1")) > 1 and not distributed.is_initialized()
+    if joins:
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        distributed.init_process_group(backend, timeout=_TIMEOUT)
+    yield device
+    # Not after an exception: leaving the group would wait for the other processes, which wait for
+    # this one. torchrun ends them when this process ends.
+    if joins:
         distributed.destroy_process_group()
 
 
-def rank_and_world() -> tuple[int, int]:
-    """Return this process's number and how many there are."""
-    if not distributed.is_initialized():
-        return 0, 1
-    return distributed.get_rank(), distributed.get_world_size()
+def rank() -> int:
+    """Return the rank of this process: 0 if it is the only one."""
+    return distributed.get_rank() if distributed.is_initialized() else 0
 
 
-def wait_for_all() -> None:
-    """Return when every process is here."""
+def world_size() -> int:
+    """Return the number of processes."""
+    return distributed.get_world_size() if distributed.is_initialized() else 1
+
+
+def barrier() -> None:
+    """Wait until every process has called this function."""
     if distributed.is_initialized():
         distributed.barrier()
 
 
-def in_first(action: Callable[[], Result]) -> Result:
-    """Call `action` in the first process, and return its result in all; if it fails, all do.
+def on_rank_zero(action: Callable[[], Result]) -> Result:
+    """Call `action` on rank 0 and return its result on every rank.
 
     Raises:
-        ValueError: the action failed in another process; says how.
+        Exception: whatever `action` raised, on rank 0.
+        ValueError: `action` failed on rank 0, on the other ranks.
     """
-    rank, world = rank_and_world()
-    if world == 1:
+    if world_size() == 1:
         return action()
     message: list[Any] = [None, None]
     failure: Exception | None = None
-    if rank == 0:
+    if rank() == 0:
         try:
             message[0] = action()
-        except Exception as error:  # whatever it is, the others must not wait for ever
+        except Exception as error:  # the other ranks must hear of any failure
             failure, message[1] = error, str(error)
-    # From memory, wherever the tensors of the group are.
     distributed.broadcast_object_list(message, src=0, device=torch.device("cpu"))
     if failure is not None:
         raise failure
-    if message[1] is not None:
-        raise ValueError(message[1])
-    result: Result = message[0]
-    return result
+    result, error_text = message
+    if error_text is not None:
+        raise ValueError(error_text)
+    return result  # type: ignore[no-any-return]
+
+
+def _local_gpu() -> int:
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    count = torch.cuda.device_count()
+    if local_rank >= count:
+        raise ValueError(
+            f"more processes than GPUs: this machine has {count}. Start one process for each GPU, "
+            f"with --nproc-per-node {count}."
+        )
+    return local_rank

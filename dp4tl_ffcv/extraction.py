@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from .artifacts import sha256_of_file
-from .distributed import in_first, rank_and_world, wait_for_all
+from .distributed import barrier, on_rank_zero, rank, world_size
 from .progress import track
 from .scoring.features.blocks import FeatureBlocks, Plan
 from .scoring.features.features import Features
@@ -86,18 +86,17 @@ def extract_features(
         },
     )
     model.eval()
-    rank, world = rank_and_world()
     with ExitStack() as held, torch.inference_mode(), torch.autocast(device.type, enabled=amp):
 
         def prepare() -> list[int] | None:
             prepared = plan.prepared(lambda: _shapes(model, load, plan.indices), restart=restart)
             return held.enter_context(prepared)
 
-        missing = in_first(prepare)
+        missing = on_rank_zero(prepare)
         if missing is not None:
-            _extract(model, load, plan, missing[rank::world])
-            wait_for_all()
-            in_first(plan.finish)
+            _extract(model, load, plan, missing[rank() :: world_size()])
+            barrier()
+            on_rank_zero(plan.finish)
     return Features.load(out)
 
 
@@ -108,7 +107,7 @@ def _extract(model: Classifier, load: Load, plan: Plan, mine: Sequence[int]) -> 
     blocks = FeatureBlocks(plan)
     ids = [plan.indices[plan.rows(block)] for block in mine]
     passes: Iterable[Batch] = _passes(load(np.concatenate(ids)), list(map(len, ids)))
-    if rank_and_world()[0] == 0:
+    if rank() == 0:
         passes = track(
             passes,
             total=sum(map(len, ids)),

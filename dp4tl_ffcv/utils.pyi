@@ -4,7 +4,11 @@ from .artifacts import write_json as write_json
 from .beton import read_manifest as read_manifest
 from .beton.verify.allocations import Problem as Problem
 from .beton.verify.verification import Verification as Verification
-from .distributed import in_first as in_first
+from .distributed import best_device as best_device
+from .distributed import on_rank_zero as on_rank_zero
+from .distributed import process_group as process_group
+from .distributed import rank as rank
+from .distributed import world_size as world_size
 from .errors import one_line_errors as one_line_errors
 from .progress import track as track
 from .runs import RunFolder as RunFolder
@@ -13,7 +17,6 @@ from .runs import settings_of as settings_of
 from .scoring.gradients import gradient_norms as gradient_norms
 from .scoring.surrogate import BlurPoolConv as BlurPoolConv
 from .scoring.surrogate import Classifier as Classifier
-from .scoring.surrogate import best_device as best_device
 from .scoring.surrogate import replace_head as replace_head
 from .writing.sources import ImageFiles as ImageFiles
 from .writing.sources import TarImages as TarImages

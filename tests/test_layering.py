@@ -51,7 +51,6 @@ PARTS = {
 }
 MAY_ALSO = {
     "train.demo": {"writers"},
-    "dp4tl_ffcv.distributed": {"scoring"},  # best_device, until that moves
 }
 
 # Third-party package -> the modules, with all below them, that may import it.

@@ -57,11 +57,11 @@ class Features:
 
     def run(self) -> dict[str, Any] | None:
         """Extract; only the first process has something to say."""
-        from ..distributed import process_group, rank_and_world
+        from ..distributed import process_group, rank
 
         with process_group() as device:
             result = self._extract(device)
-            return result if rank_and_world()[0] == 0 else None
+            return result if rank() == 0 else None
 
     def _extract(self, device: Any) -> dict[str, Any]:
         import numpy as np

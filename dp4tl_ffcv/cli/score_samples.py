@@ -66,8 +66,9 @@ class GradientNorm(Method):
     def _of_run(self, checkpoint: Path) -> "Scores":
         from ..artifacts import sha256_of_file
         from ..beton import BetonIndex
+        from ..distributed import best_device
         from ..scoring.gradients import grand
-        from ..scoring.surrogate import best_device, load_checkpoint
+        from ..scoring.surrogate import load_checkpoint
 
         device = best_device()
         model = load_checkpoint(checkpoint, arch=self.arch, mean=self.mean, std=self.std)

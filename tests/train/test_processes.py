@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import distributed, nn
+from torch import nn
 
 from dp4tl_ffcv import BetonIndex, Selection
 from dp4tl_ffcv.utils import Classifier
 from tests.conftest import Images
 from train import pretrain
 from train.components.attacks import make_attack
-from train.components.processes import Processes, processes
+from train.components.processes import Processes
 from train.components.validation import Validation
 
 LONGEST = 500  # seconds; it takes a few when the machine is free
@@ -29,7 +29,7 @@ import numpy as np
 import torch
 from tests.train.test_processes import plain_model, validate_on_39
 from train import pretrain
-from train.processes import processes
+from train.components.processes import processes
 
 settings = json.loads(sys.argv[1])
 out = Path(settings.pop("out"))
@@ -256,29 +256,3 @@ def test_processes_of_a_machine_share_its_cores(
     group = Processes(torch.device("cpu"))
     assert group.threads(-1) == threads
     assert group.threads(5) == 5
-
-
-@pytest.fixture
-def left(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Whether the group of two processes, which a stand-in for torch makes, has been left."""
-    told: list[str] = []
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr(distributed, "is_initialized", lambda: False)
-    monkeypatch.setattr(distributed, "init_process_group", lambda *_, **__: None)
-    monkeypatch.setattr(distributed, "get_rank", lambda: 1)
-    monkeypatch.setattr(distributed, "get_world_size", lambda: 2)
-    monkeypatch.setattr(distributed, "destroy_process_group", lambda: told.append("left"))
-    return told
-
-
-def test_the_group_is_left_at_the_end(left: list[str]) -> None:
-    with processes() as group:
-        assert (group.rank, group.world) == (1, 2)
-        assert left == []
-    assert left == ["left"]
-
-
-def test_a_process_that_fails_does_not_wait_for_the_others(left: list[str]) -> None:
-    with pytest.raises(InterruptedError), processes():
-        raise InterruptedError
-    assert left == []

@@ -10,7 +10,6 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any, TypeVar
 
 import numpy as np
@@ -19,10 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from dp4tl_ffcv.utils import best_device, in_first
-
-# The others wait while the first one opens a large beton, compiles or writes.
-_PATIENCE = timedelta(hours=2)
+from dp4tl_ffcv.utils import on_rank_zero, process_group, rank, world_size
 
 # Newer torch warns of the older name.
 _SYNC = "forward_sync_buffers"
@@ -122,42 +118,11 @@ class Processes:
         Raises:
             ValueError: the action failed in the main process, of which this is another.
         """
-        return in_first(action)
+        return on_rank_zero(action)
 
 
 @contextmanager
 def processes() -> Iterator[Processes]:
-    """Join the processes that `torchrun` started, if it did, until the block ends.
-
-    Within another such block, or where the caller has joined them, they stay joined.
-
-    Raises:
-        ValueError: there are more processes on this machine than GPUs.
-    """
-    device = best_device()
-    if device.type == "cuda":
-        device = _own_gpu(int(os.environ.get("LOCAL_RANK", "0")))
-    if distributed.is_available() and distributed.is_initialized():
-        yield Processes(device, distributed.get_rank(), distributed.get_world_size())
-        return
-    if int(os.environ.get("WORLD_SIZE", "1")) <= 1:
-        yield Processes(device)
-        return
-    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    distributed.init_process_group(backend, timeout=_PATIENCE)
-    yield Processes(device, distributed.get_rank(), distributed.get_world_size())
-    # Behind a failure of this process alone it would wait for the others, which wait for this one;
-    # if this one just ends, torchrun ends them.
-    distributed.destroy_process_group()
-
-
-def _own_gpu(local_rank: int) -> torch.device:
-    count = torch.cuda.device_count()
-    if local_rank >= count:
-        raise ValueError(
-            f"`LOCAL_RANK` must be below the number of GPUs, {count}; got {local_rank}. Start one "
-            "process for each GPU: --nproc-per-node."
-        )
-    device = torch.device("cuda", local_rank)
-    torch.cuda.set_device(device)
-    return device
+    """Join the processes that `torchrun` started, until the block ends."""
+    with process_group() as device:
+        yield Processes(device, rank(), world_size())

@@ -132,11 +132,6 @@ class Classifier(nn.Module):
         return None if self.num_classes is None else logits, caught[0]
 
 
-def best_device() -> torch.device:
-    """Return the GPU if torch can use one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
 def build_model(arch: str, num_classes: int | None) -> Classifier:
     """Build an untrained classifier, or an encoder.
 
