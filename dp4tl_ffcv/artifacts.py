@@ -26,8 +26,10 @@ from .version import __version__
 _FORMAT_VERSION = 1
 _HASH_BLOCK = 1 << 20
 _PATIENCE = 2.0  # seconds that the workers of a killed process may take to end, and to let go
-# What numpy, zipfile and json raise on files that are damaged or not theirs, beside ValueError.
-_DAMAGE = (KeyError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
+# Errors that numpy, zipfile and json raise for damaged and foreign files.
+_DAMAGE = (
+    ValueError, KeyError, TypeError, EOFError, RuntimeError, OSError, zipfile.BadZipFile, zlib.error
+)  # fmt: skip
 
 
 @contextmanager
@@ -169,25 +171,20 @@ def load_artifact(
         with np.load(path, allow_pickle=False) as stored:
             header = json.loads(str(stored["header"]))
             found, version = header["kind"], header["format"]
-            if found != kind:
-                raise ValueError(
-                    f"`path` must be a {kind} file; got a {found} file, {str(path)!r}. "
-                    f"Pass the file that the {kind} step wrote."
-                )
-            if version > _FORMAT_VERSION:
-                raise ValueError(
-                    f"`path` must have format <= {_FORMAT_VERSION}; got {version} in "
-                    f"{str(path)!r}. Update dp4tl_ffcv."
-                )
-            arrays = {name: stored[name] for name in names}
-    except (*_DAMAGE, OSError) as error:
+            is_readable = found == kind and version <= _FORMAT_VERSION
+            arrays = {name: stored[name] for name in names} if is_readable else {}
+    except _DAMAGE as error:
         if isinstance(error, OSError) and error.filename is not None:
-            raise  # the file cannot be opened; an OSError without a name comes from reading it
-        raise _not_an_artifact(path, kind) from error
-    except ValueError as error:
-        if str(error).startswith("`path`"):
-            raise
-        raise _not_an_artifact(path, kind) from error
+            raise  # the file cannot be opened; errors while reading carry no file name
+        raise ValueError(
+            f"{str(path)!r} is not a {kind} file of dp4tl, or it is damaged. Make it again."
+        ) from error
+    if found != kind:
+        raise ValueError(f"{str(path)!r} is a {found} file; a {kind} file is needed.")
+    if not is_readable:
+        raise ValueError(
+            f"{str(path)!r} was written by a newer dp4tl_ffcv (format {version}). Update yours."
+        )
     return arrays, header
 
 
@@ -201,13 +198,6 @@ def check_fingerprint(what: str, expected: str | None, found: str) -> None:
             f"`{what}` must be made for this beton; got one made for fingerprint "
             f"{expected[:16]}, this beton has {found[:16]}. Make it again from this beton."
         )
-
-
-def _not_an_artifact(path: str | os.PathLike[str], kind: str) -> ValueError:
-    return ValueError(
-        f"`path` must be a {kind} file (.npz) written by dp4tl; got {str(path)!r}. "
-        "It may be damaged or come from another program: make it again."
-    )
 
 
 def _umask() -> int:

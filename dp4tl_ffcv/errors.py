@@ -1,4 +1,4 @@
-"""Errors that a caller may want to tell apart, and how programs show errors to a person."""
+"""Error types of the library, and how commands print an error."""
 
 import os
 import sys
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 
 class BetonError(ValueError):
-    """A file is not a beton that can be read: unfinished, truncated, foreign or inconsistent."""
+    """A file is not a readable beton: unfinished, truncated, inconsistent or of another format."""
 
 
 class CheckpointError(ValueError):
@@ -16,18 +16,18 @@ class CheckpointError(ValueError):
 
 
 class StaleArtifactError(ValueError):
-    """Scores, features or a selection were made for another beton than the one at hand."""
+    """Scores, features or a selection were made for another beton."""
 
 
 @contextmanager
 def one_line_errors(program: str, *, debug: bool | None = None) -> Iterator[None]:
-    """Within the block, an error ends the program with one line on stderr and status 1.
+    """Within the block, end the program with one line on stderr and status 1 on an error.
 
-    Ctrl-C ends it with status 130.
+    Ctrl-C ends the program with status 130.
 
     Args:
-        program: name that the line starts with.
-        debug: print the traceback instead; None asks whether `DP4TL_DEBUG` is in the environment.
+        program: name at the start of the line.
+        debug: print the traceback instead. None reads the environment variable `DP4TL_DEBUG`.
     """
     if debug is None:
         debug = "DP4TL_DEBUG" in os.environ
@@ -36,7 +36,7 @@ def one_line_errors(program: str, *, debug: bool | None = None) -> Iterator[None
     except KeyboardInterrupt:
         sys.stderr.write(f"\n{program}: stopped. Run it again to continue or start over.\n")
         sys.exit(130)
-    except Exception as error:  # a person gets one line, whatever went wrong
+    except Exception as error:
         if debug:
             traceback.print_exc()
         else:

@@ -1,90 +1,102 @@
-"""Call a function in processes of its own, and hand its results on in order."""
+"""Ordered parallel map over worker processes or threads."""
 
 import ctypes
 import gc
 import os
 import signal
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from itertools import islice
 from multiprocessing import get_context
 from typing import Any, TypeVar
 
-TASKS_PER_WORKER = 2  # one at work, one in waiting
+TASKS_PER_WORKER = 2  # one running, one queued
 
 _Task = TypeVar("_Task")
 _Result = TypeVar("_Result")
 
-_DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG
+_PR_SET_PDEATHSIG = 1
 
-_function: Callable[[Any], Any]  # in a worker process
-
-
-def check_num_workers(num_workers: int | None) -> int:
-    """Return the number of processes that is meant: None is one per core that this one may use.
-
-    Raises:
-        ValueError: it is negative.
-    """
-    if num_workers is None:
-        return len(os.sched_getaffinity(0))
-    if num_workers < 0:
-        raise ValueError(
-            f"`num_workers` must be at least 0; got {num_workers}. 0 works in this process, None "
-            "takes one process per core."
-        )
-    return num_workers
+_function: Callable[[Any], Any]  # set in each worker process
 
 
+@contextmanager
 def map_ordered(
-    function: Callable[[_Task], _Result], tasks: Iterable[_Task], num_workers: int
-) -> Generator[_Result, None, None]:
-    """Yield `function(task)` for each task in order, `TASKS_PER_WORKER` of them ahead.
+    function: Callable[[_Task], _Result],
+    tasks: Iterable[_Task],
+    num_workers: int,
+    *,
+    threads: bool = False,
+) -> Iterator[Iterator[_Result]]:
+    """Open an iterator over `function(task)`, in the order of the tasks.
 
-    The processes are forked, so that `function` need not be picklable, sees what this process has
-    imported and shares its memory; tasks and results are pickled. With 0 workers the calls are
-    made here.
+    At most `TASKS_PER_WORKER` tasks per worker are taken ahead of the consumer. Leaving the block
+    cancels queued tasks, waits for running ones and ends the workers.
+
+    Worker processes are forked: `function` need not be picklable and sees the memory of this
+    process, while tasks and results are pickled.
+
+    Args:
+        function: called once per task. Its exceptions are raised by the iterator.
+        tasks: arguments of the calls.
+        num_workers: number of workers. With 0, the calling thread makes the calls.
+        threads: use threads instead of processes.
 
     Raises:
-        RuntimeError: a process died. Exceptions of `function` are raised as they are.
+        RuntimeError: a worker process died.
+
+    >>> with map_ordered(abs, [-1, 2, -3], num_workers=2, threads=True) as results:
+    ...     list(results)
+    [1, 2, 3]
     """
     if num_workers == 0:
-        yield from map(function, tasks)
+        yield map(function, tasks)
         return
-    remaining = iter(tasks)
-    initial, ahead = (function, os.getpid()), TASKS_PER_WORKER * num_workers
-    pool = ProcessPoolExecutor(num_workers, get_context("fork"), _start, initial)
-    waiting: deque[Future[_Result]] = deque()
+    pool: Executor
+    if threads:
+        pool, call = ThreadPoolExecutor(num_workers), function
+    else:
+        initial = (function, os.getpid())
+        pool = ProcessPoolExecutor(num_workers, get_context("fork"), _start, initial)
+        call = _call
     try:
-        waiting.extend(pool.submit(_call, task) for task in islice(remaining, ahead))
-        while waiting:
-            yield waiting.popleft().result()
-            waiting.extend(pool.submit(_call, task) for task in islice(remaining, 1))
+        yield _results(pool, call, iter(tasks), TASKS_PER_WORKER * num_workers)
     except BrokenProcessPool as error:
         raise RuntimeError(
-            f"`num_workers` must be what memory allows; got {num_workers}, and a worker process "
-            "died. Look for what killed it (the kernel's log tells of memory), or pass fewer."
+            f"a worker process died. If memory ran out (see the kernel's log), pass a smaller "
+            f"`num_workers` than {num_workers}."
         ) from error
     finally:
-        # A second Ctrl-C in here would leave processes behind that wait for ever.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        # A second Ctrl-C during the shutdown would leave worker processes behind.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             pool.shutdown(wait=True, cancel_futures=True)
         finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def _results(
+    pool: Executor, call: Callable[[_Task], _Result], tasks: Iterator[_Task], ahead: int
+) -> Iterator[_Result]:
+    waiting: deque[Future[_Result]] = deque()
+    waiting.extend(pool.submit(call, task) for task in islice(tasks, ahead))
+    while waiting:
+        yield waiting.popleft().result()
+        waiting.extend(pool.submit(call, task) for task in islice(tasks, 1))
 
 
 def _start(function: Callable[[Any], Any], parent: int) -> None:
-    """Make ready a worker process."""
+    """Prepare a worker process."""
     global _function
     _function = function
-    gc.freeze()  # looking at what is the parent's would copy the memory that it lies in
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then ends us
-    ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
+    gc.freeze()  # the collector would write to the parent's objects and so copy their memory
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the parent, which ends us
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
-        os._exit(1)  # it was killed before we asked for that
+        os._exit(1)  # the parent died before prctl took effect
 
 
 def _call(task: Any) -> Any:

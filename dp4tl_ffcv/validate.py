@@ -1,5 +1,6 @@
-"""Argument checks that the whole library shares. Each returns the value in its plain type."""
+"""Argument checks shared by the whole library. Each returns the value as its plain type."""
 
+import math
 import os
 import re
 from collections.abc import Collection
@@ -27,6 +28,21 @@ def check_int(
     return int(value)
 
 
+def check_ints(
+    name: str, values: Any, count: int, at_least: int | None = None, at_most: int | None = None
+) -> tuple[int, ...]:
+    """Return a sequence of `count` ints within the bounds as a tuple.
+
+    Raises:
+        TypeError: a value is not an integer.
+        ValueError: there are not `count` values, or a value is out of bounds.
+    """
+    given = _as_tuple(values)
+    if len(given) != count:
+        raise ValueError(f"`{name}` must be {count} ints; got {values!r}.")
+    return tuple(check_int(name, value, at_least, at_most) for value in given)
+
+
 def check_fraction(name: str, value: Any) -> float:
     """Return `value` as a float in (0, 1].
 
@@ -41,11 +57,37 @@ def check_fraction(name: str, value: Any) -> float:
     return float(value)
 
 
-def check_choice(name: str, value: Any, choices: Collection[str]) -> str:
-    """Return `value`, which must be one of `choices`.
+def check_probability(name: str, value: Any) -> float:
+    """Return `value` as a float in [0, 1].
 
     Raises:
-        ValueError: it is not.
+        TypeError: the value is not a number.
+        ValueError: the value is out of bounds.
+    """
+    if not 0 <= float(value) <= 1:
+        raise ValueError(f"`{name}` must be a probability in [0, 1]; got {value}.")
+    return float(value)
+
+
+def check_range(name: str, values: Any, at_most: float | None = None) -> tuple[float, float]:
+    """Return `values` as floats (low, high) with `0 < low <= high <= at_most`.
+
+    Raises:
+        ValueError: `values` is no such pair.
+    """
+    given = _as_tuple(values)
+    low, high = (float(value) for value in given) if len(given) == 2 else (math.nan, math.nan)
+    if not 0 < low <= high < math.inf or (at_most is not None and high > at_most):
+        bound = "" if at_most is None else f" <= {at_most:g}"
+        raise ValueError(f"`{name}` must be (low, high) with 0 < low <= high{bound}; got {values}.")
+    return low, high
+
+
+def check_choice(name: str, value: Any, choices: Collection[str]) -> str:
+    """Return `value` if it is one of `choices`.
+
+    Raises:
+        ValueError: the value is not one of them.
     """
     if value not in choices:
         raise ValueError(f"`{name}` must be one of {', '.join(choices)}; got {value!r}.")
@@ -56,7 +98,7 @@ def parse_bytes(name: str, value: Any) -> int:
     """Return a number of bytes from an int or from text such as `64GiB`, `500 MB` or `1.5T`.
 
     Raises:
-        ValueError: the text is no such number, or the number is below 1.
+        ValueError: the text is not a size, or the number is below 1.
     """
     if isinstance(value, str) and (found := _BYTES.fullmatch(value.strip())):
         number, unit, binary = found.groups()
@@ -72,9 +114,9 @@ def resolve_num_workers(num_workers: int | None, *, at_least: int = 1) -> int:
     """Return the number of workers of this process.
 
     Args:
-        num_workers: None takes all cores, shared among the processes of this machine that
-            `torchrun` started.
-        at_least: smallest number allowed; 0 where work can be done in the calling process.
+        num_workers: number of workers. None takes all cores, shared among the processes that
+            `torchrun` started on this machine.
+        at_least: smallest number allowed: 0 where the calling process can do the work itself.
 
     Raises:
         TypeError: the number is not an integer.
@@ -84,6 +126,10 @@ def resolve_num_workers(num_workers: int | None, *, at_least: int = 1) -> int:
         processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         return max(1, len(os.sched_getaffinity(0)) // processes)
     return check_int("num_workers", num_workers, at_least)
+
+
+def _as_tuple(values: Any) -> tuple[Any, ...]:
+    return tuple(values) if isinstance(values, tuple | list | np.ndarray) else ()
 
 
 def _bounds(at_least: int | None, at_most: int | None) -> str:

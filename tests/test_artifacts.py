@@ -25,7 +25,7 @@ from dp4tl_ffcv.artifacts import (
 )
 
 NAMES = ("values", "ids")
-NOT_ONE = r"^`path` must be a scores file \(\.npz\) written by dp4tl; got '.*a\.npz'"
+NOT_ONE = r"a\.npz' is not a scores file of dp4tl, or it is damaged"
 
 
 def arrays() -> dict[str, Any]:
@@ -185,15 +185,13 @@ def test_a_folder_is_said_to_be_one(tmp_path: Path) -> None:
 
 def test_another_kind_is_refused(tmp_path: Path) -> None:
     path = save(tmp_path / "a.npz")
-    with pytest.raises(ValueError, match=r"^`path` must be a selection file; got a scores file"):
+    with pytest.raises(ValueError, match=r"a\.npz' is a scores file; a selection file is needed"):
         load_artifact(path, "selection", NAMES)
 
 
 def test_a_newer_format_is_refused(tmp_path: Path) -> None:
     path = save_by_hand(tmp_path / "a.npz", {"kind": "scores", "format": 2})
-    with pytest.raises(
-        ValueError, match=r"^`path` must have format <= 1; got 2 .*Update dp4tl_ffcv"
-    ):
+    with pytest.raises(ValueError, match=r"newer dp4tl_ffcv \(format 2\)\. Update yours"):
         load_artifact(path, "scores", NAMES)
 
 
@@ -269,7 +267,7 @@ def load_unless_refused(path: Path) -> Any:
     try:
         return load_artifact(path, "scores", NAMES)
     except ValueError as error:
-        if not str(error).startswith("`path` must be a scores file"):
+        if "is not a scores file" not in str(error):
             raise
         return None
 

@@ -3,10 +3,9 @@
 import errno
 import os
 import threading
-from collections.abc import Generator, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager
-from itertools import islice, pairwise
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 
 from ..artifacts import part_path
 from ..errors import BetonError
+from ..parallel import map_ordered
 from ..progress import track
 
 # Ranges of at least this many bytes are copied inside the kernel. Below it a call per range costs
@@ -150,9 +150,9 @@ def copy_extents(
         return
     copier = _Copier(source, target, *runs)
     total = -(-int(sizes.sum()) >> 20)
-    # Closed by us: threads that outlive a failure would write to whatever file is opened next.
-    with closing(_in_threads(copier, jobs)) as tasks:
-        for _ in track(tasks, total=total, description=description, unit="MiB", scale=_TASK >> 20):
+    # Threads that outlive a failure would write to whatever file is opened next.
+    with map_ordered(copier.run, range(len(copier)), jobs, threads=True) as done:
+        for _ in track(done, total=total, description=description, unit="MiB", scale=_TASK >> 20):
             pass
 
 
@@ -243,18 +243,6 @@ class _Copier:
             self._local.buffer = np.empty(_BLOCK + _LONG, dtype=np.uint8)
         buffer: NDArray[np.uint8] = self._local.buffer
         return buffer
-
-
-def _in_threads(copier: _Copier, jobs: int) -> Generator[None, None, None]:
-    """Yield after each task of `copier`; after an error, only those under way are finished."""
-    with ThreadPoolExecutor(jobs) as pool:
-        tasks = iter(range(len(copier)))
-        waiting: list[Future[None]] = [
-            pool.submit(copier.run, task) for task in islice(tasks, 2 * jobs)
-        ]
-        while waiting:
-            yield waiting.pop(0).result()
-            waiting.extend(pool.submit(copier.run, task) for task in islice(tasks, 1))
 
 
 def _join(

@@ -7,7 +7,6 @@ batches, and one process places them in order.
 import errno
 import os
 from collections.abc import Callable, Mapping
-from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -132,8 +131,8 @@ def _place_all(
     slots = Slots(TASKS_PER_WORKER * num_workers + 1 if num_workers else 0, SLOT_BYTES)
     encoder = BatchEncoder(recipe.encode, recipe.name_of, recipe.dtype, on_error == "raise", slots)
     tasks = Tasks(left)
-    # Closed by us: workers that outlive a failure would keep the lock of the file.
-    with closing(map_ordered(encoder, tasks, num_workers)) as batches:
+    # Workers that outlive a failure would keep the lock of the file.
+    with map_ordered(encoder, tasks, num_workers) as batches:
         watched = track(
             batches, total=len(left), description=title, unit="samples", scale=Batch.__len__
         )

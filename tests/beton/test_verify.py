@@ -26,7 +26,7 @@ from dp4tl_ffcv.artifacts import write_json
 from dp4tl_ffcv.beton import format
 from dp4tl_ffcv.beton.manifest import manifest_path
 from dp4tl_ffcv.beton.tables import CustomFieldError
-from dp4tl_ffcv.beton.verify.verification import Verification, _map_ordered, verify
+from dp4tl_ffcv.beton.verify.verification import Verification, verify
 from dp4tl_ffcv.jpeg import turbojpeg
 from tests.conftest import Images
 from tests.support.betons import PAGE_SIZE, every_field, every_sample, write_stock
@@ -504,20 +504,6 @@ def test_threads_decode_at_once(jpegs: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr("dp4tl_ffcv.beton.verify.verification._BATCH", 60)
     monkeypatch.setattr(turbojpeg, "decode", meeting)
     assert verify(jpegs, decode=True, num_workers=2).is_sound
-
-
-def test_few_batches_are_under_way_at_a_time() -> None:
-    taken = 0
-
-    def batches() -> Iterator[NDArray[Any]]:
-        nonlocal taken
-        for taken in range(1, 101):
-            yield np.array([taken])
-
-    for done, result in enumerate(_map_ordered(lambda batch: [batch[0]], batches(), 3), start=1):
-        assert result == [done]
-        assert taken - done < 2 * 3
-    assert done == 100
 
 
 def test_an_interruption_leaves_no_file_open(jpegs: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -382,7 +382,7 @@ def test_clusters_that_make_no_sense_are_refused(labels: Any, centroids: Any, me
 
 def test_another_kind_of_file_is_refused(tmp_path: Path) -> None:
     feature_mapping(np.eye(2), np.eye(2)).save(tmp_path / "scores.npz")
-    with pytest.raises(ValueError, match="must be a clusters file; got a scores file"):
+    with pytest.raises(ValueError, match="is a scores file; a clusters file is needed"):
         Clusters.load(tmp_path / "scores.npz")
 
 

@@ -100,7 +100,7 @@ def test_another_unit_is_refused() -> None:
 
 def test_a_file_of_another_kind_is_refused(photos: Any, tmp_path: Path) -> None:
     Selection.of_classes(photos.index, [1]).save(tmp_path / "s.npz")
-    with pytest.raises(ValueError, match=r"^`path` must be a scores file; got a selection file"):
+    with pytest.raises(ValueError, match=r"is a selection file; a scores file is needed"):
         Scores.load(tmp_path / "s.npz")
 
 

@@ -1,12 +1,8 @@
 """Check a whole beton and list all that is wrong with it."""
 
 import os
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +11,7 @@ from numpy.typing import NDArray
 
 from ...errors import BetonError
 from ...jpeg import turbojpeg
+from ...parallel import map_ordered
 from ...progress import track
 from ...validate import resolve_num_workers
 from ..index import BetonIndex
@@ -166,7 +163,7 @@ def _decode_all(path: Path, images: NDArray[Any], num_workers: int, problems: Pr
         return _faults(descriptor, batch)
 
     try:
-        with closing(_map_ordered(check, batches, num_workers)) as found:
+        with map_ordered(check, batches, num_workers, threads=True) as found:
             for faults in track(found, total=total, description=task, unit="images", scale=_BATCH):
                 wrong += len(faults)
                 for fault in faults:
@@ -174,27 +171,6 @@ def _decode_all(path: Path, images: NDArray[Any], num_workers: int, problems: Pr
     finally:
         os.close(descriptor)  # no thread reads from it any more
     return len(images) - wrong
-
-
-def _map_ordered(
-    function: Callable[[NDArray[Any]], list[Problem]],
-    batches: Iterable[NDArray[Any]],
-    num_workers: int,
-) -> Generator[list[Problem], None, None]:
-    """Yield `function(batch)` in order, computed by threads, two batches for each under way."""
-    if num_workers == 0:
-        yield from map(function, batches)
-        return
-    remaining = iter(batches)
-    with ThreadPoolExecutor(num_workers) as pool:
-        waiting: deque[Future[list[Problem]]] = deque()
-        try:
-            waiting.extend(pool.submit(function, x) for x in islice(remaining, 2 * num_workers))
-            while waiting:
-                yield waiting.popleft().result()
-                waiting.extend(pool.submit(function, x) for x in islice(remaining, 1))
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _faults(descriptor: int, images: NDArray[Any]) -> list[Problem]:
