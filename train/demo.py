@@ -19,12 +19,11 @@ from typing import Any
 import numpy as np
 import tyro
 
-from dp4tl_ffcv import BetonIndex, Scores, Selection, read_image, select
+from dp4tl_ffcv import BetonIndex, Scores, select, write_report
 from dp4tl_ffcv.cli import features as features_verb
 from dp4tl_ffcv.cli import score
-from dp4tl_ffcv.report import ClassScores, ContactSheet, write_report
 from dp4tl_ffcv.utils import RunFolder, environment, one_line_errors, sha256_of_file, write_json
-from writers import digits
+from dp4tl_ffcv.writers import digits
 
 from . import finetune, pretrain
 from .components.demo_results import DEFINITIONS, print_table, summarise, uneven_rates
@@ -302,28 +301,6 @@ class Demo:
         return {**pretrained, "accuracies": accuracies, "selection": selection}
 
 
-def contact_sheets(demo: Demo) -> list[ContactSheet]:
-    """Return one picture of every class, kept and pruned, for LM and FM at the control's keep."""
-    index = BetonIndex.open(demo.data / "source_train.beton")
-    first = np.unique(index.labels(), return_index=True)[1]
-    pictures = [
-        (name, read_image(index, int(sample)))
-        for name, sample in zip(digits.CLASS_NAMES["source"], first, strict=True)
-    ]
-    sheets = []
-    for method in ("lm", "fm"):
-        keep = demo.config.control_keep
-        kept = set(Selection.load(demo.selection_path(f"{method}_{keep:g}")).classes.tolist())
-        sheets.append(
-            ContactSheet(
-                title=f"{method}, keep {keep:g}",
-                kept=[picture for c, picture in enumerate(pictures) if c in kept],
-                pruned=[picture for c, picture in enumerate(pictures) if c not in kept],
-            )
-        )
-    return sheets
-
-
 def fingerprints(folder: Path) -> dict[str, str]:
     """Return the fingerprint of every beton in a folder, by name."""
     return {path.stem: BetonIndex.open(path).fingerprint for path in folder.glob("*.beton")}
@@ -371,22 +348,20 @@ def run_demo(config: Config) -> Path:
         "stages": [{"stage": k, "seconds": v} for k, v in demo.seconds.items()],
         "definitions": DEFINITIONS,
         "warning": uneven_rates(outcomes),
+        "classes": {  # shown by the report
+            "source": "data/source_train.beton",
+            "relevant": np.flatnonzero(relevant).tolist(),
+            "scores": {method: f"scores/{method}.npz" for method in ("lm", "fm")},
+            "selections": {
+                f"{method}, keep {config.control_keep:g}": (
+                    f"selections/{method}_{config.control_keep:g}.npz"
+                )
+                for method in ("lm", "fm")
+            },
+        },
     }
     write_json(config.out / "result.json", result)
-    report = write_report(
-        result,
-        config.out / "report.html",
-        class_names=digits.CLASS_NAMES["source"],
-        class_scores=[
-            ClassScores(
-                method=method,
-                scores=Scores.load(config.out / "scores" / f"{method}.npz").scores,
-                relevant=relevant,
-            )
-            for method in ("lm", "fm")
-        ],
-        sheets=contact_sheets(demo),
-    )
+    report = write_report(config.out)
     print_table(rows)
     if result["warning"]:
         print(f"\nNote: {result['warning']}.")

@@ -1,6 +1,5 @@
-"""The HTML report of a run."""
+"""The HTML report of a finished demo."""
 
-from .page import ClassScores, ContactSheet
 from .report import write_report
 
-__all__ = ["ClassScores", "ContactSheet", "write_report"]
+__all__ = ["write_report"]

@@ -1,7 +1,7 @@
-"""Figures of a report: rows, scores and pictures in, SVG text and PNG bytes out.
+"""Figures of the report, as SVG for the page and as PNG for the folder.
 
-Matplotlib is used through `Figure` alone, so that a caller's own plots and backend are untouched,
-and every figure comes out byte for byte the same from the same input.
+Figures are drawn with `matplotlib.figure.Figure`, which leaves the caller's plots and backend
+alone. The same input gives the same bytes.
 """
 
 import io
@@ -26,20 +26,27 @@ from PIL import Image, ImageDraw, ImageFont
 
 from .page import ClassScores, Row, full_row, method_label
 
-# Okabe and Ito's palette: told apart under every common colour blindness; the marker tells as well.
-_STYLES = {"lm": ("#0072B2", "o"), "fm": ("#D55E00", "s"), "random": ("#009E73", "^")}
-_SPARE = [("#CC79A7", "D"), ("#E69F00", "v"), ("#56B4E9", "P"), ("#000000", "X")]
+# Okabe and Ito's palette, safe for colour-blind readers: a colour and a marker for each method.
+_STYLES = (
+    ("#0072B2", "o"),
+    ("#D55E00", "s"),
+    ("#009E73", "^"),
+    ("#CC79A7", "D"),
+    ("#E69F00", "v"),
+    ("#56B4E9", "P"),
+    ("#000000", "X"),
+)
 _FULL, _IDEAL, _IRRELEVANT = "#444444", "#777777", "#BDBDBD"
-_MAX_NAMED = 40  # more class names than this along one axis cannot be read
-_MAX_GAPS = 200  # with more bars than this, gaps would be under a pixel and only blur them
-_ASIDE = 0.04  # methods step aside by this share of keep, so that error bars stay apart
-# Contact sheets, in pixels: twice the size shown, to be sharp on fine screens and in print.
+_MAX_NAMED = 40  # more class names on one axis would be illegible
+_MAX_GAPS = 200  # with more bars, gaps would be narrower than a pixel
+_ASIDE = 0.04  # methods are drawn next to each other, this fraction of keep apart
+# Sizes in a contact sheet, in pixels: twice the size on the page, for sharp print.
 _HEIGHT, _TILE, _LETTER, _COLUMNS = 128, 184, 20, 5
 _RC = {
     **{key: value for key, value in mpl.rcParamsDefault.items() if not key.startswith("backend")},
-    "svg.hashsalt": "dp4tl_ffcv",  # ids in the SVG must not differ from run to run
-    "svg.fonttype": "path",  # looks the same without the font
-    "text.parse_math": False,  # a class name may hold dollar signs
+    "svg.hashsalt": "dp4tl_ffcv",  # the same ids in the SVG in every run
+    "svg.fonttype": "path",  # needs no font
+    "text.parse_math": False,  # class names may contain dollar signs
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.axisbelow": True,
@@ -51,7 +58,7 @@ _RC = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plot:
-    """A finished figure: its file name without ending, SVG for the page, PNG for the folder."""
+    """A finished figure and its file name without suffix."""
 
     name: str
     svg: str
@@ -60,7 +67,7 @@ class Plot:
 
 @mpl.rc_context(_RC)
 def accuracy_plot(rows: Sequence[Row]) -> Plot:
-    """Draw test accuracy against keep: one panel per finetuning, the full source as a band."""
+    """Plot test accuracy against keep, one panel per finetuning, the full source as a band."""
     finetunings = list(dict.fromkeys(row.finetuning for row in rows))
     figure = Figure(figsize=(max(5.0, 4.4 * len(finetunings)), 4.4), layout="constrained")
     panels = figure.subplots(1, len(finetunings), sharey=True, squeeze=False)[0]
@@ -89,7 +96,7 @@ def accuracy_plot(rows: Sequence[Row]) -> Plot:
 def _draw_accuracy(
     axes: Axes, rows: Sequence[Row], style: tuple[str, str], places: tuple[float, float]
 ) -> None:
-    """Draw one method's line at equal epochs and its hollow markers at equal iterations."""
+    """Draw the line of one method at equal epochs, and hollow markers at equal iterations."""
     for hollow in (False, True):
         chosen = sorted((row for row in rows if _hollow(row) == hollow), key=lambda row: row.keep)
         x = [row.keep * (1 + _ASIDE * places[hollow]) for row in chosen]
@@ -104,7 +111,7 @@ def _draw_accuracy(
 
 @mpl.rc_context(_RC)
 def speedup_plot(rows: Sequence[Row]) -> Plot:
-    """Draw pretraining speed-up against keep, without and with the cost of the selection."""
+    """Plot the speed-up of pretraining against keep, without and with the cost of selection."""
     figure = Figure(figsize=(8.8, 4.4), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     styles = _styles(rows)
@@ -135,9 +142,9 @@ def speedup_plot(rows: Sequence[Row]) -> Plot:
 def _draw_speedup(
     axes: Axes, rows: Sequence[Row], style: tuple[str, str], place: int, key: str
 ) -> None:
-    """Draw one method's speed-ups; finetunings share their pretraining, so the first one counts.
+    """Draw the speed-ups of one method. Finetunings share their pretraining: the first counts.
 
-    Methods of one size take the same time: each is drawn wider, under the one before it.
+    Lines of different methods nearly coincide, so each is drawn wider and below the one before.
     """
     size: dict[str, Any] = {"ms": 5 + 3 * place, "lw": 1.5 + 1.5 * place, "zorder": 3 - 0.1 * place}
     for hollow in (False, True):
@@ -151,18 +158,19 @@ def _draw_speedup(
 
 
 @mpl.rc_context(_RC)
-def class_scores_plot(scores: ClassScores, class_names: Sequence[str], name: str) -> Plot:
-    """Draw one bar per source class in rank order, relevant classes in the method's colour.
+def class_scores_plot(given: ClassScores, class_names: Sequence[str], place: int) -> Plot:
+    """Plot one bar per source class in rank order, relevant classes in the method's colour.
 
     Args:
-        scores: the scores of one method, `(C,)`.
+        given: the scores of one method.
         class_names: name of each source class.
-        name: file name of the figure, without ending.
+        place: position of the method, which chooses its colour.
     """
-    order, color = scores.order(), _STYLES.get(scores.method, _SPARE[0])[0]
-    count, heights = len(order), scores.scores[order]
+    order, scores = given.scores.ranking(), given.scores.scores
+    color = _STYLES[place % len(_STYLES)][0]
+    count, heights = len(order), scores[order]
     ranks = np.arange(1, count + 1)
-    marked = np.ones(count, bool) if scores.relevant is None else scores.relevant[order]
+    marked = np.ones(count, bool) if given.relevant is None else given.relevant[order]
     named = count <= _MAX_NAMED
     figure = Figure(figsize=(8.8, 4.6 if named else 3.6), layout="constrained")
     axes = figure.subplots()
@@ -179,18 +187,25 @@ def class_scores_plot(scores: ClassScores, class_names: Sequence[str], name: str
         axes.set_xticks(ranks, labels, rotation=60, ha="right", rotation_mode="anchor")
     else:
         axes.xaxis.set_major_locator(MaxNLocator(12, integer=True, steps=[1, 2, 5, 10]))
-    if scores.relevant is not None:
-        above = np.full(int(marked.sum()), 1.03)  # in axis heights: shows a zero score as well
-        place = axes.get_xaxis_transform()
-        axes.plot(ranks[marked], above, "v", c=color, ms=4.5, transform=place, clip_on=False)
+    if given.relevant is not None:
+        above = np.full(int(marked.sum()), 1.03)  # in axis heights: marks classes with score 0 too
+        axes.plot(
+            ranks[marked],
+            above,
+            "v",
+            c=color,
+            ms=4.5,
+            transform=axes.get_xaxis_transform(),
+            clip_on=False,
+        )
         known = Line2D([], [], linestyle="", marker="v", color=color, label="relevant")
         other = Patch(color=_IRRELEVANT, label="not relevant")
         figure.legend(handles=[known, other], loc="outside upper center", ncols=2)
-    return _finish(figure, name)
+    return _finish(figure, f"class_scores_{given.method}")
 
 
 def contact_sheet_png(pictures: Sequence[tuple[str, NDArray[np.uint8]]]) -> bytes:
-    """Return a PNG with a grid of the pictures at one height, each with its name under it."""
+    """Return a PNG of the pictures in a grid, at one height, each with its name below."""
     path = FilePath(mpl.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
     font = ImageFont.truetype(path, _LETTER, layout_engine=ImageFont.Layout.BASIC)
     columns, step = min(_COLUMNS, len(pictures)), _HEIGHT + 3 * _LETTER + 10
@@ -214,7 +229,7 @@ def contact_sheet_png(pictures: Sequence[tuple[str, NDArray[np.uint8]]]) -> byte
 def _bars(
     axes: Axes, x: NDArray[np.int64], heights: NDArray[np.float64], width: float, color: str
 ) -> None:
-    """Draw all bars as one path: a thousand separate ones would swell the SVG."""
+    """Draw all bars as one path, to keep the SVG small."""
     if len(x):
         left, right, zero = x - width / 2, x + width / 2, np.zeros(len(x))
         corners = [(left, zero), (left, heights), (right, heights), (right, zero), (left, zero)]
@@ -229,11 +244,9 @@ def _shorten(name: str, length: int = 24) -> str:
 
 
 def _styles(rows: Sequence[Row]) -> dict[str, tuple[str, str]]:
-    """Return colour and marker of each method but the full source, the known methods first."""
-    found = dict.fromkeys(row.method for row in rows if row.method != "full")
-    styles = {method: style for method, style in _STYLES.items() if method in found}
-    others = [method for method in found if method not in styles]
-    return styles | {method: _SPARE[i % len(_SPARE)] for i, method in enumerate(others)}
+    """Return colour and marker of each method but the full source, in order of appearance."""
+    methods = dict.fromkeys(row.method for row in rows if row.method != "full")
+    return {method: _STYLES[i % len(_STYLES)] for i, method in enumerate(methods)}
 
 
 def _hollow(row: Row) -> bool:
@@ -247,7 +260,7 @@ def _marks(style: tuple[str, str], hollow: bool) -> dict[str, Any]:
 
 
 def _handles(styles: Mapping[str, tuple[str, str]], rows: Sequence[Row]) -> list[Line2D]:
-    """Return the legend's entries for the methods, and for hollow markers where there are any."""
+    """Return the legend entries of the methods, and of hollow markers if there are any."""
     handles = [
         Line2D([], [], label=method_label(method), **_marks(style, hollow=False))
         for method, style in styles.items()
@@ -259,7 +272,7 @@ def _handles(styles: Mapping[str, tuple[str, str]], rows: Sequence[Row]) -> list
 
 
 def _keep_axis(axes: Axes, rows: Sequence[Row]) -> None:
-    """Put keep on a logarithmic axis, ticked where it was measured, labels not too close."""
+    """Make the axis logarithmic, with ticks at the measured values that are not too close."""
     keeps = sorted({row.keep for row in rows})
     span = max(np.log(keeps[-1] / keeps[0]), 0.1)
     ticks = keeps[:1]
@@ -270,14 +283,14 @@ def _keep_axis(axes: Axes, rows: Sequence[Row]) -> None:
     axes.set_xlim(keeps[0] / (1 + 0.1 * span), keeps[-1] * (1 + 0.1 * span))
     axes.set_xticks(ticks, [f"{keep:g}" for keep in ticks])
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_xlabel("keep (share of source classes retained)")
+    axes.set_xlabel("keep (fraction of source classes retained)")
 
 
 def _finish(figure: Figure, name: str) -> Plot:
     png, svg = io.BytesIO(), io.BytesIO()
     dateless = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     with warnings.catch_warnings():
-        # A name in a script that the font lacks shows as boxes here, and in full on the page.
+        # Characters that the font lacks show as boxes; the page has the names as text.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         figure.savefig(png, format="png", dpi=150, metadata={"Software": None})
         figure.savefig(svg, format="svg", metadata=dateless)
@@ -285,7 +298,7 @@ def _finish(figure: Figure, name: str) -> Plot:
 
 
 def _inline(svg: str, name: str) -> str:
-    """Make a stand-alone SVG fit for HTML: no prolog, addresses or comments, ids of its own."""
+    """Prepare an SVG file for HTML: drop prolog, namespaces and comments, make ids unique."""
     svg = re.sub(r"<!--.*?-->", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     svg = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", svg).replace("xlink:href", "href")
     svg = re.sub(r'(\sid="|\shref="#|url\(#)', rf"\g<1>{name}-", svg)

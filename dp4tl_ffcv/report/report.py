@@ -1,94 +1,98 @@
-"""Figures and the self-contained HTML report of a finished run."""
+"""Write figures and a self-contained HTML page from the files of a finished demo."""
 
 import base64
+import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from markupsafe import Markup
 
 from ..artifacts import atomic_open
-from .figures import Plot, accuracy_plot, class_scores_plot, contact_sheet_png, speedup_plot
-from .page import (
-    ClassScores,
-    ContactSheet,
-    Row,
-    full_row,
-    parse_rows,
-    ranked,
-    reaches_full,
-    render,
-    summarise,
-)
+from ..beton import BetonIndex, read_image
+from ..scoring import Scores
+from ..selection import Selection
+from .figures import accuracy_plot, class_scores_plot, contact_sheet_png, speedup_plot
+from .page import ClassScores, Row, full_row, parse_rows, reaches_full, render, summarise
 
-_MAX_PICTURES = 40  # of each half of a sheet: beyond that a page of 1,000 classes is all pictures
-_METHODS = ("full", "lm", "fm", "random")  # order of the table's rows at one keep
+_MAX_PICTURES = 40  # of kept and of pruned classes: more pictures would bury the page
+_TOP = 15  # classes listed below a histogram
 
 
-def write_report(
-    result: Mapping[str, Any],
-    path: Path,
-    *,
-    class_names: Sequence[str],
-    class_scores: Sequence[ClassScores],
-    sheets: Sequence[ContactSheet],
-) -> Path:
-    """Write a run's report as one HTML file, and its figures as PNG files beside it.
+def write_report(run: str | os.PathLike[str]) -> Path:
+    """Write `report.html` and the folder `figures` into a demo's folder.
 
-    The page holds everything it shows and loads nothing. All of it is made before the first file
-    is written, and each file is replaced in one step, so a failure leaves the old report.
+    The page contains everything that it shows and loads nothing. All of it is made before the
+    first file is replaced, so a failure leaves the old report intact.
 
     Args:
-        result: the parsed `result.json` of the run.
-        path: the HTML file to write; figures go to the folder `figures` next to it.
-        class_names: name of each source class.
-        class_scores: the class scores of each method, drawn as one histogram each.
-        sheets: kept and pruned classes to show, one sheet for each selection.
+        run: the folder. Its `result.json` holds the measurements (`rows`, `stages`, `environment`,
+            `seeds`, `definitions`) and, in `classes`, the paths of the source beton, of the scores
+            and of the selections to show, relative to the folder.
 
     Returns:
-        The path of the page.
+        Path of the page.
 
     Raises:
-        ValueError: the result lacks a key, has no row or no full row, or the class scores are
-            not one for each class name.
+        FileNotFoundError: the demo is not finished, or one of its files was removed.
+        ValueError: `result.json` is incomplete or contains a wrong value.
+        StaleArtifactError: a selection belongs to another beton.
     """
-    rows = parse_rows(result)
-    pngs: dict[str, bytes] = {}
+    folder = Path(run)
+    path = folder / "result.json"
+    try:
+        result = json.loads(path.read_text())
+        rows = parse_rows(result)
+        classes = result["classes"]
+    except (KeyError, ValueError) as error:
+        raise ValueError(
+            f"{path} is not the result of a finished demo: {error}. Run `dp4tl demo` again."
+        ) from error
+    index = BetonIndex.open(folder / classes["source"])
+    names = index.class_names()
     curves = [accuracy_plot(rows), speedup_plot(rows)]
-    histograms: list[tuple[ClassScores, Plot, list[tuple[str, str, bool]]]] = []
-    for scores in class_scores:
-        if len(scores.scores) != len(class_names):
-            raise ValueError(
-                f"`class_scores` must have one score for each of {len(class_names)} class names; "
-                f"got {len(scores.scores)} for {scores.method!r}. Score the same source dataset."
-            )
-        name = _free_name(f"class_scores_{scores.method}", [each.name for _, each, _ in histograms])
-        plot = class_scores_plot(scores, class_names, name)
-        histograms.append((scores, plot, ranked(scores, class_names)))
-    pngs |= {plot.name: plot.png for plot in [*curves, *(each for _, each, _ in histograms)]}
+    scores = _class_scores(folder, classes, len(names))
+    histograms = [class_scores_plot(each, names, place) for place, each in enumerate(scores)]
+    pngs = {plot.name: plot.png for plot in (*curves, *histograms)}
     page = render(
         {
             "result": result,
             "summary": summarise(rows),
             "tables": _tables(rows),
             "curves": {plot.name: Markup(plot.svg) for plot in curves},
-            "histograms": [(a, Markup(plot.svg), top) for a, plot, top in histograms],
-            "sheets": [_sheet(sheet, pngs) for sheet in sheets],
+            "histograms": [
+                (each, Markup(plot.svg), each.best(names, _TOP))
+                for each, plot in zip(scores, histograms, strict=True)
+            ],
+            "sheets": _sheets(folder, classes, index, pngs),
         }
     )
     for name, png in pngs.items():
-        _write(path.parent / "figures" / f"{name}.png", png)
-    _write(path, page.encode())
-    return path
+        _write(folder / "figures" / f"{name}.png", png)
+    _write(folder / "report.html", page.encode())
+    return folder / "report.html"
+
+
+def _class_scores(folder: Path, classes: Mapping[str, Any], count: int) -> list[ClassScores]:
+    relevant = None
+    if classes["relevant"] is not None:
+        relevant = np.isin(np.arange(count), classes["relevant"])
+    return [
+        ClassScores(method, Scores.load(folder / path), relevant)
+        for method, path in classes["scores"].items()
+    ]
 
 
 def _tables(rows: Sequence[Row]) -> list[tuple[str, list[tuple[Row, bool]]]]:
-    """Return rows by finetuning, each with whether it reaches the full run, for reading down."""
+    """Return the rows of each finetuning in reading order, with whether they reach the full run."""
+    methods = list(dict.fromkeys(row.method for row in rows))
 
     def place(row: Row) -> tuple[bool, bool, float, int]:
-        known = _METHODS.index(row.method) if row.method in _METHODS else len(_METHODS)
-        return row.method != "full", row.budget != "equal_epochs", -row.keep, known
+        apart = row.budget != "equal_epochs"
+        return row.method != "full", apart, -row.keep, methods.index(row.method)
 
     return [
         (
@@ -103,28 +107,32 @@ def _tables(rows: Sequence[Row]) -> list[tuple[str, list[tuple[Row, bool]]]]:
     ]
 
 
-def _sheet(sheet: ContactSheet, pngs: dict[str, bytes]) -> dict[str, Any]:
-    """Draw both halves of a sheet, add them to the figures, return what the page shows."""
-    halves = []
-    for half, pictures in (("kept", sheet.kept), ("pruned", sheet.pruned)):
-        shown = pictures[:_MAX_PICTURES]
-        source = ""
-        if shown:
-            name = _free_name(f"classes_{sheet.title}_{half}", pngs)
-            pngs[name] = contact_sheet_png(shown)
-            source = f"data:image/png;base64,{base64.b64encode(pngs[name]).decode()}"
-        halves.append((half, source, [name for name, _ in shown], len(pictures)))
-    return {"title": sheet.title, "halves": halves}
-
-
-def _free_name(wish: str, taken: Sequence[str] | Mapping[str, Any]) -> str:
-    """Return a safe file name that is like `wish` and not taken."""
-    base = re.sub(r"[^A-Za-z0-9.]+", "_", wish).strip("._")
-    name, number = base, 1
-    while name in taken:
-        number += 1
-        name = f"{base}_{number}"
-    return name
+def _sheets(
+    folder: Path, classes: Mapping[str, Any], index: BetonIndex, pngs: dict[str, bytes]
+) -> list[dict[str, Any]]:
+    """Draw one picture of each kept and pruned class, and add the drawings to `pngs`."""
+    names, sheets = index.class_names(), []
+    labels, firsts = np.unique(index.labels(), return_index=True)
+    samples = dict(zip(labels.tolist(), firsts.tolist(), strict=True))
+    for title, path in classes["selections"].items():
+        selection = Selection.load(folder / path)
+        selection.check(index)
+        kept = set(selection.classes.tolist())
+        halves = []
+        for half, members in (
+            ("kept", [each for each in samples if each in kept]),
+            ("pruned", [each for each in samples if each not in kept]),
+        ):
+            shown = members[:_MAX_PICTURES]
+            source = ""
+            if shown:
+                name = "_".join(("classes", *re.findall(r"[\w.]+", title), half))
+                pictures = [(names[each], read_image(index, samples[each])) for each in shown]
+                pngs[name] = contact_sheet_png(pictures)
+                source = f"data:image/png;base64,{base64.b64encode(pngs[name]).decode()}"
+            halves.append((half, source, [names[each] for each in shown], len(members)))
+        sheets.append({"title": title, "halves": halves})
+    return sheets
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from dp4tl_ffcv import BetonIndex, Scores, Selection
+from dp4tl_ffcv.writers import digits
 from train import demo, finetune, pretrain
 from train.components import demo_results
-from writers import digits
 
 ALL_ORIGINALS = digits.ORIGINALS
 METHODS = {"full", "lm", "fm", "random"}
