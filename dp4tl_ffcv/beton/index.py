@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..errors import BetonError
 from .manifest import Manifest, read_manifest
+from .summary import summarise
 from .tables import BLOCK, FieldInfo, Tables, read_tables
 
 
@@ -239,6 +240,14 @@ class BetonIndex:
         pages, starts = np.unique(numbers[order], return_index=True)
         samples = self.allocations["sample_id"][order].astype(np.int64)
         return pages, np.append(starts, len(order)), samples
+
+    def summary(self, label_field: str = "label") -> dict[str, Any]:
+        """Return what the beton contains, as JSON-able values: sizes, fields, images, classes.
+
+        Raises:
+            BetonError: a `label_field` other than the default does not exist or has no class ids.
+        """
+        return summarise(self, label_field)
 
     def __repr__(self) -> str:
         fields = ", ".join(f"{field.name}: {field.kind}" for field in self.fields)

@@ -1,63 +1,57 @@
-"""Entry point: choose the verb, run it, print its result, turn errors into one line."""
+"""Entry point: choose the verb, run it, print its result, turn an error into one line."""
 
-import json
+import sys
 from collections.abc import Mapping, Sequence
+from functools import reduce
+from operator import or_
 from typing import Any
 
 import tyro
 
-from ..errors import one_line_errors
+from ..errors import BetonError, one_line_errors
 from .cluster import Cluster
-from .commands import Export, Inspect, Select
 from .compact import Compact
+from .export import Export
 from .features import Features
-from .output import Output
+from .inspect import Inspect
+from .programs import recipes, run_program, write_verb, writers
+from .report import Report
 from .score import Score
+from .select import Select
 from .verify import Verify
 
-Verb = Inspect | Verify | Features | Cluster | Score | Select | Compact | Export
+VERBS = (Inspect, Verify, Features, Cluster, Score, Select, Compact, Export, Report)
+_DESCRIPTION = "Prune a source dataset for a target task, and load the retained samples with FFCV."
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run `dp4tl` and leave with status 0, 1 (failed) or 2 (usage)."""
-    verb = tyro.cli(
-        Verb,
-        prog="dp4tl",
-        description="Prune a source dataset for a target, and load what is left with FFCV.",
-        args=arguments,
+    """Run `dp4tl` and exit with status 0, 1 (failed), 2 (wrong usage) or 130 (Ctrl-C)."""
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    if not run_program(words):
+        run_verb(_parse(words))
+
+
+def run_verb(verb: Any) -> None:
+    """Run a verb and print the summary of its result."""
+    with one_line_errors("dp4tl", debug=verb.output.debug):
+        result = verb.run()
+        if result is None:  # under torchrun, only rank 0 prints
+            return
+        summary = result if isinstance(result, Mapping) else result.summary()
+        verb.output.show({"out": str(verb.out), **summary} if hasattr(verb, "out") else summary)
+        if summary.get("problems"):  # of verify
+            raise BetonError(
+                f"{verb.beton} is damaged; its problems are listed above. "
+                "Copy the file again from an intact one, or write it again."
+            )
+
+
+def _parse(words: Sequence[str]) -> Any:
+    in_write = words[:1] == ["write"]
+    return tyro.cli(
+        reduce(or_, writers() if in_write else [*VERBS, write_verb(), *recipes()]),
+        prog="dp4tl write" if in_write else "dp4tl",
+        description=_DESCRIPTION,
+        args=words[in_write:],
         config=(tyro.conf.OmitSubcommandPrefixes, tyro.conf.OmitArgPrefixes),
     )
-    output: Output = verb.output
-    with one_line_errors("dp4tl", debug=output.debug):
-        result = verb.run()
-        if result is None:  # a process of `torchrun` whose first process prints
-            return
-        print(json.dumps(result, indent=2) if output.json else _as_text(result))
-        if isinstance(verb, Verify):
-            verb.conclude(result)
-
-
-def _as_text(result: Mapping[str, Any]) -> str:
-    width = max(len(name) for name in result)
-    return "\n".join(
-        f"{'' if number else name:<{width}}  {cell}"
-        for name, value in result.items()
-        for number, cell in enumerate(_as_cells(value))
-    )
-
-
-def _as_cells(value: Any) -> list[str]:
-    """Return the lines of a value: records take one each, all else takes one."""
-    if not isinstance(value, list) or not all(isinstance(part, Mapping) for part in value):
-        return [_as_cell(value)]
-    more = [f"... ({len(value)})"] if len(value) > 12 else []
-    return [*map(_as_cell, value[:12]), *more]
-
-
-def _as_cell(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return ", ".join(f"{name}: {_as_cell(part)}" for name, part in value.items())
-    if isinstance(value, list):
-        shown = ", ".join(map(_as_cell, value[:12]))
-        return f"{shown}, ... ({len(value)})" if len(value) > 12 else shown
-    return f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -14,16 +14,27 @@ from .selection import Selection
 EXPORT_SUFFIXES = (".npy", ".indices", ".txt")
 
 
-def export_indices(selection: Selection, path: str | os.PathLike[str]) -> None:
-    """Write the retained sample ids, ascending, in the form that the suffix of `path` names.
+def export_indices(
+    selection: Selection | str | os.PathLike[str], path: str | os.PathLike[str]
+) -> Selection:
+    """Write the retained sample ids, ascending, for other loaders.
 
-    `.npy` is a numpy array, `.indices` a torch tensor as DP4TL's scripts load, `.txt` one id a
-    line. None of them records which beton the ids count in; the selection's own file does.
+    The suffix of `path` chooses the format: `.npy` is a numpy array, `.indices` a torch tensor as
+    DP4TL's scripts load, `.txt` has one id per line. None of them records the beton that the ids
+    belong to; a selection file does.
+
+    Args:
+        selection: a selection, or its file.
+        path: file to write.
+
+    Returns:
+        The selection.
 
     Raises:
         ValueError: the suffix is none of the three.
     """
     suffix = _check_suffix(path)
+    selection = Selection.of(selection)
     with atomic_open(path) as stream:
         if suffix == ".npy":
             np.save(stream, selection.indices)
@@ -33,6 +44,7 @@ def export_indices(selection: Selection, path: str | os.PathLike[str]) -> None:
             import torch  # loaded for this one format alone
 
             torch.save(torch.from_numpy(selection.indices.copy()), stream)
+    return selection
 
 
 def import_indices(path: str | os.PathLike[str], index: BetonIndex) -> Selection:

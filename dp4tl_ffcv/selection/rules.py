@@ -1,8 +1,9 @@
 """Rules that turn scores into a selection: of classes, of samples, or of samples within classes."""
 
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,62 +13,114 @@ from ..beton import BetonIndex
 from ..errors import StaleArtifactError
 from ..scoring import Scores
 from ..scoring.clustering.clusters import Clusters
+from ..scoring.combine import How, combine_scores
 from .budgets import Budget, one_budget, part_of, share, whole
 from .selection import Selection
 
+GivenScores = Scores | str | os.PathLike[str]
+Kind = TypeVar("Kind", Scores, Clusters)
 
-def select(  # noqa: PLR0913  # each is an option of its own, and named at the call
-    scores: Scores,
-    index: BetonIndex,
+
+def select(  # noqa: PLR0913  # each option is independent, and named at the call
+    scores: GivenScores | Sequence[GivenScores],
+    beton: BetonIndex | str | os.PathLike[str],
     *,
     keep: float | None = None,
     keep_classes: int | None = None,
     keep_samples: int | None = None,
     keep_bytes: int | str | None = None,
-    within: Scores | None = None,
+    combine: How = "sum",
+    weights: Sequence[float] | None = None,
+    within: GivenScores | None = None,
     keep_within: float | None = None,
     balanced: bool = False,
-    clusters: Clusters | None = None,
+    clusters: Clusters | str | os.PathLike[str] | None = None,
     label_field: str = "label",
+    out: str | os.PathLike[str] | None = None,
 ) -> Selection:
     """Retain the best classes, or the best samples, of a beton.
 
-    Exactly one of the four budgets is given. Classes are taken from the best on, for as long as
-    they fit, and so are samples; classes without a sample in the beton are passed over and do not
-    use up the budget. Budgets of samples and of bytes count what is retained in the end.
+    Give exactly one of the four budgets. Classes (or samples) are taken from the best on, as long
+    as they fit. Classes without a sample in the beton are skipped and use up no budget.
+
+    Scores, selections and clusters may be given as paths of their files.
+
+    Order: score descending, then tie-break descending, then id ascending.
 
     Args:
-        scores: of the source's classes, pseudo-classes or samples.
-        index: the source's beton.
+        scores: scores of the source's classes, pseudo-classes or samples. A list of scores, one
+            for each target, is combined by `combine_scores`.
+        beton: the source, a path or an open index.
         keep: fraction in (0, 1] of the beton's classes (class scores) or samples (sample scores),
-            rounded to the nearest whole number, halves up, at least one.
+            rounded to the nearest integer, halves up, at least one.
         keep_classes: number of classes; class scores only.
-        keep_samples: with class scores, the best classes whose samples together number at most
-            this many; with sample scores, that many samples.
-        keep_bytes: bytes that the extents of the retained samples may take, or text such as
-            `20GiB`.
+        keep_samples: largest number of retained samples.
+        keep_bytes: largest size of the retained samples in bytes, or text such as `20GiB`.
+        combine: how several scores are combined: `sum`, `max`, `rank` or `round-robin`.
+        weights: weight of each of several scores. None weighs all alike.
         within: sample scores that choose among the samples of each retained class.
         keep_within: fraction in (0, 1] of the samples of each retained class that `within` keeps,
-            rounded likewise, at least one.
-        balanced: with sample scores, apply `keep` to the samples of every class alike.
-        clusters: pseudo-classes that stand in for the classes, of which `scores` are then.
+            rounded like `keep`.
+        balanced: with sample scores, keep the fraction `keep` of every class.
+        clusters: pseudo-classes that the scores belong to, or that `balanced` uses.
         label_field: field of the class ids.
+        out: file (`.npz`) to write the selection to.
 
     Returns:
-        The selection. Of pseudo-classes, it retains the classes that its samples have; of a beton
-        without the default field `label`, none.
+        The selection. With pseudo-classes, its classes are those of its samples. A beton without
+        the default field `label` gives a selection without classes.
 
     Raises:
-        StaleArtifactError: scores or clusters were made for another beton, or the scores for other
+        StaleArtifactError: scores or clusters belong to another beton, or the scores to other
             clusters.
-        ValueError: not exactly one budget, or one out of range; a number of scores or of clusters
-            that does not fit; options that do not go together.
-
-    Order: score descending, then tie key descending, then id ascending.
+        ValueError: not exactly one budget, a value out of range, options that exclude each other,
+            or a number of scores or clusters that does not fit the beton.
     """
+    index = BetonIndex.of(beton)
     budget = one_budget(
         keep=keep, keep_classes=keep_classes, keep_samples=keep_samples, keep_bytes=keep_bytes
     )
+    selection = _select(
+        _one_scores(scores, combine, weights),
+        index,
+        budget,
+        within=None if within is None else _loaded(Scores, within),
+        keep_within=keep_within,
+        balanced=balanced,
+        clusters=None if clusters is None else _loaded(Clusters, clusters),
+        label_field=label_field,
+    )
+    if out is not None:
+        selection.save(out)
+    return selection
+
+
+def _one_scores(
+    scores: GivenScores | Sequence[GivenScores], combine: How, weights: Sequence[float] | None
+) -> Scores:
+    if isinstance(scores, str) or not isinstance(scores, Sequence):
+        scores = [scores]
+    loaded = [_loaded(Scores, each) for each in scores]
+    if len(loaded) == 1 and not weights:
+        return loaded[0]
+    return combine_scores(loaded, how=combine, weights=weights)
+
+
+def _loaded(kind: type[Kind], given: Kind | str | os.PathLike[str]) -> Kind:
+    return kind.load(given) if isinstance(given, str | os.PathLike) else given
+
+
+def _select(
+    scores: Scores,
+    index: BetonIndex,
+    budget: Budget,
+    *,
+    within: Scores | None,
+    keep_within: float | None,
+    balanced: bool,
+    clusters: Clusters | None,
+    label_field: str,
+) -> Selection:
     _check_options(scores, budget, within, keep_within, balanced, clusters)
     check_fingerprint("scores", scores.provenance.get("source_fingerprint"), index.fingerprint)
     _check_clusters(clusters, scores, index)

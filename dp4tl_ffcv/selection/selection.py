@@ -179,6 +179,35 @@ class Selection:
             provenance=header["provenance"],
         )
 
+    @classmethod
+    def of(cls, selection: "Selection | str | os.PathLike[str]") -> "Selection":
+        """Return `selection` itself, or load it if it is a path."""
+        return selection if isinstance(selection, Selection) else cls.load(selection)
+
+    def summary(self, beton: BetonIndex | str | os.PathLike[str] | None = None) -> dict[str, Any]:
+        """Return what is retained as JSON-able values.
+
+        Args:
+            beton: the beton of the selection, which adds its size, bytes and class names.
+        """
+        result: dict[str, Any] = {
+            "retained_classes": len(self.classes),
+            "of_classes": len(self.label_map),
+            "retained_samples": len(self),
+            "classes": self.classes.tolist(),
+        }
+        if beton is not None:
+            index = BetonIndex.of(beton)
+            names = index.class_names(self.label_field)
+            result |= {
+                "of_samples": len(index),
+                "retained_bytes": int(index.sample_bytes()[self.indices].sum()),
+                "classes": [names[c] if names else int(c) for c in self.classes],
+            }
+        if "clusters" in self.provenance and "retained" in self.provenance["clusters"]:
+            result["pseudo_classes"] = self.provenance["clusters"]["retained"]
+        return result
+
     def __len__(self) -> int:
         return len(self.indices)
 

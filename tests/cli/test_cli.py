@@ -1,6 +1,5 @@
 """`dp4tl`: each verb's result, files and exit status, and one clear line for each bad input."""
 
-import json
 import shutil
 import subprocess
 import sys
@@ -60,38 +59,6 @@ def files(photos: Images, other_photos: Images, tmp_path_factory: pytest.TempPat
     return Files(folder)
 
 
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., dict[str, Any]]:
-    """Run a verb that succeeds, and return what it prints as JSON."""
-
-    def call(*arguments: str | Path) -> dict[str, Any]:
-        capsys.readouterr()
-        assert main([*map(str, arguments), "--json"]) is None
-        result: dict[str, Any] = json.loads(capsys.readouterr().out)
-        return result
-
-    return call
-
-
-@pytest.fixture
-def fail(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Run a verb that fails, and return its one line."""
-
-    def call(*arguments: str | Path) -> str:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as caught:
-            main([*map(str, arguments)])
-        assert caught.value.code == 1
-        printed = capsys.readouterr()
-        assert printed.out == ""
-        (line,) = printed.err.splitlines()
-        assert line.startswith("dp4tl: ")
-        assert "Traceback" not in line
-        return line
-
-    return call
-
-
 # The verbs.
 
 
@@ -115,15 +82,6 @@ def test_inspect_describes_a_beton_without_labels(run: Callable[..., Any], tmp_p
     result = run("inspect", tmp_path / "bare.beton")
     assert result["samples"] == 2
     assert "classes" not in result
-
-
-def test_results_are_also_readable_text(photos: Images, capsys: pytest.CaptureFixture[str]) -> None:
-    main(["inspect", str(photos.path)])
-    cells = (line.partition(" ") for line in capsys.readouterr().out.splitlines())
-    lines = {name: value.strip() for name, _, value in cells}
-    assert lines["samples"] == "120"
-    assert lines["image_stored"] == "jpg: 120, raw: 0"
-    assert lines["class_names"].startswith("class 0, class 1, ")
 
 
 def test_features_are_those_of_the_model(
@@ -205,59 +163,14 @@ def test_export_writes_the_retained_ids(
     suffix: str, run: Callable[..., Any], files: Files, tmp_path: Path
 ) -> None:
     out = tmp_path / f"ids.{suffix}"
-    assert run("export", files.selection_npz, "--out", out) == {"out": str(out), "samples": 36}
+    result = run("export", files.selection_npz, "--out", out)
+    assert (result["out"], result["retained_samples"]) == (str(out), 36)
     read: dict[str, Callable[[Path], Any]] = {
         "npy": np.load,
         "indices": lambda path: torch.load(path, weights_only=True),
         "txt": lambda path: np.loadtxt(path, dtype=np.int64),
     }
     assert read[suffix](out).tolist() == Selection.load(files.selection_npz).indices.tolist()
-
-
-# Exit status 2.
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        [],
-        ["nonsense"],
-        ["inspect"],
-        ["score"],
-        ["score", "nonsense"],
-        ["inspect", "a.beton", "--nonsense"],
-        ["select", "--scores", "a.npz", "--beton", "b.beton", "--keep", "many", "--out", "c.npz"],
-    ],
-    ids=" ".join,
-)
-def test_wrong_usage_leaves_with_status_2(
-    arguments: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit) as caught:
-        main(arguments)
-    assert caught.value.code == 2
-    assert "Traceback" not in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    "verb",
-    [
-        [],
-        ["inspect"],
-        ["verify"],
-        ["features"],
-        ["score"],
-        ["score", "lm"],
-        ["select"],
-        ["compact"],
-        ["export"],
-    ],
-)
-def test_every_verb_explains_itself(verb: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        main([*verb, "--help"])
-    assert caught.value.code == 0
-    assert "usage: dp4tl" in capsys.readouterr().out
 
 
 # Bad input: one line that says what to do, and status 1.
@@ -420,31 +333,6 @@ def test_files_that_are_not_what_they_should_be_are_one_line(
     )
     assert str(files.folder) in line
     assert not list(files.folder.glob("never*"))
-
-
-def test_debug_shows_the_traceback(unfinished: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        main(["inspect", str(unfinished), "--debug"])
-    assert caught.value.code == 1
-    error = capsys.readouterr().err
-    assert error.startswith("Traceback")
-    assert "BetonError" in error
-
-
-def test_help_loads_neither_torch_nor_numba_nor_ffcv() -> None:
-    code = (
-        "import sys\n"
-        "from dp4tl_ffcv.cli import main\n"
-        "try:\n"
-        "    main(['--help'])\n"
-        "except SystemExit as left:\n"
-        "    heavy = [n for n in ('torch', 'numba', 'ffcv') if n in sys.modules]\n"
-        "    print(left.code, heavy)\n"
-    )
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert "usage: dp4tl" in done.stdout
-    assert done.stdout.splitlines()[-1] == "0 []"
 
 
 def test_a_real_process_leaves_with_the_status_and_the_line(tmp_path: Path) -> None:

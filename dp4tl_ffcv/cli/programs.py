@@ -1,0 +1,73 @@
+"""Recipes and writers as verbs, found by listing their packages.
+
+`dp4tl NAME` runs `train/NAME.py`, and `dp4tl write NAME` runs `writers/NAME.py`.
+"""
+
+import ast
+import runpy
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from pkgutil import iter_modules
+from typing import Annotated, Any
+
+import tyro
+
+
+@dataclass(frozen=True)
+class Program:
+    """An entry in the list of verbs. The program parses its own arguments."""
+
+
+def recipes() -> list[Any]:
+    """Return the verbs of all recipes."""
+    return [_verb(name, _summary(path)) for name, path in _files("train").items()]
+
+
+def writers() -> list[Any]:
+    """Return the verbs of all writers."""
+    return [_verb(name, _summary(path)) for name, path in _files("writers").items()]
+
+
+def write_verb() -> Any:
+    """Return the verb that runs writers."""
+    return _verb("write", "Write a dataset as betons. `dp4tl write --help` lists the datasets.")
+
+
+def run_program(words: Sequence[str]) -> bool:
+    """Run the recipe or the writer that a command line names.
+
+    Args:
+        words: the command line after `dp4tl`.
+
+    Returns:
+        Whether `words` name a recipe or a writer.
+    """
+    package, words = ("writers", words[1:]) if words[:1] == ["write"] else ("train", words)
+    path = _files(package).get(words[0].replace("_", "-")) if words else None
+    if path is None:
+        return False
+    arguments, sys.argv = sys.argv, [str(path), *words[1:]]
+    try:
+        runpy.run_module(f"dp4tl_ffcv.{package}.{path.stem}", run_name="__main__", alter_sys=True)
+    finally:
+        sys.argv = arguments
+    return True
+
+
+def _files(package: str) -> dict[str, Path]:
+    (folder,) = import_module(f"dp4tl_ffcv.{package}").__path__
+    names = (module.name for module in iter_modules([folder]) if not module.ispkg)
+    return {name.replace("_", "-"): Path(folder, f"{name}.py") for name in names}
+
+
+def _verb(name: str, description: str) -> Any:
+    return Annotated[Program, tyro.conf.subcommand(name, description=description)]
+
+
+def _summary(path: Path) -> str:
+    """Return the first paragraph of a module's docstring, without importing the module."""
+    text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    return " ".join(text.partition("\n\n")[0].split())

@@ -1,0 +1,124 @@
+"""Every verb calls one public function and prints its summary; recipes are verbs too."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest.mock import MagicMock
+
+import pytest
+
+import dp4tl_ffcv
+from dp4tl_ffcv.cli import main
+
+ROOT = Path(__file__).resolve().parents[2]
+SUMMARY = {"samples": 3}
+VERBS = {
+    "BetonIndex.open": "inspect nowhere.beton",
+    "verify": "verify nowhere.beton --decode",
+    "select": "select --scores a.npz b.npz --beton nowhere.beton --keep 0.4 --out c.npz",
+    "compact": "compact nowhere.beton --selection c.npz --out d.beton",
+    "export_indices": "export c.npz --out ids.npy",
+    "write_report": "report runs/nowhere",
+}
+
+
+@pytest.fixture
+def public(monkeypatch: pytest.MonkeyPatch) -> MagicMock:
+    """All public names, replaced by recorders."""
+    recorder = MagicMock()
+    for name in set(dp4tl_ffcv.__all__) - {"__version__"}:
+        function = getattr(recorder, name)
+        for each in (function, function.open, function.load):
+            each.return_value.summary.return_value = SUMMARY
+        monkeypatch.setattr(dp4tl_ffcv, name, function)
+    return recorder
+
+
+@pytest.mark.parametrize("function", VERBS)
+def test_a_verb_calls_one_public_function(
+    function: str, public: MagicMock, run: Callable[..., dict[str, Any]]
+) -> None:
+    result = run(*VERBS[function].split())  # no file exists: logic in the verb would fail
+    calls = [name for name, _, _ in public.mock_calls if "()" not in name]
+    assert calls.count(function) == 1
+    assert set(calls) <= {function, "BetonIndex.open"}  # a verb may open the beton
+    if function != "write_report":
+        assert result.items() >= SUMMARY.items()
+
+
+def test_every_recipe_and_writer_is_a_verb(capsys: pytest.CaptureFixture[str]) -> None:
+    for folder, words in (("train", []), ("writers", ["write"])):
+        with pytest.raises(SystemExit) as caught:
+            main([*words, "--help"])
+        assert caught.value.code == 0
+        shown = capsys.readouterr().out
+        for path in (ROOT / folder).glob("[a-z]*.py"):
+            assert f"• {path.stem.replace('_', '-')} " in shown
+
+
+def test_a_writer_and_a_recipe_answer_for_help(tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text("raise SystemExit('a stranger ran')")
+    for words in (["write", "imagefolder"], ["write", "oxford_pets"], ["pretrain-moco"]):
+        code = "from dp4tl_ffcv.cli import main; main()"
+        command = [sys.executable, "-c", code, *words, "--help"]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert "usage: " in done.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "",
+        "nonsense",
+        "write",
+        "write nonsense",
+        "inspect",
+        "score nonsense",
+        "inspect a.beton --nonsense",
+        "select --scores a.npz --beton b.beton --keep many --out c.npz",
+    ],
+)
+def test_wrong_usage_exits_with_status_2(
+    arguments: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments.split())
+    assert caught.value.code == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_ctrl_c_exits_with_status_130(
+    public: MagicMock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    public.verify.side_effect = KeyboardInterrupt
+    with pytest.raises(SystemExit) as caught:
+        main(["verify", "nowhere.beton"])
+    assert caught.value.code == 130
+    assert capsys.readouterr().err.strip().startswith("dp4tl: stopped.")
+
+
+def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["inspect", "nowhere.beton", "--debug"])
+    assert caught.value.code == 1
+    assert capsys.readouterr().err.startswith("Traceback")
+
+
+def test_results_are_text_or_json(public: MagicMock, capsys: pytest.CaptureFixture[str]) -> None:
+    records = [{"kind": "jpeg", "sample": each} for each in range(15)]
+    summary = {"a": 0.125, "names": ["x"] * 20, "stored": {"jpg": 2, "raw": 0}, "all": records}
+    public.verify.return_value.summary.return_value = summary
+    main(["verify", "nowhere.beton", "--json"])
+    assert json.loads(capsys.readouterr().out) == summary
+    main(["verify", "nowhere.beton"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["a", "0.125"]
+    assert lines[1].endswith("x, x, ... (20)")
+    assert lines[2].split(maxsplit=1) == ["stored", "jpg: 2, raw: 0"]
+    assert lines[3].split(maxsplit=1) == ["all", "kind: jpeg, sample: 0"]
+    assert len(lines) == 3 + 12 + 1
+    assert lines[-1].strip() == "... (15)"
