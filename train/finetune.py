@@ -366,7 +366,7 @@ def train_epoch(parts: Parts, progress: Progress, journal: Journal) -> None:
     """Make the steps of the next epoch."""
     config, group, loader = parts.config, parts.group, parts.loader
     # What an epoch draws follows from its number, so that a resumed run draws the same.
-    loader.next_epoch = progress.epoch
+    loader.set_epoch(progress.epoch)
     group.seed(config.seed, progress.epoch)
     meter = Meter(
         group.device,

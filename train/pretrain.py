@@ -324,8 +324,8 @@ def start_epoch(parts: Parts, epoch: int) -> None:
         end_resolution=config.end_resolution,
         ramp=config.ramp,
     )
-    parts.loader.pipeline_specs["image"].decoder.output_size = (side, side)
-    parts.loader.next_epoch = epoch
+    parts.loader.resolution = side
+    parts.loader.set_epoch(epoch)
     parts.group.seed(config.seed, epoch)
 
 
@@ -424,7 +424,7 @@ def warm_up(parts: Parts) -> float:
     started = time.perf_counter()
     epoch = parts.loader.next_epoch
     images, labels = next(iter(parts.loader))
-    parts.loader.next_epoch = epoch
+    parts.loader.set_epoch(epoch)
     before = {name: buffer.clone() for name, buffer in parts.model.named_buffers()}
     parts.model.train()
     loss_of(parts, images, labels).backward()

@@ -157,7 +157,7 @@ def set_up(config: Config, group: Processes, selection: Selection | None, batch_
 def train_epoch(parts: Parts, progress: Progress, journal: Journal) -> None:
     """Make the steps of the next epoch, or of what is left of the run."""
     config, group = parts.config, parts.group
-    parts.loader.next_epoch = progress.epoch
+    parts.loader.set_epoch(progress.epoch)
     group.seed(config.seed, progress.epoch)
     num_steps = min(len(parts.loader), parts.num_steps - progress.step)
     meter = Meter(
@@ -279,7 +279,7 @@ def warm_up(parts: Parts) -> float:
     started = time.perf_counter()
     epoch = parts.loader.next_epoch
     first, second = next(iter(parts.loader))
-    parts.loader.next_epoch = epoch
+    parts.loader.set_epoch(epoch)
     moco = copy.deepcopy(parts.moco).train()
     contrastive_loss(replace(parts, moco=moco, query=moco.query), first, second, (0, 0)).backward()
     if parts.group.device.type == "cuda":

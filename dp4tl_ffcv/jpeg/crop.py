@@ -124,7 +124,8 @@ def _decode_blocks(
     if position == 0 or data.size > copy.size:
         return False
     stated = copy[: data.size]
-    stated[:] = data
+    for at in range(data.size):  # a slice would compile an error message about shapes for seconds
+        stated[at] = data[at]
     stated[position], stated[position + 1] = rows // 256, rows % 256
     stated[position + 2], stated[position + 3] = columns // 256, columns % 256
     source, size, flags = stated.ctypes.data, stated.size, _FAST_DCT

@@ -1,15 +1,15 @@
-"""Loaders that read the retained samples: a drop-in for `ffcv.loader.Loader`.
+"""Loaders that read only the retained samples: a drop-in for `ffcv.loader.Loader`.
 
-`loader` puts the parts together: what is retained (`extents`), in which order (`orders`), what is
-read when (`plan`, `reading`) and kept where (`caches`, `shared_memory`, `memory`), how images are
-decoded (`jpeg`, `decoders`, `views`, `workspace`) and how batches reach the loop (`iterator`).
+`loader` puts the parts together, and `presets` builds the usual image loaders. `orders` draw the
+order of an epoch, `reading` plans and makes the reads, `caches` keep the bytes, `decoding` makes
+images of them, `labels` numbers the classes, and `ffcv_adapter` fits all this to ffcv.
 """
 
 from ..ffcv_import import import_ffcv
 
 import_ffcv()  # before anything below imports ffcv
 
-from .caches.base import CACHES
+from .caches import CACHES
 from .decoding.decoders import CenterCropRGBImageDecoder, RandomResizedCropRGBImageDecoder
 from .decoding.views import view_pipelines
 from .labels import RemapLabel

@@ -14,11 +14,11 @@ from ..selection import Selection
 
 
 class RemapLabel(Operation):
-    """Replace each label by `label_map[label]`; put it right after the label's decoder.
+    """Replace each label by `label_map[label]`. Put it right after the label's decoder.
 
     Args:
-        label_map: a selection, or new labels `(C,)`. A label outside of `[0, C)` becomes -1, as
-            pruned classes do, which every loss function refuses.
+        label_map: a selection, or new labels `(C,)`. Labels outside of `[0, C)` become -1, as those
+            of pruned classes do. Loss functions reject -1.
     """
 
     def __init__(self, label_map: Selection | ArrayLike) -> None:
@@ -26,13 +26,12 @@ class RemapLabel(Operation):
         self.set_label_map(label_map)
 
     def set_label_map(self, label_map: Selection | ArrayLike) -> None:
-        """Take other labels; a loader has to compile its pipelines again to see them."""
+        """Change the new labels. A loader must call `generate_code` to use them."""
         table = label_map.label_map if isinstance(label_map, Selection) else label_map
         self.label_map = np.array(table, dtype=np.int64)
         if self.label_map.ndim != 1 or not self.label_map.size:
             raise ValueError(
-                f"`label_map` must have shape (C,) with C >= 1; got {self.label_map.shape}. "
-                "Pass a selection or its label_map."
+                f"`label_map` must have shape (C,), C >= 1; got {self.label_map.shape}."
             )
 
     def generate_code(self) -> Callable[..., Any]:
@@ -50,7 +49,7 @@ class RemapLabel(Operation):
         return remap
 
     def declare_state_and_memory(self, previous_state: State) -> tuple[State, AllocationQuery]:
-        """Ask ffcv for a destination of int64 in the shape of the labels."""
+        """Ask ffcv for an int64 destination of the labels' shape."""
         dtype = np.dtype("<i8")
         return (
             replace(previous_state, jit_mode=True, dtype=dtype),

@@ -1,15 +1,17 @@
 """Orders: pure functions from sample ids to the ids that one rank reads in one epoch.
 
-With ids 0 to 4 and two ranks, `sequential_order` deals them out in turn; the last round is filled
-up from the start, or dropped, so that all ranks take the same number of steps:
+A function of this module called `NAME_order` is the order "NAME".
+
+With ids 0 to 4 and two ranks, `sequential_order` deals the ids out in turn. The last round is
+padded from the start, or dropped, so that all ranks take the same number of steps:
 
     rank   pad      drop
     0      0 2 4    0 2
     1      1 3 0    1 3
 
 `random_order` deals out a permutation in the same way. `quasi_random_order` shuffles blocks of
-neighbours, gives every rank whole blocks, and then mixes the samples of a few blocks; here ids 0
-to 15 for one rank with block=2 and group=8:
+neighbours, gives each rank whole blocks, and then mixes the samples of a few blocks. With ids 0 to
+15, one rank, block=2 and group=8:
 
     blocks   10 11   12 13    0  1   14 15  |   4  5    8  9    6  7    2  3
     order    10 11 1 14 0 13 12 15          |   2 9 3 8 4 5 7 6
@@ -20,9 +22,11 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from ..validate import check_int
+
 
 class Order(Protocol):
-    """What `PrunedLoader` calls at the start of every epoch."""
+    """A function that `PrunedLoader` calls at the start of every epoch."""
 
     def __call__(
         self, ids: NDArray[np.int64], *, seed: int, epoch: int, rank: int, world_size: int
@@ -69,29 +73,29 @@ def quasi_random_order(
 ) -> NDArray[np.int64]:
     """Return this rank's share of a random order that reads neighbours together.
 
-    For disks on which a jump costs more than a sample. Sorted, the ids follow the file; `block`
-    consecutive ones stay together, so that `group` samples lie in about `group / block` places.
-    Where the blocks begin changes with the epoch.
+    Use it on disks where a jump costs more than reading a sample. Sorted ids follow the file;
+    `block` consecutive ids stay together, so that `group` samples lie in about `group / block`
+    places. The blocks start at other ids in each epoch.
 
     Args:
         ids: sample ids in any order; an id given twice is read twice.
-        seed: of the permutation.
-        epoch: of the permutation.
-        rank: whose share to return.
+        seed: seed of the permutation.
+        epoch: epoch, which changes the permutation.
+        rank: rank whose share to return.
         world_size: number of ranks.
-        pad: fill the shares up to equal length from the start of the permutation, instead of
-            dropping what does not divide.
-        block: neighbours in the file that are read together.
-        group: samples of a share that are shuffled together: what the reader should hold at a
-            time, and several batches, so that a batch draws on many blocks.
+        pad: pad the shares to equal length from the start of the permutation, instead of dropping
+            the remainder.
+        block: number of neighbours in the file that are read together.
+        group: number of samples of a share that are shuffled together: as many as the reader holds
+            at a time, and several batches, so that a batch draws on many blocks.
     """
     _check_rank(rank, world_size)
-    _check_positive("block", block, "Choose how many neighbours stay together.")
-    _check_positive("group", group, "Choose how many samples are mixed.")
+    check_int("block", block, 1)
+    check_int("group", group, 1)
     seeds = np.random.SeedSequence((seed, epoch))
     places = _shuffled_blocks(len(ids), block, np.random.default_rng(seeds))
     share = places[_share_of_blocks(len(ids), block, rank, world_size, pad)]
-    # A stream of its own for every rank, apart from the one that all ranks share.
+    # Each rank shuffles differently, and not like the permutation that all ranks share.
     own = np.random.SeedSequence((seed, epoch), spawn_key=(rank,))
     return np.sort(ids)[_shuffled_groups(share, group, np.random.default_rng(own))]
 
@@ -108,10 +112,10 @@ def _deal(ids: NDArray[np.int64], rank: int, world_size: int, pad: bool) -> NDAr
 
 
 def _shuffled_blocks(n: int, block: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """Return a permutation of 0 to n - 1 in runs of `block`, but for the last, shorter one.
+    """Return a permutation of 0 to n - 1 in runs of `block`; the last run may be shorter.
 
-    The runs begin at a random place and go round the end. Otherwise the same last few samples
-    would be in the short run, and thus be those dropped, in every epoch.
+    The runs start at a random place and wrap around, so that the samples of the short run, which
+    may be dropped, differ between epochs.
     """
     start = rng.integers(max(n, 1))
     whole = n // block * block
@@ -124,7 +128,7 @@ def _shuffled_blocks(n: int, block: int, rng: np.random.Generator) -> NDArray[np
 def _share_of_blocks(
     n: int, block: int, rank: int, world_size: int, pad: bool
 ) -> NDArray[np.int64]:
-    """Return where in the permutation a rank's share is: whole blocks, then part of the rest."""
+    """Return the positions of a rank's share in the permutation: whole blocks, then a remainder."""
     length = -(-n // world_size) if pad else n // world_size
     whole = n // block // world_size * block
     rest = length - whole
@@ -144,18 +148,12 @@ def _shuffled_groups(
 
 def _check_rank(rank: int, world_size: int) -> None:
     if not 0 <= rank < world_size:
-        raise ValueError(
-            f"`rank` must lie in [0, {world_size}); got {rank}. Check the process group."
-        )
+        raise ValueError(f"`rank` must lie in [0, {world_size}); got {rank}.")
 
 
-def _check_positive(name: str, value: int, advice: str) -> None:
-    if value < 1:
-        raise ValueError(f"`{name}` must be at least 1; got {value}. {advice}")
-
-
+_SUFFIX = "_order"
 ORDERS: dict[str, Order] = {
-    "quasi_random": quasi_random_order,
-    "random": random_order,
-    "sequential": sequential_order,
+    name.removesuffix(_SUFFIX): function
+    for name, function in globals().items()
+    if name.endswith(_SUFFIX) and not name.startswith("_")
 }

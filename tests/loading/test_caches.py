@@ -13,13 +13,15 @@ import pytest
 from numpy.typing import NDArray
 
 from dp4tl_ffcv import BetonError, BetonIndex
-from dp4tl_ffcv.loading.caches import base
-from dp4tl_ffcv.loading.caches.base import CACHES, Cache, available_memory, choose_cache, open_cache
+from dp4tl_ffcv.loading.caches import CACHES, choose_cache, open_cache
+from dp4tl_ffcv.loading.caches.base import BaseCache as Cache
 from dp4tl_ffcv.loading.decoding.workspace import Workspace
 from dp4tl_ffcv.loading.ffcv_adapter.compilation import shared_compilation
 from dp4tl_ffcv.loading.ffcv_adapter.memory import EpochMemory, RetainedMemory
+from dp4tl_ffcv.loading.reading import memory_limit
 from dp4tl_ffcv.loading.reading.extents import RetainedExtents, retained_extents
 from dp4tl_ffcv.loading.reading.file_reader import FileReader
+from dp4tl_ffcv.loading.reading.memory_limit import available_memory
 from dp4tl_ffcv.loading.reading.plan import ALIGNMENT, plan_epoch
 from tests.loading.test_extents import NUM_SAMPLES, POINTING, write
 
@@ -257,7 +259,7 @@ def test_an_epoch_may_be_left_at_any_batch(batches: int, paged: Any) -> None:
         time.sleep(0.01)
         assert cache.reader.bytes_read == before  # nobody reads on
         context.__exit__(None, None, None)  # again does nothing
-        with pytest.raises(RuntimeError, match="Enter it first"):
+        with pytest.raises(RuntimeError, match="only within the epoch's"):
             _ = context.state
 
 
@@ -330,7 +332,7 @@ def test_a_file_that_shrank_is_an_error_and_whole_again_it_is_read(
         return found
 
     for _ in range(2):
-        with pytest.raises(BetonError, match=r"end of the file .* sample 118, of '.*copy\.beton'"):
+        with pytest.raises(BetonError, match=r"sample 118 of '.*copy\.beton' .* bytes too short"):
             load(RETAINED)
     copied.write_bytes(data)  # in place: the file that is open
     assert load(shuffled()) == [stored(number) for number in shuffled().tolist()]
@@ -345,7 +347,7 @@ def test_what_lies_before_the_cut_is_still_read(
         for batch in range(4):  # 60 is the third of the fifth batch
             context.start_batch(batch)
             assert epochs.sample(14 * batch, context) == stored(14 * batch)
-        with pytest.raises(BetonError, match="sample 60, "):
+        with pytest.raises(BetonError, match="sample 60 of"):
             context.start_batch(4)
         for number in RETAINED.tolist():  # no bytes rather than wrong ones
             assert epochs.sample(number, context) == b""
@@ -385,7 +387,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
             return io.StringIO(files[path])
 
         values = {"SC_PHYS_PAGES": physical >> 12, "SC_PAGE_SIZE": 1 << 12}
-        monkeypatch.setattr(base, "open", open_file, raising=False)
+        monkeypatch.setattr(memory_limit, "open", open_file, raising=False)
         monkeypatch.setattr(os, "sysconf", values.__getitem__)
 
     return pretend

@@ -32,7 +32,7 @@ WORKERS = """
 import sys
 import numpy as np
 from dp4tl_ffcv import PrunedLoader
-from dp4tl_ffcv.loading.decoders import RandomResizedCropRGBImageDecoder
+from dp4tl_ffcv.loading import RandomResizedCropRGBImageDecoder
 
 path, out, workers, seed = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:])
 loader = PrunedLoader(
@@ -392,9 +392,9 @@ def another_size(data: NDArray[np.uint8]) -> None:
 @pytest.mark.parametrize(
     ("change", "found"),
     [
-        (all_zero, "what is no JPEG"),
-        (cut_off, "a damaged JPEG"),
-        (another_size, "a JPEG of another size"),
+        (all_zero, "is not a JPEG"),
+        (cut_off, "is a corrupt JPEG"),
+        (another_size, "is a JPEG of another size"),
     ],
 )
 def test_an_image_that_cannot_be_decoded_is_named(
@@ -410,7 +410,7 @@ def test_an_image_that_cannot_be_decoded_is_named(
         for pixels, _ in loader:
             seen.append(pixels.copy())
 
-    match = rf"^sample 10 of '{path}' must hold the image .* describe; got {found}\. Leave it out"
+    match = rf"^sample 10 of '{path}' cannot be decoded: its image {found}.*Leave it out"
     with pytest.raises(BetonError, match=match):
         guarded(run)
     np.testing.assert_array_equal(np.concatenate(seen), expected[:10])  # the batches before

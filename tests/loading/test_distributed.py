@@ -29,7 +29,7 @@ import torch.distributed as dist
 from ffcv.loader import OrderOption
 from dp4tl_ffcv import BetonIndex, PrunedLoader, Selection
 from dp4tl_ffcv.loading.orders import random_order
-from dp4tl_ffcv.loading.shared_memory import FOLDER
+from dp4tl_ffcv.loading.reading.shared_memory import FOLDER
 
 path, meeting, rank, world_size = *sys.argv[1:3], *map(int, sys.argv[3:])
 dist.init_process_group(

@@ -157,7 +157,7 @@ def test_a_cache_is_chosen_unless_it_is_given(colours: Any) -> None:
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"cache": "disk"}, r"^`cache` must be one of extents, ram, os or auto; got 'disk'"),
+        ({"cache": "disk"}, r"^`cache` must be one of extents, os, ram, auto; got 'disk'"),
         ({"cache": True}, r"^`cache` must be one of"),
         ({"read_ahead": 0}, r"^`read_ahead` must be at least 1; got 0"),
         ({"batch_size": 0}, r"^`batch_size` must be at least 1; got 0"),
@@ -344,15 +344,15 @@ def test_quasi_random_order_is_distributed(
         (
             lambda ids, **_: ids + 1,
             ValueError,
-            "^`order` must yield retained samples; got 3 others, 4 for",
+            "^`order` must return retained samples; got 3 others, for example 4",
         ),
         (
             lambda ids, **_: ids * 1.0,
             TypeError,
-            r"^`order` must yield sample ids \(M,\); got float",
+            r"^`order` must return sample ids \(M,\); got float",
         ),
-        (lambda ids, **_: ids[:, None], TypeError, "^`order` must yield sample ids"),
-        (lambda ids, **_: ids.astype(np.int64) - 5, ValueError, "^`order` must yield retained"),
+        (lambda ids, **_: ids[:, None], TypeError, "^`order` must return sample ids"),
+        (lambda ids, **_: ids.astype(np.int64) - 5, ValueError, "^`order` must return retained"),
     ],
 )
 def test_an_order_of_other_samples_is_refused(
@@ -408,7 +408,7 @@ def test_a_field_that_is_not_loaded_can_be_filtered_by(colours: Any) -> None:
 
 
 def test_a_filter_that_nothing_passes_is_an_error(colours: Any) -> None:
-    with pytest.raises(ValueError, match=r"^`indices` must name at least one sample"):
+    with pytest.raises(ValueError, match=r"^`indices` is empty"):
         PrunedLoader(colours.path, 20).filter("label", lambda label: label > 99)
 
 

@@ -92,7 +92,7 @@ def test_an_error_in_the_thread_is_raised_in_the_loop(
         seen.clear()
         batch = position // 10
         place = rf"batch {batch}, samples \[{10 * batch}, .*, {10 * batch + 9}\]"
-        failure = f"the loading thread failed at {place}: this label is refused"
+        failure = f"loading failed at {place}: this label is refused"
         with pytest.raises(RuntimeError, match=failure):
             guarded(run)
         assert len(seen) == position // 10

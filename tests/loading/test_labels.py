@@ -96,5 +96,5 @@ def test_a_later_change_of_the_table_given_changes_nothing() -> None:
 
 @pytest.mark.parametrize("label_map", [[], [[0, 1]], 3], ids=str)
 def test_a_table_of_another_shape_is_refused(label_map: Any) -> None:
-    with pytest.raises(ValueError, match=r"^`label_map` must have shape \(C,\) with C >= 1; got"):
+    with pytest.raises(ValueError, match=r"^`label_map` must have shape \(C,\), C >= 1; got"):
         RemapLabel(label_map)

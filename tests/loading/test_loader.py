@@ -238,9 +238,7 @@ def test_ranks_share_an_epoch_out(colours: Any, monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.parametrize("order", ["shuffled", 2, None, dict, PrunedLoader], ids=str)
 def test_an_unknown_order_is_refused(order: Any, colours: Any) -> None:
-    with pytest.raises(
-        ValueError, match=r"^`order` must be an OrderOption, one of \['quasi_random'"
-    ):
+    with pytest.raises(ValueError, match=r"^`order` must be an OrderOption, one of sequential"):
         PrunedLoader(colours.path, 6, order=order)
 
 
@@ -368,8 +366,8 @@ def test_custom_fields_are_loaded(tmp_path: Path) -> None:
         ([-1, 4], ValueError, r"^`indices` must lie in \[0, 120\); got values from -1 to 4"),
         ([4, 120], ValueError, r"^`indices` must lie in \[0, 120\); got values from 4 to 120"),
         ([[1, 2], [3, 4]], ValueError, r"^`indices` must have shape \(M,\); got \(2, 2\)"),
-        ([], ValueError, r"^`indices` must name at least one sample"),
-        (np.zeros(0, np.int64), ValueError, r"^`indices` must name at least one sample"),
+        ([], ValueError, r"^`indices` is empty"),
+        (np.zeros(0, np.int64), ValueError, r"^`indices` is empty"),
     ],
 )  # fmt: skip
 def test_bad_indices_are_refused(
@@ -381,7 +379,7 @@ def test_bad_indices_are_refused(
 
 def test_indices_beside_a_selection_are_refused(colours: Any) -> None:
     selection = Selection.of_classes(colours.index, KEPT)
-    with pytest.raises(ValueError, match=r"^`indices` must not be given beside `selection`"):
+    with pytest.raises(ValueError, match=r"^`indices` and `selection` were both given"):
         PrunedLoader(colours.path, 6, indices=[1, 2], selection=selection)
 
 
@@ -421,14 +419,14 @@ def test_a_missing_beton_is_not_found(tmp_path: Path) -> None:
 
 
 def test_relabelling_needs_a_selection(colours: Any) -> None:
-    with pytest.raises(ValueError, match=r"^`relabel` must come with a `selection`"):
+    with pytest.raises(ValueError, match=r"^`relabel` needs a `selection`"):
         PrunedLoader(colours.path, 6, relabel=True)
 
 
 @pytest.mark.parametrize("steps", [None, PipelineSpec("label", None, [])], ids=["None", "a spec"])
 def test_relabelling_needs_a_list_of_operations(steps: Any, colours: Any) -> None:
     selection = Selection.of_classes(colours.index, KEPT)
-    with pytest.raises(ValueError, match=r"^`pipelines` must give 'label' a list of operations"):
+    with pytest.raises(ValueError, match=r"^`relabel` needs a list of operations for 'label'"):
         PrunedLoader(colours.path, 6, selection=selection, relabel=True, pipelines={"label": steps})
 
 
@@ -436,7 +434,7 @@ def test_too_few_samples_for_one_batch_are_an_error(colours: Any) -> None:
     loader = PrunedLoader(colours.path, 6, indices=range(5))
     assert len(loader) == 0
     for _ in range(2):
-        with pytest.raises(ValueError, match=r"6 for 5 samples\. Pass drop_last=False"):
+        with pytest.raises(ValueError, match=r"6 is more than the 5 samples.*Pass drop_last=False"):
             iter(loader)
     whole = PrunedLoader(colours.path, 6, indices=range(5), drop_last=False)
     assert samples_of(whole, colours)[0].tolist() == list(range(5))

@@ -57,11 +57,15 @@ def test_evaluation_loads_the_given_samples_with_their_own_labels(colours: Any) 
 def test_a_selections_labels_are_numbered_anew(colours: Any) -> None:
     selection = Selection.of_classes(colours.index, KEPT)
     expected = selection.label_map[colours.labels[selection.indices]]
-    loader = evaluation_loader(colours.path, batch_size=7, resolution=8, selection=selection)
+    loader = evaluation_loader(
+        colours.path, batch_size=7, resolution=8, selection=selection, relabel=True
+    )
     images, labels = collect(loader)
     np.testing.assert_array_equal(ids_of(images, colours), selection.indices)
     np.testing.assert_array_equal(labels, expected)
-    loader = training_loader(colours.path, batch_size=6, resolution=8, seed=3, selection=selection)
+    loader = training_loader(
+        colours.path, batch_size=6, resolution=8, seed=3, selection=selection, relabel=True
+    )
     images, labels = collect(loader)
     ids = ids_of(images, colours)
     np.testing.assert_array_equal(np.sort(ids), selection.indices)
@@ -70,7 +74,7 @@ def test_a_selections_labels_are_numbered_anew(colours: Any) -> None:
 
 def test_labels_stay_as_they_are_without_relabel(colours: Any) -> None:
     selection = Selection.of_classes(colours.index, KEPT)
-    options = {"batch_size": 6, "resolution": 8, "selection": selection, "relabel": False}
+    options = {"batch_size": 6, "resolution": 8, "selection": selection}
     for loader in (
         training_loader(colours.path, seed=3, **options),
         evaluation_loader(colours.path, **options),

@@ -10,7 +10,7 @@ from ffcv.traversal_order.base import TraversalOrder
 from numpy.typing import NDArray
 
 from dp4tl_ffcv import BetonError, BetonIndex, PrunedLoader, Selection, StaleArtifactError
-from dp4tl_ffcv.loading.caches import base
+from dp4tl_ffcv.loading import caches
 
 CACHES = ["extents", "ram", "os", "auto"]
 ORDERS = ["sequential", "random", "quasi_random"]
@@ -160,7 +160,7 @@ def test_a_loader_may_start_without_a_selection(colours: Any) -> None:
 
 def test_the_cache_is_chosen_anew(colours: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 
-    monkeypatch.setattr(base, "available_memory", lambda: 2 * 20 * 3 * 16 * 16)
+    monkeypatch.setattr(caches, "available_memory", lambda: 2 * 20 * 3 * 16 * 16)
     loader = loader_of(colours, selection=of_classes(colours, [2]))
     assert loader.cache == "os"
     loader.set_selection(np.arange(21))
@@ -217,7 +217,7 @@ def test_a_refused_selection_changes_nothing(
     [
         ([-1, 4], ValueError, r"^`indices` must lie in \[0, 120\)"),
         ([4, 120], ValueError, r"^`indices` must lie in \[0, 120\)"),
-        ([], ValueError, "^`indices` must name at least one sample"),
+        ([], ValueError, "^`indices` is empty"),
         ([[1, 2]], ValueError, r"^`indices` must have shape \(M,\)"),
         ([True, False] * 60, TypeError, r"^`indices` must be integers; .*np\.flatnonzero"),
         ([0.5], TypeError, "^`indices` must be integers"),
@@ -256,9 +256,9 @@ def assert_unchanged(
 def test_ids_do_not_say_how_to_number_the_classes(colours: Any) -> None:
     selection = of_classes(colours, [2, 5])
     loader = loader_of(colours, selection=selection, relabel=True)
-    with pytest.raises(ValueError, match=r"^`selection` must be a Selection .*of_indices"):
+    with pytest.raises(ValueError, match=r"needs a Selection.*of_indices"):
         loader.set_selection([1, 2])
-    with pytest.raises(ValueError, match=r"^`selection` must be a Selection"):
+    with pytest.raises(ValueError, match=r"needs a Selection"):
         loader.indices = [1, 2]
     assert loader.selection is selection
     ids, labels = samples_of(loader, colours)
@@ -295,7 +295,7 @@ def test_a_filtered_loader_numbers_its_classes_itself(colours: Any) -> None:
     parent.set_selection(other)
     labels = np.concatenate([labels.numpy().ravel() for _, labels, *_ in child])
     assert labels.tolist() == [1] * len(child.indices)
-    with pytest.raises(ValueError, match="`selection` must be a Selection"):
+    with pytest.raises(ValueError, match="needs a Selection"):
         child.set_selection([1, 2])
     child.set_selection(other)
     labels = np.concatenate([labels.numpy().ravel() for _, labels, *_ in child])

@@ -353,7 +353,7 @@ def test_no_room_is_an_error_that_says_what_to_do(
     before = descriptors()
     with monkeypatch.context() as patch:
         patch.setattr(os, "posix_fallocate", full)
-        found = rf"`cache` must fit; got {SIZE} bytes for \"ram\", which {folder} has no room for"
+        found = rf"no room for cache=\"ram\": it needs {SIZE} bytes in {folder}"
         with pytest.raises(OSError, match=rf"{found}.*--shm-size.*\"os\" or \"extents\"") as raised:
             shared_bytes(SIZE, not_called, "a")
     assert raised.value.errno == code

@@ -134,13 +134,13 @@ def test_random_views_are_numbered_in_turn() -> None:
 
 
 def test_no_views_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"^`views` must give each output a decoder of its own"):
+    with pytest.raises(ValueError, match=r"^`views` must give each output its own decoder"):
         view_pipelines({}, nothing)
 
 
 def test_one_decoder_for_two_views_is_refused() -> None:
     decoder = RandomResizedCropRGBImageDecoder((8, 8))
-    with pytest.raises(ValueError, match=r"^`views` must give each output a decoder of its own"):
+    with pytest.raises(ValueError, match=r"^`views` must give each output its own decoder"):
         view_pipelines({"image": decoder, "image_2": decoder}, nothing)
 
 

@@ -1,1 +1,41 @@
-"""Caches: where the bytes of the retained samples are while an epoch runs."""
+"""Caches: where the bytes of the retained samples are kept during an epoch.
+
+A module of this folder that defines a class `Cache` is a cache, called by the module's name.
+`base` holds the interface.
+"""
+
+from importlib import import_module
+from pkgutil import iter_modules
+from typing import Any
+
+from ...validate import check_choice
+from ..reading.extents import RetainedExtents
+from ..reading.file_reader import FileReader
+from ..reading.memory_limit import available_memory
+from .base import BaseCache
+
+CACHES = tuple(module.name for module in iter_modules(__path__) if module.name != "base")
+
+
+def cache_name(cache: str | None, os_cache: bool | None) -> str:
+    """Return the cache that the caller asks for, by our argument or by ffcv's `os_cache`."""
+    if cache is None:
+        return "auto" if os_cache is None else "os" if os_cache else "extents"
+    return check_choice("cache", cache, (*CACHES, "auto"))
+
+
+def choose_cache(extents: RetainedExtents) -> str:
+    """Return the cache that "auto" stands for.
+
+    Bytes that fit into half of the memory stay in the system's page cache, where all processes
+    share them and nothing is copied. For more, reading only the coming batches is best.
+    """
+    return "os" if extents.num_bytes <= available_memory() // 2 else "extents"
+
+
+def open_cache(
+    name: str, reader: FileReader, extents: RetainedExtents, **options: Any
+) -> BaseCache:
+    """Open the cache called `name`, one of `CACHES`, with the arguments of `BaseCache`."""
+    cache: BaseCache = import_module(f".{name}", __name__).Cache(reader, extents, **options)
+    return cache

@@ -1,1 +1,1 @@
-"""Image decoders for crops and views."""
+"""Decoders of images for crops and views."""

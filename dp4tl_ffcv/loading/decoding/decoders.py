@@ -1,8 +1,8 @@
-"""Decoders of images that decode, crop, mirror and resize in one pass.
+"""Image decoders that decode, crop, mirror and resize in one pass.
 
-They take the place of ffcv's decoders of the same names: the crops depend on the sample, the epoch
-and the loader's seed alone, not on the threads; what cannot be decoded is an error that names the
-sample; scratch memory is kept per thread.
+They replace ffcv's decoders of the same names. Crops depend only on the sample, the epoch and the
+loader's seed, not on the number of threads. An image that cannot be decoded raises an error that
+names the sample. Scratch memory is allocated per thread.
 """
 
 from abc import abstractmethod
@@ -15,6 +15,8 @@ from ffcv.fields.rgb_image import SimpleRGBImageDecoder
 from ffcv.pipeline.allocation_query import AllocationQuery
 from ffcv.pipeline.state import State
 from numba import prange
+from numba.core.imputils import impl_ret_borrowed
+from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from ...beton.format import IMAGE_MODES
@@ -29,17 +31,17 @@ from .workspace import NO_BYTES, WRONG_LENGTH, aligned
 
 _JPEG = next(number for number, mode in IMAGE_MODES.items() if mode == "jpg")
 
-# What compiled code is told of a crop: a row of numbers, so that all decoders share one function.
+# Columns of a crop's parameters: numbers in an array, so that all decoders share compiled code.
 _RANDOM, _SCALE, _RATIO, _FLIP, _VIEW, _COLUMNS = 0, 1, 3, 5, 6, 7
 _MOST_VIEWS = 1 << 20
-_BOX_BYTES = 5 * 8  # top, left, height, width and whether it is mirrored, as int64
+_BOX_BYTES = 5 * 8  # top, left, height, width and a flag for mirroring, as int64
 
 
 class CropDecoder(SimpleRGBImageDecoder):
-    """Decoder of a crop, resized with the area filter to `output_size`.
+    """Decoder of a crop, resized to `output_size` with the area filter.
 
     Args:
-        output_size: height and width of what it yields, in pixels. It may be set between epochs.
+        output_size: height and width of the result, in pixels. It may be set between epochs.
     """
 
     def __init__(self, output_size: tuple[int, int]) -> None:
@@ -48,7 +50,7 @@ class CropDecoder(SimpleRGBImageDecoder):
 
     @property
     def output_size(self) -> tuple[int, int]:
-        """Height and width of what it yields, in pixels."""
+        """Height and width of the result, in pixels."""
         return self._output_size
 
     @output_size.setter
@@ -59,21 +61,21 @@ class CropDecoder(SimpleRGBImageDecoder):
     @property
     @abstractmethod
     def crop(self) -> NDArray[np.float64]:
-        """How to crop, in the columns that `_choose_boxes` reads."""
+        """Parameters of the crop, for `_choose_boxes`."""
 
     def scratch_bytes(self, max_height: int, max_width: int) -> int:
-        """Return the memory that a thread needs for images of at most this size."""
+        """Return the scratch bytes of a thread for images of at most this size."""
         return scratch_bytes((self,), max_height, max_width)
 
     def declare_state_and_memory(self, previous_state: State) -> tuple[State, Any]:
-        """Ask ffcv for the memory of the results alone."""
+        """Ask ffcv for the memory of the results."""
         height, width = self.output_size
         shape, dtype = (height, width, 3), np.dtype("<u1")
         state = replace(previous_state, jit_mode=True, shape=shape, dtype=dtype)
         return state, AllocationQuery(shape, dtype)
 
     def generate_code(self) -> Callable[..., Any]:
-        """Return the function that ffcv calls."""
+        """Return the function that ffcv calls for each batch."""
         decode_crops = crops_decoder((self,))
 
         @precompiled
@@ -87,15 +89,15 @@ class CropDecoder(SimpleRGBImageDecoder):
 class RandomResizedCropRGBImageDecoder(CropDecoder):
     """Decoder of a random crop, as for `torchvision.transforms.RandomResizedCrop`.
 
-    The crop of a sample is `dp4tl_ffcv.kernels.random_crops` of the loader's seed, the epoch and
-    the sample's id.
+    `dp4tl_ffcv.kernels.random_crops` draws the crop from the loader's seed, the epoch and the
+    sample's id.
 
     Args:
-        output_size: height and width of what it yields, in pixels. It may be set between epochs.
-        scale: smallest and largest area of the crop, as shares of the image.
+        output_size: height and width of the result, in pixels. It may be set between epochs.
+        scale: smallest and largest area of the crop, as fractions of the image.
         ratio: smallest and largest width / height of the crop.
-        flip: probability of mirroring it, which costs nothing here.
-        view: number of the crop, where one image gives several: others are drawn for each.
+        flip: probability of mirroring the crop, at no cost.
+        view: number of the crop, for images with several: each view draws its own crop.
 
     Yields uint8 `(B, height, width, 3)`.
 
@@ -119,15 +121,15 @@ class RandomResizedCropRGBImageDecoder(CropDecoder):
 
     @property
     def crop(self) -> NDArray[np.float64]:
-        """How to crop, in the columns that `_choose_boxes` reads."""
+        """Parameters of the crop, for `_choose_boxes`."""
         return np.array([1.0, *self.scale, *self.ratio, self.flip, self.view])
 
 
 class CenterCropRGBImageDecoder(CropDecoder):
-    """Decoder of the square in the centre.
+    """Decoder of the square in the centre of the image.
 
     Args:
-        output_size: height and width of what it yields, in pixels. It may be set between epochs.
+        output_size: height and width of the result, in pixels. It may be set between epochs.
         ratio: side of the crop / shorter side of the image.
 
     Yields uint8 `(B, height, width, 3)`.
@@ -142,14 +144,14 @@ class CenterCropRGBImageDecoder(CropDecoder):
 
     @property
     def crop(self) -> NDArray[np.float64]:
-        """How to crop, in the columns that `_choose_boxes` reads."""
+        """Parameters of the crop, for `_choose_boxes`."""
         crop = np.zeros(_COLUMNS)
         crop[_RATIO] = self.ratio
         return crop
 
 
 def scratch_bytes(decoders: Sequence[CropDecoder], max_height: int, max_width: int) -> int:
-    """Return the memory that a thread of `crops_decoder` needs for images of at most this size."""
+    """Return the scratch bytes of a thread of `crops_decoder` for images of at most this size."""
     resizing = max(
         int(resize_scratch_bytes(max_height, max_width, *decoder.output_size))
         for decoder in decoders
@@ -160,10 +162,10 @@ def scratch_bytes(decoders: Sequence[CropDecoder], max_height: int, max_width: i
 
 
 def crops_decoder(decoders: Sequence[CropDecoder]) -> Callable[..., None]:
-    """Return what decodes each image of a batch once, for the crops of all `decoders`.
+    """Return a function that decodes each image of a batch once, for the crops of all `decoders`.
 
-    It takes the batch's sample ids, a destination `(B, height, width, 3)` for each decoder, the
-    image field's metadata and the state of `EpochMemory`.
+    Its arguments are the batch's sample ids, a destination `(B, height, width, 3)` for each
+    decoder, the metadata of the image field and the state of `EpochMemory`.
     """
     crops = np.stack([decoder.crop for decoder in decoders])
 
@@ -176,36 +178,59 @@ def crops_decoder(decoders: Sequence[CropDecoder]) -> Callable[..., None]:
 @compiled(parallel=True)
 def _decode_batch(batch: Any, destinations: Any, metadata: Any, state: Any, crops: Any) -> None:
     data, places, ptrs, sizes, counter, scratch, failures = state
+    # The work is in another function, since numba compiles parallel code several times.
+    for thread in prange(len(failures)):
+        extents = (data, places, ptrs, sizes)
+        share = np.int64(thread)
+        _decode_share(
+            share, batch, destinations, metadata, extents, counter, scratch, failures, crops
+        )
+
+
+@compiled()
+def _decode_share(
+    thread: Any,
+    batch: Any,
+    destinations: Any,
+    metadata: Any,
+    extents: Any,
+    counter: Any,
+    scratch: Any,
+    failures: Any,
+    crops: Any,
+) -> None:
+    """Decode the images of one thread."""
+    data, places, ptrs, sizes = extents
     num_threads, boxes_bytes = len(failures), len(crops) * _BOX_BYTES
-    for thread in prange(num_threads):
-        boxes = scratch[thread, :boxes_bytes].view(np.int64).reshape((-1, 5))
-        memory = scratch[thread, aligned(boxes_bytes) :]
-        first, last = thread * len(batch) // num_threads, (thread + 1) * len(batch) // num_threads
-        for position in range(first, last):
-            sample = batch[position]
-            image = metadata[sample]
-            height, width = np.int64(image["height"]), np.int64(image["width"])
-            stored = bytes_at(image["data_ptr"], data, places, ptrs, sizes)
-            _choose_boxes(crops, counter, sample, height, width, boxes)
-            if image["mode"] == _JPEG:
-                status = _crop_jpeg(stored, height, width, boxes, memory, destinations, position)
-            else:
-                status = _crop_raw(stored, height, width, boxes, memory, destinations, position)
-            if status != 0:
-                failures[thread, 0] = sample
-                failures[thread, 1] = status
+    boxes = scratch[thread, :boxes_bytes].view(np.int64).reshape((-1, 5))
+    memory = scratch[thread, aligned(boxes_bytes) :]
+    first, last = thread * len(batch) // num_threads, (thread + 1) * len(batch) // num_threads
+    for position in range(first, last):
+        sample = batch[position]
+        image = metadata[sample]
+        height, width = np.int64(image["height"]), np.int64(image["width"])
+        stored = bytes_at(image["data_ptr"], data, places, ptrs, sizes)
+        _choose_boxes(crops, counter, sample, height, width, boxes)
+        if image["mode"] == _JPEG:
+            status = _crop_jpeg(stored, height, width, boxes, memory, destinations, position)
+        else:
+            status = _crop_raw(stored, height, width, boxes, memory, destinations, position)
+        if status != 0:
+            failures[thread, 0] = sample
+            failures[thread, 1] = status
 
 
 @compiled()
 def _crop_raw(
     data: Any, height: Any, width: Any, boxes: Any, scratch: Any, destinations: Any, position: Any
 ) -> Any:
-    """Make every crop of an image stored as pixels; return 0, or what is wrong with it."""
+    """Make every crop of an image stored as pixels; return 0 or a failure."""
     size = 3 * height * width
     if data.size != size or size == 0:
         return NO_BYTES if data.size == 0 else WRONG_LENGTH
     pixels = data.reshape((height, width, 3))
-    _resize_boxes(pixels, 0, 0, boxes, destinations, position, scratch)
+    zero = np.int64(0)
+    _resize_boxes(pixels, zero, zero, boxes, destinations, position, scratch)
     return 0
 
 
@@ -219,26 +244,40 @@ def _crop_jpeg(
     destinations: Any,
     position: Any,
 ) -> Any:
-    """Make every crop of a JPEG, and decode no more; return 0, or what is wrong with it."""
+    """Make every crop of a JPEG, decoding the part that holds them; return 0 or a failure."""
     if data.size == 0 or height * width == 0:
         return NO_BYTES if data.size == 0 else WRONG_SIZE
-    top, left = boxes[:, 0].min(), boxes[:, 1].min()
-    rows = (boxes[:, 0] + boxes[:, 2]).max() - top
-    columns = (boxes[:, 1] + boxes[:, 3]).max() - left
+    # A loop: numba takes a second to compile the minima and maxima of columns.
+    top, left, bottom, right = height, width, np.int64(0), np.int64(0)
+    for box in boxes:
+        top, left = min(top, box[0]), min(left, box[1])
+        bottom, right = max(bottom, box[0] + box[2]), max(right, box[1] + box[3])
+    rows, columns = bottom - top, right - left
     size = 3 * rows * columns
     pixels = scratch[:size].reshape((rows, columns, 3))
     rest = scratch[aligned(size) :]
     status = decode_crop(data, height, width, top, left, rows, columns, rest, pixels)
     if status == 0:
-        _resize_boxes(pixels, top, left, boxes, destinations, position, rest)
+        _resize_boxes(_read_only(pixels), top, left, boxes, destinations, position, rest)
     return status
+
+
+def _as_read_only(_: Any, array: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return impl_ret_borrowed(context, builder, signature.return_type, args[0])  # type: ignore[no-untyped-call]
+
+    return array.copy(readonly=True)(array), generate
+
+
+# Returns an array as read-only, the type of raw images, so that `_resize_boxes` compiles once.
+_read_only: Any = intrinsic(_as_read_only)
 
 
 @compiled()
 def _resize_boxes(
     pixels: Any, top: Any, left: Any, boxes: Any, destinations: Any, position: Any, scratch: Any
 ) -> None:
-    """Resize the boxes of an image, of which `pixels` hold the part from `top` and `left` on."""
+    """Resize the boxes of an image; `pixels` hold the part that starts at `top` and `left`."""
     for view in range(len(boxes)):
         box = boxes[view]
         target = destinations[view][position]
@@ -251,7 +290,7 @@ def _resize_boxes(
 def _choose_boxes(
     crops: Any, counter: Any, sample: Any, height: Any, width: Any, boxes: Any
 ) -> None:
-    """Write top, left, height and width of a sample's crops, and whether each is mirrored."""
+    """Write top, left, height, width and the mirror flag of each crop of a sample to `boxes`."""
     seed, epoch = counter[0], counter[1]
     for row in range(len(crops)):
         crop, box = crops[row], boxes[row]

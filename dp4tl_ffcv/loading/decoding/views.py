@@ -1,4 +1,4 @@
-"""Several crops of one image from one decode, as self-supervised methods need them."""
+"""Several crops of each image from one decode, for self-supervised methods."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -17,13 +17,13 @@ from .decoders import CropDecoder, RandomResizedCropRGBImageDecoder, crops_decod
 def view_pipelines(
     views: Mapping[str, CropDecoder], steps: Callable[[], Sequence[Any]]
 ) -> dict[str, Any]:
-    """Return pipelines that yield several crops of each image, which is decoded once.
+    """Return pipelines that yield several crops of each image and decode each image once.
 
     Args:
-        views: a decoder for each output. The first output bears the name of the image field; the
-            others follow behind all fields in a batch. The `view` of random crops is set to their
-            place, so that each draws its own.
-        steps: makes the operations behind each decoder, anew for each.
+        views: a decoder for each output. The first output has the name of the image field; the
+            others come after all fields in a batch. The `view` of each random crop is set to its
+            position, so that each view draws its own crop.
+        steps: returns new operations that follow a decoder. Called once per view.
 
     Example:
         >>> crops = {"image": RandomResizedCropRGBImageDecoder((224, 224), flip=0.5),
@@ -33,20 +33,16 @@ def view_pipelines(
         >>> for first, second in loader: ...
 
     Raises:
-        TypeError: a decoder is none of this package's.
-        ValueError: there are no views, or one decoder is given twice.
+        TypeError: a decoder is not from this package.
+        ValueError: there are no views, or two views share a decoder.
     """
     decoders = list(views.values())
     if not decoders or len(set(map(id, decoders))) < len(decoders):
-        raise ValueError(
-            f"`views` must give each output a decoder of its own; got {dict(views)}. "
-            "Construct one for each."
-        )
+        raise ValueError(f"`views` must give each output its own decoder; got {dict(views)}.")
     for number, decoder in enumerate(decoders):
         if not isinstance(decoder, CropDecoder):
             raise TypeError(
-                f"`views` must hold decoders of dp4tl_ffcv; got {type(decoder)}. Import them "
-                "from there."
+                f"`views` must hold decoders of dp4tl_ffcv.loading; got {type(decoder)}."
             )
         if isinstance(decoder, RandomResizedCropRGBImageDecoder):
             decoder.view = number
@@ -62,23 +58,33 @@ def view_pipelines(
 
 
 class _ViewsDecoder(SimpleRGBImageDecoder):
-    """Decodes each image once for all views; yields a tuple of their batches."""
+    """Decodes each image once for all views; returns a tuple of their batches."""
 
     def __init__(self, decoders: Sequence[CropDecoder]) -> None:
         super().__init__()
         self.decoders = tuple(decoders)
 
+    @property
+    def output_size(self) -> tuple[int, int]:
+        """Height and width of the first view. Assigning a size sets it for all views."""
+        return self.decoders[0].output_size
+
+    @output_size.setter
+    def output_size(self, size: tuple[int, int]) -> None:
+        for decoder in self.decoders:
+            decoder.output_size = size
+
     def scratch_bytes(self, max_height: int, max_width: int) -> int:
-        """Return the memory that a thread needs for images of at most this size."""
+        """Return the scratch bytes of a thread for images of at most this size."""
         return scratch_bytes(self.decoders, max_height, max_width)
 
     def declare_state_and_memory(self, previous_state: State) -> tuple[State, Any]:
-        """Ask ffcv for the memory of each view."""
+        """Ask ffcv for the memory of all views."""
         declared = [decoder.declare_state_and_memory(previous_state) for decoder in self.decoders]
         return declared[0][0], tuple(memory for _, memory in declared)
 
     def generate_code(self) -> Callable[..., Any]:
-        """Return the function that ffcv calls."""
+        """Return the function that ffcv calls for each batch."""
         decode_crops = crops_decoder(self.decoders)
 
         @precompiled
@@ -90,7 +96,7 @@ class _ViewsDecoder(SimpleRGBImageDecoder):
 
 
 class _TakeView(Operation):
-    """Picks one view of those that a `_ViewsDecoder` yields."""
+    """Takes one view from the tuple of a `_ViewsDecoder`."""
 
     def __init__(self, decoder: _ViewsDecoder, number: int) -> None:
         super().__init__()
@@ -109,6 +115,6 @@ class _TakeView(Operation):
     def declare_state_and_memory(
         self, previous_state: State
     ) -> tuple[State, AllocationQuery | None]:
-        """Describe the view; it needs no memory of its own."""
+        """Describe the view. It needs no memory."""
         height, width = self._decoder.decoders[self._number].output_size
         return replace(previous_state, shape=(height, width, 3)), None

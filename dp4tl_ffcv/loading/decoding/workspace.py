@@ -1,33 +1,35 @@
-"""What the decoders of one epoch work with, and where they say that a sample failed."""
+"""Scratch memory of the decoders, and the record of samples that they failed to decode."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ...beton import BetonIndex
 from ...errors import BetonError
 from ...jpeg.crop import BAD_REQUEST, CORRUPT, NOT_A_JPEG, WRONG_SIZE
 from ...kernels.compiled import compiled
 
 ALIGNMENT = 64
-# What decoders report beside the failures of a JPEG.
+# Failures of raw images, in addition to those of JPEGs.
 NO_BYTES, WRONG_LENGTH = 101, 102
 _FAILURES = {
-    NOT_A_JPEG: "what is no JPEG",
-    WRONG_SIZE: "a JPEG of another size",
-    CORRUPT: "a damaged JPEG",
-    BAD_REQUEST: "an image that does not fit into the memory set aside",
-    NO_BYTES: "nothing",
-    WRONG_LENGTH: "more or fewer bytes than its pixels take",
+    NOT_A_JPEG: "is not a JPEG",
+    WRONG_SIZE: "is a JPEG of another size than its metadata say",
+    CORRUPT: "is a corrupt JPEG",
+    BAD_REQUEST: "does not fit into the memory for it",
+    NO_BYTES: "has no bytes",
+    WRONG_LENGTH: "has more or fewer bytes than its pixels take",
 }
 
 
 class Workspace:
-    """Memory for each thread, not for each sample.
+    """Scratch memory for each thread.
 
     Args:
-        num_threads: that decode at the same time.
-        num_bytes: of memory for each.
+        num_threads: number of threads that decode at the same time.
+        num_bytes: bytes of memory per thread.
     """
 
     def __init__(self, num_threads: int, num_bytes: int) -> None:
@@ -39,19 +41,48 @@ class Workspace:
 
     @property
     def state(self) -> tuple[NDArray[Any], ...]:
-        """What compiled decoders are given."""
+        """Arrays that compiled decoders take."""
         return self.scratch, self.failures
 
     def check(self, path: str) -> None:
-        """Raise BetonError if a sample could not be decoded; forget it then."""
+        """Raise BetonError if a sample could not be decoded, and clear the record."""
         failed = self.failures[self.failures[:, 0] >= 0]
         if len(failed):
             self.failures[:] = -1
             sample, status = failed[0].tolist()
             raise BetonError(
-                f"sample {sample} of {path!r} must hold the image that its metadata describe; got "
-                f"{_FAILURES[status]}. Leave it out of the selection, or write it again."
+                f"sample {sample} of {path!r} cannot be decoded: its image {_FAILURES[status]}. "
+                "Leave it out of the selection, or write the beton again."
             )
+
+
+def make_workspace(
+    decoders: Iterable[tuple[str, Any]],
+    index: BetonIndex,
+    samples: NDArray[np.int64],
+    num_threads: int,
+) -> Workspace:
+    """Return the scratch memory for the largest image among `samples`.
+
+    Args:
+        decoders: name of the field and decoder of each pipeline.
+        index: of the beton.
+        samples: ids of the retained samples.
+        num_threads: number of threads that decode at the same time.
+    """
+    num_bytes, height, width = 0, 0, 0
+    for field, decoder in decoders:
+        if hasattr(decoder, "scratch_bytes"):
+            images = index.column(field)[samples]
+            height, width = int(images["height"].max()), int(images["width"].max())
+            num_bytes = max(num_bytes, decoder.scratch_bytes(height, width))
+    try:
+        return Workspace(num_threads, num_bytes)
+    except MemoryError as error:
+        raise BetonError(
+            f"images of {height} x {width} pixels in {str(index.path)!r} do not fit into memory. "
+            "Check the metadata, or leave the largest images out."
+        ) from error
 
 
 @compiled()

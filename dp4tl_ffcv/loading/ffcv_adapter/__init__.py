@@ -1,1 +1,1 @@
-"""What ffcv's Loader requires: memory manager, reader, pipelines, compilation, iterator."""
+"""The interfaces that ffcv's Loader requires: reader, memory manager, pipelines, iterator."""

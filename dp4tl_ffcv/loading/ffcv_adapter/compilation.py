@@ -1,9 +1,9 @@
 """Compile each pipeline function once per process instead of once per Loader.
 
-ffcv hands fresh closures to numba whenever a Loader is built, which costs seconds each time. Two
-closures with the same code that read the same constants, from around them or from their modules,
-compile to the same machine code, so the first one's is used again. Functions that read anything
-else are compiled as ffcv would.
+ffcv hands new closures to numba whenever a Loader is built, which costs seconds each time. Two
+closures with equal code that read equal constants, from their cells or their modules, compile to
+the same machine code, so the second closure takes the first one's. Functions that read anything
+else are compiled every time, as in ffcv.
 """
 
 import ctypes
@@ -13,9 +13,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+import numba
 import numpy as np
 from ffcv.pipeline.compiler import Compiler
 from numba.core.dispatcher import Dispatcher
+
+from ...validate import resolve_num_workers
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), np.generic, np.dtype)
 _BY_IDENTITY = (
@@ -24,36 +27,45 @@ _BY_IDENTITY = (
     types.BuiltinFunctionType,
     ctypes._CFuncPtr,  # type: ignore[attr-defined]  # documented, but not in the stub
 )
-# Packages whose attributes nobody changes; of others numba may have compiled in an old value.
+# Packages whose attributes never change. In code that reads another package's attributes, numba may
+# have compiled an old value.
 _FIXED_PACKAGES = {"cmath", "ctypes", "math", "numba", "numpy", "random"}
 
 _PRECOMPILED = "dp4tl_precompiled"
 
-# Entries live as long as the process: they are small, and every Loader uses them.
+# Kept for the whole process: entries are small, and every Loader uses them.
 _compiled: dict[Any, Any] = {}
 _lock = threading.RLock()
 
 
 class _NotAConstantError(Exception):
-    """A function reads an object that may change: it must be compiled anew."""
+    """A function reads an object that may change, so it must be compiled again."""
 
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def precompiled(function: Function) -> Function:
-    """Mark an operation's function that calls compiled code, to be left as it is.
+    """Mark a function that ffcv must not compile, since it only calls compiled code.
 
-    Such code is a function of a module, so that numba keeps it on disk: no process but the first
-    compiles it.
+    The compiled code belongs to a module, so that numba keeps it on disk for later processes.
     """
     setattr(function, _PRECOMPILED, True)
     return function
 
 
+def num_threads(num_workers: int | None) -> int:
+    """Return the number of threads for ffcv's `num_workers`, at most as many as numba has.
+
+    None and ffcv's values below 1 take all cores, shared among the processes of this machine.
+    """
+    wanted = resolve_num_workers(None if num_workers is None or num_workers < 1 else num_workers)
+    return min(wanted, int(numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
+
+
 @contextmanager
 def shared_compilation() -> Iterator[None]:
-    """Within the block, `Compiler.compile` returns functions that were compiled before."""
+    """Make `Compiler.compile` reuse compiled functions within the block."""
     with _lock:
         original = Compiler.__dict__["compile"]
 
@@ -65,7 +77,7 @@ def shared_compilation() -> Iterator[None]:
                 return original.__get__(None, cls)(code, signature)
 
             try:
-                # The compiler's settings decide what the same code compiles to.
+                # Equal code compiles differently under other settings of the compiler.
                 settings = (
                     cls.is_enabled,
                     cls.num_threads > 1,
@@ -86,7 +98,7 @@ def shared_compilation() -> Iterator[None]:
 
 
 def _function_key(function: Any, around: tuple[Any, ...] = ()) -> Any:
-    """Describe a function by its code and everything that numba compiles into it."""
+    """Return a key of a function's code and of every value that numba compiles into it."""
     if not isinstance(function, types.FunctionType):
         return _constant_key(function, around)
     if function in around:
@@ -101,7 +113,7 @@ def _function_key(function: Any, around: tuple[Any, ...] = ()) -> Any:
 
 
 def _names(code: types.CodeType) -> list[str]:
-    """List the names that a code object reads: globals, and attributes of anything."""
+    """List the names that a code object reads: globals and attributes."""
     inner = [
         name for part in code.co_consts if isinstance(part, types.CodeType) for name in _names(part)
     ]
@@ -123,7 +135,7 @@ def _constant_key(value: Any, around: tuple[Any, ...]) -> Any:
 
 
 def _is_fixed(value: Any) -> bool:
-    """Say whether a value is a module, or a function, of a package that nobody changes."""
+    """Return whether a value is a module or a function of a package that never changes."""
     is_module = isinstance(value, types.ModuleType)
     home = value.__name__ if is_module else getattr(value, "__module__", None)
     return (is_module or callable(value)) and str(home).split(".")[0] in _FIXED_PACKAGES

@@ -1,4 +1,7 @@
-"""One epoch's batches, whose background thread never fails in silence nor outlives its use."""
+"""The batches of one epoch, made by a background thread.
+
+Errors of the thread are raised in the training loop, and the thread stops when the loop is left.
+"""
 
 import threading
 from collections.abc import Iterator
@@ -16,16 +19,16 @@ from .compilation import shared_compilation
 
 
 class _ClosedError(Exception):
-    """The consumer has left: no further batch is wanted."""
+    """The training loop was left: no more batches are needed."""
 
 
 class _CheckedThread(EpochIterator):
-    """ffcv's loading thread, which keeps its error for the consumer instead of hanging."""
+    """ffcv's loading thread. It keeps its error for the training loop instead of hanging."""
 
     def __init__(self, loader: Any, order: NDArray[Any]) -> None:
         self.error: BaseException | None = None
         self._open = False
-        # By slot: the copy of its batch within the pipeline, and the loop's work on that batch.
+        # By slot: events after the pipeline's copy of the batch, and after the loop's work on it.
         self._copied: dict[int, torch.cuda.Event] = {}
         self._used: dict[int, torch.cuda.Event] = {}
         self._taken = 0
@@ -34,7 +37,7 @@ class _CheckedThread(EpochIterator):
             with shared_compilation():
                 super().__init__(loader, order)
         except BaseException:
-            if context := self.__dict__.get("memory_context"):  # it may read already
+            if context := self.__dict__.get("memory_context"):  # reading has started
                 context.__exit__(None, None, None)
             raise
         self._open = True
@@ -45,23 +48,23 @@ class _CheckedThread(EpochIterator):
             super().run()
         except _ClosedError:
             pass
-        except BaseException as error:  # whatever it is belongs to the training loop
+        except BaseException as error:  # raised in the training loop
             self.error = error
             self.output_queue.put(None)
 
     def run_pipeline(self, number: int, ids: Any, slot: int, used: Any) -> Any:
-        """Make one batch, unless nobody wants it any more."""
+        """Make one batch, unless the epoch was closed."""
         if self.terminate_event.is_set():
             raise _ClosedError
         self._batch = number, ids
-        # ffcv lets the GPU wait for the buffers, not the CPU: copies of what is in this slot's
-        # pinned memory, by the pipeline or the loop, may still be to come when the GPU is behind.
+        # In ffcv only the GPU waits for a slot's buffers. While the GPU lags behind, copies from
+        # this slot's pinned memory may be outstanding, so that the CPU must wait for them too.
         for events in (self._copied, self._used):
             if slot in events:
                 events[slot].synchronize()
         try:
             result = super().run_pipeline(number, ids, slot, used)
-        except StopIteration as error:  # which ffcv would take for the end of the epoch
+        except StopIteration as error:  # ffcv would end the epoch
             raise RuntimeError("an operation raised StopIteration") from error
         self.memory_context.check()
         if self.cuda_streams[slot] is not None:
@@ -69,7 +72,7 @@ class _CheckedThread(EpochIterator):
         return result
 
     def __next__(self) -> Any:
-        """Return the next batch; whatever uses the one before has been submitted by now."""
+        """Return the next batch. The loop has submitted its work on the last one by now."""
         slots = len(self.cuda_streams)
         if self._taken and self.cuda_streams[0] is not None:
             self._used[(self._taken - 1) % slots] = _event_on(torch.cuda.current_stream())
@@ -78,54 +81,52 @@ class _CheckedThread(EpochIterator):
         return result
 
     def failure(self) -> BaseException | None:
-        """Return what the training loop is to raise, if anything."""
-        if self.error is None or isinstance(self.error, BetonError):  # that names its sample
+        """Return the error to raise in the training loop, if any."""
+        if self.error is None or isinstance(self.error, BetonError):  # it names the sample
             return self.error
         number, ids = self._batch
         samples = np.array2string(np.asarray(ids), threshold=8, separator=", ")
-        failure = RuntimeError(
-            f"the loading thread failed at batch {number}, samples {samples}: {self.error}"
-        )
+        failure = RuntimeError(f"loading failed at batch {number}, samples {samples}: {self.error}")
         failure.__cause__ = self.error
         return failure
 
     def close(self) -> None:
-        """Stop the thread, wait until it has, then release the memory context; once."""
+        """Stop the thread and wait for it, then release the memory context."""
         if not self._open:
             return
         self.terminate_event.set()
         if threading.current_thread() is self:
-            return  # collected as garbage from within; there is nobody left to wait
+            return  # garbage-collected by the thread itself, which cannot wait for itself
         while self.is_alive():
-            with suppress(Empty):  # the thread may be waiting for room, with the end mark above all
+            with suppress(Empty):  # the thread may wait for room in the queue
                 self.output_queue.get_nowait()
             self.join(0.01)
         self._open = False
-        # Only now: a page that is asked for after this would never be read.
+        # After the thread has ended: it would wait forever for bytes that nobody reads.
         self.memory_context.__exit__(None, None, None)
 
 
 def _event_on(stream: Any) -> torch.cuda.Event:
-    """Record an event that can be waited for without keeping a core busy."""
+    """Record an event. Waiting for it does not keep a core busy."""
     event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
     event.record(stream)
     return event
 
 
 class EpochBatches(Iterator[Any]):
-    """The batches of one epoch. Leaving a loop early, or dropping this, stops the thread."""
+    """Iterator of one epoch. Leaving the loop, or deleting the iterator, stops the thread."""
 
     def __init__(self, loader: Any, order: NDArray[Any]) -> None:
         self._thread: _CheckedThread | None = None
         if not len(order) and not loader.drop_last:
             raise ValueError(
-                f"`order` must leave a sample to every rank; got none of {len(loader.indices)} for "
-                "this one. Use fewer ranks, or an order that pads."
+                f"this rank gets none of the {len(loader.indices)} samples. Use fewer ranks, or an "
+                "order that pads."
             )
         if not len(order):
             raise ValueError(
-                f"`batch_size` must be at most the number of samples with `drop_last`; got "
-                f"{loader.batch_size} for {len(loader.indices)} samples. Pass drop_last=False."
+                f"`batch_size` {loader.batch_size} is more than the {len(loader.indices)} samples, "
+                "and `drop_last` drops the only batch. Pass drop_last=False."
             )
         self._thread = _CheckedThread(loader, order)
 
@@ -148,7 +149,7 @@ class EpochBatches(Iterator[Any]):
             self._thread = None
 
     def join(self, timeout: float | None = None) -> None:
-        """Wait for the background thread, as on ffcv's own iterator."""
+        """Wait for the background thread, as ffcv's iterator does."""
         if self._thread is not None:
             self._thread.join(timeout)
 

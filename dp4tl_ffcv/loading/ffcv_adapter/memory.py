@@ -1,7 +1,7 @@
-"""What ffcv calls a memory manager: how compiled code gets from an address to a sample's bytes.
+"""A memory manager for ffcv: it gives compiled code the bytes at an address of the file.
 
 ffcv's own managers build Python sets of all samples and pages of the file, and edit type objects
-that numba shares (see `beton.ffcv_types`). Neither happens here.
+that numba shares (see `ffcv_import`). This one does neither.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,15 +15,15 @@ from numpy.typing import NDArray
 
 from ...beton import BetonIndex
 from ...kernels.compiled import compiled
-from ..caches.base import Cache, EpochReads
+from ..caches.base import BaseCache, EpochReads
 from ..decoding.workspace import Workspace
 
 
 @compiled()
 def bytes_at(address: Any, data: Any, places: Any, ptrs: Any, sizes: Any) -> Any:
-    """Return the bytes of the extent that starts at `address` of the file.
+    """Return the bytes of a sample that start at `address` of the file.
 
-    There are none where nothing is retained, or where nothing has been read yet.
+    The result is empty for addresses that are not retained or not in memory.
     """
     row = np.searchsorted(ptrs, address)
     if row == len(ptrs) or ptrs[row] != address or places[row] < 0:
@@ -32,38 +32,38 @@ def bytes_at(address: Any, data: Any, places: Any, ptrs: Any, sizes: Any) -> Any
 
 
 class RetainedMemory(MemoryManager):
-    """The bytes of the retained samples, through a cache.
+    """Memory manager that reads the retained samples through a cache.
 
     Args:
-        index: of the beton.
-        cache: where the bytes are.
-        seed: of everything that is drawn per sample.
-        make_workspace: gives the decoders what they need in an epoch.
+        index: index of the beton.
+        cache: cache of the retained samples.
+        seed: seed of what decoders draw per sample.
+        make_workspace: returns the scratch memory of the decoders for an epoch.
     """
 
     def __init__(
         self,
         index: BetonIndex,
-        cache: Cache,
+        cache: BaseCache,
         seed: int,
         make_workspace: Callable[[], Workspace],
     ) -> None:
-        # Not the parent's constructor: see above.
+        # ffcv's constructor is not called: see above.
         self.cache = cache
         self.epoch = 0
         self.window_size = 1
-        """Samples whose reads are planned together, a multiple of the batch size."""
+        """Number of samples that are read together, a multiple of the batch size."""
         self.make_workspace = make_workspace
         self._index = index
         self._seed = seed
 
     def schedule_epoch(self, batches: Sequence[NDArray[Any]]) -> "EpochMemory":
-        """Return the context in which these batches are loaded."""
+        """Return a context manager for an epoch of these batches."""
         counter = np.array([self._seed, self.epoch], dtype=np.uint64)
         return EpochMemory(self, batches, counter)
 
     def compile_reader(self) -> Callable[..., Any]:
-        """Return the compiled function from a byte offset to the bytes stored there."""
+        """Return the compiled function that returns the bytes at an address."""
 
         def read(address: Any, state: Any) -> Any:
             return bytes_at(address, state[0], state[1], state[2], state[3])
@@ -72,12 +72,12 @@ class RetainedMemory(MemoryManager):
 
     @property
     def state_type(self) -> None:
-        """Numba infers the type of the state; ffcv's base class asks for this property."""
+        """None: numba infers the type. ffcv's base class asks for this property."""
         return None
 
     @cached_property
     def page_to_samples(self) -> dict[int, set[int]]:
-        """Samples of each page, for orders written for ffcv's own managers; slow to make."""
+        """Samples of each page, for orders written for ffcv's own managers. Slow."""
         pages, starts, samples = self._index.page_table
         groups = np.split(samples, starts[1:-1])
         return {
@@ -86,12 +86,12 @@ class RetainedMemory(MemoryManager):
 
 
 class EpochMemory(MemoryContext):
-    """One epoch's reads, and what its decoders work with.
+    """The reads and the scratch memory of one epoch.
 
     Args:
-        manager: whose cache is read.
+        manager: memory manager of the loader.
         batches: sample ids of each batch.
-        counter: seed and epoch, of what is drawn per sample.
+        counter: seed and epoch, from which decoders draw crops.
     """
 
     def __init__(
@@ -101,14 +101,14 @@ class EpochMemory(MemoryContext):
         counter: NDArray[np.uint64],
     ) -> None:
         self._manager = manager
-        self._cache: Cache = manager.cache  # the manager's may be another before the epoch ends
+        self._cache: BaseCache = manager.cache  # the manager may get another cache during the epoch
         self._batches = batches
         self._counter = counter
         self._reads: EpochReads | None = None
         self._workspace: Workspace | None = None
 
     def __enter__(self) -> "EpochMemory":
-        """Begin to read."""
+        """Start reading."""
         self._workspace = self._manager.make_workspace()
         order = np.concatenate(self._batches).astype(np.int64)
         self._reads = self._cache.start(order, self._manager.window_size)
@@ -116,15 +116,15 @@ class EpochMemory(MemoryContext):
 
     @property
     def state(self) -> tuple[NDArray[Any], ...]:
-        """What compiled code is given; `read` and the decoders know the order."""
+        """Arrays for compiled code, in the order that `bytes_at` and the decoders expect."""
         if self._reads is None or self._workspace is None:
-            raise RuntimeError("`state` must be asked for inside of the context. Enter it first.")
+            raise RuntimeError("`state` exists only within the epoch's `with` block.")
         extents = self._cache.extents
         tables = (self._reads.data, self._reads.places, extents.ptrs, extents.sizes)
         return *tables, self._counter, *self._workspace.state
 
     def start_batch(self, batch: int) -> None:
-        """Wait until the bytes of a batch are there."""
+        """Wait until the bytes of a batch are in memory."""
         if self._reads is not None:
             self._reads.wait(batch * len(self._batches[0]))
 
@@ -134,7 +134,7 @@ class EpochMemory(MemoryContext):
             self._workspace.check(self._cache.reader.path)
 
     def __exit__(self, *_: object) -> None:
-        """Stop reading; once."""
+        """Stop reading."""
         if self._reads is not None:
             self._reads.stop()
             self._reads = None

@@ -1,4 +1,4 @@
-"""The caller's pipelines: copied before ffcv takes them apart, and with new labels if asked."""
+"""Copies of the caller's pipelines, with `RemapLabel` inserted if the loader relabels."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -12,7 +12,7 @@ from ..labels import RemapLabel
 
 
 def copy_pipelines(pipelines: Mapping[str, Any]) -> dict[str, Any]:
-    """Copy what ffcv would otherwise take apart; the operations themselves stay the caller's."""
+    """Copy the lists, which ffcv would modify, but not the operations in them."""
     copies: dict[str, Any] = {}
     for name, spec in pipelines.items():
         if isinstance(spec, PipelineSpec):
@@ -24,17 +24,17 @@ def copy_pipelines(pipelines: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def insert_remap(pipelines: dict[str, Any], selection: Selection | None) -> RemapLabel:
-    """Put a `RemapLabel` behind the decoder of the selection's label field, and return it."""
+    """Insert a `RemapLabel` after the decoder of the selection's label field, and return it."""
     if selection is None:
-        raise ValueError("`relabel` must come with a `selection`; got none. Pass one.")
+        raise ValueError("`relabel` needs a `selection`, which numbers the classes.")
     name = selection.label_field
     steps = pipelines.get(name, [])
     if steps == []:  # ffcv's default
         steps = [IntDecoder(), ToTensor()]
     if not isinstance(steps, list):
         raise ValueError(
-            f"`pipelines` must give {name!r} a list of operations for `relabel`; got {steps!r}. "
-            "Put RemapLabel into your own pipeline instead."
+            f"`relabel` needs a list of operations for {name!r} in `pipelines`; got {steps!r}. "
+            "Put RemapLabel into your pipeline instead."
         )
     remap = RemapLabel(selection)
     at = 1 if isinstance(steps[0], IntDecoder) else 0
@@ -43,14 +43,14 @@ def insert_remap(pipelines: dict[str, Any], selection: Selection | None) -> Rema
 
 
 def pipeline_specs(pipelines: Mapping[str, Any], fields: Iterable[str]) -> dict[str, PipelineSpec]:
-    """Describe each output: the fields in their order, but for disabled ones, then all others."""
+    """Return the spec of each output: first the enabled fields in their order, then the others."""
     given = {name: _spec(name, steps) for name, steps in copy_pipelines(pipelines).items()}
     fields = list(fields)
     for name, spec in given.items():
         if spec is not None and isinstance(spec.source, str) and spec.source not in fields:
             raise ValueError(
-                f"`pipelines` must start from the fields {', '.join(fields)}; got {spec.source!r} "
-                f"for {name!r}. Name a field, or give a PipelineSpec with another source."
+                f"`pipelines` has {name!r}, which reads the field {spec.source!r}; the fields are "
+                f"{', '.join(fields)}. Name a field, or pass a PipelineSpec with a source."
             )
     specs = {name: given[name] if name in given else PipelineSpec(name) for name in fields}
     return {name: spec for name, spec in {**specs, **given}.items() if spec is not None}
@@ -62,6 +62,6 @@ def _spec(name: str, steps: Any) -> PipelineSpec | None:
     if isinstance(steps, list):
         return PipelineSpec(name, decoder=None, transforms=steps)
     raise ValueError(
-        f"`pipelines` must give {name!r} a PipelineSpec, operations or None; got {steps!r}. "
-        "Pass a list of operations."
+        f"`pipelines` must hold a list of operations, a PipelineSpec or None for {name!r}; got "
+        f"{steps!r}."
     )

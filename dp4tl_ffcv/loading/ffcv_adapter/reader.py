@@ -1,4 +1,4 @@
-"""ffcv's Reader over the tables of a `BetonIndex`, which are read and checked already."""
+"""ffcv's Reader on the tables of a `BetonIndex`, without reading them again."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,16 +9,16 @@ from ...beton import BetonIndex
 
 
 class IndexReader(Reader):
-    """What ffcv's pipelines ask of a file: its fields and their metadata."""
+    """The fields and metadata of a beton, as ffcv's pipelines expect them."""
 
     def __init__(self, index: BetonIndex, custom_fields: Mapping[str, Any]) -> None:
         self._index = index
         super().__init__(str(index.path), custom_fields)
 
     def read_metadata(self) -> None:
-        """Take over the metadata table, but for the addresses of what is empty.
+        """Take the metadata table, with address 0 for empty values.
 
-        ffcv's writer gives an empty value the address of what follows it, whose bytes its decoder
+        ffcv's writer gives an empty value the address of the next value, whose bytes ffcv's decoder
         would copy. Nothing is stored at address 0.
         """
         table = self._index.metadata
@@ -33,9 +33,9 @@ class IndexReader(Reader):
         self.metadata = table.view(self.metadata_type)
 
     def read_allocation_table(self) -> None:
-        """Leave the allocation table until somebody asks for it."""
+        """Do nothing: `alloc_table` reads the table when it is used."""
 
     @property
     def alloc_table(self) -> Any:
-        """The allocation table, read anew if it has been released."""
+        """The allocation table, read again if it was released."""
         return self._index.allocations

@@ -1,1 +1,1 @@
-"""What is read when: byte ranges, plans of an epoch, positional reads, shared memory."""
+"""Reading: byte ranges of the samples, the plan of an epoch, reads, shared memory."""

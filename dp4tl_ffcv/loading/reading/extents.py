@@ -1,4 +1,4 @@
-"""Which bytes of the file a loader may touch: the extents of its samples, in tables O(retained)."""
+"""The byte ranges of the retained samples, in tables of size O(retained)."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -16,33 +16,33 @@ _BLOCK = 1 << 15  # rows of the allocation table that are looked at together
 
 @dataclass(frozen=True, slots=True)
 class RetainedExtents:
-    """The extents of S samples: R rows in the order of the file."""
+    """The byte ranges of S samples: R rows in the order of the file."""
 
     ptrs: NDArray[np.uint64]
     """Byte offset in the file, `(R,)` ascending."""
     sizes: NDArray[np.int64]
-    """Bytes, `(R,)`."""
+    """Number of bytes, `(R,)`."""
     owners: NDArray[np.int64]
     """Sample id, `(R,)`."""
     samples: NDArray[np.int64]
     """Ids `(S,)`, ascending."""
     rows: NDArray[np.int64]
-    """Rows sample by sample: those of `samples[i]` are `rows[starts[i]:starts[i + 1]]`."""
+    """Rows sample by sample: `samples[i]` has the rows `rows[starts[i]:starts[i + 1]]`."""
     starts: NDArray[np.int64]
     """`(S + 1,)`."""
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of all extents."""
+        """Bytes of all samples."""
         return int(self.sizes.sum())
 
     @property
     def end(self) -> int:
-        """Byte offset behind the last extent."""
+        """Byte offset of the end of the last byte range."""
         return int(self.ptrs[-1]) + int(self.sizes[-1]) if len(self.ptrs) else 0
 
     def sample_at(self, offset: int) -> int:
-        """Return the sample whose extent holds the byte at `offset`, or ends before it."""
+        """Return the sample at `offset`, or the last one before it."""
         row = int(np.searchsorted(self.ptrs, np.uint64(offset), side="right")) - 1
         return int(self.owners[max(row, 0)])
 
@@ -63,17 +63,17 @@ class RetainedExtents:
 def retained_extents(
     index: BetonIndex, ids: NDArray[np.int64], fields: Collection[str]
 ) -> RetainedExtents:
-    """Collect the extents of the samples `ids` that the fields called `fields` point to.
+    """Collect the byte ranges of the samples `ids` in the fields named `fields`.
 
     Cost: one pass over the allocation table, then O(retained).
     """
     samples = ids if _ascends(ids) else np.unique(ids)
     table = _allocations(index, samples)
     used = [field for field in index.fields if field.name in fields]
-    if not any(field.kind == "custom" for field in used):  # what those point to is not known
+    if not any(field.kind == "custom" for field in used):  # their pointers are not known
         table = table[_is_wanted(index, samples, used, table)]
     if not _ascends(table["ptr"]):
-        # Of extents at one place, ffcv's empty bytes come before what shares their address.
+        # ffcv gives empty bytes the address of the next value: keep the larger range.
         table = table[np.lexsort((table["size"], table["ptr"]))]
         table = table[np.append(table["ptr"][1:] != table["ptr"][:-1], True)]
     ptrs = np.ascontiguousarray(table["ptr"])
@@ -105,7 +105,7 @@ def _is_wanted(
     used: list[FieldInfo],
     table: NDArray[Any],
 ) -> NDArray[np.bool_]:
-    """Say of each row of `table` whether one of the fields in use points to it."""
+    """Return for each row of `table` whether a field in use points to it."""
     pointing = [field for field in index.fields if pointers(index.column(field.name), field.kind)]
     if all(field in used for field in pointing) and not any(
         field.kind == "custom" for field in index.fields

@@ -3,6 +3,7 @@
 import os
 import threading
 import weakref
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,12 @@ from numpy.typing import NDArray
 from ...errors import BetonError
 from ...kernels.compiled import compiled
 from .extents import RetainedExtents
+from .plan import LARGEST_REQUEST
 
-# Of the C library, by name: unlike ctypes' functions it can be compiled into code kept on disk.
+# Requests that wait for the disk at the same time: SSDs and network disks need several.
+READING_THREADS = 8
+
+# Called by name: numba cannot keep code on disk that calls a function of ctypes.
 _pread = types.ExternalFunction(
     "pread", types.intp(types.int32, types.uintp, types.uintp, types.int64)
 )
@@ -21,7 +26,7 @@ _pread = types.ExternalFunction(
 
 @compiled()
 def _read_requests(file: Any, requests: Any, memory: Any) -> Any:
-    """Return the number of requests that were met; the one behind them was not, or not wholly."""
+    """Read until a request fails or comes back short; return the number of complete requests."""
     for number in range(len(requests)):
         offset, size, place = requests[number]
         if _pread(file, memory[place:].ctypes.data, size, offset) != size:
@@ -30,9 +35,9 @@ def _read_requests(file: Any, requests: Any, memory: Any) -> Any:
 
 
 class FileReader:
-    """An open beton that is read in requests.
+    """Reads byte ranges of an open beton.
 
-    The file stays open until this is freed: a beton that is replaced meanwhile is read as it was.
+    The file stays open, so that a beton which is replaced meanwhile is read as it was.
 
     Args:
         path: the beton.
@@ -48,12 +53,15 @@ class FileReader:
     def read(
         self, requests: NDArray[np.int64], memory: NDArray[np.uint8], extents: RetainedExtents
     ) -> None:
-        """Meet each request `(offset, size, place)`: `memory[place:place + size]` from `offset`.
+        """Read `size` bytes at `offset` into `memory[place:]`, for each request.
 
-        `extents` say which sample lies where, for errors.
+        Args:
+            requests: `(R, 3)`: offset, size and place.
+            memory: destination.
+            extents: byte ranges of the samples, to name the sample in an error.
 
         Raises:
-            BetonError: the file ends early or cannot be read there.
+            BetonError: the file ends early or cannot be read.
         """
         done = 0
         while (done := done + _read_requests(self.file, requests[done:], memory)) < len(requests):
@@ -63,21 +71,35 @@ class FileReader:
         with self._lock:
             self.bytes_read += int(requests[:, 1].sum())
 
+    def submit(
+        self,
+        threads: ThreadPoolExecutor,
+        requests: NDArray[np.int64],
+        memory: NDArray[np.uint8],
+        extents: RetainedExtents,
+    ) -> list[Future[None]]:
+        """Read the requests as `read` does, shared out among threads in parts of similar bytes."""
+        ends = np.cumsum(requests[:, 1])
+        total = int(ends[-1]) if len(ends) else 0
+        share = max(LARGEST_REQUEST // 4, -(-total // (2 * READING_THREADS)))
+        cuts = np.searchsorted(ends, np.arange(share, total, share))
+        parts = [part for part in np.split(requests, cuts) if len(part)]
+        return [threads.submit(self.read, part, memory, extents) for part in parts]
+
     @property
     def identity(self) -> str:
-        """What differs between two files, and between two states of one that was written anew."""
+        """A string that differs between files, and between versions of one file."""
         found = os.fstat(self.file)
         return f"{found.st_dev}-{found.st_ino}-{found.st_size}-{found.st_mtime_ns}"
 
     def check_size(self, extents: RetainedExtents) -> None:
-        """Raise BetonError if the file ends before `extents` do.
+        """Raise BetonError if the file ends before the last byte range.
 
-        To touch a memory map behind the end of its file kills the process.
+        Touching a memory map beyond the end of its file kills the process.
         """
         size, end = os.fstat(self.file).st_size, extents.end
         if size < end:
-            found = f"the end of the file {end - size} bytes too early"
-            raise self._failure(size, found, extents)
+            raise self._failure(size, _too_short(end - size), extents)
 
     def _read_slowly(
         self,
@@ -87,21 +109,23 @@ class FileReader:
         memory: NDArray[np.uint8],
         extents: RetainedExtents,
     ) -> None:
-        """Meet a request that was interrupted, or say what is wrong with it."""
+        """Finish a request that came back short, or raise BetonError."""
         end = place + size
         while place < end:
             try:
                 found = os.preadv(self.file, [memory[place:end].data], offset)
             except OSError as error:
-                found_instead = error.strerror or "an error"
-                raise self._failure(offset, found_instead, extents) from error
+                raise self._failure(offset, error.strerror or "an error", extents) from error
             if not found:
-                found_instead = f"the end of the file {end - place} bytes too early"
-                raise self._failure(offset, found_instead, extents)
+                raise self._failure(offset, _too_short(end - place), extents)
             place, offset = place + found, offset + found
 
-    def _failure(self, offset: int, found: str, extents: RetainedExtents) -> BetonError:
+    def _failure(self, offset: int, reason: str, extents: RetainedExtents) -> BetonError:
         return BetonError(
-            f"`path` must stay readable and whole; got {found} at byte {offset}, sample "
-            f"{extents.sample_at(offset)}, of {self.path!r}. Check the disk, or copy it again."
+            f"cannot read sample {extents.sample_at(offset)} of {self.path!r} at byte {offset}: "
+            f"{reason}. Check the disk, or copy the file again."
         )
+
+
+def _too_short(num_bytes: int) -> str:
+    return f"the file is {num_bytes} bytes too short"

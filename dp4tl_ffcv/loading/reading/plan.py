@@ -1,7 +1,7 @@
-"""Plan an epoch's reads: which bytes, in which requests, and where in memory they go.
+"""Plan the reads of an epoch: which bytes, in which requests, to which place in memory.
 
-A window is a number of consecutive batches that are read together. Its extents are sorted by their
-place in the file and merged where little lies between them, whatever order the samples come in.
+A window is a number of consecutive batches that are read together. Its byte ranges are sorted by
+their place in the file, and neighbours with a small gap are merged, in any order of the samples.
 """
 
 from dataclasses import dataclass
@@ -11,36 +11,35 @@ from numpy.typing import NDArray
 
 from .extents import RetainedExtents
 
-# Bytes between two extents up to which one request for both beats two: at 2 GB/s they take 8 µs,
-# about what a request costs. Beside a photograph of 110 KB that is little; images of a few KB are
-# read with their neighbours, as the disk's own pages would have it.
+# Largest gap in bytes that is read along with its neighbours. At 2 GB/s it takes 8 µs, about the
+# cost of a request.
 MERGED_GAP = 16 << 10
-# Larger requests are cut, so that the threads of a window share them.
+# Larger requests are cut, so that several threads share them.
 LARGEST_REQUEST = 4 << 20
-# Runs of extents start at multiples of this in memory.
+# Runs of byte ranges start at multiples of this in memory.
 ALIGNMENT = 64
 
 
 @dataclass(frozen=True, slots=True)
 class EpochPlan:
-    """An epoch: its order, and what is read for each of its W windows."""
+    """The order of an epoch and the reads of its W windows."""
 
     order: NDArray[np.int64]
     """Sample ids `(M,)`."""
     window_size: int
     """Samples per window; the last may have fewer."""
     rows: NDArray[np.int64]
-    """Rows of the retained extents that are read, window after window."""
+    """Rows of the retained byte ranges, window after window."""
     places: NDArray[np.int64]
-    """Where each row starts in the window's memory, in bytes."""
+    """Byte offset of each row in the window's memory."""
     row_starts: NDArray[np.int64]
-    """`(W + 1,)`: the rows of window w are `rows[row_starts[w]:row_starts[w + 1]]`."""
+    """`(W + 1,)`: window w has the rows `rows[row_starts[w]:row_starts[w + 1]]`."""
     requests: NDArray[np.int64]
     """`(requests, 3)`: byte offset in the file, bytes, byte offset in the window's memory."""
     request_starts: NDArray[np.int64]
-    """`(W + 1,)`."""
+    """`(W + 1,)`, as `row_starts`."""
     window_bytes: NDArray[np.int64]
-    """Memory of each window `(W,)`."""
+    """Bytes of memory for each window, `(W,)`."""
 
     @property
     def num_windows(self) -> int:
@@ -49,11 +48,11 @@ class EpochPlan:
 
     @property
     def read_bytes(self) -> int:
-        """Bytes that the epoch asks the kernel for."""
+        """Bytes that the epoch reads from the file."""
         return int(self.requests[:, 1].sum())
 
     def pool_bytes(self, windows: int) -> int:
-        """Memory for so many windows at once."""
+        """Return the bytes of memory for this many windows at once."""
         return min(windows, self.num_windows) * int(self.window_bytes.max(initial=0))
 
 
@@ -64,7 +63,7 @@ def plan_epoch(extents: RetainedExtents, order: NDArray[np.int64], window_size: 
     """
     rows, at = extents.rows_of(order)
     num_windows = -(-len(order) // window_size)
-    # One sort of whole numbers puts the windows in turn and each in the order of the file, once.
+    # One sort puts the windows in turn, and the rows of each in the order of the file.
     num_rows = max(1, len(extents.ptrs))
     keys = np.sort(at // window_size * num_rows + rows)
     keys = keys[np.append(True, keys[1:] != keys[:-1])] if len(keys) else keys
@@ -92,7 +91,7 @@ def plan_epoch(extents: RetainedExtents, order: NDArray[np.int64], window_size: 
 def _place(
     sizes: NDArray[np.int64], windows: NDArray[np.int64], num_windows: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Lay each window's runs one after another; return their places and the windows' bytes."""
+    """Place the runs of each window in a row; return their places and the windows' bytes."""
     padded = (sizes + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT
     ends = np.concatenate(([0], np.cumsum(padded)))
     starts = ends[np.searchsorted(windows, np.arange(num_windows + 1))]
@@ -105,7 +104,7 @@ def _cut(
     places: NDArray[np.int64],
     windows: NDArray[np.int64],
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Cut runs into requests of bounded size; return those and their windows."""
+    """Cut runs into requests of bounded size; return the requests and their windows."""
     counts = -(-sizes // LARGEST_REQUEST)
     skipped = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
     skipped *= LARGEST_REQUEST

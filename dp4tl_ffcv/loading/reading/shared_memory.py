@@ -1,8 +1,8 @@
-"""Memory that the processes of one machine share: filled by the first, mapped by the others.
+"""Memory that the processes of a machine share: the first process fills it, the others map it.
 
-The memory is a file in the system's memory file system. Who fills it holds an exclusive lock on it,
-whoever maps it a shared one; the last one to leave removes it. A process that is killed loses its
-locks, so what it left behind is recognised, and filled or removed by the next that looks.
+The memory is a file in the system's memory file system. The process that fills it holds an
+exclusive lock, processes that map it hold shared locks, and the last one to leave removes it. A
+killed process loses its locks, so that the next process finds its file and fills or removes it.
 """
 
 import fcntl
@@ -26,15 +26,15 @@ Fill = Callable[[NDArray[np.uint8]], None]
 
 
 def shared_bytes(num_bytes: int, fill: Fill, name: str | None) -> NDArray[np.uint8]:
-    """Return `num_bytes` of memory that `fill` has written, by this process or by another.
+    """Return `num_bytes` of memory, filled by this process or by another one.
 
     Args:
         num_bytes: size of the memory.
-        fill: writes it; called by one of the processes that ask for the same name.
-        name: of letters and digits; must differ for different content. None: not shared.
+        fill: fills the memory; called in one of the processes that ask for the same name.
+        name: letters and digits that identify the content. None does not share the memory.
 
     Raises:
-        OSError: there is no room for it.
+        OSError: there is no room for the memory.
     """
     if name is None or not num_bytes:
         memory = np.empty(num_bytes, dtype=np.uint8)
@@ -55,14 +55,14 @@ def shared_bytes(num_bytes: int, fill: Fill, name: str | None) -> NDArray[np.uin
 
 
 def _lock(file: int) -> bool:
-    """Lock the file, exclusively if it has yet to be filled; say whether that could be done."""
+    """Lock the file, exclusively if it is not filled yet; return False to try again."""
     fcntl.flock(file, fcntl.LOCK_SH)  # waits while another process fills it
-    if not os.fstat(file).st_nlink:  # removed meanwhile
+    if not os.fstat(file).st_nlink:  # another process removed it
         return False
     if _is_filled(file):
         return True
     try:
-        # Not waited for: another who finds it empty too has a shared lock until it gets here.
+        # Without waiting: another process that found it empty may hold a shared lock, too.
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
@@ -74,7 +74,7 @@ def _is_filled(file: int) -> bool:
 
 
 def _map(file: int, path: Path, num_bytes: int, fill: Fill) -> NDArray[np.uint8]:
-    """Map a locked file, filled before or now, and keep a shared lock on it."""
+    """Map a locked file, fill it if necessary, and keep a shared lock on it."""
     filled = _is_filled(file)
     if not filled:
         try:
@@ -82,8 +82,8 @@ def _map(file: int, path: Path, num_bytes: int, fill: Fill) -> NDArray[np.uint8]
         except OSError as error:
             raise OSError(
                 error.errno,
-                f'`cache` must fit; got {num_bytes} bytes for "ram", which {FOLDER} has no room '
-                'for. Enlarge it (docker: --shm-size), or choose cache="os" or "extents".',
+                f'no room for cache="ram": it needs {num_bytes} bytes in {FOLDER}. Enlarge that '
+                'file system (docker: --shm-size), or choose cache="os" or "extents".',
             ) from error
     view = mmap.mmap(file, _HEADER + num_bytes)
     memory = np.frombuffer(view, dtype=np.uint8, offset=_HEADER)
@@ -96,7 +96,7 @@ def _map(file: int, path: Path, num_bytes: int, fill: Fill) -> NDArray[np.uint8]
 
 
 def _leave(file: int, path: Path) -> None:
-    """Give up this process's lock, and remove the file if it was the last one."""
+    """Release the lock, and remove the file if no other process uses it."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if os.fstat(file).st_nlink:

@@ -1,0 +1,144 @@
+"""A beton is parsed once; caches and orders are found by name; resolution and epoch can be set."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from ffcv.transforms import ToTensor
+
+from dp4tl_ffcv import (
+    BetonIndex,
+    PrunedLoader,
+    RandomResizedCropRGBImageDecoder,
+    Selection,
+    evaluation_loader,
+    training_loader,
+    view_pipelines,
+)
+from dp4tl_ffcv.beton import tables
+from dp4tl_ffcv.loading import caches
+from dp4tl_ffcv.loading.caches import ram
+
+
+@pytest.fixture
+def parsed(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The betons whose tables are read, in order."""
+    found: list[Path] = []
+    load = tables.load_tables
+
+    def recorded(path: Path, *arguments: Any) -> Any:
+        found.append(path)
+        return load(path, *arguments)
+
+    monkeypatch.setattr(tables, "load_tables", recorded)
+    return found
+
+
+@pytest.mark.parametrize("relabel", [True, False])
+def test_a_path_is_parsed_once(relabel: bool, colours: Any, parsed: list[Path]) -> None:
+    selection = Selection.of_classes(colours.index, [1, 5])
+    parsed.clear()
+    loader = training_loader(
+        colours.path, batch_size=6, resolution=8, seed=0, selection=selection, relabel=relabel
+    )
+    list(loader)
+    assert parsed == [colours.path]
+
+
+def test_an_index_is_not_parsed_again(colours: Any, parsed: list[Path]) -> None:
+    index = BetonIndex.open(colours.path)
+    training = training_loader(index, batch_size=6, resolution=8, seed=0)
+    for loader in (training, evaluation_loader(index, batch_size=6, resolution=8)):
+        list(loader)
+    training.set_selection(Selection.of_classes(index, [1]))
+    list(training.filter("label", lambda label: label == 1))
+    assert len(index.allocations)
+    assert parsed == [colours.path]
+
+
+def test_a_loader_releases_only_the_tables_that_it_opened(colours: Any) -> None:
+    loader = PrunedLoader(colours.path, 6)
+    assert loader._index._allocations is None
+    for index in (loader._index, loader.filter("label", lambda label: label < 5)._index):
+        assert index._allocations is None
+
+
+# Resolution and epoch.
+
+
+def random_crops(size: tuple[int, int] = (8, 8)) -> RandomResizedCropRGBImageDecoder:
+    return RandomResizedCropRGBImageDecoder(size)
+
+
+@pytest.mark.parametrize(("size", "expected"), [(12, (12, 12)), ((10, 6), (10, 6))])
+def test_a_resolution_takes_effect_in_the_next_epoch(
+    size: Any, expected: tuple[int, int], colours: Any
+) -> None:
+    loader = training_loader(colours.path, batch_size=60, resolution=8, seed=0)
+    assert loader.resolution == (8, 8)
+    loader.resolution = size
+    assert loader.resolution == expected
+    assert next(iter(loader))[0].shape == (60, 3, *expected)
+
+
+def test_all_views_take_the_resolution(colours: Any) -> None:
+    views = view_pipelines({"image": random_crops(), "second": random_crops()}, list)
+    loader = PrunedLoader(colours.path, 20, pipelines={**views, "label": None})
+    assert loader.resolution == (8, 8)
+    loader.resolution = 12
+    first, _, second = next(iter(loader))
+    assert first.shape == second.shape == (20, 12, 12, 3)
+
+
+@pytest.mark.parametrize("size", [0, (8, -1), (8,), 8.5])
+def test_an_impossible_resolution_is_refused(size: Any, colours: Any) -> None:
+    loader = training_loader(colours.path, batch_size=60, resolution=8, seed=0)
+    with pytest.raises((ValueError, TypeError), match="output_size"):
+        loader.resolution = size
+    assert loader.resolution == (8, 8)
+
+
+def test_a_resolution_needs_an_image_decoder(colours: Any) -> None:
+    loader = PrunedLoader(colours.path, 60, pipelines={"image": None})
+    with pytest.raises(ValueError, match="no image decoder"):
+        loader.resolution = 8
+    with pytest.raises(ValueError, match="no image decoder"):
+        _ = loader.resolution
+
+
+def test_an_epoch_is_loaded_again_by_its_number(colours: Any) -> None:
+    pipelines = {"image": [random_crops(), ToTensor()], "identifier": None}
+    loader = PrunedLoader(colours.path, 60, order="random", seed=2, pipelines=pipelines)
+    epochs = [[labels.tolist() for _, labels in loader] for _ in range(3)]
+    assert epochs[1] != epochs[2]
+    loader.set_epoch(1)
+    assert loader.next_epoch == 1
+    assert [labels.tolist() for _, labels in loader] == epochs[1]
+    for epoch, error in ((-1, ValueError), (1.5, TypeError)):
+        with pytest.raises(error, match="`epoch` must be"):
+            loader.set_epoch(epoch)  # type: ignore[arg-type]
+
+
+# Names.
+
+
+def test_a_cache_is_a_module_with_its_name(
+    colours: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = Path(ram.__file__).read_text().replace("from ..", "from dp4tl_ffcv.loading.")
+    source = source.replace("from .base", "from dp4tl_ffcv.loading.caches.base")
+    (tmp_path / "another.py").write_text(source)
+    monkeypatch.setattr(caches, "__path__", [*caches.__path__, str(tmp_path)])
+    monkeypatch.setattr(caches, "CACHES", (*caches.CACHES, "another"))
+    loader = PrunedLoader(colours.path, 30, cache="another")
+    assert type(loader.memory_manager.cache).__module__ == "dp4tl_ffcv.loading.caches.another"
+    ids = np.concatenate([colours.ids_of(pixels) for pixels, *_ in loader])
+    np.testing.assert_array_equal(ids, np.arange(120))
+
+
+def test_caches_and_orders_are_listed_by_their_names() -> None:
+    from dp4tl_ffcv.loading import CACHES, ORDERS
+
+    assert CACHES == ("extents", "os", "ram")
+    assert list(ORDERS) == ["sequential", "random", "quasi_random"]
