@@ -71,17 +71,6 @@ class BetonIndex:
             return beton
         return cls.open(beton, custom_fields=custom_fields)
 
-    @classmethod
-    def of(
-        cls,
-        beton: "BetonIndex | str | os.PathLike[str]",
-        custom_fields: Mapping[str, Any] | None = None,
-    ) -> "BetonIndex":
-        """Return `beton` if it is an open index; open the file if it is a path."""
-        if isinstance(beton, BetonIndex):
-            return beton
-        return cls.open(beton, custom_fields=custom_fields)
-
     @property
     def allocations(self) -> NDArray[Any]:
         """One record per byte range: `sample_id`, `ptr` (byte offset), `size` (bytes).

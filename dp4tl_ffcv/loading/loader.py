@@ -106,11 +106,10 @@ class PrunedLoader(Loader):
             options["order"], options.get("order_kwargs") or {}, self.batch_size
         )
 
-        custom_fields = options["custom_fields"]
-        self._index = BetonIndex.of(fname, custom_fields=custom_fields)
+        self._index = BetonIndex.of(fname, custom_fields=options["custom_fields"])
         self._opened_here = self._index is not fname
         self.fname = str(self._index.path)
-        self.reader = IndexReader(self._index, custom_fields)
+        self.reader = IndexReader(self._index)
         self._file = FileReader(self.fname)
         self._options = {
             **options,

@@ -30,7 +30,7 @@ def blobs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_fields_and_metadata_are_those_of_ffcvs_reader(colours: Any) -> None:
-    ours, stock = IndexReader(colours.index, {}), Reader(str(colours.path))
+    ours, stock = IndexReader(colours.index), Reader(str(colours.path))
     assert ours.metadata_type == stock.metadata_type
     np.testing.assert_array_equal(ours.metadata, stock.metadata)
     np.testing.assert_array_equal(ours.alloc_table, stock.alloc_table)

@@ -1,6 +1,5 @@
 """ffcv's Reader on the tables of a `BetonIndex`, without reading them again."""
 
-from collections.abc import Mapping
 from typing import Any
 
 from ffcv.reader import Reader
@@ -11,9 +10,9 @@ from ...beton import BetonIndex
 class IndexReader(Reader):
     """The fields and metadata of a beton, as ffcv's pipelines expect them."""
 
-    def __init__(self, index: BetonIndex, custom_fields: Mapping[str, Any]) -> None:
+    def __init__(self, index: BetonIndex) -> None:
         self._index = index
-        super().__init__(str(index.path), custom_fields)
+        super().__init__(str(index.path), index.custom_fields)
 
     def read_metadata(self) -> None:
         """Take the metadata table, with address 0 for empty values.
