@@ -4,6 +4,7 @@ An artifact is an `.npz` whose arrays stand beside one JSON `header` that says w
 it is, which format version it has and where it came from (DESIGN section 4).
 """
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -25,6 +26,7 @@ from .version import __version__
 
 _FORMAT_VERSION = 1
 _HASH_BLOCK = 1 << 20
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _PATIENCE = 2.0  # seconds that the workers of a killed process may take to end, and to let go
 # Errors that numpy, zipfile and json raise for damaged and foreign files.
 _DAMAGE = (
@@ -95,7 +97,12 @@ def locked_part(target: Path) -> Iterator[IO[bytes]]:
         with stream:
             # Whoever held the lock before may have renamed or deleted the file.
             if _lock(stream) and part.exists() and os.path.samestat(part.stat(), _stat(stream)):
-                yield stream
+                try:
+                    yield stream
+                except OSError as error:
+                    if error.errno in _FULL and error.filename is None:
+                        error.filename = str(target)  # calls by descriptor name no file
+                    raise
                 return
         if time.monotonic() > deadline:
             raise BlockingIOError(

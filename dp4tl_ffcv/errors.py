@@ -47,7 +47,8 @@ def one_line_errors(program: str, *, debug: bool | None = None) -> Iterator[None
 def _one_line(error: Exception) -> str:
     if isinstance(error, FileNotFoundError) and error.filename is not None:
         return f"there is no file {str(error.filename)!r}. Check the path."
+    notes = getattr(error, "__notes__", ())
     if isinstance(error, OSError) and error.filename is not None:
-        return f"cannot use {str(error.filename)!r}: {error.strerror}. Check the path."
-    text = " ".join(" ".join((str(error), *getattr(error, "__notes__", ()))).split())
+        return " ".join((f"cannot use {str(error.filename)!r}: {error.strerror}.", *notes))
+    text = " ".join(" ".join((str(error), *notes)).split())
     return text if isinstance(error, ValueError | TypeError) else f"{type(error).__name__}: {text}"

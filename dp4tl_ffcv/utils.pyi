@@ -2,7 +2,7 @@ from .artifacts import atomic_open as atomic_open
 from .artifacts import sha256_of_file as sha256_of_file
 from .artifacts import write_json as write_json
 from .beton import read_manifest as read_manifest
-from .beton.verify.allocations import Problem as Problem
+from .beton.verify.problems import Problem as Problem
 from .beton.verify.verification import Verification as Verification
 from .distributed import best_device as best_device
 from .distributed import on_rank_zero as on_rank_zero

@@ -1,6 +1,6 @@
 """The binary layout of a beton: header, field descriptors, metadata, pages, allocation table.
 
-Read off files written by ffcv 1.0.2 and its documentation; all integers are little-endian.
+Taken from files written by ffcv 1.0.2 and from its documentation. All integers are little-endian.
 """
 
 from collections.abc import Iterator, Sequence
@@ -42,7 +42,7 @@ FIELD_KINDS = {
 
 _EXTENT = np.dtype([("ptr", "<u8"), ("size", "<u8")])
 _IMAGE = np.dtype([("mode", "<u1"), ("width", "<u2"), ("height", "<u2"), ("data_ptr", "<u8")])
-# What each field keeps per sample in the metadata table.
+# What a field of each type stores per sample in the metadata table.
 FIELD_METADATA: dict[int, np.dtype[Any]] = {
     0: np.dtype("<f8"),
     1: np.dtype("<i8"),
@@ -54,9 +54,18 @@ FIELD_METADATA: dict[int, np.dtype[Any]] = {
 }
 
 IMAGE_MODES = {0: "jpg", 1: "raw"}
+LONGEST_SIDE = (1 << 16) - 1  # pixels: the metadata stores a side in 16 bits
+LARGEST_PAGE = 1 << 31  # bytes: the header stores the page size, a power of two, in 32 bits
 
 _POINTERS = {"data_ptr", "ptr"}
 _BARE_POINTERS = {"ndarray", "torch_tensor"}
+
+
+def header_bytes(num_fields: int, page_size: int, num_samples: int, alloc_table_ptr: int) -> bytes:
+    """Return the header of a finished beton."""
+    header = np.zeros(1, dtype=HEADER)
+    header[0] = (VERSION, num_fields, page_size, num_samples, alloc_table_ptr)
+    return header.tobytes()
 
 
 def metadata_dtype(columns: Sequence[np.dtype[Any]]) -> np.dtype[Any]:
@@ -65,7 +74,7 @@ def metadata_dtype(columns: Sequence[np.dtype[Any]]) -> np.dtype[Any]:
 
 
 def pointers(column: NDArray[Any], kind: str) -> list[NDArray[Any]]:
-    """Return the parts of a metadata column that say where in the file a sample's bytes start."""
+    """Return the parts of a metadata column that hold the first byte of a sample's data."""
     if column.dtype.names:
         return [column[name] for name in column.dtype.names if name in _POINTERS]
     return [column] if kind in _BARE_POINTERS else []
@@ -74,12 +83,12 @@ def pointers(column: NDArray[Any], kind: str) -> list[NDArray[Any]]:
 def uint64_paths(
     dtype: np.dtype[Any], path: tuple[str, ...] = (), *, signed: bool = False
 ) -> Iterator[tuple[str, ...]]:
-    """Yield the names that lead, one record into the next, to all that may be a place in a file.
+    """Yield the path of every 64-bit integer in a record type, as names of nested fields.
 
     Args:
-        dtype: of the table.
-        path: names that lead to it.
-        signed: yield those of int64, too.
+        dtype: type of the table.
+        path: names that lead to `dtype` from the outermost record.
+        signed: include signed integers.
     """
     for name in dtype.base.names or ():
         yield from uint64_paths(dtype.base[name], (*path, name), signed=signed)
@@ -88,8 +97,8 @@ def uint64_paths(
 
 
 def leaf(table: NDArray[Any], path: tuple[str, ...]) -> NDArray[Any]:
-    """Return the part `(N, values)` of a table to which `path` leads; writing to it writes that."""
+    """Return a view `(N, values)` of the part of a table that `path` names."""
     for name in path:
         table = table[name]
-    # An error rather than a copy, to which one would write in vain.
+    # copy=False raises where a view is impossible: writes to a copy would be lost.
     return np.reshape(table, (len(table), -1), copy=False) if table.ndim > 1 else table[:, None]

@@ -1,4 +1,4 @@
-"""Read single images of a beton, for contact sheets and checks; loaders decode by themselves."""
+"""Read single images of a beton, for contact sheets and checks."""
 
 import io
 import os
@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..errors import BetonError
-from . import format
+from .format import IMAGE_MODES
 from .index import BetonIndex, check_indices
 
 
@@ -19,41 +19,35 @@ def read_image(
 
     Args:
         beton: path of a beton, or its open index.
-        sample_id: which sample.
-        field: an RGB image field.
+        sample_id: id of the sample.
+        field: name of an RGB image field.
 
     Returns:
-        Pixels `(H, W, 3)`, RGB.
+        RGB pixels `(H, W, 3)`.
 
     Raises:
-        BetonError: the field holds no RGB images, or the stored bytes cannot be decoded.
+        BetonError: the field holds no RGB images, or the image cannot be decoded.
         ValueError: `sample_id` is out of range.
     """
     index = BetonIndex.of(beton)
-    check_indices([sample_id], index.num_samples)
-    found = index.field(field)
-    if found.kind != "rgb_image":
-        raise BetonError(
-            f"`field` must hold RGB images; got {field!r} of kind {found.kind}. Name another field."
-        )
-    record = index.metadata[found.column][sample_id]
+    check_indices([sample_id], len(index))
+    kind = index.field(field).kind
+    if kind != "rgb_image":
+        raise BetonError(f"The field {field!r} holds no RGB images; its kind is {kind}.")
+    record = index.column(field)[sample_id]
     extents = index.extents([sample_id])
     sizes = extents["size"][extents["ptr"] == record["data_ptr"]]
-    if not sizes.size:
-        raise BetonError(
-            f"`sample_id` must have an extent; got {sample_id}, whose image has none in "
-            f"{str(index.path)!r}. The file is damaged: write it again."
-        )
-    with index.path.open("rb") as stream:
-        stream.seek(int(record["data_ptr"]))
-        data = stream.read(int(sizes.max()))  # an empty extent may start at the same byte
-    height, width = int(record["height"]), int(record["width"])
     try:
-        if format.IMAGE_MODES[int(record["mode"])] == "raw":
-            return np.frombuffer(data, dtype=np.uint8).reshape(height, width, 3)
+        with index.path.open("rb") as stream:
+            stream.seek(int(record["data_ptr"]))
+            # An empty byte range may start at the same byte.
+            data = stream.read(int(sizes.max()))
+        if IMAGE_MODES[int(record["mode"])] == "raw":
+            shape = (int(record["height"]), int(record["width"]), 3)
+            return np.frombuffer(data, dtype=np.uint8).reshape(shape)
         return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
     except (OSError, ValueError, KeyError) as error:
         raise BetonError(
-            f"`sample_id` must be a readable image; got sample {sample_id} of "
-            f"{str(index.path)!r}, which cannot be decoded. Write the beton again."
+            f"The image of sample {sample_id} in {str(index.path)!r} is corrupt: {error}. "
+            "Copy or write the beton again."
         ) from error

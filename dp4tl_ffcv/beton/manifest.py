@@ -1,4 +1,4 @@
-"""The manifest `NAME.beton.json` beside a beton: class names, counts, how it was written."""
+"""The manifest `NAME.beton.json` next to a beton: class names, counts, how it was written."""
 
 import json
 import os
@@ -12,17 +12,17 @@ from ..version import __version__
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """What a beton holds, in words that the file itself has no room for."""
+    """Description of a beton: what the file itself has no room for."""
 
     fields: dict[str, str]
-    """Field name to kind, in the order of the file."""
+    """Kind of each field by name, in the order of the file."""
     num_samples: int
     class_names: tuple[str, ...] = ()
     """Name of each class id; empty when unknown."""
     class_counts: tuple[int, ...] = ()
     """Samples of each class id."""
     label_field: str = "label"
-    """The field of class ids that is named and counted."""
+    """Field of the class ids that `class_names` and `class_counts` describe."""
     written_by: dict[str, Any] = field(default_factory=dict)
     """The writer and its arguments."""
     skipped: tuple[dict[str, Any], ...] = ()
@@ -33,21 +33,21 @@ class Manifest:
 
 
 def manifest_path(beton: str | os.PathLike[str]) -> Path:
-    """Return where the manifest of `beton` lies: the same name with `.json` appended."""
+    """Return the path of the manifest of `beton`: the same name with `.json` appended."""
     path = Path(beton)
     return path.with_name(path.name + ".json")
 
 
 def write_manifest(beton: str | os.PathLike[str], manifest: Manifest) -> None:
-    """Write the manifest beside `beton`."""
+    """Write the manifest of `beton`, atomically."""
     write_json(manifest_path(beton), asdict(manifest))
 
 
 def read_manifest(beton: str | os.PathLike[str]) -> Manifest | None:
-    """Read the manifest beside `beton`; None when there is none.
+    """Read the manifest of `beton`. Return None when there is none.
 
     Raises:
-        ValueError: the manifest is not JSON of the expected form.
+        ValueError: the file is not a manifest.
     """
     path = manifest_path(beton)
     if not path.exists():
@@ -67,6 +67,5 @@ def read_manifest(beton: str | os.PathLike[str]) -> Manifest | None:
         )
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
-            f"`manifest` must be JSON written beside a beton; got {str(path)!r}. "
-            "Delete it, or write the beton again."
+            f"{str(path)!r} is not a beton's manifest. Delete it, or write the beton again."
         ) from error

@@ -19,7 +19,7 @@ from ..beton.index import BetonIndex
 from ..beton.manifest import Manifest, write_manifest
 from ..beton.tables import FieldInfo
 from ..errors import BetonError
-from ..writing.pages import Journal
+from ..writing.journal import Journal
 from .copy_ranges import SourceFile, check_free_space, copy_extents, naming_target
 from .pointers import Pointer, find_pointers
 

@@ -1,7 +1,7 @@
 """Store the images of a compacted beton in another way: shrunk, as JPEG, or as raw pixels."""
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from ..beton.manifest import Manifest
 from ..errors import BetonError
 from ..jpeg import turbojpeg
 from ..kernels import resize_area
-from ..writing.build import DEFAULT_PAGE_SIZE, Recipe, assemble
+from ..writing.build import DEFAULT_PAGE_SIZE, BuildPlan, build_beton, cannot_encode
 from ..writing.encode import MARK, Encoded
 from .copy_ranges import check_free_space
 from .plan import Retained, SourceBeton, file_size, place
@@ -173,7 +173,7 @@ class Transcoder:
         except BetonError:
             raise  # the file is at fault
         except ValueError as error:
-            raise _undecodable({"error": error, "name": self.name_of(position)}) from error
+            raise cannot_encode({"error": error, "name": self.name_of(position)}) from error
 
     def _choose_pages(self) -> None:
         """Choose pages that any JPEG which is made is sure to fit into, or pages that can grow.
@@ -239,26 +239,18 @@ def transcode_samples(
         source.file.check_unchanged()
         return describe(written)
 
-    recipe = Recipe(
+    plan = BuildPlan(
         descriptors=source.descriptors(),
         dtype=source.dtype,
         order=np.arange(num_samples),
         encode=transcoder.encode,
         key=transcoder.key(),
         describe=describe_unchanged,
-        failure=_undecodable,
         name_of=transcoder.name_of,
         custom_fields=source.custom_fields,
+        page_size=None if transcoder.grows else page_size,
     )
-    fixed = None if transcoder.grows else page_size
-    return assemble(target, recipe, page_size=fixed, num_workers=jobs, on_error="raise")
-
-
-def _undecodable(skipped: Mapping[str, Any]) -> Exception:
-    return ValueError(
-        f"`source` must hold images that can be decoded; got {skipped['error']} in "
-        f"{skipped['name']}. Mend or leave out that sample."
-    )
+    return build_beton(target, plan, jobs)
 
 
 def _wanted(retained: Retained, column: str, options: ImageOptions) -> ImagePlan:

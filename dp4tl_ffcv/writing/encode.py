@@ -1,4 +1,4 @@
-"""Samples encoded in batches by worker processes, before they have a place."""
+"""Encode samples in batches, in worker processes, before they have a place in the file."""
 
 import mmap
 from collections import deque
@@ -9,33 +9,33 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-BATCH = 16  # samples: what a worker hands over at a time, unless they are large
-SLOT_BYTES = 16 << 20  # what a batch should have at most
+BATCH = 16  # samples per batch, unless they are large
+SLOT_BYTES = 16 << 20  # bytes that a batch should not exceed
 
-# Until a sample has a place its pointers count from this number, drawn at random, by which they
-# are told from what else a field may keep in 64 bits.
+# Pointers of a sample without a place count from this random number, which tells them apart from
+# other 64-bit values of a field.
 MARK = 0x6D1F_83A9_50C7_E42B
 
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """One sample before it has a place."""
+    """One encoded sample without a place."""
 
     row: NDArray[Any]
-    """Metadata `(1,)`; pointers count from `MARK`, the first byte of the sample."""
+    """Metadata `(1,)`. Pointers count from `MARK`, the first byte of the sample."""
     blobs: list[NDArray[np.uint8]]
-    """Its extents, in order."""
+    """The bytes of its fields of variable length, in order."""
 
 
 class Allocator:
-    """Gives a field's `encode` the bytes that it asks for, and keeps them as a sample's extents."""
+    """The `malloc` that a field's `encode` calls. `blobs` collects the memory."""
 
     def __init__(self) -> None:
         self.blobs: list[NDArray[np.uint8]] = []
         self._pointer = MARK
 
     def __call__(self, size: int) -> tuple[int, NDArray[np.uint8]]:
-        """Return the pointer to an extent of `size` bytes, and its memory."""
+        """Return a pointer to `size` bytes, and their memory."""
         pointer, blob = self._pointer, np.empty(size, dtype=np.uint8)
         self.blobs.append(blob)
         self._pointer += max(1, size)
@@ -44,16 +44,16 @@ class Allocator:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Encoded samples before they have a place."""
+    """Encoded samples without a place."""
 
     rows: NDArray[Any]
-    """Metadata `(n,)`; pointers count from `MARK`, the first byte of their sample."""
+    """Metadata `(n,)`. Pointers count from `MARK`, the first byte of their sample."""
     extents: NDArray[np.int64]
-    """Extents of each sample `(n,)`."""
+    """Number of blobs of each sample `(n,)`."""
     sizes: NDArray[np.int64]
-    """Bytes of each extent, over all samples."""
+    """Bytes of each blob, over all samples."""
     data: bytes | None
-    """The extents one behind the other; an empty one takes a byte. None: they are in the slot."""
+    """The blobs, one after the other; an empty one takes a byte. None: they are in the slot."""
     skipped: list[dict[str, Any]] = field(default_factory=list)
     """Samples that could not be encoded: `sample`, `name`, `error`."""
 
@@ -62,15 +62,15 @@ class Batch:
 
 
 class Tasks:
-    """Deals samples out in batches, of fewer samples where these are large.
+    """Divides samples into batches; large samples make smaller batches.
 
     Args:
-        numbers: of the samples `(n,)`, in order.
+        numbers: numbers of the samples `(n,)`, in order.
     """
 
     def __init__(self, numbers: NDArray[np.int64]) -> None:
         self._numbers = numbers
-        self._size = 1  # until it is known how large samples are
+        self._size = 1  # until the size of a sample is known
         self._sent: deque[NDArray[np.int64]] = deque()
 
     def __iter__(self) -> Iterator[tuple[int, NDArray[np.int64]]]:
@@ -82,24 +82,24 @@ class Tasks:
             task += 1
 
     def taken(self) -> list[int]:
-        """Return the numbers of the batch whose turn it is."""
+        """Return the sample numbers of the oldest batch, and forget that batch."""
         numbers: list[int] = self._sent.popleft().tolist()
         return numbers
 
     def adapt(self, batch: Batch) -> None:
-        """Let the batches that follow have about half of what a slot holds, by this one."""
+        """Let later batches fill about half a slot if their samples are as large as these."""
         if len(batch.rows):
             each = int(batch.sizes.sum()) // len(batch.rows) + 1
             self._size = min(BATCH, max(1, SLOT_BYTES // (2 * each)))
 
 
 class Slots:
-    """Memory through which worker processes hand over data without copying it through a pipe.
+    """Memory shared with worker processes, through which batches return without a copy in a pipe.
 
-    Made before the processes are forked. What is not used takes no memory.
+    Create the slots before the workers are forked. Unused memory is not allocated.
 
     Args:
-        count: slots; task number `k` uses slot `k % count`.
+        count: number of slots; task k uses slot `k % count`.
         size: bytes of each.
     """
 
@@ -108,7 +108,7 @@ class Slots:
         self._memory = mmap.mmap(-1, count * size) if count else None
 
     def view(self, task: int, size: int) -> memoryview | None:
-        """Return the first bytes of a task's slot, or None if it has not as many."""
+        """Return the first `size` bytes of a task's slot, or None if the slot is smaller."""
         if self._memory is None or size > self.size:
             return None
         start = task % self.count * self.size
@@ -120,11 +120,11 @@ class BatchEncoder:
     """Encodes batches of samples.
 
     Args:
-        encode: makes a sample of its number.
-        name_of: what a sample is called.
-        dtype: of the metadata.
-        stop_early: leave the rest of a batch when a sample fails.
-        slots: where the data goes if it fits.
+        encode: encodes the sample of a number.
+        name_of: returns the name of a sample.
+        dtype: record type of the metadata.
+        stop_early: do not encode the rest of a batch after a sample fails.
+        slots: memory for the encoded bytes.
     """
 
     encode: Callable[[int], Encoded]
@@ -134,14 +134,14 @@ class BatchEncoder:
     slots: Slots
 
     def __call__(self, task: tuple[int, NDArray[np.int64]]) -> Batch:
-        """Encode the samples of a task: its number, and those of the samples."""
+        """Encode the samples of a task, given as its number and the numbers of the samples."""
         rows, blobs, extents, skipped = [], [], [], []
         for number in task[1].tolist():
             try:
                 encoded = self.encode(number)
-            except MemoryError as error:  # need not be the sample's fault: never left out
+            except MemoryError as error:  # may have nothing to do with the sample: never skipped
                 raise MemoryError(f"no memory for sample {number}") from error
-            except Exception as error:  # whatever a dataset or a codec raises
+            except Exception as error:  # datasets and codecs raise anything
                 text = _text_of(error)
                 skipped.append({"sample": number, "name": self.name_of(number), "error": text})
                 if self.stop_early:
@@ -150,7 +150,7 @@ class BatchEncoder:
             rows.append(encoded.row)
             extents.append(len(encoded.blobs))
             blobs += encoded.blobs
-        table = np.zeros(len(rows), dtype=self.dtype)  # with zeros between the columns, too
+        table = np.zeros(len(rows), dtype=self.dtype)  # padding between the columns is zero too
         for place, row in enumerate(rows):
             table[place] = row[0]
         return Batch(
@@ -162,11 +162,10 @@ class BatchEncoder:
         )
 
     def data_of(self, task: int, batch: Batch) -> bytes | memoryview:
-        """Return the data of a task's batch, from wherever it lies."""
+        """Return the bytes of a task's batch, from the batch or from its slot."""
         if batch.data is not None:
             return batch.data
-        data = self.slots.view(task, int(np.maximum(1, batch.sizes).sum()))
-        return b"" if data is None else data
+        return self.slots.view(task, int(np.maximum(1, batch.sizes).sum())) or b""
 
     def _hand_over(self, task: int, blobs: list[NDArray[np.uint8]]) -> bytes | None:
         pieces = [blob.data if blob.size else b"\0" for blob in blobs]
@@ -181,7 +180,7 @@ class BatchEncoder:
 
 
 def _text_of(error: Exception) -> str:
-    """Return what went wrong; of errors whose text says little, with their kind."""
+    """Return the error's text, with its type where the text alone says little."""
     if isinstance(error, ValueError | OSError) and str(error):
         return str(error)
     return f"{type(error).__name__}: {error}"

@@ -1,7 +1,7 @@
-"""Samples to write that lie in files or in tar archives, listed compactly and read when asked for.
+"""Samples in image files or tar archives, as arguments of `write_beton`. They are read on demand.
 
-A listing of a million images takes tens of bytes for each beside its name, and no Python object:
-it is shared with forked workers, where touching an object copies its page of memory.
+A listing needs tens of bytes per image in addition to its name, and no Python object per image:
+forked workers share it, and touching an object would copy its page of memory.
 """
 
 import os
@@ -25,7 +25,7 @@ _MAGIC = {
 
 
 class _Names:
-    """Strings as one blob of bytes and where each ends."""
+    """Strings, stored as one blob of bytes and the end of each."""
 
     def __init__(self, blob: bytes, ends: NDArray[np.int64]) -> None:
         self._blob, self._ends = blob, ends
@@ -50,7 +50,7 @@ class _Names:
 
 
 class _Labelled:
-    """What samples of files and of archives have in common: numbers beside each image."""
+    """Class ids and identifiers of images."""
 
     def __init__(self, count: int, labels: ArrayLike, identifiers: ArrayLike | None) -> None:
         self.labels = _column("labels", labels, count)
@@ -60,20 +60,26 @@ class _Labelled:
             if identifiers is None
             else _column("identifiers", identifiers, count)
         )
-        """Number of each image; by default its position."""
+        """Identifier of each image; by default its position."""
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def _check(self, position: int) -> int:
-        """Count a negative position from the end; IndexError ends an iteration."""
+        """Return `position`, counted from the end if negative. An IndexError ends an iteration."""
         if not -len(self) <= position < len(self):
-            raise IndexError(f"`position` must be below {len(self)}; got {position}. Check it.")
+            raise IndexError(f"position {position} is out of range for {len(self)} images")
         return position % len(self)
 
 
 class ImageFiles(_Labelled, Sequence[tuple[Path, int, int]]):
-    """Image files as samples (path, label, identifier), for fields of images and two integers."""
+    """Image files as samples (path, label, identifier), for `image_fields()`.
+
+    Args:
+        paths: path of each image. No file is opened.
+        labels: class id of each image.
+        identifiers: identifier of each image. None numbers them in order.
+    """
 
     def __init__(
         self,
@@ -82,13 +88,6 @@ class ImageFiles(_Labelled, Sequence[tuple[Path, int, int]]):
         *,
         identifiers: ArrayLike | None = None,
     ) -> None:
-        """Keep the paths; no file is opened.
-
-        Args:
-            paths: one for each image.
-            labels: class id of each.
-            identifiers: number of each; None numbers them in order.
-        """
         self._paths = _Names.of(paths)
         super().__init__(len(self._paths), labels, identifiers)
 
@@ -102,7 +101,7 @@ class ImageFiles(_Labelled, Sequence[tuple[Path, int, int]]):
 
 
 class TarMembers:
-    """Files within tar archives: what each is called and where its bytes lie."""
+    """Files in tar archives: the name of each and the place of its bytes."""
 
     def __init__(self, archives: Sequence[Path], names: _Names, spans: NDArray[np.int64]) -> None:
         self.archives = tuple(archives)
@@ -112,7 +111,7 @@ class TarMembers:
 
     @classmethod
     def joined(cls, parts: Iterable["TarMembers"]) -> "TarMembers":
-        """Return the members of several archives as one listing, in the order of `parts`."""
+        """Join the members of several archives to one listing, in the order of `parts`."""
         parts = list(parts)
         archives: list[Path] = []
         spans = [np.zeros((0, 3), dtype=np.int64)]
@@ -131,7 +130,7 @@ class TarMembers:
         return self._spans[:, 2]
 
     def name(self, position: int) -> str:
-        """Return a member's path in its archive; that of an inner archive stands before it."""
+        """Return a member's path in its archive, after the path of its inner archive if any."""
         return self._names[position]
 
     def names(self) -> Iterator[str]:
@@ -143,14 +142,14 @@ class TarMembers:
         return self.archives[int(self._spans[position, 0])]
 
     def read(self, position: int) -> bytes:
-        """Return a member's bytes. Any process and thread may read at any time.
+        """Return a member's bytes. Safe to call from several threads and processes.
 
         Raises:
             ValueError: the archive is shorter than when it was listed.
         """
         _, start, size = self._spans[position].tolist()
-        # Opened each time: this takes a hundredth of the time that decoding an image takes, and
-        # nothing is shared between processes, threads and a thousand shards.
+        # Opening the archive takes 1 % of the time of decoding an image. A file that is kept open
+        # would be shared between processes and threads, and there may be a thousand shards.
         handle = os.open(self.archive(position), os.O_RDONLY | os.O_CLOEXEC)
         try:
             data = os.pread(handle, size, start)
@@ -158,8 +157,8 @@ class TarMembers:
             os.close(handle)
         if len(data) != size:
             raise ValueError(
-                f"`{self.archive(position)}` must be whole; got {len(data)} of {size} bytes of "
-                f"{self.name(position)!r}. It has changed since it was listed: list it again."
+                f"{str(self.archive(position))!r} changed after it was listed: it now holds "
+                f"{len(data)} of {size} bytes of {self.name(position)!r}. Start again."
             )
         return data
 
@@ -171,18 +170,17 @@ class TarMembers:
 
 
 class TarImages(_Labelled, Sequence[tuple[bytes, int, int]]):
-    """Images within tar archives as samples (bytes, label, identifier); nothing is unpacked."""
+    """Images in tar archives as samples (bytes, label, identifier), for `image_fields()`.
+
+    Args:
+        members: the images. Archives are not unpacked.
+        labels: class id of each image.
+        identifiers: identifier of each image. None numbers them in order.
+    """
 
     def __init__(
         self, members: TarMembers, labels: ArrayLike, *, identifiers: ArrayLike | None = None
     ) -> None:
-        """Keep the listing; no archive is opened.
-
-        Args:
-            members: one for each image.
-            labels: class id of each.
-            identifiers: number of each; None numbers them in order.
-        """
         self.members = members
         super().__init__(len(members), labels, identifiers)
 
@@ -197,22 +195,22 @@ class TarImages(_Labelled, Sequence[tuple[bytes, int, int]]):
 
 
 def list_tar(path: str | os.PathLike[str], *, nested: bool = False) -> TarMembers:
-    """List the regular files of an uncompressed tar archive, reading nothing but its headers.
+    """List the regular files of an uncompressed tar archive. Only its headers are read.
 
     Links, folders and devices are left out.
 
     Args:
         path: the archive.
-        nested: look into members called `*.tar` too, whose files are then called
-            `INNER.tar/NAME`; what is in those is not looked into further.
+        nested: list the files in members called `*.tar` too, as `INNER.tar/NAME`. Archives inside
+            of those are listed as files.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the archive is compressed, truncated, damaged or none.
+        ValueError: the file is compressed, truncated, corrupt or not a tar archive.
     """
     archive = Path(path)
     names, ends, spans = bytearray(), array("q"), array("q")
-    with open(archive, "rb", buffering=0) as stream:  # a header is a block: no more is read
+    with open(archive, "rb", buffering=0) as stream:  # a buffer would read more than the headers
         size = os.fstat(stream.fileno()).st_size
         for member in _files_of(archive, stream, 0, size):
             inner_end = member.offset_data + member.size
@@ -231,64 +229,52 @@ def list_tar(path: str | os.PathLike[str], *, nested: bool = False) -> TarMember
 def _files_of(
     archive: Path, stream: IO[bytes], start: int, end: int, inner: str = ""
 ) -> Iterator[tarfile.TarInfo]:
-    """Yield the regular files of the archive that lies in `stream` from `start` to `end`."""
-    what = f"{archive}:{inner}" if inner else str(archive)
-    # An archive within another is read in place, so that all positions are those in the file.
+    """Yield the regular files of the archive at bytes `start` to `end` of `stream`."""
+    what = repr(f"{archive}:{inner}" if inner else str(archive))
+    # An inner archive is read in place, so that all positions are positions in the file.
     stream.seek(start)
-    _refuse_compressed(what, stream.read(_BLOCK)[:8])
+    head = stream.read(_BLOCK)[:8]
+    for magic, kind in _MAGIC.items():
+        if head.startswith(magic):
+            raise ValueError(
+                f"{what} is compressed by {kind}, so that its files cannot be read in any order. "
+                "Uncompress it to a plain tar archive."
+            )
     stream.seek(start)
     try:
         with tarfile.TarFile(fileobj=stream, mode="r", errorlevel=2) as tar:
             while (member := tar.next()) is not None:
-                tar.members.clear()  # type: ignore[attr-defined]  # or it would keep them all
+                tar.members.clear()  # type: ignore[attr-defined]  # or tarfile would keep them all
                 if member.issparse():
                     raise ValueError(
-                        f"`{what}` must hold whole files; got the sparse file {member.name!r}. "
-                        "Make the archive again without --sparse."
+                        f"{what} holds the sparse file {member.name!r}, whose bytes are not in "
+                        "one piece. Make the archive again without --sparse."
                     )
                 if member.isreg():
                     yield member
             last = tar.offset
     except tarfile.TarError as error:
         if isinstance(error, tarfile.ReadError) and "end of data" in str(error):
-            raise _truncated(what) from error
-        raise _no_tar(what) from error
-    # tarfile takes a damaged header for the end; the real one is a block of zeros. What it read
-    # beyond the end of an inner archive, of the one after that, is refused here too.
+            raise _damaged(what, "it is truncated") from error
+        raise _damaged(what, "it is corrupt or not a tar archive") from error
+    # tarfile takes a corrupt header for the end of the archive; the real end is a block of zeros.
+    # This also rejects what tarfile read after the end of an inner archive.
     stream.seek(last)
     if last + _BLOCK > end:
-        raise _truncated(what)
+        raise _damaged(what, "it is truncated")
     if stream.read(_BLOCK).strip(b"\0"):
-        raise _no_tar(what, f" with a damaged header at byte {last - start}")
+        raise _damaged(what, f"it has a corrupt header at byte {last - start}")
 
 
-def _refuse_compressed(what: str, head: bytes) -> None:
-    for magic, kind in _MAGIC.items():
-        if head.startswith(magic):
-            raise ValueError(
-                f"`{what}` must be an uncompressed tar archive, whose files can be read in any "
-                f"order; got one compressed by {kind}. Uncompress it (the files stay inside)."
-            )
-
-
-def _truncated(what: str) -> ValueError:
-    return ValueError(
-        f"`{what}` must be a whole tar archive; got one that ends early. Download or copy it again."
-    )
-
-
-def _no_tar(what: str, how: str = "") -> ValueError:
-    return ValueError(
-        f"`{what}` must be a tar archive; got another file or a damaged one{how}. "
-        "Download or copy it again."
-    )
+def _damaged(what: str, how: str) -> ValueError:
+    return ValueError(f"Cannot read the tar archive {what}: {how}. Download or copy it again.")
 
 
 def _column(name: str, values: ArrayLike, count: int) -> NDArray[np.int64]:
     given: NDArray[Any] = np.asarray(values)
     if given.shape != (count,) or (count and given.dtype.kind not in "iu"):
         raise ValueError(
-            f"`{name}` must hold one integer for each of {count} images; got an array of shape "
-            f"{given.shape} and type {given.dtype}. Check the listing."
+            f"`{name}` must hold one integer per image, {count} in all; got {given.dtype} of shape "
+            f"{given.shape}."
         )
     return given.astype(np.int64)

@@ -93,7 +93,7 @@ def test_an_empty_extent_at_the_same_byte_does_no_harm(tmp_path: Path) -> None:
 
 def test_a_field_without_images_is_refused(tmp_path: Path) -> None:
     index = write_images(tmp_path / "a.beton")
-    with pytest.raises(BetonError, match=r"^`field` must hold RGB images; got 'label' of kind int"):
+    with pytest.raises(BetonError, match="'label' holds no RGB images; its kind is int"):
         read_image(index, 0, "label")
     with pytest.raises(BetonError, match=r"no field 'picture'\. Its fields are image, label"):
         read_image(index, 0, "picture")
@@ -117,7 +117,7 @@ def test_a_damaged_jpeg_is_named(tmp_path: Path) -> None:
     index = write_images(tmp_path / "a.beton")
     assert read_image(index, 2).shape == gradients(3)[2].shape
     overwrite(index, 2, bytes(int(index.sample_bytes()[2])))
-    with pytest.raises(BetonError, match=r"^`sample_id` must be a readable image; got sample 2 of"):
+    with pytest.raises(BetonError, match=r"image of sample 2 in .* is corrupt"):
         read_image(index, 2)
     assert read_image(index, 1).shape == gradients(2)[1].shape
 
@@ -126,7 +126,7 @@ def test_a_jpeg_that_ends_early_is_named(tmp_path: Path) -> None:
     index = write_images(tmp_path / "a.beton")
     allocations = index.allocations.copy()
     allocations["size"][2] //= 2
-    with pytest.raises(BetonError, match=r"^`sample_id` must be a readable image; got sample 2 of"):
+    with pytest.raises(BetonError, match=r"image of sample 2 in .* is corrupt"):
         read_image(changed(index, allocations=allocations), 2)
 
 
@@ -137,12 +137,12 @@ def test_metadata_that_do_not_fit_the_pixels_are_named(
     index = write_images(tmp_path / "a.beton", mode="raw")
     metadata = index.metadata.copy()
     metadata["f0"][name][0] = value
-    with pytest.raises(BetonError, match=r"^`sample_id` must be a readable image; got sample 0 of"):
+    with pytest.raises(BetonError, match=r"image of sample 0 in .* is corrupt"):
         read_image(changed(index, metadata=metadata), 0)
 
 
 def test_an_image_without_an_extent_is_named(tmp_path: Path) -> None:
     index = write_images(tmp_path / "a.beton")
     allocations = index.allocations[1:].copy()
-    with pytest.raises(BetonError, match=r"^`sample_id` must have an extent; got 0"):
+    with pytest.raises(BetonError, match=r"image of sample 0 in .* is corrupt"):
         read_image(changed(index, allocations=allocations), 0)

@@ -299,14 +299,14 @@ def test_a_missing_file_is_not_found(tmp_path: Path) -> None:
 def test_a_file_that_is_no_beton_is_refused(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "a.beton"
     path.write_bytes(content)
-    with pytest.raises(BetonError, match=r"^`path` must be a .*beton.*a\.beton"):
+    with pytest.raises(BetonError, match=r"a\.beton.* is (not a beton|truncated or corrupt)"):
         BetonIndex.open(path)
 
 
 @pytest.mark.parametrize("version", [0, 1, 3, 65535])
 def test_another_version_is_refused(version: int, tiny: Path) -> None:
     put_header(tiny, "version", version)
-    with pytest.raises(BetonError, match=rf"^`path` must be a beton of version 2; .*{version} in"):
+    with pytest.raises(BetonError, match=rf"is not a beton of version 2: .*{version}, not 2"):
         BetonIndex.open(tiny)
 
 
@@ -320,32 +320,32 @@ def test_what_a_stopped_ffcv_writer_leaves_is_refused(tmp_path: Path) -> None:
     for pages in (0, 1, 24):
         with path.open("ab") as stream:
             stream.write(bytes(pages << 20))
-        with pytest.raises(BetonError, match=r"^`path` must be a finished beton; .*stopped"):
+        with pytest.raises(BetonError, match=r"is unfinished: its writer was stopped"):
             BetonIndex.open(path)
 
 
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("alloc_table_ptr", 0, "must be a finished beton"),
-        ("alloc_table_ptr", 8, "must be a whole beton"),
-        ("alloc_table_ptr", TABLES_START, "must be a whole beton"),
-        ("alloc_table_ptr", MAX, "must be a whole beton"),
-        ("num_fields", 0, "must be a beton"),
-        ("num_fields", 3, "must be a"),
-        ("num_fields", 65535, "must be a"),
-        ("num_samples", 0, "an extent of sample 5 of 0"),
-        ("num_samples", 5, "an extent of sample 5 of 5"),
+        ("alloc_table_ptr", 0, "is unfinished"),
+        ("alloc_table_ptr", 8, "is truncated or corrupt"),
+        ("alloc_table_ptr", TABLES_START, "is truncated or corrupt"),
+        ("alloc_table_ptr", MAX, "is truncated or corrupt"),
+        ("num_fields", 0, "is not a beton"),
+        ("num_fields", 3, "is (not a beton|truncated or corrupt)"),
+        ("num_fields", 65535, "is (not a beton|truncated or corrupt)"),
+        ("num_samples", 0, "bytes of sample 5 and has 0"),
+        ("num_samples", 5, "bytes of sample 5 and has 5"),
         ("num_samples", 7, "sample 6"),
-        ("num_samples", 2**40, "must be a whole beton"),
-        ("num_samples", MAX, "must be a whole beton"),
-        ("page_size", 0, "must be a beton"),
-        ("page_size", 3 << 20, "must be a beton"),
+        ("num_samples", 2**40, "is truncated or corrupt"),
+        ("num_samples", MAX, "is truncated or corrupt"),
+        ("page_size", 0, "is not a beton"),
+        ("page_size", 3 << 20, "is not a beton"),
     ],
 )
 def test_a_damaged_header_is_refused(name: str, value: int, message: str, tiny: Path) -> None:
     put_header(tiny, name, value)
-    with pytest.raises(BetonError, match=rf"^`path`.*{message}"):
+    with pytest.raises(BetonError, match=message):
         BetonIndex.open(tiny)
 
 
@@ -353,7 +353,7 @@ def test_a_damaged_header_is_refused(name: str, value: int, message: str, tiny: 
 def test_a_damaged_field_descriptor_is_refused(at: int, tiny: Path) -> None:
     """An unknown type, a name that is not ASCII."""
     put(tiny, HeaderType.itemsize + at, np.uint8(200))
-    with pytest.raises(BetonError, match=r"^`path` must be a beton"):
+    with pytest.raises(BetonError, match="is not a beton"):
         BetonIndex.open(tiny)
 
 
@@ -377,8 +377,8 @@ def test_a_damaged_field_descriptor_is_refused(at: int, tiny: Path) -> None:
 )
 def test_an_extent_outside_of_the_data_is_refused(values: dict[str, int], tiny: Path) -> None:
     put_extent(tiny, 2, **values)
-    found = "(sample 2 lies outside of the data region|an extent of sample [0-9]+ of 6)"
-    with pytest.raises(BetonError, match=f"^`path` must be a whole beton; .*{found}"):
+    found = "(sample 2 lies outside of the data region|bytes of sample [0-9]+ and has 6)"
+    with pytest.raises(BetonError, match=f"is truncated or corrupt: .*{found}"):
         BetonIndex.open(tiny)
 
 
@@ -386,7 +386,7 @@ def test_a_pointer_that_starts_no_extent_is_refused(tiny: Path) -> None:
     metadata = BetonIndex.open(tiny).metadata.copy()
     metadata["f0"]["data_ptr"][4] += 1
     put(tiny, TABLES_START, metadata)
-    with pytest.raises(BetonError, match=r"^`path` must be a whole beton; .*sample 4.*image"):
+    with pytest.raises(BetonError, match="sample 4 has no bytes for 'image'"):
         BetonIndex.open(tiny)
 
 
@@ -398,7 +398,7 @@ def test_a_tiny_beton_cut_anywhere_is_refused(tiny: Path) -> None:
     with tiny.open("r+b") as stream:
         for size in sorted(cuts, reverse=True):
             stream.truncate(size)
-            with pytest.raises(BetonError, match=r"^`path` must be a .*beton.*tiny\.beton"):
+            with pytest.raises(BetonError, match=r"tiny\.beton.* is (not|truncated|unfin)"):
                 BetonIndex.open(tiny)
 
 
@@ -410,14 +410,14 @@ def test_a_beton_of_every_kind_cut_in_its_table_is_refused(written: Any, tmp_pat
     with path.open("r+b") as stream:
         for left in range(rows - 1, -1, -1):
             stream.truncate(size - (rows - left) * ALLOC_TABLE_TYPE.itemsize)
-            with pytest.raises(BetonError, match=r"^`path` must be a whole beton"):
+            with pytest.raises(BetonError, match="is truncated or corrupt"):
                 BetonIndex.open(path, custom_fields=written.custom_fields)
 
 
 def test_bytes_behind_the_table_are_refused(tiny: Path) -> None:
     with tiny.open("ab") as stream:
         stream.write(b"\0")
-    with pytest.raises(BetonError, match=r"^`path` must be a whole beton"):
+    with pytest.raises(BetonError, match="is truncated or corrupt"):
         BetonIndex.open(tiny)
 
 
@@ -486,7 +486,7 @@ def test_allocations_of_a_beton_that_was_cut_are_refused(tiny: Path) -> None:
     whole = tiny.read_bytes()
     for size in (len(whole) - 1, len(whole) - 24, len(whole) // 2, 10, 0):
         tiny.write_bytes(whole[:size])
-        with pytest.raises(BetonError, match=r"^`path` must be a .*beton.*tiny\.beton"):
+        with pytest.raises(BetonError, match=r"tiny\.beton.* is (not|truncated|unfin)"):
             _ = index.allocations
     tiny.write_bytes(whole)
     assert len(index.allocations) == 6

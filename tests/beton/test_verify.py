@@ -268,9 +268,9 @@ def test_messages_name_places_and_the_other_sample(tiny: Path) -> None:
         parts.metadata["f1"][3] = -5
     messages = {(each.kind, each.sample_id): each.message for each in verify(tiny).problems}
     assert messages["overlap", 2] == (
-        f"its extent of {TINY} bytes at byte {start + 2 * TINY} overlaps one of sample 0"
+        f"its {TINY} bytes at byte {start + 2 * TINY} overlap bytes of sample 0"
     )
-    assert messages["size", 0] == f"'image' has {3 * TINY} bytes, and should have {TINY}"
+    assert messages["size", 0] == f"'image' has {3 * TINY} bytes instead of {TINY}"
     assert messages["label", 3] == "its label is -5"
 
 
@@ -350,8 +350,7 @@ def test_a_manifest_of_another_beton_is_found(described: Path, other_photos: Ima
     shutil.copyfile(manifest_path(other_photos.path), manifest_path(described))
     (problem,) = verify(described).problems
     assert problem.kind == "manifest"
-    assert BetonIndex.open(described).fingerprint[:16] in problem.message
-    assert other_photos.index.fingerprint[:16] in problem.message
+    assert problem.message == "it was written for another beton"
 
 
 def test_a_manifest_that_is_none_is_found(described: Path) -> None:
@@ -501,7 +500,7 @@ def test_threads_decode_at_once(jpegs: Path, monkeypatch: pytest.MonkeyPatch) ->
         together.wait(timeout=30)
         return decode(data, fast=fast)
 
-    monkeypatch.setattr("dp4tl_ffcv.beton.verify.verification._BATCH", 60)
+    monkeypatch.setattr("dp4tl_ffcv.beton.verify.images._BATCH", 60)
     monkeypatch.setattr(turbojpeg, "decode", meeting)
     assert verify(jpegs, decode=True, num_workers=2).is_sound
 
@@ -511,7 +510,7 @@ def test_an_interruption_leaves_no_file_open(jpegs: Path, monkeypatch: pytest.Mo
         raise KeyboardInterrupt
 
     before = len(list(Path("/proc/self/fd").iterdir())), threading.active_count()
-    monkeypatch.setattr("dp4tl_ffcv.beton.verify.verification.track", stop)
+    monkeypatch.setattr("dp4tl_ffcv.beton.verify.images.track", stop)
     with pytest.raises(KeyboardInterrupt):
         verify(jpegs, decode=True)
     assert (len(list(Path("/proc/self/fd").iterdir())), threading.active_count()) == before

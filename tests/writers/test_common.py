@@ -193,11 +193,11 @@ def test_a_split_that_lacks_samples_is_written_again(tmp_path: Path) -> None:
 def test_a_run_that_an_image_ended_is_continued_without_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def every_batch(part: pages.PagedPart) -> bool:
+    def every_batch(part: pages.PageWriter) -> bool:
         part._wait()  # on a slow disk, the last record may still be on its way
         return True
 
-    monkeypatch.setattr(pages.PagedPart, "_is_due", every_batch)
+    monkeypatch.setattr(pages.PageWriter, "_is_due", every_batch)
     asked: list[int] = []
 
     class Samples(list[tuple[bytes, int, int]]):
@@ -254,7 +254,7 @@ def test_the_command_prints_each_split_and_what_was_left_out(
     run("birds", Config, write, "Write birds.", arguments)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"train: 3 images, 2 classes -> {tmp_path / 'train.beton'}"
-    assert lines[1].startswith("  left out 3: ")
+    assert lines[1].startswith("  left out sample 3: ")
     assert lines[2] == f"val: 3 images, 2 classes -> {tmp_path / 'val.beton'}"
 
 
@@ -278,7 +278,7 @@ def test_an_error_ends_the_command_with_one_line_and_status_1(
         run("birds", Config, write, None, ["--out", str(tmp_path), "--num-workers", "0", "--bad"])
     assert ended.value.code == 1
     (line,) = [each for each in capsys.readouterr().err.splitlines() if "writers.birds" in each]
-    assert "`" in line
+    assert "Cannot encode sample 3: " in line
 
 
 @pytest.mark.parametrize(

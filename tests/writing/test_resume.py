@@ -68,13 +68,13 @@ def whole(tmp_path: Path) -> bytes:
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
     """Record progress after every batch, and wait for that."""
     monkeypatch.setattr(pages, "COMMIT_BYTES", 0)
-    save = pages.PagedPart._save
+    save = pages.PageWriter._save
 
     def save_and_wait(self: Any) -> None:
         save(self)
         self._wait()
 
-    monkeypatch.setattr(pages.PagedPart, "_save", save_and_wait)
+    monkeypatch.setattr(pages.PageWriter, "_save", save_and_wait)
 
 
 def stop_at(path: Path, number: int, error: type[BaseException] = ValueError) -> None:
@@ -89,10 +89,8 @@ def stop_at(path: Path, number: int, error: type[BaseException] = ValueError) ->
 KILLED = """
 import sys, time
 from pathlib import Path
-from dp4tl_ffcv.beton import parts
-from dp4tl_ffcv.beton.batches import Batch, Tasks
-from dp4tl_ffcv.kernels import resize_area
-from tests.beton.test_resume import Blobs, write
+from dp4tl_ffcv.writing import pages
+from tests.writing.test_resume import Blobs, write
 
 pages.COMMIT_BYTES = 0
 
@@ -311,9 +309,8 @@ STOPPED = """
 import signal, sys, time
 from pathlib import Path
 from dp4tl_ffcv.utils import one_line_errors
-from dp4tl_ffcv.beton import parts
-from dp4tl_ffcv.beton.batches import Batch, Tasks
-from tests.beton.test_resume import Blobs, write
+from dp4tl_ffcv.writing import pages
+from tests.writing.test_resume import Blobs, write
 
 pages.COMMIT_BYTES = 0
 # A shell starts what runs in the background with SIGINT ignored, and the tests may run there.
@@ -385,13 +382,13 @@ def test_skipped_samples_are_listed(workers: int, tmp_path: Path) -> None:
 
 
 def test_the_first_error_names_the_sample(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"got no sample 9 in sample 9 \(blob 9\)\. Mend or leave"):
+    with pytest.raises(ValueError, match=r"Cannot encode blob 9: no sample 9\. Fix this"):
         write(tmp_path / "a.beton", Blobs(failing=[9]))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_beton_of_which_every_sample_is_skipped_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="`samples` must be encodable"):
+    with pytest.raises(ValueError, match="Cannot encode blob"):
         write(tmp_path / "a.beton", Blobs(20, failing=range(20)), on_error="skip")
     assert list(tmp_path.iterdir()) == []
 
@@ -417,7 +414,7 @@ def test_a_full_disk_is_told_and_what_is_written_can_be_continued(
         return pwrite(file, data, offset)
 
     monkeypatch.setattr(os, "pwrite", write_until_full)
-    with pytest.raises(OSError, match=r"`path` must have room; the disk of .* is full") as found:
+    with pytest.raises(OSError, match=r"No space left on device: .*a\.beton") as found:
         write(path, Blobs(), num_workers=num_workers)
     assert found.value.errno == errno.ENOSPC
     kept = [note for note in getattr(found.value, "__notes__", ()) if "run it again" in note]
@@ -440,7 +437,7 @@ class Dying(Blobs):
 
 
 def test_a_worker_that_dies_is_told(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match=r"got 2, and a worker process died\. Look for"):
+    with pytest.raises(RuntimeError, match="a worker process died"):
         write(tmp_path / "a.beton", Dying(), num_workers=2)
     assert list(tmp_path.iterdir()) == []
 
@@ -540,9 +537,7 @@ def test_a_folder_is_no_file(tmp_path: Path) -> None:
 
 def test_a_label_that_counts_too_many_classes_is_refused(tmp_path: Path) -> None:
     samples = [(np.zeros(3, np.uint8), label) for label in (1, 1 << 24)]
-    with pytest.raises(
-        ValueError, match="`label` must hold class ids below 16777216; got 16777216"
-    ):
+    with pytest.raises(ValueError, match=r"must lie in \[0, 16777216\); got values from 16777216"):
         write_beton(tmp_path / "a.beton", samples, FIELDS, num_workers=0)
     assert list(tmp_path.iterdir()) == []
 
@@ -580,8 +575,8 @@ def test_the_seed_gives_the_order(tmp_path: Path) -> None:
     ("options", "message"),
     [
         ({"num_workers": -1}, "`num_workers` must be at least 0; got -1"),
-        ({"seed": -1}, "`seed` must be at least 0, or None; got -1"),
-        ({"on_error": "ignore"}, "`on_error` must be raise or skip; got 'ignore'"),
+        ({"seed": -1}, "`seed` must be at least 0; got -1"),
+        ({"on_error": "ignore"}, "`on_error` must be one of raise, skip; got 'ignore'"),
     ],
 )
 def test_bad_options_are_refused(options: dict[str, Any], message: str, tmp_path: Path) -> None:

@@ -67,13 +67,13 @@ def test_names_that_are_no_unicode_come_back_as_they_were() -> None:
 
 @pytest.mark.parametrize("position", [2, -3])
 def test_a_position_outside_is_refused(position: int) -> None:
-    with pytest.raises(IndexError, match="below 2"):
+    with pytest.raises(IndexError, match="out of range for 2"):
         ImageFiles(["a", "b"], [0, 0])[position]
 
 
 @pytest.mark.parametrize("labels", [[0], [0, 1, 2], [0.5, 1.0], [[0, 1]]])
 def test_labels_that_do_not_fit_are_refused(labels: list[int]) -> None:
-    with pytest.raises(ValueError, match="`labels` must hold one integer for each of 2"):
+    with pytest.raises(ValueError, match="`labels` must hold one integer per image, 2 in all"):
         ImageFiles(["a", "b"], labels)
     with pytest.raises(ValueError, match="`identifiers` must"):
         ImageFiles(["a", "b"], [0, 1], identifiers=labels)
@@ -204,7 +204,7 @@ def test_a_compressed_archive_is_refused(kind: str, tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "a.tar", f"w:{kind}") as tar:
         tar.addfile(tarfile.TarInfo("a.jpg"))
     names = {"gz": "gzip", "bz2": "bzip2", "xz": "xz"}
-    with pytest.raises(ValueError, match=rf"a\.tar.*uncompressed.*compressed by {names[kind]}"):
+    with pytest.raises(ValueError, match=rf"a\.tar.* is compressed by {names[kind]}"):
         list_tar(tmp_path / "a.tar")
 
 
@@ -218,7 +218,7 @@ def test_an_archive_cut_anywhere_before_its_end_mark_is_refused(tmp_path: Path) 
     whole = tar_of(FILES)
     end = len(whole.rstrip(b"\0")) // 512 * 512 + 512  # where the end mark starts
     for length in (*range(1, end, 256), end - 1, end, end + 511):
-        with pytest.raises(ValueError, match=r"cut\.tar.*(ends early|got another file)"):
+        with pytest.raises(ValueError, match=r"cut\.tar.*(is truncated|is corrupt)"):
             list_tar(put(tmp_path / "cut.tar", whole[:length]))
     assert content(list_tar(put(tmp_path / "cut.tar", whole[: end + 512]))) == FILES
 
@@ -228,14 +228,14 @@ def test_an_inner_archive_that_is_cut_does_not_run_into_the_next_one(tmp_path: P
     end = len(inner.rstrip(b"\0")) // 512 * 512 + 512
     for length in (512, 1536, end - 512, end):
         archive = put(tmp_path / "a.tar", tar_of({"n01.tar": inner[:length], "n02.tar": inner}))
-        with pytest.raises(ValueError, match=r"a\.tar:n01\.tar.*ends early"):
+        with pytest.raises(ValueError, match=r"a\.tar:n01\.tar.* is truncated"):
             list_tar(archive, nested=True)
 
 
 def test_a_damaged_header_does_not_pass_for_the_end(tmp_path: Path) -> None:
     damaged = bytearray(tar_of(FILES))
     damaged[1024 + 150] ^= 0xFF  # in the checksum of the second header
-    with pytest.raises(ValueError, match=r"a\.tar.*damaged header at byte 1024"):
+    with pytest.raises(ValueError, match=r"a\.tar.*corrupt header at byte 1024"):
         list_tar(put(tmp_path / "a.tar", bytes(damaged)))
 
 
@@ -252,7 +252,7 @@ def test_a_sparse_member_is_refused_as_its_bytes_are_not_in_one_piece(tmp_path: 
 
 @pytest.mark.parametrize("data", [b"", b"text", b"x" * 5000], ids=["empty", "short", "long"])
 def test_another_file_is_refused(data: bytes, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"a\.tar.*must be a tar archive"):
+    with pytest.raises(ValueError, match=r"a\.tar.*(is truncated|not a tar archive)"):
         list_tar(put(tmp_path / "a.tar", data))
 
 
@@ -265,5 +265,5 @@ def test_an_archive_that_has_shrunk_since_is_an_error_and_not_short_data(tmp_pat
     archive = put(tmp_path / "a.tar", tar_of(FILES))
     samples = TarImages(list_tar(archive), [0, 0, 0])
     archive.write_bytes(archive.read_bytes()[:2100])
-    with pytest.raises(ValueError, match=r"must be whole; got \d+ of 1280 bytes of 'c\.jpg'"):
+    with pytest.raises(ValueError, match=r"holds \d+ of 1280 bytes of 'c\.jpg'"):
         samples[2]

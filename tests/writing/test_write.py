@@ -154,7 +154,7 @@ def test_image_fields_write_what_they_say(tmp_path: Path, pictures: NDArray[np.u
 
 
 def test_an_unknown_image_mode_is_refused() -> None:
-    with pytest.raises(ValueError, match="`mode` must be jpg or raw; got 'png'"):
+    with pytest.raises(ValueError, match="`mode` must be one of jpg, raw; got 'png'"):
         image_fields(mode="png")
 
 
@@ -205,15 +205,15 @@ def test_the_stock_loader_reads_it(
 @pytest.mark.parametrize(
     ("samples", "fields", "message"),
     [
-        (Failing(OSError("disk gone")), BLOB, r"disk gone in sample 7\."),
-        (Failing(KeyError("x")), BLOB, r"in sample 7\."),
-        ([*blobs(1, 2, 3), (blob_of(1),)], BLOB, r"1 values for 2 fields in sample 3\."),
-        ([*blobs(1, 2), (blob_of(1), "x")], BLOB, r"in sample 2\."),
-        ([*blobs(1), ("text", 1)], BLOB, r"in sample 1\."),
+        (Failing(OSError("disk gone")), BLOB, "sample 7: disk gone"),
+        (Failing(KeyError("x")), BLOB, "sample 7: KeyError"),
+        ([*blobs(1, 2, 3), (blob_of(1),)], BLOB, "sample 3: 1 values for 2 fields"),
+        ([*blobs(1, 2), (blob_of(1), "x")], BLOB, "sample 2: "),
+        ([*blobs(1), ("text", 1)], BLOB, "sample 1: "),
         (
             [(np.zeros((4, 4, 3), dtype=np.uint8), 0), (np.zeros((4, 4, 3)), 0)],
             {"image": RGBImageField(), "label": IntField()},
-            r"uint8 in sample 1\.",
+            "sample 1: .*uint8",
         ),
     ],
     ids=["disk", "key", "short", "label", "blob", "image"],
@@ -222,7 +222,7 @@ def test_the_stock_loader_reads_it(
 def test_a_failing_sample_is_named_and_leaves_nothing(
     samples: Any, fields: Any, message: str, workers: int, tmp_path: Path
 ) -> None:
-    with pytest.raises(ValueError, match=f"^`samples` must be encodable; .*{message}"):
+    with pytest.raises(ValueError, match=f"^Cannot encode {message}"):
         write_beton(tmp_path / "a.beton", samples, fields, num_workers=workers)
     assert list(tmp_path.iterdir()) == []
 
@@ -235,7 +235,7 @@ def test_a_stopped_run_leaves_nothing(tmp_path: Path) -> None:
 
 def test_a_sample_larger_than_a_page_is_named(tmp_path: Path) -> None:
     samples = blobs(5, PAGE_SIZE + 1, 5)
-    message = f"^`page_size` must hold the largest sample; got {PAGE_SIZE}, and sample 1 takes"
+    message = f"^Sample 1 takes {PAGE_SIZE + 1} bytes and does not fit into a page"
     with pytest.raises(ValueError, match=message):
         write_beton(tmp_path / "a.beton", samples, BLOB, page_size=PAGE_SIZE, seed=None)
     assert list(tmp_path.iterdir()) == []
@@ -255,7 +255,7 @@ def test_a_failure_leaves_an_existing_beton_as_it_was(
     write_beton(path, blobs(4, 5), BLOB, class_names=["a", "b"])
     before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
     assert sorted(before) == ["a.beton", "a.beton.json"]
-    with pytest.raises(ValueError, match=r"^`"):
+    with pytest.raises(ValueError, match=r"Cannot encode|class id"):
         write_beton(path, samples, BLOB, class_names=names)
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
 
@@ -274,7 +274,7 @@ def test_a_failure_leaves_an_existing_beton_as_it_was(
 )
 def test_bad_field_names_are_refused(tmp_path_factory: pytest.TempPathFactory, name: str) -> None:
     folder = tmp_path_factory.getbasetemp() / "never written"
-    with pytest.raises(ValueError, match=r"^`fields` must have names of 1 to 16 ASCII characters"):
+    with pytest.raises(ValueError, match=r"^Field names must have 1 to 16 ASCII characters"):
         write_beton(folder / "a.beton", [(1, 2)], {**LABEL, name: IntField()})
     assert not folder.exists()
 
@@ -310,20 +310,20 @@ def test_bad_page_sizes_are_refused(
 
 def test_bad_arguments_are_refused_before_anything_is_written(tmp_path: Path) -> None:
     path = tmp_path / "new" / "a.beton"
-    with pytest.raises(ValueError, match=r"^`samples` must hold at least one sample"):
+    with pytest.raises(ValueError, match=r"^`samples` is empty"):
         write_beton(path, [], LABEL)
-    with pytest.raises(ValueError, match=r"^`fields` must hold at least one field"):
+    with pytest.raises(ValueError, match=r"^`fields` is empty"):
         write_beton(path, [()], {})
     for field in (FloatField(), BytesField(), NDArrayField(np.dtype("<i8"), (1,)), JSONField()):
-        with pytest.raises(ValueError, match=r"^`label_field` must be an IntField; got 'label'"):
+        with pytest.raises(ValueError, match=r"^`label_field` must name an IntField; 'label' is a"):
             write_beton(path, [(1,)], {"label": field})
     assert not path.parent.exists()
 
 
 def test_labels_must_be_class_ids(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"^`label` must hold class ids >= 0; got -3"):
+    with pytest.raises(ValueError, match=r"field 'label' must lie in \[0, .*; got values from -3"):
         write_beton(tmp_path / "a.beton", [(2,), (-3,)], LABEL)
-    with pytest.raises(ValueError, match=r"^`class_names` must name every class; got 2 names"):
+    with pytest.raises(ValueError, match="class id 2 has no name: `class_names` has 2"):
         write_beton(tmp_path / "a.beton", [(2,)], LABEL, class_names=["a", "b"])
     assert list(tmp_path.iterdir()) == []
 
@@ -401,7 +401,7 @@ def test_a_damaged_manifest_is_named(damage: Callable[[Path], None], tmp_path: P
     path = tmp_path / "a.beton"
     index = write_beton(path, [(0,)], LABEL)
     damage(tmp_path / "a.beton.json")
-    with pytest.raises(ValueError, match=r"^`manifest` must be JSON .*a\.beton\.json"):
+    with pytest.raises(ValueError, match=r"a\.beton\.json.* is not a beton's manifest"):
         _ = index.manifest
 
 

@@ -1,6 +1,6 @@
-"""Verify a beton: find every fault of a file."""
+"""Verify a beton: list every problem of a file."""
 
-from .allocations import Problem
+from .problems import Problem
 from .verification import Verification, verify
 
 __all__ = ["Problem", "Verification", "verify"]

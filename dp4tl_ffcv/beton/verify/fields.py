@@ -1,4 +1,4 @@
-"""Whether the extents of a beton are what its fields' records say, without an object per sample."""
+"""Check the records of each field against the allocation table, without an object per sample."""
 
 import json
 import math
@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import format
+from ..format import IMAGE_MODES, pointers
 from ..tables import FieldInfo, Tables
-from .allocations import Problem, Problems, is_inside
+from .problems import Problems
 
 STORED_IMAGE = np.dtype(
     [
@@ -22,46 +22,45 @@ STORED_IMAGE = np.dtype(
     ]
 )
 
-# How ffcv describes the arrays of a field: its shape, ended by zeros, and the length of the numpy
-# type, which follows as JSON.
+# How ffcv describes the arrays of a field: the shape, padded with zeros, and the length of the
+# numpy type, which follows as JSON.
 _ARRAYS = np.dtype([("shape", "<u8", 32), ("type_length", "<u8")])
 
 
 def check_fields(tables: Tables, problems: Problems) -> NDArray[Any]:
-    """Look at what the fields keep of each sample, and whether its extents are as they say.
+    """Check that the records of each field and the byte ranges of their samples agree.
 
     Returns:
-        The images that can be decoded, as far as the tables go: `STORED_IMAGE` `(n,)`.
+        The images whose tables have no problem, as `STORED_IMAGE` `(n,)`.
     """
-    finder = _Finder(tables)
-    pointing: list[NDArray[np.int64]] = []
+    stored = _StoredRanges(tables)
+    used: list[NDArray[np.int64]] = []
     images = [np.zeros(0, dtype=STORED_IMAGE)]
-    for part, descriptor in zip(tables.fields, tables.descriptors, strict=True):
-        column = tables.metadata[part.column]
-        if part.kind == "int" and part.name == "label":
+    for field, descriptor in zip(tables.fields, tables.descriptors, strict=True):
+        column = tables.metadata[field.column]
+        if field.kind == "int" and field.name == "label":
             _check_labels(column, problems)
-        for places in format.pointers(column, part.kind):
-            found = _Found(finder, places)
-            pointing.append(found.keys[found.own])
-            _check_places(part, places, found, problems)
-            if part.kind == "rgb_image":
-                whole = _check_images(part, column, found, problems)
-                whole &= is_inside(tables, places, found.largest)
+        for places in pointers(column, field.kind):
+            found = stored.at(places)
+            used.append(found.keys[found.own])
+            _check_places(field, places, found, problems)
+            if field.kind == "rgb_image":
+                whole = _check_images(field, column, found, problems)
+                whole &= tables.contains(places, found.largest)
                 images.append(_stored_images(column, found.largest, whole))
-            elif part.kind != "custom":
-                expected = _expected_sizes(part, column, descriptor, problems)
+            elif field.kind != "custom":
+                expected = _expected_sizes(field, column, descriptor, problems)
                 if expected is not None:
-                    _check_sizes(part, found, found.own, expected, problems)
-    if not any(part.kind == "custom" for part in tables.fields):
-        finder.check_unused(pointing, problems)
+                    _check_sizes(field, found, found.own, expected, problems)
+    if not any(field.kind == "custom" for field in tables.fields):
+        stored.check_unused(used, problems)
     return np.concatenate(images)
 
 
-class _Finder:
-    """Finds extents by place and sample, which make a key.
+class _StoredRanges:
+    """The byte ranges of the samples, found by a key that stands for first byte and sample.
 
-    More than one extent may have a key: ffcv's writer gives empty bytes the place of what comes
-    next.
+    Several byte ranges may have one key: ffcv places empty bytes where the next bytes start.
     """
 
     def __init__(self, tables: Tables) -> None:
@@ -73,38 +72,46 @@ class _Finder:
         self.keys: NDArray[np.int64] = keys[order]
         self.rows = owned[order]
 
-    def check_unused(self, pointing: list[NDArray[np.int64]], problems: Problems) -> None:
-        """Look for extents beyond those that the keys `pointing` ask for."""
-        wanted = np.sort(np.concatenate([self.keys[:0], *pointing]))
+    def at(self, places: NDArray[np.uint64]) -> "_FoundRanges":
+        """Find the byte range that starts at `places[i]` and belongs to sample i, for every i."""
+        return _FoundRanges(self, places)
+
+    def check_unused(self, used: list[NDArray[np.int64]], problems: Problems) -> None:
+        """Find byte ranges to which no field points; `used` are the keys that fields point to."""
+        wanted = np.sort(np.concatenate([self.keys[:0], *used]))
         if np.array_equal(wanted, self.keys):
             return
         keys, first, counts = np.unique(self.keys, return_index=True, return_counts=True)
-        asked = np.searchsorted(wanted, keys, side="right") - np.searchsorted(wanted, keys)
+        num_used = np.searchsorted(wanted, keys, side="right") - np.searchsorted(wanted, keys)
 
         def describe(at: int) -> tuple[int, str]:
             sample_id, ptr, size = self.rows[first[at]].tolist()
-            return sample_id, f"no field points to its extent of {size} bytes at byte {ptr}"
+            return sample_id, f"no field points to its {size} bytes at byte {ptr}"
 
-        problems.add_rows("unused", counts > asked, describe)
+        problems.add_rows("unused", counts > num_used, describe)
 
 
-class _Found:
-    """What a finder has at the place of each sample, `(N,)` each."""
+class _FoundRanges:
+    """Result of a search for the byte range of each sample, `(N,)` each.
 
-    def __init__(self, finder: _Finder, places: NDArray[np.uint64]) -> None:
-        if not len(finder.keys):
+    `somewhere`: a byte range starts there. `own`: it belongs to the sample. `smallest`, `largest`:
+    its bytes, where several byte ranges start at one byte.
+    """
+
+    def __init__(self, stored: _StoredRanges, places: NDArray[np.uint64]) -> None:
+        if not len(stored.keys):
             self.somewhere = self.own = np.zeros(len(places), dtype=np.bool_)
             self.keys = np.zeros(len(places), dtype=np.int64)
             self.smallest = self.largest = np.zeros(len(places), dtype=np.uint64)
             return
-        groups = np.minimum(np.searchsorted(finder.places, places), len(finder.places) - 1)
-        self.somewhere = finder.places[groups] == places
-        self.keys = groups * finder.num_samples + np.arange(len(places))
-        first = np.minimum(np.searchsorted(finder.keys, self.keys), len(finder.keys) - 1)
-        last = np.maximum(np.searchsorted(finder.keys, self.keys, side="right") - 1, 0)
-        self.own = self.somewhere & (finder.keys[first] == self.keys)
-        self.smallest = finder.rows["size"][first]
-        self.largest = finder.rows["size"][last]
+        groups = np.minimum(np.searchsorted(stored.places, places), len(stored.places) - 1)
+        self.somewhere = stored.places[groups] == places
+        self.keys = groups * stored.num_samples + np.arange(len(places))
+        first = np.minimum(np.searchsorted(stored.keys, self.keys), len(stored.keys) - 1)
+        last = np.maximum(np.searchsorted(stored.keys, self.keys, side="right") - 1, 0)
+        self.own = self.somewhere & (stored.keys[first] == self.keys)
+        self.smallest = stored.rows["size"][first]
+        self.largest = stored.rows["size"][last]
 
 
 def _check_labels(column: NDArray[Any], problems: Problems) -> None:
@@ -112,57 +119,57 @@ def _check_labels(column: NDArray[Any], problems: Problems) -> None:
 
 
 def _check_places(
-    part: FieldInfo, places: NDArray[np.uint64], found: _Found, problems: Problems
+    field: FieldInfo, places: NDArray[np.uint64], found: _FoundRanges, problems: Problems
 ) -> None:
     lost = ~found.somewhere
-    if part.kind == "custom":
-        lost &= places != 0  # such a field may mean by it that a sample has no bytes
+    if field.kind == "custom":
+        lost &= places != 0  # a custom field may use 0 for "no bytes"
     else:
         problems.add_rows(
             "pointer",
             found.somewhere & ~found.own,
-            lambda i: (i, f"{part.name!r} points to byte {places[i]}: an extent of another sample"),
+            lambda i: (i, f"{field.name!r} points to bytes of another sample, byte {places[i]}"),
         )
     problems.add_rows(
         "pointer",
         lost,
-        lambda i: (i, f"{part.name!r} points to byte {places[i]}, where no extent starts"),
+        lambda i: (i, f"{field.name!r} points to byte {places[i]}, where no sample's bytes start"),
     )
 
 
 def _check_images(
-    part: FieldInfo, column: NDArray[Any], found: _Found, problems: Problems
+    field: FieldInfo, column: NDArray[Any], found: _FoundRanges, problems: Problems
 ) -> NDArray[np.bool_]:
-    """Check records and sizes, and return which samples have an image that can be decoded."""
-    is_known = np.isin(column["mode"], list(format.IMAGE_MODES))
+    """Check image records and sizes. Return which samples have an image that can be decoded."""
+    is_known = np.isin(column["mode"], list(IMAGE_MODES))
     problems.add_rows(
         "image",
         ~is_known,
-        lambda i: (i, f"{part.name!r} has mode {column['mode'][i]}, neither 0 (jpg) nor 1 (raw)"),
+        lambda i: (i, f"{field.name!r} has mode {column['mode'][i]}, neither 0 (jpg) nor 1 (raw)"),
     )
     has_sides = (column["height"] > 0) & (column["width"] > 0)
     problems.add_rows(
         "image",
         ~has_sides,
-        lambda i: (i, f"{part.name!r} is {column['height'][i]} x {column['width'][i]} pixels"),
+        lambda i: (i, f"{field.name!r} is {column['height'][i]} x {column['width'][i]} pixels"),
     )
     pixels = 3 * column["height"].astype(np.uint64) * column["width"]
     is_jpeg = column["mode"] == 0  # of any size, but not empty
     expected = np.where(is_jpeg, np.maximum(found.largest, 1), pixels)
-    return _check_sizes(part, found, found.own & is_known & has_sides, expected, problems)
+    return _check_sizes(field, found, found.own & is_known & has_sides, expected, problems)
 
 
 def _expected_sizes(
-    part: FieldInfo, column: NDArray[Any], descriptor: Any, problems: Problems
+    field: FieldInfo, column: NDArray[Any], descriptor: Any, problems: Problems
 ) -> NDArray[np.uint64] | None:
-    """Return the bytes that each sample's extent must have, or None where the file is unclear."""
+    """Return the bytes that each sample must have, or None if the descriptor is corrupt."""
     if column.dtype.names:
         return np.asarray(column["size"])
     try:
         return np.full(len(column), _array_bytes(descriptor["arguments"]), dtype=np.uint64)
     except (ValueError, TypeError, OverflowError) as error:
-        message = f"type and shape of the arrays in {part.name!r} cannot be read: {error}"
-        problems.add(Problem("tables", None, message))
+        message = f"type and shape of the arrays in {field.name!r} cannot be read: {error}"
+        problems.add("tables", None, message)
         return None
 
 
@@ -178,18 +185,18 @@ def _array_bytes(arguments: NDArray[np.uint8]) -> int:
 
 
 def _check_sizes(
-    part: FieldInfo,
-    found: _Found,
+    field: FieldInfo,
+    found: _FoundRanges,
     among: NDArray[np.bool_],
     expected: NDArray[np.uint64],
     problems: Problems,
 ) -> NDArray[np.bool_]:
-    """Check the extents of the samples `among`, and return which are right."""
+    """Check the stored bytes of the samples `among`. Return which of them are as expected."""
     fits = (found.largest == expected) | (found.smallest == expected)
     problems.add_rows(
         "size",
         among & ~fits,
-        lambda i: (i, f"{part.name!r} has {found.largest[i]} bytes, and should have {expected[i]}"),
+        lambda i: (i, f"{field.name!r} has {found.largest[i]} bytes instead of {expected[i]}"),
     )
     right: NDArray[np.bool_] = among & fits
     return right

@@ -1,4 +1,4 @@
-"""Check a whole beton and list all that is wrong with it."""
+"""Verify a whole beton and list every problem."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -10,33 +10,31 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import BetonError
-from ...jpeg import turbojpeg
-from ...parallel import map_ordered
-from ...progress import track
 from ...validate import resolve_num_workers
 from ..index import BetonIndex
 from ..manifest import Manifest, read_manifest
 from ..tables import CustomFieldError, Tables, load_tables
-from .allocations import Problem, Problems, check_extents
+from .allocations import check_allocations
 from .fields import check_fields
-
-_BATCH = 64  # images that a thread takes at a time
+from .images import check_images
+from .problems import Problem, Problems
 
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """What a beton holds, and every problem that was found in it."""
+    """Result of `verify`: counts and problems of a beton."""
 
     beton: Path
     file_bytes: int
     samples: int
     extents: int
+    """Byte ranges in the allocation table."""
     decoded: int
-    """Images that were decoded, or read where they are stored raw, and are sound."""
+    """Images that were read, and decoded unless raw, without a problem."""
     problems: tuple[Problem, ...]
-    """The first 1000."""
+    """The first 1000 problems."""
     num_problems: int
-    """How many there are in all."""
+    """Number of all problems."""
 
     @property
     def is_sound(self) -> bool:
@@ -63,24 +61,28 @@ def verify(
     num_workers: int | None = None,
     custom_fields: Mapping[str, Any] | None = None,
 ) -> Verification:
-    """Check a whole beton: header, tables, manifest, and the images if asked for.
+    """Check header, tables and manifest of a beton, and decode its images if asked for.
 
-    Without `decode` no sample is read. What is looked for: tables that are cut or contradict each
-    other; extents outside of the data, over each other or across a page; records without an extent
-    of their own and extents without a record; sizes of images and arrays that are not those of
-    their extents; negative labels; a manifest of another file. With `decode` every image is read
-    and decoded as loaders do it; what only makes TurboJPEG warn is a problem too.
+    `BetonIndex.open` rejects a file at the first problem that could make it misread a sample;
+    `verify` lists all problems:
 
-    Memory: the tables a few times over, and an image per thread.
+    * tables that are truncated or contradict each other
+    * bytes of samples that leave the data, overlap, cross a page, or belong to no record
+    * records that point to no bytes of their sample, or to bytes of the wrong size
+    * negative labels
+    * a manifest that was written for another file
+    * with `decode`: images that TurboJPEG cannot decode without a warning
+
+    Memory: a few times the tables, and one image per thread.
 
     Args:
         beton: path of a beton, or its open index. The file is read again either way.
-        decode: read and decode every image.
-        num_workers: threads that decode; None takes one per core, 0 the calling thread.
-        custom_fields: ffcv field class of each field of a custom type, as for `BetonIndex.open`.
+        decode: read and decode every image. Without it, no sample is read.
+        num_workers: threads that decode. None takes all cores, 0 the calling thread.
+        custom_fields: ffcv field class of each custom field, as for `BetonIndex.open`.
 
     Returns:
-        Counts, and the problems in the order in which they were found.
+        Counts, and the problems in the order of discovery.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -91,57 +93,52 @@ def verify(
     if isinstance(beton, BetonIndex):
         custom_fields = custom_fields or beton.custom_fields
     path = beton.path if isinstance(beton, BetonIndex) else Path(beton)
-    problems = Problems()
-    file_bytes = path.stat().st_size
+    problems, counts = Problems(), (0, 0, 0)
     try:
         tables = load_tables(path, custom_fields or {})
     except CustomFieldError:
         raise
     except BetonError as error:
-        problems.add(Problem("tables", None, str(error)))
-        return Verification(path, file_bytes, 0, 0, 0, tuple(problems.kept), problems.count)
-    _check_manifest(path, tables, problems)
-    check_extents(tables, problems)
-    images = check_fields(tables, problems)
-    decoded = _decode_all(path, images, workers, problems) if decode else 0
-    counts = (len(tables.metadata), len(tables.allocations), decoded)
-    return Verification(path, file_bytes, *counts, tuple(problems.kept), problems.count)
+        problems.add("tables", None, str(error))
+    else:
+        for message in _manifest_problems(path, tables):
+            problems.add("manifest", None, message)
+        check_allocations(tables, problems)
+        images = check_fields(tables, problems)
+        decoded = check_images(path, images, workers, problems) if decode else 0
+        counts = (len(tables.metadata), len(tables.allocations), decoded)
+    size = path.stat().st_size
+    return Verification(path, size, *counts, tuple(problems.kept), problems.count)
 
 
-def _check_manifest(path: Path, tables: Tables, problems: Problems) -> None:
+def _manifest_problems(path: Path, tables: Tables) -> Iterator[str]:
     try:
         manifest = read_manifest(path)
     except ValueError as error:
-        problems.add(Problem("manifest", None, str(error)))
+        yield str(error)
         return
     if manifest is None:
         return
-    index = BetonIndex(path, tables)
-    if manifest.fingerprint not in ("", index.fingerprint):
-        message = (
-            f"it was written for another beton: it names the fingerprint "
-            f"{manifest.fingerprint[:16]}, this beton has {index.fingerprint[:16]}"
-        )
-        problems.add(Problem("manifest", None, message))
-        return  # and so what it says need not be true of this one
-    for message in _contradictions(manifest, tables):
-        problems.add(Problem("manifest", None, message))
+    if manifest.fingerprint not in ("", BetonIndex(path, tables).fingerprint):
+        yield "it was written for another beton"
+        return  # its content describes the other beton
+    yield from _contradictions(manifest, tables)
 
 
 def _contradictions(manifest: Manifest, tables: Tables) -> Iterator[str]:
     if manifest.num_samples != len(tables.metadata):
-        yield f"it counts {manifest.num_samples} samples, and there are {len(tables.metadata)}"
-    fields = {part.name: part.kind for part in tables.fields}
+        yield f"it counts {manifest.num_samples} samples, the beton has {len(tables.metadata)}"
+    fields = {field.name: field.kind for field in tables.fields}
     if manifest.fields != fields:
-        yield f"it names the fields {manifest.fields}, and there are {fields}"
-    columns = {part.name: part.column for part in tables.fields if part.kind == "int"}
+        yield f"it names the fields {manifest.fields}, the beton has {fields}"
+    columns = {field.name: field.column for field in tables.fields if field.kind == "int"}
     column = columns.get(manifest.label_field)
     counts = np.array(manifest.class_counts, dtype=np.int64)
     if len(counts) and (column is None or not _counts_are(counts, tables.metadata[column])):
-        yield f"its counts of the classes are not those of {manifest.label_field!r}"
+        yield f"its class counts are not those of the field {manifest.label_field!r}"
     names = len(manifest.class_names)
     if names and len(counts) and names != len(counts):
-        yield f"it names {names} classes, and counts {len(counts)}"
+        yield f"it names {names} classes and counts {len(counts)}"
 
 
 def _counts_are(counts: NDArray[np.int64], column: NDArray[Any]) -> bool:
@@ -150,57 +147,3 @@ def _counts_are(counts: NDArray[np.int64], column: NDArray[Any]) -> bool:
         in_range
         and np.array_equal(np.bincount(column.astype(np.int64), minlength=len(counts)), counts)
     )
-
-
-def _decode_all(path: Path, images: NDArray[Any], num_workers: int, problems: Problems) -> int:
-    """Decode in the order of the file, and return how many images are sound."""
-    images = images[np.argsort(images["ptr"], kind="stable")]
-    batches = (images[at : at + _BATCH] for at in range(0, len(images), _BATCH))
-    total, task, wrong = len(images), f"verify {path.name}", 0
-    descriptor = os.open(path, os.O_RDONLY)
-
-    def check(batch: NDArray[Any]) -> list[Problem]:
-        return _faults(descriptor, batch)
-
-    try:
-        with map_ordered(check, batches, num_workers, threads=True) as found:
-            for faults in track(found, total=total, description=task, unit="images", scale=_BATCH):
-                wrong += len(faults)
-                for fault in faults:
-                    problems.add(fault)
-    finally:
-        os.close(descriptor)  # no thread reads from it any more
-    return len(images) - wrong
-
-
-def _faults(descriptor: int, images: NDArray[Any]) -> list[Problem]:
-    """Read and decode images, and list at most one problem for each."""
-    faults = []
-    for sample_id, ptr, size, mode, height, width in images.tolist():
-        try:
-            data = os.pread(descriptor, size, ptr)
-            if len(data) != size:
-                message = f"the file ends {size - len(data)} bytes before its image does"
-                faults.append(Problem("read", sample_id, message))
-            elif mode == 0:
-                _decode_jpeg(data, height, width)
-        except OSError as error:
-            faults.append(Problem("read", sample_id, f"its image cannot be read: {error}"))
-        except MemoryError:
-            message = f"its image cannot be read: no memory for {size} bytes"
-            faults.append(Problem("read", sample_id, message))
-        except turbojpeg.JpegError as error:
-            faults.append(Problem("jpeg", sample_id, f"its JPEG cannot be decoded: {error}"))
-    return faults
-
-
-def _decode_jpeg(data: bytes, height: int, width: int) -> None:
-    header = turbojpeg.read_header(data)
-    if (header.height, header.width) != (height, width):
-        raise turbojpeg.JpegError(
-            f"it is {header.height} x {header.width} pixels, and its record says {height} x {width}"
-        )
-    try:
-        turbojpeg.decode(data, fast=True)
-    except MemoryError as error:  # a header of a few bytes may promise gigabytes of pixels
-        raise turbojpeg.JpegError(f"no memory for {height} x {width} pixels") from error

@@ -1,0 +1,77 @@
+"""The journal of an unfinished beton, from which a later run continues."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..artifacts import part_path
+from ..beton.format import ALLOCATION
+
+
+@dataclass(frozen=True, slots=True)
+class WriteState:
+    """How far a beton is written."""
+
+    key: str
+    """Identifies what is written. Only a run with the same key continues the file."""
+    page_size: int
+    position: int
+    """Byte at which the next sample is placed."""
+    done: int = 0
+    """Samples that were placed or skipped."""
+    placed: int = 0
+    extents: int = 0
+    skipped: tuple[dict[str, Any], ...] = ()
+
+
+class Journal:
+    """The files next to the unfinished beton `.NAME.part`.
+
+    `.NAME.part.table` is the allocation table so far. `.NAME.part.json` is the last `WriteState`
+    up to which both files are known to be on the disk.
+
+    Args:
+        target: the beton.
+    """
+
+    def __init__(self, target: Path) -> None:
+        self.part = part_path(target)
+        self.table = self.part.with_name(f"{self.part.name}.table")
+        self._state = self.part.with_name(f"{self.part.name}.json")
+        self._new_state = self.part.with_name(f"{self.part.name}.json.new")
+
+    def read(self) -> WriteState | None:
+        """Return the recorded state, or None if the files do not reach that far."""
+        try:
+            stored = json.loads(self._state.read_text())
+            state = WriteState(**{**stored, "skipped": tuple(stored["skipped"])})
+            table_bytes = state.extents * ALLOCATION.itemsize
+            is_whole = (
+                self.part.stat().st_size >= state.position
+                and self.table.stat().st_size >= table_bytes
+            )
+        except (OSError, ValueError, TypeError, KeyError):
+            return None
+        return state if is_whole else None
+
+    def read_table(self, state: WriteState) -> NDArray[Any]:
+        """Return the rows of the allocation table up to `state`."""
+        return np.fromfile(self.table, dtype=ALLOCATION, count=state.extents)
+
+    def write(self, state: WriteState) -> None:
+        """Record `state`. The part and its table must be on the disk up to there."""
+        self._new_state.write_text(json.dumps(asdict(state)))
+        self._new_state.replace(self._state)
+
+    def exists(self) -> bool:
+        """Return whether a state is recorded."""
+        return self._state.exists()
+
+    def remove(self) -> None:
+        """Delete the journal, the recorded state first."""
+        for path in (self._new_state, self._state, self.table):
+            path.unlink(missing_ok=True)
