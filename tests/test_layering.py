@@ -61,7 +61,7 @@ MODELS = (
     "dp4tl_ffcv.distributed",
 )
 RUNNING = ("dp4tl_ffcv.loading", "train", "benchmarks")
-WRITING = ("dp4tl_ffcv.writing", "dp4tl_ffcv.ffcv_import", "dp4tl_ffcv.jpeg")
+WRITING = ("dp4tl_ffcv.writing", "dp4tl_ffcv.ffcv_import")
 THIRD_PARTY = {
     "torch": (*MODELS, *RUNNING),
     "torchvision": (*MODELS, *RUNNING),

@@ -1,68 +1,73 @@
-"""Decoding only as much of a JPEG as a crop needs, to the bits that ffcv's decoder yields.
+"""Decode only as much of a JPEG as a crop needs, to the same bits as ffcv's decoder.
 
-ffcv decodes the whole image to RGB. Here the rows below the crop are left undecoded, and of the
-rest only the crop is converted to RGB; what takes the time then is the entropy coding, which has to
-be undone from the first row on.
+ffcv decodes the whole image to RGB. Here, rows below the crop are not decoded, and only the crop is
+converted to RGB. Most of the remaining time is entropy decoding, which has to start at the first
+row.
 """
 
 import ctypes
 from typing import Any
 
-import ffcv._libffcv
 import numpy as np
 from llvmlite import binding as llvm
 from numba import types
 
 from ..kernels.compiled import compiled
 from ..kernels.ycc import box_scratch_bytes, convert_box
+from .turbojpeg import (
+    TJCS_YCBCR,
+    TJERR_WARNING,
+    TJFLAG_FASTDCT,
+    TJPF_RGB,
+    TJSAMP_420,
+    TJSAMP_422,
+    TJSAMP_444,
+    library,
+)
 
-# What `decode_crop` returns.
+# Status codes of `decode_crop`.
 DECODED = 0
 NOT_A_JPEG = 1  # the header cannot be read
-WRONG_SIZE = 2  # the header gives another height or width
-CORRUPT = 3  # truncated or damaged data, or colours that have no RGB
+WRONG_SIZE = 2  # the header states another height or width
+CORRUPT = 3  # truncated or damaged data, or colours that have no RGB equivalent
 BAD_REQUEST = 4  # a box outside the image, too little scratch memory, or no decompressor
 
-# Of TurboJPEG's interface.
-_RGB = 0  # TJPF_RGB
-_FAST_DCT = 2048  # TJFLAG_FASTDCT, which ffcv decodes with
-_WARNING = 0  # TJERR_WARNING
-_YCBCR = 1  # TJCS_YCbCr
-_444, _422, _420 = 0, 1, 2  # TJSAMP_*
-
-# TurboJPEG, in the build that ffcv itself decodes with.
-_library = ctypes.CDLL(ffcv._libffcv.__file__)
+_NUMBA_TYPES: dict[Any, Any] = {
+    ctypes.c_int: types.int32,
+    ctypes.c_ulong: types.uint64,
+    ctypes.c_void_p: types.int64,
+    ctypes.c_char_p: types.int64,
+}
 
 
-def _external(function: Any, signature: Any) -> Any:
-    """Return a C function for compiled code to call, by name.
+def _external(function: Any) -> Any:
+    """Return a C function that compiled code calls by name.
 
-    Numba takes ctypes' functions too, but compiles their addresses in and so cannot cache the code.
+    Numba also takes ctypes functions, but compiles their addresses in and so cannot cache the code.
     """
     name = f"dp4tl_ffcv.{function.__name__}"
     llvm.add_symbol(name, ctypes.cast(function, ctypes.c_void_p).value)
-    return types.ExternalFunction(name, signature)
+    result, *arguments = (_NUMBA_TYPES[kind] for kind in (function.restype, *function.argtypes))
+    return types.ExternalFunction(name, result(*arguments))
 
 
-_INT, _ADDRESS = types.int32, types.int64
-_new = _external(_library.tjInitDecompress, _ADDRESS())
-_delete = _external(_library.tjDestroy, _INT(_ADDRESS))
-_SOURCE = (_ADDRESS, _ADDRESS, types.uint64)  # the decompressor, the data and its size
-_read_header = _external(_library.tjDecompressHeader3, _INT(*_SOURCE, *4 * (_ADDRESS,)))
-_decode_rgb = _external(_library.tjDecompress2, _INT(*_SOURCE, _ADDRESS, *5 * (_INT,)))
-_decode_planes = _external(
-    _library.tjDecompressToYUVPlanes, _INT(*_SOURCE, _ADDRESS, _INT, _ADDRESS, _INT, _INT)
-)
-_error_code = _external(_library.tjGetErrorCode, _INT(_ADDRESS))
-_error_text = _external(_library.tjGetErrorStr2, _ADDRESS(_ADDRESS))
-_find_text = _external(ctypes.CDLL(None).strstr, _ADDRESS(_ADDRESS, _ADDRESS))
+_new = _external(library().tjInitDecompress)
+_delete = _external(library().tjDestroy)
+_read_header = _external(library().tjDecompressHeader3)
+_decode_rgb = _external(library().tjDecompress2)
+_decode_planes = _external(library().tjDecompressToYUVPlanes)
+_error_code = _external(library().tjGetErrorCode)
+_error_text = _external(library().tjGetErrorStr2)
+_strstr = ctypes.CDLL(None).strstr
+_strstr.restype, _strstr.argtypes = ctypes.c_void_p, [ctypes.c_void_p, ctypes.c_void_p]
+_find_text = _external(_strstr)
 
-# libjpeg's warning when rows follow those that it was told of.
+# libjpeg's warning when more rows follow than the header states.
 _ROWS_LEFT = np.frombuffer(b"extraneous bytes before marker\0", dtype=np.uint8)
 
 _ALIGNMENT = 64
-_HEADER = 64  # bytes for what TurboJPEG returns and takes by address
-_COPY = 1 << 16  # bytes beyond one per pixel that an image to be copied may have
+_HEADER = 64  # bytes for values that TurboJPEG reads and writes by address
+_COPY = 1 << 16  # bytes beyond one per pixel that a JPEG may have to be copied
 
 
 @compiled()
@@ -72,7 +77,7 @@ def _up_to(size: int, multiple: int) -> int:
 
 @compiled()
 def jpeg_scratch_bytes(max_height: int, max_width: int) -> int:
-    """Return how many bytes of scratch memory `decode_crop` needs for images up to this size."""
+    """Return the bytes of scratch memory that `decode_crop` needs for images up to this size."""
     pixels = 3 * (_up_to(max_height, 16) * _up_to(max_width, 16) + _ALIGNMENT)
     room = _up_to(box_scratch_bytes(max_width), _ALIGNMENT)
     return _up_to(_HEADER + pixels + room + max_height * max_width + _COPY, _ALIGNMENT)
@@ -80,10 +85,10 @@ def jpeg_scratch_bytes(max_height: int, max_width: int) -> int:
 
 @compiled()
 def _size_position(data: Any) -> int:
-    """Find where a JPEG states its height and width, or return 0.
+    """Return the position of height and width in a JPEG, or 0 if `_decode_blocks` cannot be used.
 
-    Also 0 if it is not sequential with one scan for all components, if it has restart markers, or
-    if its header holds anything but segments one after another.
+    That holds for JPEGs that are not sequential with one scan for all components, that have restart
+    markers, or whose header is anything but consecutive segments.
     """
     found, components, position = 0, 0, 2
     while position + 10 <= data.size and data[position] == 0xFF:
@@ -96,7 +101,7 @@ def _size_position(data: Any) -> int:
                 return 0
             found, components = position + 5, int(data[position + 9])
         elif not (marker == 0xC4 or marker == 0xDB or 0xE0 <= marker < 0xFF):
-            return 0  # another kind of frame, restarts, or what libjpeg may read otherwise
+            return 0  # another frame type, restarts, or something libjpeg may read differently
         if length < 2:
             return 0
         position += 2 + length
@@ -114,11 +119,11 @@ def _decode_blocks(
     strides: Any,
     copy: Any,
 ) -> bool:
-    """Decode the first `rows` rows to planes of `columns` columns, and say whether that went well.
+    """Decode the first `rows` rows to planes of `columns` columns; return whether that succeeded.
 
-    Both are whole blocks, which a copy of the image states as its size: libjpeg then decodes in
-    place, skips the rows that follow and warns of them. It keeps the first warning, so that one of
-    anything before those rows is seen: it counts as a failure.
+    Both are whole blocks, and a copy of the JPEG states them as its size. libjpeg then decodes in
+    place, skips the remaining rows and warns of them. It reports the first warning only, so damage
+    in the decoded rows shows as another warning, which is a failure.
     """
     position = _size_position(data)
     if position == 0 or data.size > copy.size:
@@ -128,10 +133,10 @@ def _decode_blocks(
         stated[at] = data[at]
     stated[position], stated[position + 1] = rows // 256, rows % 256
     stated[position + 2], stated[position + 3] = columns // 256, columns % 256
-    source, size, flags = stated.ctypes.data, stated.size, _FAST_DCT
+    source, size, flags = stated.ctypes.data, stated.size, TJFLAG_FASTDCT
     if _decode_planes(handle, source, size, planes, columns, strides, rows, flags) == 0:
         return True
-    if not is_part or _error_code(handle) != _WARNING:
+    if not is_part or _error_code(handle) != TJERR_WARNING:
         return False
     return bool(_find_text(_error_text(handle), _ROWS_LEFT.ctypes.data) != 0)
 
@@ -160,11 +165,11 @@ def _crop_planes(
     strides[0], strides[1], strides[2] = pitch, chroma_pitch, chroma_pitch
     base = scratch.ctypes.data
     planes[0], planes[1], planes[2] = base + _HEADER, base + blue_at, base + red_at
-    # To the last row of chroma that the crop's last row is mixed from.
+    # Up to the last chroma row that contributes to the crop's last row.
     rows = _up_to(min(top + out.shape[0] + vertical - 1, height), 8 * vertical)
     at, strides_at, copy = planes.ctypes.data, strides.ctypes.data, scratch[copy_at:]
     if not _decode_blocks(handle, data, rows, pitch, rows < height, at, strides_at, copy):
-        rows, source, size, flags = height, data.ctypes.data, data.size, _FAST_DCT
+        rows, source, size, flags = height, data.ctypes.data, data.size, TJFLAG_FASTDCT
         if _decode_planes(handle, source, size, at, width, strides_at, rows, flags) != 0:
             return CORRUPT
     chroma_rows = min(-(-rows // vertical), chroma_height)
@@ -183,8 +188,8 @@ def _crop_rgb(
 ) -> int:
     image = scratch[_HEADER : _HEADER + 3 * height * width].reshape(height, 3 * width)
     source, size = data.ctypes.data, data.size
-    at, flags = image.ctypes.data, _FAST_DCT
-    if _decode_rgb(handle, source, size, at, width, 0, height, _RGB, flags) != 0:
+    at, flags = image.ctypes.data, TJFLAG_FASTDCT
+    if _decode_rgb(handle, source, size, at, width, 0, height, TJPF_RGB, flags) != 0:
         return CORRUPT
     rows = out.reshape(out.shape[0], 3 * out.shape[1])
     for y in range(rows.shape[0]):
@@ -199,7 +204,7 @@ def _decode(
     handle: int, data: Any, height: int, width: int, top: int, left: int, scratch: Any, out: Any
 ) -> int:
     found = scratch[:16].view(np.int32)
-    found[:] = 0  # and so they stay where the data ends before an image begins
+    found[:] = 0  # remains 0 if the data ends before an image begins
     at = found.ctypes.data
     if _read_header(handle, data.ctypes.data, data.size, at, at + 4, at + 8, at + 12) != 0:
         return NOT_A_JPEG
@@ -207,8 +212,10 @@ def _decode(
         return NOT_A_JPEG
     if found[0] != width or found[1] != height:
         return WRONG_SIZE
-    if found[3] == _YCBCR and found[2] in (_444, _422, _420):
-        horizontal, vertical = 1 if found[2] == _444 else 2, 2 if found[2] == _420 else 1
+    subsampling = found[2]
+    if found[3] == TJCS_YCBCR and subsampling in (TJSAMP_444, TJSAMP_422, TJSAMP_420):
+        horizontal = 1 if subsampling == TJSAMP_444 else 2
+        vertical = 2 if subsampling == TJSAMP_420 else 1
         return _crop_planes(
             handle, data, height, width, top, left, vertical, horizontal, scratch, out
         )
@@ -227,34 +234,34 @@ def decode_crop(
     scratch: Any,
     out: Any,
 ) -> int:
-    """Decode a box of a JPEG to RGB, with the bits that ffcv's decoder gives its pixels.
+    """Decode a box of a JPEG to RGB, to the same bits as ffcv's decoder.
 
-    Damage is told where it shows in the rows down to the last one of the box; data that ends
-    early is always told. Nothing outside `scratch` and `out` is written to, whatever the data.
-    After a failure the contents of both are undefined.
+    Truncated data is always detected; damage is detected in the rows down to the last row of the
+    box. Only `scratch` and `out` are written to, whatever the data. After a failure their contents
+    are undefined.
 
     Args:
         data: the JPEG, uint8 `(n,)`, contiguous.
-        height: rows that the image must have.
-        width: columns that the image must have.
+        height: expected rows of the image.
+        width: expected columns of the image.
         top: first row of the box.
         left: first column of the box.
         crop_height: rows of the box.
         crop_width: columns of the box.
-        scratch: uint8, contiguous, `jpeg_scratch_bytes(height, width)` bytes or more, that no
-            other thread uses.
+        scratch: at least `jpeg_scratch_bytes(height, width)` bytes, uint8, contiguous. No other
+            thread may use them.
         out: uint8 `(crop_height, crop_width, 3)`, contiguous.
 
     Returns:
-        `DECODED`, or what was wrong: `NOT_A_JPEG`, `WRONG_SIZE`, `CORRUPT` or `BAD_REQUEST`.
+        `DECODED`, `NOT_A_JPEG`, `WRONG_SIZE`, `CORRUPT` or `BAD_REQUEST`.
     """
     inside = 0 <= top < top + crop_height <= height and 0 <= left < left + crop_width <= width
     fits = out.shape[0] == crop_height and out.shape[1] == crop_width and out.shape[2] == 3
     if not inside or not fits or scratch.size < jpeg_scratch_bytes(height, width):
         return BAD_REQUEST
-    # A new decompressor costs nothing beside the decoding. One that is used again would decode an
-    # image that has lost its tables with those of the image before; after an error in a header
-    # TurboJPEG 2 would refuse all images that follow.
+    # A new decompressor costs nothing compared to decoding. A reused one would decode an image that
+    # has lost its tables with the tables of the previous image, and TurboJPEG 2 would reject all
+    # images after one with a damaged header.
     handle = _new()
     if handle == 0:
         return BAD_REQUEST

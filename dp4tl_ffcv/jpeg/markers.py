@@ -1,4 +1,4 @@
-"""Walk through the markers of a JPEG (ITU-T T.81, annex B), without decoding it."""
+"""Read the markers of a JPEG (ITU-T T.81, annex B) without decoding it."""
 
 import re
 from collections.abc import Callable
@@ -11,8 +11,8 @@ _START = b"\xff\xd8\xff"
 _END, _SCAN, _APP1 = 0xD9, 0xDA, 0xE1
 _FRAMES = (0xC0, 0xC1, 0xC2)  # baseline, extended and progressive, with Huffman codes
 _OTHER_FRAMES = (0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF)
-# In coded data, 0xFF is followed by 0 or a restart's number; anything else is a marker. It is
-# searched for without what may fill up before it: a fixed first byte is found 10 times faster.
+# In coded data, 0xFF is followed by 0 or a restart number; anything else is a marker. The pattern
+# omits fill bytes before the marker, because a fixed first byte is found 10 times faster.
 _IN_CODED_DATA = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 _MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])")
 _EXIF, _ORIENTATION = b"Exif\0\0", 0x0112
@@ -20,20 +20,20 @@ _EXIF, _ORIENTATION = b"Exif\0\0", 0x0112
 
 @dataclass(frozen=True, slots=True)
 class JpegStructure:
-    """What the markers of a JPEG say."""
+    """Structure of a JPEG according to its markers."""
 
     components: int
-    """Of its frame; 0 when it has none, or one that few decoders know."""
+    """Colour components. 0 without a frame, or with one that few decoders support."""
     orientation: int
-    """EXIF's: 1 is upright, which is also that of an image without."""
+    """EXIF orientation. 1 is upright, also assumed without EXIF data."""
     is_whole: bool
-    """One frame, at least one scan, and nothing missing up to the end marker."""
+    """Whether there is one frame, at least one scan, and everything up to the end marker."""
 
 
 def read_structure(data: bytes) -> JpegStructure | None:
-    """Read the structure of a JPEG; None for data that is none.
+    """Read the structure of a JPEG, or return None for other data.
 
-    Coded data is searched for markers, but not decoded: damage within it may stay unseen.
+    Coded data is searched for markers but not decoded, so damage inside may go undetected.
     """
     if not data.startswith(_START):
         return None
@@ -65,11 +65,11 @@ def read_structure(data: bytes) -> JpegStructure | None:
 
 
 def orientation_of(read_exif: Callable[[], Image.Exif]) -> int:
-    """Return the orientation that EXIF data tells, 1 to 8; 1 when it tells none."""
+    """Return the orientation in EXIF data, 1 to 8. Missing and damaged data count as 1."""
     try:
         found = read_exif().get(_ORIENTATION, 1)
-    except Exception:  # Pillow raises several kinds for damaged EXIF data, which is no reason
-        return 1  # to give up the image
+    except Exception:  # Pillow raises errors of many types for damaged EXIF data
+        return 1
     return found if isinstance(found, int) and 1 <= found <= 8 else 1
 
 

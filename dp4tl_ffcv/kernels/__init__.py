@@ -1,7 +1,7 @@
-"""Kernels: counting for the scores, cropping, resizing and colour conversion for the decoders.
+"""Kernels: counting for the scores; cropping, resizing and colour conversion for the decoders.
 
-Each validates its arguments before any compiled code runs (numba does not check bounds), gives the
-same bits for any number of threads, and has a numpy twin of the same name in `tests/reference`.
+Every kernel validates its arguments before compiled code runs (numba does not check bounds), gives
+the same bits for any number of threads, and has a numpy twin of its name in `tests/reference`.
 """
 
 from .crops import random_crops, random_flips

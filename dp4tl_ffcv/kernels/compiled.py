@@ -1,10 +1,7 @@
-"""Compile functions once, and keep them on disk until a source that they may come from changes.
-
-Numba looks at the file of a function alone: one that calls a kernel of another file would go on
-with the old kernel after that has changed.
-"""
+"""Compile functions once and keep the machine code on disk until its sources change."""
 
 import hashlib
+import re
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -14,26 +11,48 @@ from numba import njit
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
-_SOURCES = ("beton", "jpeg", "kernels", "loading")  # what compiled functions are made of
+_RELATIVE_IMPORT = re.compile(r"^\s*from (\.+)([\w.]*) import (\([^)]*\)|.*)", re.MULTILINE)
 
 
 def compiled(**options: Any) -> Callable[[_Function], _Function]:
-    """Return numba's `njit` with these options, without the GIL, whose code is kept on disk."""
+    """Return a decorator: numba's `njit` with these options, without the GIL, cached on disk.
+
+    Numba recompiles a function when its own file changes. Machine code also contains functions and
+    constants of other files, so here a change in any file that the function's file imports from
+    this package counts as well.
+    """
 
     def decorate(function: _Function) -> _Function:
         dispatcher: Any = njit(cache=True, nogil=True, **options)(function)
-        # Numba has no interface for it. Where this is not found, its own rule holds.
-        kept: Any = getattr(getattr(dispatcher, "_cache", None), "_cache_file", None)
-        if hasattr(kept, "_source_stamp"):
-            kept._source_stamp = _stamp()
+        # Numba has no public way to set the stamp. Without this attribute, its own rule applies.
+        stored: Any = getattr(getattr(dispatcher, "_cache", None), "_cache_file", None)
+        if hasattr(stored, "_source_stamp"):
+            stored._source_stamp = source_stamp(Path(function.__code__.co_filename))
         return cast("_Function", dispatcher)
 
     return decorate
 
 
 @cache
-def _stamp() -> str:
-    package, digest = Path(__file__).resolve().parent.parent, hashlib.sha256()
-    for path in sorted(path for folder in _SOURCES for path in (package / folder).rglob("*.py")):
-        digest.update(path.read_bytes())
+def source_stamp(path: Path) -> str:
+    """Return a hash of a file and of all files that it imports by relative imports."""
+    found, pending = set(), [path]
+    while pending:
+        source = pending.pop()
+        if source not in found:
+            found.add(source)
+            pending.extend(_imported(source))
+    digest = hashlib.sha256()
+    for source in sorted(found):
+        digest.update(source.read_bytes())
     return digest.hexdigest()
+
+
+@cache
+def _imported(path: Path) -> list[Path]:
+    files: list[Path] = []
+    for dots, module, names in _RELATIVE_IMPORT.findall(path.read_text()):
+        base = path.parents[len(dots) - 1].joinpath(*module.split("."))
+        inside = (base / name for name in ("__init__", *re.findall(r"\w+", names)))
+        files.extend(each.with_suffix(".py") for each in (base, *inside))
+    return [file for file in files if file.is_file()]

@@ -1,4 +1,4 @@
-"""Random crops that depend on the sample and the epoch alone, not on who draws them or when.
+"""Random crops that depend only on the seed, the epoch and the sample, not on draw order.
 
 Every draw is a hash of a counter: `key = mix(mix(mix(mix(seed) + epoch) + sample) + view)` and
 `u_i = mix(key + i * gamma) / 2^64`, with the output function `mix` and the increment gamma of
@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ..validate import check_int, check_probability, check_range
+from .checks import as_ints
 from .compiled import compiled
 
-_TRIES = 10  # crops drawn before the largest one in the centre is taken, as in torchvision
-_FLIP_DRAW = 4 * _TRIES  # the draws before it are for the crop
+_TRIES = 10  # crops drawn before the largest centred one is taken, as in torchvision
+_FLIP_DRAW = 4 * _TRIES  # crops use the draws before
 
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 _FIRST = np.uint64(0xBF58476D1CE4E5B9)
@@ -38,7 +40,7 @@ def _key(seed: Any, epoch: Any, sample: Any, view: Any) -> Any:
 
 @compiled()
 def _uniform(key: Any, draw: Any, low: Any, high: Any) -> Any:
-    # 53 bits are what a float64 in [0, 1) holds.
+    # A float64 in [0, 1) holds 53 bits.
     bits = _mix(key + np.uint64(draw) * _GAMMA) >> np.uint64(11)
     return low + (high - low) * (np.float64(bits) * 2.0**-53)
 
@@ -47,7 +49,7 @@ def _uniform(key: Any, draw: Any, low: Any, high: Any) -> Any:
 def draw_crop(
     seed: Any, epoch: Any, sample: Any, view: Any, height: Any, width: Any, scale: Any, ratio: Any
 ) -> Any:
-    """Draw one crop of `random_crops`; nothing is checked."""
+    """Draw one crop of `random_crops` without checks."""
     key = _key(seed, epoch, sample, view)
     low, high = math.log(ratio[0]), math.log(ratio[1])
     for attempt in range(_TRIES):
@@ -69,7 +71,7 @@ def draw_crop(
 
 @compiled()
 def draw_flip(seed: Any, epoch: Any, sample: Any, view: Any, probability: Any) -> Any:
-    """Draw one flip of `random_flips`; nothing is checked."""
+    """Draw one flip of `random_flips` without checks."""
     return _uniform(_key(seed, epoch, sample, view), _FLIP_DRAW, 0.0, 1.0) < probability
 
 
@@ -105,39 +107,37 @@ def random_crops(
 ) -> NDArray[np.int64]:
     """Draw the random resized crop of each sample (Szegedy et al., arXiv 1409.4842).
 
-    Up to ten times: area = H W u with u uniform in `scale`, log aspect uniform in log `ratio`, and
-    if that fits, a place uniform in the image. Otherwise the largest crop of an allowed aspect, in
-    the centre.
+    Up to ten tries draw an area H W u, u uniform in `scale`, and a log aspect ratio uniform in log
+    `ratio`. The first crop that fits into the image is placed uniformly. If none fits, the largest
+    centred crop of an allowed aspect ratio is taken.
 
     Args:
-        heights: of the images in pixels `(N,)`, at least 1.
-        widths: of the images in pixels `(N,)`, at least 1.
+        heights: image heights in pixels `(N,)`, at least 1.
+        widths: image widths in pixels `(N,)`, at least 1.
         ids: sample ids `(N,)`, at least 0.
-        seed: of the run, at least 0.
-        epoch: at least 0.
-        scale: smallest and largest area, as shares of the image.
+        seed: seed of the run, at least 0.
+        epoch: number of the epoch, at least 0.
+        scale: smallest and largest area, as fractions of the image.
         ratio: smallest and largest width / height.
-        view: number of the crop, where one image gives several; at least 0.
+        view: number of the crop where one image gives several, at least 0.
 
     Returns:
         Boxes `(N, 4)`: top, left, height, width.
 
     Raises:
-        TypeError: what must be integers are none.
+        TypeError: an argument that must hold integers does not.
         ValueError: shapes differ, or a value is out of range.
     """
-    samples = _as_counts(ids, "ids", least=0)
-    rows, columns = _as_counts(heights, "heights"), _as_counts(widths, "widths")
+    samples = as_ints(ids, "ids", at_least=0)
+    rows, columns = as_ints(heights, "heights", at_least=1), as_ints(widths, "widths", at_least=1)
     if not len(rows) == len(columns) == len(samples):
         raise ValueError(
             f"`heights`, `widths` and `ids` must have one entry per sample; got {len(rows)}, "
-            f"{len(columns)} and {len(samples)}. Pass those of the same samples."
+            f"{len(columns)} and {len(samples)}."
         )
-    scale, ratio = as_range(scale, "scale", most=1.0), as_range(ratio, "ratio")
-    counter = [_as_counter(*pair) for pair in ((seed, "seed"), (epoch, "epoch"), (view, "view"))]
-    crops: NDArray[np.int64] = _draw_crops(
-        rows, columns, samples, counter[0], counter[1], scale, ratio, counter[2]
-    )
+    scale, ratio = check_range("scale", scale, at_most=1.0), check_range("ratio", ratio)
+    run, time, crop = _as_counters(seed, epoch, view)
+    crops: NDArray[np.int64] = _draw_crops(rows, columns, samples, run, time, scale, ratio, crop)
     return crops
 
 
@@ -148,61 +148,25 @@ def random_flips(
 
     Args:
         ids: sample ids `(N,)`, at least 0.
-        seed: of the run, at least 0.
-        epoch: at least 0.
-        probability: in [0, 1].
-        view: number of the crop, where one image gives several; at least 0.
+        seed: seed of the run, at least 0.
+        epoch: number of the epoch, at least 0.
+        probability: probability of a flip.
+        view: number of the crop where one image gives several, at least 0.
 
     Returns:
-        `(N,)`.
+        Flags `(N,)`, true for mirrored samples.
 
     Raises:
-        TypeError: what must be integers are none.
+        TypeError: an argument that must hold integers does not.
         ValueError: a value is out of range.
     """
-    samples = _as_counts(ids, "ids", least=0)
-    counter = [_as_counter(*pair) for pair in ((seed, "seed"), (epoch, "epoch"), (view, "view"))]
-    chance = as_probability(probability, "probability")
-    flips: NDArray[np.bool_] = _draw_flips(samples, counter[0], counter[1], chance, counter[2])
+    samples = as_ints(ids, "ids", at_least=0)
+    chance = check_probability("probability", probability)
+    run, time, crop = _as_counters(seed, epoch, view)
+    flips: NDArray[np.bool_] = _draw_flips(samples, run, time, chance, crop)
     return flips
 
 
-def as_range(values: tuple[float, float], name: str, most: float = math.inf) -> tuple[float, float]:
-    """Return `values` as two floats with `0 < low <= high <= most`, or raise ValueError."""
-    given = tuple(values) if isinstance(values, (tuple, list, np.ndarray)) else ()
-    low, high = (float(value) for value in given) if len(given) == 2 else (math.nan, math.nan)
-    if not 0 < low <= high <= most or math.isinf(high):
-        raise ValueError(
-            f"`{name}` must be (low, high) with 0 < low <= high <= {most:g}; got {values}. "
-            "Pass the smallest and the largest value."
-        )
-    return low, high
-
-
-def as_probability(value: float, name: str) -> float:
-    """Return `value` as a float in [0, 1], or raise ValueError."""
-    if not 0 <= float(value) <= 1:
-        raise ValueError(f"`{name}` must lie in [0, 1]; got {value}. Pass a probability.")
-    return float(value)
-
-
-def _as_counts(values: ArrayLike, name: str, least: int = 1) -> NDArray[np.int64]:
-    array = np.asarray(values)
-    if array.size == 0 and array.dtype.kind == "f":  # np.asarray([]) is float64
-        array = array.astype(np.int64)
-    if array.dtype.kind not in "iu":
-        raise TypeError(f"`{name}` must be integers; got dtype {array.dtype}. Convert them first.")
-    if array.ndim != 1 or (array.size and array.min() < least):
-        raise ValueError(
-            f"`{name}` must have shape (N,) and values >= {least}; got shape {array.shape} and "
-            f"{array.min(initial=least)} at the least. Pass one per sample."
-        )
-    return np.ascontiguousarray(array, dtype=np.int64)
-
-
-def _as_counter(value: int, name: str) -> np.uint64:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f"`{name}` must be an int; got {value!r}. Pass a whole number.")
-    if not 0 <= value < 1 << 64:
-        raise ValueError(f"`{name}` must lie in [0, 2^64); got {value}. Pass a smaller number.")
-    return np.uint64(value)
+def _as_counters(seed: int, epoch: int, view: int) -> list[np.uint64]:
+    numbers = {"seed": seed, "epoch": epoch, "view": view}
+    return [np.uint64(check_int(name, value, 0, (1 << 64) - 1)) for name, value in numbers.items()]

@@ -1,4 +1,4 @@
-"""How often each class id occurs."""
+"""Number of samples of each class."""
 
 from typing import Any
 
@@ -6,17 +6,18 @@ import numpy as np
 from numba import get_num_threads, prange
 from numpy.typing import ArrayLike, NDArray
 
-from .checks import as_any_labels, as_num_classes, out_of_range
+from ..validate import check_int
+from .checks import as_ints, out_of_range
 from .compiled import compiled
 
-# Below this many labels a slab per thread costs more than it saves.
+# Below this many labels, another thread costs more than it saves.
 _LABELS_PER_THREAD = 1 << 18
 
 
 @compiled()
 def _count_range(labels: Any, counts: Any) -> None:
-    # The last counter is for labels out of range, negative ones too: these are huge as unsigned.
-    # Four rows of counters take turns: of equal labels, each would wait for the one before.
+    # The last counter takes labels out of range; negative labels are huge as unsigned.
+    # Four rows of counters alternate: increments of one counter would wait for each other.
     outside = np.uint64(counts.shape[1] - 1)
     first, second, third, fourth = counts[0], counts[1], counts[2], counts[3]
     whole = labels.size // 4 * 4
@@ -52,11 +53,11 @@ def class_histogram(labels: ArrayLike, num_classes: int) -> NDArray[np.int64]:
         TypeError: `labels` or `num_classes` are not integers.
         ValueError: a label is out of range, or a shape is wrong.
     """
-    num_classes = as_num_classes(num_classes)
-    ids = as_any_labels(labels)
+    num_classes = check_int("num_classes", num_classes, 1)
+    ids = as_ints(labels, "labels")
     num_slabs = max(1, min(get_num_threads(), ids.size // _LABELS_PER_THREAD))
-    # Rows of each thread and integer addition: no atomics, no race, one answer for any threads.
-    # Counters of four bytes, where they suffice, leave room for more of them in a cache.
+    # Every thread adds integers to its own rows: no race, and one result for any thread count.
+    # Four-byte counters, where they suffice, need half the cache.
     width = np.uint32 if ids.size < 1 << 32 else np.int64
     slabs = np.zeros((num_slabs, 4, num_classes + 1), dtype=width)
     if num_slabs == 1:

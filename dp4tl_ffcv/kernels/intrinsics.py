@@ -1,4 +1,4 @@
-"""What numba lacks on CPUs: an exponential that vectorises, half precision, and prefetching."""
+"""Operations that numba lacks on CPUs: a vectorisable exponential, half precision, prefetching."""
 
 from typing import Any
 
@@ -10,20 +10,23 @@ from numba.extending import intrinsic, overload
 
 from .compiled import compiled
 
-# 2**23 * 1.5: adding it to a float32 rounds that to a whole number, and leaves it in the low bits.
+# 2**23 * 1.5: adding it rounds a float32 to a whole number and leaves that in the low bits.
 _ROUNDING = np.float32(12582912.0)
-_LOWEST = np.float32(-87.0)  # exp of less is below the normal numbers of float32
+_LOWEST = np.float32(-87.0)  # below, exp is subnormal in float32
 _LOG2_E = np.float32(1.44269504)
-_LN_2_HIGH, _LN_2_LOW = np.float32(0.693359375), np.float32(-2.12194440e-4)  # sum to log 2
-_TO_NORMAL = np.float32(2.0**112)  # from the exponents of float16 to those of float32
-_BITS_OF_EXPONENT = np.uint32(0x7C00)  # of float16; all are set in inf and NaN
+_LN_2_HIGH, _LN_2_LOW = np.float32(0.693359375), np.float32(-2.12194440e-4)  # their sum is log 2
+
+_FEATURES = binding.get_host_cpu_features()
+# Without hardware conversion, LLVM would call a function that does not exist.
+_HAS_HALVES = bool(_FEATURES.get("f16c") or _FEATURES.get("fullfp16"))
+_IS_INTERPRETED = bool(config.DISABLE_JIT)  # type: ignore[attr-defined]
 
 
-# -- exponential -----------------------------------------------------------------------------------
 def exponential(x: Any) -> Any:
-    """`exp(x)` of a float32 in [-87, 0], within 1e-7 of it, or of a float64; less is taken for -87.
+    """Return `exp(x)` of a float32 in [-87, 0] within 1e-7, or of a float64.
 
-    Of additions, multiplications and shifts alone, so that compilers make vectors of it.
+    Smaller float32 values give exp(-87). The float32 version uses only additions, multiplications
+    and shifts, so that compilers vectorise it.
     """
     return _exponential(x) if isinstance(x, np.float32) else np.exp(x)
 
@@ -34,7 +37,7 @@ def _exponential(x: Any) -> Any:
     shifted = x * _LOG2_E + _ROUNDING
     twos = shifted - _ROUNDING
     rest = (x - twos * _LN_2_HIGH) - twos * _LN_2_LOW  # in [-log(2) / 2, log(2) / 2]
-    # The polynomial of least error there, as in Moshier's Cephes.
+    # Minimax polynomial of Moshier's Cephes.
     power = np.float32(1.9875691500e-4) * rest + np.float32(1.3981999507e-3)
     power = power * rest + np.float32(8.3334519073e-3)
     power = power * rest + np.float32(4.1665795894e-2)
@@ -52,54 +55,34 @@ def _typed_exponential(x):  # type: ignore[no-untyped-def]  # numba compares it 
     return lambda x: np.exp(x)
 
 
-# -- half precision --------------------------------------------------------------------------------
 def as_words(values: Any) -> Any:
-    """Return an array of float16 as one of uint16 for `widened`; others as they are."""
-    return values.view(np.uint16) if values.dtype == np.float16 else values
+    """Return float16 values in a form that `widened` takes; other arrays unchanged.
 
-
-def _by_bits(bits: Any) -> Any:
-    """The float32 of the same value as the float16 that `bits` are of."""
-    word = np.uint32(bits)
-    # The multiplication makes normal numbers of subnormal ones as well, and loses nothing.
-    size = np.uint32((word & np.uint32(0x7FFF)) << np.uint32(13)).view(np.float32) * _TO_NORMAL
-    special = (word & _BITS_OF_EXPONENT) == _BITS_OF_EXPONENT
-    exponent = np.uint32(0x7F800000) if special else np.uint32(0)
-    sign = (word & np.uint32(0x8000)) << np.uint32(16)
-    return np.uint32(np.float32(size).view(np.uint32) | exponent | sign).view(np.float32)
-
-
-def _has_halves() -> bool:
-    """Whether the machine converts float16; LLVM would call a function that is not there."""
-    features = binding.get_host_cpu_features()
-    return bool(features.get("f16c") or features.get("fullfp16"))
+    The form is uint16 words, or float32 on processors that cannot convert float16.
+    """
+    if values.dtype != np.float16:
+        return values
+    return values.view(np.uint16) if _HAS_HALVES else values.astype(np.float32)
 
 
 def _widened(_: Any, value: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         (kind,), (number,) = signature.args, args
         if kind == types.uint16:
-            if _has_halves():
-                number = builder.bitcast(number, ir.HalfType())
-                return builder.fpext(number, ir.DoubleType())
-            single = types.float32(types.uint16)
-            number, kind = context.compile_internal(builder, _by_bits, single, args), types.float32
+            return builder.fpext(builder.bitcast(number, ir.HalfType()), ir.DoubleType())
         return context.cast(builder, number, kind, types.float64)
 
     return types.float64(value), generate
 
 
 def _widened_interpreted(value: Any) -> Any:
-    return np.float64(_by_bits(value) if isinstance(value, np.uint16) else value)
+    return np.float64(value.view(np.float16) if isinstance(value, np.uint16) else value)
 
 
-# `widened(x)` is float64 of a float32 or float64, or of the float16 whose bits a uint16 holds.
-widened: Any = (
-    _widened_interpreted if config.DISABLE_JIT else intrinsic(_widened)  # type: ignore[attr-defined]
-)
+# `widened(x)` converts a float32, a float64 or the uint16 word of a float16 to float64.
+widened: Any = _widened_interpreted if _IS_INTERPRETED else intrinsic(_widened)
 
 
-# -- prefetching -----------------------------------------------------------------------------------
 def _prefetch(_: Any, array: Any, _row: Any, _column: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         (kind, *_), (value, *at) = signature.args, args
@@ -111,17 +94,13 @@ def _prefetch(_: Any, array: Any, _row: Any, _column: Any) -> Any:
             ir.FunctionType(ir.VoidType(), [byte, number, number, number]),
             "llvm.prefetch.p0",
         )
-        read, near, data = 0, 2, 1  # near: the second cache, which waits for more at once
-        numbers = (number(each) for each in (read, near, data))
-        builder.call(function, [builder.bitcast(place, byte), *numbers])
+        read, second_level, data = 0, 2, 1  # the L2 cache queues more requests than the L1
+        options = (number(each) for each in (read, second_level, data))
+        builder.call(function, [builder.bitcast(place, byte), *options])
         return context.get_dummy_value()
 
     return types.void(array, types.intp, types.intp), generate
 
 
-# `prefetch(matrix, row, column)` has a value brought near that will be read soon; it reads nothing.
-prefetch: Any = (
-    (lambda _array, _row, _column: None)
-    if config.DISABLE_JIT  # type: ignore[attr-defined]
-    else intrinsic(_prefetch)
-)
+# `prefetch(matrix, row, column)` requests a value's cache line without waiting for it.
+prefetch: Any = (lambda _array, _row, _column: None) if _IS_INTERPRETED else intrinsic(_prefetch)

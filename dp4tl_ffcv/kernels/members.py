@@ -1,4 +1,4 @@
-"""Which samples belong to the classes that are retained."""
+"""Samples that belong to retained classes."""
 
 from typing import Any
 
@@ -6,17 +6,17 @@ import numpy as np
 from numba import get_num_threads, prange
 from numpy.typing import ArrayLike, NDArray
 
-from .checks import as_any_labels, out_of_range
+from .checks import as_ints, out_of_range
 from .compiled import compiled
 
-# Below this many labels a slab per thread costs more than it saves.
+# Below this many labels, another thread costs more than it saves.
 _LABELS_PER_THREAD = 1 << 17
 
 
 @compiled(parallel=True)
 def _count_slabs(labels: Any, retained: Any, counts: Any) -> None:
-    # Counts `(slabs, 2)` of retained samples and of labels out of range, whose entry of
-    # `retained`, the last, is 2; negative labels are huge as unsigned.
+    # The last entry of `retained` is 2 and stands for labels out of range; negative labels are huge
+    # as unsigned. Columns of `counts`: retained samples, labels out of range.
     outside, num_slabs = np.uint64(retained.size - 1), counts.shape[0]
     for slab in prange(num_slabs):
         found, wrong = 0, 0
@@ -29,8 +29,8 @@ def _count_slabs(labels: Any, retained: Any, counts: Any) -> None:
 
 @compiled(parallel=True)
 def _write_slabs(labels: Any, retained: Any, starts: Any, members: Any) -> None:
-    # Each sample is written, and the next one over it unless it is retained: there is no branch to
-    # guess. A slab is done when it has written as many as were counted in it.
+    # Every sample is written, and overwritten by the next one unless it is retained. This avoids a
+    # branch that the processor cannot predict.
     num_slabs = starts.size - 1
     for slab in prange(num_slabs):
         at = slab * labels.size // num_slabs
@@ -46,25 +46,21 @@ def class_members(labels: ArrayLike, retained: ArrayLike) -> NDArray[np.int64]:
 
     Args:
         labels: integer class ids `(N,)`, each in `[0, C)`.
-        retained: whether each class is, bool `(C,)`.
+        retained: which classes are retained, bool `(C,)`.
 
     Returns:
         Sample ids `(M,)`, ascending.
 
     Raises:
-        TypeError: `labels` are not integers, or `retained` not bool.
+        TypeError: `labels` are not integers, or `retained` is not bool.
         ValueError: a label is out of range, or a shape is wrong.
     """
     flags = np.asarray(retained)
     if flags.dtype != np.bool_:
-        raise TypeError(
-            f"`retained` must be bool; got dtype {flags.dtype}. Pass a flag for each class."
-        )
+        raise TypeError(f"`retained` must be bool; got dtype {flags.dtype}.")
     if flags.ndim != 1:
-        raise ValueError(
-            f"`retained` must have shape (C,); got {flags.shape}. Pass a flag for each class."
-        )
-    ids = as_any_labels(labels)
+        raise ValueError(f"`retained` must have shape (C,); got {flags.shape}.")
+    ids = as_ints(labels, "labels")
     kinds = np.append(flags.astype(np.uint8), np.uint8(2))
     num_slabs = max(1, min(get_num_threads(), ids.size // _LABELS_PER_THREAD))
     counts = np.empty((num_slabs, 2), dtype=np.int64)

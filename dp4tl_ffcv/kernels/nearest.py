@@ -1,4 +1,4 @@
-"""The class mean nearest to each sample, exactly, at the speed of a matrix product."""
+"""Exact nearest class mean of each sample, at the speed of a matrix product."""
 
 from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
@@ -13,20 +13,20 @@ from .checks import as_features
 from .compiled import compiled
 from .intrinsics import exponential
 
-# Rows per matrix product. A fixed block, each on one BLAS thread, makes the bits independent of
-# the number of threads; 1,024 rows x 1,000 classes in float32 are 4 MB, about one L2 cache.
+# Rows per matrix product. Blocks of fixed size, each on one BLAS thread, give the same bits for any
+# number of threads. 1,024 rows x 1,000 classes in float32 are 4 MB, about one L2 cache.
 _BLOCK_ROWS = 1024
 
-# Classes that are looked through for the nearest only if the smallest gap of all of them is small.
+# Classes per run. A run is searched only if its smallest gap is small enough.
 _RUN = 64
 
-# Squared distances of values up to here fit into float64 for any number of columns.
+# Squared distances of values up to this size fit into float64 for any number of columns.
 _LARGEST = 1e150
 
-# Soft votes are taken from exact distances where the mean gap is below so many rounding errors.
+# Soft votes use exact distances where the mean gap is below this many rounding errors.
 _UNSURE = 10.0
 
-_Room = tuple[NDArray[Any], NDArray[Any]]
+_Buffers = tuple[NDArray[Any], NDArray[Any]]
 
 
 @compiled()
@@ -40,7 +40,7 @@ def _squared_distance(row: Any, mean: Any) -> float:
 
 @compiled(fastmath={"reassoc"})
 def _move(rows: Any, origin: Any, moved: Any, norms: Any) -> None:
-    # The compiler may add up in any order: the norms only bound the rounding errors.
+    # The compiler may add in any order, because the norms only bound rounding errors.
     for row in range(rows.shape[0]):
         total = 0.0
         for column in range(origin.size):
@@ -50,9 +50,9 @@ def _move(rows: Any, origin: Any, moved: Any, norms: Any) -> None:
         norms[row] = np.sqrt(total)
 
 
-@compiled(fastmath={"nnan", "nsz"})  # which lets the compiler take the smallest of a vector
+@compiled(fastmath={"nnan", "nsz"})  # allows a vector minimum
 def _subtract_from(squared: Any, products: Any, lows: Any) -> None:
-    # `lows` takes the smallest gap of each run of classes.
+    # `lows` receives the smallest gap of each run of classes.
     for run in range(lows.size):
         first, stop = run * _RUN, min((run + 1) * _RUN, squared.size)
         low = squared[first] - products[first]
@@ -65,8 +65,8 @@ def _subtract_from(squared: Any, products: Any, lows: Any) -> None:
 
 @compiled()
 def _nearest(row: Any, means: Any, gaps: Any, lows: Any, limit: Any) -> int:
-    # Every class whose gap lies within the rounding error of the smallest is measured again in
-    # float64, unless it is the only one, so the answer is the one that exact comparison gives.
+    # If several gaps lie within the rounding error of the smallest, their classes are compared
+    # again in float64. The answer is that of an exact comparison.
     best, best_distance = -1, -1.0
     for run in range(lows.size):
         if lows[run] <= limit:
@@ -103,14 +103,14 @@ def _weigh_exactly(row: Any, means: Any, weights: Any) -> None:
         weights[label] = np.exp((smallest - weights[label]) / mean_gap)
 
 
-@compiled(fastmath={"reassoc"})  # the same order of additions for the same number of classes
-def _add_votes(weights: Any, mass: Any) -> None:
+@compiled(fastmath={"reassoc"})  # the order of additions depends on the number of classes only
+def _add_votes(weights: Any, votes: Any) -> None:
     total = 0.0
     for label in range(weights.size):
         total += np.float64(weights[label])
     share = 1.0 / total
     for label in range(weights.size):
-        mass[label] += weights[label] * share
+        votes[label] += weights[label] * share
 
 
 @compiled()
@@ -122,11 +122,11 @@ def _vote(
     mean_square: Any,
     slack: Any,
     nearest: Any,
-    mass: Any,
+    votes: Any,
 ) -> None:
-    # One row after another, while it is in the nearest cache. `squared - products` are squared
-    # distances less the row's own norm, in rounded arithmetic; their mean is that of `squared`,
-    # since the mean of the means is the origin.
+    # All steps of a row follow each other while the row is in the L1 cache. `squared - products`
+    # are squared distances minus the row's own squared norm, in rounded arithmetic. Their mean is
+    # the mean of `squared`, because the mean of the class means is the origin.
     exact = np.empty(squared.size, dtype=np.float64)
     lows = np.empty((squared.size + _RUN - 1) // _RUN, dtype=squared.dtype)
     for row in range(features.shape[0]):
@@ -138,10 +138,10 @@ def _vote(
         mean_gap = mean_square - np.float64(smallest)
         if mean_gap <= _UNSURE * slack[row]:
             _weigh_exactly(features[row], means, exact)
-            _add_votes(exact, mass)
+            _add_votes(exact, votes)
         else:
             _weigh(gaps, smallest, gaps.dtype.type(1.0 / mean_gap))
-            _add_votes(gaps, mass)
+            _add_votes(gaps, votes)
 
 
 def nearest_mean(
@@ -149,74 +149,71 @@ def nearest_mean(
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Find the mean nearest to each sample: `nearest[n] = argmin_c ||features[n] - means[c]||_2`.
 
-    The distances come from one matrix product; near ties are decided again in float64, and an
-    exact tie goes to the lowest class. The soft votes spread each sample over all classes,
-    `mass[c] = sum_n softmax_c(-d_nc / s_n)` with `d_nc` the squared distance less the smallest of
-    the row and `s_n` the mean of `d_nc` over c: a temperature per sample, free of any scale. They
-    are computed in the precision of the product, float32 unless `features` are float64.
+    The distances come from a matrix product; near ties are compared again in float64, and exact
+    ties go to the lowest class. Soft votes spread each sample over all classes,
+    `votes[c] = sum_n softmax_c(-d_nc / s_n)`, where `d_nc` is the squared distance minus the
+    smallest of the row and `s_n`, the mean of `d_nc` over c, is a temperature per sample. They have
+    the precision of the product: float64 for float64 `features`, otherwise float32.
 
     Args:
         features: `(N, D)`, float16, float32 or float64, finite and at most 1e150.
-        means: `(C, D)`; a row with NaN is a class without samples and is never nearest.
+        means: `(C, D)`. A row with NaN is a class without samples and never nearest.
 
     Returns:
         Class ids `(N,)` and soft votes `(C,)`, zero for classes without samples.
 
     Raises:
         TypeError: a dtype is wrong.
-        ValueError: shapes do not fit, a value is not finite or too large, or every mean is NaN.
+        ValueError: shapes do not match, a value is not finite or too large, or all means are NaN.
     """
     values = as_features(features)
     centres = as_features(means, "means").astype(np.float64)
     if values.shape[1] != centres.shape[1]:
         raise ValueError(
             f"`means` must have as many columns as `features`; got {centres.shape[1]} and "
-            f"{values.shape[1]}. Take both from the same surrogate."
+            f"{values.shape[1]}. Were they computed with two surrogates?"
         )
     num_classes = len(centres)
     present = np.flatnonzero(~np.isnan(centres).any(axis=1))
     if not present.size:
-        raise ValueError(
-            "`means` must hold a class without NaN; got none. Check the features they came from."
-        )
+        raise ValueError("every row of `means` contains NaN: no class has samples.")
     centres = np.ascontiguousarray(centres[present])
     _check_size(centres, "means")
 
     nearest = np.empty(len(values), dtype=np.int64)
     starts = range(0, len(values), _BLOCK_ROWS)
-    masses = np.zeros((len(starts), len(present)), dtype=np.float64)
+    block_votes = np.zeros((len(starts), len(present)), dtype=np.float64)
     dtype = np.promote_types(values.dtype, np.float32)
     product, wider = _Product(centres, dtype), _Product(centres, np.dtype(np.float64))
     threads = get_num_threads()
-    rooms: SimpleQueue[_Room] = SimpleQueue()  # memory that is new costs time to get
+    unused: SimpleQueue[_Buffers] = SimpleQueue()  # buffers are reused, since new memory is slow
     for _ in range(threads):
-        rooms.put(product.room(min(_BLOCK_ROWS, len(values))))
+        unused.put(product.buffers(min(_BLOCK_ROWS, len(values))))
 
     def assign(block: int) -> None:
         rows = slice(starts[block], starts[block] + _BLOCK_ROWS)
         wide = values[rows].astype(dtype, copy=False)
-        room = rooms.get()
+        buffers = unused.get()
         try:
-            if not product.vote(wide, room, nearest[rows], masses[block]):  # huge values
-                wider.vote(wide, wider.room(len(wide)), nearest[rows], masses[block])
-        finally:  # whoever waits for a room would wait for ever
-            rooms.put(room)
+            if not product.vote(wide, buffers, nearest[rows], block_votes[block]):
+                wider.vote(wide, wider.buffers(len(wide)), nearest[rows], block_votes[block])
+        finally:
+            unused.put(buffers)
 
-    # The blocks already run in parallel, and one BLAS thread per block keeps the bits fixed.
+    # Blocks run in parallel; one BLAS thread per block keeps the bits fixed.
     with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(threads) as pool:
-        for _ in pool.map(assign, range(len(starts))):
-            pass  # results are in place; the loop raises what a block raised
-    mass = np.zeros(num_classes, dtype=np.float64)
-    mass[present] = masses.sum(axis=0)
-    return present[nearest], mass
+        list(pool.map(assign, range(len(starts))))  # raises the exceptions of `assign`
+    votes = np.zeros(num_classes, dtype=np.float64)
+    votes[present] = block_votes.sum(axis=0)
+    return present[nearest], votes
 
 
 class _Product:
-    """Squared distances of a block less the rows' own norms, with their rounding error."""
+    """Squared distances of blocks of rows to the means, from matrix products in one precision."""
 
     def __init__(self, centres: NDArray[np.float64], dtype: np.dtype[Any]) -> None:
         self._centres, self._dtype = centres, dtype
-        # Distances do not change when both sides move; small values leave small rounding errors.
+        # Moving rows and means keeps their distances, and smaller values give smaller errors.
         self._origin = centres.mean(axis=0)
         moved = centres - self._origin
         squared = np.einsum("cd,cd->c", moved, moved)
@@ -225,29 +222,29 @@ class _Product:
             self._squared = squared.astype(dtype)
         self._mean_square = float(squared.mean())
         self._longest = float(np.sqrt(squared.max()))
-        # D products and additions, the conversions and the moves, each within one unit roundoff: of
-        # the value, or of the smallest normal number where the value is smaller still.
+        # D products and additions, the conversions and the moves each err by at most one unit
+        # roundoff, relative to the value or to the smallest normal number.
         limits = np.finfo(dtype)
         self._roundoff = 2.0 * (centres.shape[1] + 10) * float(limits.eps)
         self._tiny, self._largest = float(limits.tiny), float(limits.max)
 
-    def room(self, rows: int) -> _Room:
-        """Return memory to work in for a block of so many rows at most."""
+    def buffers(self, rows: int) -> _Buffers:
+        """Allocate buffers for blocks of up to `rows` rows."""
         shapes = (rows, self._centres.shape[1]), (rows, len(self._centres))
         moved, products = (np.empty(shape, dtype=self._dtype) for shape in shapes)
         return moved, products
 
     def vote(
-        self, rows: NDArray[Any], room: _Room, nearest: NDArray[Any], mass: NDArray[Any]
+        self, rows: NDArray[Any], buffers: _Buffers, nearest: NDArray[Any], votes: NDArray[Any]
     ) -> bool:
-        """Find the nearest class of each row and add up the soft votes, or return False.
+        """Set the nearest class of each row and add the soft votes.
 
-        Where squares might overflow nothing is done.
+        Return False, and change nothing, if squares might overflow in this precision.
         """
-        moved, products = (array[: len(rows)] for array in room)
+        moved, products = (array[: len(rows)] for array in buffers)
         norms = np.empty(len(rows), dtype=np.float64)
         _move(rows, self._origin, moved, norms)
-        if not norms.max() <= _LARGEST:  # also where it is NaN
+        if not norms.max() <= _LARGEST:  # or NaN
             _check_size(rows, "features")
         with np.errstate(over="ignore", invalid="ignore"):
             reach = self._longest * (2.0 * norms + self._longest)
@@ -256,14 +253,11 @@ class _Product:
         np.matmul(moved, self._doubled, out=products)
         slack = self._roundoff * reach + self._tiny
         squares = self._squared, products, self._mean_square
-        _vote(rows, self._centres, *squares, slack, nearest, mass)
+        _vote(rows, self._centres, *squares, slack, nearest, votes)
         return True
 
 
 def _check_size(values: NDArray[Any], name: str) -> None:
     largest = float(np.abs(values).max())
-    if not largest <= _LARGEST:  # also where it is NaN
-        raise ValueError(
-            f"`{name}` must be finite and at most {_LARGEST:g}; got {largest:g}. "
-            "Check the surrogate's outputs."
-        )
+    if not largest <= _LARGEST:  # or NaN
+        raise ValueError(f"`{name}` must be finite and at most {_LARGEST:g}; got {largest:g}.")

@@ -1,20 +1,21 @@
-"""Crop and resize with an area filter, as OpenCV's INTER_AREA within one grey level.
+"""Crop and resize with an area filter, within one grey level of OpenCV's INTER_AREA.
 
-Each destination row is blended from source rows, 32 elements a time; blocks of 32 such rows are
-transposed, so that the columns can be blended in the same way, with rows as lanes; the result is
-transposed back. All of it in uint16 fixed point: twice the lanes of float32, and no conversions.
+Source rows are blended into destination rows, 32 elements at a time. Blocks of 32 such rows are
+transposed, so that columns are blended by the same vector operations, and the result is transposed
+back. Everything is uint16 fixed point: twice the lanes of float32 and no conversions.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ..validate import check_ints
+from .checks import as_box, as_pixels
 from .compiled import compiled
 from .simd import LANES, TILE, load, spread, store, times, transpose
 
-_STRONGEST = 128  # times that an axis may shrink before uint16 has too few bits for fractions
+_STRONGEST = 128  # factor by which an axis may shrink before uint16 has too few bits
 _ALIGNMENT = 64  # bytes in a cache line
 
 _jit = compiled(error_model="numpy")
@@ -22,15 +23,15 @@ _jit = compiled(error_model="numpy")
 
 @_jit
 def _fill_table(table: Any, length: int, linear: bool) -> None:
-    # Rows of first, last, head, tail: a destination pixel is
-    #   (1 - head) source[first] + everything between + tail source[last],
-    # fractions in units of 2**-16, over the scale where the filter is an area.
+    # A row (first, last, head, tail) defines a destination pixel as
+    #   (1 - head) source[first] + sum of the pixels between + tail source[last],
+    # divided by the scale for the area filter. Head and tail are in units of 2**-16.
     inverse = table.shape[0] / length
     scale = 1.0 / inverse
     for place in range(table.shape[0]):
         if linear:
             first = int(np.floor(place * scale))
-            # float32, as OpenCV has it: where this rounds to a whole number, it is another pixel.
+            # OpenCV rounds to float32, which can reach a whole number and so another pixel.
             ahead = max(0.0, float(np.float32((place + 1) - (first + 1) * inverse)))
             head = ahead - np.floor(ahead)
             if first >= length - 1:
@@ -64,7 +65,7 @@ def _blend_rows(
     for row in range(table.shape[0]):
         head, tail = spread(np.uint16(table[row, 2])), spread(np.uint16(table[row, 3]))
         for column in range(0, length, LANES):
-            spot = min(column, length - LANES)  # the last vector overlaps the one before
+            spot = min(column, length - LANES)  # the last vector overlaps the previous one
             first = corner + pitch * table[row, 0] + spot
             last = corner + pitch * table[row, 1] + spot
             value = load(pixels, first) << bits
@@ -89,7 +90,7 @@ def _blend_columns(
     for place in range(table.shape[0]):
         head, tail = spread(np.uint16(table[place, 2])), spread(np.uint16(table[place, 3]))
         first, last = pitch * table[place, 0], pitch * table[place, 1]
-        # All three channels in one loop, since its length is hard to predict.
+        # One loop for all three channels, because branches on its length are mispredicted.
         red = _blend_ends(columns, first, last, head, tail)
         green = _blend_ends(columns, first + LANES, last + LANES, head, tail)
         blue = _blend_ends(columns, first + 2 * LANES, last + 2 * LANES, head, tail)
@@ -107,7 +108,7 @@ def _blend_columns(
 
 @_jit
 def _write_rows(blended: Any, destination: Any, row: int, corner: Any) -> None:
-    # Two neighbouring bytes make one uint16 (little-endian), and half as much to transpose.
+    # Two neighbouring bytes are packed into one little-endian uint16, which halves the transposing.
     pitch = 3 * destination.shape[1]
     height, eight = min(LANES, destination.shape[0] - row), spread(np.uint16(8))
     for pair in range((pitch + 1) // 2):
@@ -137,27 +138,27 @@ def _weight(place: int, first: int, last: int, head: int, tail: int) -> float:
 def _resize_plainly(
     pixels: Any, top: int, left: int, down: Any, across: Any, mirrored: bool, destination: Any
 ) -> None:
-    # For crops of less than a vector's width and for thumbnails beyond the range of uint16.
+    # For crops narrower than a vector and for reductions beyond the range of uint16.
     for row in range(destination.shape[0]):
         first, last, head, tail = down[row]
         for column in range(destination.shape[1]):
             start, stop, fore, rear = across[column]
             spot = destination.shape[1] - 1 - column if mirrored else column
             for channel in range(3):
-                total, mass = 0.0, 0.0
+                total, sum_of_weights = 0.0, 0.0
                 for y in range(first, last + 1):
                     height = _weight(y, first, last, head, tail)
                     for x in range(start, stop + 1):
                         weight = height * _weight(x, start, stop, fore, rear)
                         total += weight * pixels[top + y, left + x, channel]
-                        mass += weight
-                destination[row, spot, channel] = int(total / mass + 0.5)
+                        sum_of_weights += weight
+                destination[row, spot, channel] = int(total / sum_of_weights + 0.5)
 
 
 @_jit
 def _fraction_bits(most: int, scale: float) -> int:
     bits = most
-    while scale * (1 << bits) > 256:  # 255 of these still fit into uint16
+    while scale * (1 << bits) > 256:  # so that 255 times the sum fits into uint16
         bits -= 1
     return bits
 
@@ -174,8 +175,8 @@ def _carve(scratch: Any, at: int, size: int) -> Any:
 
 
 def resize_scratch_bytes(max_height: int, max_width: int, out_height: int, out_width: int) -> int:
-    """Say how much scratch `resize_crop` needs for crops up to `max_height` x `max_width`."""
-    del max_height  # rows pass through in blocks
+    """Return the bytes of scratch memory that `resize_crop` needs for crops up to this size."""
+    del max_height  # rows are processed in blocks of fixed size
     tables = _padded(16 * out_height, _ALIGNMENT) + _padded(16 * out_width, _ALIGNMENT)
     source, result = _padded(3 * max_width, LANES), _padded(3 * out_width, LANES)
     return int(tables + 2 * LANES * (2 * source + result) + 2 * TILE * TILE)
@@ -192,7 +193,7 @@ def resize_crop(
     destination: Any,
     scratch: Any,
 ) -> None:
-    """Resize a crop as `resize_area` does, without checks and without allocating.
+    """Resize a crop like `resize_area`, without checks and without allocation.
 
     Args:
         source: uint8 `(H, W, 3)`, C-contiguous.
@@ -201,8 +202,9 @@ def resize_crop(
         height: rows of the crop.
         width: columns of the crop.
         mirrored: flip the result horizontally.
-        destination: uint8 `(h, w, 3)`, C-contiguous, apart from `source`.
-        scratch: uint8, `resize_scratch_bytes` of it, of this thread alone, aligned to 64 bytes.
+        destination: uint8 `(h, w, 3)`, C-contiguous. It must not overlap `source`.
+        scratch: `resize_scratch_bytes` bytes, uint8, aligned to 64 bytes. No other thread may use
+            them.
     """
     rows, columns = destination.shape[0], destination.shape[1]
     linear = height < rows or width < columns
@@ -226,9 +228,9 @@ def resize_crop(
     blended = part.view(np.uint16)
     corner, at = _carve(scratch, at, 2 * TILE * TILE)
 
-    # Sums hold scale x 2**bits x grey level: the more pixels are summed, the fewer bits each has,
-    # and the sum has between 128 and 256 steps per grey level. The first pass ends with the bits
-    # that the second starts from, the second with 7; both round down, by half a step on average.
+    # Sums hold scale x 2**bits x grey level, with fewer bits the more pixels are summed: 128 to 256
+    # steps per grey level. The first pass ends with the bits that the second starts from, and the
+    # second ends with 7. Both round down, by half a step on average, which `half` corrects.
     tall, wide = (1.0, 1.0) if linear else (height / rows, width / columns)
     shift, bits = _fraction_bits(8, tall), _fraction_bits(7, wide)
     norm_down = min(65535, int(65536 * 2.0**bits / (tall * 2.0**shift) + 0.5))
@@ -254,42 +256,28 @@ def resize_area(
     box: tuple[int, int, int, int] | None = None,
     mirrored: bool = False,
 ) -> NDArray[np.uint8]:
-    """Crop an image and resize the crop, as OpenCV's INTER_AREA within one grey level.
+    """Crop an image and resize the crop, within one grey level of OpenCV's INTER_AREA.
 
-    Where neither axis grows, a pixel of the result is the mean of the source over the pixel's area.
-    Where one does, both axes are interpolated between two neighbours: destination d lies at
-    `s = floor(d scale)` and `f = frac(max(0, d + 1 - (s + 1) / scale))` beyond it, within borders.
+    If neither axis grows, each pixel of the result is the mean of the source over the pixel's area.
+    If one grows, both axes are interpolated linearly: destination d lies between the source pixels
+    `s = floor(d scale)` and s + 1, at the fraction `frac(max(0, d + 1 - (s + 1) / scale))`.
 
     Args:
         image: uint8 `(H, W, 3)`.
         size: height and width of the result.
-        box: top, left, height and width of the crop; None takes the whole image.
+        box: top, left, height and width of the crop. None takes the whole image.
         mirrored: flip the result horizontally.
 
     Returns:
         uint8 `(height, width, 3)`.
 
     Raises:
-        TypeError: the image is not uint8, or a number is not an int.
+        TypeError: the image is not uint8, or a size is not an int.
         ValueError: the image is not `(H, W, 3)`, a size is below 1, or the box leaves the image.
     """
-    pixels = _as_image(image)
-    rows, columns = _as_ints(size, "size", ("height", "width"))
-    if rows < 1 or columns < 1:
-        raise ValueError(f"`size` must be at least (1, 1); got {(rows, columns)}. Pass pixels.")
-    whole = (0, 0, *pixels.shape[:2])
-    names = ("top", "left", "height", "width")
-    top, left, height, width = whole if box is None else _as_ints(box, "box", names)
-    if not (
-        0 <= top < top + height <= pixels.shape[0] and 0 <= left < left + width <= pixels.shape[1]
-    ):
-        raise ValueError(
-            f"`box` must lie in the image of {pixels.shape[0]} x {pixels.shape[1]} pixels; got "
-            f"{(top, left, height, width)}. Pass top, left, height and width."
-        )
-    if not isinstance(mirrored, (bool, np.bool_)):
-        raise TypeError(f"`mirrored` must be a bool; got {mirrored!r}. Pass True or False.")
-
+    pixels = as_pixels(image, "image", "(H, W, 3)")
+    rows, columns = check_ints("size", size, 2, at_least=1)
+    top, left, height, width = as_box(box, pixels)
     result = np.empty((rows, columns, 3), dtype=np.uint8)
     needed = resize_scratch_bytes(height, width, rows, columns)
     scratch = np.empty(needed + _ALIGNMENT, dtype=np.uint8)
@@ -297,28 +285,3 @@ def resize_area(
     scratch = scratch[start : start + needed]
     resize_crop(pixels, top, left, height, width, bool(mirrored), result, scratch)
     return result
-
-
-def _as_image(image: ArrayLike) -> NDArray[np.uint8]:
-    pixels = np.asarray(image)
-    if pixels.dtype != np.uint8:
-        raise TypeError(f"`image` must be uint8; got dtype {pixels.dtype}. Convert it to 0..255.")
-    if pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
-        raise ValueError(
-            f"`image` must have shape (H, W, 3) with pixels; got {pixels.shape}. Pass RGB."
-        )
-    return np.ascontiguousarray(pixels)
-
-
-def _as_ints(values: Sequence[int], name: str, parts: tuple[str, ...]) -> tuple[int, ...]:
-    given = tuple(values) if isinstance(values, (tuple, list, np.ndarray)) else ()
-    if len(given) != len(parts):
-        raise ValueError(
-            f"`{name}` must hold {len(parts)} ints; got {values!r}. Pass ({', '.join(parts)})."
-        )
-    for value in given:
-        if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
-            raise TypeError(
-                f"`{name}` must hold ints; got {values!r}. Pass ({', '.join(parts)}) in pixels."
-            )
-    return tuple(int(value) for value in given)

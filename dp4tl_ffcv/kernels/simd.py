@@ -1,8 +1,8 @@
-"""Vectors of 32 uint16 in compiled code, and the few operations that resizing needs of them.
+"""Vectors of 32 uint16 in compiled code, with the operations that resizing needs.
 
-The compiler widens loops over uint16 to 32 or 64 bits, and keeps no square of numbers in registers
-to transpose it. These are generic vectors, which it maps to what the machine has. With numba
-switched off, numpy arrays of 32 numbers stand in for them.
+In plain loops over uint16, the compiler widens to 32 or 64 bits and cannot transpose in registers.
+These vectors are LLVM's generic ones, which map to the machine's registers. With numba disabled,
+numpy arrays of 32 numbers take their place.
 """
 
 import operator
@@ -15,8 +15,8 @@ from numba import config, types
 from numba.core import cgutils
 from numba.extending import intrinsic, models, overload, register_model
 
-LANES = 32  # elements in a vector: one register of AVX-512, two of AVX2, four of NEON
-TILE = 16  # side of the squares that are transposed in registers
+LANES = 32  # elements in a vector: one AVX-512 register, two AVX2 or four NEON registers
+TILE = 16  # side of the squares transposed in registers
 
 _ONE, _INDEX = ir.IntType(16), ir.IntType(32)
 _VECTOR = ir.VectorType(_ONE, LANES)
@@ -39,14 +39,14 @@ class _LanesModel(models.PrimitiveModel):
 
 
 def _vector_op(interpreted: Callable[..., Any]) -> Callable[[Callable[..., Any]], Any]:
-    """Make an intrinsic, or what stands in for it where numba is switched off."""
+    """Make an intrinsic, or `interpreted` with numba disabled."""
     if config.DISABLE_JIT:  # type: ignore[attr-defined]
         return lambda _: interpreted
     return intrinsic
 
 
 def _pointer(context: Any, builder: Any, array: tuple[Any, Any], at: Any, vector: Any) -> Any:
-    # A bare address: numba's own indexing would test each index for being negative.
+    # Numba's own indexing would test each index for negative values.
     kind, value = array
     data = context.make_array(kind)(context, builder, value).data
     return builder.bitcast(builder.gep(data, [at]), vector.as_pointer())
@@ -54,7 +54,7 @@ def _pointer(context: Any, builder: Any, array: tuple[Any, Any], at: Any, vector
 
 @_vector_op(lambda array, at: array[at : at + LANES].astype(np.uint16))
 def load(_: Any, array: Any, at: Any) -> Any:
-    """Read `LANES` elements, uint8 or uint16."""
+    """Load `LANES` elements of uint8 or uint16."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         bits = signature.args[0].dtype.bitwidth
@@ -71,7 +71,7 @@ def _store_interpreted(array: Any, at: int, value: Any) -> None:
 
 @_vector_op(_store_interpreted)
 def store(_: Any, array: Any, at: Any, value: Any) -> Any:
-    """Write `LANES` elements of uint16."""
+    """Store `LANES` elements of uint16."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         address = _pointer(context, builder, (signature.args[0], args[0]), args[1], _VECTOR)
@@ -83,7 +83,7 @@ def store(_: Any, array: Any, at: Any, value: Any) -> Any:
 
 @_vector_op(lambda value: np.full(LANES, value, dtype=np.uint16))
 def spread(_: Any, _value: Any) -> Any:
-    """Repeat one number in all lanes."""
+    """Copy one number to all lanes."""
 
     def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
         empty = ir.Constant(_VECTOR, ir.Undefined)
@@ -95,11 +95,11 @@ def spread(_: Any, _value: Any) -> Any:
 
 @_vector_op(lambda a, b: (a.astype(np.uint32) * b >> 16).astype(np.uint16))
 def times(_: Any, _a: Any, _b: Any) -> Any:
-    """`a * b / 65536`, rounded down: a product with a fraction."""
+    """Return `a * b / 65536` rounded down: a product with a fraction."""
 
     def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-        # One instruction on most machines. Written as widen, multiply, shift and narrow, it is one
-        # only until the optimiser moves a widening out of the loop.
+        # One instruction on most machines. A sequence of widen, multiply, shift and narrow would be
+        # one too, until the optimiser moves a widening out of the loop.
         kind = ir.FunctionType(_VECTOR, [_VECTOR, _VECTOR, _INDEX])
         name = f"llvm.umul.fix.v{LANES}i16"
         multiply = cgutils.get_or_insert_function(  # type: ignore[no-untyped-call]
@@ -153,7 +153,7 @@ def transpose(
     target_at: Any,
     target_stride: Any,
 ) -> Any:
-    """Transpose 16 x 16 uint16; a `target` of bytes has its place and stride in bytes."""
+    """Transpose 16 x 16 uint16. Place and stride of a uint8 `target` are in bytes."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         vector = ir.VectorType(_ONE, TILE)
@@ -167,8 +167,8 @@ def transpose(
         def shuffle(a: Any, b: Any, order: list[int]) -> Any:
             return builder.shuffle_vector(a, b, ir.VectorType(_INDEX, TILE)(order))
 
-        # Halves first; then three rounds of interleaving within halves of 128 bits, which every
-        # machine does in one instruction, transpose two squares of 8 x 8 side by side.
+        # Halves are exchanged first. Then three rounds of interleaving within 128 bits, which every
+        # machine does in one instruction, transpose two 8 x 8 squares side by side.
         left = [*range(8), *range(16, 24)]
         low = [half + side + i for half in (0, 8) for i in range(4) for side in (0, 16)]
         high = [i + 4 for i in low]

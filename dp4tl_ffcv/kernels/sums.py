@@ -6,18 +6,19 @@ import numpy as np
 from numba import get_num_threads, prange
 from numpy.typing import ArrayLike, NDArray
 
-from .checks import as_features, as_labels, as_num_classes
+from ..validate import check_int
+from .checks import as_features, as_labels
 from .compiled import compiled
 from .histogram import class_histogram
 from .intrinsics import as_words, prefetch, widened
 
-# Rows whose places are sorted at a time. The features of so many fit into the last level of a
-# cache, where rows of one class are read from; a class then has some of them even of a thousand.
+# Rows that are grouped by class at a time: few enough that their features stay in the last-level
+# cache, enough that each of a thousand classes has some.
 _BLOCK_ROWS = 1 << 14
 
 _AHEAD = 8  # rows
-_SLABS_PER_THREAD = 4  # so that a thread that is done early finds more to do
-_LINE = 32  # values of float16 in a line of the cache
+_SLABS_PER_THREAD = 4  # so that a thread that finishes early takes over work
+_LINE = 32  # float16 values in a cache line
 
 
 @compiled()
@@ -31,8 +32,8 @@ def _sort_rows(ids: Any, starts: Any, rows: Any) -> None:
 
 @compiled()
 def _add_class(features: Any, rows: Any, position: Any, stop: Any, total: Any) -> None:
-    while position + 4 <= stop:  # the total is read and written once for four rows
-        # Rows of a class lie apart, where the machine does not see them coming.
+    while position + 4 <= stop:  # four rows for each read and write of the total
+        # The rows of a class are scattered, so the hardware does not prefetch them.
         for ahead in range(position + _AHEAD, min(position + _AHEAD + 4, rows.size)):
             for column in range(0, total.size, _LINE):
                 prefetch(features, rows[ahead], column)
@@ -53,15 +54,15 @@ def _add_class(features: Any, rows: Any, position: Any, stop: Any, total: Any) -
 
 @compiled(parallel=True)
 def _add_rows(features: Any, rows: Any, starts: Any, cuts: Any, sums: Any) -> None:
-    # A class belongs to one slab, which adds its rows in ascending order: the order of the
-    # additions, and so every bit of the sum, depends neither on the threads nor on the blocks.
+    # One slab owns a class and adds its rows in ascending order, so the order of additions, and
+    # every bit of the sum, is the same for any number of threads and any block size.
     for slab in prange(cuts.size - 1):
         for label in range(cuts[slab], cuts[slab + 1]):
             _add_class(features, rows, starts[label], starts[label + 1], sums[label])
 
 
 def _cut(starts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return slabs of classes with about as many rows each: a block may hold few of the classes."""
+    """Return bounds of slabs of classes with about equally many rows each."""
     num_slabs = min(_SLABS_PER_THREAD * get_num_threads(), len(starts) - 1)
     places = np.arange(num_slabs + 1) * starts[-1] // num_slabs
     cuts: NDArray[np.int64] = np.searchsorted(starts, places).astype(np.int64)
@@ -75,10 +76,10 @@ def class_sums(
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Sum the features of each class: `sums[c] = sum_{n: labels[n] = c} features[n]`.
 
-    Memory beyond the arguments: `8 C D` bytes, and the places of one block of rows.
+    Memory beyond the arguments: `8 C D` bytes and one block of row numbers.
 
     Args:
-        features: `(N, D)`, float16, float32 or float64; a memory map is read block by block.
+        features: `(N, D)`, float16, float32 or float64. Memory maps are read block by block.
         labels: integer class ids `(N,)`, each in `[0, num_classes)`.
         num_classes: C, at least 1.
 
@@ -87,15 +88,15 @@ def class_sums(
 
     Raises:
         TypeError: a dtype is wrong.
-        ValueError: a label is out of range, or shapes do not fit.
+        ValueError: a label is out of range, or shapes do not match.
     """
-    num_classes = as_num_classes(num_classes)
-    values = as_words(as_features(features))
+    num_classes = check_int("num_classes", num_classes, 1)
+    values = as_features(features)
     ids = as_labels(labels, num_classes)
     if len(ids) != len(values):
         raise ValueError(
             f"`labels` must have one entry per row of `features`; got {len(ids)} labels and "
-            f"{len(values)} rows. Pass the labels of the same samples."
+            f"{len(values)} rows."
         )
     sums = np.zeros((num_classes, values.shape[1]), dtype=np.float64)
     counts = np.zeros(num_classes, dtype=np.int64)
@@ -105,6 +106,6 @@ def class_sums(
         block_counts = class_histogram(ids[block], num_classes)
         starts = np.concatenate(([0], np.cumsum(block_counts)))
         _sort_rows(ids[block], starts, rows)
-        _add_rows(values[block], rows, starts, _cut(starts), sums)
+        _add_rows(as_words(values[block]), rows, starts, _cut(starts), sums)
         counts += block_counts
     return sums, counts

@@ -1,7 +1,7 @@
-"""RGB pixels of a box of a JPEG's Y, Cb and Cr planes, as libjpeg-turbo's own decoder makes them.
+"""Convert a box of a JPEG's Y, Cb and Cr planes to RGB, bit for bit like libjpeg-turbo.
 
-Decoding to planes and converting a box of them costs less than decoding to RGB, and gives the same
-bits: "fancy" upsampling of the chroma planes, then JFIF's conversion in 16-bit fixed point.
+Decoding to planes and converting a box costs less than decoding the image to RGB. The conversion is
+libjpeg-turbo's: "fancy" upsampling of the chroma planes, then JFIF's matrix in 16-bit fixed point.
 """
 
 from typing import Any
@@ -9,19 +9,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from .checks import as_box, as_pixels
 from .compiled import compiled
 
-# 4:4:4, 4:2:2 and 4:2:0, all that occurs. 4:4:0 changed with libjpeg-turbo 2.1.
+# 4:4:4, 4:2:2 and 4:2:0. Others are rare, and the result for 4:4:0 changed in libjpeg-turbo 2.1.
 _SUBSAMPLINGS = ((1, 1), (1, 2), (2, 2))
 
-# JFIF's factors 0.34414, 0.71414, 1.402 and 1.772 in units of 2^-16, less the whole numbers that
-# bring them into 16 bits; those are added apart.
+# JFIF's factors 0.34414, 0.71414, 1.402 and 1.772 in units of 2^-16, minus the whole numbers that
+# bring them into 16 bits. The whole numbers are added separately.
 _GREEN_OF_BLUE = np.int32(-22554)
 _GREEN_OF_RED = np.int32(18734)
 _RED = np.int32(26345)
 _BLUE = np.int32(-14942)
 
-# libjpeg-turbo repeats the pixels of chroma planes that have so few columns.
+# libjpeg-turbo repeats pixels instead of blending them in chroma planes with this few columns.
 _TOO_NARROW = 2
 
 
@@ -50,13 +51,13 @@ def _clamped(value: Any) -> Any:
 def _convert_row(
     luma: Any, y: Any, left: Any, blue: Any, red: Any, chroma_y: Any, chroma_left: Any, row: Any
 ) -> None:
-    # 16-bit numbers throughout: a vector register holds twice as many of them as of 32-bit ones.
+    # A vector register holds twice as many 16-bit as 32-bit numbers.
     for column in range(row.size // 3):
         x = np.uintp(column)
         y_value = np.int16(luma[y, left + x])
         b = np.int16(np.int16(blue[chroma_y, chroma_left + x]) - np.int16(128))
         r = np.int16(np.int16(red[chroma_y, chroma_left + x]) - np.int16(128))
-        # Green sums two products before it rounds: their low halves and 1/2 may carry twice.
+        # Green rounds the sum of two products: their low halves and 1/2 may carry twice.
         half = np.uint16((np.int32(_low(b, _GREEN_OF_BLUE)) + np.int32(0x8000)) & 0xFFFF)
         term = _low(r, _GREEN_OF_RED)
         green = np.int16(_high(b, _GREEN_OF_BLUE) + _high(r, _GREEN_OF_RED))
@@ -73,9 +74,9 @@ def _convert_row(
 def _upsample_row(
     plane: Any, width: int, near: Any, far: Any, first: int, is_sum: bool, sums: Any, wide: Any
 ) -> None:
-    """Widen a row of chroma, or 3/4 of one and 1/4 of another, from column `first` on."""
+    """Upsample 3/4 of the chroma row `near` and 1/4 of the row `far`, from column `first` on."""
     count = wide.size // 2
-    # One more column on either side; beyond the edges of the image those at the edges again.
+    # One more column on either side, repeated from the edge where the image ends.
     start, stop = max(first - 1, 0), min(first + count + 1, width)
     origin, offset = np.uintp(start), np.uintp(start - (first - 1))
     for column in range(stop - start):
@@ -87,7 +88,7 @@ def _upsample_row(
         sums[0] = sums[1]
     if first + count == width:
         sums[count + 1] = sums[count]
-    # Sixteenths for both: 4 and 8 of them are the quarters by which 4:2:2 is rounded.
+    # In sixteenths: 4 and 8 of them are the quarters by which 4:2:2 is rounded.
     even, odd = np.uint16(8 if is_sum else 4), np.uint16(7 if is_sum else 8)
     for column in range(count):
         x = np.uintp(column)
@@ -100,7 +101,7 @@ def _upsample_row(
 
 @compiled()
 def box_scratch_bytes(width: int) -> int:
-    """Return how many bytes of scratch memory `convert_box` needs for `width` columns."""
+    """Return the bytes of scratch memory that `convert_box` needs for `width` columns."""
     return 6 * (width // 2 + 4)
 
 
@@ -117,19 +118,21 @@ def convert_box(
     scratch: Any,
     out: Any,
 ) -> None:
-    """Do the work of `ycc_to_rgb` without checks and without allocation, for decoders.
+    """Convert a box like `ycc_to_rgb`, without checks and without allocation.
+
+    All planes and `out` are C-contiguous. Planes may have more columns than the image.
 
     Args:
-        luma: Y, C-contiguous, as are the other planes and `out`. Columns may follow the image's.
-        blue: Cb, which has as many rows as the image's chroma. Columns may follow.
-        red: Cr, likewise.
+        luma: Y plane.
+        blue: Cb plane, with exactly the rows of the image's chroma.
+        red: Cr plane, with exactly the rows of the image's chroma.
         columns: columns of the image's chroma.
-        vertical: rows of luma to a row of chroma.
-        horizontal: columns of luma to a column of chroma.
+        vertical: rows of luma per row of chroma.
+        horizontal: columns of luma per column of chroma.
         top: first row of the box.
         left: first column of the box.
-        scratch: `box_scratch_bytes(width)` bytes that no other thread uses, at an even address.
-        out: RGB uint8 `(height, width, 3)`, which gives the size of the box.
+        scratch: `box_scratch_bytes(width)` bytes at an even address. No other thread may use them.
+        out: RGB pixels of the box, uint8 `(height, width, 3)`.
     """
     height, width, _ = out.shape
     flat = out.reshape(height, 3 * width)
@@ -170,60 +173,42 @@ def ycc_to_rgb(
     subsampling: tuple[int, int],
     box: tuple[int, int, int, int] | None = None,
 ) -> NDArray[np.uint8]:
-    """Convert a box of a JPEG's planes to RGB, bit for bit as libjpeg-turbo decodes the image.
+    """Convert a box of a JPEG's planes to RGB, bit for bit like libjpeg-turbo.
 
-    With `c` the chroma pixels at full size less 128, all in units of 2^-16 and rounded half up:
-    `R = Y + 1.402 c_red`, `G = Y - 0.34414 c_blue - 0.71414 c_red`, `B = Y + 1.772 c_blue`,
-    clamped to [0, 255]. A chroma pixel at full size is 3/4 of the nearest and 1/4 of the
-    second nearest along each subsampled axis; planes of one or two columns are repeated instead.
+    `R = Y + 1.402 r`, `G = Y - 0.34414 b - 0.71414 r` and `B = Y + 1.772 b`, clamped to [0, 255],
+    where b and r are the upsampled chroma minus 128. Products are in units of 2^-16 and sums are
+    rounded half up. An upsampled chroma pixel is 3/4 of the nearest and 1/4 of the second nearest
+    pixel along each subsampled axis; pixels of planes with one or two columns are repeated instead.
 
     Args:
-        luma: Y, uint8 `(H, W)`.
-        blue: Cb, uint8 `(ceil(H / v), ceil(W / h))`.
-        red: Cr, like `blue`.
+        luma: Y plane, uint8 `(H, W)`.
+        blue: Cb plane, uint8 `(ceil(H / v), ceil(W / h))`.
+        red: Cr plane, of the shape of `blue`.
         subsampling: `(v, h)`: (1, 1) for 4:4:4, (1, 2) for 4:2:2, (2, 2) for 4:2:0.
-        box: `(top, left, height, width)`; None for the whole image.
+        box: top, left, height and width. None takes the whole image.
 
     Returns:
         uint8 `(height, width, 3)`.
 
     Raises:
         TypeError: a plane is not uint8.
-        ValueError: shapes do not fit, the subsampling is another, or the box leaves the image.
+        ValueError: shapes do not match, the subsampling is not supported, or the box leaves the
+            image.
     """
-    y, b, r = _as_plane(luma, "luma"), _as_plane(blue, "blue"), _as_plane(red, "red")
+    planes = {"luma": luma, "blue": blue, "red": red}
+    y, b, r = (as_pixels(plane, name, "(H, W)") for name, plane in planes.items())
     if tuple(subsampling) not in _SUBSAMPLINGS:
-        raise ValueError(
-            f"`subsampling` must be one of {_SUBSAMPLINGS}; got {subsampling}. "
-            "Decode other images to RGB."
-        )
+        raise ValueError(f"`subsampling` must be one of {_SUBSAMPLINGS}; got {subsampling}.")
     vertical, horizontal = subsampling
     expected = (-(-y.shape[0] // vertical), -(-y.shape[1] // horizontal))
     for name, plane in (("blue", b), ("red", r)):
         if plane.shape != expected:
             raise ValueError(
-                f"`{name}` must have shape {expected} beside luma {y.shape}; got {plane.shape}. "
-                "Check `subsampling`."
+                f"`{name}` must have shape {expected} with luma {y.shape} and subsampling "
+                f"{subsampling}; got {plane.shape}."
             )
-    top, left, height, width = (0, 0, *y.shape) if box is None else box
-    if not (0 <= top < top + height <= y.shape[0] and 0 <= left < left + width <= y.shape[1]):
-        raise ValueError(
-            f"`box` must be (top, left, height, width) inside {y.shape}; got {box}. "
-            "Pass at least one pixel of the image."
-        )
+    top, left, height, width = as_box(box, y)
     out = np.empty((height, width, 3), dtype=np.uint8)
     scratch = np.empty(box_scratch_bytes(width), dtype=np.uint8)
     convert_box(y, b, r, b.shape[1], vertical, horizontal, top, left, scratch, out)
     return out
-
-
-def _as_plane(plane: ArrayLike, name: str) -> NDArray[np.uint8]:
-    array = np.asarray(plane)
-    if array.dtype != np.uint8:
-        raise TypeError(f"`{name}` must be uint8; got dtype {array.dtype}. Pass a decoded plane.")
-    if array.ndim != 2 or array.size == 0:
-        raise ValueError(
-            f"`{name}` must have shape (H, W), neither of them 0; got {array.shape}. "
-            "Pass one plane."
-        )
-    return np.ascontiguousarray(array)

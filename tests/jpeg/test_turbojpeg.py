@@ -249,6 +249,7 @@ def test_a_forked_child_goes_on_decoding_and_encoding() -> None:
 
 def test_ffcv_is_not_imported() -> None:
     program = (
+        "import dp4tl_ffcv.jpeg.crop\n"
         "from dp4tl_ffcv.jpeg.turbojpeg import decode, encode; import numpy as np, sys\n"
         "decode(encode(np.zeros((8, 8, 3), dtype=np.uint8), quality=90))\n"
         "assert not {'ffcv', 'torch', 'cv2'} & set(sys.modules)"

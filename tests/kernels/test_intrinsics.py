@@ -1,4 +1,4 @@
-"""Elementary functions in compiled code against numpy's."""
+"""The exponential and the conversion of half precision in compiled code, against numpy."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from numba import njit
 from dp4tl_ffcv.kernels import intrinsics
 from dp4tl_ffcv.kernels.intrinsics import as_words, exponential, widened
 
-HALVES = np.arange(1 << 16, dtype=np.uint16).view(np.float16)  # every one
+HALVES = np.arange(1 << 16, dtype=np.uint16).view(np.float16)  # all of them
 
 
 @njit
@@ -18,18 +18,13 @@ def exponentials(values: Any, results: Any) -> None:
         results[position] = exponential(values[position])
 
 
-def compiled_widened() -> Any:
-    """A function of its own: what it compiles to is decided when it is called first."""
-
-    @njit
-    def widen(values: Any, results: Any) -> None:
-        for position in range(values.size):
-            results[position] = widened(values[position])
-
-    return widen
+@njit
+def widen(values: Any, results: Any) -> None:
+    for position in range(values.size):
+        results[position] = widened(values[position])
 
 
-def test_the_exponential_of_single_precision_is_within_its_error() -> None:
+def test_the_float32_exponential_is_within_its_error_bound() -> None:
     values = -np.concatenate(
         [np.linspace(0, 87, 1_000_003), np.logspace(-30, 0, 1001), np.arange(88)]
     ).astype(np.float32)
@@ -41,7 +36,7 @@ def test_the_exponential_of_single_precision_is_within_its_error() -> None:
     np.testing.assert_array_equal(results[::5000], interpreted)
 
 
-def test_the_exponential_of_zero_is_one_and_of_far_less_is_nearly_nothing() -> None:
+def test_the_exponential_is_one_at_zero_and_tiny_far_below() -> None:
     values = np.array([0.0, -0.0, -88, -1e30, -np.inf], dtype=np.float32)
     results = np.empty_like(values)
     exponentials(values, results)
@@ -50,7 +45,7 @@ def test_the_exponential_of_zero_is_one_and_of_far_less_is_nearly_nothing() -> N
     assert np.all(results[2:] < 2e-38)
 
 
-def test_the_exponential_of_double_precision_is_numpys() -> None:
+def test_the_float64_exponential_is_numpys() -> None:
     values = -np.logspace(-300, 2.8, 1000)
     results = np.empty_like(values)
     exponentials(values, results)
@@ -61,25 +56,19 @@ def test_the_exponential_of_double_precision_is_numpys() -> None:
 def test_every_half_is_widened_to_its_value(
     hardware: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if hardware and not intrinsics._has_halves():
-        pytest.skip("this machine does not convert float16")
-    monkeypatch.setattr(intrinsics, "_has_halves", lambda: hardware)
+    monkeypatch.setattr(intrinsics, "_HAS_HALVES", hardware and intrinsics._HAS_HALVES)
     results = np.empty(len(HALVES))
-    compiled_widened()(as_words(HALVES), results)
+    widen(as_words(HALVES), results)
     np.testing.assert_array_equal(results, HALVES.astype(np.float64))
     np.testing.assert_array_equal(np.signbit(results), np.signbit(HALVES))
-
-
-def test_halves_are_widened_alike_where_numba_is_switched_off() -> None:
-    some = HALVES[::7]
-    results = [intrinsics._widened_interpreted(word) for word in as_words(some)]
-    np.testing.assert_array_equal(results, some.astype(np.float64))
+    interpreted = [intrinsics._widened_interpreted(word) for word in as_words(HALVES)[::7]]
+    np.testing.assert_array_equal(interpreted, results[::7])
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_wider_floats_stay_what_they_are(dtype: Any) -> None:
+def test_wider_floats_keep_their_values(dtype: Any) -> None:
     values = np.random.default_rng(1).normal(size=100).astype(dtype)
     assert as_words(values) is values
     results = np.empty(100)
-    compiled_widened()(values, results)
+    widen(values, results)
     np.testing.assert_array_equal(results, values)

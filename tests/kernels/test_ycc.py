@@ -99,25 +99,3 @@ def test_columns_after_the_images_are_not_read_and_nothing_else_is_written(case:
     for whole in (all_scratch, all_out):
         assert (whole[:GUARD] == 0xA5).all()
         assert (whole[-GUARD:] == 0xA5).all()
-
-
-@pytest.mark.parametrize(
-    ("change", "error", "match"),
-    [
-        ({"luma": np.zeros((4, 6))}, TypeError, "`luma` must be uint8; got dtype float64"),
-        ({"luma": np.zeros(24, np.uint8)}, ValueError, r"`luma` must have shape \(H, W\)"),
-        ({"red": np.zeros((0, 3), np.uint8)}, ValueError, "`red` must have shape"),
-        ({"blue": np.zeros((3, 3), np.uint8)}, ValueError, r"`blue` must have shape \(2, 3\)"),
-        ({"subsampling": (1, 1)}, ValueError, r"`blue` must have shape \(4, 6\)"),
-        ({"subsampling": (2, 1)}, ValueError, "`subsampling` must be one of"),
-        ({"box": (0, 0, 5, 6)}, ValueError, r"`box` must be .* inside \(4, 6\)"),
-        ({"box": (0, 6, 1, 1)}, ValueError, "`box` must be"),
-        ({"box": (-1, 0, 2, 2)}, ValueError, "`box` must be"),
-        ({"box": (0, 0, 0, 2)}, ValueError, "`box` must be"),
-    ],
-)
-def test_bad_arguments_are_refused(change: Any, error: type[Exception], match: str) -> None:
-    luma, blue, red = planes(4, 6, (2, 2), 0)
-    arguments = {"luma": luma, "blue": blue, "red": red, "subsampling": (2, 2), **change}
-    with pytest.raises(error, match=match):
-        ycc_to_rgb(**arguments)

@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 
 from ...beton.format import IMAGE_MODES
 from ...jpeg.crop import WRONG_SIZE, decode_crop, jpeg_scratch_bytes
-from ...kernels.checks import as_ints
 from ...kernels.compiled import compiled
-from ...kernels.crops import as_probability, as_range, draw_crop, draw_flip
+from ...kernels.crops import draw_crop, draw_flip
 from ...kernels.resize import resize_crop, resize_scratch_bytes
+from ...validate import check_fraction, check_int, check_ints, check_probability, check_range
 from ..ffcv_adapter.compilation import precompiled
 from ..ffcv_adapter.memory import bytes_at
 from .workspace import NO_BYTES, WRONG_LENGTH, aligned
@@ -55,7 +55,7 @@ class CropDecoder(SimpleRGBImageDecoder):
 
     @output_size.setter
     def output_size(self, size: tuple[int, int]) -> None:
-        height, width = as_ints(size, "output_size", 2, least=1)
+        height, width = check_ints("output_size", size, 2, at_least=1)
         self._output_size = height, width
 
     @property
@@ -114,10 +114,10 @@ class RandomResizedCropRGBImageDecoder(CropDecoder):
         view: int = 0,
     ) -> None:
         super().__init__(output_size)
-        self.scale = as_range(scale, "scale", most=1.0)
-        self.ratio = as_range(ratio, "ratio")
-        self.flip = as_probability(flip, "flip")
-        (self.view,) = as_ints((view,), "view", 1, least=0, most=_MOST_VIEWS)
+        self.scale = check_range("scale", scale, at_most=1.0)
+        self.ratio = check_range("ratio", ratio)
+        self.flip = check_probability("flip", flip)
+        self.view = check_int("view", view, 0, _MOST_VIEWS)
 
     @property
     def crop(self) -> NDArray[np.float64]:
@@ -140,7 +140,7 @@ class CenterCropRGBImageDecoder(CropDecoder):
 
     def __init__(self, output_size: tuple[int, int], ratio: float) -> None:
         super().__init__(output_size)
-        self.ratio = as_range((ratio, ratio), "ratio", most=1.0)[0]
+        self.ratio = check_fraction("ratio", ratio)
 
     @property
     def crop(self) -> NDArray[np.float64]:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ...artifacts import write_json
 from ...errors import StaleArtifactError
-from ...kernels.checks import as_num_classes
+from ...validate import check_int
 from ...version import __version__
 from ..methods.feature_mapping import class_means
 
@@ -105,7 +105,7 @@ class Features:
         """
         if self.sums is None or self.counts is None or len(self.counts) > num_classes:
             return class_means(self.features, self.labels, num_classes)
-        means = np.full((as_num_classes(num_classes), self.features.shape[1]), np.nan)
+        means = np.full((check_int("num_classes", num_classes, 1), self.features.shape[1]), np.nan)
         present = np.flatnonzero(self.counts)
         means[present] = self.sums[present] / self.counts[present, None]
         return means

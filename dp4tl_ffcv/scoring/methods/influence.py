@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from threadpoolctl import threadpool_limits
 
-from ...kernels.checks import as_labels, as_num_classes
+from ...kernels.checks import as_labels
+from ...validate import check_int
 from ..scores import Scores
 
 _BLOCK_BYTES = 1 << 26  # of float64 outcomes at a time
@@ -113,7 +114,7 @@ def read_class_list(
         FileNotFoundError: there is no such file.
         ValueError: the file holds no list of different class ids, or a table without a `column`.
     """
-    num_classes = as_num_classes(num_classes)
+    num_classes = check_int("num_classes", num_classes, 1)
     try:
         with open(path, "rb") as stream:
             is_npy = stream.read(len(_NPY)) == _NPY
@@ -159,7 +160,7 @@ def class_list_scores(
     >>> class_list_scores([3, 1], 4).ranking(), class_list_scores([3, 1], 4, exclude=True).ranking()
     (array([3, 1, 0, 2]), array([0, 2, 1, 3]))
     """
-    num_classes = as_num_classes(num_classes)
+    num_classes = check_int("num_classes", num_classes, 1)
     listed = _list_of_classes(ids, num_classes)
     scores, tie = np.full(num_classes, float(exclude)), np.zeros(num_classes)
     scores[listed] = float(not exclude)

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ...kernels import class_histogram
-from ...kernels.checks import as_num_classes
+from ...validate import check_int
 from ..scores import Scores
 
 # Rows turned into float64 at a time. Extraction keeps one mass for each block of as many rows, so
@@ -66,7 +66,7 @@ def label_mapping(
             "Pass the number of source classes, or logits (n, C)."
         )
     else:
-        ids, tie = array, np.zeros(as_num_classes(num_classes), dtype=np.float64)
+        ids, tie = array, np.zeros(check_int("num_classes", num_classes, 1), dtype=np.float64)
     counts = class_histogram(ids, num_classes)
     if not ids.size:
         raise ValueError(

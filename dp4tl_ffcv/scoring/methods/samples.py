@@ -7,7 +7,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ...kernels import nearest_mean
-from ...kernels.checks import as_features, as_labels, as_num_classes
+from ...kernels.checks import as_features, as_labels
+from ...validate import check_int
 from ..checks import one_source, whole
 from ..clustering.clusters import Clusters
 from ..scores import Scores
@@ -307,7 +308,7 @@ def _labelled(
 ) -> tuple[NDArray[Any], NDArray[np.int64]]:
     """Return values `(N, D)` and labels `(N,)`; there are D classes unless a number is given."""
     rows = as_features(values, name)
-    count = rows.shape[1] if num_classes is None else as_num_classes(num_classes)
+    count = rows.shape[1] if num_classes is None else check_int("num_classes", num_classes, 1)
     if not len(rows):
         raise ValueError(f"`{name}` must have at least one row; got none. Check the source.")
     ids = as_labels(labels, count)
