@@ -1,10 +1,10 @@
 # `make demo` and `make test` each work on a fresh Debian or Ubuntu machine.
 #
-#   make setup   system packages that are missing, a virtual environment, all dependencies
-#   make demo    setup, then the whole path on real images; ends with the path to its report
-#   make test    setup, then the tests        (PYTEST_ARGS="-k kernels" to pick some)
+#   make setup   missing system packages, a virtual environment, all dependencies and tools
+#   make demo    set up without development tools, then run the whole path on real images
+#   make test    setup, then the tests on all cores   (PYTEST_ARGS="-k kernels" picks some)
 #   make lint    setup, then ruff and mypy
-#   make clean   remove .venv and what builds and tools left; runs/ stays
+#   make clean   remove .venv and the files of builds and tools, but not runs/
 #
 # VENV=DIR puts the environment elsewhere; PYTHON=python3.12 chooses the interpreter.
 
@@ -16,15 +16,16 @@ SHELL := /bin/bash
 VENV ?= .venv
 PYTHON ?= python3.13 python3.12 python3.11 python3
 PYTEST_ARGS ?=
-STAMP := $(VENV)/.installed
+RUNTIME := $(VENV)/.installed
+STAMP := $(VENV)/.installed-dev
 
 setup: $(STAMP)
 
-demo: $(STAMP)
+demo: $(RUNTIME)
 	@"$(VENV)/bin/python" -m train.demo
 
 test: $(STAMP)
-	@"$(VENV)/bin/python" -m pytest $(PYTEST_ARGS)
+	@"$(VENV)/bin/python" -m pytest -n auto --dist loadfile --durations=15 $(PYTEST_ARGS)
 
 lint: $(STAMP)
 	@set -x
@@ -36,7 +37,7 @@ clean:
 	@rm -rf .venv build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# First look for what is there; apt-get runs only for what is not.
+# apt-get installs only the packages that are missing.
 define INSTALL
 python_that() { # print the first of PYTHON that can run the code $$1
     for name in $(PYTHON); do
@@ -82,9 +83,13 @@ if [ -z "$$python" ]; then
     exit 1
 fi
 "$$python" -m venv "$(VENV)"
-"$(VENV)/bin/python" -m pip install -e '.[dev,demo,writers,clustering,moco,recipes,timm]' -c constraints.txt
-touch "$(STAMP)"
+"$(VENV)/bin/python" -m pip install -e . -c constraints.txt
+touch "$(RUNTIME)"
 endef
 
-$(STAMP): pyproject.toml constraints.txt
+$(RUNTIME): pyproject.toml constraints.txt
 	@$(INSTALL)
+
+$(STAMP): $(RUNTIME)
+	@"$(VENV)/bin/python" -m pip install -e '.[dev,writers,clustering,moco,recipes,timm]' -c constraints.txt
+	touch "$(STAMP)"

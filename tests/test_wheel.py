@@ -1,18 +1,21 @@
-"""The wheel holds `dp4tl_ffcv` alone, whole, and works where the checkout cannot be seen."""
+"""The wheel contains library, recipes and writers, and works where the checkout is not visible."""
 
 import os
 import shutil
-import site
 import subprocess
 import sys
 import venv
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
-HEAVY = ("torch", "torchvision", "numba", "ffcv")
+FOLDERS = {
+    "dp4tl_ffcv": "dp4tl_ffcv", "train": "dp4tl_ffcv/train", "writers": "dp4tl_ffcv/writers",
+}  # fmt: skip
 
 
 def run(*command: str | Path, cwd: Path) -> str:
@@ -25,7 +28,7 @@ def run(*command: str | Path, cwd: Path) -> str:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A wheel built, without network, from a copy of every folder that holds Python files."""
+    """A wheel, built without network from a copy of the checkout."""
     tree = tmp_path_factory.mktemp("tree")
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tree)
@@ -38,41 +41,57 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def elsewhere(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An environment with the wheel; third-party packages are the running interpreter's."""
+def dp4tl(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The command of an environment with the wheel and the running interpreter's packages."""
     home = tmp_path_factory.mktemp("elsewhere")
     venv.create(home, symlinks=True)
     pip = [sys.executable, "-m", "pip", "--python", home / "bin/python", "install", "--quiet"]
     run(*pip, "--no-deps", "--no-index", wheel, cwd=home)
     (packages,) = home.glob("lib/python*/site-packages")
-    (packages / "third_party.pth").write_text("\n".join(site.getsitepackages()) + "\n")
-    return home
+    third_party = [path for path in sys.path if path.endswith("site-packages")]
+    (packages / "third_party.pth").write_text("\n".join(third_party) + "\n")
+    return home / "bin/dp4tl"
 
 
-def test_wheel_holds_the_package_alone(wheel: Path) -> None:
-    top = {name.split("/")[0] for name in zipfile.ZipFile(wheel).namelist()}
-    version = wheel.name.split("-")[1]
-    assert top == {"dp4tl_ffcv", f"dp4tl_ffcv-{version}.dist-info"}
+@pytest.fixture
+def stranger(tmp_path: Path) -> Path:
+    """A folder with a `train.py` and a `writers.py` of somebody else."""
+    for name in ("train", "writers"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('a stranger ran')")
+    return tmp_path
 
 
-def test_wheel_holds_the_whole_package(wheel: Path) -> None:
-    package = ROOT / "dp4tl_ffcv"
-    files = (path for path in package.rglob("*") if path.is_file() and path.suffix != ".md")
-    expected = {f"{path.relative_to(ROOT)}" for path in files if "__pycache__" not in path.parts}
-    inside = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("dp4tl_ffcv/")}
-    assert "dp4tl_ffcv/py.typed" in inside
-    assert inside == expected
+def test_the_wheel_contains_every_file_below_one_package(wheel: Path) -> None:
+    expected = {
+        f"{inside}/{path.relative_to(ROOT / folder)}"
+        for folder, inside in FOLDERS.items()
+        for path in (ROOT / folder).rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts and path.suffix != ".md"
+    }
+    names = set(zipfile.ZipFile(wheel).namelist())
+    assert {name for name in names if ".dist-info/" not in name} == expected
+    assert {"dp4tl_ffcv/py.typed", "dp4tl_ffcv/__init__.pyi", "dp4tl_ffcv/utils.pyi"} <= expected
+    assert "dp4tl_ffcv/train/configs/pretraining.py" in expected
+    assert "dp4tl_ffcv/report/report.html.j2" in expected
 
 
-def test_command_works_without_the_checkout(elsewhere: Path) -> None:
-    assert "usage: dp4tl" in run(elsewhere / "bin/dp4tl", "--help", cwd=elsewhere)
+def test_the_installed_package_is_the_wheels(dp4tl: Path, stranger: Path) -> None:
+    code = "import dp4tl_ffcv.train, dp4tl_ffcv.writers as w; print(w.__file__, dp4tl_ffcv.verify)"
+    file, *_ = run(dp4tl.with_name("python"), "-I", "-c", code, cwd=stranger).split()
+    assert Path(file).is_relative_to(dp4tl.parents[1])
 
 
-def test_import_is_the_wheels_and_loads_nothing_heavy(elsewhere: Path) -> None:
-    code = (
-        "import sys, dp4tl_ffcv; "
-        f"print(dp4tl_ffcv.__file__, *(name for name in {HEAVY} if name in sys.modules))"
-    )
-    file, *loaded = run(elsewhere / "bin/python", "-I", "-c", code, cwd=elsewhere).split()
-    assert Path(file).is_relative_to(elsewhere)
-    assert loaded == []
+@pytest.mark.parametrize("verb", ["", "inspect", "write imagefolder", "pretrain", "demo"])
+def test_verbs_answer_next_to_a_strangers_files(verb: str, dp4tl: Path, stranger: Path) -> None:
+    assert "usage: " in run(dp4tl, *verb.split(), "--help", cwd=stranger)
+
+
+def test_a_writer_runs_next_to_a_strangers_files(dp4tl: Path, stranger: Path) -> None:
+    for name in ("cat", "dog"):
+        (stranger / "photos" / name).mkdir(parents=True)
+        for number in range(4):
+            image = Image.fromarray(np.full((8, 8, 3), 60 * number, dtype=np.uint8))
+            image.save(stranger / "photos" / name / f"{number}.png")
+    options = ("--root", "photos", "--out", "betons", "--num-workers", "0")
+    run(dp4tl, "write", "imagefolder", *options, cwd=stranger)
+    assert "cat, dog" in run(dp4tl, "inspect", "betons/train.beton", cwd=stranger)
