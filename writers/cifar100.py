@@ -1,4 +1,4 @@
-"""Write betons of CIFAR-100: train and test, and with --val N a part of train for validation.
+"""Write betons of CIFAR-100: train, test and, with --val N, a validation split taken from train.
 
 --root holds one of these, from www.cs.toronto.edu/~kriz/cifar.html:
 
@@ -7,13 +7,9 @@
     cifar-100-python/  (train, test, meta)
     cifar-100-python.tar.gz
 
-50,000 images of 32 pixels for training and 10,000 for the test, of 100 classes (the fine labels);
+100 classes (the fine labels); 50,000 images for training and 10,000 for testing, of 32 x 32 pixels,
 stored raw.
 """
-
-from dataclasses import dataclass
-
-from dp4tl_ffcv import BetonIndex
 
 from .components import cifar
 from .components.common import Expected, run
@@ -41,17 +37,8 @@ DATASET = cifar.Cifar(
     label_bytes=2,
     torchvision="CIFAR100",
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Config(cifar.Config):
-    """What to write."""
-
-
-def write(config: Config) -> dict[str, BetonIndex]:
-    """Write the betons and return the index of each."""
-    return cifar.write_cifar(DATASET, config)
-
+Config = cifar.Config
+write = DATASET.write
 
 if __name__ == "__main__":
-    run(DATASET.name, Config, write, __doc__)
+    run(__name__)

@@ -1,10 +1,12 @@
-"""Write a source and its targets, made from scikit-learn's 1,797 handwritten digits.
+"""Write a source and small targets made from scikit-learn's 1,797 handwritten digits.
 
-Source: every digit in eight renderings, 80 classes `DIGIT-RENDERING`. Targets: digits in one of
-these renderings, in other colours, noise and scale; the demo's shows all ten, upright. Source and
-targets share no original image, nor do the splits of either. The source classes of a target's
-digits in its rendering are known to be relevant to it.
+The source has every digit in eight renderings: 80 classes `DIGIT-RENDERING`. A target has digits in
+one of these renderings, with other colours, noise and scale; the demo's target has all ten digits,
+upright. The source classes that are relevant to a target are known: its digits in its rendering.
+Source and targets share no original image, and neither do their splits.
 """
+
+from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,16 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tyro
 from numpy.typing import NDArray
-from PIL import Image
 
-from dp4tl_ffcv import BetonIndex, image_fields, write_beton
-from dp4tl_ffcv.utils import one_line_errors
+import dp4tl_ffcv
+from dp4tl_ffcv.validate import check_choice
 
-SIDE = 48  # pixels of every image
-DATASETS = ("source", "target")
-# Original images per digit and split. Each digit has at least 174 originals.
+from .components.common import run
+
+SIDE = 48  # pixels
+# Original images per digit and split. Each digit has at least 174.
 ORIGINALS = {
     "source": {"train": 70, "val": 10, "test": 10},
     "target": {"train": 20, "val": 20, "test": 44},
@@ -34,16 +35,16 @@ Pixels = NDArray[np.float64]  # (SIDE, SIDE, 3), in [0, 1]
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """What to write."""
+    """Options of the writer."""
 
     out: Path
-    """Folder of the betons: source_train.beton to target_test.beton."""
+    """Folder for the betons source_train.beton to target_test.beton."""
     targets: tuple[str, ...] = ("target",)
-    """Targets to write, of `target`, `target_rotated` and `target_few`."""
+    """Targets to write: target, target_rotated, target_few."""
     seed: int = 0
-    """Of the split by original image and of every random choice in the renderings."""
+    """Seed of the split of the originals and of the renderings."""
     variants: int = 1
-    """Renderings of each original per source class, with different colours and jitter."""
+    """Images of each original per source class, with different colours and jitter."""
 
 
 def _bright_on_dark(mask: Mask, rng: np.random.Generator) -> Pixels:
@@ -68,10 +69,6 @@ def _dark_on_checks(mask: Mask, rng: np.random.Generator) -> Pixels:
     return _blend(mask, rng.uniform(0.0, 0.2, 3), paper)
 
 
-def _outline(mask: Mask, rng: np.random.Generator) -> Pixels:
-    return _bright_on_dark(_edges(mask), rng)
-
-
 def _shifted(mask: Mask, rng: np.random.Generator) -> Pixels:
     ink = np.array([0.55, 0.85, 0.65]) + rng.uniform(-0.15, 0.15, 3)
     paper = np.array([0.35, 0.15, 0.3]) + rng.uniform(-0.1, 0.1, 3)
@@ -84,10 +81,6 @@ def _faded(mask: Mask, rng: np.random.Generator) -> Pixels:
     ink = paper + rng.uniform(0.12, 0.2)
     pixels = _blend(mask, ink, np.broadcast_to(paper, (SIDE, SIDE, 3)))
     return pixels + rng.normal(0.0, 0.03, pixels.shape)
-
-
-def _shifted_outline(mask: Mask, rng: np.random.Generator) -> Pixels:
-    return _shifted(_edges(mask), rng)
 
 
 def _edges(mask: Mask) -> Mask:
@@ -104,7 +97,11 @@ def _upside_down(mask: Mask) -> Mask:
     return np.rot90(mask, 2)
 
 
-# Rendering: what is done to the shape, then how it is painted.
+def _outline_upside_down(mask: Mask) -> Mask:
+    return _edges(np.rot90(mask, 2))
+
+
+# How each rendering changes the shape, and how it paints the shape.
 RENDERINGS: dict[str, tuple[Callable[[Mask], Mask], Callable[..., Pixels]]] = {
     "upright": (_upright, _bright_on_dark),
     "rotated": (np.rot90, _bright_on_dark),
@@ -113,26 +110,26 @@ RENDERINGS: dict[str, tuple[Callable[[Mask], Mask], Callable[..., Pixels]]] = {
     "stripes": (_upright, _dark_on_stripes),
     "rotated_stripes": (np.rot90, _dark_on_stripes),
     "mirrored_checks": (np.fliplr, _dark_on_checks),
-    "outline": (_upside_down, _outline),
+    "outline": (_outline_upside_down, _bright_on_dark),
 }
 
 
 @dataclass(frozen=True)
 class Target:
-    """Digits in one rendering, shifted."""
+    """Digits in one rendering, painted differently."""
 
     rendering: str
-    """Of the source classes that are relevant."""
+    """Rendering of the relevant source classes."""
     paint: Callable[..., Pixels]
-    """Takes the place of the rendering's own: the shift."""
+    """Replaces the rendering's own paint."""
     digits: int = 10
-    """The first so many, which are its classes."""
+    """Number of classes, from digit 0."""
 
 
 TARGETS = {
     "target": Target("upright", _shifted),
     "target_rotated": Target("rotated", _faded),
-    "target_few": Target("outline", _shifted_outline, digits=5),
+    "target_few": Target("outline", _shifted, digits=5),
 }
 CLASS_NAMES = {
     "source": [f"{digit}-{rendering}" for rendering in RENDERINGS for digit in range(10)],
@@ -142,7 +139,7 @@ CLASS_NAMES = {
 
 @dataclass(frozen=True)
 class RenderedDigits(Sequence[tuple[NDArray[np.uint8], int, int]]):
-    """Renders one image when it is asked for; the same image every time."""
+    """Samples (pixels, label, original) that are rendered when they are read, equal each time."""
 
     originals: NDArray[np.float64]  # (1797, 8, 8), 0 to 1
     items: list[tuple[int, int]]  # original, class id
@@ -152,37 +149,35 @@ class RenderedDigits(Sequence[tuple[NDArray[np.uint8], int, int]]):
     def __len__(self) -> int:
         return len(self.items)
 
-    def __getitem__(self, position: int) -> tuple[NDArray[np.uint8], int, int]:  # type: ignore[override]  # writers ask for one at a time
+    def __getitem__(self, position: int) -> tuple[NDArray[np.uint8], int, int]:  # type: ignore[override]  # one at a time
         original, label = self.items[position]
         rng = np.random.default_rng((*self.seed, position))
         if self.dataset == "source":
-            turn, paint = list(RENDERINGS.values())[label // 10]
-            mask = turn(_draw(self.originals[original], rng.uniform(0.8, 1.1), rng))
+            shape, paint = list(RENDERINGS.values())[label // 10]
+            scale = rng.uniform(0.8, 1.1)
         else:
             target = TARGETS[self.dataset]
-            turn, paint = RENDERINGS[target.rendering][0], target.paint
-            mask = turn(_draw(self.originals[original], rng.uniform(0.65, 0.9), rng))
+            shape, paint = RENDERINGS[target.rendering][0], target.paint
+            scale = rng.uniform(0.65, 0.9)
+        mask = shape(_draw(self.originals[original], scale, rng))
         pixels = np.clip(paint(mask, rng), 0.0, 1.0)
         return np.round(255.0 * pixels).astype(np.uint8), label, original
 
 
-def write(config: Config) -> dict[str, BetonIndex]:
-    """Write three betons for the source and each target; return their indices by `DATASET_SPLIT`.
+def write(config: Config) -> dict[str, dp4tl_ffcv.BetonIndex]:
+    """Write three betons for the source and for each target; return the indices by `DATASET_SPLIT`.
 
     Raises:
-        ValueError: there is no such target.
+        ValueError: a target is unknown.
     """
-    if unknown := set(config.targets) - set(TARGETS):
-        raise ValueError(
-            f"`targets` must be among {', '.join(TARGETS)}; got {', '.join(sorted(unknown))}. "
-            "Choose of these."
-        )
-    from sklearn.datasets import load_digits  # an extra that only the demo needs
+    for target in config.targets:
+        check_choice("--targets", target, TARGETS)
+    from sklearn.datasets import load_digits
 
     digits = load_digits()
     originals = digits.images / 16.0
     parts = _split_originals(digits.target, config.seed)
-    fields = image_fields(jpeg_quality=95)
+    fields = dp4tl_ffcv.image_fields(jpeg_quality=95)
     written = {}
     for dataset, split in product(("source", *config.targets), ORIGINALS["source"]):
         kind = "source" if dataset == "source" else "target"
@@ -198,7 +193,7 @@ def write(config: Config) -> dict[str, BetonIndex]:
         number = 0 if kind == "source" else 1 + list(TARGETS).index(dataset)
         seed = (config.seed, number, list(ORIGINALS[kind]).index(split))
         name = f"{dataset}_{split}"
-        written[name] = write_beton(
+        written[name] = dp4tl_ffcv.write_beton(
             config.out / f"{name}.beton",
             RenderedDigits(originals, items, dataset, seed),
             fields,
@@ -215,14 +210,14 @@ def write(config: Config) -> dict[str, BetonIndex]:
 
 
 def relevant_classes(target: str = "target") -> NDArray[np.bool_]:
-    """Return which source classes are a target's digits in its rendering, `(80,)`; for judging."""
+    """Return whether each of the 80 source classes is one of a target's digits in its rendering."""
     rendering = TARGETS[target].rendering
     relevant = {f"{digit}-{rendering}" for digit in CLASS_NAMES[target]}
     return np.array([name in relevant for name in CLASS_NAMES["source"]])
 
 
 def _split_originals(digits: NDArray[Any], seed: int) -> dict[tuple[str, str], NDArray[np.int64]]:
-    """Deal the originals of each digit out to the six betons; no two share one."""
+    """Distribute the originals of each digit to the splits of source and target."""
     parts: dict[tuple[str, str], list[NDArray[np.int64]]] = {}
     rng = np.random.default_rng(seed)
     for digit in range(10):
@@ -235,13 +230,15 @@ def _split_originals(digits: NDArray[Any], seed: int) -> dict[tuple[str, str], N
 
 
 def _draw(original: NDArray[np.float64], scale: float, rng: np.random.Generator) -> Mask:
-    """Enlarge an 8 x 8 original, slightly turned, scaled and moved."""
+    """Enlarge an 8 x 8 original, slightly rotated, scaled and moved."""
+    from PIL import Image
+
     angle = np.deg2rad(rng.uniform(-8.0, 8.0))
     size = 0.75 * SIDE * scale  # pixels that the 8 x 8 original covers
     step = 8.0 / size
     cosine, sine = step * np.cos(angle), step * np.sin(angle)
     middle = SIDE / 2 + rng.uniform(-2.0, 2.0, 2)
-    # PIL maps output to input pixels: turn and scale about the middle, then go to (4, 4).
+    # PIL maps output to input pixels: rotate and scale about the middle, then move it to (4, 4).
     matrix = (
         cosine, sine, 4.0 - cosine * middle[0] - sine * middle[1],
         -sine, cosine, 4.0 + sine * middle[0] - cosine * middle[1],
@@ -258,14 +255,5 @@ def _blend(mask: Mask, ink: Pixels, paper: Pixels) -> Pixels:
     return blended
 
 
-def main() -> None:
-    """Write the betons that the command line asks for."""
-    config = tyro.cli(Config, description=__doc__)
-    with one_line_errors("writers.digits"):
-        written = write(config)
-    for name, index in written.items():
-        print(f"{name}: {index.num_samples} images, {index.num_classes} classes -> {index.path}")
-
-
 if __name__ == "__main__":
-    main()
+    run(__name__)

@@ -1,17 +1,13 @@
-"""Write betons of EuroSAT, its RGB images of 64 pixels, split as CoOp does.
+"""Write betons of EuroSAT (RGB images of 64 x 64 pixels) with CoOp's splits.
 
---root is a folder in which EuroSAT.zip (madm.dfki.de/files/sentinel) is extracted:
+--root is a folder with the extracted EuroSAT.zip from madm.dfki.de/files/sentinel:
 
     eurosat/
         2750/AnnualCrop/AnnualCrop_1.jpg ...
         split_zhou_EuroSAT.json
 
-13,500 images for training, 5,400 for validation and 8,100 for the test, of 10 classes.
+10 classes; 13,500 images for training, 5,400 for validation, 8,100 for testing.
 """
-
-from dataclasses import dataclass
-
-from dp4tl_ffcv import BetonIndex
 
 from .components import coop
 from .components.common import Expected, run
@@ -23,17 +19,8 @@ TARGET = coop.Target(
     expected=Expected(classes=10, images={"train": 13_500, "val": 5400, "test": 8100}),
     torchvision="EuroSAT",
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Config(coop.DownloadConfig):
-    """What to write."""
-
-
-def write(config: Config) -> dict[str, BetonIndex]:
-    """Write train, val and test and return the index of each."""
-    return coop.write_target(TARGET, config)
-
+Config = coop.DownloadConfig
+write = TARGET.write
 
 if __name__ == "__main__":
-    run(TARGET.name, Config, write, __doc__)
+    run(__name__)

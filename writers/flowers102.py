@@ -1,18 +1,14 @@
-"""Write betons of Oxford Flowers 102, split as CoOp does.
+"""Write betons of Oxford Flowers 102 with CoOp's splits.
 
---root is a folder in which 102flowers.tgz (robots.ox.ac.uk/~vgg/data/flowers/102) is extracted:
+--root is a folder with the extracted 102flowers.tgz from robots.ox.ac.uk/~vgg/data/flowers/102:
 
     oxford_flowers/
         jpg/image_00001.jpg ...
         split_zhou_OxfordFlowers.json
 
-4,093 images for training, 1,633 for validation and 2,463 for the test, of 102 classes.
-CoOp's split is its own, half of each class for training, not the 1,020 images of `setid.mat`.
+102 classes; 4,093 images for training, 1,633 for validation, 2,463 for testing. CoOp trains on half
+of each class, unlike the dataset's own `setid.mat`, which trains on 1,020 images.
 """
-
-from dataclasses import dataclass
-
-from dp4tl_ffcv import BetonIndex
 
 from .components import coop
 from .components.common import Expected, run
@@ -24,17 +20,8 @@ TARGET = coop.Target(
     expected=Expected(classes=102, images={"train": 4093, "val": 1633, "test": 2463}),
     torchvision="Flowers102",
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Config(coop.DownloadConfig):
-    """What to write."""
-
-
-def write(config: Config) -> dict[str, BetonIndex]:
-    """Write train, val and test and return the index of each."""
-    return coop.write_target(TARGET, config)
-
+Config = coop.DownloadConfig
+write = TARGET.write
 
 if __name__ == "__main__":
-    run(TARGET.name, Config, write, __doc__)
+    run(__name__)

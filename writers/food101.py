@@ -1,18 +1,14 @@
-"""Write betons of Food-101, split as CoOp does.
+"""Write betons of Food-101 with CoOp's splits.
 
---root is the folder that food-101.tar.gz (data.vision.ee.ethz.ch/cvl) makes:
+--root is the folder inside food-101.tar.gz from data.vision.ee.ethz.ch/cvl:
 
     food-101/
         images/apple_pie/1005649.jpg ...
         split_zhou_Food101.json
 
-50,500 images for training, 20,200 for validation and 30,300 for the test, of 101 classes.
-CoOp's split is its own, 500, 200 and 300 images of each class, not the 750 and 250 of `meta/`.
+101 classes; 50,500 images for training, 20,200 for validation, 30,300 for testing. CoOp splits each
+class into 500, 200 and 300 images, unlike the dataset's own `meta/`, which has 750 and 250.
 """
-
-from dataclasses import dataclass
-
-from dp4tl_ffcv import BetonIndex
 
 from .components import coop
 from .components.common import Expected, run
@@ -24,17 +20,8 @@ TARGET = coop.Target(
     expected=Expected(classes=101, images={"train": 50_500, "val": 20_200, "test": 30_300}),
     torchvision="Food101",
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Config(coop.DownloadConfig):
-    """What to write."""
-
-
-def write(config: Config) -> dict[str, BetonIndex]:
-    """Write train, val and test and return the index of each."""
-    return coop.write_target(TARGET, config)
-
+Config = coop.DownloadConfig
+write = TARGET.write
 
 if __name__ == "__main__":
-    run(TARGET.name, Config, write, __doc__)
+    run(__name__)

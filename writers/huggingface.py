@@ -1,21 +1,23 @@
-"""Write betons from a folder of parquet files, as Hugging Face `datasets` publishes image datasets.
+"""Write betons from parquet files of an image dataset, as Hugging Face `datasets` publishes them.
 
-ROOT is a local copy of a dataset's repository, or of the folder of one of its configurations. The
-split of a file is told by its name or its folder; validation, valid and dev are written as val:
+ROOT is a local copy of a dataset's repository, or of the folder of one configuration. The name of a
+file or of its folder gives the split; validation, valid and dev are written as val:
 
     data/train-00000-of-00005.parquet      data/validation-00000-of-00001.parquet
     train.parquet                          train/0000.parquet
-    README.md                              number of images of each split, names of the classes
+    README.md                              numbers of images per split, class names
 
-Images are a column {bytes, path} or bytes, labels a column of class ids (ClassLabel or integers).
-Both, and the class names, are found by what `datasets` notes in each file, else in README.md. This
-needs pyarrow, and pyyaml where README.md says anything of that. The identifier of an image is its
-row, counted through the files of its split.
+Images are a column of {bytes, path} or of bytes, labels a column of class ids (ClassLabel or
+integers). The columns and the class names come from the metadata in each file, or else from
+README.md. This needs pyarrow, and pyyaml to read README.md. The identifier of an image is its row,
+counted through the files of its split.
 
-Parquet is decompressed by groups of rows, so images are not shuffled one by one: groups are put in
-random order, and their images are shuffled within windows of 64 MiB, one of which (or one group, if
-that is larger) each process holds in memory.
+Parquet is decompressed by groups of rows. So samples are not shuffled one by one: groups are in
+random order, and images are shuffled within windows of 64 MiB (at least one group). Each worker
+process holds one window in memory.
 """
+
+from __future__ import annotations
 
 import json
 import re
@@ -24,7 +26,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dp4tl_ffcv import BetonIndex
+import dp4tl_ffcv
+from dp4tl_ffcv.validate import check_choice
 
 from .components.common import Expected, Options, run, write_splits
 from .components.files import is_hidden
@@ -39,51 +42,34 @@ SPLITS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Config(Options):
-    """What to write."""
+    """Options of the writer."""
 
     root: Path
-    """Folder of the parquet files, which may lie in folders below it."""
+    """Folder of the parquet files, at any depth."""
     splits: tuple[str, ...] = ()
-    """Which to write, such as train val; by default all that are there."""
+    """Splits to write, such as train val; by default all."""
     image_column: str | None = None
-    """By default the one that holds images."""
+    """Column of the images, if the files have several."""
     label_column: str | None = None
-    """By default the one that holds class labels."""
+    """Column of the labels, if the files have several."""
 
 
-@dataclass(frozen=True)
-class Columns:
-    """Where images and labels are, and what the classes are called."""
-
-    image: str
-    label: str
-    names: tuple[str, ...]
-    """Empty where nothing says."""
-
-
-def write(config: Config) -> dict[str, BetonIndex]:
-    """Write the betons and return the index of each split."""
+def write(config: Config) -> dict[str, dp4tl_ffcv.BetonIndex]:
+    """Write the chosen splits and return the index of each."""
     files = files_of(config.root)
-    wanted = [SPLITS.get(split, split) for split in config.splits] or sorted(files)
-    absent = [split for split in wanted if split not in files]
-    if absent:
-        raise ValueError(
-            f"`splits` must be some of {', '.join(sorted(files))}, those in "
-            f"{str(config.root)!r}; got {absent[0]!r}. Choose among them."
-        )
+    chosen = [SPLITS.get(split, split) for split in config.splits]
+    wanted = [check_choice("--splits", split, sorted(files)) for split in chosen] or sorted(files)
     card = _card_of(config.root)
     found = {columns_of(path, card, config) for split in wanted for path in files[split]}
     if len(found) > 1:
         raise ValueError(
-            f"`root` must hold one dataset; got files in {str(config.root)!r} that differ in their "
-            "columns or class names. Pass the folder of one configuration."
+            f"Files in {str(config.root)!r} have different columns or class names. "
+            "Pass the folder of one configuration as --root."
         )
-    (columns,) = found
-    splits = {
-        split: ParquetImages.of(files[split], columns.image, columns.label) for split in wanted
-    }
+    ((image, label, names),) = found
+    splits = {split: ParquetImages.of(files[split], image, label) for split in wanted}
     highest = max((int(s.labels.max()) for s in splits.values() if len(s)), default=-1)
-    names = columns.names or tuple(map(str, range(highest + 1)))
+    names = names or tuple(map(str, range(highest + 1)))
     expected = Expected(classes=len(names), images=_counts_of(card))
     return write_splits("huggingface", splits, names, config, expected)
 
@@ -92,8 +78,8 @@ def files_of(root: Path) -> dict[str, list[Path]]:
     """Return the parquet files below `root` by split, in order.
 
     Raises:
-        ValueError: there are none, some of a split are missing, or they are of several
-            configurations.
+        ValueError: there are no files, a file of a split is missing, or a split is in several
+            folders.
     """
     splits: dict[str, list[Path]] = {}
     for path in sorted(root.rglob("*.parquet")):
@@ -104,42 +90,44 @@ def files_of(root: Path) -> dict[str, list[Path]]:
         splits.setdefault(SPLITS.get(name, name), []).append(path)
     if not splits:
         raise ValueError(
-            "`root` must hold parquet files such as data/train-00000-of-00005.parquet; got none "
-            f"in {str(root)!r}. Check the path."
+            f"No parquet files in {str(root)!r}. --root must hold files such as "
+            "data/train-00000-of-00005.parquet."
         )
     for split, files in splits.items():
-        _check_whole(split, files)
+        _check_complete(split, files)
     return splits
 
 
-def _check_whole(split: str, files: Sequence[Path]) -> None:
+def _check_complete(split: str, files: Sequence[Path]) -> None:
     folders = sorted({str(path.parent) for path in files})
     if len(folders) > 1:
         raise ValueError(
-            f"`root` must hold one configuration of a dataset; got {split} in {folders[0]!r} and "
-            f"in {folders[1]!r}. Pass the folder of one."
+            f"The split {split} is in {folders[0]!r} and in {folders[1]!r}. "
+            "Pass the folder of one configuration as --root."
         )
     parts = [re.search(r"-(\d{5})-of-(\d{5})", path.stem) for path in files]
     found = [part.groups() for part in parts if part]
     wanted = [(f"{n:05}", found[0][1]) for n in range(int(found[0][1]))] if found else []
     if found and (found != wanted or not all(parts)):
-        lacking = [f" without {part}" for part, _ in wanted if (part, found[0][1]) not in found]
+        missing = [f"; {part} is missing" for part, total in wanted if (part, total) not in found]
         raise ValueError(
-            f"`{split}` must be whole, with each of {len(wanted)} files once; got {len(files)}"
-            f"{lacking[0] if lacking else ''} in {folders[0]!r}. Get the dataset again."
+            f"The split {split} in {folders[0]!r} has {len(files)} files instead of "
+            f"{len(wanted)} numbered ones{''.join(missing[:1])}. Download the dataset again."
         )
 
 
-def columns_of(path: Path, card: dict[str, Any], config: Config) -> Columns:
-    """Find the columns of images and labels in a file.
+def columns_of(
+    path: Path, card: dict[str, Any], config: Config
+) -> tuple[str, str, tuple[str, ...]]:
+    """Return the columns of images and labels in a file, and the class names, if they are known.
 
     Raises:
-        ValueError: there is none, or more than one, and the configuration names none.
+        ValueError: the file has no such column, or several and the configuration names none.
     """
     with open_parquet(path) as parquet:
         schema = parquet.schema_arrow
-    noted = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-    features = noted.get("info", {}).get("features") or _features_of(card)
+    metadata = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+    features = metadata.get("info", {}).get("features") or _features_of(card)
     chosen = {}
     for what, kind, usual, given in (
         ("image", "Image", ("image", "img"), config.image_column),
@@ -149,17 +137,17 @@ def columns_of(path: Path, card: dict[str, Any], config: Config) -> Columns:
         candidates = [given] if given else of_kind or [n for n in schema.names if n in usual]
         if len(candidates) != 1 or candidates[0] not in schema.names:
             raise ValueError(
-                f"`{what}_column` must name the column of {what}s in {str(path)!r}; got "
-                f"{' or '.join(candidates) or 'none'} among {', '.join(schema.names)}. "
-                f"Pass --{what}-column."
+                f"Which column of {path} has the {what}s? Pass --{what}-column. "
+                f"Candidates: {', '.join(candidates) or 'none'}; "
+                f"columns of the file: {', '.join(schema.names)}."
             )
         chosen[what] = candidates[0]
     names = features.get(chosen["label"], {}).get("names") or ()
-    return Columns(chosen["image"], chosen["label"], tuple(names))
+    return chosen["image"], chosen["label"], tuple(names)
 
 
 def _card_of(root: Path) -> dict[str, Any]:
-    """Return `dataset_info` at the head of README.md; nothing where it has more than one."""
+    """Return `dataset_info` of README.md, or {} unless it describes exactly one configuration."""
     path = root / "README.md"
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
     head = re.match(r"---\n(.*?)\n---", text, flags=re.DOTALL)
@@ -168,16 +156,14 @@ def _card_of(root: Path) -> dict[str, Any]:
     try:
         import yaml
     except ModuleNotFoundError as error:
-        raise ValueError(
-            f"`pyyaml` must be installed to read {str(path)!r}; got none. Run: pip install pyyaml"
-        ) from error
+        raise ValueError(f"Reading {path} needs pyyaml. Run: pip install pyyaml") from error
     info = yaml.safe_load(head[1])["dataset_info"]
     info = info[0] if isinstance(info, list) and len(info) == 1 else info
     return info if isinstance(info, dict) else {}
 
 
 def _features_of(card: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return the card's features in the form that files have them."""
+    """Return the card's features in the form of the files' metadata."""
     features: dict[str, dict[str, Any]] = {}
     for each in card.get("features", ()):
         kind = each.get("dtype")
@@ -185,7 +171,7 @@ def _features_of(card: dict[str, Any]) -> dict[str, dict[str, Any]]:
             features[each["name"]] = {"_type": "Image"}
         elif isinstance(kind, dict) and "class_label" in kind:
             names = kind["class_label"]["names"]
-            if isinstance(names, dict):  # from class id, a text, to name
+            if isinstance(names, dict):  # by class id, which is a string
                 names = [names[key] for key in sorted(names, key=int)]
             features[each["name"]] = {"_type": "ClassLabel", "names": names}
     return features
@@ -197,4 +183,4 @@ def _counts_of(card: dict[str, Any]) -> dict[str, int]:
 
 
 if __name__ == "__main__":
-    run("huggingface", Config, write, __doc__)
+    run(__name__)

@@ -1,109 +1,103 @@
 """Write betons from a folder of images: `ROOT/CLASS/*.jpg` or `ROOT/SPLIT/CLASS/*.jpg`.
 
-A root whose sub-folders are called train, val and test is taken as already split. Otherwise the
-images of each class are split at random by `--val` and `--test`. Classes are numbered in the order
-of their names, and every split uses the same numbers. The identifier of an image is its position
-in the sorted listing of its root.
+If ROOT has folders called train, val or test, they become the splits. Otherwise --val and --test
+split the images of each class at random. Class ids follow the sorted class names and are the same
+in all splits. The identifier of an image is its position in the sorted listing of its folder: ROOT,
+or ROOT/SPLIT.
 """
 
-from collections.abc import Iterable
+from __future__ import annotations
+
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dp4tl_ffcv import BetonIndex
-from dp4tl_ffcv.utils import ImageFiles
+import dp4tl_ffcv
+from dp4tl_ffcv import utils
 
-from .components.common import Options, check_no_others, run, say, write_splits
-from .components.files import IMAGE_SUFFIXES, folders_of, images_below
+from .components.common import Options, check_no_stale, run, say, write_splits
+from .components.files import IMAGE_SUFFIXES, folders_of, images_by_class
 
 SPLITS = ("train", "val", "test")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config(Options):
-    """What to write."""
+    """Options of the writer."""
 
     root: Path
     """Folder of class folders, or of train, val and test."""
     val: float = 0.1
-    """Share of each class for validation, where the root is not split."""
+    """Fraction of each class for validation, if ROOT is not split."""
     test: float = 0.1
-    """Share of each class for the test, where the root is not split."""
+    """Fraction of each class for testing, if ROOT is not split."""
     seed: int = 0
-    """Of the split, and of the order of samples in the files."""
+    """Seed of the split and of the order of samples in the files."""
 
 
-def write(config: Config) -> dict[str, BetonIndex]:
-    """Write the betons and return the index of each split that has images."""
+def write(config: Config) -> dict[str, dp4tl_ffcv.BetonIndex]:
+    """Write each split that has images and return its index."""
     splits, class_names = list_images(config)
-    check_no_others(config.out, [split for split in SPLITS if split not in splits])
+    check_no_stale(config.out, [split for split in SPLITS if split not in splits])
     return write_splits("imagefolder", splits, class_names, config, None)
 
 
-def list_images(config: Config) -> tuple[dict[str, ImageFiles], list[str]]:
-    """Return the samples of each split that has any, and the class names."""
-    if not config.root.is_dir():
-        raise ValueError(f"`root` must be a folder; got {str(config.root)!r}. Check the path.")
-    present = [split for split in SPLITS if (config.root / split).is_dir()]
-    others = [name for name in folders_of(config.root) if name not in SPLITS]
+def list_images(config: Config) -> tuple[dict[str, utils.ImageFiles], list[str]]:
+    """Return the samples of each split that has images, and the class names."""
+    root = config.root
+    if not root.is_dir():
+        raise ValueError(f"--root is not a folder: {str(root)!r}.")
+    present = [split for split in SPLITS if (root / split).is_dir()]
+    others = [name for name in folders_of(root) if name not in SPLITS]
     if present and others:
         raise ValueError(
-            f"`root` must hold either splits or classes; got {', '.join(present)} beside "
-            f"{others[0]!r} in {str(config.root)!r}. Move the classes into the splits, or rename."
+            f"{str(root)!r} has both splits ({', '.join(present)}) and other folders, such as "
+            f"{others[0]!r}. Move the classes into the splits, or rename the splits."
         )
-    roots = [config.root / split for split in present] or [config.root]
-    class_names = sorted({name for root in roots for name in folders_of(root)})
-    passed: list[str] = []
-    listings = [_list(root, class_names, passed) for root in roots]
-    if passed:
-        say(f"passed over (no images, or links to folders): {len(passed)}, such as {passed[0]}")
-    if not any(labels.size for _, labels in listings):
+    roots = [root / split for split in present] or [root]
+    class_names = sorted({name for each in roots for name in folders_of(each)})
+    class_ids = {name: label for label, name in enumerate(class_names)}
+    ignored: list[str] = []
+    listings = []
+    for each in roots:
+        paths, names = images_by_class(each, ignored)
+        listings.append((paths, np.array([class_ids[name] for name in names], dtype=np.int64)))
+    if ignored:
+        say(f"ignored {len(ignored)} other files and links to folders, such as {ignored[0]}")
+    if not any(paths for paths, _ in listings):
         raise ValueError(
-            f"`root` must hold class folders with images; got none in {str(config.root)!r}. "
+            f"No images in the class folders of {str(root)!r}. "
             f"Known suffixes: {', '.join(IMAGE_SUFFIXES)}."
         )
     if present:
         splits = {
-            split: ImageFiles(paths, labels)
-            for split, (paths, labels) in zip(present, listings, strict=True)
+            split: utils.ImageFiles(*listing)
+            for split, listing in zip(present, listings, strict=True)
         }
     else:
         ((paths, labels),) = listings
         splits = {
-            split: ImageFiles([paths[i] for i in ids.tolist()], labels[ids], identifiers=ids)
+            split: utils.ImageFiles([paths[i] for i in ids.tolist()], labels[ids], identifiers=ids)
             for split, ids in _split(labels, len(class_names), config).items()
         }
     return {split: samples for split, samples in splits.items() if len(samples)}, class_names
 
 
-def _list(
-    root: Path, class_names: Iterable[str], passed: list[str]
-) -> tuple[list[str], NDArray[np.int64]]:
-    paths: list[str] = []
-    counts = []
-    for name in class_names:
-        found = images_below(root / name, passed) if (root / name).is_dir() else []
-        paths += found
-        counts.append(len(found))
-    return paths, np.repeat(np.arange(len(counts)), counts)
-
-
 def _split(
     labels: NDArray[np.int64], num_classes: int, config: Config
 ) -> dict[str, NDArray[np.int64]]:
-    if not (0 <= config.val < 1 and 0 <= config.test < 1 and config.val + config.test < 1):
+    if not (config.val >= 0 and config.test >= 0 and config.val + config.test < 1):
         raise ValueError(
-            f"`val` and `test` must be shares with a sum below 1; got {config.val} and "
-            f"{config.test}. Leave some images for training."
+            "--val and --test must be fractions with a sum below 1; "
+            f"got {config.val} and {config.test}."
         )
     parts: dict[str, list[NDArray[np.int64]]] = {split: [] for split in SPLITS}
     rng = np.random.default_rng(config.seed)
     for label in range(num_classes):
         members = rng.permutation(np.flatnonzero(labels == label))
-        num_val, num_test = (round(share * len(members)) for share in (config.val, config.test))
+        num_val, num_test = (round(each * len(members)) for each in (config.val, config.test))
         parts["val"].append(np.sort(members[:num_val]))
         parts["test"].append(np.sort(members[num_val : num_val + num_test]))
         parts["train"].append(np.sort(members[num_val + num_test :]))
@@ -111,4 +105,4 @@ def _split(
 
 
 if __name__ == "__main__":
-    run("imagefolder", Config, write, __doc__)
+    run(__name__)

@@ -1,21 +1,23 @@
-"""Write betons from ImageNet (ILSVRC2012), train and val, from folders or the official archives.
+"""Write betons of ImageNet (ILSVRC2012), train and val, from folders or the official archives.
 
-ROOT holds, as image-net.org gives them out (free, after registration; none is unpacked):
+ROOT holds the archives from image-net.org (free, after registration), which are not extracted:
 
     ILSVRC2012_img_train.tar        a tar of 1,000 tars, WNID.tar
     ILSVRC2012_img_val.tar          ILSVRC2012_val_00000001.JPEG to ..._00050000.JPEG
-    ILSVRC2012_devkit_t12.tar.gz    labels of val, and names of the classes
+    ILSVRC2012_devkit_t12.tar.gz    labels of val, and class names
 
-or the folders that people make of them, each taken before the archive of the same split:
+or folders, which are preferred to the archive of the same split:
 
     train/WNID/*.JPEG
     val/WNID/*.JPEG, or val/ILSVRC2012_val_*.JPEG with the devkit
     ILSVRC2012_devkit_t12/data/meta.mat, ILSVRC2012_validation_ground_truth.txt
 
-Classes are numbered in the order of their WNIDs, as everywhere. They are named by the devkit where
-it is there (this needs scipy), else by WNIDs. The identifier of an image is its position in the
-listing by WNID (of a flat val: by file name) and file name.
+Class ids follow the sorted WNIDs, as everywhere. Class names come from the devkit (this needs
+scipy), or are the WNIDs if there is none. The identifier of an image is its position in the split,
+sorted by WNID and file name; in a flat val, by file name.
 """
+
+from __future__ import annotations
 
 import re
 import tarfile
@@ -25,17 +27,22 @@ from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from sys import intern
-from typing import Literal, TypeAlias
+from typing import Literal
 
 import numpy as np
 
-from dp4tl_ffcv import BetonIndex
-from dp4tl_ffcv.utils import ImageFiles, TarImages, TarMembers, list_tar
+import dp4tl_ffcv
+from dp4tl_ffcv import utils
 
 from .components.common import Expected, Options, run, write_splits
-from .components.files import IMAGE_SUFFIXES, find, folders_of, images_below, is_hidden
-
-Images: TypeAlias = list[str] | TarMembers
+from .components.files import (
+    IMAGE_SUFFIXES,
+    find,
+    folders_of,
+    images_below,
+    images_by_class,
+    is_hidden,
+)
 
 EXPECTED = Expected(classes=1000, images={"train": 1_281_167, "val": 50_000})
 DEVKIT = "ILSVRC2012_devkit_t12"
@@ -48,47 +55,47 @@ LAYOUTS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Config(Options):
-    """What to write."""
+    """Options of the writer."""
 
     root: Path
     """Folder of the archives, or of train and val."""
     splits: tuple[Literal["train", "val"], ...] = ("train", "val")
-    """Which to write."""
+    """Splits to write."""
 
 
 @dataclass(frozen=True)
 class Devkit:
-    """What the development kit says."""
+    """Content of the development kit."""
 
     wnids: dict[int, str]
-    """By ILSVRC2012_ID: of the 1,000 classes, and of what is above them in WordNet."""
+    """WNID by ILSVRC2012_ID, of the 1,000 classes and of the WordNet nodes above them."""
     words: dict[str, str]
-    """By WNID."""
+    """Class name by WNID."""
     truth: list[int]
     """ILSVRC2012_ID of each validation image."""
 
 
-def write(config: Config) -> dict[str, BetonIndex]:
-    """Write the betons and return the index of each split."""
+def write(config: Config) -> dict[str, dp4tl_ffcv.BetonIndex]:
+    """Write the chosen splits and return the index of each."""
     devkit = read_devkit(config.root)
     listings = {split: _list(config.root, split, devkit) for split in config.splits}
     wnids = sorted({wnid for _, of_each in listings.values() for wnid in of_each})
     ids = {wnid: label for label, wnid in enumerate(wnids)}
-    splits: dict[str, ImageFiles | TarImages] = {}
+    splits: dict[str, utils.ImageFiles | utils.TarImages] = {}
     for split, (images, of_each) in listings.items():
         labels = [ids[wnid] for wnid in of_each]
-        if isinstance(images, TarMembers):
-            splits[split] = TarImages(images, labels)
+        if isinstance(images, list):
+            splits[split] = utils.ImageFiles(images, labels)
         else:
-            splits[split] = ImageFiles(images, labels)
-    return write_splits("imagenet", splits, _names(wnids, devkit), config, EXPECTED)
+            splits[split] = utils.TarImages(images, labels)
+    return write_splits("imagenet", splits, _class_names(wnids, devkit), config, EXPECTED)
 
 
 def read_devkit(root: Path) -> Devkit | None:
-    """Read the development kit below `root`; None when there is none.
+    """Read the development kit below `root`; return None if there is none.
 
     Raises:
-        ValueError: it lacks a file, or scipy is not installed.
+        ValueError: the kit is incomplete, or scipy is not installed.
     """
     folder, archive = root / DEVKIT, root / f"{DEVKIT}.tar.gz"
     if not folder.is_dir() and not archive.is_file():
@@ -96,10 +103,7 @@ def read_devkit(root: Path) -> Devkit | None:
     try:
         from scipy.io import loadmat
     except ModuleNotFoundError as error:
-        raise ValueError(
-            "`scipy` must be installed to read the devkit's meta.mat; got none. "
-            "Run: pip install scipy"
-        ) from error
+        raise ValueError("Reading the devkit needs scipy. Run: pip install scipy") from error
     try:
         if folder.is_dir():
             meta, truth = ((folder / name).read_bytes() for name in (META, TRUTH))
@@ -108,8 +112,8 @@ def read_devkit(root: Path) -> Devkit | None:
                 meta, truth = (_extract(tar, f"{DEVKIT}/{name}") for name in (META, TRUTH))
     except (OSError, KeyError, tarfile.TarError, EOFError) as error:
         raise ValueError(
-            f"`root` must hold a whole devkit, with {META} and {TRUTH}; got {error}. "
-            f"Get {DEVKIT}.tar.gz again."
+            f"The devkit in {str(root)!r} is damaged or lacks {META} or {TRUTH}: {error}. "
+            f"Download {DEVKIT}.tar.gz again."
         ) from error
     synsets = np.atleast_1d(loadmat(BytesIO(meta), squeeze_me=True)["synsets"])
     return Devkit(
@@ -122,67 +126,66 @@ def read_devkit(root: Path) -> Devkit | None:
 def _extract(tar: tarfile.TarFile, name: str) -> bytes:
     stream = tar.extractfile(name)
     if stream is None:
-        raise KeyError(f"no file {name!r}")
+        raise KeyError(f"{name} is not a file")
     return stream.read()
 
 
-def _list(root: Path, split: str, devkit: Devkit | None) -> tuple[Images, list[str]]:
+def _list(
+    root: Path, split: str, devkit: Devkit | None
+) -> tuple[list[str] | utils.TarMembers, list[str]]:
     """Return the images of a split, and the WNID of each."""
     place = find(root, split, f"ILSVRC2012_img_{split}.tar", layout=LAYOUTS[split])
     if not place.is_dir():
         return _list_archive(place, split, devkit)
-    folders = folders_of(place)
-    if split == "val" and not folders:
+    if split == "val" and not folders_of(place):
         paths = images_below(place)
         return paths, _truth_of(paths, devkit)
-    found = {wnid: images_below(place / wnid) for wnid in folders}
-    return (
-        [path for paths in found.values() for path in paths],
-        [wnid for wnid, paths in found.items() for _ in paths],
-    )
+    return images_by_class(place)
 
 
-def _list_archive(path: Path, split: str, devkit: Devkit | None) -> tuple[Images, list[str]]:
-    members = list_tar(path, nested=split == "train")
+def _list_archive(
+    path: Path, split: str, devkit: Devkit | None
+) -> tuple[utils.TarMembers, list[str]]:
+    members = utils.list_tar(path, nested=split == "train")
     found = sorted((name, i) for i, name in enumerate(members.names()))
     found = [(n, i) for n, i in found if n.lower().endswith(IMAGE_SUFFIXES) and not is_hidden(n)]
     names = [name for name, _ in found]
-    wnids = _truth_of(names, devkit) if split == "val" else [_inner_of(path, n) for n in names]
+    wnids = _truth_of(names, devkit) if split == "val" else [_wnid_of(path, n) for n in names]
     return members.chosen([i for _, i in found]), wnids
 
 
-def _inner_of(archive: Path, name: str) -> str:
+def _wnid_of(archive: Path, name: str) -> str:
     """Return the WNID of `WNID.tar/FILE`."""
     inner, slash, _ = name.rpartition("/")
     if not slash:
         raise ValueError(
-            f"`{archive}` must be a tar of 1,000 tars, one per class; got the image {name!r} in "
-            "it. Take the archive of the training images."
+            f"{archive} has the image {name!r} at its top level, but the training archive is a tar "
+            "of 1,000 tars, one per class. Use the archive of the training images."
         )
     return intern(inner.rpartition("/")[2].removesuffix(".tar"))
 
 
 def _truth_of(names: Sequence[str], devkit: Devkit | None) -> list[str]:
-    """Return the WNIDs of validation images, whose names count from 1."""
+    """Return the WNIDs of validation images, whose file names count from 1."""
     if devkit is None:
         raise ValueError(
-            f"`root` must hold {DEVKIT}.tar.gz or the folder {DEVKIT}, which has the labels of "
-            "val; got neither. Get it from image-net.org, or sort val into folders by WNID."
+            f"The labels of val are missing. Put {DEVKIT}.tar.gz from image-net.org into --root, "
+            "or sort the images of val into folders by WNID."
         )
     wnids = []
     for name in names:
         number = re.search(r"ILSVRC2012_val_(\d{8})\.JPEG$", name)
         if number is None or not 1 <= int(number[1]) <= len(devkit.truth):
             raise ValueError(
-                "`val` must hold ILSVRC2012_val_NUMBER.JPEG, counted from 1 to "
-                f"{len(devkit.truth)}, the labels of the devkit; got {name!r}. Remove it."
+                f"val has the image {name!r}, but the devkit has labels for "
+                f"ILSVRC2012_val_NUMBER.JPEG with numbers 1 to {len(devkit.truth)}. Remove it."
             )
         wnids.append(devkit.wnids[devkit.truth[int(number[1]) - 1]])
     return wnids
 
 
-def _names(wnids: Sequence[str], devkit: Devkit | None) -> list[str]:
-    """Name the classes; two are called crane, so what is not unique gets its WNID."""
+def _class_names(wnids: Sequence[str], devkit: Devkit | None) -> list[str]:
+    """Name the classes, and add the WNID to a name that two classes have, such as crane."""
     words = [devkit.words.get(wnid, wnid) if devkit else wnid for wnid in wnids]
     times = Counter(words)
     return [
@@ -192,4 +195,4 @@ def _names(wnids: Sequence[str], devkit: Devkit | None) -> list[str]:
 
 
 if __name__ == "__main__":
-    run("imagenet", Config, write, __doc__)
+    run(__name__)

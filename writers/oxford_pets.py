@@ -1,18 +1,14 @@
-"""Write betons of Oxford-IIIT Pets, 37 breeds, split as CoOp does.
+"""Write betons of Oxford-IIIT Pets (37 breeds) with CoOp's splits.
 
---root is a folder in which images.tar.gz (robots.ox.ac.uk/~vgg/data/pets) is extracted:
+--root is a folder with the extracted images.tar.gz from robots.ox.ac.uk/~vgg/data/pets:
 
     oxford_pets/
         images/Abyssinian_1.jpg ...
         split_zhou_OxfordPets.json
 
-2,944 images for training, 736 for validation and 3,669 for the test, of 37 classes.
-The test images are those of the dataset's own test.txt.
+37 classes; 2,944 images for training, 736 for validation, 3,669 for testing. The test split is the
+dataset's own test.txt.
 """
-
-from dataclasses import dataclass
-
-from dp4tl_ffcv import BetonIndex
 
 from .components import coop
 from .components.common import Expected, run
@@ -24,17 +20,8 @@ TARGET = coop.Target(
     expected=Expected(classes=37, images={"train": 2944, "val": 736, "test": 3669}),
     torchvision="OxfordIIITPet",
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Config(coop.DownloadConfig):
-    """What to write."""
-
-
-def write(config: Config) -> dict[str, BetonIndex]:
-    """Write train, val and test and return the index of each."""
-    return coop.write_target(TARGET, config)
-
+Config = coop.DownloadConfig
+write = TARGET.write
 
 if __name__ == "__main__":
-    run(TARGET.name, Config, write, __doc__)
+    run(__name__)

@@ -1,19 +1,14 @@
-"""Write betons of UCF101 as CoOp has it, the middle frame of each video, split as CoOp does.
+"""Write betons of UCF101 (the middle frame of each video) with CoOp's splits.
 
---root is a folder in which CoOp's UCF-101-midframes.zip is extracted (its DATASETS.md links to it):
+--root is a folder with the extracted UCF-101-midframes.zip, which CoOp's DATASETS.md links to:
 
     ucf101/
         UCF-101-midframes/Apply_Eye_Makeup/v_ApplyEyeMakeup_g01_c01.jpg ...
         split_zhou_UCF101.json
 
-7,639 images for training, 1,898 for validation and 3,783 for the test, of 101 classes.
-Training and test are the first of UCF101's own splits. torchvision has the videos only, so there is
-no --download.
+101 classes; 7,639 images for training, 1,898 for validation, 3,783 for testing. CoOp uses the first
+of UCF101's own splits. There is no --download, because torchvision has only the videos.
 """
-
-from dataclasses import dataclass
-
-from dp4tl_ffcv import BetonIndex
 
 from .components import coop
 from .components.common import Expected, run
@@ -24,17 +19,8 @@ TARGET = coop.Target(
     images=("UCF-101-midframes",),
     expected=Expected(classes=101, images={"train": 7639, "val": 1898, "test": 3783}),
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Config(coop.Config):
-    """What to write."""
-
-
-def write(config: Config) -> dict[str, BetonIndex]:
-    """Write train, val and test and return the index of each."""
-    return coop.write_target(TARGET, config)
-
+Config = coop.Config
+write = TARGET.write
 
 if __name__ == "__main__":
-    run(TARGET.name, Config, write, __doc__)
+    run(__name__)

@@ -1,1 +1,1 @@
-"""What writers share."""
+"""Code shared by the writers."""

@@ -1,14 +1,15 @@
-"""The shared reader of CIFAR-10 and CIFAR-100, in each form that their home publishes.
+"""Write CIFAR-10 or CIFAR-100 from any form that www.cs.toronto.edu/~kriz/cifar.html publishes.
 
-That is the binary or the Python version, as an archive or extracted, from
-www.cs.toronto.edu/~kriz/cifar.html. Archives are read as they are and must have the published MD5;
-of the pickles in the Python version nothing is run. The identifier of an image is its position in
-the training or test images, as torchvision counts them.
+These are the binary and the Python version, as an archive or extracted. Archives are not extracted,
+and must have the published MD5. Pickles in the Python version are read without running code. The
+identifier of an image is its position in the training or test images, as in torchvision.
 """
+
+from __future__ import annotations
 
 import hashlib
 import tarfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -16,64 +17,47 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from dp4tl_ffcv import BetonIndex
+import dp4tl_ffcv
 
-from .common import Expected, Options, check_no_others, write_splits
+from .common import Expected, Options, check_no_stale, write_splits
 from .files import find
 from .safe_unpickle import byte_rows, list_of, read_dict
 
 SIDE = 32
-BYTES = 3 * SIDE * SIDE  # of an image: all of red, of green, of blue
+BYTES = 3 * SIDE * SIDE  # per image: all of red, then green, then blue
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config(Options):
-    """What to write."""
+    """Options of both writers."""
 
     root: Path
-    """Folder that holds the archive, or the folder that it makes."""
+    """Folder of the archive, or of the folder extracted from it."""
     mode: Literal["jpg", "raw"] = "raw"
-    """Store JPEGs, or pixels as they are: 3 KiB for each image."""
+    """Store images as JPEGs or as raw pixels, 3 KiB per image."""
     val: int = 0
-    """Training images to hold out as val.beton, equally many of each class, drawn by the seed."""
+    """Training images to move to val.beton, as many of each class, drawn by --seed."""
     download: bool = False
-    """Let torchvision fetch the archive (the Python version) into ROOT if nothing is there."""
+    """Let torchvision download the Python version's archive into ROOT if nothing is there."""
 
 
 @dataclass(frozen=True)
 class Version:
-    """One form in which a dataset is published."""
+    """A published form of a dataset."""
 
     archive: str
     md5: str
     folder: str
-    """The one that the archive makes."""
+    """Folder that the archive contains."""
     train: tuple[str, ...]
     test: str
     names: str
-    """The file of class names."""
+    """File of the class names."""
 
     @property
     def files(self) -> tuple[str, ...]:
-        """All that is needed of the folder."""
+        """Names of the files to read."""
         return (*self.train, self.test, self.names)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cifar:
-    """CIFAR-10 or CIFAR-100."""
-
-    name: str
-    """Of the writer."""
-    expected: Expected
-    binary: Version
-    python: Version
-    labels: str
-    """Key of the labels in a file of the Python version."""
-    label_bytes: int
-    """Before each image of the binary version; the last is the class."""
-    torchvision: str
-    """Name of the class in torchvision.datasets that knows the archive's address."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,70 +78,126 @@ class Images(Sequence[tuple[NDArray[np.uint8], int, int]]):
         return np.ascontiguousarray(planes.transpose(1, 2, 0)), label, identifier
 
     def name(self, position: int) -> str:
-        """Return the number of an image, which has no name."""
+        """Return `image IDENTIFIER`."""
         return f"image {self.identifiers[position]}"
 
-    def chosen(self, positions: NDArray[np.int64]) -> "Images":
-        """Return the images at `positions`, in that order."""
-        chosen = self.labels[positions], self.identifiers[positions]
-        return Images(self.pixels[positions], *chosen)
+    def chosen(self, mask: NDArray[np.bool_]) -> Images:
+        """Return the images where `mask` is true."""
+        return Images(self.pixels[mask], self.labels[mask], self.identifiers[mask])
 
 
-def write_cifar(dataset: Cifar, config: Config) -> dict[str, BetonIndex]:
-    """Write train, test and, if asked for, val.
+@dataclass(frozen=True, kw_only=True)
+class Cifar:
+    """CIFAR-10 or CIFAR-100."""
 
-    Raises:
-        ValueError: neither version is there, or a file is damaged, or counts are not the dataset's.
-    """
-    if config.val < 0 or config.val % dataset.expected.classes:
-        raise ValueError(
-            f"`val` must be a multiple of the {dataset.expected.classes} classes; got "
-            f"{config.val}. Pass 0 or, for example, {50 * dataset.expected.classes}."
-        )
-    if not config.val:
-        check_no_others(config.out, ["val"])
-    version, read = _open(dataset, config)
-    splits = {
-        "train": _joined([_parse(dataset, version, name, read(name)) for name in version.train]),
-        "test": _parse(dataset, version, version.test, read(version.test)),
-    }
-    names = _names(dataset, version, read(version.names))
-    expected = dict(dataset.expected.images)
-    if config.val:
-        splits = {**_hold_out(splits["train"], config), "test": splits["test"]}
-        expected |= {"train": expected["train"] - config.val, "val": config.val}
-    counts = Expected(classes=dataset.expected.classes, images=expected)
-    return write_splits(dataset.name, splits, names, config, counts)
+    name: str
+    """Name of the writer."""
+    expected: Expected
+    binary: Version
+    python: Version
+    labels: str
+    """Key of the labels in the Python version's files."""
+    label_bytes: int
+    """Bytes before each image in the binary version; the last one is the class."""
+    torchvision: str
+    """Class in torchvision.datasets that has the archive's address."""
+
+    def write(self, config: Config) -> dict[str, dp4tl_ffcv.BetonIndex]:
+        """Write train, test and, with `config.val`, val; return the index of each.
+
+        Raises:
+            ValueError: no version is there, a file is damaged, or counts are not the dataset's.
+        """
+        classes = self.expected.classes
+        if config.val < 0 or config.val % classes:
+            raise ValueError(
+                f"--val must be 0 or a multiple of the {classes} classes, such as {50 * classes}; "
+                f"got {config.val}."
+            )
+        if not config.val:
+            check_no_stale(config.out, ["val"])
+        version, files = self._read(config)
+        splits = {
+            "train": self._parse(version, version.train, files),
+            "test": self._parse(version, (version.test,), files),
+        }
+        names = self._class_names(version, files[version.names])
+        images = dict(self.expected.images)
+        if config.val:
+            splits = {**_hold_out(splits["train"], config), "test": splits["test"]}
+            images |= {"train": images["train"] - config.val, "val": config.val}
+        return write_splits(self.name, splits, names, config, Expected(classes, images))
+
+    def _read(self, config: Config) -> tuple[Version, dict[str, bytes]]:
+        """Find a version and read its files."""
+        versions = {
+            name: version
+            for version in (self.binary, self.python)
+            for name in (version.folder, version.archive)
+        }
+        others = [name for name in versions if name != self.python.archive]
+        if config.download and not any((config.root / name).exists() for name in others):
+            self._download(config.root)  # downloads again what is incomplete
+        layout = f"{self.name}, extracted or as an archive (--download gets it)"
+        place = find(config.root, *versions, layout=layout)
+        version = versions[place.name]
+        if place.name == version.archive:
+            return version, _read_archive(place, version)
+        for name in version.files:
+            find(place, name, layout=f"all files of {version.archive}")
+        return version, {name: (place / name).read_bytes() for name in version.files}
+
+    def _download(self, root: Path) -> None:
+        import torchvision.datasets
+
+        known = getattr(torchvision.datasets, self.torchvision)
+        # The class itself would extract the archive and unpickle its files.
+        torchvision.datasets.utils.download_url(known.url, str(root), known.filename, known.tgz_md5)
+
+    def _parse(self, version: Version, names: Sequence[str], files: dict[str, bytes]) -> Images:
+        """Return the images of the named files and free the files' memory."""
+        parse = self._parse_python if version is self.python else self._parse_binary
+        parts = []
+        for name in names:
+            try:
+                parts.append(parse(files.pop(name)))
+            except ValueError as error:
+                raise _damaged(name, error) from error
+        pixels, labels = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        return Images(pixels, labels, np.arange(len(labels), dtype=np.int64))
+
+    def _parse_binary(self, data: bytes) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        size = self.label_bytes + BYTES
+        if len(data) % size:
+            raise ValueError(f"{len(data)} bytes, not a multiple of {size}")
+        records = np.frombuffer(data, dtype=np.uint8).reshape(-1, size)
+        return records[:, self.label_bytes :], records[:, self.label_bytes - 1].astype(np.int64)
+
+    def _parse_python(self, data: bytes) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        entry = read_dict(data)
+        pixels = byte_rows(entry.get(b"data"), BYTES)
+        labels = list_of(int, entry.get(self.labels.encode()))
+        if len(labels) != len(pixels):
+            raise ValueError(f"{len(labels)} labels for {len(pixels)} images")
+        return pixels, np.array(labels, dtype=np.int64)
+
+    def _class_names(self, version: Version, data: bytes) -> list[str]:
+        try:
+            if version is self.binary:
+                return data.decode("ascii").split()
+            names = read_dict(data).get(f"{self.labels.removesuffix('s')}_names".encode())
+            return [name.decode("ascii") for name in list_of(bytes, names)]
+        except ValueError as error:
+            raise _damaged(version.names, error) from error
 
 
-def _open(dataset: Cifar, config: Config) -> tuple[Version, Callable[[str], bytes]]:
-    """Find a version and return it with what reads one of its files."""
-    places = {
-        name: version
-        for version in (dataset.binary, dataset.python)
-        for name in (version.folder, version.archive)
-    }
-    others = [name for name in places if name != dataset.python.archive]
-    if config.download and not any((config.root / name).exists() for name in others):
-        _download(dataset, config.root)  # unless that archive is there, whole
-    layout = f"{dataset.name} as its archive has it, or the archive (--download fetches it)"
-    place = find(config.root, *places, layout=layout)
-    version = places[place.name]
-    if place.name == version.archive:
-        files = _files_of(place, version)
-        return version, files.pop  # each is read once
-    for name in version.files:
-        find(place, name, layout=f"the files of {version.archive}")
-    return version, lambda name: (place / name).read_bytes()
-
-
-def _files_of(archive: Path, version: Version) -> dict[str, bytes]:
-    """Read all that is needed of an archive; nothing is extracted."""
+def _read_archive(archive: Path, version: Version) -> dict[str, bytes]:
     with open(archive, "rb") as stream:
-        found = hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
-    if found != version.md5:
+        md5 = hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+    if md5 != version.md5:
         raise ValueError(
-            f"`{archive}` must have the MD5 {version.md5}; got {found}. Download it again."
+            f"{archive} is incomplete or damaged: its MD5 is {md5}, not {version.md5}. "
+            "Download it again."
         )
     wanted = {f"{version.folder}/{name}": name for name in version.files}
     files: dict[str, bytes] = {}
@@ -166,53 +206,7 @@ def _files_of(archive: Path, version: Version) -> dict[str, bytes]:
             stream_of = tar.extractfile(member) if member.name in wanted else None
             if stream_of is not None:
                 files[wanted[member.name]] = stream_of.read()
-    missing = sorted(set(wanted.values()) - set(files))
-    if missing:
-        raise ValueError(f"`{archive}` must hold {version.folder}/{missing[0]}; got no such file.")
     return files
-
-
-def _parse(dataset: Cifar, version: Version, name: str, data: bytes) -> Images:
-    """Return the images of one file, numbered from 0."""
-    parse = _parse_python if version is dataset.python else _parse_binary
-    try:
-        pixels, labels = parse(dataset, data)
-    except ValueError as error:
-        raise _damaged(name, error) from error
-    return Images(pixels, labels, np.arange(len(labels), dtype=np.int64))
-
-
-def _parse_binary(dataset: Cifar, data: bytes) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    size = dataset.label_bytes + BYTES
-    if len(data) % size:
-        raise ValueError(f"{len(data)} bytes, no multiple of {size}")
-    records = np.frombuffer(data, dtype=np.uint8).reshape(-1, size)
-    return records[:, dataset.label_bytes :], records[:, dataset.label_bytes - 1].astype(np.int64)
-
-
-def _parse_python(dataset: Cifar, data: bytes) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    entry = read_dict(data)
-    pixels = byte_rows(entry.get(b"data"), BYTES)
-    labels = list_of(int, entry.get(dataset.labels.encode()))
-    if len(labels) != len(pixels):
-        raise ValueError(f"{len(labels)} labels for {len(pixels)} images")
-    return pixels, np.array(labels, dtype=np.int64)
-
-
-def _joined(parts: Sequence[Images]) -> Images:
-    pixels = np.concatenate([part.pixels for part in parts])
-    labels = np.concatenate([part.labels for part in parts])
-    return Images(pixels, labels, np.arange(len(labels), dtype=np.int64))
-
-
-def _names(dataset: Cifar, version: Version, data: bytes) -> list[str]:
-    try:
-        if version is dataset.binary:
-            return data.decode("ascii").split()
-        names = read_dict(data).get(f"{dataset.labels.removesuffix('s')}_names".encode())
-        return [name.decode("ascii") for name in list_of(bytes, names)]
-    except ValueError as error:
-        raise _damaged(version.names, error) from error
 
 
 def _hold_out(train: Images, config: Config) -> dict[str, Images]:
@@ -224,25 +218,12 @@ def _hold_out(train: Images, config: Config) -> dict[str, Images]:
         members = rng.permutation(np.flatnonzero(train.labels == label))
         if each >= len(members):
             raise ValueError(
-                f"`val` must leave images for training; got {config.val}, {each} of each class, "
-                f"and class {label} has {len(members)}. Lower it."
+                f"--val {config.val} takes {each} images of each class, but class {label} has "
+                f"{len(members)} training images. Pass a smaller number."
             )
         held[members[:each]] = True
-    return {
-        "train": train.chosen(np.flatnonzero(~held)),
-        "val": train.chosen(np.flatnonzero(held)),
-    }
-
-
-def _download(dataset: Cifar, root: Path) -> None:
-    import torchvision.datasets  # slow to import, and only needed here
-
-    known = getattr(torchvision.datasets, dataset.torchvision)
-    # Not the class itself: it would extract the archive and unpickle its files.
-    torchvision.datasets.utils.download_url(known.url, str(root), known.filename, known.tgz_md5)
+    return {"train": train.chosen(~held), "val": train.chosen(held)}
 
 
 def _damaged(name: str, error: ValueError) -> ValueError:
-    return ValueError(
-        f"`{name}` must be as CIFAR's home publishes it; got {error}. Download the archive again."
-    )
+    return ValueError(f"{name} is damaged: {error}. Download the archive again.")

@@ -1,17 +1,19 @@
-"""The shared reader of CoOp's splits, for the writers of the nine targets.
+"""Write a dataset with CoOp's train, val and test splits; shared by the writers of nine targets.
 
-CoOp publishes a fixed split of each dataset, `split_zhou_NAME.json`; its DATASETS.md says where to
-get it (github.com/KaiyangZhou/CoOp). It holds `{"train": [[path, label, class name], ...], "val":
-[...], "test": [...]}`, with paths relative to the folder of the images. The identifier of an image
-is its position in that file, counted through train, val and test.
+CoOp (github.com/KaiyangZhou/CoOp) publishes a split file `split_zhou_NAME.json` for each dataset;
+its DATASETS.md links to them. A split file holds `{"train": [[path, label, class name], ...],
+"val": [...], "test": [...]}`, with paths relative to the folder of the images. The identifier of an
+image is its position in the split file, counted through train, val and test.
 """
+
+from __future__ import annotations
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dp4tl_ffcv import BetonIndex
+import dp4tl_ffcv
 
 from .common import Expected, Options, write_splits
 from .files import find
@@ -22,125 +24,110 @@ SPLITS = ("train", "val", "test")
 
 @dataclass(frozen=True, kw_only=True)
 class Config(Options):
-    """What to write."""
+    """Options of a dataset that torchvision cannot download."""
 
     root: Path
-    """Folder of the dataset: the images, and CoOp's split file."""
+    """Folder of the dataset: its images and CoOp's split file."""
     split_file: Path | None = None
-    """CoOp's split; by default it lies in ROOT under its own name."""
+    """CoOp's split file; by default the one in ROOT."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DownloadConfig(Config):
-    """What to write."""
+    """Options of a dataset that torchvision can download."""
 
     download: bool = False
-    """Let torchvision fetch the images into ROOT if they are missing. It has no split file."""
+    """Let torchvision download missing images (but no split file) into ROOT."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """One of the nine datasets, as its archive and CoOp's split file lay it out."""
+    """A dataset, as its archive and CoOp's split file lay it out."""
 
     name: str
-    """Of the writer."""
+    """Name of the writer."""
     split_file: str
-    """Name of CoOp's file."""
+    """Name of CoOp's split file."""
     images: tuple[str, ...]
-    """Folder, below the root, that the paths are relative to: CoOp's place, then torchvision's."""
+    """Folders below ROOT that may hold the images: as CoOp, then as torchvision extracts them."""
     expected: Expected
     torchvision: str | None = None
-    """Name of the class in torchvision.datasets that can fetch the images."""
+    """Class in torchvision.datasets that downloads the images."""
 
+    def write(self, config: Config) -> dict[str, dp4tl_ffcv.BetonIndex]:
+        """Write train, val and test and return the index of each.
 
-def write_target(target: Target, config: Config) -> dict[str, BetonIndex]:
-    """Write train, val and test of a dataset as CoOp splits it.
+        Raises:
+            ValueError: the split file or images are missing, the split file is malformed, or its
+                counts are not the dataset's.
+        """
+        split_file = config.split_file or config.root / self.split_file
+        if not split_file.is_file():
+            raise ValueError(
+                f"There is no split file {str(split_file)!r}. torchvision cannot download it: get "
+                f"{self.split_file} as CoOp's DATASETS.md says (github.com/KaiyangZhou/CoOp), and "
+                "pass its path as --split-file if it is elsewhere."
+            )
+        splits, class_names = read_split(split_file)
+        layout = f"the images of {self.name} as its archive has them"
+        if isinstance(config, DownloadConfig):
+            layout += " (--download gets them)"
+            if config.download:
+                self._download(config.root)
+        folder = find(config.root, *self.images, layout=layout)
+        samples = image_files(folder, splits, split_file)
+        return write_splits(self.name, samples, class_names, config, self.expected)
 
-    Raises:
-        ValueError: the split file or images are missing, the split file is not of CoOp's form, or
-            its counts are not the dataset's.
-    """
-    split_file = config.split_file or config.root / target.split_file
-    if not split_file.is_file():
-        raise ValueError(
-            f"`split_file` must be CoOp's {target.split_file}; got no file {str(split_file)!r}. "
-            "Get it as CoOp's DATASETS.md says (github.com/KaiyangZhou/CoOp; torchvision cannot "
-            "fetch it), and put it there or pass --split-file."
-        )
-    splits, class_names = read_split(split_file)
-    if isinstance(config, DownloadConfig) and config.download:
-        _download(target, config.root)
-    layout = f"the images of {target.name} as its own archive has them"
-    if isinstance(config, DownloadConfig):
-        layout += " (--download fetches them)"
-    folder = find(config.root, *target.images, layout=layout)
-    samples = image_files(folder, splits, split_file)
-    return write_splits(target.name, samples, class_names, config, target.expected)
+    def _download(self, root: Path) -> None:
+        if self.torchvision is None or any((root / name).is_dir() for name in self.images):
+            return
+        import torchvision.datasets
+
+        root.mkdir(parents=True, exist_ok=True)
+        try:
+            getattr(torchvision.datasets, self.torchvision)(str(root), download=True)
+        except ModuleNotFoundError as error:
+            # After downloading, some classes read annotations with scipy, which are not needed.
+            if error.name != "scipy":
+                raise
 
 
 def read_split(path: Path) -> tuple[dict[str, Listing], list[str]]:
-    """Read a split file: the images (path, label, identifier) of each split, and the class names.
+    """Read a split file: the images (path, label, identifier) by split, and the class names.
 
     Raises:
-        ValueError: the file is not of CoOp's form, the labels do not count from 0, or a label has
-            two names.
+        ValueError: the file is malformed, a label is missing, or a label has two names.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise _not_of_coop(path, "no JSON") from error
+        raise _malformed(path, f"it is not JSON: {error}") from error
     if not isinstance(content, dict) or set(content) != set(SPLITS):
-        raise _not_of_coop(path, "other keys" if isinstance(content, dict) else "another value")
+        raise _malformed(path, "its keys are not train, val and test")
     splits: dict[str, Listing] = {}
     names: dict[int, str] = {}
     identifier = 0
     for split in SPLITS:
-        rows = content[split]
-        if not isinstance(rows, list):
-            raise _not_of_coop(path, f"no list under {split!r}")
+        if not isinstance(content[split], list):
+            raise _malformed(path, f"{split} is not a list")
         splits[split] = listing = []
-        for row in rows:
+        for row in content[split]:
             _check_row(path, row)
             name = names.setdefault(row[1], row[2])
             if name != row[2]:
-                raise _not_of_coop(path, f"the names {name!r} and {row[2]!r} for label {row[1]}")
+                raise _malformed(path, f"label {row[1]} has the names {name!r} and {row[2]!r}")
             listing.append((row[0], row[1], identifier))
             identifier += 1
-    if not names or set(names) != set(range(len(names))):
-        absent = next((label for label in range(len(names)) if label not in names), 0)
-        raise _not_of_coop(path, f"{len(names)} labels, and none of them is {absent}")
+    absent = set(range(max(1, len(names)))).difference(names)
+    if absent:
+        raise _malformed(path, f"it has {len(names)} labels, but not label {min(absent)}")
     return splits, [names[label] for label in range(len(names))]
 
 
 def _check_row(path: Path, row: Any) -> None:
-    if not (
-        isinstance(row, list)
-        and len(row) == 3
-        and isinstance(row[0], str)
-        and isinstance(row[1], int)
-        and not isinstance(row[1], bool)
-        and isinstance(row[2], str)
-    ):
-        raise _not_of_coop(path, f"the row {row!r:.100}")
+    if not isinstance(row, list) or [type(value) for value in row] != [str, int, str]:
+        raise _malformed(path, f"the row {row!r:.100} is not [path, label, class name]")
 
 
-def _not_of_coop(path: Path, got: str) -> ValueError:
-    return ValueError(
-        f"`{path}` must hold train, val and test, lists of [path, label, class name] with labels "
-        f"that count from 0 and one name each; got {got}. Take the file that CoOp publishes."
-    )
-
-
-def _download(target: Target, root: Path) -> None:
-    if target.torchvision is None or any((root / name).is_dir() for name in target.images):
-        return
-    import torchvision.datasets  # slow to import, and only needed here
-
-    root.mkdir(parents=True, exist_ok=True)
-    try:
-        getattr(torchvision.datasets, target.torchvision)(str(root), download=True)
-    except ModuleNotFoundError as error:
-        # After the download torchvision reads annotations of its own, of some datasets with scipy.
-        # They are not needed here; that the images are there is checked next.
-        if error.name != "scipy":
-            raise
+def _malformed(path: Path, why: str) -> ValueError:
+    return ValueError(f"{path} is not a split file of CoOp: {why}.")

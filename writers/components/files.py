@@ -1,21 +1,12 @@
-"""What writers find in the folder of a dataset: its images, by suffix and without hidden ones."""
+"""Find the images of a dataset's folder, by suffix and without hidden files."""
 
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 IMAGE_SUFFIXES = (
-    ".bmp",
-    ".jfif",
-    ".jpe",
-    ".jpeg",
-    ".jpg",
-    ".png",
-    ".ppm",
-    ".tif",
-    ".tiff",
-    ".webp",
-)
+    ".bmp", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp",
+)  # fmt: skip
 
 
 def find(root: Path, *names: str, layout: str) -> Path:
@@ -23,43 +14,54 @@ def find(root: Path, *names: str, layout: str) -> Path:
 
     Args:
         root: folder of the dataset.
-        names: what is looked for, each a path below `root`; "." is `root` itself.
-        layout: what `root` should hold, ending the sentence "`root` must hold ...".
+        names: paths below `root`; "." is `root` itself.
+        layout: content of a correct `root`, for the error message.
 
     Raises:
-        ValueError: there is none of them.
+        ValueError: none of the paths exists.
     """
     for name in names:
         if (root / name).exists():
             return root / name
-    looked_for = " or ".join(map(repr, names))
-    where = f"in {str(root)!r}" if root.is_dir() else f"as {str(root)!r} is no folder"
-    raise ValueError(f"`root` must hold {layout}; got no {looked_for} {where}. Check the path.")
+    where = f"No {' or '.join(map(repr, names))} in" if root.is_dir() else "There is no folder"
+    raise ValueError(f"{where} {str(root)!r}. --root must hold {layout}.")
 
 
 def folders_of(root: Path) -> list[str]:
-    """Return the names of the folders in `root`, sorted, without hidden ones."""
+    """Return the sorted names of the folders in `root`, without hidden ones."""
     with os.scandir(root) as entries:
         return sorted(each.name for each in entries if each.name[0] != "." and each.is_dir())
 
 
 def images_below(folder: Path, others: list[str] | None = None) -> list[str]:
-    """Return the paths of all image files below `folder`, sorted, without hidden ones.
+    """Return the sorted paths of all image files below `folder`, without hidden ones.
 
     Args:
         folder: where to look.
-        others: gets the paths of what is passed over: other files and links to folders.
+        others: receives the paths of ignored entries: other files, and links to folders.
     """
     return list(_walk(os.fspath(folder), [] if others is None else others))
 
 
+def images_by_class(root: Path, others: list[str] | None = None) -> tuple[list[str], list[str]]:
+    """Return the paths of the images in the class folders of `root`, and the class of each.
+
+    Args:
+        root: folder of class folders.
+        others: as in `images_below`.
+    """
+    found = {name: images_below(root / name, others) for name in folders_of(root)}
+    paths = [path for each in found.values() for path in each]
+    return paths, [name for name, each in found.items() for _ in each]
+
+
 def is_hidden(name: str) -> bool:
-    """Say whether a file or folder of a path is hidden, as AppleDouble files `._NAME` are."""
+    """Return whether a part of a path is hidden, as AppleDouble files `._NAME` are."""
     return any(part.startswith(".") and part not in (".", "..") for part in name.split("/"))
 
 
 def _walk(folder: str, others: list[str]) -> Iterator[str]:
-    """Yield strings, not `Path`: a dataset may have a million files."""
+    """Yield paths as strings, because a dataset may have a million files."""
     with os.scandir(folder) as entries:
         visible = sorted((e for e in entries if e.name[0] != "."), key=lambda e: e.name)
     for each in visible:
@@ -67,5 +69,5 @@ def _walk(folder: str, others: list[str]) -> Iterator[str]:
             yield from _walk(each.path, others)
         elif each.name.lower().endswith(IMAGE_SUFFIXES) and not each.is_dir():
             yield each.path
-        else:  # a link to a folder may lead back up
+        else:  # includes links to folders, which may lead back up
             others.append(each.path)

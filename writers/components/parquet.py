@@ -1,9 +1,11 @@
-"""Images in a column of parquet files, read by groups of rows with bounded memory.
+"""Read images from a column of parquet files, by groups of rows and with bounded memory.
 
-A group is the least that parquet can decompress: 100 or 1,000 images in what `datasets` publishes.
-Samples in random order would decompress one for each image. So the random order is made of windows
-of a few groups, which are drawn at random from all files, and a process holds one window.
+A group of rows, often 100 or 1,000 images, is the smallest unit that parquet can decompress. In a
+fully random order each image would need a group of its own. So samples are shuffled in windows: a
+window has a few random groups of all files, and a process holds one window in memory.
 """
+
+from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -14,32 +16,34 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .common import check_class_ids
+from dp4tl_ffcv.validate import check_int
 
-WINDOW = 64 << 20  # bytes of images in a window, which has one group at least
+from .common import MAX_CLASS_ID
+
+WINDOW = 64 << 20  # bytes of images in a window, which has at least one group
 
 Image = bytes | Path
 
 
 @dataclass(frozen=True)
 class ParquetImages(Sequence[tuple[Image, int, int]]):
-    """Samples (image, label, identifier) of a split; an image is bytes, or the path of a file."""
+    """Samples (image, label, identifier) of a split. An image is its file's bytes or path."""
 
     files: tuple[Path, ...]
     column: str
-    """Of images: {bytes, path}, or bytes."""
+    """Column of images: {bytes, path}, or bytes."""
     groups: NDArray[np.int64]
-    """(G, 4): number of the file, of the group in it, first row in all, bytes of its images."""
+    """(G, 4): number of the file, number in the file, first row in the split, bytes of images."""
     labels: NDArray[np.int64]
     """Class id of each sample."""
     identifiers: NDArray[np.int64]
-    """Row of each sample, counted through the files."""
+    """Row of each sample in the split."""
     held: int = 1
-    """Groups that a process keeps."""
+    """Number of groups that a process keeps."""
     _cache: OrderedDict[int, Any] = field(default_factory=OrderedDict, compare=False, repr=False)
 
     @classmethod
-    def of(cls, files: Sequence[Path], column: str, label_column: str) -> "ParquetImages":
+    def of(cls, files: Sequence[Path], column: str, label_column: str) -> ParquetImages:
         """List the groups and read the labels of files."""
         groups, labels, first = [], [], 0
         for number, path in enumerate(files):
@@ -55,14 +59,13 @@ class ParquetImages(Sequence[tuple[Image, int, int]]):
                     groups.append((number, group, first, size))
                     first += about.num_rows
                 labels += parquet.read([label_column], use_threads=False)[0].to_pylist()
-        if None in labels or not all(isinstance(label, int) for label in labels):
-            odd = next(label for label in labels if not isinstance(label, int))
+        where = f"{label_column} of {files[0].parent}"
+        if odd := [label for label in labels if not isinstance(label, int)]:
             raise ValueError(
-                f"`label_column` must hold a class id in each row; got {odd!r} in "
-                f"{label_column!r} of {str(files[0].parent)!r}. Name another column."
+                f"`{where}` must hold class ids; got {odd[0]!r}. Name another --label-column."
             )
-        # Below 0 are those of a split without labels, which may be left out.
-        check_class_ids("label_column", max(0, max(labels, default=0)))
+        # Negative labels mark a split without labels, which --splits may leave out.
+        check_int(where, max(labels, default=0), at_most=MAX_CLASS_ID)
         return cls(
             files=tuple(files),
             column=column,
@@ -82,16 +85,16 @@ class ParquetImages(Sequence[tuple[Image, int, int]]):
             path = value.get("path")
             value = value.get("bytes") or (path and self._file_of(row).parent / path)
         if not value:
-            raise ValueError(f"`{self.column}` must hold images; got none in {self.name(position)}")
+            raise ValueError(f"Column {self.column!r} has no image in {self.name(position)}.")
         return value, int(self.labels[position]), row
 
     def name(self, position: int) -> str:
-        """Return `FILE:ROW`, the row counted through all files of the split."""
+        """Return `FILE:ROW`. Rows are counted through all files of the split."""
         row = int(self.identifiers[position])
         return f"{self._file_of(row)}:{row}"
 
-    def shuffled(self, seed: int) -> "ParquetImages":
-        """Return the samples in random order: groups anywhere, images within their windows."""
+    def shuffled(self, seed: int) -> ParquetImages:
+        """Return the samples in random order within windows of randomly chosen groups."""
         rng = np.random.default_rng(seed)
         ends = np.append(self.groups[1:, 2], len(self))
         windows: list[list[NDArray[np.int64]]] = []
@@ -119,7 +122,7 @@ class ParquetImages(Sequence[tuple[Image, int, int]]):
         return self.files[int(self.groups[self._group_of(row), 0])]
 
     def _read(self, number: int) -> Any:
-        """Return the images of a group, the last few of which are kept."""
+        """Return the images of a group, and keep the most recent groups."""
         if number not in self._cache:
             while len(self._cache) >= self.held:
                 self._cache.popitem(last=False)
@@ -135,18 +138,16 @@ def open_parquet(path: Path) -> Any:
     """Open a parquet file.
 
     Raises:
-        ValueError: it is none or damaged, or pyarrow is not installed.
+        ValueError: the file is damaged or not parquet, or pyarrow is not installed.
     """
     try:
         from pyarrow import ArrowInvalid
         from pyarrow.parquet import ParquetFile
     except ModuleNotFoundError as error:
-        raise ValueError(
-            "`pyarrow` must be installed to read parquet; got none. Run: pip install pyarrow"
-        ) from error
+        raise ValueError("Reading parquet needs pyarrow. Run: pip install pyarrow") from error
     try:
         return ParquetFile(path)
     except ArrowInvalid as error:
         raise ValueError(
-            f"`{path}` must be a whole parquet file; got {error}. Download it again."
+            f"{path} is damaged or not parquet ({error}). Download it again."
         ) from error

@@ -1,7 +1,7 @@
-"""Read a pickle of containers, numbers, strings and arrays of bytes without running any of it.
+"""Read pickles of dictionaries, lists, numbers, strings and byte arrays without running any code.
 
-What a pickle asks to be called are stand-ins that do nothing but keep their arguments; any other
-name in it is refused.
+numpy's functions are replaced by objects that only record their arguments. Any other name in a
+pickle is rejected.
 """
 
 import io
@@ -11,15 +11,12 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-_ARRAYS = {
-    ("numpy.core.multiarray", "_reconstruct"),
-    ("numpy", "ndarray"),
-    ("numpy", "dtype"),
-}
+T = TypeVar("T")
+_NUMPY = {("numpy.core.multiarray", "_reconstruct"), ("numpy", "ndarray"), ("numpy", "dtype")}
 
 
-class _Inert:
-    """Stands in for numpy's array and type: keeps what it is given, does nothing."""
+class _Recorded:
+    """Records the arguments and the state that a pickle gives to numpy's array or dtype."""
 
     arguments: tuple[Any, ...] = ()
     state: Any = None
@@ -31,55 +28,52 @@ class _Inert:
         self.state = state
 
 
-class _Reader(pickle.Unpickler):
+class _SafeUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in _ARRAYS:
-            return _Inert
-        raise pickle.UnpicklingError(f"a pickle that names {module}.{name}")
+        if (module, name) in _NUMPY:
+            return _Recorded
+        raise pickle.UnpicklingError(f"the pickle names {module}.{name}")
 
 
 def read_dict(data: bytes) -> dict[Any, Any]:
-    """Return the dictionary that Python 2 pickled; its strings are bytes, its arrays stand-ins.
+    """Return a dictionary that Python 2 pickled. Strings are bytes; pass arrays to `byte_rows`.
 
     Raises:
-        ValueError: the pickle is damaged, names anything else, or holds no dictionary.
+        ValueError: the pickle is damaged, names another function, or holds another type.
     """
     try:
-        value = _Reader(io.BytesIO(data), encoding="bytes").load()
-    except Exception as error:  # a damaged pickle raises whatever its instructions lead to
+        value = _SafeUnpickler(io.BytesIO(data), encoding="bytes").load()
+    except Exception as error:  # a damaged pickle may raise any exception
         raise ValueError(str(error) or type(error).__name__) from error
     if not isinstance(value, dict):
-        raise ValueError(f"a pickled {type(value).__name__}")
+        raise ValueError(f"the pickle holds a {type(value).__name__}, not a dict")
     return value
 
 
 def byte_rows(array: Any, width: int) -> NDArray[np.uint8]:
-    """Make the array (N, width) of bytes that a stand-in kept the parts of.
+    """Return an array of `read_dict` as uint8 of shape (N, width).
 
     Raises:
-        ValueError: it is none, or of another type or shape.
+        ValueError: the value is not an array of that type and width.
     """
-    state = array.state if isinstance(array, _Inert) else None
+    state = array.state if isinstance(array, _Recorded) else None
     if not isinstance(state, tuple) or len(state) < 4:
-        raise ValueError("no array")
-    shape, kind, by_columns, data = state[-4:]
-    kinds = kind.arguments[:1] if isinstance(kind, _Inert) else ()
-    if kinds not in ((b"u1",), ("u1",)) or not isinstance(data, bytes):
-        raise ValueError("an array that is not of bytes")
+        raise ValueError("not an array")
+    shape, dtype, by_columns, data = state[-4:]
+    dtypes = dtype.arguments[:1] if isinstance(dtype, _Recorded) else ()
+    if dtypes not in ((b"u1",), ("u1",)) or not isinstance(data, bytes):
+        raise ValueError("the array is not of dtype uint8")
     if len(data) % width or shape != (len(data) // width, width):
-        raise ValueError(f"an array of shape {shape} with {len(data)} bytes")
+        raise ValueError(f"the array has shape {shape} and {len(data)} bytes")
     return np.frombuffer(data, dtype=np.uint8).reshape(shape, order="F" if by_columns else "C")
 
 
-T = TypeVar("T")
-
-
 def list_of(kind: type[T], values: Any) -> list[T]:
-    """Return `values`, which must be a list of `kind`.
+    """Return `values` if it is a list of `kind`.
 
     Raises:
         ValueError: it is not.
     """
     if not isinstance(values, list) or not all(isinstance(each, kind) for each in values):
-        raise ValueError(f"no list of {kind.__name__}")
+        raise ValueError(f"not a list of {kind.__name__}")
     return values
