@@ -1,18 +1,20 @@
-"""What tests of writers share: small JPEGs, trees and archives of them, and what a beton stores."""
+"""Helpers for tests of writers: small datasets, running a writer, content of a beton."""
 
 import io
 import tarfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from dp4tl_ffcv import BetonIndex
 
 
 def jpeg(seed: int, side: int = 16) -> bytes:
-    """Return a JPEG that no other seed gives."""
+    """Return a JPEG that differs for each seed."""
     pixels = np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8)
     stream = io.BytesIO()
     Image.fromarray(pixels).save(stream, "JPEG", quality=80)
@@ -29,7 +31,7 @@ def put_all(root: Path, files: Mapping[str, bytes]) -> Path:
 
 
 def tar_of(files: Mapping[str, bytes], mode: str = "w") -> bytes:
-    """Return a tar archive of files, in the order given."""
+    """Return a tar archive of files, in their order."""
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode=mode) as tar:
         for name, data in files.items():
@@ -40,7 +42,7 @@ def tar_of(files: Mapping[str, bytes], mode: str = "w") -> bytes:
 
 
 def stored(index: BetonIndex) -> dict[int, tuple[int, bytes]]:
-    """Return label and image bytes by identifier, as they lie in the file."""
+    """Return label and stored image bytes by identifier."""
     data = index.path.read_bytes()
     found = {}
     for sample_id, identifier in enumerate(index.column("identifier").tolist()):
@@ -53,3 +55,17 @@ def stored(index: BetonIndex) -> dict[int, tuple[int, bytes]]:
 def names_of(index: BetonIndex) -> tuple[str, ...]:
     assert index.manifest is not None
     return index.manifest.class_names
+
+
+def write(writer: Any, out: Path, **options: Any) -> dict[str, BetonIndex]:
+    """Run a writer in this process, without its check of counts unless asked for."""
+    given = {"num_workers": 0, "check_counts": False, **options}
+    written: dict[str, BetonIndex] = writer.write(writer.Config(out=out, **given))
+    return written
+
+
+def check_refused(writer: Any, out: Path, why: str, **options: Any) -> None:
+    """Check that a writer raises an error that matches `why` before it writes anything."""
+    with pytest.raises(ValueError, match=why):
+        write(writer, out, **options)
+    assert not out.exists()

@@ -1,44 +1,41 @@
-"""What every writer relies on: checks before the first byte, listings, messages, the command."""
+"""Checks before the first byte, finished and continued runs, and the command line."""
 
 import io
 import os
+import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from pkgutil import iter_modules
+from types import ModuleType
 from typing import Any
 
 import pytest
 
+import writers
 from dp4tl_ffcv import BetonIndex
 from dp4tl_ffcv.utils import ImageFiles
 from dp4tl_ffcv.writing import pages
 from tests.writers.support import jpeg, put_all, stored
-from writers.components.common import (
-    Expected,
-    Options,
-    check_class_ids,
-    check_no_others,
-    run,
-    say,
-    write_splits,
-)
+from writers.components.common import Expected, Options, run, write_splits
 
 NAMES = ("ant", "bee")
+WRITERS = sorted(each.name for each in iter_modules(writers.__path__) if not each.ispkg)
 
 
-def options(out: Path, **others: Any) -> Options:
-    return Options(out=out, **{"num_workers": 0, **others})
+def write(splits: Any, out: Path, names: Any = NAMES, **others: Any) -> dict[str, BetonIndex]:
+    options = Options(out=out, **{"num_workers": 0, **others})
+    return write_splits("birds", splits, names, options, None)
 
 
 def three(first: int = 0) -> list[tuple[bytes, int, int]]:
     return [(jpeg(first + i), i % 2, first + i) for i in range(3)]
 
 
-def test_splits_are_written_with_what_wrote_them(tmp_path: Path) -> None:
-    given = options(tmp_path / "out", jpeg_quality=77, seed=5)
+def test_manifests_record_the_options_that_change_samples(tmp_path: Path) -> None:
     splits = {"train": three(), "val": three(3)}
-    expected = Expected(2, {"train": 3, "val": 3, "test": 9})
-    written = write_splits("birds", splits, NAMES, given, expected)
+    written = write(splits, tmp_path / "out", jpeg_quality=77, seed=5)
     assert set(written) == {"train", "val"}
     assert stored(written["val"]) == {3 + i: (i % 2, jpeg(3 + i)) for i in range(3)}
     for split, index in written.items():
@@ -47,16 +44,15 @@ def test_splits_are_written_with_what_wrote_them(tmp_path: Path) -> None:
         by = index.manifest.written_by
         assert (by["writer"], by["split"], by["jpeg_quality"]) == ("birds", split, 77)
         assert (by["seed"], by["shuffle"]) == (5, True)
-        # What changes no sample is left out, so that a killed run is continued under other values.
+        # A killed run may continue with other values of these.
         assert not {"out", "num_workers", "check_counts", "on_error"} & set(by)
 
 
-def test_the_order_depends_on_the_seed_and_can_be_kept(tmp_path: Path) -> None:
+def test_the_order_depends_on_the_seed_unless_samples_are_not_shuffled(tmp_path: Path) -> None:
     samples = [(jpeg(i), 0, i) for i in range(20)]
 
     def order(name: str, **others: Any) -> list[int]:
-        given = options(tmp_path / name, **others)
-        index = write_splits("birds", {"all": samples}, NAMES, given, None)["all"]
+        index = write({"all": samples}, tmp_path / name, **others)["all"]
         identifiers: list[int] = index.column("identifier").tolist()
         return identifiers
 
@@ -66,14 +62,14 @@ def test_the_order_depends_on_the_seed_and_can_be_kept(tmp_path: Path) -> None:
     assert sorted(one) == sorted(other) == order("kept", shuffle=False) == list(range(20))
 
 
-def test_the_listing_tells_other_names_and_labels(tmp_path: Path) -> None:
+def test_the_listing_hash_depends_on_names_and_labels(tmp_path: Path) -> None:
     put_all(tmp_path, {"a.jpg": jpeg(0), "b.jpg": jpeg(1)})
 
     def listing(names: list[str], labels: list[int]) -> str:
         samples = ImageFiles([tmp_path / name for name in names], labels)
-        index = write_splits("birds", {"all": samples}, NAMES, options(tmp_path / "out"), None)
-        assert index["all"].manifest is not None
-        return str(index["all"].manifest.written_by["listing"])
+        index = write({"all": samples}, tmp_path / "out")["all"]
+        assert index.manifest is not None
+        return str(index.manifest.written_by["listing"])
 
     first = listing(["a.jpg", "b.jpg"], [0, 1])
     others = [listing(["b.jpg", "a.jpg"], [0, 1]), listing(["a.jpg", "b.jpg"], [1, 0])]
@@ -81,88 +77,83 @@ def test_the_listing_tells_other_names_and_labels(tmp_path: Path) -> None:
     assert listing(["a.jpg", "b.jpg"], [0, 1]) == first
 
 
-# What is refused, before anything is written.
+# What is refused before anything is written.
 
 
 @pytest.mark.parametrize(
-    ("expected", "what"),
+    ("expected", "why"),
     [
-        (Expected(2, {"train": 3, "val": 4}), "3 images in val instead of 4;"),
-        (Expected(3, {"train": 3}), "2 classes instead of 3;"),
-        (Expected(1, {"train": 2}), "3 images in train instead of 2 and 2 classes instead of 1;"),
+        (Expected(2, {"train": 3, "val": 4}), "3 images in val instead of 4"),
+        (Expected(3, {"train": 3}), "2 classes instead of 3"),
+        (Expected(1, {"train": 2}), "3 images in train instead of 2, 2 classes instead of 1"),
     ],
 )
 def test_other_counts_are_refused_unless_they_are_not_checked(
-    expected: Expected, what: str, tmp_path: Path
+    expected: Expected, why: str, tmp_path: Path
 ) -> None:
     splits = {"train": three(), "val": three()}
-    message = rf"`birds` must be complete; got {what[:-1]}\. .*--no-check-counts"
-    with pytest.raises(ValueError, match=message):
-        write_splits("birds", splits, NAMES, options(tmp_path / "out"), expected)
+    options = Options(out=tmp_path / "out", num_workers=0)
+    with pytest.raises(ValueError, match=rf"^birds has {why}\. .*--no-check-counts"):
+        write_splits("birds", splits, NAMES, options, expected)
     assert not (tmp_path / "out").exists()
-    given = options(tmp_path / "out", check_counts=False)
-    assert set(write_splits("birds", splits, NAMES, given, expected)) == {"train", "val"}
+    options = Options(out=tmp_path / "out", num_workers=0, check_counts=False)
+    assert set(write_splits("birds", splits, NAMES, options, expected)) == {"train", "val"}
 
 
-@pytest.mark.parametrize("label", [-1, 2])
-def test_a_label_without_a_name_is_refused_in_any_split(label: int, tmp_path: Path) -> None:
-    splits = {"train": three(), "val": [(jpeg(0), label, 0)]}
-    with pytest.raises(ValueError, match=rf"`val` must have labels from 0 to 1.*got.* {label}"):
-        write_splits("birds", splits, NAMES, options(tmp_path / "out"), None)
+@pytest.mark.parametrize(
+    ("samples", "why"),
+    [
+        ([(jpeg(0), -1, 0)], "labels from -1 to -1"),
+        ([(jpeg(0), 2, 0)], "labels from 2 to 2, but the 2 class names are for labels 0 to 1"),
+        ([], "The split val has no images"),
+    ],
+)
+def test_unnamed_labels_and_empty_splits_are_refused(
+    samples: list[Any], why: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=why):
+        write({"train": three(), "val": samples}, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_a_split_without_images_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="`val` must hold at least one image"):
-        write_splits("birds", {"train": three(), "val": []}, NAMES, options(tmp_path / "out"), None)
-    assert not (tmp_path / "out").exists()
+# Runs after other runs.
 
 
-@pytest.mark.parametrize("number", [-1, 1 << 24, 10**30])
-def test_numbers_that_are_no_class_ids_are_refused(number: int) -> None:
-    check_class_ids("label", 0, (1 << 24) - 1)
-    with pytest.raises(ValueError, match=f"`label` must hold class ids from 0 .*got {number}"):
-        check_class_ids("label", 0, number)
-
-
-# Runs after others.
-
-
-def what_remains(out: Path) -> dict[str, int]:
-    """Return the inode of each beton, which another file of that name does not have."""
+def inodes(out: Path) -> dict[str, int]:
+    """Return the inode of each beton. A new file of the same name has another inode."""
     return {path.stem: path.stat().st_ino for path in out.glob("*.beton")}
 
 
-def test_a_run_after_one_that_failed_between_splits_writes_the_rest_alone(
+def test_finished_splits_are_not_written_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bad = {"train": three(), "val": [*three(3), (b"no image", 0, 9)]}
     with pytest.raises(ValueError, match="sample"):
-        write_splits("birds", bad, NAMES, options(tmp_path), None)
-    before = what_remains(tmp_path)
+        write(bad, tmp_path)
+    before = inodes(tmp_path)
     assert set(before) == {"train"}
     capsys.readouterr()
     splits = {"train": three(), "val": [*three(3), (jpeg(9), 0, 9)]}
-    written = write_splits("birds", splits, NAMES, options(tmp_path, num_workers=1), None)
-    assert what_remains(tmp_path)["train"] == before["train"]
+    written = write(splits, tmp_path, num_workers=1)
+    assert inodes(tmp_path)["train"] == before["train"]
     assert stored(written["train"]) == {i: (i % 2, jpeg(i)) for i in range(3)}
     assert written["val"].num_samples == 4
     train = tmp_path / "train.beton"
     said = f"train: already written; delete {train} to write it again\n"
     assert capsys.readouterr().out == said
     train.unlink()
-    write_splits("birds", splits, NAMES, options(tmp_path), None)
+    write(splits, tmp_path)
     assert train.exists()
 
 
 @pytest.mark.parametrize(
     "change", ["option", "names", "labels", "manifest", "no manifest", "damage"]
 )
-def test_a_split_that_is_not_what_the_run_would_write_is_written_again(
+def test_a_split_that_differs_is_written_again(
     change: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    first = write_splits("birds", {"all": three()}, NAMES, options(tmp_path), None)["all"]
-    before = what_remains(tmp_path)
+    first = write({"all": three()}, tmp_path)["all"]
+    before = inodes(tmp_path)
     names, samples, others = NAMES, three(), {}
     manifest = first.path.with_name("all.beton.json")
     if change == "option":
@@ -177,24 +168,23 @@ def test_a_split_that_is_not_what_the_run_would_write_is_written_again(
         manifest.unlink()
     else:
         first.path.write_bytes(first.path.read_bytes()[:-24])
-    write_splits("birds", {"all": samples}, names, options(tmp_path, **others), None)
-    assert what_remains(tmp_path) != before
+    write({"all": samples}, tmp_path, names, **others)
+    assert inodes(tmp_path) != before
     assert capsys.readouterr().out == ""
 
 
-def test_a_split_that_lacks_samples_is_written_again(tmp_path: Path) -> None:
-    given = options(tmp_path, on_error="skip")
+def test_a_split_with_skipped_images_is_written_again(tmp_path: Path) -> None:
     samples = [*three(), (b"no image", 0, 9)]
-    write_splits("birds", {"all": samples}, NAMES, given, None)
-    samples[3] = (jpeg(9), 0, 9)  # mended
-    assert write_splits("birds", {"all": samples}, NAMES, given, None)["all"].num_samples == 4
+    write({"all": samples}, tmp_path, on_error="skip")
+    samples[3] = (jpeg(9), 0, 9)  # repaired
+    assert write({"all": samples}, tmp_path, on_error="skip")["all"].num_samples == 4
 
 
-def test_a_run_that_an_image_ended_is_continued_without_it(
+def test_a_failed_run_continues_without_the_unreadable_image(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def every_batch(part: pages.PageWriter) -> bool:
-        part._wait()  # on a slow disk, the last record may still be on its way
+        part._wait()  # on a slow disk, the last record may not be written yet
         return True
 
     monkeypatch.setattr(pages.PageWriter, "_is_due", every_batch)
@@ -212,29 +202,14 @@ def test_a_run_that_an_image_ended_is_continued_without_it(
 
     samples = Samples([(jpeg(i), 0, i) for i in range(399)] + [(b"no image", 0, 399)])
     with pytest.raises(ValueError, match="399"):
-        write_splits("birds", {"all": samples}, NAMES, options(tmp_path, shuffle=False), None)
+        write({"all": samples}, tmp_path, shuffle=False)
     asked.clear()
-    given = options(tmp_path, shuffle=False, on_error="skip")
-    assert write_splits("birds", {"all": samples}, NAMES, given, None)["all"].num_samples == 399
+    written = write({"all": samples}, tmp_path, shuffle=False, on_error="skip")
+    assert written["all"].num_samples == 399
     assert len(asked) < 200
 
 
-def test_a_name_that_cannot_be_called_is_none(tmp_path: Path) -> None:
-    class Samples(list[tuple[bytes, int, int]]):
-        name = "birds"
-
-    written = write_splits("birds", {"all": Samples(three())}, NAMES, options(tmp_path), None)
-    assert written["all"].num_samples == 3
-
-
-def test_betons_of_other_splits_are_refused(tmp_path: Path) -> None:
-    put_all(tmp_path, {"val.beton": b""})
-    check_no_others(tmp_path, ["test"])
-    with pytest.raises(ValueError, match=r"`out` must not hold .*got val\.beton"):
-        check_no_others(tmp_path, ["test", "val"])
-
-
-# The command.
+# The command line.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,72 +217,90 @@ class Config(Options):
     bad: bool = False
 
 
-def write(config: Config) -> dict[str, BetonIndex]:
-    samples = [*three(), (b"no image", 0, 9)] if config.bad else three()
-    return write_splits("birds", {"train": samples, "val": three()}, NAMES, config, None)
+@pytest.fixture
+def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Run a writer of three samples, or of `samples`, as a command."""
+
+    def run_writer(*arguments: str, samples: Any = None, names: Any = NAMES) -> None:
+        def write(config: Config) -> dict[str, BetonIndex]:
+            train = [*three(), (b"no image", 0, 9)] if config.bad else samples or three()
+            return write_splits("birds", {"train": train, "val": three()}, names, config, None)
+
+        writer: Any = ModuleType("writers.birds")
+        writer.Config, writer.write = Config, write
+        monkeypatch.setitem(sys.modules, writer.__name__, writer)
+        given = ["--out", str(tmp_path / "out"), "--num-workers", "0", *arguments]
+        run(writer.__name__, given, program="dp4tl write birds")
+
+    return run_writer
 
 
-def test_the_command_prints_each_split_and_what_was_left_out(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_each_beton_and_each_skipped_image_is_printed(
+    command: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ["--out", str(tmp_path), "--num-workers", "0", "--on-error", "skip", "--bad"]
-    run("birds", Config, write, "Write birds.", arguments)
+    command("--on-error", "skip", "--bad")
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == f"train: 3 images, 2 classes -> {tmp_path / 'train.beton'}"
-    assert lines[1].startswith("  left out sample 3: ")
-    assert lines[2] == f"val: 3 images, 2 classes -> {tmp_path / 'val.beton'}"
+    assert lines[0] == f"train: 3 images, 2 classes -> {tmp_path / 'out' / 'train.beton'}"
+    assert lines[1].startswith("  skipped sample 3: ")
+    assert lines[2] == f"val: 3 images, 2 classes -> {tmp_path / 'out' / 'val.beton'}"
 
 
-def test_the_command_names_classes_without_images(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_classes_without_images_are_printed(
+    command: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def write_few(config: Config) -> dict[str, BetonIndex]:
-        names = [*NAMES, *(f"rare {number}" for number in range(7))]
-        return write_splits("birds", {"train": three()}, names, config, None)
-
-    run("birds", Config, write_few, None, ["--out", str(tmp_path), "--num-workers", "0"])
-    lines = capsys.readouterr().out.splitlines()
+    command(names=[*NAMES, *(f"rare {number}" for number in range(7))])
     rare = ", ".join(f"rare {number}" for number in range(5))
-    assert lines[1:] == [f"  no images of {rare} and 2 more"]
+    assert capsys.readouterr().out.splitlines()[1] == f"  no images of {rare} and 2 more"
 
 
-def test_an_error_ends_the_command_with_one_line_and_status_1(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_an_error_is_one_line_and_status_1(
+    command: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as ended:
-        run("birds", Config, write, None, ["--out", str(tmp_path), "--num-workers", "0", "--bad"])
+        command("--bad")
     assert ended.value.code == 1
-    (line,) = [each for each in capsys.readouterr().err.splitlines() if "writers.birds" in each]
-    assert "Cannot encode sample 3: " in line
+    (line,) = [each for each in capsys.readouterr().err.splitlines() if "birds" in each]
+    assert line.startswith("dp4tl write birds: Cannot encode sample 3: ")
 
 
 @pytest.mark.parametrize(
-    ("encoding", "printed"), [("utf-8", "é \\udcff.jpg\n"), ("ascii", "\\xe9 \\udcff.jpg\n")]
+    ("encoding", "printed"), [("utf-8", "é \\udcff.jpg"), ("ascii", "\\xe9 \\udcff.jpg")]
 )
-def test_names_that_are_no_text_are_printed_with_escapes(
-    encoding: str, printed: str, monkeypatch: pytest.MonkeyPatch
+def test_file_names_that_are_not_text_are_printed_with_escapes(
+    encoding: str,
+    printed: str,
+    command: Callable[..., None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    put_all(tmp_path, {"good.jpg": jpeg(0)})
+    bad = tmp_path / os.fsdecode("é ".encode() + b"\xff.jpg")
+    bad.write_bytes(b"no image")
     stream = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(stream, encoding=encoding, errors="strict"))
-    say("é " + os.fsdecode(b"\xff.jpg"))
+    command("--on-error", "skip", samples=ImageFiles([tmp_path / "good.jpg", bad], [0, 1]))
     sys.stdout.flush()
-    assert stream.getvalue().decode(encoding) == printed
+    assert f"skipped {tmp_path}/{printed}" in stream.getvalue().decode(encoding)
 
 
-def test_the_command_prints_left_out_files_whose_names_are_no_text(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    bad = tmp_path / os.fsdecode(b"\xff.jpg")
-    put_all(tmp_path, {"good.jpg": jpeg(0)})
-    bad.write_bytes(b"no image")
+# All writers.
 
-    def write_files(config: Config) -> dict[str, BetonIndex]:
-        samples = ImageFiles([tmp_path / "good.jpg", bad], [0, 1])
-        return write_splits("birds", {"train": samples}, NAMES, config, None)
 
-    stream = io.BytesIO()
-    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(stream, encoding="utf-8", errors="strict"))
-    arguments = ["--out", str(tmp_path), "--num-workers", "0", "--on-error", "skip"]
-    run("birds", Config, write_files, None, arguments)
-    sys.stdout.flush()
-    assert rb"\udcff.jpg" in stream.getvalue()
+@pytest.mark.parametrize("name", WRITERS)
+def test_every_writer_has_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run(f"writers.{name}", ["--help"])
+    assert ended.value.code == 0
+    said = capsys.readouterr().out
+    assert said.startswith(f"usage: python -m writers.{name} ")
+    assert "Write " in said
+    assert "--out PATH" in said
+
+
+def test_importing_a_writer_is_fast() -> None:
+    heavy = {"torch", "torchvision", "ffcv", "numba", "cv2", "PIL", "pyarrow", "scipy", "sklearn"}
+    names = ", ".join(f"writers.{name}" for name in WRITERS)
+    code = f"import sys, {names}; print({heavy} & set(sys.modules))"
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
+    assert done.stdout == "set()\n", done.stderr

@@ -159,7 +159,7 @@ def run(module: str, arguments: Sequence[str] | None = None, program: str | None
     with one_line_errors(program):
         written = writer.write(config)
     for name, index in written.items():
-        say(f"{name}: {index.num_samples} images, {index.num_classes()} classes -> {index.path}")
+        say(f"{name}: {index.num_samples} images, {index.num_classes} classes -> {index.path}")
         for line in _notices(index):
             say(f"  {line}")
 
