@@ -1,8 +1,8 @@
-"""Run a surrogate over a dataset, once: features, predictions and softmax mass, in a folder."""
+"""Run a model over the images of a beton and keep its features and predictions in a folder."""
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from itertools import chain
 from pathlib import Path
@@ -13,182 +13,192 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from .artifacts import sha256_of_file
-from .distributed import barrier, on_rank_zero, rank, world_size
+from .beton import BetonIndex
+from .beton.index import check_indices
+from .distributed import barrier, on_rank_zero, process_group, rank, world_size
+from .errors import BetonError
+from .loading import evaluation_loader
 from .progress import track
 from .scoring.features.blocks import FeatureBlocks, Plan
 from .scoring.features.features import Features
+from .scoring.methods.label_mapping import BLOCK_ROWS
+from .scoring.surrogate.load import ModelLike, load_model
 from .scoring.surrogate.models import Classifier
-
-Batch = tuple[Tensor, Tensor]
-Load = Callable[[NDArray[np.int64]], Iterable[Batch]]
+from .validate import check_choice, check_int
 
 
-def extract_features(
-    model: Classifier,
-    load: Load,
-    indices: ArrayLike,
+def extract_features(  # noqa: PLR0913  # options are named at the call
+    model: ModelLike,
+    beton: str | os.PathLike[str] | BetonIndex,
     out: str | os.PathLike[str],
     *,
+    indices: ArrayLike | None = None,
+    arch: str | None = None,
+    num_classes: int | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    headless: bool = False,
+    resolution: int = 224,
+    crop_ratio: float = 224 / 256,
     logits: bool = False,
     dtype: Literal["float16", "float32"] = "float32",
     amp: bool = True,
     restart: bool = False,
-    checkpoint: str | os.PathLike[str] | None = None,
-    provenance: Mapping[str, Any] | None = None,
+    batch_size: int = 256,
+    num_workers: int | None = None,
+    device: str | torch.device | None = None,
 ) -> Features:
-    """Run a surrogate in evaluation mode over samples, once, and keep what it says in a folder.
+    """Run a model over the images of a beton, and keep its features and predictions in a folder.
 
-    What a killed run leaves is continued by the same call, which then gives the same bytes; what is
-    finished is taken over. Where torch.distributed is initialised, each process calls this with the
-    same arguments but its own device: process r of R takes blocks r, r + R, ... of those that are
-    missing, all write to the same folder, and all return the same.
+    The model runs in evaluation mode on centre crops. Calling this again after a killed run
+    continues it, with the same bytes as result; a finished folder is returned as it is. The
+    processes that `torchrun` started share the work and return the same features; a program that
+    calls this more than once joins them itself, with `utils.process_group`.
 
     Args:
-        model: the surrogate, on its device. Its method `features` returns logits `(B, C)`, or None
-            from an encoder without a classifier, and pooled features `(B, D)`.
-        load: returns batches of given sample ids, in that order: images `(B, 3, H, W)` on the
-            model's device and labels `(B,)`.
-        indices: sample ids `(n,)`.
+        model: a classifier or encoder; the path of a checkpoint; or the name of an architecture,
+            which loads the pretrained weights of torchvision or, for `timm:NAME`, of timm.
+        beton: source or target, with fields `image` and `label`.
         out: folder to write.
-        logits: keep the logits `(n, C)`; predictions and softmax mass are kept either way.
-        dtype: of the features on the disk.
-        amp: on a GPU, compute in half precision where torch deems that safe.
-        restart: delete an earlier run's folder instead of continuing it.
-        checkpoint: file that the surrogate came from, recorded by its SHA-256.
-        provenance: further facts to record; a folder with others is not continued.
+        indices: sample ids `(n,)`; None takes all samples.
+        arch: for a checkpoint: its architecture, see `load_checkpoint`.
+        num_classes: for a checkpoint: its number of classes.
+        mean: for a checkpoint: mean per channel.
+        std: for a checkpoint: standard deviation per channel.
+        headless: for a checkpoint: leave the classifier off and keep features alone.
+        resolution: side of the centre crop in pixels, after resizing.
+        crop_ratio: side of the centre crop / shorter side of the image.
+        logits: keep the logits `(n, C)` in addition to predictions and soft votes.
+        dtype: type of the features on disk.
+        amp: on a GPU, compute in mixed precision.
+        restart: delete the folder of another run instead of raising StaleArtifactError.
+        batch_size: images per pass, rounded down to a power of two of at most 4096.
+        num_workers: loading threads per process; None shares all cores among the processes.
+        device: where the model is moved to and run; None takes the GPU of this process if there
+            is one.
 
     Raises:
-        BlockingIOError: another run writes `out` now.
+        BlockingIOError: another run is writing `out`.
+        CheckpointError: the model cannot be loaded, see `load_checkpoint`.
         StaleArtifactError: `out` comes from another model, other samples or other settings.
-        ValueError: an argument is wrong, `load` returns more or fewer samples, or a value is not
-            finite (float16 ends at 65504).
+        ValueError: an argument is wrong, or a feature is not finite (float16 ends at 65504).
     """
-    if dtype not in ("float16", "float32"):
-        raise ValueError(f"`dtype` must be float16 or float32; got {dtype!r}. Choose one.")
-    device = next(chain(model.parameters(), model.buffers())).device
-    amp = amp and device.type == "cuda"
-    source = {"checkpoint_sha256": sha256_of_file(checkpoint)} if checkpoint else {}
-    plan = Plan(
-        folder=Path(out),
-        indices=_check_indices(indices),
-        logits=logits,
-        dtype=dtype,
-        facts={"weights_sha256": _digest(model), "device": device.type},
-        provenance={
-            "arch": model.arch,
-            "trained_on": model.trained_on,
-            "mean": list(model.channels[0]),
-            "std": list(model.channels[1]),
-            "amp": amp,
-            **source,
-            **(provenance or {}),
-        },
+    check_choice("dtype", dtype, ("float16", "float32"))
+    index = BetonIndex.of(beton)
+    chosen = np.arange(index.num_samples) if indices is None else indices
+    ids = check_indices(chosen, index.num_samples)
+    if not ids.size:
+        raise ValueError("`indices` is empty; pass at least one sample id.")
+    classifier, weights = load_model(
+        model, arch=arch, num_classes=num_classes, mean=mean, std=std, headless=headless
     )
-    model.eval()
-    with ExitStack() as held, torch.inference_mode(), torch.autocast(device.type, enabled=amp):
+    size = _batch_size(batch_size)
+    with ExitStack() as held:
+        own_device = held.enter_context(process_group())
+        device = torch.device(own_device if device is None else device)
+        classifier.to(device).eval()
+        amp = amp and device.type == "cuda"
+        held.enter_context(torch.inference_mode())
+        held.enter_context(torch.autocast(device.type, enabled=amp))
 
-        def prepare() -> list[int] | None:
-            prepared = plan.prepared(lambda: _shapes(model, load, plan.indices), restart=restart)
-            return held.enter_context(prepared)
+        def load(ids: NDArray[np.int64]) -> Iterable[tuple[Tensor, Tensor]]:
+            return evaluation_loader(
+                index,
+                batch_size=size,
+                resolution=resolution,
+                crop_ratio=crop_ratio,
+                num_workers=num_workers,
+                device=device,
+                indices=ids,
+            )
 
-        missing = on_rank_zero(prepare)
+        def shapes() -> tuple[int, int | None]:
+            images, _ = next(iter(load(ids[:1])))
+            outputs, pooled = classifier.features(images)
+            return pooled.shape[1], None if outputs is None else outputs.shape[1]
+
+        plan = Plan(
+            folder=Path(out),
+            indices=ids,
+            logits=logits,
+            dtype=dtype,
+            facts={"weights_sha256": _digest(classifier), "device": device.type},
+            provenance={
+                "arch": classifier.arch,
+                "trained_on": classifier.trained_on,
+                "mean": list(classifier.channels[0]),
+                "std": list(classifier.channels[1]),
+                "amp": amp,
+                **weights,
+                "beton_fingerprint": index.fingerprint,
+                "beton_classes": _num_classes(index),
+                "resolution": resolution,
+                "crop_ratio": crop_ratio,
+            },
+        )
+        missing = on_rank_zero(lambda: held.enter_context(plan.prepared(shapes, restart=restart)))
         if missing is not None:
-            _extract(model, load, plan, missing[rank() :: world_size()])
+            mine = missing[rank() :: world_size()]
+            if mine:
+                rows = np.concatenate([ids[plan.rows(block)] for block in mine])
+                batches = load(rows)
+                if rank() == 0:
+                    batches = _tracked(batches, len(rows))
+                _write_blocks(classifier, batches, plan, mine)
             barrier()
             on_rank_zero(plan.finish)
     return Features.load(out)
 
 
-def _extract(model: Classifier, load: Load, plan: Plan, mine: Sequence[int]) -> None:
-    """Compute and store the blocks `mine`."""
-    if not mine:
-        return
-    blocks = FeatureBlocks(plan)
-    ids = [plan.indices[plan.rows(block)] for block in mine]
-    passes: Iterable[Batch] = _passes(load(np.concatenate(ids)), list(map(len, ids)))
-    if rank() == 0:
-        passes = track(
-            passes,
-            total=sum(map(len, ids)),
-            description="features",
-            unit="images",
-            scale=lambda batch: len(batch[1]),
-        )
-    waiting = iter(passes)
-    for block, block_ids in zip(mine, ids, strict=True):
-        parts: list[tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.float32] | None]] = []
-        while sum(len(part[1]) for part in parts) < len(block_ids):
-            images, labels = next(waiting)
-            outputs, pooled = model.features(images)
-            parts.append(
-                (
-                    pooled.float().cpu().numpy(),
-                    labels.reshape(-1).cpu().numpy().astype(np.int64),
-                    None if outputs is None else outputs.float().cpu().numpy(),
-                )
-            )
-        features, numbers, logits = zip(*parts, strict=True)
-        blocks.write(
-            block,
-            np.concatenate(features),
-            np.concatenate(numbers),
-            None if logits[0] is None else np.concatenate(logits),
-        )
-    for _ in waiting:  # tells of samples beyond the last block, and ends the progress bar
-        pass
-
-
-def _passes(batches: Iterable[Batch], lengths: Sequence[int]) -> Iterator[Batch]:
-    """Cut batches anew: passes begin at the same rows of a block, whichever blocks are missing.
-
-    How a network rounds depends on what else is in the pass. Where the size of the batches divides
-    the blocks nothing is copied.
-    """
-    total, seen, gathered = sum(lengths), 0, 0
-    sizes: Iterator[int] | None = None
-    wanted = 0
-    pieces: list[Batch] = []
+def _write_blocks(
+    model: Classifier,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    plan: Plan,
+    missing: Sequence[int],
+) -> None:
+    """Compute and store the blocks `missing`; every block starts with a new batch."""
+    writer, remaining = FeatureBlocks(plan), iter(missing)
+    block, parts = next(remaining), []
     for images, labels in batches:
-        if sizes is None:
-            sizes = _pass_sizes(max(1, len(images)), lengths)
-            wanted = next(sizes)
-        if seen + len(images) > total:
-            raise _other_count(total, f"{seen + len(images)} or more")
-        start = 0
-        while start < len(images):
-            end = min(start + wanted - gathered, len(images))
-            pieces.append((images[start:end], labels[start:end]))
-            gathered += end - start
-            start = end
-            if gathered == wanted:
-                yield _joined(pieces)
-                pieces, gathered, wanted = [], 0, next(sizes, 0)
-        seen += len(images)
-        pieces = [(image.clone(), label.clone()) for image, label in pieces]  # ffcv uses its again
-    if seen < total:
-        raise _other_count(total, str(seen))
-
-
-def _pass_sizes(size: int, lengths: Sequence[int]) -> Iterator[int]:
-    for length in lengths:
-        for start in range(0, length, size):
-            yield min(size, length - start)
-
-
-def _joined(pieces: Sequence[Batch]) -> Batch:
-    if len(pieces) == 1:
-        return pieces[0]
-    images, labels = zip(*pieces, strict=True)
-    return torch.cat(images), torch.cat(labels)
-
-
-def _shapes(model: Classifier, load: Load, indices: NDArray[np.int64]) -> tuple[int, int | None]:
-    """Return the columns of features and of logits, from a pass over one sample."""
-    for images, _ in load(indices[:1]):
         outputs, pooled = model.features(images)
-        return pooled.shape[1], None if outputs is None else outputs.shape[1]
-    raise _other_count(1, "0")
+        parts.append(
+            (
+                pooled.float().cpu().numpy(),
+                labels.reshape(-1).cpu().numpy().astype(np.int64),
+                None if outputs is None else outputs.float().cpu().numpy(),
+            )
+        )
+        if sum(len(part[1]) for part in parts) == len(plan.indices[plan.rows(block)]):
+            features, numbers, logits = zip(*parts, strict=True)
+            writer.write(
+                block,
+                np.concatenate(features),
+                np.concatenate(numbers),
+                None if logits[0] is None else np.concatenate(logits),
+            )
+            block, parts = next(remaining, -1), []
+
+
+def _tracked(batches: Iterable[tuple[Tensor, Tensor]], total: int) -> Any:
+    return track(
+        batches,
+        total=total,
+        description="features",
+        unit="images",
+        scale=lambda batch: len(batch[1]),
+    )
+
+
+def _batch_size(wanted: int) -> int:
+    """Return the largest size up to `wanted` that divides a block.
+
+    How a network rounds depends on what else is in a batch: if batches start at the same rows
+    whichever blocks are missing, a continued run gives the same bytes.
+    """
+    size = min(check_int("batch_size", wanted, at_least=1), BLOCK_ROWS)
+    while BLOCK_ROWS % size:
+        size -= 1
+    return size
 
 
 def _digest(model: torch.nn.Module) -> str:
@@ -201,18 +211,8 @@ def _digest(model: torch.nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _check_indices(indices: ArrayLike) -> NDArray[np.int64]:
-    array = np.asarray(indices)
-    if array.ndim != 1 or array.dtype.kind not in "iu" or not array.size:
-        raise ValueError(
-            f"`indices` must be sample ids (n,), n >= 1; got shape {array.shape} of {array.dtype}. "
-            "Name the samples to load."
-        )
-    return array.astype(np.int64)
-
-
-def _other_count(wanted: int, found: str) -> ValueError:
-    return ValueError(
-        f"`load` must return the {wanted} samples that it is asked for; got {found}. "
-        "Load without drop_last."
-    )
+def _num_classes(index: BetonIndex) -> int | None:
+    try:
+        return index.num_classes
+    except BetonError:  # negative labels: samples without a class still have features
+        return None

@@ -1,8 +1,8 @@
-"""One process of an extraction, for tests that kill it or start several; a module of samples, too.
+"""One process that extracts features, for tests that kill it or start several.
 
-    python tests/extraction_process.py OUT DELAY    # with torchrun's variables, or without
+    python tests/extraction_process.py BETON OUT DELAY    # with torchrun's variables, or without
 
-Prints the ids that were loaded and a digest of what came back.
+Prints the ids that were loaded, and a digest of the features or the error.
 """
 
 import hashlib
@@ -16,14 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dp4tl_ffcv import Features, build_model, extract_features
+from dp4tl_ffcv import Features, build_model, extract_features, extraction
 from dp4tl_ffcv.scoring.features import blocks
 from dp4tl_ffcv.utils import Classifier
 
 SAMPLES = 70
 CLASSES = 5
 IDS = np.random.default_rng(1).permutation(SAMPLES)
-Load = Callable[[Any], Iterator[tuple[Tensor, Tensor]]]
 
 
 def surrogate(seed: int = 0) -> Classifier:
@@ -43,21 +42,27 @@ def labels() -> Tensor:
     return torch.arange(SAMPLES) * 7 % 4
 
 
-def loads(loaded: list[int], batch_size: int = 4, before: Callable[[], Any] = int) -> Load:
-    """Return a `load` that notes the ids, and calls `before` ahead of each batch."""
+def fake_loader(
+    loaded: list[int], before: Callable[[], Any] = int, numbers: Tensor | None = None
+) -> Callable[..., Iterator[tuple[Tensor, Tensor]]]:
+    """Return a stand-in for `evaluation_loader` that records the ids it loads.
 
-    def load(indices: Any) -> Iterator[tuple[Tensor, Tensor]]:
-        images, numbers = pixels(), labels()
-        # Buffers that are used again, as ffcv's.
+    It calls `before` ahead of each batch, and reuses its buffers as ffcv does.
+    """
+
+    def load(
+        _: Any, *, indices: Any, batch_size: int, device: Any, **__: Any
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        images, all_labels = pixels(), labels() if numbers is None else numbers
         image_buffer = torch.empty((batch_size, *images.shape[1:]), dtype=torch.uint8)
-        label_buffer = torch.empty(batch_size, dtype=torch.int64)
+        label_buffer = torch.empty((batch_size, 1), dtype=torch.int64)
         for start in range(0, len(indices), batch_size):
             before()
             ids = torch.from_numpy(np.asarray(indices)[start : start + batch_size])
             loaded.extend(ids.tolist())
             image_buffer[: len(ids)] = images[ids]
-            label_buffer[: len(ids)] = numbers[ids]
-            yield image_buffer[: len(ids)], label_buffer[: len(ids)]
+            label_buffer[: len(ids), 0] = all_labels[ids]
+            yield image_buffer[: len(ids)].to(device), label_buffer[: len(ids)].to(device)
 
     return load
 
@@ -69,21 +74,19 @@ def digest(features: Features) -> str:
     return hashlib.sha256(b"".join(arrays)).hexdigest()
 
 
-def main(out: str, delay: str) -> None:
-    """Extract with blocks of 10 rows."""
+def main(beton: str, out: str, delay: str) -> None:
+    """Extract in blocks of 10 rows, waiting `delay` seconds before each batch."""
     torch.set_num_threads(1)
-    from dp4tl_ffcv.distributed import process_group
-
     loaded: list[int] = []
-    blocks.BLOCK_ROWS = 10
-    load = loads(loaded, before=lambda: time.sleep(float(delay)))
-    with process_group():
-        try:
-            features = extract_features(surrogate(), load, IDS, out, logits=True)
-        except ValueError as error:
-            print(json.dumps({"loaded": loaded, "error": str(error)}))
-        else:
-            print(json.dumps({"loaded": loaded, "digest": digest(features)}))
+    extraction.BLOCK_ROWS = blocks.BLOCK_ROWS = 10
+    extraction.evaluation_loader = fake_loader(loaded, lambda: time.sleep(float(delay)))
+    options: dict[str, Any] = {"indices": IDS, "logits": True, "batch_size": 5}
+    try:
+        features = extract_features(surrogate(), beton, out, device="cpu", **options)
+    except ValueError as error:
+        print(json.dumps({"loaded": loaded, "error": str(error)}))
+    else:
+        print(json.dumps({"loaded": loaded, "digest": digest(features)}))
 
 
 if __name__ == "__main__":

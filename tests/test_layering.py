@@ -50,6 +50,11 @@ PARTS = {
     "benchmarks": {*LIBRARY, "cli", "public", "utils", "writers", "train"},
 }
 MAY_ALSO = {
+    "dp4tl_ffcv.scoring.methods.grand": {
+        "beton",
+        "distributed",
+        "loading",
+    },
     "train.demo": {"writers"},
 }
 

@@ -19,8 +19,7 @@ from typing import Any
 import numpy as np
 import tyro
 
-from dp4tl_ffcv import BetonIndex, Scores, select, write_report
-from dp4tl_ffcv.cli import features as features_verb
+from dp4tl_ffcv import BetonIndex, Scores, extract_features, select, write_report
 from dp4tl_ffcv.cli import score
 from dp4tl_ffcv.utils import RunFolder, environment, one_line_errors, sha256_of_file, write_json
 from dp4tl_ffcv.writers import digits
@@ -185,15 +184,15 @@ class Demo:
         # The steps are those of the command line, files included: that is what a user pays.
         def features(split: str) -> Path:
             out = run.path / split
-            features_verb.Features(
-                beton=self.data / f"{split}.beton",
-                checkpoint=checkpoint,
-                out=out,
+            extract_features(
+                checkpoint,
+                self.data / f"{split}.beton",
+                out,
                 resolution=32,
                 crop_ratio=1.0,
-                num_workers=self.config.num_workers,
+                num_workers=max(self.config.num_workers, 0) or None,
                 restart=True,
-            ).run()
+            )
             return out
 
         # A first pass over other images, so that compilation is not counted as selection.

@@ -203,17 +203,9 @@ class Trainer:
             return time.perf_counter() - started
 
     def _features(self, surrogate: dp4tl_ffcv.Classifier, beton: Path, out: Path) -> Any:
-        def load(indices: Any) -> Any:
-            return dp4tl_ffcv.evaluation_loader(
-                beton,
-                batch_size=256,
-                resolution=self.network.resolution,
-                indices=indices,
-                device=self.device,
-            )
-
-        count = dp4tl_ffcv.BetonIndex.open(beton).num_samples
-        return dp4tl_ffcv.extract_features(surrogate, load, np.arange(count), out)
+        return dp4tl_ffcv.extract_features(
+            surrogate, beton, out, resolution=self.network.resolution, device=self.device
+        )
 
 
 class Synthetic:

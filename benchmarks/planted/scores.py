@@ -18,7 +18,6 @@ from dp4tl_ffcv import (
     Scores,
     Selection,
     class_means,
-    evaluation_loader,
     extract_features,
     feature_mapping,
     label_mapping,
@@ -27,7 +26,7 @@ from dp4tl_ffcv import (
 from dp4tl_ffcv.scoring import random_scores
 from dp4tl_ffcv.scoring.clustering.kmeans import Clusters, cluster
 from dp4tl_ffcv.scoring.combine import combine_scores
-from dp4tl_ffcv.scoring.gradients import grand
+from dp4tl_ffcv.scoring.methods.grand import grand
 from dp4tl_ffcv.scoring.methods.influence import class_influence
 from dp4tl_ffcv.scoring.methods.label_mapping import soft_label_mapping
 from dp4tl_ffcv.scoring.methods.samples import (
@@ -154,8 +153,11 @@ class Scorer:
             return Scored(scores, time.perf_counter() - started)
         if method == "grand":
             self.features("source")  # what is compiled at first use is not counted
-            model, images = self.surrogate(), self.images("source")
-            scores = self.once("grand", lambda: grand(model, images(self.all_ids("source"))))
+            model, resolution = self.surrogate(), self.training.resolution
+            scores = self.once(
+                "grand",
+                lambda: grand(model, self.beton("source"), resolution=resolution, crop_ratio=1.0),
+            )
             return Scored(scores, self.seconds("grand"), self.seconds("surrogate"))
         source = self.features("source")
         logits, features, labels = np.asarray(source.logits), source.features, source.labels
@@ -214,20 +216,9 @@ class Scorer:
             lambda: train_encoder(source, training.arch, training.resolution, Contrast()),
         )
 
-    def images(self, dataset: str) -> Callable[[Any], Any]:
-        """Return what loads given samples of a training split."""
-        return lambda ids: evaluation_loader(
-            self.training.data / f"{dataset}_train.beton",
-            batch_size=256,
-            resolution=self.training.resolution,
-            crop_ratio=1.0,
-            indices=ids,
-        )
-
-    def all_ids(self, dataset: str) -> NDArray[np.int64]:
-        """Return the sample ids of a training split."""
-        path = self.training.data / f"{dataset}_train.beton"
-        return np.arange(BetonIndex.open(path).num_samples)
+    def beton(self, dataset: str) -> Path:
+        """Return the training split of a dataset."""
+        return self.training.data / f"{dataset}_train.beton"
 
     def features(self, dataset: str, encoder: str = "surrogate") -> Features:
         """Return a network's features and logits on a training split."""
@@ -238,9 +229,10 @@ class Scorer:
             with quiet():
                 return extract_features(
                     model,
-                    self.images(name),
-                    self.all_ids(name),
+                    self.beton(name),
                     self.folder / "features" / f"{encoder}_{name}",
+                    resolution=self.training.resolution,
+                    crop_ratio=1.0,
                     logits=True,
                     restart=True,
                 )

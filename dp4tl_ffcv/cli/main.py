@@ -1,5 +1,6 @@
 """Entry point: choose the verb, run it, print its result, turn an error into one line."""
 
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from functools import reduce
@@ -35,7 +36,7 @@ def run_verb(verb: Any) -> None:
     """Run a verb and print the summary of its result."""
     with one_line_errors("dp4tl", debug=verb.output.debug):
         result = verb.run()
-        if result is None:  # under torchrun, only rank 0 prints
+        if os.environ.get("RANK", "0") != "0":  # under torchrun, only rank 0 prints
             return
         summary = result if isinstance(result, Mapping) else result.summary()
         verb.output.show({"out": str(verb.out), **summary} if hasattr(verb, "out") else summary)

@@ -1,9 +1,8 @@
 """The methods of the verb score that score samples: what class scores are compared with."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from .scoring import Method, load_source, mean_over_runs, num_classes_of, of_source
 
@@ -54,58 +53,26 @@ class GradientNorm(Method):
     """Side of the centre crop / shorter side of the image."""
     batch_size: int = 256
     """Images that are loaded at a time; does not change the result."""
-    num_workers: int = -1
-    """Loading threads; -1 takes every core."""
+    num_workers: int | None = None
+    """Loading threads. Without it, all cores are used."""
     method: Literal["auto", "ghost", "vmap", "loop"] = "auto"
     """How the norms are computed; all give the same, auto the fastest that suits the model."""
 
     def score(self) -> "Scores":
-        """Score each run, and average."""
-        return mean_over_runs([self._of_run(path) for path in self.checkpoint])
+        """Score by all runs."""
+        from ..scoring.methods.grand import grand
 
-    def _of_run(self, checkpoint: Path) -> "Scores":
-        from ..artifacts import sha256_of_file
-        from ..beton import BetonIndex
-        from ..distributed import best_device
-        from ..scoring.gradients import grand
-        from ..scoring.surrogate import load_checkpoint
-
-        device = best_device()
-        model = load_checkpoint(checkpoint, arch=self.arch, mean=self.mean, std=self.std)
-        model = model.to(device)
-        index = BetonIndex.open(self.beton)
         return grand(
-            model,
-            self._batches(index, device, checkpoint.name),
+            self.checkpoint,
+            self.beton,
+            arch=self.arch,
+            mean=self.mean,
+            std=self.std,
+            resolution=self.resolution,
+            crop_ratio=self.crop_ratio,
+            batch_size=self.batch_size,
+            num_workers=self.num_workers,
             method=self.method,
-            provenance={
-                "checkpoint_sha256": sha256_of_file(checkpoint),
-                "arch": model.arch,
-                "mean": list(model.channels[0]),
-                "std": list(model.channels[1]),
-                "resolution": self.resolution,
-                "crop_ratio": self.crop_ratio,
-                "source_fingerprint": index.fingerprint,
-            },
-        )
-
-    def _batches(self, index: Any, device: Any, name: str) -> Iterator[Any]:
-        from ..loading import evaluation_loader
-        from ..progress import track
-
-        return track(
-            evaluation_loader(
-                self.beton,
-                batch_size=self.batch_size,
-                resolution=self.resolution,
-                crop_ratio=self.crop_ratio,
-                num_workers=self.num_workers,
-                device=device,
-            ),
-            total=index.num_samples,
-            description=f"gradients of {name}",
-            unit="images",
-            scale=self.batch_size,
         )
 
 

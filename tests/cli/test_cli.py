@@ -206,7 +206,7 @@ def test_a_beton_that_cannot_be_read_is_one_line(
     beton, out = bad_betons.folder / f"{name}.beton", bad_betons.folder / "out.npz"
     arguments: dict[str, tuple[str | Path, ...]] = {
         "inspect": ("inspect", beton),
-        "features": ("features", beton, "--checkpoint", files.surrogate_pt, "--out", out),
+        "features": ("features", beton, "--model", files.surrogate_pt, "--out", out),
         "random": ("score", "random", "--beton", beton, "--out", out),
         "select": ("select", "--scores", files.lm_npz, "--beton", beton, "--keep=1", "--out", out),
     }
@@ -235,7 +235,7 @@ def test_labels_that_are_no_class_ids_are_one_line(
     field = ("--label-field", "other") if kind == "negative" else ()
     scores = ("--scores", files.lm_npz, "--keep=1")
     arguments: dict[str, tuple[str | Path, ...]] = {
-        "features": ("features", beton, "--checkpoint", files.surrogate_pt, "--out", out),
+        "features": ("features", beton, "--model", files.surrogate_pt, "--out", out),
         "random": ("score", "random", "--beton", beton, *field, "--out", out),
         "select": ("select", *scores, "--beton", beton, *field, "--out", out),
     }

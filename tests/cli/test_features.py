@@ -36,7 +36,7 @@ def run(
     """Extract the photos' features to the folder out, and return what is printed."""
 
     def call(*options: str, out: str = "out") -> dict[str, Any]:
-        arguments = ["features", str(photos.path), "--checkpoint", str(checkpoint), *PASS]
+        arguments = ["features", str(photos.path), "--model", str(checkpoint), *PASS]
         main([*arguments, "--out", str(tmp_path / out), *options, "--json"])
         result: dict[str, Any] = json.loads(capsys.readouterr().out)
         return result
@@ -83,12 +83,13 @@ def test_processes_of_torchrun_share_the_work(
 ) -> None:
     run("--logits", out="alone")
     code = (
-        "from dp4tl_ffcv.cli import main; from dp4tl_ffcv.scoring import feature_blocks; "
-        "feature_blocks.BLOCK_ROWS = 16; main()"
+        "from dp4tl_ffcv import extraction; from dp4tl_ffcv.cli import main; "
+        "from dp4tl_ffcv.scoring.features import blocks; "
+        "extraction.BLOCK_ROWS = blocks.BLOCK_ROWS = 16; main()"
     )
     torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--no-python")
     command = (*torchrun, "--nproc-per-node", "2", sys.executable, "-c", code, "features")
-    inputs = (str(photos.path), "--checkpoint", str(checkpoint), *PASS[:4], "--logits")
+    inputs = (str(photos.path), "--model", str(checkpoint), *PASS[:4], "--logits")
     done = subprocess.run(
         [*command, *inputs, "--out", str(tmp_path / "shared"), "--json"],
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},

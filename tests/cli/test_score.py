@@ -14,7 +14,6 @@ from dp4tl_ffcv import (
     Scores,
     build_model,
     class_means,
-    evaluation_loader,
     feature_mapping,
     image_fields,
     label_mapping,
@@ -23,7 +22,7 @@ from dp4tl_ffcv import (
 )
 from dp4tl_ffcv.scoring.clustering.clusters import Clusters
 from dp4tl_ffcv.scoring.combine import mean_scores
-from dp4tl_ffcv.scoring.gradients import grand
+from dp4tl_ffcv.scoring.methods.grand import grand
 from dp4tl_ffcv.scoring.methods.influence import class_influence, class_list_scores
 from dp4tl_ffcv.scoring.methods.label_mapping import soft_label_mapping
 from dp4tl_ffcv.scoring.methods.samples import (
@@ -260,10 +259,7 @@ def test_grand_is_averaged_over_checkpoints(
         torch.manual_seed(seed)
         model = build_model("resnet8_w16", 10)
         save_checkpoint(path, model)
-        loader = evaluation_loader(
-            other_photos.path, batch_size=40, resolution=32, crop_ratio=0.9, num_workers=1
-        )
-        runs.append(grand(model, loader, method="loop"))
+        runs.append(grand(model, other_photos.index, resolution=32, crop_ratio=0.9, method="loop"))
     options = (*VIEWS, "--crop-ratio", "0.9")
     for count in (1, 2):
         inputs = ("--beton", other_photos.path, "--checkpoint", *paths[:count])

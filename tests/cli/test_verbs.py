@@ -18,6 +18,7 @@ SUMMARY = {"samples": 3}
 VERBS = {
     "BetonIndex.open": "inspect nowhere.beton",
     "verify": "verify nowhere.beton --decode",
+    "extract_features": "features nowhere.beton --model resnet18 --out features",
     "select": "select --scores a.npz b.npz --beton nowhere.beton --keep 0.4 --out c.npz",
     "compact": "compact nowhere.beton --selection c.npz --out d.beton",
     "export_indices": "export c.npz --out ids.npy",

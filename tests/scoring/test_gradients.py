@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dp4tl_ffcv import build_model
-from dp4tl_ffcv.scoring.gradients import gradient_norms, grand
+from dp4tl_ffcv.scoring.gradients import gradient_norms
 
 CLASSES = 5
 METHODS = ("ghost", "vmap", "loop")
@@ -622,12 +622,3 @@ def test_a_method_that_there_is_not_is_refused() -> None:
     method: Any = "fast"
     with pytest.raises(ValueError, match="`method` must be one of"):
         gradient_norms(nn.Linear(6, CLASSES), [data(6)], method=method)
-
-
-def test_grand_keeps_the_hardest_first() -> None:
-    model, (images, labels) = lively(Shared()), data(3, 7, 6, count=9)
-    scores = grand(model, [(images, labels)], provenance={"run": 1})
-    assert (scores.method, scores.unit) == ("grand", "sample")
-    assert dict(scores.provenance) == {"run": 1}
-    expected = np.argsort(-twin(model, images, labels), kind="stable")
-    assert scores.ranking().tolist() == expected.tolist()

@@ -92,6 +92,14 @@ class Features:
             return int(self.logits.shape[1])
         return None if self.mass is None else len(self.mass)
 
+    def summary(self) -> dict[str, Any]:
+        """Return the numbers of samples, classes and features."""
+        return {
+            "samples": len(self),
+            "classes": self.num_outputs,
+            "features": self.features.shape[1],
+        }
+
     def class_means(self, num_classes: int) -> NDArray[np.float64]:
         """Return the mean feature of each label, as the function `class_means` does.
 

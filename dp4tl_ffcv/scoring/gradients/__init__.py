@@ -1,5 +1,5 @@
-"""Norms of per-sample gradients (GraNd), without forming the gradients where that is cheaper."""
+"""Norms of per-sample gradients."""
 
-from .norms import gradient_norms, grand
+from .norms import gradient_norms
 
-__all__ = ["gradient_norms", "grand"]
+__all__ = ["gradient_norms"]

@@ -1,6 +1,6 @@
 """Norms of per-sample gradients (GraNd), without forming the gradients where that is cheaper."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ..scores import Scores
 from .ghost import check_apart, check_same, ghost_norms
 from .rules import UnsuitedError
 
@@ -67,38 +66,6 @@ def gradient_norms(
     if not sum(map(len, norms)):
         raise ValueError("`batches` must hold at least one sample; got none. Check the dataset.")
     return np.concatenate(norms)
-
-
-def grand(
-    model: nn.Module,
-    batches: Iterable[tuple[Tensor, Tensor]],
-    *,
-    method: Method = "auto",
-    provenance: Mapping[str, Any] | None = None,
-) -> Scores:
-    """Score samples by GraNd of one run: the norm of their gradient, see `gradient_norms`.
-
-    `s[n] = ||grad_theta CE(h(x_n), y_n)||_2`; the hardest are kept first. (Paul et al. 2021, arXiv
-    2107.07075, who take the mean over runs early in training: that is `mean_scores` over one call
-    per checkpoint.)
-
-    Args:
-        model: maps images `(B, ...)` to logits `(B, C)`.
-        batches: images and labels of all samples in the order of their ids, without augmentation.
-        method: see `gradient_norms`.
-        provenance: kept with the scores.
-
-    Raises:
-        ValueError: see `gradient_norms`.
-    """
-    norms = gradient_norms(model, batches, method=method)
-    return Scores(
-        scores=norms,
-        tie=np.zeros_like(norms),
-        method="grand",
-        unit="sample",
-        provenance=provenance or {},
-    )
 
 
 # -- batches ---------------------------------------------------------------------------------------

@@ -9,6 +9,8 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 
+from ...errors import CheckpointError
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 # ResNets for images of 32 to 64 pixels and few cores, by the channels of their first stage.
@@ -156,14 +158,44 @@ def build_model(arch: str, num_classes: int | None) -> Classifier:
         options = _ONE_HEAD if arch in _INCEPTIONS else {}
         network = torchvision.models.get_model(arch, weights=None, num_classes=outputs, **options)
         return Classifier(network, arch, num_classes)
-    network, channels = _timm_model(arch.removeprefix(TIMM), outputs)
+    network, channels = _timm_model(arch.removeprefix(TIMM), num_classes=outputs)
     return Classifier(network, arch, num_classes, *channels)
+
+
+def pretrained_model(arch: str) -> Classifier:
+    """Load a model with the pretrained weights of torchvision, or of timm for `timm:NAME`.
+
+    The weights come from the cache of torch or of Hugging Face, or are downloaded into it.
+
+    Raises:
+        CheckpointError: there are no pretrained weights, or they cannot be downloaded.
+    """
+    try:
+        if arch.startswith(TIMM):
+            network, channels = _timm_model(arch.removeprefix(TIMM), pretrained=True)
+            num_classes = int(network.num_classes)  # type: ignore[arg-type]
+        else:
+            weights = torchvision.models.get_model_weights(arch).DEFAULT
+            network = torchvision.models.get_model(arch, weights=weights)
+            preset = weights.transforms()
+            channels = preset.mean, preset.std
+            num_classes = len(weights.meta["categories"])
+        return Classifier(network, arch, num_classes, *channels)
+    except Exception as error:  # torchvision, timm and their downloads raise many kinds
+        raise CheckpointError(
+            f"no pretrained weights of {arch!r}: {error}. Pass the path of a checkpoint instead."
+        ) from error
+
+
+def is_architecture(name: str) -> bool:
+    """Return whether `name` is an architecture of this project, of torchvision or `timm:NAME`."""
+    known = {*SMALL_RESNETS, *torchvision.models.list_models(module=torchvision.models)}
+    return name in known or name.startswith(TIMM)
 
 
 def full_name(arch: str) -> str:
     """Return the name by which an architecture is recorded: timm's start with `timm:`."""
-    known = {*SMALL_RESNETS, *torchvision.models.list_models(module=torchvision.models)}
-    return arch if arch in known or arch.startswith(TIMM) else TIMM + arch
+    return arch if is_architecture(arch) else TIMM + arch
 
 
 def replace_head(model: Classifier, num_classes: int | None) -> Classifier:
@@ -179,8 +211,8 @@ def replace_head(model: Classifier, num_classes: int | None) -> Classifier:
     return replaced
 
 
-def _timm_model(name: str, num_classes: int) -> tuple[nn.Module, tuple[Any, Any]]:
-    """Return one of timm's models, untrained, with the mean and std that it was made for."""
+def _timm_model(name: str, **options: Any) -> tuple[nn.Module, tuple[Any, Any]]:
+    """Build a model of timm, and return the mean and std that it was made for."""
     try:
         import timm
     except ImportError:
@@ -192,7 +224,7 @@ def _timm_model(name: str, num_classes: int) -> tuple[nn.Module, tuple[Any, Any]
     try:
         if not timm.is_model(name):
             raise RuntimeError("unknown")
-        network: Any = timm.create_model(name, pretrained=False, num_classes=num_classes)
+        network: Any = timm.create_model(name, **options)
     except RuntimeError as error:  # timm's own for an unknown tag, `NAME.TAG`
         raise ValueError(
             f"`arch` must be one of {sorted(SMALL_RESNETS)} or a classifier of torchvision or "

@@ -1,0 +1,102 @@
+"""GraNd: samples by the norm of their own gradient (Paul et al. 2021, arXiv 2107.07075)."""
+
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from ..combine import mean_scores
+from ..scores import Scores
+
+if TYPE_CHECKING:
+    import torch
+
+    from ...beton import BetonIndex
+    from ..surrogate.load import ModelLike
+
+
+def grand(  # noqa: PLR0913  # options are named at the call
+    models: "ModelLike | Sequence[ModelLike]",
+    beton: "str | os.PathLike[str] | BetonIndex",
+    *,
+    arch: str | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    resolution: int = 224,
+    crop_ratio: float = 224 / 256,
+    batch_size: int = 256,
+    num_workers: int | None = None,
+    method: Literal["auto", "ghost", "vmap", "loop"] = "auto",
+    device: "str | torch.device | None" = None,
+) -> Scores:
+    """Score samples by the norm of their gradient, averaged over training runs.
+
+    `s[n] = ||grad_theta CE(h(x_n), y_n)||_2`, on centre crops and in evaluation mode. The samples
+    that score highest are the hardest.
+
+    Args:
+        models: one model per run, trained on the beton for a few epochs: classifiers or paths of
+            checkpoints.
+        beton: source, with fields `image` and `label`.
+        arch: architecture of checkpoints that do not record it.
+        mean: per channel, of checkpoints that do not record it.
+        std: per channel, of checkpoints that do not record it.
+        resolution: side of the centre crop in pixels, after resizing.
+        crop_ratio: side of the centre crop / shorter side of the image.
+        batch_size: images loaded at a time; does not change the scores.
+        num_workers: loading threads; None takes all cores.
+        method: how to compute the norms, see `gradient_norms`.
+        device: where the models are moved to and run; None takes the GPU if there is one.
+
+    Raises:
+        CheckpointError: see `load_checkpoint`.
+        ValueError: `models` is empty, or see `gradient_norms`.
+    """
+    from ...beton import BetonIndex
+    from ...distributed import best_device
+    from ...loading import evaluation_loader
+    from ...progress import track
+    from ..gradients import gradient_norms
+    from ..surrogate import Classifier
+    from ..surrogate.load import load_model
+
+    index = BetonIndex.of(beton)
+    device = best_device() if device is None else device
+    runs = []
+    if isinstance(models, Classifier | str | os.PathLike):
+        models = [models]
+    for number, each in enumerate(models, 1):
+        model, weights = load_model(each, arch=arch, mean=mean, std=std)
+        batches = evaluation_loader(
+            index,
+            batch_size=batch_size,
+            resolution=resolution,
+            crop_ratio=crop_ratio,
+            num_workers=num_workers,
+            device=device,
+        )
+        tracked = track(
+            batches,
+            total=index.num_samples,
+            description=f"gradients of model {number}",
+            unit="images",
+            scale=batch_size,
+        )
+        norms = gradient_norms(model.to(device), tracked, method=method)
+        provenance = {
+            **weights,
+            "arch": model.arch,
+            "mean": list(model.channels[0]),
+            "std": list(model.channels[1]),
+            "resolution": resolution,
+            "crop_ratio": crop_ratio,
+            "source_fingerprint": index.fingerprint,
+        }
+        ties = np.zeros_like(norms)
+        runs.append(
+            Scores(scores=norms, tie=ties, method="grand", unit="sample", provenance=provenance)
+        )
+    if not runs:
+        raise ValueError("`models` is empty; pass at least one model.")
+    return runs[0] if len(runs) == 1 else mean_scores(runs)
