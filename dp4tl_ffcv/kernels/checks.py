@@ -1,4 +1,4 @@
-"""Array checks that kernels run before they enter compiled code."""
+"""Array checks of the kernels, whose loops do not check bounds."""
 
 from typing import Any
 

@@ -12,14 +12,16 @@ from numba import njit
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 _RELATIVE_IMPORT = re.compile(r"^\s*from (\.+)([\w.]*) import (\([^)]*\)|.*)", re.MULTILINE)
+_MAKES_CODE = re.compile(
+    r"\b(numba|compiled)\b"
+)  # other functions cannot be called by compiled code
 
 
 def compiled(**options: Any) -> Callable[[_Function], _Function]:
     """Return a decorator: numba's `njit` with these options, without the GIL, cached on disk.
 
     Numba recompiles a function when its own file changes. Machine code also contains functions and
-    constants of other files, so here a change in any file that the function's file imports from
-    this package counts as well.
+    constants of other files, so here a change in a file that they are imported from counts as well.
     """
 
     def decorate(function: _Function) -> _Function:
@@ -35,7 +37,7 @@ def compiled(**options: Any) -> Callable[[_Function], _Function]:
 
 @cache
 def source_stamp(path: Path) -> str:
-    """Return a hash of a file and of all files that it imports by relative imports."""
+    """Return a hash of a file and of the files that its compiled code may come from."""
     found, pending = set(), [path]
     while pending:
         source = pending.pop()
@@ -50,9 +52,14 @@ def source_stamp(path: Path) -> str:
 
 @cache
 def _imported(path: Path) -> list[Path]:
+    """List the files of this package from which a file imports constants or compiled code."""
     files: list[Path] = []
-    for dots, module, names in _RELATIVE_IMPORT.findall(path.read_text()):
+    for dots, module, imported in _RELATIVE_IMPORT.findall(path.read_text()):
         base = path.parents[len(dots) - 1].joinpath(*module.split("."))
-        inside = (base / name for name in ("__init__", *re.findall(r"\w+", names)))
-        files.extend(each.with_suffix(".py") for each in (base, *inside))
+        names = re.findall(r"\w+", imported)
+        files.extend(base / f"{name}.py" for name in ("__init__", *names))
+        home = base.with_suffix(".py")
+        has_constant = any(name.isupper() for name in names)
+        if home.is_file() and (has_constant or _MAKES_CODE.search(home.read_text())):
+            files.append(home)
     return [file for file in files if file.is_file()]

@@ -8,11 +8,16 @@ from dp4tl_ffcv.kernels.compiled import source_stamp
 
 TREE = {
     "kernels/__init__.py": "from .sums import total\n",
-    "kernels/sums.py": "from ..limits import (\n    MOST,\n    LEAST,\n)\nfrom . import vectors\n",
+    "kernels/sums.py": (
+        "from ..limits import (\n    MOST,\n    LEAST,\n)\nfrom ..checks import check\n"
+        "from . import vectors\nfrom .add import add\n"
+    ),
+    "kernels/add.py": "from .compiled import compiled\n",
     "kernels/vectors.py": "LANES = 32\n",
     "kernels/other.py": "from .sums import total\n",
-    "limits.py": "import numpy as np\n",
-    "docs.py": "",
+    "limits.py": "from .machine import CORES\n",
+    "machine.py": "CORES = 2\n",
+    "checks.py": "def check(): ...\n",
 }
 
 
@@ -21,12 +26,14 @@ TREE = {
     [
         ("kernels/sums.py", True),
         ("limits.py", True),
+        ("machine.py", True),
         ("kernels/vectors.py", True),
+        ("kernels/add.py", True),
         ("kernels/other.py", False),
-        ("docs.py", False),
+        ("checks.py", False),
     ],
 )
-def test_a_change_counts_for_the_files_that_import_it(
+def test_a_change_counts_where_constants_or_compiled_code_are_imported(
     changed: str, is_stale: bool, tmp_path: Path
 ) -> None:
     stamps = []
