@@ -1,10 +1,9 @@
 """Files that pass between stages: written atomically, versioned, with provenance, never unpickled.
 
-An artifact is an `.npz` whose arrays stand beside one JSON `header` that says what kind of file
-it is, which format version it has and where it came from (DESIGN section 4).
+An artifact is an `.npz` of arrays and one JSON `header`, which holds the kind of file, the format
+version and the provenance.
 """
 
-import errno
 import fcntl
 import hashlib
 import json
@@ -25,9 +24,7 @@ from .errors import StaleArtifactError
 from .version import __version__
 
 _FORMAT_VERSION = 1
-_HASH_BLOCK = 1 << 20
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_PATIENCE = 2.0  # seconds that the workers of a killed process may take to end, and to let go
+_PATIENCE = 2.0  # seconds for the workers of a killed process to end and release their lock
 # Errors that numpy, zipfile and json raise for damaged and foreign files.
 _DAMAGE = (
     ValueError, KeyError, TypeError, EOFError, RuntimeError, OSError, zipfile.BadZipFile, zlib.error
@@ -36,9 +33,9 @@ _DAMAGE = (
 
 @contextmanager
 def atomic_open(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
-    """Open a temporary file beside `path` that takes its name only when the block succeeds.
+    """Open a temporary file that is renamed to `path` when the block succeeds.
 
-    A killed or failing writer leaves the old file, or none; never half a file.
+    A killed or failing writer leaves the old file or none, never half a file.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -54,9 +51,9 @@ def atomic_open(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
 
 @contextmanager
 def part_file(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
-    """Do as `atomic_open`, for files so large that a killed run must not leave one for ever.
+    """Like `atomic_open`, for large files: the next run reuses the file of a killed one.
 
-    The temporary file is `.NAME.part`: the next run for `path` takes it over and starts anew.
+    The temporary file is `.NAME.part`. It starts empty.
 
     Raises:
         BlockingIOError: another process writes to `path`.
@@ -73,62 +70,50 @@ def part_file(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
 
 
 def part_path(target: Path) -> Path:
-    """Return where the unfinished file of `target` lies."""
+    """Return the path of the unfinished file of `target`."""
     return target.with_name(f".{target.name}.part")
 
 
 @contextmanager
 def locked_part(target: Path) -> Iterator[IO[bytes]]:
-    """Open the unfinished file of `target`, new or as a killed run left it, for this process alone.
+    """Open the unfinished file of `target` and lock it. A killed run's content is kept.
 
     Raises:
         BlockingIOError: another process writes to `target`.
         IsADirectoryError: `target` is a folder.
     """
     if target.is_dir():
-        raise IsADirectoryError(
-            f"`path` must name a file; got the folder {str(target)!r}. Add the name of a file."
-        )
+        raise IsADirectoryError(f"{str(target)!r} is a folder. Add a file name.")
     target.parent.mkdir(parents=True, exist_ok=True)
     part, deadline = part_path(target), time.monotonic() + _PATIENCE
     while True:
-        # Not "a+b", with which every write would go to the end.
+        # Mode "a+b" would append every write.
         stream = os.fdopen(os.open(part, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "r+b")
         with stream:
-            # Whoever held the lock before may have renamed or deleted the file.
-            if _lock(stream) and part.exists() and os.path.samestat(part.stat(), _stat(stream)):
-                try:
-                    yield stream
-                except OSError as error:
-                    if error.errno in _FULL and error.filename is None:
-                        error.filename = str(target)  # calls by descriptor name no file
-                    raise
+            if _is_locked(stream, part):
+                yield stream
                 return
         if time.monotonic() > deadline:
-            raise BlockingIOError(
-                f"`path` must be written by one process at a time; got {str(target)!r}, which "
-                "another writes now. Wait for it, or stop it."
-            )
+            raise BlockingIOError(f"another process is writing {str(target)!r}. Wait or stop it.")
         time.sleep(_PATIENCE / 50)
 
 
-def _lock(stream: IO[bytes]) -> bool:
+def _is_locked(stream: IO[bytes], part: Path) -> bool:
     try:
         fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    return True
-
-
-def _stat(stream: IO[bytes]) -> os.stat_result:
-    return os.fstat(stream.fileno())
+    # The previous owner of the lock may have renamed or deleted the file.
+    return part.exists() and os.path.samestat(part.stat(), os.fstat(stream.fileno()))
 
 
 def publish(stream: IO[bytes], temporary: Path, target: Path) -> None:
-    """Give the finished file `temporary`, open as `stream`, its name, once it is on the disk."""
+    """Flush the finished file `temporary`, open as `stream`, to disk and rename it to `target`."""
     stream.flush()
     os.fsync(stream.fileno())
-    temporary.chmod(0o666 & ~_umask())
+    mask = os.umask(0)
+    os.umask(mask)
+    temporary.chmod(0o666 & ~mask)
     temporary.replace(target)
 
 
@@ -139,12 +124,9 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
 
 
 def sha256_of_file(path: str | os.PathLike[str]) -> str:
-    """Return the SHA-256 of a file's bytes as hexadecimal digits."""
-    digest = hashlib.sha256()
+    """Return the SHA-256 of a file as hexadecimal digits."""
     with open(path, "rb") as stream:
-        while block := stream.read(_HASH_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def save_artifact(
@@ -153,13 +135,13 @@ def save_artifact(
     arrays: Mapping[str, NDArray[Any]],
     header: Mapping[str, Any],
 ) -> None:
-    """Write an artifact: `arrays`, and a JSON header of `kind`, versions and `header`.
+    """Write an artifact: `arrays` and a JSON header of `kind`, versions and `header`.
 
     Raises:
         ValueError: `path` does not end in `.npz`.
     """
     if Path(path).suffix != ".npz":
-        raise ValueError(f"`path` must end in .npz; got {str(path)!r}. Rename the output file.")
+        raise ValueError(f"`path` must end in .npz; got {str(path)!r}.")
     full = {**header, "kind": kind, "format": _FORMAT_VERSION, "tool": f"dp4tl_ffcv {__version__}"}
     with atomic_open(path) as stream:
         np.savez(stream, header=np.array(json.dumps(full)), **arrays)  # type: ignore[arg-type]  # numpy's stub takes the dict for allow_pickle
@@ -171,8 +153,8 @@ def load_artifact(
     """Read the arrays `names` and the header of an artifact of `kind`.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is no artifact, of another kind, or of a newer format.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file is not an artifact, of another kind, or of a newer format.
     """
     try:
         with np.load(path, allow_pickle=False) as stored:
@@ -195,19 +177,16 @@ def load_artifact(
     return arrays, header
 
 
-def check_fingerprint(what: str, expected: str | None, found: str) -> None:
-    """Raise `StaleArtifactError` unless `what` was made for the beton whose fingerprint is `found`.
+def check_fingerprint(what: str, expected: str | None, found: str, beton: Path) -> None:
+    """Raise `StaleArtifactError` unless an artifact was made for a beton.
 
-    `expected` is what the artifact recorded; None (made from bare arrays) fits every beton.
+    Args:
+        what: argument that holds the artifact, for the error.
+        expected: fingerprint in the artifact. None, for artifacts of bare arrays, fits every beton.
+        found: fingerprint of the beton.
+        beton: path of the beton, for the error.
     """
     if expected is not None and expected != found:
         raise StaleArtifactError(
-            f"`{what}` must be made for this beton; got one made for fingerprint "
-            f"{expected[:16]}, this beton has {found[:16]}. Make it again from this beton."
+            f"`{what}` was made for another beton than {str(beton)!r}. Make it again for this one."
         )
-
-
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current

@@ -1,4 +1,4 @@
-"""Progress of long work: a bar with rate and ETA on a terminal, a line now and then in a log."""
+"""Progress of long work: a bar with rate and ETA on a terminal, occasional lines in a log."""
 
 import sys
 import time
@@ -20,15 +20,15 @@ def track(
     scale: int | Callable[[_Item], int] = 1,
     note: Callable[[], str] | None = None,
 ) -> Iterator[_Item]:
-    """Yield `items` and report on stderr how far the work has come.
+    """Yield `items` and report progress on stderr.
 
     Args:
-        items: what to iterate over.
-        total: how many units all items make.
-        description: what is going on, in a few words.
-        unit: what is counted.
+        items: items to iterate over.
+        total: number of units in all items.
+        description: what the work is, in a few words.
+        unit: name of a unit.
         scale: units per item, such as images per batch, or a function that counts them.
-        note: returns what else to report, in a few words.
+        note: returns a short text to append to each report.
     """
     if sys.stderr.isatty():
         with tqdm(total=total, desc=description, unit=unit, leave=False) as bar:

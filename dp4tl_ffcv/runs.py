@@ -1,4 +1,4 @@
-"""Run folders: what a recipe was asked, what it logged, what came out, on which machine."""
+"""Run folders: settings, log, checkpoints and result of a run, and a description of the machine."""
 
 import json
 import os
@@ -18,15 +18,15 @@ _PACKAGES = ("ffcv", "torch", "torchvision", "numba", "numpy")
 
 
 class RunFolder:
-    """A folder with `config.json`, `log.jsonl`, `checkpoints/`, `result.json`.
+    """A folder with `config.json`, `log.jsonl`, `checkpoints/` and `result.json`.
 
-    A run is finished once its `result.json` is there, and the same configuration then need not run
-    again. A run that was stopped starts over, unless it is asked to resume.
+    A run is finished once it has a `result.json`; the same configuration need not run again. An
+    unfinished run starts over unless it is resumed.
 
     Args:
         path: the folder.
         config: everything that the result depends on, as JSON values.
-        overwrite: let a run of another configuration that is finished be replaced.
+        overwrite: replace a finished run of another configuration.
     """
 
     def __init__(
@@ -42,32 +42,31 @@ class RunFolder:
         return self.path / "checkpoints"
 
     def finished(self) -> dict[str, Any] | None:
-        """Return the result of an earlier run of the same configuration, or None."""
+        """Return the result of a finished run of the same configuration, or None."""
         config, result = (_read(self.path / name) for name in ("config.json", "result.json"))
         return result if result is not None and config == self.config else None
 
     def start(self, *, resume: bool = False) -> None:
-        """Clear what an unfinished run left, and record the configuration.
+        """Record the configuration and delete what an unfinished run left.
 
         Args:
             resume: keep checkpoints and log of an unfinished run of the same configuration.
 
         Raises:
-            ValueError: the folder holds a finished run of another configuration, or with `resume`
-                checkpoints of an unfinished one, which only `overwrite` replaces, or something
-                that no run has made.
+            ValueError: without `overwrite`, the folder holds a finished run of another
+                configuration or, with `resume`, checkpoints of an unfinished one; or it holds
+                checkpoints that are not a run's.
         """
         before = _read(self.path / "config.json")
-        has_result = _read(self.path / "result.json") is not None
+        is_finished = _read(self.path / "result.json") is not None
         if not self.overwrite:
-            self._check_replaceable(before, has_result, resume)
+            self._check_replaceable(before, is_finished, resume)
         if not (self.path / "config.json").exists() and self.checkpoints.exists():
             raise ValueError(
-                f"`run` must be a new folder or an earlier run; got {str(self.path)!r}, which "
-                "holds checkpoints of something else. Name another."
+                f"{str(self.path)!r} holds checkpoints of something else. Choose another folder."
             )
-        if resume and before == self.config and not has_result and self.checkpoints.exists():
-            self._tidy()
+        if resume and before == self.config and not is_finished and self.checkpoints.exists():
+            self._delete_unfinished_writes()
             self.log({"event": "resume", **environment()})
             return
         for name in ("result.json", "log.jsonl"):
@@ -77,29 +76,24 @@ class RunFolder:
         write_json(self.path / "config.json", self.config)
         self.log({"event": "start", **environment()})
 
-    def _check_replaceable(self, before: Any, has_result: bool, resume: bool) -> None:
-        if has_result and self.finished() is None:
-            raise ValueError(
-                f"`run` must be a new folder; got {str(self.path)!r}, which holds a finished run "
-                "with other settings or inputs. Name another, delete it, or overwrite it."
-            )
-        if resume and isinstance(before, dict) and before != self.config and self._has_checkpoint():
-            names = sorted(
-                name
-                for name in before.keys() | self.config.keys()
-                if before.get(name) != self.config.get(name)
-            )
-            raise ValueError(
-                f"`run` must be a new folder or a run to resume; got {str(self.path)!r}, which "
-                f"holds an unfinished run with other values of {', '.join(names)}. Give it the "
-                "same, name another folder, or overwrite it."
-            )
+    def _check_replaceable(self, before: Any, is_finished: bool, resume: bool) -> None:
+        if not isinstance(before, dict):  # missing or damaged
+            before = self.config
+        names = before.keys() | self.config.keys()
+        changed = sorted(name for name in names if before.get(name) != self.config.get(name))
+        has_checkpoint = self.checkpoints.exists() and any(self.checkpoints.iterdir())
+        if is_finished and self.finished() is None:
+            kind = "a finished run with other settings or inputs"
+        elif resume and changed and has_checkpoint:
+            kind = f"an unfinished run with other values of {', '.join(changed)}"
+        else:
+            return
+        raise ValueError(
+            f"{str(self.path)!r} holds {kind}. Choose another folder, or pass overwrite."
+        )
 
-    def _has_checkpoint(self) -> bool:
-        return self.checkpoints.exists() and any(self.checkpoints.iterdir())
-
-    def _tidy(self) -> None:
-        """Delete what a killed run was writing: unfinished checkpoints, a line without its end."""
+    def _delete_unfinished_writes(self) -> None:
+        """Delete checkpoints and the last log line if a killed run wrote them partially."""
         for unfinished in self.checkpoints.glob(".*.part"):
             unfinished.unlink()
         log = self.path / "log.jsonl"
@@ -108,20 +102,20 @@ class RunFolder:
             os.truncate(log, length)
 
     def log(self, row: Mapping[str, Any]) -> None:
-        """Append one JSON line to `log.jsonl`."""
+        """Append a JSON line to `log.jsonl`."""
         with (self.path / "log.jsonl").open("a") as stream:
             stream.write(json.dumps(row) + "\n")
 
     def finish(self, result: Mapping[str, Any]) -> dict[str, Any]:
         """Write `result.json`, which marks the run as finished, and return its content."""
-        # As JSON has them, tuples as lists: the same whether the run was taken over or not.
+        # Return JSON's types (lists for tuples), as `finished` does.
         full: dict[str, Any] = json.loads(json.dumps({**result, "environment": environment()}))
         write_json(self.path / "result.json", full)
         return full
 
 
 def settings_of(config: Any) -> dict[str, Any]:
-    """Return the fields of a dataclass by name, paths as text: the start of a run's `config`."""
+    """Return the fields of a dataclass by name, with paths as text."""
     return {
         name: str(value) if isinstance(value, Path) else value
         for name, value in asdict(config).items()
@@ -129,21 +123,23 @@ def settings_of(config: Any) -> dict[str, Any]:
 
 
 def environment() -> dict[str, Any]:
-    """Describe the machine and the versions that a figure was measured with."""
-    row: dict[str, Any] = {
+    """Describe the machine and the installed versions."""
+    return {
         "machine": platform.machine(),
         "cpu": _cpu_name(),
         "cores": len(os.sched_getaffinity(0)),
         "gpu": _gpu_name(),
         "python": platform.python_version(),
         "dp4tl_ffcv": __version__,
+        **{name: _version(name) for name in _PACKAGES},
     }
-    for name in _PACKAGES:
-        try:
-            row[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            row[name] = "absent"
-    return row
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "absent"
 
 
 def _cpu_name() -> str:
@@ -151,18 +147,17 @@ def _cpu_name() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.processor()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
+    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor())
 
 
 def _gpu_name() -> str:
-    # Read from the driver, because asking torch would import it and open a context on the GPU.
-    cards = sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))
-    for card in cards:
+    # Read the driver's files, because torch would take long to import and open a context.
+    for card in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
         for line in card.read_text().splitlines():
             if line.startswith("Model:"):
                 return line.split(":", 1)[1].strip()
-    # A container may not show the driver's files; a process that computes on the GPU has a context.
+    # Containers may hide these files. A process that computes on the GPU has a context already.
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         return str(torch.cuda.get_device_name())
@@ -172,5 +167,5 @@ def _gpu_name() -> str:
 def _read(path: Path) -> Any:
     try:
         return json.loads(path.read_text())
-    except (OSError, ValueError):  # not there, or neither text nor JSON
+    except (OSError, ValueError):  # missing, or not JSON
         return None

@@ -1,4 +1,4 @@
-"""Run folders: a run is finished only for its own configuration; anything else starts over."""
+"""Run folders: a result counts for its own configuration only; other runs start over or fail."""
 
 import json
 import os
@@ -26,7 +26,7 @@ def rows(folder: RunFolder) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder.path / "log.jsonl").read_text().splitlines()]
 
 
-def test_a_new_folder_is_not_finished_and_not_made(tmp_path: Path) -> None:
+def test_a_new_folder_is_not_finished_and_not_created(tmp_path: Path) -> None:
     assert RunFolder(tmp_path / "run", CONFIG).finished() is None
     assert not (tmp_path / "run").exists()
 
@@ -52,7 +52,7 @@ def test_a_finished_run_is_found_again_with_its_result(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "result.json").read_text()) == full
 
 
-def test_tuples_in_a_config_are_lists_when_it_is_read_again(tmp_path: Path) -> None:
+def test_configs_are_compared_as_json(tmp_path: Path) -> None:
     finish(tmp_path, {"ramp": (1, 2), "names": {1: "a"}}, accuracy=1)
     assert RunFolder(tmp_path, {"ramp": (1, 2), "names": {1: "a"}}).finished() is not None
     assert RunFolder(tmp_path, {"ramp": [1, 2], "names": {"1": "a"}}).finished() is not None
@@ -66,15 +66,11 @@ def test_tuples_in_a_config_are_lists_when_it_is_read_again(tmp_path: Path) -> N
 def test_another_config_is_not_finished(changes: dict[str, Any], tmp_path: Path) -> None:
     finish(tmp_path, CONFIG, accuracy=1)
     assert RunFolder(tmp_path, {**CONFIG, **changes}).finished() is None
+    assert RunFolder(tmp_path, {"epochs": 3}).finished() is None
     assert RunFolder(tmp_path, CONFIG).finished() is not None
 
 
-def test_a_smaller_config_is_not_finished(tmp_path: Path) -> None:
-    finish(tmp_path, CONFIG, accuracy=1)
-    assert RunFolder(tmp_path, {"epochs": 3}).finished() is None
-
-
-def test_a_later_change_of_the_callers_config_does_not_reach_the_run(tmp_path: Path) -> None:
+def test_the_run_keeps_its_own_copy_of_the_config(tmp_path: Path) -> None:
     config = {"parts": [1]}
     folder = RunFolder(tmp_path, config)
     config["parts"].append(2)
@@ -82,21 +78,8 @@ def test_a_later_change_of_the_callers_config_does_not_reach_the_run(tmp_path: P
     assert json.loads((tmp_path / "config.json").read_text()) == {"parts": [1]}
 
 
-def test_a_run_that_was_stopped_starts_over(tmp_path: Path) -> None:
-    stopped = RunFolder(tmp_path, CONFIG)
-    stopped.start()
-    stopped.log({"epoch": 0})
-    stopped.checkpoints.mkdir()
-    (stopped.checkpoints / "last.pt").write_bytes(b"half")
-    again = RunFolder(tmp_path, CONFIG)
-    assert again.finished() is None
-    again.start()
-    assert [row.get("event") for row in rows(again)] == ["start"]
-    assert not again.checkpoints.exists()
-
-
 def stop(path: Path, config: dict[str, Any]) -> RunFolder:
-    """Leave what a killed run leaves: a checkpoint, one half written, and half a line."""
+    """Leave the files of a killed run: a checkpoint, a partial one, and a partial log line."""
     folder = RunFolder(path, config)
     folder.start()
     folder.log({"epoch": 0})
@@ -108,7 +91,16 @@ def stop(path: Path, config: dict[str, Any]) -> RunFolder:
     return folder
 
 
-def test_a_run_that_was_stopped_keeps_checkpoints_and_log_when_it_resumes(tmp_path: Path) -> None:
+def test_an_unfinished_run_starts_over(tmp_path: Path) -> None:
+    stop(tmp_path, CONFIG)
+    again = RunFolder(tmp_path, CONFIG)
+    assert again.finished() is None
+    again.start()
+    assert [row.get("event") for row in rows(again)] == ["start"]
+    assert not again.checkpoints.exists()
+
+
+def test_a_resumed_run_keeps_checkpoints_and_log(tmp_path: Path) -> None:
     stop(tmp_path, CONFIG)
     again = RunFolder(tmp_path, CONFIG)
     again.start(resume=True)
@@ -119,13 +111,13 @@ def test_a_run_that_was_stopped_keeps_checkpoints_and_log_when_it_resumes(tmp_pa
     assert again.finished() is None
 
 
-def test_a_new_run_that_may_resume_just_starts(tmp_path: Path) -> None:
+def test_a_new_run_starts_with_resume_too(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run", CONFIG)
     folder.start(resume=True)
     assert [row["event"] for row in rows(folder)] == ["start"]
 
 
-def test_a_stopped_run_of_another_config_is_neither_resumed_nor_deleted(tmp_path: Path) -> None:
+def test_an_unfinished_run_of_another_config_is_neither_resumed_nor_deleted(tmp_path: Path) -> None:
     stop(tmp_path, CONFIG)
     other = {**CONFIG, "lr": 0.2, "more": 1}
     with pytest.raises(ValueError, match=r"unfinished run with other values of lr, more\."):
@@ -144,16 +136,9 @@ def test_a_finished_run_is_not_resumed(tmp_path: Path) -> None:
     assert not folder.checkpoints.exists()
 
 
-def test_a_start_makes_a_finished_run_unfinished(tmp_path: Path) -> None:
-    folder = finish(tmp_path, CONFIG, accuracy=1)
-    folder.start()
-    assert folder.finished() is None
-    assert not (tmp_path / "result.json").exists()
-
-
-def test_a_run_of_another_config_replaces_the_first_only_when_it_may(tmp_path: Path) -> None:
+def test_a_run_of_another_config_replaces_the_first_only_with_overwrite(tmp_path: Path) -> None:
     first = finish(tmp_path, CONFIG, accuracy=1)
-    with pytest.raises(ValueError, match="`run` must be a new folder"):
+    with pytest.raises(ValueError, match="holds a finished run with other settings"):
         RunFolder(tmp_path, {"epochs": 9}).start()
     assert first.finished() is not None
     folder = RunFolder(tmp_path, {"epochs": 9}, overwrite=True)
@@ -165,14 +150,16 @@ def test_a_run_of_another_config_replaces_the_first_only_when_it_may(tmp_path: P
     assert result["accuracy"] == 2
 
 
-def test_files_that_are_not_the_runs_are_left_alone(tmp_path: Path) -> None:
+def test_a_new_start_deletes_the_result_and_no_other_file(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
-    finish(tmp_path, CONFIG, accuracy=1)
-    RunFolder(tmp_path, CONFIG).start()
+    folder = finish(tmp_path, CONFIG, accuracy=1)
+    folder.start()
+    assert folder.finished() is None
+    assert not (tmp_path / "result.json").exists()
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
-def test_checkpoints_of_something_else_are_left_alone(tmp_path: Path) -> None:
+def test_checkpoints_of_something_else_are_kept(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "mine.pt").touch()
     with pytest.raises(ValueError, match="checkpoints of something else"):
@@ -208,7 +195,7 @@ def test_a_result_that_is_not_json_leaves_the_run_unfinished(tmp_path: Path) -> 
     assert folder.finished() is None
 
 
-def test_a_config_that_is_not_json_is_refused(tmp_path: Path) -> None:
+def test_a_config_that_is_not_json_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="JSON"):
         RunFolder(tmp_path, {"path": tmp_path})
 
@@ -226,7 +213,7 @@ def test_the_environment_names_machine_and_versions() -> None:
 @pytest.mark.parametrize(
     ("initialized", "name"), [(True, "a card"), (False, "none"), (None, "none")]
 )
-def test_without_the_drivers_files_a_card_in_use_is_named_by_torch(
+def test_without_driver_files_torch_names_a_gpu_in_use(
     initialized: bool | None, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     glob = Path.glob

@@ -122,7 +122,9 @@ def _select(
     label_field: str,
 ) -> Selection:
     _check_options(scores, budget, within, keep_within, balanced, clusters)
-    check_fingerprint("scores", scores.provenance.get("source_fingerprint"), index.fingerprint)
+    check_fingerprint(
+        "scores", scores.provenance.get("source_fingerprint"), index.fingerprint, index.path
+    )
     _check_clusters(clusters, scores, index)
     provenance: dict[str, Any] = {
         "method": scores.method,
@@ -269,7 +271,9 @@ def _class_counts(scores: Scores, index: BetonIndex, label_field: str) -> NDArra
 
 
 def _check_samples(name: str, scores: Scores, index: BetonIndex) -> None:
-    check_fingerprint(name, scores.provenance.get("source_fingerprint"), index.fingerprint)
+    check_fingerprint(
+        name, scores.provenance.get("source_fingerprint"), index.fingerprint, index.path
+    )
     if len(scores) != index.num_samples:
         raise ValueError(
             f"`{name}` must hold one score per sample, {index.num_samples}; got {len(scores)}. "
@@ -287,7 +291,9 @@ def _check_clusters(clusters: Clusters | None, scores: Scores, index: BetonIndex
                 "Pass the clusters that they were scored with."
             )
         return
-    check_fingerprint("clusters", clusters.provenance.get("source_fingerprint"), index.fingerprint)
+    check_fingerprint(
+        "clusters", clusters.provenance.get("source_fingerprint"), index.fingerprint, index.path
+    )
     if len(clusters) != index.num_samples:
         raise ValueError(
             f"`clusters` must hold one pseudo-class per sample, {index.num_samples}; got "

@@ -129,8 +129,8 @@ class Selection:
         return digest.hexdigest()
 
     def check(self, index: BetonIndex) -> None:
-        """Raise StaleArtifactError, naming both fingerprints, unless made for this beton."""
-        check_fingerprint("selection", self.fingerprint, index.fingerprint)
+        """Raise StaleArtifactError unless made for this beton."""
+        check_fingerprint("selection", self.fingerprint, index.fingerprint, index.path)
 
     def transfer(self, index: BetonIndex) -> "Selection":
         """Retain the same classes of another beton of the same source, its validation split say.

@@ -401,7 +401,7 @@ def test_bad_arguments_leave_nothing(
 def test_a_selection_of_another_beton_is_stale(
     blobs: Path, selection: Selection, tmp_path: Path
 ) -> None:
-    with pytest.raises(StaleArtifactError, match="`selection` must be made for this beton"):
+    with pytest.raises(StaleArtifactError, match="`selection` was made for another beton"):
         compact(blobs, selection, tmp_path / "out.beton")
     assert not (tmp_path / "out.beton").exists()
 

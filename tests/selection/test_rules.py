@@ -506,7 +506,7 @@ def test_scores_of_another_beton_are_refused(uneven: BetonIndex, photos: Any) ->
         scores=np.ones(10), tie=np.ones(10), method="fm",
         provenance={"source_fingerprint": other},
     )  # fmt: skip
-    message = f"^`scores` .*fingerprint {other[:16]}, this beton has {uneven.fingerprint[:16]}"
+    message = r"^`scores` was made for another beton than '.*uneven\.beton'"
     with pytest.raises(StaleArtifactError, match=message):
         select(scores, uneven, keep=0.5)
     assert len(select(scores, photos.index, keep=0.5).classes) == 5
@@ -602,7 +602,7 @@ def test_balanced_takes_no_other_budget(budget: dict[str, int], uneven: BetonInd
 def test_parts_of_another_beton_are_refused(uneven: BetonIndex) -> None:
     other = {"source_fingerprint": "0123456789abcdef0"}
     within = random_scores(SAMPLES, seed=0, unit="sample", provenance=other)
-    message = "must be made for this beton; got one made for fingerprint 0123456789abcdef"
+    message = "was made for another beton than"
     with pytest.raises(StaleArtifactError, match=f"^`within` {message}"):
         select(CLASS_SCORES, uneven, keep=0.5, within=within, keep_within=0.5)
     with pytest.raises(StaleArtifactError, match=f"^`clusters` {message}"):

@@ -205,7 +205,7 @@ def test_a_selection_of_another_beton_is_refused(
     configure: Configure, other_photos: Images, three_classes: Path
 ) -> None:
     config = configure(train=other_photos.path, selection=three_classes)
-    with pytest.raises(StaleArtifactError, match="made for this beton"):
+    with pytest.raises(StaleArtifactError, match="made for another beton"):
         pretrain.pretrain(config)
     assert not (config.run / "result.json").exists()
 

@@ -307,7 +307,7 @@ def test_a_selection_of_another_beton_is_refused(
     configure: Callable[..., Config], other_photos: Images, tmp_path: Path
 ) -> None:
     Selection.of_classes(other_photos.index, [1]).save(tmp_path / "other.npz")
-    with pytest.raises(StaleArtifactError, match="made for this beton"):
+    with pytest.raises(StaleArtifactError, match="made for another beton"):
         pretrain_moco.pretrain_moco(configure(selection=tmp_path / "other.npz"))
 
 

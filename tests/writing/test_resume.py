@@ -444,7 +444,7 @@ def test_a_worker_that_dies_is_told(tmp_path: Path) -> None:
 
 def test_two_writers_of_one_file_do_not_mix(tmp_path: Path, whole: bytes) -> None:
     path = tmp_path / "a.beton"
-    with locked_part(path), pytest.raises(BlockingIOError, match="by one process at a time"):
+    with locked_part(path), pytest.raises(BlockingIOError, match="another process is writing"):
         write(path, Blobs())
     write(path, Blobs())
     assert path.read_bytes() == whole
