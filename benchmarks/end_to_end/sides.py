@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 import dp4tl_ffcv
 from benchmarks.harness.dataset import retain
-from benchmarks.harness.measure import read_so_far
+from benchmarks.harness.memory import read_so_far
 from train.components.processes import Processes
 from train.components.progress import Meter
 from train.configs.pretraining import Config

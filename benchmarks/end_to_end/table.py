@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmarks.end_to_end.runs import FULLS
+from benchmarks.end_to_end.bench import FULLS
 
 HEAD = (
     "| trained | keep | fed by | speed-up | x keep | cold, x keep | x keep with LM, FM "
@@ -56,7 +56,8 @@ def _line(rows: Sequence[Mapping[str, Any]], key: Key) -> str:
     arch, how, keep = key
     speedup = _find(rows, "speedup_of_ideal", key, page_cache="warm")
     selected = [
-        _find(rows, "speedup_with_selection", key, method=method) for method in ("lm", "fm")
+        _find(rows, "speedup_with_selection", key, method=method)
+        for method in ("label_mapping", "feature_mapping")
     ]
     with_selection = ", ".join(_cell(row["ratio"], ".2f") for row in selected if row)
     read = _value(rows, "bytes_read", key, page_cache="cold", part="ratio")

@@ -1,47 +1,9 @@
-"""Stock `ffcv.Loader` and `PrunedLoader` in alternation: bytes read, memory, time.
-
-    python -m benchmarks.loader             # all figures, into benchmarks/results/loader.jsonl
-    python -m benchmarks.loader --quick     # the same on less data, printed only
+"""Compare stock `ffcv.Loader` with `PrunedLoader`: bytes read, memory, time.
 
 Both sides load the same retained samples of the same beton in the same shape on the same cores.
 """
 
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
-
-import tyro
-
-from benchmarks.harness.measure import publish
-from benchmarks.loader.figures import BENCH, NAMES, QUICK, Scale, measure
-from dp4tl_ffcv.utils import one_line_errors
-
-RESULTS = Path(__file__).resolve().parents[1] / "results" / "loader.jsonl"
-DETAILS = ("order", "keep", "samples", "how")  # what the table says beside a figure's name
-
-
-@dataclass(frozen=True, kw_only=True)
-class Config:
-    """What to measure."""
-
-    quick: bool = False
-    """Measure on less data, in less than 90 seconds; the figures are rough."""
-    only: tuple[Literal[NAMES], ...] = ()  # type: ignore[valid-type]  # made from the measurements
-    """Figures to measure; none names all."""
-    data: Path = Path("runs/bench")
-    """Folder that keeps the betons for the next run."""
-    out: Path | None = None
-    """Where the JSON lines go as well; None keeps those of a full run of all figures."""
-
-
-def main(config: Config) -> None:
-    """Measure, print JSON lines on stdout and a table on stderr, and keep the lines."""
-    scale = QUICK if config.quick else Scale()
-    whole = not config.quick and not config.only
-    rows = measure(scale, config.data, config.only or NAMES)
-    publish(rows, BENCH, DETAILS, config.out or (RESULTS if whole else None))
-
+from benchmarks.harness.command import main
 
 if __name__ == "__main__":
-    with one_line_errors("benchmarks.loader"):
-        main(tyro.cli(Config, description=__doc__))
+    main("loader", __doc__)

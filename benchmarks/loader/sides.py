@@ -1,6 +1,6 @@
-"""The two sides of the loader benchmark; each runs in processes of its own.
+"""The two sides of the loader benchmark.
 
-They never share one: stock ffcv edits type objects of numba's, which breaks loaders built later.
+They never share a process: stock ffcv edits numba's type objects, which breaks loaders built later.
 """
 
 import gc
@@ -25,25 +25,25 @@ from numpy.typing import NDArray
 
 import dp4tl_ffcv
 from benchmarks.harness.dataset import retain
-from benchmarks.harness.measure import peak_growth, read_so_far
+from benchmarks.harness.memory import peak_growth, read_so_far
 
 SEED = 0
-LEAK_SECONDS = 1.0  # time that threads get to end
+LEAK_SECONDS = 1.0  # time for threads to end
 
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What both sides load in the same way."""
+    """What both sides load."""
 
     beton: Path
     keep: float = 0.2
-    """Share of the classes that is retained."""
+    """Fraction of the classes retained."""
     batch_size: int = 256
     order: str = "random"
     from_disk: bool = False
-    """Read what the coming batches need (stock: `os_cache=False`) instead of the default cache."""
+    """Read ahead from the file (stock: `os_cache=False`) instead of using the default cache."""
     resolution: int | None = 160
-    """Side of the random resized crops; None loads only the first byte of each image."""
+    """Crop size in pixels. None loads only the first byte of each image."""
 
     def retained(self) -> NDArray[np.int64]:
         """Return the sample ids to load."""
@@ -51,7 +51,7 @@ class Setting:
 
 
 class Side:
-    """A loader and what can be measured of it."""
+    """A loader, and its measurements."""
 
     name: str
     decoder: Callable[..., Any]
@@ -61,15 +61,15 @@ class Side:
         raise NotImplementedError
 
     def plan(self, loader: Any, epoch: int) -> int:
-        """Find out what an epoch reads when, and return the bytes of samples held at most."""
+        """Plan the reads of an epoch and return the largest number of bytes held at a time."""
         raise NotImplementedError
 
     def uncompiled(self) -> AbstractContextManager[None]:
-        """Within the block, loaders spend no time on compilation that they would repeat."""
+        """Context in which loaders skip compilation that every loader would repeat."""
         return nullcontext()
 
     def options(self, setting: Setting, indices: NDArray[np.int64]) -> dict[str, Any]:
-        """Return the arguments that both sides share."""
+        """Return the arguments of both sides."""
         if setting.resolution is None:
             image: list[Any] = [FirstByte(), ToTensor()]
         else:
@@ -92,12 +92,12 @@ class Side:
     # -- one loader, many epochs -------------------------------------------------------------------
     def open(self, setting: Setting) -> None:
         """Build the loader whose epochs are measured."""
-        self.loader: Any = None  # what an earlier one held shall not count
+        self.loader: Any = None  # frees what an earlier loader held
         gc.collect()
         self.loader = self.build(setting, setting.retained())
 
     def epoch(self) -> dict[str, float]:
-        """Load an epoch; `labels` tells whether two sides loaded the same samples."""
+        """Load an epoch. The sum `labels` shows whether both sides loaded the same samples."""
         images = labels = 0
         read, started = read_so_far(), time.perf_counter()
         for _, batch in self.loader:
@@ -108,15 +108,15 @@ class Side:
         return {"images": images, "labels": labels, "seconds": seconds, "read": read}
 
     def epoch_growth(self) -> int:
-        """Load an epoch and return by how much resident memory grew at most."""
+        """Load an epoch and return the largest growth of resident memory, in bytes."""
         return peak_growth(self.epoch)[1]
 
     def attribute(self, name: str) -> Any:
-        """Return an attribute of the loader, or None where it has none."""
+        """Return an attribute of the loader, or None."""
         return getattr(self.loader, name, None)
 
     def leave_early(self, times: int) -> int:
-        """Start epochs, leave each after its first batch, and count the threads that stay."""
+        """Leave `times` epochs after their first batch, and count the threads that remain."""
         before = threading.active_count()
         for _ in range(times):
             for _batch in self.loader:
@@ -129,7 +129,7 @@ class Side:
 
     # -- one loader, many plans --------------------------------------------------------------------
     def open_plans(self, setting: Setting) -> None:
-        """Build the loader whose plans are measured; it is not compiled, nor used."""
+        """Build the loader whose plans are measured. It loads nothing."""
         self.loader = None
         with self.uncompiled():
             self.loader = self.build(replace(setting, resolution=None), setting.retained())
@@ -137,7 +137,7 @@ class Side:
         gc.collect()
 
     def plan_next(self) -> tuple[float, int]:
-        """Plan the next epoch; return the seconds, and the bytes of samples held at most."""
+        """Plan the next epoch. Return the seconds, and the largest number of bytes held."""
         started = time.perf_counter()
         held = self.plan(self.loader, self.planned)
         self.planned += 1
@@ -145,7 +145,7 @@ class Side:
 
     # -- new loaders -------------------------------------------------------------------------------
     def warm_up(self, setting: Setting) -> None:
-        """Do what only the first loader of a process has to: compilation and late imports."""
+        """Compile and import what only the first loader of a process has to."""
         with self.uncompiled():
             loader = self.build(setting, setting.retained())
             self.plan(loader, 0)
@@ -153,7 +153,7 @@ class Side:
         gc.collect()
 
     def construct(self, setting: Setting) -> tuple[float, int]:
-        """Return seconds and memory from the call of the constructor to a planned epoch."""
+        """Return seconds and memory growth from the constructor to a planned epoch."""
         indices = setting.retained()
         gc.collect()
 
@@ -166,7 +166,7 @@ class Side:
             return peak_growth(construct)
 
     def second_loader(self, setting: Setting) -> tuple[float, float]:
-        """Return seconds from constructor to first batch of the first and a second loader."""
+        """Return seconds to the first batch of a first and of a second loader."""
         indices = setting.retained()
         seconds, kept = [], []
         for _ in range(2):
@@ -175,7 +175,7 @@ class Side:
             for _batch in loader:
                 break
             seconds.append(time.perf_counter() - started)
-            kept.append(loader)  # as a training and an evaluation loader live side by side
+            kept.append(loader)  # both stay alive, as a training and an evaluation loader do
         return seconds[0], seconds[1]
 
 
@@ -203,7 +203,7 @@ class Stock(Side):
 
     @contextmanager
     def uncompiled(self) -> Iterator[None]:
-        # ffcv compiles whenever a loader is built, so leaving it out is what tells it apart.
+        # ffcv compiles whenever a loader is built.
         original = Loader.generate_code
         Loader.generate_code = lambda _: None
         try:
@@ -213,13 +213,13 @@ class Stock(Side):
 
 
 class Ours(Side):
-    """`PrunedLoader`. It compiles once per process: a warm-up is all that tells it apart."""
+    """`PrunedLoader`, which compiles once per process."""
 
     name = "PrunedLoader"
 
     @staticmethod
     def decoder(size: tuple[int, int]) -> Any:
-        # Not imported above: the process of the other side holds stock ffcv alone.
+        # Resolved here, so that the stock side's process holds stock ffcv alone.
         return dp4tl_ffcv.RandomResizedCropRGBImageDecoder(size)
 
     def build(self, setting: Setting, indices: NDArray[np.int64]) -> Any:
@@ -230,13 +230,13 @@ class Ours(Side):
         )
 
     def plan(self, loader: Any, epoch: int) -> int:
-        # Not `loader.pool_bytes`, which would plan once more.
+        # `loader.pool_bytes` would plan a second time.
         return int(loader.memory_manager.cache.num_bytes(loader.plan_epoch(epoch)))
 
 
-# ffcv takes nothing else for a decoder of images.
+# ffcv requires this base class for image decoders.
 class FirstByte(SimpleRGBImageDecoder):  # type: ignore[misc]  # ffcv is untyped
-    """Decode an image to its first byte: the whole cost is that of getting at the bytes."""
+    """Decode an image to its first byte, so that only reading costs time."""
 
     def declare_state_and_memory(self, previous_state: State) -> tuple[State, AllocationQuery]:
         byte = np.dtype("u1")

@@ -19,7 +19,7 @@ import numpy as np
 import tyro
 from numpy.typing import NDArray
 
-from benchmarks.harness.measure import progress
+from benchmarks.harness.rows import progress
 from benchmarks.planted.report import write_report
 from benchmarks.planted.runs import Job, Training, one_thread, run_all, run_job
 from benchmarks.planted.scores import COMBINED, OF_TARGET, WITHOUT_TARGET, Scored, Scorer, votes_of

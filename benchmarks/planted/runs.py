@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.harness.measure import progress
+from benchmarks.harness.rows import progress
 from dp4tl_ffcv import BetonIndex, load_checkpoint
 from dp4tl_ffcv.utils import RunFolder, replace_head, write_json
 from train import finetune, pretrain

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.harness.measure import progress
+from benchmarks.harness.rows import progress
 from benchmarks.planted.encoder import Contrast, train_encoder
 from benchmarks.planted.runs import Job, Training, influence_run, influences_of, quiet, run_all
 from dp4tl_ffcv import (

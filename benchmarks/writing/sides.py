@@ -1,4 +1,4 @@
-"""The two sides of the writing benchmark; each runs in processes of its own."""
+"""The sides of the writing benchmark, each in a process of its own."""
 
 import ctypes
 import gc
@@ -18,7 +18,7 @@ import dp4tl_ffcv
 
 CORES = len(os.sched_getaffinity(0))
 NUM_CLASSES = 100
-CHUNK = 100  # samples that a worker of ffcv's takes at a time, in its ImageNet script
+CHUNK = 100  # samples per task of ffcv's writer, as in its ImageNet script
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,41 +28,41 @@ class Job:
     files: Path
     """Folder of JPEG files."""
     num_samples: int
-    """Images to list; files are listed again until there are as many."""
+    """Images to list. The listing repeats the files."""
     max_resolution: int | None = None
     decode_check: bool = False
 
 
 class Side:
-    """What lists image files and writes them to a beton."""
+    """A way to list image files and write them to a beton."""
 
     name: str
 
     def list_files(self, job: Job) -> None:
-        """Make the listing that is written."""
+        """Make the listing."""
         self.job = job
         self.samples = self.listing(Repeated(sorted(job.files.iterdir()), job.num_samples))
 
     def write(self, out: Path) -> float:
-        """Write the listed images with a worker per core; return images/s.
+        """Write the listed images with a worker per core. Return images/s.
 
-        `out` and what is still to be flushed of earlier files are out of the way before.
+        First delete `out` and flush earlier files.
         """
         out.unlink(missing_ok=True)
         os.sync()
         started = time.perf_counter()
         self.write_samples(out)
         seconds = time.perf_counter() - started
-        gc.collect()  # the other side leaves queues, which hold semaphores of the system
+        gc.collect()  # stock ffcv leaves queues, which hold system semaphores
         return self.job.num_samples / seconds
 
     def settle(self) -> None:
-        """Give the memory that is free back to the kernel, so that what grows next shows."""
+        """Return free memory to the kernel, so that later growth is visible."""
         gc.collect()
         ctypes.CDLL(None).malloc_trim(0)
 
     def listing(self, paths: "Repeated") -> Any:
-        """Return the samples as the side takes them."""
+        """Return the samples as this side expects them."""
         raise NotImplementedError
 
     def write_samples(self, out: Path) -> None:
@@ -79,13 +79,13 @@ class Stock(Side):
         return Photographs(paths)
 
     def write_samples(self, out: Path) -> None:
-        # Not imported above: the process of the other side holds what it imports itself.
+        # Imported here, so that our process does not hold stock modules.
         from ffcv.fields import IntField, RGBImageField
         from ffcv.writer import DatasetWriter
 
         image = RGBImageField(write_mode="jpg", max_resolution=self.job.max_resolution)
         writer = DatasetWriter(str(out), {"image": image, "label": IntField()}, num_workers=CORES)
-        # Of few images smaller chunks, so that no worker waits long for the last one of another.
+        # Smaller chunks for few images, so that no worker waits long for another's last chunk.
         chunk = min(CHUNK, max(1, self.job.num_samples // (8 * CORES)))
         writer.from_indexed_dataset(self.samples, chunksize=chunk)
 
@@ -116,7 +116,7 @@ class Ours(Side):
         *,
         images: Literal["keep", "raw"] = "keep",
     ) -> float:
-        """Compact the samples `indices` of a beton to `out`; return bytes/s."""
+        """Compact the samples `indices` of a beton to `out`. Return bytes/s."""
         from dp4tl_ffcv.compaction.compact import compact
 
         out.unlink(missing_ok=True)
@@ -127,12 +127,12 @@ class Ours(Side):
 
 
 class Cp:
-    """The command `cp`, and `sync` where what it wrote shall be on the disk."""
+    """The command `cp`, followed by `sync` if the copy must reach the disk."""
 
     name = "cp"
 
     def copy(self, source: Path, out: Path, *, flush: bool) -> float:
-        """Copy a file as `Ours.compact` compacts one; return bytes/s."""
+        """Copy a file. Return bytes/s."""
         out.unlink(missing_ok=True)
         os.sync()
         started = time.perf_counter()
@@ -143,10 +143,10 @@ class Cp:
 
 
 class Photographs:
-    """Images and labels, as `torchvision.datasets.ImageFolder` gives them to ffcv's script."""
+    """Images and labels as ffcv's script gets them from `torchvision.datasets.ImageFolder`."""
 
     def __init__(self, paths: "Repeated") -> None:
-        from torchvision.datasets.folder import pil_loader  # here, and not once more in each worker
+        from torchvision.datasets.folder import pil_loader  # here, not again in each worker
 
         self.load = pil_loader
         numbers = np.arange(len(paths))
@@ -161,7 +161,7 @@ class Photographs:
 
 
 class Repeated(Sequence[Path]):
-    """Paths, from the start again and again until there are `length`."""
+    """`length` paths that repeat `paths`."""
 
     def __init__(self, paths: Sequence[Path], length: int) -> None:
         self._paths, self._length = paths, length
@@ -182,22 +182,18 @@ class Repeated(Sequence[Path]):
 
 
 def class_of(numbers: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the labels of images by their number in the listing."""
+    """Return the labels of images, by their number in the listing."""
     return numbers % NUM_CLASSES
 
 
 def check_bytes(beton: Path, files: Path) -> None:
-    """Check that every image is stored as the bytes of its file.
-
-    Raises:
-        RuntimeError: one is not.
-    """
+    """Raise RuntimeError unless the beton stores the bytes of every file."""
     index = dp4tl_ffcv.BetonIndex.open(beton)
     extents = index.extents(np.arange(index.num_samples))
     paths = sorted(files.iterdir())
     numbers = index.column("identifier")
     if len(extents) != len(numbers) or not np.array_equal(np.sort(numbers), np.arange(len(paths))):
-        raise RuntimeError(f"{beton} must hold every file of {files} once; it does not")
+        raise RuntimeError(f"{beton} does not hold every file of {files} once")
     with beton.open("rb") as stream:
         for number, (_, start, size) in zip(numbers, extents.tolist(), strict=True):
             stream.seek(start)

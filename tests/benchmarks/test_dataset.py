@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks.harness import dataset
 from benchmarks.harness.dataset import Images, class_sizes, prepare, retain, write_tables
-from benchmarks.harness.measure import Worker
+from benchmarks.harness.worker import Worker
 from benchmarks.loader.sides import Setting, Stock
 from dp4tl_ffcv import BetonIndex, read_image
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import planted
+from benchmarks.planted import __main__ as planted
 from benchmarks.planted import report
 from benchmarks.planted.__main__ import Case, merged, run_row
 from benchmarks.planted.encoder import contrastive_loss

@@ -1,6 +1,6 @@
-"""The scoring benchmark runs, on next to nothing, and prints what it should."""
+"""The scoring benchmark measures both sides, on very little data, and compares their results."""
 
-import json
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -8,149 +8,121 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import scoring
-from benchmarks.scoring import figures
-from benchmarks.scoring.figures import NAMES, Scale
-from benchmarks.scoring.sides import (
-    PRODUCTS,
-    READERS,
-    check_nearest,
-    check_same,
-    features_file,
-    loop_nearest,
-    nearest_by_product,
-    open_features,
-    targets_and_means,
-)
+from benchmarks.harness.command import load_figures, measure
+from benchmarks.harness.rows import Row
+from benchmarks.scoring.bench import Bench, Scale, check_same
+from benchmarks.scoring.figures import class_means, fm_assign, grand
 from dp4tl_ffcv.kernels import nearest_mean
 
 TINY = Scale(targets=40, looped=2, samples=3000, images=4, backward=2, rounds=2, short_rounds=3)
-
-
-def test_every_figure_is_measured() -> None:
-    assert set(NAMES) == {
-        "fm_assign",
-        "fm_assign_roofline",
-        "class_means",
-        "histogram",
-        "select_indices",
-        "grand",
-    }
+COUNTS = {
+    "class_means": 2,
+    "fm_assign": 1,
+    "fm_assign_roofline": 1,
+    "grand": 1,
+    "histogram": 2,
+    "select_indices": 2,
+}
 
 
 @pytest.fixture(scope="module")
-def printed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    return Bench(TINY, tmp_path_factory.mktemp("scoring"))
+
+
+@pytest.fixture(scope="module")
+def measured(tiny: Bench) -> dict[str, list[Row]]:
     """Rows of a run, by figure."""
-    folder = tmp_path_factory.mktemp("scoring")
-    before = torch.get_num_threads()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scoring, "QUICK", TINY)
-        scoring.main(scoring.Config(quick=True, data=folder, out=folder / "rows.jsonl"))
-    torch.set_num_threads(before)
-    head, *lines = (folder / "rows.jsonl").read_text().splitlines()
-    assert "environment" in json.loads(head)
-    rows: dict[str, list[dict[str, Any]]] = {}
-    for row in map(json.loads, lines):
-        rows.setdefault(row["figure"], []).append(row)
+    rows: dict[str, list[Row]] = {}
+    for row in measure(load_figures("scoring"), [tiny]):
+        rows.setdefault(row.figure, []).append(row)
     return rows
 
 
-def test_all_figures_are_printed_with_a_ratio_and_a_bound(
-    printed: dict[str, list[dict[str, Any]]],
-) -> None:
-    counts = {name: len(rows) for name, rows in printed.items()}
-    assert counts == {
-        "fm_assign": 1,
-        "fm_assign_roofline": 1,
-        "class_means": 2,
-        "histogram": 2,
-        "select_indices": 2,
-        "grand": 1,
-    }
-    for rows in printed.values():
+def test_all_figures_have_a_ratio_and_a_bound(measured: dict[str, list[Row]]) -> None:
+    assert {name: len(rows) for name, rows in measured.items()} == COUNTS
+    for rows in measured.values():
         for row in rows:
-            assert row["bench"] == "scoring"
-            assert row["ratio"] > 0
-            assert row["params"]["bounded_by"]
+            assert row.ratio is not None
+            assert row.ratio > 0
+            assert row.params["bounded_by"]
 
 
-def test_the_loop_is_measured_on_a_part_and_says_so(
-    printed: dict[str, list[dict[str, Any]]],
+def test_the_published_loop_is_extrapolated_and_the_row_says_so(
+    measured: dict[str, list[Row]],
 ) -> None:
-    (loop,), (product,) = printed["fm_assign"], printed["fm_assign_roofline"]
-    assert loop["params"]["other_images"] == TINY.looped
-    assert "extrapolated" in loop["params"]["how"]
-    assert product["other_name"] in PRODUCTS
-    assert loop["ours"] == product["ours"]  # one measurement for both
-    assert [row["other_name"] for row in printed["class_means"]] == list(READERS)
-
-
-def test_only_a_full_run_of_all_figures_replaces_the_results(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    results = tmp_path / "results.jsonl"
-    monkeypatch.setattr(scoring, "RESULTS", results)
-    monkeypatch.setattr(scoring, "measure", lambda *_: iter(()))
-    scoring.main(scoring.Config(quick=True))
-    scoring.main(scoring.Config(only=("histogram",)))
-    assert not results.exists()
-    scoring.main(scoring.Config())
-    assert results.exists()
+    (loop,), (product,) = measured["fm_assign"], measured["fm_assign_roofline"]
+    assert loop.params["other_images"] == TINY.looped
+    assert "extrapolated" in loop.params["how"]
+    assert product.other_name in fm_assign.PRODUCTS
+    assert loop.ours == product.ours  # one measurement for both
+    assert [row.other_name for row in measured["class_means"]] == list(class_means.READERS)
 
 
 @pytest.mark.parametrize(
-    ("kernel", "figure"),
+    ("figure", "function"),
     [
-        ("class_histogram", "histogram"),
-        ("class_members", "select_indices"),
-        ("feature_mapping", "fm_assign"),
-        ("class_means", "class_means"),
-        ("gradient_norms", "grand"),
+        ("histogram", "class_histogram"),
+        ("select_indices", "class_members"),
+        ("fm_assign", "feature_mapping"),
+        ("grand", "gradient_norms"),
     ],
 )
-def test_a_result_that_differs_is_an_error(
-    kernel: str, figure: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_wrong_result_is_an_error(
+    figure: str, function: str, tiny: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    right = getattr(figures, kernel)
+    module: Any = import_module(f"benchmarks.scoring.figures.{figure}")
+    right = getattr(module, function)
 
     def wrong(*args: Any) -> Any:
         result = right(*args)
-        array = result.scores if figure == "fm_assign" else result
-        changed = np.array(array)
+        changed = np.array(getattr(result, "scores", result))
         changed[0] += 1
         return type("Wrong", (), {"scores": changed}) if figure == "fm_assign" else changed
 
-    monkeypatch.setattr(figures, kernel, wrong)
-    with pytest.raises(RuntimeError, match="must be the same; they differ"):
-        list(figures.measure(TINY, tmp_path, [figure]))
+    monkeypatch.setattr(module, function, wrong)
+    with pytest.raises(RuntimeError, match="differ"):
+        module.measure(tiny)
 
 
 def test_the_loop_and_all_products_find_the_nearest_means() -> None:
-    features, means = targets_and_means(30, 7, 20)
+    features, means = fm_assign.targets_and_means(30, 7, 20)
     single = means.astype(np.float32)
     nearest, _ = nearest_mean(features, means)
-    looped = loop_nearest(torch.from_numpy(features), torch.from_numpy(single))
-    check_nearest(features, means, nearest, looped)
-    for take in PRODUCTS.values():
+    looped = fm_assign.loop_nearest(torch.from_numpy(features), torch.from_numpy(single))
+    fm_assign.check_nearest(features, means, nearest, looped)
+    for take in fm_assign.PRODUCTS.values():
         products = np.full((30, 7), np.nan, dtype=np.float32)
         take(features, single, products)
         np.testing.assert_allclose(products, features @ single.T, rtol=1e-5)
-        check_nearest(features, means, nearest, nearest_by_product(products, single))
+        found = fm_assign.nearest_by_product(products, single)
+        fm_assign.check_nearest(features, means, nearest, found)
+    changed = np.append(nearest[:-1], (nearest[-1] + 1) % 7)
     with pytest.raises(RuntimeError, match="nearest means of 1 samples"):
-        check_nearest(features, means, nearest, np.append(nearest[:-1], (nearest[-1] + 1) % 7))
+        fm_assign.check_nearest(features, means, nearest, changed)
 
 
 def test_all_readers_read_every_byte(tmp_path: Path) -> None:
-    features = open_features(features_file(101, 8, tmp_path))
+    features = class_means.open_features(class_means.features_file(101, 8, tmp_path))
     assert features.dtype == np.float16
     assert features.min() == 0 < features.max()
     total = int(np.asarray(features).view(np.uint64).sum())
-    for read in READERS.values():
+    for read in class_means.READERS.values():
         assert read(features) == total
 
 
 @pytest.mark.parametrize("other", [[1, 3], [1, 2, 2], [1.0, 2.001]])
-def test_arrays_that_differ_are_told(other: Any) -> None:
+def test_different_arrays_are_an_error(other: Any) -> None:
     check_same("the numbers", [1, 2], [1, 2])
-    with pytest.raises(RuntimeError, match="the numbers of both sides"):
+    with pytest.raises(RuntimeError, match="the numbers of the two sides differ"):
         check_same("the numbers", np.array([1, 2]), np.array(other))
+
+
+def test_a_backward_pass_per_image_gives_the_norm_of_its_gradient() -> None:
+    model = torch.nn.Linear(3, 2)
+    images, labels = torch.randn(4, 3), torch.tensor([0, 1, 1, 0])
+    errors = model(images).softmax(1) - torch.nn.functional.one_hot(labels)
+    inputs = torch.cat([images, torch.ones(4, 1)], dim=1)
+    expected = (errors.norm(dim=1) * inputs.norm(dim=1)).detach().numpy()
+    norms = grand.loop_gradient_norms(model, images, labels)
+    np.testing.assert_allclose(norms, expected, rtol=1e-5)

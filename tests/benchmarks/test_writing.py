@@ -1,6 +1,5 @@
-"""The writing benchmark runs, on next to nothing, and prints what it should."""
+"""The writing benchmark measures both sides, on very little data."""
 
-import json
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -9,14 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import writing
+from benchmarks.harness.command import load_figures, measure
 from benchmarks.harness.dataset import Images, prepare_files
-from benchmarks.writing import figures
-from benchmarks.writing.figures import Scale
+from benchmarks.harness.rows import Row
+from benchmarks.writing import bench as shared
+from benchmarks.writing.figures import compact_raw_throughput
 from benchmarks.writing.sides import Job, Ours, check_bytes
 from dp4tl_ffcv import BetonIndex
 
-TINY = Scale(
+TINY = shared.Scale(
     passthrough=20,
     resize=10,
     compact=200,
@@ -28,64 +28,46 @@ TINY = Scale(
     epochs=2,
     peaks=2,
 )
-COUNTS = {"write_passthrough": 2, "write_resize": 1, "compact_copy": 3, "write_peak_bytes": 3}
-
-
-def test_every_figure_is_measured() -> None:
-    assert set(figures.NAMES) == {*COUNTS, "compact_raw_throughput"}
+COUNTS = {"compact_copy": 3, "write_passthrough": 2, "write_peak_bytes": 3, "write_resize": 1}
 
 
 @pytest.fixture(scope="module")
-def one_pair() -> Iterator[None]:
-    """Start no process a second time: it takes seconds."""
-    start, pairs = figures._both, []
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[shared.Bench]:
+    """A bench that starts its pair of processes once, which takes seconds."""
     with ExitStack() as processes, pytest.MonkeyPatch.context() as patch:
 
         @contextmanager
-        def started(bench: figures.Bench) -> Iterator[figures.Sides]:
-            if not pairs:
-                pairs.append(processes.enter_context(start(bench)))
-            yield pairs[0]
+        def both(bench: shared.Bench) -> Iterator[shared.Sides]:
+            yield bench.sides
 
-        patch.setattr(figures, "_both", started)
-        yield
+        outputs = tmp_path_factory.mktemp("outputs")
+        bench = shared.Bench(TINY, tmp_path_factory.mktemp("data"), outputs, processes)
+        assert bench.sides
+        patch.setattr(shared.Bench, "both", both)
+        yield bench
 
 
-@pytest.mark.usefixtures("one_pair")
-def test_it_prints_lines_on_stdout_and_keeps_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(writing, "QUICK", TINY)
-    data, out = tmp_path / "data", tmp_path / "rows.jsonl"
-    writing.main(writing.Config(quick=True, only=tuple(COUNTS), data=data, out=out))
-    printed = capfd.readouterr()
-    head, *kept = out.read_text().splitlines()
-    assert "environment" in json.loads(head)
-    assert kept == printed.out.splitlines()
-    rows: dict[str, list[dict[str, Any]]] = {}
-    for row in map(json.loads, kept):
-        assert row["bench"] == "writing"
-        rows.setdefault(row["figure"], []).append(row)
+def test_every_figure_is_measured(tiny: shared.Bench) -> None:
+    rows: dict[str, list[Row]] = {}
+    for row in measure(load_figures("writing", COUNTS), [tiny]):
+        rows.setdefault(row.figure, []).append(row)
     assert {name: len(found) for name, found in rows.items()} == COUNTS
-    for name in COUNTS:
-        assert name in printed.err
-    assert not list(data.glob("writing.*"))  # nothing that was measured is left
-
     kept_bytes, checked = rows["write_passthrough"]
-    assert kept_bytes["other"] == checked["other"]  # one measurement for both
-    assert [row["params"]["flush"] for row in rows["compact_copy"]] == [
+    assert kept_bytes.other == checked.other  # one measurement for both
+    assert [row.params["flush"] for row in rows["compact_copy"]] == [
         "both", "compact alone", "neither, into memory",
     ]  # fmt: skip
     few, many, each = rows["write_peak_bytes"]
-    assert few["other"] > 2 * (1 << 23)  # a page in each worker
+    assert few.other is not None
+    assert few.other > 2 * (1 << 23)  # a page in each worker
     for side in ("ours", "other"):
-        assert each[side] == pytest.approx((many[side] - few[side]) / 1990, rel=1e-3)
-    assert few["params"]["rounds"] == each["params"]["rounds"] == 2
+        growth = getattr(many, side) - getattr(few, side)
+        assert getattr(each, side) == pytest.approx(growth / 1990, rel=1e-3)
+    assert few.params["rounds"] == each.params["rounds"] == 2
 
 
-@pytest.mark.usefixtures("one_pair")
-def test_a_compacted_raw_file_is_loaded_by_both_loaders(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_both_loaders_read_the_compacted_raw_file(
+    tiny: shared.Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded: list[list[tuple[str, str]]] = []
 
@@ -94,8 +76,8 @@ def test_a_compacted_raw_file_is_loaded_by_both_loaders(
         rates = [[8.0] * rounds, [4.0] * rounds, [2.0] * rounds]
         return rates, {"images": 8, "ours_cache": "os"}
 
-    monkeypatch.setattr(figures, "alternate_epochs", alternated)
-    ours, stock = figures.measure(TINY, tmp_path, ["compact_raw_throughput"])
+    monkeypatch.setattr(compact_raw_throughput, "alternate_epochs", alternated)
+    ours, stock = compact_raw_throughput.measure(tiny)
     (name, raw), (its_name, its_raw), (original_name, original) = loaded[0]
     assert name == "PrunedLoader"
     assert its_name == original_name == ours.other_name == stock.other_name != name
@@ -106,17 +88,10 @@ def test_a_compacted_raw_file_is_loaded_by_both_loaders(
     assert "ours_cache" not in stock.params
 
 
-def test_only_a_full_run_of_all_figures_replaces_the_results(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    results = tmp_path / "results.jsonl"
-    monkeypatch.setattr(writing, "RESULTS", results)
-    monkeypatch.setattr(writing, "measure", lambda *_: iter(()))
-    writing.main(writing.Config(quick=True))
-    writing.main(writing.Config(only=("write_resize",)))
-    assert not results.exists()
-    writing.main(writing.Config())
-    assert results.exists()
+def test_outputs_are_deleted(tmp_path: Path) -> None:
+    with shared.open_benches(True, tmp_path) as (bench,):
+        bench.outs[0].write_bytes(b"")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.fixture(scope="module")
@@ -125,13 +100,13 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return prepare_files(images, tmp_path_factory.mktemp("files"))
 
 
-def test_a_folder_holds_as_many_files_as_asked_for(files: Path) -> None:
+def test_a_folder_holds_as_many_files_as_requested(files: Path) -> None:
     contents = {path.name: path.read_bytes() for path in files.iterdir()}
     assert sorted(contents) == [f"{number:06}.jpg" for number in range(12)]
     assert 4 <= len(set(contents.values())) <= 8
 
 
-def test_an_image_that_is_not_stored_as_its_bytes_is_told(files: Path, tmp_path: Path) -> None:
+def test_a_changed_image_is_detected(files: Path, tmp_path: Path) -> None:
     side, out = Ours(), tmp_path / "out.beton"
     side.list_files(Job(files=files, num_samples=12))
     side.write(out)
@@ -148,7 +123,7 @@ def test_an_image_that_is_not_stored_as_its_bytes_is_told(files: Path, tmp_path:
         check_bytes(out, files)
 
 
-def test_a_file_that_is_missing_is_told(files: Path, tmp_path: Path) -> None:
+def test_a_missing_file_is_detected(files: Path, tmp_path: Path) -> None:
     side, out = Ours(), tmp_path / "out.beton"
     side.list_files(Job(files=files, num_samples=11))
     side.write(out)
@@ -156,7 +131,7 @@ def test_a_file_that_is_missing_is_told(files: Path, tmp_path: Path) -> None:
         check_bytes(out, files)
 
 
-def test_files_are_listed_again_until_there_are_enough(files: Path) -> None:
+def test_a_longer_listing_repeats_the_files(files: Path) -> None:
     side = Ours()
     side.list_files(Job(files=files, num_samples=30))
     paths, labels, identifiers = zip(*(side.samples[i] for i in range(30)), strict=True)

@@ -1,11 +1,13 @@
-"""The epochs of the end-to-end benchmark: which sides, on which files, how often."""
+"""Sides, files and epochs that the figures of the end-to-end benchmark share."""
 
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,14 +22,19 @@ from benchmarks.end_to_end.sides import (
     retain_batches,
 )
 from benchmarks.harness.dataset import Images, prepare
-from benchmarks.harness.measure import Worker, alternate
+from benchmarks.harness.rows import alternate
+from benchmarks.harness.worker import Worker
 from dp4tl_ffcv import BetonIndex, compact
 
 PRUNED, COMPACTED, RAW = "PrunedLoader", "compacted", "compacted, raw"
 STOCK, STOCK_COMPACTED = "stock Loader, indices=", "stock Loader, compacted"
 FULL, STOCK_FULL, SYNTHETIC = "PrunedLoader, full", "stock Loader, full", "synthetic"
 FULLS = (FULL, STOCK_FULL)
-METHODS = ("lm", "fm")
+METHODS = ("label_mapping", "feature_mapping")
+DETAILS = ("arch", "keep", "how", "page_cache", "method")
+RESULTS = "end_to_end_gpu.jsonl" if torch.cuda.is_available() else "end_to_end.jsonl"
+# The side of stock ffcv that loads the same samples.
+COUNTERPARTS = {FULL: STOCK_FULL, PRUNED: STOCK, COMPACTED: STOCK_COMPACTED, RAW: STOCK}
 # The paper's largest target has 50,500 training images for ImageNet's 1,281,167.
 TARGET_SHARE = 0.04
 
@@ -38,23 +45,23 @@ class Scale:
 
     network: Network
     samples: int
-    """Images of 400 pixels in the full source: whole batches, as of what is retained."""
+    """Images of 400 pixels in the full source, a multiple of the batch size."""
     keeps: tuple[float, ...] = (0.2, 0.4, 0.6)
-    """Shares of the classes to retain."""
+    """Fractions of the classes to retain."""
     warm: int
     """Rounds with the files in the page cache."""
     cold: int
     """Rounds with each file dropped from the page cache before its epoch."""
     device: str = "cpu"
     limit: bool = False
-    """Measure, too, what the device trains when nothing needs to be loaded."""
+    """Also measure the rate of the device without loading."""
 
     def __post_init__(self) -> None:
-        """Refuse a source with a short last batch."""
+        """Reject a source with a short last batch."""
         if self.samples % self.network.batch_size:
             raise ValueError(
-                f"`samples` must be a multiple of the batch, {self.network.batch_size}; got "
-                f"{self.samples}. Choose one."
+                f"`samples` must be a multiple of the batch size {self.network.batch_size}; got "
+                f"{self.samples}"
             )
 
 
@@ -72,7 +79,7 @@ QUICK = (
         samples=640,
         keeps=(0.4,),
         warm=1,
-        cold=0,  # stock ffcv would compile every loader once more, which is most of the time
+        cold=0,  # stock ffcv compiles every loader again, which takes most of the time
     ),
 )
 GPU = tuple(
@@ -104,7 +111,7 @@ QUICK_GPU = (
 
 
 def scales(*, quick: bool) -> tuple[Scale, ...]:
-    """Return what this machine can measure: with the GPU that torch finds, else on the CPU."""
+    """Return the sizes for this machine's GPU, or for its CPU."""
     if torch.cuda.is_available():
         return QUICK_GPU if quick else GPU
     return QUICK if quick else CPU
@@ -115,11 +122,11 @@ Epochs = dict[Side, list[Epoch]]
 
 @dataclass(frozen=True)
 class Bench:
-    """What the figures share: the files, and the epochs, which are trained once."""
+    """The files, and the epochs, which are trained once."""
 
     scale: Scale
     data: Path
-    """Folder that keeps the betons."""
+    """Folder of the betons."""
 
     @cached_property
     def source(self) -> Path:
@@ -128,7 +135,7 @@ class Bench:
 
     @cached_property
     def target(self) -> Path:
-        """Beton of a target, as large for the source as the paper's largest."""
+        """Beton of a target, relative to the source as large as the paper's largest target."""
         return prepare(self._images(round(TARGET_SHARE * self.scale.samples)), self.data)
 
     @cached_property
@@ -138,18 +145,18 @@ class Bench:
 
     @cached_property
     def compacted(self) -> dict[tuple[str, float], tuple[Path, float]]:
-        """Compacted files and the seconds to write them, by `how` and the share that they keep."""
+        """Compacted files and the seconds to write them, by `how` and keep."""
         least = min(self.scale.keeps)
         whole = self.source.stat().st_size
         return {
             **{(COMPACTED, keep): self._compact(keep) for keep in self.scale.keeps},
-            # The space that pruned images took goes to decoded ones.
+            # Decoded images take the space that pruned images took.
             (RAW, least): self._compact(least, raw_budget=whole),
         }
 
     @cached_property
     def sides(self) -> list[Side]:
-        """All sides, the full source first."""
+        """All sides. The full source comes first."""
         sides = [Side(how=how, beton=self.source, stock=how == STOCK_FULL) for how in FULLS]
         for keep in self.scale.keeps:
             for how in (PRUNED, STOCK):
@@ -163,7 +170,7 @@ class Bench:
 
     @cached_property
     def epochs(self) -> dict[str, Epochs]:
-        """Epochs of all sides with a cold and a warm page cache."""
+        """Epochs of all sides, by page cache (cold, warm)."""
         return {
             name: self._alternate(cold=name == "cold", rounds=rounds)
             for name, rounds in (("cold", self.scale.cold), ("warm", self.scale.warm))
@@ -172,11 +179,11 @@ class Bench:
 
     @cached_property
     def selection_seconds(self) -> dict[str, float]:
-        """Seconds from betons to a Selection, by method."""
+        """Seconds from betons to a `Selection`, by method."""
         with self._trainer(cold=False) as worker:
             select = partial(worker.call, "select")
             keep = min(self.scale.keeps)
-            select("fm", self.target, self.target, keep)  # compiles
+            select(METHODS[1], self.target, self.target, keep)  # compiles
             return {
                 method: median(
                     select(method, self.source, self.target, keep)
@@ -186,16 +193,16 @@ class Bench:
             }
 
     def side(self, how: str, keep: float = 1.0) -> Side:
-        """Return the side that is called so."""
+        """Return a side by its name and keep."""
         (found,) = (side for side in self.sides if (side.how, side.keep) == (how, keep))
         return found
 
     def retained(self, keep: float) -> NDArray[np.int64]:
-        """Return the ids that are trained on of `keep` of the classes."""
+        """Return the sample ids of the classes that `keep` retains."""
         return retain_batches(self.index, keep, self.scale.network.batch_size)
 
     def share(self, keep: float) -> float:
-        """Return their share of the samples."""
+        """Return the retained fraction of the samples."""
         return len(self.retained(keep)) / self.index.num_samples
 
     def seconds(self, cache: str, side: Side) -> list[float]:
@@ -226,7 +233,7 @@ class Bench:
                 continue
             expected = len(self.retained(side.keep))
             if {epoch.images for epoch in made} != {expected}:
-                raise RuntimeError(f"{side.how} trained on other than {expected} images: {made}")
+                raise RuntimeError(f"{side.how} did not train on {expected} images: {made}")
 
     def _trainer(self, *, cold: bool) -> Worker:
         return Worker(Trainer, self.scale.network, self.source, cold, self.scale.device)
@@ -242,3 +249,52 @@ class Bench:
         started = time.perf_counter()
         compact(self.source, ids, path, raw_budget=raw_budget)
         return path, time.perf_counter() - started
+
+
+@contextmanager
+def open_benches(quick: bool, data: Path) -> Iterator[list[Bench]]:
+    """Yield what is measured, one bench per network."""
+    yield [Bench(scale, data) for scale in scales(quick=quick)]
+
+
+def each_side(bench: Bench) -> Iterator[tuple[str, Side]]:
+    """Yield each page cache and side that loads files."""
+    for cache, epochs in bench.epochs.items():
+        for side in epochs:
+            if side.how != SYNTHETIC:
+                yield cache, side
+
+
+def pairs(bench: Bench) -> Iterator[tuple[str, Side, Side]]:
+    """Yield each page cache, side of ours and counterpart of stock ffcv."""
+    for cache, side in each_side(bench):
+        if side.how in COUNTERPARTS:
+            yield cache, side, bench.side(COUNTERPARTS[side.how], side.keep)
+
+
+def against_ideal(
+    bench: Bench, cache: str, side: Side
+) -> tuple[list[float], list[float], dict[str, Any]]:
+    """Return the seconds of an epoch, the full source's times the retained fraction, parameters."""
+    share = bench.share(side.keep)
+    full = bench.seconds(cache, bench.side(STOCK_FULL if side.stock else FULL))
+    ours = bench.seconds(cache, side)
+    params = params_of(bench, cache, side, samples_kept=share)
+    params["speedup"] = median(whole / mine for whole, mine in zip(full, ours, strict=True))
+    return ours, [share * seconds for seconds in full], params
+
+
+def params_of(bench: Bench, cache: str, side: Side, **more: Any) -> dict[str, Any]:
+    """Return the parameters of a row."""
+    network = bench.scale.network
+    return {
+        "how": side.how,
+        "keep": side.keep,
+        "page_cache": cache,
+        "arch": network.arch,
+        "resolution": network.resolution,
+        "batch_size": network.batch_size,
+        "samples": bench.scale.samples,
+        "device": bench.scale.device,
+        **more,
+    }

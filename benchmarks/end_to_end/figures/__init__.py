@@ -1,0 +1,1 @@
+"""Figures of the end-to-end benchmark, one module each."""

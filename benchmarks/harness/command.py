@@ -1,0 +1,103 @@
+"""The command line that all benchmarks of two sides share, and how their figures are found.
+
+`benchmarks/NAME/` holds `bench.py`, which prepares what the figures share, and `figures/`, whose
+modules each have a function `measure(bench)` that returns rows. A new module there is a new figure.
+`bench.py` defines `DETAILS` (parameters shown in the table) and `open_benches(quick, data)`, a
+context manager that yields the benches to measure, mostly one.
+"""
+
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from pkgutil import iter_modules
+from typing import TYPE_CHECKING, Any
+
+import tyro
+
+from dp4tl_ffcv.utils import one_line_errors
+
+if TYPE_CHECKING:
+    from benchmarks.harness.rows import Row
+
+Figures = dict[tuple[str, ...], Callable[[Any], Sequence["Row"]]]
+
+RESULTS = Path(__file__).resolve().parents[1] / "results"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """What to measure."""
+
+    quick: bool = False
+    """Measure on less data, in about a minute. The figures are rough and only printed."""
+    only: tuple[str, ...] = ()
+    """Names of figures to measure. By default, measure all."""
+    data: Path = Path("runs/bench")
+    """Folder that keeps generated data for the next run."""
+    out: Path | None = None
+    """File for the JSON lines. By default, a full run writes to benchmarks/results/."""
+
+
+def main(name: str, description: str, arguments: Sequence[str] | None = None) -> None:
+    """Run `python -m benchmarks.NAME`."""
+    program = f"benchmarks.{name}"
+    text = f"{description}\n\nFigures: {', '.join(_modules(name))}."
+    config = tyro.cli(Config, prog=f"python -m {program}", description=text, args=arguments)
+    with one_line_errors(program):
+        run(name, config)
+
+
+def run(name: str, config: Config, results: Path = RESULTS) -> None:
+    """Measure, print and keep the figures that `config` asks for."""
+    from benchmarks.harness.rows import publish
+
+    figures = load_figures(name, config.only)
+    bench: Any = import_module(f"benchmarks.{name}.bench")
+    config.data.mkdir(parents=True, exist_ok=True)
+    whole = not config.quick and not config.only
+    out = config.out or (results / getattr(bench, "RESULTS", f"{name}.jsonl") if whole else None)
+    with bench.open_benches(config.quick, config.data) as benches:
+        rows = measure(figures, benches, config.only)
+        publish(rows, name, bench.DETAILS, out)
+
+
+def load_figures(
+    name: str, only: Collection[str] = ()
+) -> dict[tuple[str, ...], Callable[..., Any]]:
+    """Return the functions that measure the figures `only` (all if empty), by the figures' names.
+
+    A module measures the figure of its own name, or those that its `FIGURES` lists.
+
+    Raises:
+        ValueError: there is no figure of a name.
+    """
+    found = {}
+    for module_name in _modules(name):
+        module: Any = import_module(f"benchmarks.{name}.figures.{module_name}")
+        found[getattr(module, "FIGURES", (module_name,))] = module.measure
+    known = [figure for names in found for figure in names]
+    if unknown := set(only).difference(known):
+        raise ValueError(f"--only: no figure {', '.join(unknown)}. There are {', '.join(known)}.")
+    return {names: call for names, call in found.items() if not only or set(names) & set(only)}
+
+
+def measure(
+    figures: Figures,
+    benches: Sequence[Any],
+    only: Collection[str] = (),
+) -> "Iterator[Row]":
+    """Yield the rows of `figures` on each bench as soon as they are measured."""
+    from benchmarks.harness.rows import progress
+
+    for bench in benches:
+        for names, call in figures.items():
+            started = time.perf_counter()
+            progress(f"{', '.join(names)} ...")
+            yield from (row for row in call(bench) if not only or row.figure in only)
+            progress(f"    {time.perf_counter() - started:.0f} s")
+
+
+def _modules(name: str) -> list[str]:
+    return sorted(each.name for each in iter_modules([str(RESULTS.parent / name / "figures")]))

@@ -1,0 +1,99 @@
+"""Bytes read and memory used, by a process or by a whole tree of processes (Linux)."""
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+PERIOD = 0.05  # seconds between two samples
+# Memory that the kernel cannot drop. Mapped files, such as libraries, would count differently
+# whenever an unrelated process starts or ends.
+COUNTED = ("Pss_Anon:", "Pss_Shmem:")
+
+_Result = TypeVar("_Result")
+
+
+def read_so_far() -> int:
+    """Return the bytes that this process has read by system calls."""
+    return _proc_number("/proc/self/io", "rchar")
+
+
+def peak_growth(call: Callable[[], _Result]) -> tuple[_Result, int]:
+    """Return the result of `call` and the largest growth of resident memory during it, in bytes."""
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+    before = _proc_number("/proc/self/status", "VmRSS")
+    result = call()
+    return result, 1024 * max(0, _proc_number("/proc/self/status", "VmHWM") - before)
+
+
+def tree_bytes(session: int) -> int:
+    """Return the anonymous and shared memory of a session's processes, in bytes.
+
+    A page that several processes share, as after a fork, counts once.
+    """
+    return sum(_proportional_bytes(process) for process in _processes(session))
+
+
+class TreePeak:
+    """Context that samples `tree_bytes` of a session in a background thread.
+
+    The thread runs in the measuring process, so that the measured processes do no extra work. An
+    error in it is raised at the end of the context.
+    """
+
+    def __init__(self, session: int) -> None:
+        self._session = session
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._sample, daemon=True)
+        self._error: Exception | None = None
+        self.start = self._peak = 0
+
+    def __enter__(self) -> "TreePeak":
+        self.start = self._peak = tree_bytes(self._session)
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+        if self._error and not kind:
+            raise self._error
+
+    @property
+    def growth(self) -> int:
+        """Largest sample minus the sample at the start, in bytes."""
+        return self._peak - self.start
+
+    def _sample(self) -> None:
+        try:
+            while not self._done.wait(PERIOD):
+                self._peak = max(self._peak, tree_bytes(self._session))
+        except Exception as error:
+            self._error = error
+
+
+def _proc_number(path: str, name: str) -> int:
+    for line in Path(path).read_text().splitlines():
+        if line.startswith(f"{name}:"):
+            return int(line.split()[1])
+    raise OSError(f"{path} has no {name}: Linux is needed")
+
+
+def _processes(session: int) -> list[Path]:
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            # The command name in brackets may hold anything. State, parent, group, session follow.
+            if int(stat.read_text(errors="replace").rpartition(")")[2].split()[3]) == session:
+                found.append(stat.parent)
+        except (FileNotFoundError, ProcessLookupError):
+            pass  # the process has ended
+    return found
+
+
+def _proportional_bytes(process: Path) -> int:
+    try:
+        lines = (process / "smaps_rollup").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0  # the process has ended
+    return sum(1024 * int(line.split()[1]) for line in lines if line.startswith(COUNTED))

@@ -1,0 +1,166 @@
+"""Data and processes that the figures of the loader benchmark share."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from benchmarks.harness.dataset import IMAGENET_SAMPLES, Images, prepare, write_tables
+from benchmarks.harness.rows import Row, alternate, compare
+from benchmarks.harness.worker import Worker
+from benchmarks.loader.sides import Ours, Setting, Side, Stock
+from dp4tl_ffcv import BetonIndex
+
+DETAILS = ("order", "keep", "samples", "how")
+ORDERS = ("sequential", "random", "quasi_random")
+
+Sides = tuple[Worker, Worker]  # ours and stock
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scale:
+    """How much is measured."""
+
+    jpeg500: int = 6000
+    """Images of 500 pixels: enough to fill 80 pages."""
+    jpeg400: int = 10_240
+    raw400: int = 10_240
+    tables: int = IMAGENET_SAMPLES
+    """Samples of the beton without images."""
+    epochs: int = 31
+    """Rounds of throughput."""
+    processes: int = 3
+    """Rounds that each start new processes."""
+
+
+QUICK = Scale(jpeg500=1500, jpeg400=2560, raw400=2560, tables=128_000, epochs=5, processes=1)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """The data, and a pair of processes that starts once."""
+
+    scale: Scale
+    data: Path
+    """Folder of the betons."""
+    processes: ExitStack
+
+    @cached_property
+    def readers(self) -> Sides:
+        """One process per side, for figures that compile next to nothing."""
+        return self.processes.enter_context(both())
+
+    @property
+    def small(self) -> Path:
+        """Beton to warm up on."""
+        images = Images(num_samples=256, long_side=500, num_classes=16, distinct=32)
+        return prepare(images, self.data)
+
+    @property
+    def paged(self) -> Path:
+        """Beton of many pages."""
+        return prepare(Images(num_samples=self.scale.jpeg500, long_side=500), self.data)
+
+    @property
+    def big(self) -> Path:
+        """Beton with as many samples as ImageNet, tables only."""
+        return write_tables(self.scale.tables, self.data)
+
+    def first_epochs(self, setting: Setting, method: str, *args: Any) -> list[Any]:
+        """Call `method` of a new loader on each side."""
+        results = []
+        for side in self.readers:
+            side.call("warm_up", replace(setting, beton=self.small))
+            side.call("open", setting)
+            results.append(side.call(method, *args))
+        return results
+
+    def plans(self, setting: Setting, rounds: int) -> Any:
+        """Plan epochs on both sides in turn. A plan is its seconds and the bytes it holds."""
+        for side in self.readers:
+            side.call("open_plans", setting)
+        ours, stock = (partial(side.call, "plan_next") for side in self.readers)
+        return alternate(ours, stock, rounds=rounds)
+
+    def in_new_processes(self, once: Callable[[Worker], Any]) -> tuple[list[Any], list[Any]]:
+        """Call `once` for each side in new processes, in alternating order."""
+        results: tuple[list[Any], list[Any]] = ([], [])
+        for number in range(self.scale.processes):
+            with both() as sides:
+                for at in ((0, 1), (1, 0))[number % 2]:
+                    results[at].append(once(sides[at]))
+        return results
+
+    def throughput(self, figure: str, images: Images) -> list[Row]:
+        """Compare images per second of whole epochs."""
+        setting = Setting(beton=prepare(images, self.data))
+        sides = ((Ours, setting), (Stock, setting))
+        rates, loaded = alternate_epochs(sides, self.scale.epochs)
+        return [row(figure, "images/s", *rates, **params(setting, **loaded))]
+
+
+@contextmanager
+def open_benches(quick: bool, data: Path) -> Iterator[list[Bench]]:
+    """Yield what is measured."""
+    with ExitStack() as processes:
+        yield [Bench(QUICK if quick else Scale(), data, processes)]
+
+
+@contextmanager
+def both() -> Iterator[Sides]:
+    """Yield a new process for each side."""
+    with Worker(Ours) as ours, Worker(Stock) as stock:
+        yield ours.wait(), stock.wait()
+
+
+def alternate_epochs(
+    sides: Sequence[tuple[type[Side], Setting]], rounds: int
+) -> tuple[list[list[float]], dict[str, Any]]:
+    """Load epochs on all sides in turn, each in its own process. The first side is ours.
+
+    Returns:
+        images/s of each side, and further parameters of the row.
+
+    Raises:
+        RuntimeError: the sides loaded different samples.
+    """
+    with ExitStack() as processes:
+        workers = [processes.enter_context(Worker(side)) for side, _ in sides]
+        for worker, (_, setting) in zip(workers, sides, strict=True):
+            worker.call("open", setting)
+        epochs = [partial(worker.call, "epoch") for worker in workers]
+        first = [epoch() for epoch in epochs]  # compiles, and fills the page cache
+        loaded = alternate(*epochs, rounds=rounds)
+        cache = workers[0].call("attribute", "cache")
+    for name in ("images", "labels"):
+        if len({epoch[name] for epoch in chain(first, *loaded)}) > 1:
+            raise RuntimeError(f"the sides loaded different {name}: {first}")
+    rates = [[epoch["images"] / epoch["seconds"] for epoch in side] for side in loaded]
+    return rates, {"images": first[0]["images"], "ours_cache": cache}
+
+
+def params(setting: Setting, **more: Any) -> dict[str, Any]:
+    """Return the parameters of a row."""
+    return {
+        "samples": BetonIndex.open(setting.beton).num_samples,
+        "keep": setting.keep,
+        "order": setting.order,
+        "batch_size": setting.batch_size,
+        "ours_cache": "extents" if setting.from_disk else "auto",
+        "other_os_cache": not setting.from_disk,
+        **more,
+    }
+
+
+def row(figure: str, unit: str, ours: Sequence[float], other: Sequence[float], **more: Any) -> Row:
+    """Return a row that compares with stock ffcv."""
+    return compare(figure, unit, ours, other, Stock.name, **more)
+
+
+def single(figure: str, unit: str, values: Sequence[float], **more: Any) -> Row:
+    """Return a row of one measurement per side."""
+    ours, other = values
+    return row(figure, unit, [ours], [other], **more)

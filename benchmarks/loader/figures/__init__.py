@@ -1,0 +1,1 @@
+"""Figures of the loader benchmark, one module each."""

@@ -1,0 +1,119 @@
+"""Sizes, labels and timing that the figures of the scoring benchmark share."""
+
+import os
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.harness.dataset import IMAGENET_SAMPLES, class_sizes
+from benchmarks.harness.rows import Row, alternate, compare
+
+DETAILS = ("how", "targets", "samples", "images")
+CORES = len(os.sched_getaffinity(0))
+CLASSES, COLUMNS = 1000, 512  # ImageNet's classes, a ResNet-18's features
+PAUSE = 0.02  # seconds in which spinning threads go to sleep
+
+Sides = dict[str, Callable[[], Any]]
+Times = list[tuple[float, Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scale:
+    """How much is measured."""
+
+    targets: int = 50_500
+    """Target images that are assigned to class means."""
+    looped: int = 100
+    """Images of these for the published loop, per round."""
+    samples: int = IMAGENET_SAMPLES
+    """Samples of the source."""
+    images: int = 170
+    """Images whose gradient norms are computed at once, per round."""
+    backward: int = 24
+    """Images of these with one backward pass each, per round."""
+    rounds: int = 9
+    """Rounds of figures that take about a second."""
+    short_rounds: int = 51
+    """Rounds of figures that take milliseconds."""
+
+
+QUICK = Scale(
+    targets=10_100,
+    looped=20,
+    samples=256_000,
+    images=42,
+    backward=6,
+    rounds=3,
+    short_rounds=15,
+)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """The data."""
+
+    scale: Scale
+    data: Path
+    """Folder of features and tables."""
+
+    def labels(self, *, shuffled: bool = True) -> Any:
+        """Return class ids `(samples,)` in ImageNet's frequencies."""
+        labels = np.repeat(np.arange(CLASSES), class_sizes(self.scale.samples, CLASSES))
+        return np.random.default_rng(0).permutation(labels) if shuffled else labels
+
+
+@contextmanager
+def open_benches(quick: bool, data: Path) -> Iterator[list[Bench]]:
+    """Yield what is measured."""
+    torch.set_num_threads(CORES)
+    yield [Bench(QUICK if quick else Scale(), data)]
+
+
+def alternate_timed(sides: Sides, rounds: int) -> dict[str, Times]:
+    """Call each side once to warm up, then time all in turn. Return seconds and results."""
+    for side in sides.values():
+        side()
+    times = alternate(*(partial(_timed, side) for side in sides.values()), rounds=rounds)
+    return dict(zip(sides, times, strict=True))
+
+
+def seconds_of(times: Times) -> list[float]:
+    """Return the seconds alone."""
+    return [second for second, _ in times]
+
+
+def fastest(times: Mapping[str, Times], ways: Collection[str]) -> tuple[str, list[float]]:
+    """Return the way with the smallest median, and its seconds."""
+    best = min(ways, key=lambda way: median(seconds_of(times[way])))
+    return best, seconds_of(times[best])
+
+
+def compare_pairs(figure: str, what: str, sides: Sides, rounds: int, **params: Any) -> Row:
+    """Time two sides, ours first, whose results `what` must be equal in every round."""
+    times = alternate_timed(sides, rounds)
+    for (_, mine), (_, its) in zip(*times.values(), strict=True):
+        check_same(what, mine, its)
+    ours, other = map(seconds_of, times.values())
+    return compare(figure, "s", ours, other, list(times)[1], **params)
+
+
+def check_same(name: str, ours: Any, other: Any, rtol: float = 0.0) -> None:
+    """Raise RuntimeError unless both arrays are equal, or close within `rtol`."""
+    same = np.array_equal(ours, other)
+    if not same and (not rtol or not np.allclose(ours, other, rtol=rtol, atol=0.0)):
+        raise RuntimeError(f"{name} of the two sides differ")
+
+
+def _timed(call: Callable[[], Any]) -> tuple[float, Any]:
+    time.sleep(PAUSE)
+    start = time.perf_counter()
+    result = call()
+    return time.perf_counter() - start, result

@@ -1,0 +1,1 @@
+"""Figures of the scoring benchmark, one module each."""

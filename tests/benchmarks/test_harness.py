@@ -1,0 +1,263 @@
+"""Statistics, JSON lines, processes and the command line of the benchmarks."""
+
+import json
+import multiprocessing
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks.harness import command, memory, rows
+from benchmarks.harness.memory import TreePeak, tree_bytes
+from benchmarks.harness.rows import Row, alternate, compare
+from benchmarks.harness.worker import Worker
+
+FIGURES = {
+    "loader": {
+        "read_amplification",
+        "pool_bytes",
+        "construct_seconds",
+        "construct_bytes",
+        "jpeg_rrc_throughput",
+        "raw_rrc_throughput",
+        "second_loader_seconds",
+        "leaked_threads",
+        "planning_seconds",
+    },
+    "writing": {
+        "write_passthrough",
+        "write_resize",
+        "compact_copy",
+        "compact_raw_throughput",
+        "write_peak_bytes",
+    },
+    "scoring": {
+        "fm_assign",
+        "fm_assign_roofline",
+        "class_means",
+        "histogram",
+        "select_indices",
+        "grand",
+    },
+    "end_to_end": {
+        "speedup_of_ideal",
+        "speedup_with_selection",
+        "images_per_second",
+        "stall_share",
+        "bytes_read",
+        "gpu_limit_share",
+    },
+}
+
+
+def row(unit: str, ours: list[float], other: list[float], **params: Any) -> Row:
+    return compare("figure", unit, ours, other, "another", **params)
+
+
+# -- rows ------------------------------------------------------------------------------------------
+def test_a_higher_rate_is_better_and_less_of_anything_else() -> None:
+    assert row("images/s", [30.0], [10.0]).ratio == 3
+    assert row("s", [30.0], [10.0]).ratio == pytest.approx(1 / 3)
+    assert row("bytes", [10], [30]).ratio == 3
+
+
+def test_sides_have_medians_and_rounds_have_ratios() -> None:
+    found = row("images/s", [10, 40, 90, 40, 10], [10, 20, 30, 10, 100])
+    assert (found.ours, found.other) == (40, 20)
+    assert found.ratio == 2  # the median of the ratios 1, 2, 3, 4, 0.1
+    assert found.spread == (1, 3)
+    assert found.params == {"rounds": 5}
+
+
+@pytest.mark.parametrize("sides", [([0], [5]), ([5], [0]), ([], [5]), ([5], [])])
+def test_one_side_alone_has_no_ratio(sides: tuple[list[float], list[float]]) -> None:
+    found = row("threads", *sides)
+    assert (found.ratio, found.spread) == (None, None)
+    assert found.ours == (sides[0] or [None])[0]
+    assert found.other == (sides[1] or [None])[0]
+
+
+def test_a_line_has_the_documented_keys() -> None:
+    line = json.loads(row("images/s", [812.12345678], [590.0], keep=0.2).line("bench"))
+    assert list(line) == [
+        "bench", "figure", "unit", "ours", "other", "other_name", "ratio", "spread", "params",
+    ]  # fmt: skip
+    assert line["ours"] == 812.123
+    assert line["spread"] is None
+    assert line["params"] == {"keep": 0.2, "rounds": 1}
+
+
+def test_each_side_comes_first_in_turn() -> None:
+    calls: list[str] = []
+
+    def side(name: str) -> Callable[[], int]:
+        return lambda: calls.append(name) or len(calls)  # type: ignore[func-returns-value]
+
+    results = alternate(side("a"), side("b"), side("c"), rounds=3)
+    assert "".join(calls) == "abcbcacab"
+    assert results == ([1, 6, 8], [2, 4, 9], [3, 5, 7])
+
+
+def test_the_table_shows_every_row_and_a_dash_for_a_missing_value() -> None:
+    made = [row("images/s", [3, 4], [1, 2], order="random", batch_size=7), row("s", [], [2e6])]
+    head, first, second = rows.table(made, ["order", "keep"]).splitlines()
+    assert head.split()[:2] == ["figure", "what"]
+    assert "order random" in first
+    assert "batch_size" not in first
+    assert "2.25 to 2.75" in first
+    assert second.split() == ["figure", "-", "2,000,000", "s", "-"]
+
+
+# -- the command line ------------------------------------------------------------------------------
+@pytest.mark.parametrize("name", FIGURES)
+def test_every_figure_is_found_by_its_file(name: str) -> None:
+    found = command.load_figures(name)
+    assert {figure for names in found for figure in names} == FIGURES[name]
+    some = sorted(FIGURES[name])[0]
+    assert [some in names for names in command.load_figures(name, [some])] == [True]
+
+
+def test_an_unknown_figure_is_an_error_that_lists_the_known() -> None:
+    with pytest.raises(ValueError, match=r"--only: no figure speed\. There are .*leaked_threads"):
+        command.load_figures("loader", ["speed"])
+
+
+@pytest.mark.parametrize(
+    ("options", "kept"), [({"quick": True}, False), ({"only": ("histogram",)}, False), ({}, True)]
+)
+def test_only_a_full_run_of_all_figures_replaces_the_results(
+    options: dict[str, Any], kept: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command, "measure", lambda *_: iter([row("s", [1.0], [2.0])]))
+    command.run("scoring", command.Config(**options, data=tmp_path / "data"), tmp_path)
+    assert [path.name for path in tmp_path.glob("*.jsonl")] == (["scoring.jsonl"] if kept else [])
+
+
+def test_lines_go_to_stdout_and_to_a_file_that_names_the_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = [row("s", [1.0], [2.0]), row("s", [1.0], [3.0])]
+    monkeypatch.setattr(command, "measure", lambda *_: iter(made))
+    out = tmp_path / "deep" / "rows.jsonl"
+    command.run("scoring", command.Config(quick=True, data=tmp_path, out=out))
+    head, *lines = out.read_text().splitlines()
+    assert json.loads(head)["environment"]["cores"] >= 1
+    assert lines == [each.line("scoring") for each in made]
+    printed = capsys.readouterr()
+    assert printed.out.splitlines() == lines
+    assert "figure" in printed.err
+
+
+def test_only_rows_of_wanted_figures_are_kept() -> None:
+    made = [row("s", [1.0], [2.0])]
+    figures: Any = {("figure", "other"): lambda _: made}
+    bench = SimpleNamespace()
+    assert list(command.measure(figures, [bench, bench], ["figure"])) == made * 2
+    assert list(command.measure(figures, [bench], ["other"])) == []
+
+
+# -- processes -------------------------------------------------------------------------------------
+def test_a_worker_keeps_its_object_in_its_own_process() -> None:
+    with Worker(list, [1, 2]) as worker:
+        worker.call("append", 3)
+        assert worker.call("__len__") == 3
+    with Worker(__import__, "os") as worker:
+        assert worker.call("getpid") != os.getpid()
+
+
+def test_output_of_a_worker_is_shown_only_when_it_fails(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    with Worker(__import__, "os") as worker:
+        worker.call("system", "echo noise")
+        assert capfd.readouterr() == ("", "")
+        with pytest.raises(RuntimeError, match="a worker failed in 'rmdir': FileNotFoundError"):
+            worker.call("rmdir", "/not/there")
+    assert "noise" in capfd.readouterr().err
+
+
+def test_a_worker_that_ends_is_an_error() -> None:
+    with Worker(os._exit, 3) as worker, pytest.raises(RuntimeError, match="the process ended"):
+        worker.wait()
+
+
+def test_a_worker_starts_processes_by_the_usual_method() -> None:
+    with Worker(__import__, "multiprocessing") as worker:
+        assert worker.call("get_start_method") == multiprocessing.get_start_method()
+
+
+def test_a_worker_that_hangs_is_an_error_and_its_children_end_with_it() -> None:
+    worker = Worker(__import__, "subprocess").wait()
+    worker.patience = 0.1
+    with worker, pytest.raises(RuntimeError, match="no answer to 'run'"):
+        worker.call("run", ["sleep", "60"])
+    deadline = time.monotonic() + 10
+    while tree_bytes(worker.session) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert tree_bytes(worker.session) == 0
+
+
+# -- bytes and memory ------------------------------------------------------------------------------
+def test_bytes_read_are_counted(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(bytes(1 << 20))
+    before = memory.read_so_far()
+    path.read_bytes()
+    assert 1 << 20 <= memory.read_so_far() - before < 1.1 * (1 << 20)
+
+
+def test_freed_memory_counts_towards_the_peak() -> None:
+    size = 1 << 26
+    total, growth = memory.peak_growth(lambda: int(np.ones(size, dtype=np.uint8).sum()))
+    assert total == size
+    assert 0.98 * size < growth < 1.5 * size  # the kernel's counters lag by some pages
+
+
+def test_memory_of_all_processes_counts_and_shared_pages_count_once() -> None:
+    size = 1 << 26
+    fork = f"""if True:
+        import os, time
+        shared = b"x" * {size}
+        child = os.fork()
+        if not child:
+            own = b"y" * {size}
+        time.sleep(0.4)
+        if child:
+            os.wait()
+    """
+    with Worker(__import__, "subprocess").wait() as worker:
+        with TreePeak(worker.session) as peak:
+            worker.call("run", [sys.executable, "-c", fork], check=True)
+        assert 2 * size < peak.growth < 2.5 * size
+        with TreePeak(worker.session) as peak:
+            worker.call("getoutput", "true")
+        assert peak.growth < size
+
+
+def no_sample_in_the_background(session: int) -> int:
+    if threading.current_thread() is not threading.main_thread():
+        raise PermissionError(f"no access to {session}")
+    return 0
+
+
+def test_memory_that_cannot_be_sampled_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "tree_bytes", no_sample_in_the_background)
+    with pytest.raises(PermissionError, match="no access"), TreePeak(1):
+        time.sleep(0.2)
+
+
+def test_an_error_of_the_measured_code_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    def measured() -> None:
+        time.sleep(0.2)
+        raise RuntimeError("the measured code failed")
+
+    monkeypatch.setattr(memory, "tree_bytes", no_sample_in_the_background)
+    with pytest.raises(RuntimeError, match="the measured code failed"), TreePeak(1):
+        measured()
