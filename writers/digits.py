@@ -49,7 +49,7 @@ class Config:
 
 def _bright_on_dark(mask: Mask, rng: np.random.Generator) -> Pixels:
     ink, paper = rng.uniform(0.6, 1.0, 3), rng.uniform(0.0, 0.35, 3)
-    return _blend(mask, ink, np.broadcast_to(paper, (SIDE, SIDE, 3)))
+    return _blend(mask, ink, paper)
 
 
 def _dark_on_stripes(mask: Mask, rng: np.random.Generator) -> Pixels:
@@ -72,21 +72,15 @@ def _dark_on_checks(mask: Mask, rng: np.random.Generator) -> Pixels:
 def _shifted(mask: Mask, rng: np.random.Generator) -> Pixels:
     ink = np.array([0.55, 0.85, 0.65]) + rng.uniform(-0.15, 0.15, 3)
     paper = np.array([0.35, 0.15, 0.3]) + rng.uniform(-0.1, 0.1, 3)
-    pixels = _blend(mask, ink, np.broadcast_to(paper, (SIDE, SIDE, 3)))
+    pixels = _blend(mask, ink, paper)
     return pixels + rng.normal(0.0, 0.12, pixels.shape)
 
 
 def _faded(mask: Mask, rng: np.random.Generator) -> Pixels:
     paper = rng.uniform(0.45, 0.55) + rng.uniform(-0.05, 0.05, 3)
     ink = paper + rng.uniform(0.12, 0.2)
-    pixels = _blend(mask, ink, np.broadcast_to(paper, (SIDE, SIDE, 3)))
+    pixels = _blend(mask, ink, paper)
     return pixels + rng.normal(0.0, 0.03, pixels.shape)
-
-
-def _edges(mask: Mask) -> Mask:
-    down, right = np.gradient(mask)
-    edges: Mask = np.clip(4.0 * np.hypot(down, right), 0.0, 1.0)
-    return edges
 
 
 def _upright(mask: Mask) -> Mask:
@@ -98,7 +92,9 @@ def _upside_down(mask: Mask) -> Mask:
 
 
 def _outline_upside_down(mask: Mask) -> Mask:
-    return _edges(np.rot90(mask, 2))
+    down, right = np.gradient(np.rot90(mask, 2))
+    edges: Mask = np.clip(4.0 * np.hypot(down, right), 0.0, 1.0)
+    return edges
 
 
 # How each rendering changes the shape, and how it paints the shape.

@@ -67,12 +67,10 @@ class Config(Options):
 class Devkit:
     """Content of the development kit."""
 
-    wnids: dict[int, str]
-    """WNID by ILSVRC2012_ID, of the 1,000 classes and of the WordNet nodes above them."""
-    words: dict[str, str]
+    names: dict[str, str]
     """Class name by WNID."""
-    truth: list[int]
-    """ILSVRC2012_ID of each validation image."""
+    truth: list[str]
+    """WNID of each validation image."""
 
 
 def write(config: Config) -> dict[str, dp4tl_ffcv.BetonIndex]:
@@ -116,10 +114,10 @@ def read_devkit(root: Path) -> Devkit | None:
             f"Download {DEVKIT}.tar.gz again."
         ) from error
     synsets = np.atleast_1d(loadmat(BytesIO(meta), squeeze_me=True)["synsets"])
+    wnids = {int(each["ILSVRC2012_ID"]): str(each["WNID"]) for each in synsets}
     return Devkit(
-        wnids={int(each["ILSVRC2012_ID"]): str(each["WNID"]) for each in synsets},
-        words={str(each["WNID"]): str(each["words"]) for each in synsets},
-        truth=[int(number) for number in truth.split()],
+        names={str(each["WNID"]): str(each["words"]) for each in synsets},
+        truth=[wnids[int(number)] for number in truth.split()],
     )
 
 
@@ -180,17 +178,17 @@ def _truth_of(names: Sequence[str], devkit: Devkit | None) -> list[str]:
                 f"val has the image {name!r}, but the devkit has labels for "
                 f"ILSVRC2012_val_NUMBER.JPEG with numbers 1 to {len(devkit.truth)}. Remove it."
             )
-        wnids.append(devkit.wnids[devkit.truth[int(number[1]) - 1]])
+        wnids.append(devkit.truth[int(number[1]) - 1])
     return wnids
 
 
 def _class_names(wnids: Sequence[str], devkit: Devkit | None) -> list[str]:
     """Name the classes, and add the WNID to a name that two classes have, such as crane."""
-    words = [devkit.words.get(wnid, wnid) if devkit else wnid for wnid in wnids]
-    times = Counter(words)
+    names = [devkit.names.get(wnid, wnid) if devkit else wnid for wnid in wnids]
+    times = Counter(names)
     return [
-        word if times[word] == 1 else f"{word} ({wnid})"
-        for word, wnid in zip(words, wnids, strict=True)
+        name if times[name] == 1 else f"{name} ({wnid})"
+        for name, wnid in zip(names, wnids, strict=True)
     ]
 
 

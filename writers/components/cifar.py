@@ -12,7 +12,7 @@ import tarfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,7 @@ import dp4tl_ffcv
 
 from .common import Expected, Options, check_no_stale, write_splits
 from .files import find
-from .safe_unpickle import byte_rows, list_of, read_dict
+from .safe_unpickle import byte_rows, read_dict
 
 SIDE = 32
 BYTES = 3 * SIDE * SIDE  # per image: all of red, then green, then blue
@@ -176,18 +176,18 @@ class Cifar:
     def _parse_python(self, data: bytes) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         entry = read_dict(data)
         pixels = byte_rows(entry.get(b"data"), BYTES)
-        labels = list_of(int, entry.get(self.labels.encode()))
-        if len(labels) != len(pixels):
-            raise ValueError(f"{len(labels)} labels for {len(pixels)} images")
-        return pixels, np.array(labels, dtype=np.int64)
+        labels = np.array(entry.get(self.labels.encode()))
+        if labels.dtype != np.int64 or labels.shape != (len(pixels),):
+            raise ValueError(f"{labels.size} {labels.dtype} labels for {len(pixels)} images")
+        return pixels, labels
 
     def _class_names(self, version: Version, data: bytes) -> list[str]:
         try:
             if version is self.binary:
                 return data.decode("ascii").split()
-            names = read_dict(data).get(f"{self.labels.removesuffix('s')}_names".encode())
-            return [name.decode("ascii") for name in list_of(bytes, names)]
-        except ValueError as error:
+            names: Any = read_dict(data).get(f"{self.labels.removesuffix('s')}_names".encode())
+            return [str(name, "ascii") for name in names]
+        except (ValueError, TypeError) as error:
             raise _damaged(version.names, error) from error
 
 
@@ -225,5 +225,5 @@ def _hold_out(train: Images, config: Config) -> dict[str, Images]:
     return {"train": train.chosen(~held), "val": train.chosen(held)}
 
 
-def _damaged(name: str, error: ValueError) -> ValueError:
+def _damaged(name: str, error: Exception) -> ValueError:
     return ValueError(f"{name} is damaged: {error}. Download the archive again.")

@@ -6,12 +6,11 @@ pickle is rejected.
 
 import io
 import pickle
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-T = TypeVar("T")
 _NUMPY = {("numpy.core.multiarray", "_reconstruct"), ("numpy", "ndarray"), ("numpy", "dtype")}
 
 
@@ -66,14 +65,3 @@ def byte_rows(array: Any, width: int) -> NDArray[np.uint8]:
     if len(data) % width or shape != (len(data) // width, width):
         raise ValueError(f"the array has shape {shape} and {len(data)} bytes")
     return np.frombuffer(data, dtype=np.uint8).reshape(shape, order="F" if by_columns else "C")
-
-
-def list_of(kind: type[T], values: Any) -> list[T]:
-    """Return `values` if it is a list of `kind`.
-
-    Raises:
-        ValueError: it is not.
-    """
-    if not isinstance(values, list) or not all(isinstance(each, kind) for each in values):
-        raise ValueError(f"not a list of {kind.__name__}")
-    return values
