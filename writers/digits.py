@@ -45,6 +45,8 @@ class Config:
     """Seed of the split of the originals and of the renderings."""
     variants: int = 1
     """Images of each original per source class, with different colours and jitter."""
+    num_workers: int | None = None
+    """Worker processes, by default one per core. 0 works in this process."""
 
 
 def _bright_on_dark(mask: Mask, rng: np.random.Generator) -> Pixels:
@@ -201,6 +203,7 @@ def write(config: Config) -> dict[str, dp4tl_ffcv.BetonIndex]:
                 "seed": config.seed,
                 "variants": repeats,
             },
+            num_workers=config.num_workers,
         )
     return written
 

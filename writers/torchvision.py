@@ -1,6 +1,6 @@
 """Write betons from a classification dataset of torchvision.datasets: `--name DTD --root data`.
 
-ROOT is the root of torchvision's class, and --download lets the class download the dataset if it
+ROOT is the `root` of torchvision's class, and --download lets the class download the dataset if it
 can. Splits are torchvision's: train and test, and val if there is one. OxfordIIITPet's trainval is
 written as train, and a dataset without splits as all. --arguments passes further arguments to the
 class, such as `partition=2` or `annotation_level=family`.
@@ -101,7 +101,7 @@ class Config(Options):
     name: str
     """Name of the class in torchvision.datasets."""
     root: Path
-    """Root of torchvision's class."""
+    """Value for the `root` of torchvision's class."""
     splits: tuple[str, ...] = ()
     """Splits to write; by default all."""
     arguments: tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-"""Write betons from WebDataset shards: tar archives in which files of one name make a sample.
+"""Write betons from WebDataset shards: tar archives in which files that share a name make a sample.
 
 Give each split as a folder of `*.tar`, a glob, or a brace pattern, of which every shard must exist:
 `--train 'shards/imagenet-train-{000000..000146}.tar'`. A sample is a run of neighbouring files

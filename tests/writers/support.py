@@ -2,8 +2,9 @@
 
 import io
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from struct import pack
 from typing import Any
 
 import numpy as np
@@ -69,3 +70,44 @@ def check_refused(writer: Any, out: Path, why: str, **options: Any) -> None:
     with pytest.raises(ValueError, match=why):
         write(writer, out, **options)
     assert not out.exists()
+
+
+def python2(value: Any) -> bytes:
+    """Pickle as Python 2 does with protocol 2, whose strings have their own opcode."""
+    return b"\x80\x02" + _python2(value) + b"."
+
+
+def _python2(value: Any) -> bytes:
+    if isinstance(value, dict):
+        items = (_python2(key) + _python2(item) for key, item in value.items())
+        return b"}(" + b"".join(items) + b"u"
+    if isinstance(value, list):
+        return b"](" + b"".join(map(_python2, value)) + b"e"
+    if isinstance(value, bytes):
+        return b"T" + pack("<i", len(value)) + value
+    if isinstance(value, int):
+        return b"J" + pack("<i", value)
+    kind = b"cnumpy\ndtype\n(T\x02\0\0\0u1K\0K\x01tR(K\x03T\x01\0\0\0|NNNJ\xff\xff\xff\xff"
+    kind += b"J\xff\xff\xff\xffK\0tb"
+    rows, width = value.shape
+    by_columns = not value.flags.c_contiguous
+    return (
+        b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(K\0tT\x01\0\0\0btR(K\x01("
+        + _python2(rows)
+        + _python2(width)
+        + b"t"
+        + kind
+        + (b"\x88" if by_columns else b"\x89")
+        + _python2(value.tobytes(order="F" if by_columns else "C"))
+        + b"tb"
+    )
+
+
+class Trap:
+    """Calls a function when it is unpickled."""
+
+    def __init__(self, function: Callable[..., Any], *arguments: Any) -> None:
+        self.call = (function, arguments)
+
+    def __reduce__(self) -> Any:
+        return self.call

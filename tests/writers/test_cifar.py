@@ -1,28 +1,22 @@
-"""CIFAR in its four published forms, and pickles of Python 2, of which no code is run."""
+"""CIFAR in its four published forms."""
 
 import hashlib
 import os
 import pickle
-import warnings
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from struct import pack
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 import torchvision.datasets
-from hypothesis import given
-from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from dp4tl_ffcv import BetonIndex, read_image
-from tests.writers.support import check_refused, names_of, put_all, tar_of, write
+from tests.writers.support import Trap, check_refused, names_of, put_all, python2, tar_of, write
 from writers import cifar10, cifar100
 from writers.components.cifar import Cifar, Version
-from writers.components.safe_unpickle import byte_rows, read_dict
 
 MODULES = {"cifar10": cifar10, "cifar100": cifar100}
 FORMS = ("binary folder", "binary archive", "python folder", "python archive")
@@ -86,37 +80,6 @@ def python_file(dataset: Cifar, pixels: NDArray[np.uint8], labels: NDArray[np.in
         b"filenames": [b"leptodactylus_pentadactylus_s_000004.png"] * len(labels),
     }
     return python2(entry)
-
-
-def python2(value: Any) -> bytes:
-    """Pickle as Python 2 does with protocol 2, whose strings have their own opcode."""
-    return b"\x80\x02" + _python2(value) + b"."
-
-
-def _python2(value: Any) -> bytes:
-    if isinstance(value, dict):
-        items = (_python2(key) + _python2(item) for key, item in value.items())
-        return b"}(" + b"".join(items) + b"u"
-    if isinstance(value, list):
-        return b"](" + b"".join(map(_python2, value)) + b"e"
-    if isinstance(value, bytes):
-        return b"T" + pack("<i", len(value)) + value
-    if isinstance(value, int):
-        return b"J" + pack("<i", value)
-    kind = b"cnumpy\ndtype\n(T\x02\0\0\0u1K\0K\x01tR(K\x03T\x01\0\0\0|NNNJ\xff\xff\xff\xff"
-    kind += b"J\xff\xff\xff\xffK\0tb"
-    rows, width = value.shape
-    by_columns = not value.flags.c_contiguous
-    return (
-        b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(K\0tT\x01\0\0\0btR(K\x01("
-        + _python2(rows)
-        + _python2(width)
-        + b"t"
-        + kind
-        + (b"\x88" if by_columns else b"\x89")
-        + _python2(value.tobytes(order="F" if by_columns else "C"))
-        + b"tb"
-    )
 
 
 def make(module: ModuleType, root: Path, form: str, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -328,45 +291,6 @@ def test_other_forms_are_not_downloaded(
     assert fetched == []
 
 
-# Pickles.
-
-
-ROWS = np.arange(12, dtype=np.uint8).reshape(3, 4)
-
-
-@pytest.mark.parametrize("array", [ROWS, np.asfortranarray(ROWS), ROWS[:0]])
-def test_arrays_are_those_that_numpy_reads(array: NDArray[np.uint8]) -> None:
-    data = python2({b"data": array, b"n": [1, 2]})
-    with warnings.catch_warnings(action="ignore"):  # about the old name of numpy's module
-        real = pickle.loads(data, encoding="bytes")
-    ours = read_dict(data)
-    np.testing.assert_array_equal(byte_rows(ours[b"data"], 4), real[b"data"])
-    assert ours[b"n"] == real[b"n"]
-
-
-@pytest.mark.parametrize(
-    ("dtype", "width", "why"),
-    [
-        *((b"u1", width, r"shape \(3, 4\) and 12 bytes") for width in (3, 5, 6, 12)),
-        (b"i1", 4, "not of dtype uint8"),
-    ],
-)
-def test_an_array_of_another_type_or_width_is_refused(dtype: bytes, width: int, why: str) -> None:
-    entry = read_dict(python2({b"data": ROWS}).replace(b"u1", dtype))
-    with pytest.raises(ValueError, match=why):
-        byte_rows(entry[b"data"], width)
-
-
-class Trap:
-    """Calls a function when it is unpickled."""
-
-    def __init__(self, function: Callable[..., Any], *arguments: Any) -> None:
-        self.call = (function, arguments)
-
-    def __reduce__(self) -> Any:
-        return self.call
-
-
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 @pytest.mark.parametrize("name", ["data_batch_1", "test_batch", "batches.meta"])
 def test_a_pickle_that_calls_a_function_is_refused_without_calling_it(
@@ -379,47 +303,3 @@ def test_a_pickle_that_calls_a_function_is_refused_without_calling_it(
     assert not (tmp_path / "sprung").exists()
     pickle.loads(trap)
     assert (tmp_path / "sprung").exists()  # the trap works
-
-
-@pytest.mark.parametrize(
-    ("value", "why"),
-    [
-        ({"data": Trap(getattr, "text", "upper")}, "names builtins.getattr|names __builtin__"),
-        ({"data": Trap(eval, "1")}, "names builtins.eval|names __builtin__"),
-        ({"data": Trap(np.frombuffer, "12")}, "names numpy"),
-        ({"data": np.zeros(3)}, "names numpy"),  # a newer numpy has other names
-        ([1, 2], "the pickle holds a list, not a dict"),
-    ],
-)
-def test_other_content_of_a_pickle_is_refused(value: Any, why: str) -> None:
-    with pytest.raises(ValueError, match=why):
-        read_dict(pickle.dumps(value, 2))
-
-
-def test_a_pickle_cannot_make_numpy_create_a_dtype() -> None:
-    recorded = read_dict(pickle.dumps({"data": Trap(np.dtype, "O")}, 2))["data"]
-    assert not isinstance(recorded, np.dtype)
-    with pytest.raises(ValueError, match="not an array"):
-        byte_rows(recorded, 4)
-
-
-def outcome(function: Callable[[], Any]) -> Any:
-    """Return the result of a function, or the message of its ValueError."""
-    try:
-        return function()
-    except ValueError as error:
-        return str(error)
-
-
-@given(st.binary(max_size=200) | st.builds(bytes.__add__, st.just(b"\x80\x02"), st.binary()))
-def test_any_bytes_give_a_dictionary_or_an_error(data: bytes) -> None:
-    result = outcome(lambda: read_dict(data))
-    assert isinstance(result, dict) or result
-
-
-@pytest.mark.parametrize("position", range(0, 400, 7))
-def test_a_changed_byte_gives_an_array_of_the_same_shape_or_an_error(position: int) -> None:
-    data = bytearray(python2({b"data": np.zeros((40, 4), dtype=np.uint8)}))
-    data[position % len(data)] ^= 0x55
-    result = outcome(lambda: byte_rows(read_dict(bytes(data)).get(b"data"), 4))
-    assert result if isinstance(result, str) else result.shape == (40, 4)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from pkgutil import iter_modules
 from types import ModuleType
@@ -227,10 +228,11 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., No
             return write_splits("birds", {"train": train, "val": three()}, names, config, None)
 
         writer: Any = ModuleType("writers.birds")
+        writer.__spec__ = ModuleSpec(writer.__name__, None)
         writer.Config, writer.write = Config, write
         monkeypatch.setitem(sys.modules, writer.__name__, writer)
         given = ["--out", str(tmp_path / "out"), "--num-workers", "0", *arguments]
-        run(writer.__name__, given, program="dp4tl write birds")
+        run(writer.__name__, given)
 
     return run_writer
 
@@ -292,7 +294,7 @@ def test_every_writer_has_help(name: str, capsys: pytest.CaptureFixture[str]) ->
         run(f"writers.{name}", ["--help"])
     assert ended.value.code == 0
     said = capsys.readouterr().out
-    assert said.startswith(f"usage: python -m writers.{name} ")
+    assert said.startswith(f"usage: dp4tl write {name.replace('_', '-')} ")
     assert "Write " in said
     assert "--out PATH" in said
 

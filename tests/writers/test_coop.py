@@ -77,7 +77,7 @@ KNOWN = {
 }
 # fmt: on
 SPLITS = ("train", "val", "test")
-# Classes in an order that is not that of their names, as Flowers102 and Stanford Cars have them.
+# The classes are not sorted by name, as in Flowers102 and Stanford Cars.
 FOLDERS = ("Zebra", "Ant", "Mule")
 CLASS_NAMES = ("grey zebra", "ant", "mule or donkey")
 
@@ -92,7 +92,7 @@ def module_of(target: str) -> ModuleType:
 
 
 def rows_of(target: str) -> dict[str, list[Row]]:
-    """Three images of each class for training, two for validation, one for the test."""
+    """Return rows of three training images, two validation images and one test image per class."""
     numbers = iter(range(1, 100))
     splits: dict[str, list[Row]] = {}
     for split, count in zip(SPLITS, (3, 2, 1), strict=True):
@@ -109,10 +109,10 @@ def images_of(splits: dict[str, list[Row]]) -> dict[str, bytes]:
     return {path: jpeg(number) for number, path in enumerate(paths)}
 
 
-def make_tree(target: str, root: Path, folder: str | None = None) -> dict[str, list[Row]]:
-    """Make a small copy of a target: the split file, its images, and one that no split has."""
+def make_tree(target: str, root: Path) -> dict[str, list[Row]]:
+    """Make a small copy of a target: the split file, its images, and an unlisted image."""
     splits = rows_of(target)
-    put_all(root / (folder or KNOWN[target].folder), {**images_of(splits), "other.jpg": jpeg(99)})
+    put_all(root / KNOWN[target].folder, {**images_of(splits), "other.jpg": jpeg(99)})
     write_split(root / KNOWN[target].split_file, splits)
     return splits
 
@@ -177,7 +177,7 @@ def test_a_writer_runs_as_a_module(tmp_path: Path) -> None:
     command += ["--out", str(tmp_path / "out"), "--num-workers", "0"]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert done.stderr.startswith("python -m writers.dtd: dtd has 9 images in train")
+    assert done.stderr.startswith("dp4tl write dtd: dtd has 9 images in train")
     assert len(done.stderr.splitlines()) == 1
 
 
@@ -208,13 +208,19 @@ def test_the_error_for_missing_images_names_one(target: str, tmp_path: Path) -> 
 @each_fetched
 def test_the_error_for_a_missing_folder_offers_a_download(target: str, tmp_path: Path) -> None:
     write_split(tmp_path / KNOWN[target].split_file, rows_of(target))
-    why = f"No '{KNOWN[target].folder}' or .*--download gets them"
-    if target == "sun397":  # both layouts are the same
-        why = "No 'SUN397' in .*--download gets them"
+    why = f"No '{KNOWN[target].folder}' .*--download gets them"
     check_refused(module_of(target), tmp_path / "out", why, root=tmp_path)
 
 
 # Malformed split files.
+
+
+def check_split_refused(root: Path, content: Any, why: str) -> None:
+    """Check that a copy of DTD with another split file is refused."""
+    make_tree("dtd", root)
+    data = content if isinstance(content, bytes) else json.dumps(content).encode()
+    put_all(root, {KNOWN["dtd"].split_file: data, "secret.jpg": jpeg(7)})
+    check_refused(module_of("dtd"), root / "out", why, root=root)
 
 
 @pytest.mark.parametrize(
@@ -244,28 +250,20 @@ def test_the_error_for_a_missing_folder_offers_a_download(target: str, tmp_path:
 def test_a_malformed_split_file_is_refused(
     change: dict[str, Any] | bytes, why: str, tmp_path: Path
 ) -> None:
-    content = make_tree("dtd", tmp_path / "root")
-    path = tmp_path / "root" / KNOWN["dtd"].split_file
-    if isinstance(change, bytes):
-        path.write_bytes(change)
-    else:
-        changed = {**content, **change}
-        write_split(path, {split: rows for split, rows in changed.items() if rows is not None})
-    why = f"is not a split file of CoOp: {why}"
-    check_refused(module_of("dtd"), tmp_path / "out", why, root=tmp_path / "root")
+    content: Any = change
+    if isinstance(change, dict):
+        changed = {**rows_of("dtd"), **change}
+        content = {split: rows for split, rows in changed.items() if rows is not None}
+    check_split_refused(tmp_path, content, f"is not a split file of CoOp: {why}")
 
 
 @pytest.mark.parametrize(
     "path", ["../secret.jpg", "Ant/../../secret.jpg", "ABSOLUTE", "", ".", "..", "a/..", "a\0.jpg"]
 )
 def test_a_path_outside_the_folder_is_refused(path: str, tmp_path: Path) -> None:
-    content = make_tree("dtd", tmp_path / "root")
-    (tmp_path / "root" / "secret.jpg").write_bytes(jpeg(7))
-    absolute = str(tmp_path / "root" / "secret.jpg")
-    content["val"][0][0] = path.replace("ABSOLUTE", absolute)
-    write_split(tmp_path / "root" / KNOWN["dtd"].split_file, content)
-    why = "not inside the folder|are missing"
-    check_refused(module_of("dtd"), tmp_path / "out", why, root=tmp_path / "root")
+    content = rows_of("dtd")
+    content["val"][0][0] = path.replace("ABSOLUTE", str(tmp_path / "secret.jpg"))
+    check_split_refused(tmp_path, content, "not inside the folder|are missing")
 
 
 @pytest.mark.parametrize("respelt", ["{}", "./{}", "x/../{}", "x//..//{}"])
@@ -273,12 +271,10 @@ def test_a_path_outside_the_folder_is_refused(path: str, tmp_path: Path) -> None
 def test_an_image_that_is_listed_twice_is_refused(
     split: str, where: str, respelt: str, tmp_path: Path
 ) -> None:
-    content = make_tree("dtd", tmp_path / "root")
+    content = rows_of("dtd")
     path, label, name = content["train"][0]
     content[split].append([respelt.format(path), label, name])
-    write_split(tmp_path / "root" / KNOWN["dtd"].split_file, content)
-    why = f"{path}' twice, .*{where}"
-    check_refused(module_of("dtd"), tmp_path / "out", why, root=tmp_path / "root")
+    check_split_refused(tmp_path, content, f"{path}' twice, .*{where}")
 
 
 # Downloads, by a stand-in for torchvision's class that needs no network.

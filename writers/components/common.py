@@ -143,18 +143,17 @@ def _already_written(
     return index if same else None
 
 
-def run(module: str, arguments: Sequence[str] | None = None, program: str | None = None) -> None:
+def run(module: str, arguments: Sequence[str] | None = None) -> None:
     """Run a writer as a command: parse its options, write, print each beton.
 
     Args:
         module: name of the writer's module, such as `writers.dtd`. A writer passes its `__name__`.
         arguments: command-line arguments. None takes those of this process.
-        program: command that help and errors name. None names `python -m MODULE`.
     """
     import tyro
 
     writer: Any = import_module(module)
-    program = program or f"python -m {writer.__spec__.name}"
+    program = f"dp4tl write {writer.__spec__.name.rpartition('.')[2].replace('_', '-')}"
     config = tyro.cli(writer.Config, prog=program, description=writer.__doc__, args=arguments)
     with one_line_errors(program):
         written = writer.write(config)

@@ -1,0 +1,84 @@
+"""Pickles of Python 2 are read as numpy reads them, and no code of a pickle is run."""
+
+import pickle
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from tests.writers.support import Trap, python2
+from writers.components.safe_unpickle import byte_rows, read_dict
+
+ROWS = np.arange(12, dtype=np.uint8).reshape(3, 4)
+
+
+@pytest.mark.parametrize("array", [ROWS, np.asfortranarray(ROWS), ROWS[:0]])
+def test_arrays_are_those_that_numpy_reads(array: NDArray[np.uint8]) -> None:
+    data = python2({b"data": array, b"n": [1, 2]})
+    with warnings.catch_warnings(action="ignore"):  # about the old name of numpy's module
+        real = pickle.loads(data, encoding="bytes")
+    ours = read_dict(data)
+    np.testing.assert_array_equal(byte_rows(ours[b"data"], 4), real[b"data"])
+    assert ours[b"n"] == real[b"n"]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "width", "why"),
+    [
+        *((b"u1", width, r"shape \(3, 4\) and 12 bytes") for width in (3, 5, 6, 12)),
+        (b"i1", 4, "not of dtype uint8"),
+    ],
+)
+def test_an_array_of_another_type_or_width_is_refused(dtype: bytes, width: int, why: str) -> None:
+    entry = read_dict(python2({b"data": ROWS}).replace(b"u1", dtype))
+    with pytest.raises(ValueError, match=why):
+        byte_rows(entry[b"data"], width)
+
+
+@pytest.mark.parametrize(
+    ("value", "why"),
+    [
+        ({"data": Trap(getattr, "text", "upper")}, "names builtins.getattr|names __builtin__"),
+        ({"data": Trap(eval, "1")}, "names builtins.eval|names __builtin__"),
+        ({"data": Trap(np.frombuffer, "12")}, "names numpy"),
+        ({"data": np.zeros(3)}, "names numpy"),  # a newer numpy has other names
+        ([1, 2], "the pickle holds a list, not a dict"),
+    ],
+)
+def test_other_content_of_a_pickle_is_refused(value: Any, why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        read_dict(pickle.dumps(value, 2))
+
+
+def test_a_pickle_cannot_make_numpy_create_a_dtype() -> None:
+    recorded = read_dict(pickle.dumps({"data": Trap(np.dtype, "O")}, 2))["data"]
+    assert not isinstance(recorded, np.dtype)
+    with pytest.raises(ValueError, match="not an array"):
+        byte_rows(recorded, 4)
+
+
+def outcome(function: Callable[[], Any]) -> Any:
+    """Return the result of a function, or the message of its ValueError."""
+    try:
+        return function()
+    except ValueError as error:
+        return str(error)
+
+
+@given(st.binary(max_size=200) | st.builds(bytes.__add__, st.just(b"\x80\x02"), st.binary()))
+def test_any_bytes_give_a_dictionary_or_an_error(data: bytes) -> None:
+    result = outcome(lambda: read_dict(data))
+    assert isinstance(result, dict) or result
+
+
+@pytest.mark.parametrize("position", range(0, 400, 7))
+def test_a_changed_byte_gives_an_array_of_the_same_shape_or_an_error(position: int) -> None:
+    data = bytearray(python2({b"data": np.zeros((40, 4), dtype=np.uint8)}))
+    data[position % len(data)] ^= 0x55
+    result = outcome(lambda: byte_rows(read_dict(bytes(data)).get(b"data"), 4))
+    assert result if isinstance(result, str) else result.shape == (40, 4)
