@@ -4,11 +4,11 @@
 """
 
 import ast
-import runpy
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.util import find_spec, module_from_spec
 from pathlib import Path
 from pkgutil import iter_modules
 from typing import Annotated, Any
@@ -45,16 +45,33 @@ def run_program(words: Sequence[str]) -> bool:
     Returns:
         Whether `words` name a recipe or a writer.
     """
-    package, words = ("writers", words[1:]) if words[:1] == ["write"] else ("train", words)
-    path = _files(package).get(words[0].replace("_", "-")) if words else None
-    if path is None:
-        return False
-    arguments, sys.argv = sys.argv, [str(path), *words[1:]]
+    if words[:1] == ["write"]:
+        path = _find("writers", words[1:])
+        if path is not None:
+            common = import_module("dp4tl_ffcv.writers.components.common")
+            common.run(f"dp4tl_ffcv.writers.{path.stem}", words[2:], f"dp4tl write {words[1]}")
+    else:
+        path = _find("train", words)
+        if path is not None:
+            _run_as_main(f"dp4tl_ffcv.train.{path.stem}", [f"dp4tl {words[0]}", *words[1:]])
+    return path is not None
+
+
+def _find(package: str, words: Sequence[str]) -> Path | None:
+    return _files(package).get(words[0].replace("_", "-")) if words else None
+
+
+def _run_as_main(module: str, arguments: list[str]) -> None:
+    """Run a module like `python -m`, but let `sys.argv[0]` name the program in help and errors."""
+    spec: Any = find_spec(module)
+    program = module_from_spec(spec)
+    program.__name__ = "__main__"
+    saved = sys.argv, sys.modules["__main__"]
+    sys.argv, sys.modules["__main__"] = arguments, program
     try:
-        runpy.run_module(f"dp4tl_ffcv.{package}.{path.stem}", run_name="__main__", alter_sys=True)
+        exec(spec.loader.get_code(module), program.__dict__)
     finally:
-        sys.argv = arguments
-    return True
+        sys.argv, sys.modules["__main__"] = saved
 
 
 def _files(package: str) -> dict[str, Path]:
