@@ -65,11 +65,6 @@ def build_beton(target: Path, plan: BuildPlan, num_workers: int) -> BetonIndex:
     Memory: two batches per worker and one more, each of at most 16 encoded samples and about
     16 MiB but at least one sample; and the tables of the returned index.
 
-    Args:
-        target: the beton.
-        plan: the samples.
-        num_workers: processes that encode; 0 encodes in this one.
-
     Raises:
         ValueError: a sample cannot be encoded or does not fit into a page, or none is left.
         RuntimeError: a worker process died.
@@ -103,7 +98,7 @@ def _write_samples(pages: PageWriter, plan: BuildPlan, num_workers: int, title: 
     left = plan.order[pages.state.done :]
     # One slot per batch in the workers, and one for the batch that is placed here.
     slots = Slots(TASKS_PER_WORKER * num_workers + 1 if num_workers else 0, SLOT_BYTES)
-    encoder = BatchEncoder(plan.encode, plan.name_of, plan.dtype, not plan.skip_errors, slots)
+    encoder = BatchEncoder(plan.encode, plan.name_of, plan.dtype, slots)
     tasks = Tasks(left)
     # Workers that outlive a failure would keep the lock of the file.
     with map_ordered(encoder, tasks, num_workers) as batches:
@@ -115,9 +110,7 @@ def _write_samples(pages: PageWriter, plan: BuildPlan, num_workers: int, title: 
                 raise cannot_encode(batch.skipped[0])
             if plan.check:
                 plan.check(batch.rows)
-            lost = {each["sample"] for each in batch.skipped}
-            kept = [number for number in tasks.taken() if number not in lost]
-            pages.place(batch, encoder.data_of(task, batch), kept)
+            pages.place(batch, encoder.data_of(task, batch))
             tasks.adapt(batch)
     if not pages.state.placed:
         raise cannot_encode(pages.state.skipped[0])

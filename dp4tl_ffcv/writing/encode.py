@@ -1,9 +1,8 @@
 """Encode samples in batches, in worker processes, before they have a place in the file."""
 
 import mmap
-from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -46,6 +45,8 @@ class Allocator:
 class Batch:
     """Encoded samples without a place."""
 
+    numbers: list[int]
+    """Numbers of the samples that could be encoded."""
     rows: NDArray[Any]
     """Metadata `(n,)`. Pointers count from `MARK`, the first byte of their sample."""
     extents: NDArray[np.int64]
@@ -54,7 +55,7 @@ class Batch:
     """Bytes of each blob, over all samples."""
     data: bytes | None
     """The blobs, one after the other; an empty one takes a byte. None: they are in the slot."""
-    skipped: list[dict[str, Any]] = field(default_factory=list)
+    skipped: list[dict[str, Any]]
     """Samples that could not be encoded: `sample`, `name`, `error`."""
 
     def __len__(self) -> int:
@@ -62,29 +63,18 @@ class Batch:
 
 
 class Tasks:
-    """Divides samples into batches; large samples make smaller batches.
-
-    Args:
-        numbers: numbers of the samples `(n,)`, in order.
-    """
+    """Divides the samples `numbers` into numbered tasks; large samples make smaller batches."""
 
     def __init__(self, numbers: NDArray[np.int64]) -> None:
         self._numbers = numbers
         self._size = 1  # until the size of a sample is known
-        self._sent: deque[NDArray[np.int64]] = deque()
 
     def __iter__(self) -> Iterator[tuple[int, NDArray[np.int64]]]:
         task = start = 0
         while start < len(self._numbers):
-            self._sent.append(self._numbers[start : start + self._size])
-            start += len(self._sent[-1])
-            yield task, self._sent[-1]
-            task += 1
-
-    def taken(self) -> list[int]:
-        """Return the sample numbers of the oldest batch, and forget that batch."""
-        numbers: list[int] = self._sent.popleft().tolist()
-        return numbers
+            end = start + self._size
+            yield task, self._numbers[start:end]
+            task, start = task + 1, end
 
     def adapt(self, batch: Batch) -> None:
         """Let later batches fill about half a slot if their samples are as large as these."""
@@ -96,11 +86,8 @@ class Tasks:
 class Slots:
     """Memory shared with worker processes, through which batches return without a copy in a pipe.
 
-    Create the slots before the workers are forked. Unused memory is not allocated.
-
-    Args:
-        count: number of slots; task k uses slot `k % count`.
-        size: bytes of each.
+    Create the slots before the workers are forked. Task k uses slot `k % count`. Unused memory is
+    not allocated.
     """
 
     def __init__(self, count: int, size: int) -> None:
@@ -117,49 +104,33 @@ class Slots:
 
 @dataclass(frozen=True)
 class BatchEncoder:
-    """Encodes batches of samples.
-
-    Args:
-        encode: encodes the sample of a number.
-        name_of: returns the name of a sample.
-        dtype: record type of the metadata.
-        stop_early: do not encode the rest of a batch after a sample fails.
-        slots: memory for the encoded bytes.
-    """
+    """Encodes batches of samples: `encode(number)` makes a sample of record type `dtype`."""
 
     encode: Callable[[int], Encoded]
     name_of: Callable[[int], str]
     dtype: np.dtype[Any]
-    stop_early: bool
     slots: Slots
 
     def __call__(self, task: tuple[int, NDArray[np.int64]]) -> Batch:
         """Encode the samples of a task, given as its number and the numbers of the samples."""
-        rows, blobs, extents, skipped = [], [], [], []
+        numbers, samples, skipped = [], [], []
         for number in task[1].tolist():
             try:
-                encoded = self.encode(number)
+                samples.append(self.encode(number))
+                numbers.append(number)
             except MemoryError as error:  # may have nothing to do with the sample: never skipped
                 raise MemoryError(f"no memory for sample {number}") from error
             except Exception as error:  # datasets and codecs raise anything
                 text = _text_of(error)
                 skipped.append({"sample": number, "name": self.name_of(number), "error": text})
-                if self.stop_early:
-                    break
-                continue
-            rows.append(encoded.row)
-            extents.append(len(encoded.blobs))
-            blobs += encoded.blobs
-        table = np.zeros(len(rows), dtype=self.dtype)  # padding between the columns is zero too
-        for place, row in enumerate(rows):
-            table[place] = row[0]
-        return Batch(
-            rows=table,
-            extents=np.array(extents, dtype=np.int64),
-            sizes=np.array([blob.size for blob in blobs], dtype=np.int64),
-            data=self._hand_over(task[0], blobs),
-            skipped=skipped,
-        )
+        rows = np.zeros(len(samples), dtype=self.dtype)  # padding between the columns is zero too
+        for place, sample in enumerate(samples):
+            rows[place] = sample.row[0]
+        blobs = [blob for sample in samples for blob in sample.blobs]
+        extents = np.array([len(sample.blobs) for sample in samples], dtype=np.int64)
+        sizes = np.array([blob.size for blob in blobs], dtype=np.int64)
+        data = self._hand_over(task[0], blobs)
+        return Batch(numbers, rows, extents, sizes, data, skipped)
 
     def data_of(self, task: int, batch: Batch) -> bytes | memoryview:
         """Return the bytes of a task's batch, from the batch or from its slot."""

@@ -2,7 +2,6 @@
 
 import os
 import time
-from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from itertools import pairwise
@@ -51,13 +50,8 @@ class PageWriter:
         os.ftruncate(self._file, state.position)
         os.ftruncate(self._table, state.extents * ALLOCATION.itemsize)
 
-    def place(self, batch: Batch, data: bytes | memoryview, names: Sequence[int]) -> None:
-        """Write the samples of a batch, and move their pointers to their places in the file.
-
-        Args:
-            batch: the samples.
-            data: their bytes, one sample after the other.
-            names: number of each sample, for messages.
+    def place(self, batch: Batch, data: bytes | memoryview) -> None:
+        """Write the samples of a batch, whose bytes are `data`, one sample after the other.
 
         Raises:
             ValueError: a sample does not fit into a page.
@@ -66,7 +60,7 @@ class PageWriter:
         owners = np.repeat(np.arange(len(rows)), batch.extents)
         rooms = np.maximum(1, batch.sizes)  # ffcv finds bytes by their start: no two may share one
         sizes = np.bincount(owners, weights=rooms, minlength=len(rows)).astype(np.int64)
-        starts = self._find_places(sizes.tolist(), names)
+        starts = self._find_places(sizes.tolist(), batch.numbers)
         ends = np.cumsum(sizes)
         begins = ends - sizes
         breaks = np.flatnonzero(starts[1:] != starts[:-1] + sizes[:-1]) + 1
@@ -112,14 +106,14 @@ class PageWriter:
         self._saver.shutdown(wait=True)
         os.close(self._table)
 
-    def _find_places(self, sizes: Sequence[int], names: Sequence[int]) -> NDArray[np.int64]:
+    def _find_places(self, sizes: list[int], numbers: list[int]) -> NDArray[np.int64]:
         page, position, starts = self.state.page_size, self.state.position, []
-        for size, name in zip(sizes, names, strict=True):
+        for size, number in zip(sizes, numbers, strict=True):
             while size > page and self._grows and page < LARGEST_PAGE:
                 page *= 2
             if size > page:
                 raise ValueError(
-                    f"Sample {name} takes {size} bytes and does not fit into a page. Pass a "
+                    f"Sample {number} takes {size} bytes and does not fit into a page. Pass a "
                     f"larger `page_size` than {page}, a power of two."
                 )
             left = page - position % page
@@ -153,12 +147,9 @@ class PageWriter:
 
 
 def move_pointers(rows: NDArray[Any], starts: NDArray[np.int64], sizes: NDArray[np.int64]) -> None:
-    """Turn pointers that count from `MARK` into places in the file.
+    """Turn pointers that count from `MARK` into places in the file, in the metadata `rows`.
 
-    Args:
-        rows: metadata `(n,)`, changed in place.
-        starts: first byte of each sample `(n,)`.
-        sizes: bytes of each sample `(n,)`.
+    `starts` and `sizes` are the first byte and the bytes of each sample.
     """
     base, room = starts.astype(np.uint64)[:, None], sizes.astype(np.uint64)[:, None]
     for path in uint64_paths(rows.dtype, signed=True):

@@ -116,30 +116,38 @@ def write_beton(
     order = np.arange(len(samples), dtype=np.int64)
     if seed is not None:
         order = np.random.default_rng(check_int("seed", seed, 0)).permutation(order)
-    labels = _Labels(label_field, tuple(fields), tuple(class_names))
+    dtype = metadata_dtype([field.metadata_type for field in fields.values()])
+    label_column = dict(zip(fields, dtype.names or (), strict=True)).get(label_field)
+    names = tuple(class_names)
+
+    def check(rows: NDArray[Any]) -> None:
+        if label_column and len(rows):
+            _check_labels(rows[label_column], label_field, len(names))
 
     def describe(index: BetonIndex, skipped: tuple[dict[str, Any], ...]) -> Manifest:
+        counts: list[int] = []
+        if label_column:
+            counts = np.bincount(index.metadata[label_column], minlength=len(names)).tolist()
         return Manifest(
             fields={field.name: field.kind for field in index.fields},
             num_samples=len(index),
-            class_names=labels.class_names,
-            class_counts=tuple(labels.count(index.metadata).tolist()),
+            class_names=names,
+            class_counts=tuple(counts),
             label_field=label_field,
             written_by=dict(written_by or {}),
             skipped=skipped,
             fingerprint=index.fingerprint,
         )
 
-    dtype = metadata_dtype([field.metadata_type for field in fields.values()])
     name_of = getattr(samples, "name", None)
     plan = BuildPlan(
         descriptors=_descriptors(fields),
         dtype=dtype,
         order=order,
         encode=_Encoder(samples, fields, dtype),
-        key=_key(fields, labels, written_by or {}, len(samples), seed, page_size),
+        key=_key(fields, label_field, names, written_by or {}, len(samples), seed, page_size),
         describe=describe,
-        check=labels.check,
+        check=check,
         custom_fields={
             name: type(field) for name, field in fields.items() if type(field) not in _TYPE_IDS
         },
@@ -170,54 +178,23 @@ class _Encoder:
         return Encoded(row, malloc.blobs)
 
 
-@dataclass(frozen=True)
-class _Labels:
-    """The class ids in the metadata."""
-
-    field: str
-    fields: tuple[str, ...]
-    class_names: tuple[str, ...]
-
-    def check(self, rows: NDArray[Any]) -> None:
-        """Raise ValueError if a label is out of range or has no class name."""
-        labels = self._of(rows)
-        if not labels.size:
-            return
-        if labels.min() < 0 or labels.max() >= MOST_CLASSES:
-            raise ValueError(
-                f"The class ids in the field {self.field!r} must lie in [0, {MOST_CLASSES}); got "
-                f"values from {labels.min()} to {labels.max()}. Number the classes from 0."
-            )
-        if self.class_names and labels.max() >= len(self.class_names):
-            raise ValueError(
-                f"The class id {labels.max()} has no name: `class_names` has "
-                f"{len(self.class_names)}. Add the missing names."
-            )
-
-    def count(self, rows: NDArray[Any]) -> NDArray[np.int64]:
-        """Count the samples of each class."""
-        labels = self._of(rows)
-        return np.bincount(labels, minlength=len(self.class_names)) if labels.size else labels
-
-    def _of(self, rows: NDArray[Any]) -> NDArray[np.int64]:
-        if self.field not in self.fields:
-            return np.zeros(0, dtype=np.int64)
-        labels: NDArray[np.int64] = rows[f"f{self.fields.index(self.field)}"]
-        return labels
+def _check_labels(labels: NDArray[np.int64], field: str, num_names: int) -> None:
+    if labels.min() < 0 or labels.max() >= MOST_CLASSES:
+        raise ValueError(
+            f"The class ids in the field {field!r} must lie in [0, {MOST_CLASSES}); got values "
+            f"from {labels.min()} to {labels.max()}. Number the classes from 0."
+        )
+    if num_names and labels.max() >= num_names:
+        raise ValueError(
+            f"The class id {labels.max()} has no name: `class_names` has {num_names}. Add the "
+            "missing names."
+        )
 
 
-def _key(
-    fields: Mapping[str, Any],
-    labels: _Labels,
-    written_by: Mapping[str, Any],
-    num_samples: int,
-    seed: int | None,
-    page_size: int | None,
-) -> str:
+def _key(fields: Mapping[str, Any], *others: Any) -> str:
     """Return a digest of everything that determines the file, except for the samples."""
     kinds = {name: [type(field).__qualname__, vars(field)] for name, field in fields.items()}
-    parts = [_FORMAT, kinds, labels.field, labels.class_names, written_by, num_samples, seed]
-    text = json.dumps([*parts, page_size], default=repr)
+    text = json.dumps([_FORMAT, kinds, *others], default=repr)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

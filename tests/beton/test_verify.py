@@ -8,9 +8,7 @@ import subprocess
 import sys
 import threading
 import tracemalloc
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,35 +27,18 @@ from dp4tl_ffcv.beton.tables import CustomFieldError
 from dp4tl_ffcv.beton.verify.verification import Verification, verify
 from dp4tl_ffcv.jpeg import turbojpeg
 from tests.conftest import Images
-from tests.support.betons import PAGE_SIZE, every_field, every_sample, write_stock
+from tests.support.betons import (
+    PAGE_SIZE,
+    Parts,
+    Written,
+    damage,
+    every_field,
+    every_sample,
+    put,
+    write_stock,
+)
 
 TINY = 8 * 8 * 3  # bytes of an image of the tiny beton
-
-
-@dataclass(frozen=True)
-class Parts:
-    """The tables of a beton, to be written to."""
-
-    header: Any
-    descriptors: NDArray[Any]
-    metadata: NDArray[Any]
-    table: NDArray[Any]
-
-
-@contextmanager
-def damage(path: Path) -> Iterator[Parts]:
-    """Change the tables of a beton."""
-    index = BetonIndex.open(path)
-    data = np.fromfile(path, dtype=np.uint8)
-    fields_at, fields = format.HEADER.itemsize, len(index.fields) * format.FIELD.itemsize
-    metadata_at, table_at = fields_at + fields, int(index.header["alloc_table_ptr"])
-    yield Parts(
-        data[:fields_at].view(format.HEADER)[0],
-        data[fields_at:metadata_at].view(format.FIELD),
-        data[metadata_at : metadata_at + index.metadata.nbytes].view(index.metadata.dtype),
-        data[table_at:].view(format.ALLOCATION),
-    )
-    data.tofile(path)
 
 
 def found(result: Verification) -> set[tuple[str, int | None]]:
@@ -97,22 +78,19 @@ def place(path: Path, sample_id: int) -> tuple[int, int]:
     return ptr, size
 
 
-def put(path: Path, at: int, data: bytes) -> None:
-    with path.open("r+b") as stream:
-        stream.seek(at)
-        stream.write(data)
+# Sound betons.
 
 
-# What is good.
-
-
-def test_betons_of_every_writer_have_no_problem(written: Any) -> None:
+def test_betons_of_every_writer_have_no_problem(written: Written) -> None:
     result = verify(written.path, decode=True, custom_fields=written.custom_fields)
     count = len(written.samples)
     assert sound_counts(result) == (count, 7 * count, 2 * count)
+    assert sound_counts(verify(written.index)) == (count, 7 * count, 0)
+    with pytest.raises(BetonError, match=r"custom field 'stamp'.*`custom_fields`"):
+        verify(written.path)
 
 
-def test_every_extent_has_its_record_where_all_fields_are_known(known: Path) -> None:
+def test_all_bytes_have_a_record_where_all_fields_are_known(known: Path) -> None:
     again = known.with_name("again.beton")
     fields, samples = known_fields()
     write_beton(again, samples, fields, page_size=PAGE_SIZE)
@@ -129,25 +107,15 @@ def test_empty_bytes_of_ffcvs_writer_are_no_problem(sizes: tuple[int, ...], tmp_
     assert verify(path).problems == ()
 
 
-def test_a_beton_without_extents_has_no_problem(tmp_path: Path) -> None:
-    path = write_stock(tmp_path / "a.beton", [(1, 0.5)], {"a": IntField(), "b": FloatField()})
+def test_numbers_alone_are_no_problem_and_integers_may_be_negative(tmp_path: Path) -> None:
+    path = write_stock(tmp_path / "a.beton", [(-1, 0.5)], {"a": IntField(), "b": FloatField()})
     assert sound_counts(verify(path, decode=True)) == (1, 0, 0)
 
 
-def test_integers_other_than_labels_may_be_negative(tmp_path: Path) -> None:
-    path = write_stock(tmp_path / "a.beton", [(-1,)], {"a": IntField()})
-    assert verify(path).is_sound
+# Files that are not complete betons.
 
 
-# Files that are no whole betons.
-
-
-def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError):
-        verify(tmp_path / "none.beton")
-
-
-def test_what_cannot_be_read_is_one_problem(
+def test_a_file_that_cannot_be_read_is_one_problem(
     unfinished: Path, truncated: Path, tmp_path: Path
 ) -> None:
     text, empty = tmp_path / "text.beton", tmp_path / "empty.beton"
@@ -160,32 +128,24 @@ def test_what_cannot_be_read_is_one_problem(
         with pytest.raises(BetonError) as error:
             BetonIndex.open(path)
         assert result.problems[0].message == str(error.value)
+    with pytest.raises(FileNotFoundError):
+        verify(tmp_path / "none.beton")
 
 
-def test_metadata_beyond_the_allocation_table_is_found(tiny: Path) -> None:
-    with damage(tiny) as parts:
-        parts.header["num_samples"] = 1 << 40
-    (problem,) = verify(tiny).problems
-    assert problem.kind == "tables"
-    assert str(1 << 40) in problem.message
-
-
-def test_the_class_of_a_custom_field_must_be_given(written: Any) -> None:
-    with pytest.raises(BetonError, match=r"custom field 'stamp'.*`custom_fields`"):
-        verify(written.path)
-
-
-def test_bytes_behind_the_tables_are_found(tiny: Path, tiny_bytes: bytes) -> None:
+def test_tables_of_the_wrong_size_are_found(tiny: Path, tiny_bytes: bytes) -> None:
     tiny.write_bytes(tiny_bytes + b"abc")
     assert found(verify(tiny)) == {("tables", None)}
     tiny.write_bytes(tiny_bytes + bytes(48))
     assert BetonIndex.open(tiny).num_samples == 6
     assert found(verify(tiny)) == {("unused", 0)}
-
-
-def test_a_table_cut_between_two_rows_is_found(tiny: Path, tiny_bytes: bytes) -> None:
     tiny.write_bytes(tiny_bytes[:-48])
     assert found(verify(tiny)) == {("pointer", 4), ("pointer", 5)}
+    tiny.write_bytes(tiny_bytes)
+    with damage(tiny) as parts:
+        parts.header["num_samples"] = 1 << 40
+    (problem,) = verify(tiny).problems
+    assert problem.kind == "tables"
+    assert str(1 << 40) in problem.message
 
 
 # Damage to the tables.
@@ -342,18 +302,12 @@ def described(photos: Images, jpegs: Path) -> Path:
     return jpegs
 
 
-def test_a_manifest_that_fits_is_no_problem(described: Path) -> None:
+def test_a_manifest_of_another_file_is_found(described: Path, other_photos: Images) -> None:
     assert sound_counts(verify(described)) == (120, 120, 0)
-
-
-def test_a_manifest_of_another_beton_is_found(described: Path, other_photos: Images) -> None:
     shutil.copyfile(manifest_path(other_photos.path), manifest_path(described))
     (problem,) = verify(described).problems
     assert problem.kind == "manifest"
     assert problem.message == "it was written for another beton"
-
-
-def test_a_manifest_that_is_none_is_found(described: Path) -> None:
     manifest_path(described).write_text("{")
     assert found(verify(described)) == {("manifest", None)}
 
@@ -383,56 +337,40 @@ def test_a_manifest_that_contradicts_the_file_is_found(
 # Images.
 
 
-def test_every_image_is_decoded(jpegs: Path) -> None:
+def test_every_image_is_decoded_if_asked_for(jpegs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for workers in (None, 0, 1, 3):
-        assert sound_counts(verify(jpegs, decode=True, num_workers=workers)) == (120, 120, 120)
-
-
-def test_no_image_is_read_unless_asked_for(jpegs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        result = verify(jpegs, decode=True, num_workers=workers)
+        assert sound_counts(result) == (120, 120, 120)
     monkeypatch.setattr(os, "pread", None)
     put(jpegs, place(jpegs, 17)[0], bytes(20))
     assert verify(jpegs).is_sound
 
 
 @pytest.mark.parametrize("workers", [0, 1, 3])
-def test_damaged_jpegs_are_found(workers: int, jpegs: Path) -> None:
+def test_corrupt_jpegs_are_found(workers: int, jpegs: Path) -> None:
     ptr, _ = place(jpegs, 17)
     put(jpegs, ptr, b"\x89PNG")
     ptr, size = place(jpegs, 3)
     put(jpegs, ptr + size // 2, bytes(size - size // 2))  # its second half was not written
     ptr, size = place(jpegs, 101)
     put(jpegs, ptr + size - 2, b"\0\0")  # no end: TurboJPEG warns
-    result = verify(jpegs, decode=True, num_workers=workers)
-    assert found(result) == {("jpeg", 17), ("jpeg", 3), ("jpeg", 101)}
-    assert result.decoded == 117
-    messages = {problem.sample_id: problem.message for problem in result.problems}
-    assert "Not a JPEG file" in messages[17]
-
-
-def test_a_jpeg_cut_short_by_its_extent_is_found(jpegs: Path) -> None:
-    with damage(jpegs) as parts:
-        parts.table["size"][9] -= np.uint64(40)
-    assert verify(jpegs).is_sound
-    sample_id = int(BetonIndex.open(jpegs).allocations["sample_id"][9])
-    assert found(verify(jpegs, decode=True)) == {("jpeg", sample_id)}
-
-
-def test_a_jpeg_of_another_size_than_its_record_is_found(jpegs: Path) -> None:
     with damage(jpegs) as parts:
         parts.metadata["f0"]["height"][44] += 1
-    (problem,) = verify(jpegs, decode=True).problems
-    assert (problem.kind, problem.sample_id) == ("jpeg", 44)
-    assert "record says" in problem.message
+        parts.table["size"][parts.table["sample_id"] == 9] -= np.uint64(40)
+    assert verify(jpegs).is_sound
+    result = verify(jpegs, decode=True, num_workers=workers)
+    assert found(result) == {("jpeg", number) for number in (17, 3, 101, 44, 9)}
+    assert result.decoded == 115
+    messages = {problem.sample_id: problem.message for problem in result.problems}
+    assert "Not a JPEG file" in messages[17]
+    assert "record says" in messages[44]
 
 
-def test_an_empty_jpeg_is_found_without_decoding(jpegs: Path) -> None:
+def test_images_of_the_wrong_size_are_found_without_decoding(tiny: Path, jpegs: Path) -> None:
     with damage(jpegs) as parts:
         parts.table["size"][0] = 0
         sample_id = int(parts.table["sample_id"][0])
     assert found(verify(jpegs)) == {("size", sample_id)}
-
-
-def test_a_raw_image_cut_short_is_found_and_not_read(tiny: Path) -> None:
     with damage(tiny) as parts:
         parts.table["size"][1] -= np.uint64(1)
     result = verify(tiny, decode=True)
@@ -441,18 +379,21 @@ def test_a_raw_image_cut_short_is_found_and_not_read(tiny: Path) -> None:
 
 
 def test_errors_of_the_disk_are_problems(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pread, (bad, _), (short, _) = os.pread, place(tiny, 2), place(tiny, 4)
+    pread, (bad, _), (short, _), (large, size) = os.pread, *(place(tiny, n) for n in (2, 4, 5))
 
     def failing(descriptor: int, size: int, at: int) -> bytes:
         if at == bad:
             raise OSError(errno.EIO, "Input/output error")
+        if at == large:
+            raise MemoryError
         return pread(descriptor, size - 1 if at == short else size, at)
 
     monkeypatch.setattr(os, "pread", failing)
     result = verify(tiny, decode=True)
-    assert found(result) == {("read", 2), ("read", 4)}
+    assert found(result) == {("read", 2), ("read", 4), ("read", 5)}
     assert "Input/output error" in result.problems[0].message
-    assert result.decoded == 4
+    assert f"no memory for {size} bytes" in result.problems[2].message
+    assert result.decoded == 3
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -470,27 +411,10 @@ def test_an_image_without_memory_for_its_pixels_is_a_problem(
     monkeypatch.setattr(turbojpeg, "decode", failing)
     result = verify(jpegs, decode=True, num_workers=workers)
     assert found(result) == {("jpeg", 17)}
-    height, width = (
-        BetonIndex.open(jpegs).column("image")[side][17] for side in ("height", "width")
-    )
-    assert f"no memory for {height} x {width} pixels" in result.problems[0].message
+    record = BetonIndex.open(jpegs).column("image")[17]
+    message = f"no memory for {record['height']} x {record['width']} pixels"
+    assert message in result.problems[0].message
     assert result.decoded == 119
-
-
-def test_an_image_without_memory_for_its_bytes_is_a_problem(
-    tiny: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pread, (large, size) = os.pread, place(tiny, 2)
-
-    def failing(descriptor: int, size: int, at: int) -> bytes:
-        if at == large:
-            raise MemoryError
-        return pread(descriptor, size, at)
-
-    monkeypatch.setattr(os, "pread", failing)
-    result = verify(tiny, decode=True)
-    assert found(result) == {("read", 2)}
-    assert f"no memory for {size} bytes" in result.problems[0].message
 
 
 def test_threads_decode_at_once(jpegs: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,8 @@
 """Betons of every field kind, written by ffcv and by us; field classes that ffcv does not know."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,8 @@ from ffcv.fields.rgb_image import encode_jpeg
 from ffcv.writer import DatasetWriter
 from numpy.typing import NDArray
 
-from dp4tl_ffcv import write_beton
+from dp4tl_ffcv import BetonIndex, write_beton
+from dp4tl_ffcv.beton import format
 
 PAGE_SIZE = 1 << 21
 NUM_SAMPLES = 24
@@ -117,6 +119,38 @@ def stored_bytes(sample: tuple[Any, ...]) -> dict[str, bytes]:
     }
 
 
+@dataclass(frozen=True)
+class Parts:
+    """The tables of a beton, which a test may change."""
+
+    header: Any
+    descriptors: NDArray[Any]
+    metadata: NDArray[Any]
+    table: NDArray[Any]
+
+
+@contextmanager
+def damage(path: Path) -> Iterator[Parts]:
+    """Change the tables of a beton."""
+    index, data = BetonIndex.open(path), np.fromfile(path, dtype=np.uint8)
+    fields_at, fields = format.HEADER.itemsize, len(index.fields) * format.FIELD.itemsize
+    metadata_at, table_at = fields_at + fields, int(index.header["alloc_table_ptr"])
+    yield Parts(
+        data[:fields_at].view(format.HEADER)[0],
+        data[fields_at:metadata_at].view(format.FIELD),
+        data[metadata_at : metadata_at + index.metadata.nbytes].view(index.metadata.dtype),
+        data[table_at:].view(format.ALLOCATION),
+    )
+    data.tofile(path)
+
+
+def put(path: Path, at: int, data: bytes) -> None:
+    """Overwrite bytes of a file."""
+    with path.open("r+b") as stream:
+        stream.seek(at)
+        stream.write(data)
+
+
 def write_stock(
     path: Path, samples: Any, fields: Mapping[str, Any], num_workers: int = 1, chunk: int = 100
 ) -> Path:
@@ -134,6 +168,10 @@ class Written:
     samples: list[tuple[Any, ...]]
     stored: list[dict[str, bytes]]
     custom_fields: Mapping[str, Any]
+
+    @property
+    def index(self) -> BetonIndex:
+        return BetonIndex.open(self.path, custom_fields=self.custom_fields)
 
 
 @pytest.fixture(scope="session", params=["ffcv, 1 worker", "ffcv, 2 workers", "write_beton"])

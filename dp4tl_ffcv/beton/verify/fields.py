@@ -11,31 +11,21 @@ from ..format import IMAGE_MODES, pointers
 from ..tables import FieldInfo, Tables
 from .problems import Problems
 
-STORED_IMAGE = np.dtype(
-    [
-        ("sample_id", "<i8"),
-        ("ptr", "<u8"),
-        ("size", "<u8"),
-        ("mode", "<u1"),
-        ("height", "<u2"),
-        ("width", "<u2"),
-    ]
-)
-
 # How ffcv describes the arrays of a field: the shape, padded with zeros, and the length of the
 # numpy type, which follows as JSON.
 _ARRAYS = np.dtype([("shape", "<u8", 32), ("type_length", "<u8")])
 
 
-def check_fields(tables: Tables, problems: Problems) -> NDArray[Any]:
+def check_fields(tables: Tables, problems: Problems) -> NDArray[np.int64]:
     """Check that the records of each field and the byte ranges of their samples agree.
 
     Returns:
-        The images whose tables have no problem, as `STORED_IMAGE` `(n,)`.
+        The images whose tables have no problem, `(n, 6)`: sample id, first byte, bytes, mode,
+        height and width.
     """
     stored = _StoredRanges(tables)
     used: list[NDArray[np.int64]] = []
-    images = [np.zeros(0, dtype=STORED_IMAGE)]
+    images = [np.zeros((0, 6), dtype=np.int64)]
     for field, descriptor in zip(tables.fields, tables.descriptors, strict=True):
         column = tables.metadata[field.column]
         if field.kind == "int" and field.name == "label":
@@ -47,7 +37,10 @@ def check_fields(tables: Tables, problems: Problems) -> NDArray[Any]:
             if field.kind == "rgb_image":
                 whole = _check_images(field, column, found, problems)
                 whole &= tables.contains(places, found.largest)
-                images.append(_stored_images(column, found.largest, whole))
+                rows, record = np.flatnonzero(whole), column[whole]
+                place = (rows, record["data_ptr"], found.largest[whole])
+                columns = (*place, record["mode"], record["height"], record["width"])
+                images.append(np.stack([each.astype(np.int64) for each in columns], axis=1))
             elif field.kind != "custom":
                 expected = _expected_sizes(field, column, descriptor, problems)
                 if expected is not None:
@@ -200,14 +193,3 @@ def _check_sizes(
     )
     right: NDArray[np.bool_] = among & fits
     return right
-
-
-def _stored_images(
-    column: NDArray[Any], sizes: NDArray[np.uint64], whole: NDArray[np.bool_]
-) -> NDArray[Any]:
-    rows = np.flatnonzero(whole)
-    images = np.zeros(len(rows), dtype=STORED_IMAGE)
-    images["sample_id"], images["ptr"], images["size"] = rows, column["data_ptr"][rows], sizes[rows]
-    for name in ("mode", "height", "width"):
-        images[name] = column[name][rows]
-    return images

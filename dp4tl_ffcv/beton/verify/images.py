@@ -2,7 +2,6 @@
 
 import os
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,14 +14,16 @@ from .problems import Problem, Problems
 _BATCH = 64  # images that a thread decodes at a time
 
 
-def check_images(path: Path, images: NDArray[Any], num_workers: int, problems: Problems) -> int:
-    """Read and decode `images`, a `STORED_IMAGE` table. Return how many have no problem."""
-    images = images[np.argsort(images["ptr"], kind="stable")]  # the disk is read in one direction
+def check_images(
+    path: Path, images: NDArray[np.int64], num_workers: int, problems: Problems
+) -> int:
+    """Read and decode `images`, which `check_fields` returned. Return how many have no problem."""
+    images = images[np.argsort(images[:, 1], kind="stable")]  # in the order of the file
     batches = (images[at : at + _BATCH] for at in range(0, len(images), _BATCH))
     total, title, num_bad = len(images), f"verify {path.name}", 0
     file = os.open(path, os.O_RDONLY)
 
-    def check(batch: NDArray[Any]) -> list[Problem]:
+    def check(batch: NDArray[np.int64]) -> list[Problem]:
         return [problem for image in batch.tolist() if (problem := _problem_of(file, *image))]
 
     try:
