@@ -43,6 +43,30 @@ def check_ints(
     return tuple(check_int(name, value, at_least, at_most) for value in given)
 
 
+def check_number(
+    name: str,
+    value: Any,
+    *,
+    above: float | None = None,
+    at_least: float | None = None,
+    at_most: float | None = None,
+) -> float:
+    """Return `value` as a float within the bounds; only `above` is exclusive.
+
+    Raises:
+        ValueError: the value is out of bounds or NaN.
+    """
+    bounds = [
+        ("above", above, above is None or value > above),
+        ("at least", at_least, at_least is None or value >= at_least),
+        ("at most", at_most, at_most is None or value <= at_most),
+    ]
+    if math.isnan(value) or not all(holds for *_, holds in bounds):
+        wanted = " and ".join(f"{word} {bound:g}" for word, bound, _ in bounds if bound is not None)
+        raise ValueError(f"`{name}` must be {wanted}; got {value}.")
+    return float(value)
+
+
 def check_fraction(name: str, value: Any) -> float:
     """Return `value` as a float in (0, 1].
 

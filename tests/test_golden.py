@@ -37,7 +37,6 @@ from dp4tl_ffcv.scoring.methods.label_mapping import soft_label_mapping
 from dp4tl_ffcv.scoring.methods.samples import coverage_centric, el2n, moderate
 from tests.conftest import CLASS_NAMES
 from train import finetune, pretrain, pretrain_moco
-from train.configs import finetuning, pretraining, self_supervised
 
 FOLDER = Path(__file__).parent / "golden"
 DIGESTS = json.loads((FOLDER / "golden.json").read_text())
@@ -235,7 +234,7 @@ def check_weights(name: str, checkpoint: str) -> None:
 def pretrained(
     betons: dict[str, Path], lm_40_file: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Any]:
-    config = pretraining.Config(
+    config = pretrain.Config(
         train=betons["source"],
         val=betons["target"],
         selection=lm_40_file,
@@ -261,7 +260,7 @@ def test_pretraining_gives_the_same_weights(pretrained: dict[str, Any]) -> None:
         (
             "pretrain_full_head",
             {
-                "relabel": False,
+                "full_head": True,
                 "optimizer": "adamw",
                 "ema": 0.9,
                 "label_smoothing": 0.1,
@@ -280,7 +279,7 @@ def test_other_pretraining_gives_the_same_weights(
 ) -> None:
     paths = {"train": betons["source"], "val": betons["target"], "run": tmp_path / name}
     selection = lm_40_file if name == "pretrain_full_head" else None
-    config = pretraining.Config(selection=selection, **paths, **{**SMALL, **options})
+    config = pretrain.Config(selection=selection, **paths, **{**SMALL, **options})
     check_pretraining(name, pretrain.pretrain(config))
 
 
@@ -288,7 +287,7 @@ def test_other_pretraining_gives_the_same_weights(
 def test_finetuning_gives_the_same_weights(
     mode: Any, pretrained: dict[str, Any], betons: dict[str, Path], tmp_path: Path
 ) -> None:
-    config = finetuning.Config(
+    config = finetune.Config(
         checkpoint=Path(pretrained["checkpoint"]),
         train=betons["target"],
         val=betons["val"],
@@ -311,7 +310,7 @@ def test_finetuning_gives_the_same_weights(
 def test_moco_gives_the_same_weights(
     betons: dict[str, Path], lm_40_file: Path, tmp_path: Path
 ) -> None:
-    config = self_supervised.Config(
+    config = pretrain_moco.Config(
         train=betons["source"],
         selection=lm_40_file,
         run=tmp_path / "moco",

@@ -71,7 +71,7 @@ def test_the_wheel_contains_every_file_below_one_package(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {name for name in names if ".dist-info/" not in name} == expected
     assert {"dp4tl_ffcv/py.typed", "dp4tl_ffcv/__init__.pyi", "dp4tl_ffcv/utils.pyi"} <= expected
-    assert "dp4tl_ffcv/train/configs/pretraining.py" in expected
+    assert "dp4tl_ffcv/train/configs/pretrain.py" in expected
     assert "dp4tl_ffcv/report/report.html.j2" in expected
 
 

@@ -26,8 +26,8 @@ from dp4tl_ffcv.writers import digits
 
 from . import finetune, pretrain
 from .components.demo_results import DEFINITIONS, print_table, summarise, uneven_rates
-from .configs.finetuning import Config as FinetuneConfig
-from .configs.pretraining import Config as PretrainConfig
+from .configs.finetune import Config as FinetuneConfig
+from .configs.pretrain import Config as PretrainConfig
 
 METHODS = ("lm", "fm", "random")
 

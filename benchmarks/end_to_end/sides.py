@@ -1,9 +1,9 @@
 """What the end-to-end benchmark trains on, and the process that trains.
 
-All sides make the recipe's own step (`train.pretrain.train_step`), and its own meter measures how
-long the step waits for the loader; the sides differ in the loader and the file. Stock ffcv and
-`PrunedLoader` never share a process: ffcv edits type objects of numba's, which breaks loaders built
-later.
+All sides make the recipe's own step (`train.pretrain.train_step`), and the recipe's `Throughput`
+measures how long the step waits for the loader; the sides differ in the loader and the file. Stock
+ffcv and `PrunedLoader` never share a process: ffcv edits type objects of numba's, which breaks
+loaders built later.
 """
 
 import math
@@ -27,10 +27,14 @@ from torch import Tensor, nn
 import dp4tl_ffcv
 from benchmarks.harness.dataset import retain
 from benchmarks.harness.memory import read_so_far
+from train.components.data import open_source
+from train.components.optimizers import make_optimizer
+from train.components.precision import loss_scaler
 from train.components.processes import Processes
-from train.components.progress import Meter
-from train.configs.pretraining import Config
-from train.pretrain import Parts, make_model, open_data, optimizer_of, train_step
+from train.components.schedules import learning_rate
+from train.components.throughput import Throughput
+from train.configs.pretrain import Config
+from train.pretrain import TrainState, make_model, train_step
 
 SEED = 0
 LR = 0.01  # what is learned does not matter, but it must stay finite
@@ -119,7 +123,7 @@ class Trainer:
             schedule="constant",
             warmup=0.0,
         )
-        self.parts = _parts(config, Processes(self.device))
+        self.state = _state(config, Processes(self.device))
 
     def open(self, side: Side) -> None:
         """Build the loader of a side, and take one batch of it through the step."""
@@ -137,19 +141,19 @@ class Trainer:
 
     def _train(self, loader: Any, num_steps: int) -> tuple[int, float, float]:
         """Return images, seconds and seconds without work of `num_steps` steps."""
-        parts = replace(self.parts, loader=loader)
-        parts.model.train()
-        meter, images = Meter(self.device, quiet=True), 0
+        state = replace(self.state, loader=loader)
+        state.model.train()
+        throughput, images = Throughput(self.device, quiet=True), 0
         losses = torch.zeros((), device=self.device)
         started = time.perf_counter()
         for step, (pixels, labels) in enumerate(
-            meter.batches(loader, num_steps, self.network.batch_size)
+            throughput.batches(loader, num_steps, self.network.batch_size)
         ):
-            losses += train_step(parts, pixels, labels, step)
+            losses += train_step(state, pixels, labels, step)
             images += len(pixels)
         if not math.isfinite(losses.item()):  # waits for the device
             raise RuntimeError("the loss is not finite")
-        return images, time.perf_counter() - started, meter.stalled
+        return images, time.perf_counter() - started, throughput.stalled
 
     def _loader(self, side: Side) -> Any:
         network = self.network
@@ -184,8 +188,8 @@ class Trainer:
         The surrogate has the network's architecture; its weights, which do not change the cost,
         are random. FM looks at the source, too.
         """
-        config = self.parts.config
-        surrogate = make_model(config, open_data(config), self.parts.group)
+        config = self.state.config
+        surrogate = make_model(config, open_source(config.train, None), self.state.group)
         with TemporaryDirectory() as folder:
             started = time.perf_counter()
             seen = self._features(surrogate, target, Path(folder) / "target")
@@ -225,21 +229,22 @@ class Synthetic:
         return iter([(self.images, self.labels)] * len(self))
 
 
-def _parts(config: Config, group: Processes) -> Parts:
+def _state(config: Config, group: Processes) -> TrainState:
     """Set up what the recipe sets up, but for the loader."""
     torch.backends.cudnn.benchmark = True
     torch.manual_seed(config.seed)
-    model = make_model(config, open_data(config), group)
+    model = make_model(config, open_source(config.train, None), group)
     nothing: Any = ()
-    return Parts(
+    return TrainState(
         config=config,
         group=group,
         model=model,
         network=model,
         averaged=None,
         loader=nothing,
-        optimizer=optimizer_of(config, model),
-        scaler=torch.amp.GradScaler(group.device.type, enabled=False),
+        optimizer=make_optimizer(model, **config.optimizer_settings()),
+        learning_rate=learning_rate(config, num_steps=1),
+        scaler=loss_scaler("off", group.device),
         criterion=nn.CrossEntropyLoss(),
         num_steps=1,
         validation=None,

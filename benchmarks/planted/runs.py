@@ -19,8 +19,10 @@ from numpy.typing import NDArray
 
 from benchmarks.harness.rows import progress
 from dp4tl_ffcv import BetonIndex, load_checkpoint
-from dp4tl_ffcv.utils import RunFolder, replace_head, write_json
+from dp4tl_ffcv.utils import replace_head, write_json
 from train import finetune, pretrain
+from train.components.processes import Processes
+from train.components.session import Session
 
 MODES = ("linear_probe", "full_finetuning")
 
@@ -138,13 +140,13 @@ def influence_run(training: Training, job: Job) -> dict[str, Any]:
         for target in job.targets:
             path, checkpoint = Path(folder) / target, Path(pretrained["checkpoint"])
             config = training.finetuning(path, checkpoint, target, "linear_probe", job.seed)
-            run = RunFolder(path, {})
-            run.start()
+            splits = {name: BetonIndex.open(getattr(config, name)) for name in ("train", "val")}
+            session = Session("finetune", config, Processes(device), {})
+            session.start()
             torch.manual_seed(job.seed)
-            num_classes = BetonIndex.open(config.train).num_classes
-            model = replace_head(load_checkpoint(config.checkpoint), num_classes)
-            finetune.train_probe(model, config, run, device)
-            val = finetune.evaluate_on(config.val, config, device)
+            model = replace_head(load_checkpoint(checkpoint), splits["train"].num_classes)
+            finetune.train_probe(model, splits, session, config)
+            val = finetune.evaluate_on(splits["val"], config, session)
             features, labels = finetune.frozen_features(model, val)
             right = model.head(features).argmax(1) == labels
             hits[target] = right.int().tolist()

@@ -519,12 +519,12 @@ def test_the_kinds_have_their_usual_steps() -> None:
 @pytest.mark.parametrize(
     "changes", [{"epsilon": 0.0}, {"epsilon": 256.0}, {"step_size": -1.0}, {"steps": 0}], ids=str
 )
-def test_attacks_that_change_nothing_are_refused(changes: dict[str, Any]) -> None:
+def test_attacks_that_change_nothing_are_rejected(changes: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"`{next(iter(changes))}`"):
         Attack(**{"epsilon": 3.0, "step_size": 1.0, "steps": 3, **changes})
 
 
-def test_the_divergence_without_a_random_start_is_refused() -> None:
+def test_the_divergence_without_a_random_start_is_rejected() -> None:
     attack = Attack(epsilon=3.0, step_size=1.0, steps=3, random_start=False)
     with pytest.raises(ValueError, match="`random_start`"):
         pgd(linear(), photos_of(2), labels_of(2), attack, loss="kl")

@@ -1,4 +1,4 @@
-"""Augmentations: against torchvision for the same parameters, and what the draws are."""
+"""Augmentations: compared with torchvision for the same parameters, and their random numbers."""
 
 import itertools
 from dataclasses import replace
@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torchvision.transforms import functional as vision
 
-from train.components.augmentations import Augmentation, Parameters, augment, draw
+from train.components.augmentations import Parameters, augment, draw
+from train.configs.pretrain_moco import Augmentation
 
 CPU = torch.device("cpu")
 MOCO = Augmentation()
@@ -175,7 +176,7 @@ def test_a_blur_keeps_the_mean_of_a_flat_image_and_spreads_a_point() -> None:
         ("blur_sigma", (2.0, 1.0)),
     ],
 )
-def test_what_cannot_be_drawn_is_refused(name: str, value: Any) -> None:
+def test_invalid_settings_are_rejected(name: str, value: Any) -> None:
     with pytest.raises(ValueError, match=f"^`{name}` must"):
         Augmentation(**{name: value})
 

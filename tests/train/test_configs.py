@@ -1,7 +1,8 @@
-"""Named configurations have the published values; flags and files change what they say."""
+"""Settings: the published values by name, the command line, files, and what is rejected."""
 
 import dataclasses
 import json
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -9,31 +10,32 @@ from typing import Any
 
 import pytest
 
-from train.configs import finetuning
+from train.configs import finetune, pretrain_moco
 from train.configs.command_line import parse
-from train.configs.pretraining import CONFIGS, Config, rn18_16
+from train.configs.pretrain import CONFIGS, Config
 
 PATHS: dict[str, Any] = {"train": Path("train.beton"), "run": Path("run")}
+TARGET: dict[str, Any] = {**PATHS, "val": Path("val.beton"), "test": Path("test.beton")}
 FLAGS = ["--train", "train.beton", "--run", "run"]
 
 
 def named(name: str) -> Config:
-    return CONFIGS[name](**PATHS)
+    return Config(**PATHS, **CONFIGS[name])
 
 
 def parsed(*args: str) -> Config:
     return parse(Config, CONFIGS, description="Pretrain.", args=[*FLAGS, *args])
 
 
-# Values by name, from reference/paper.md 3.1 (DP4TL) and reference/ffcv.md 4 (ffcv-imagenet).
+# Values by name, from the configuration files of DP4TL, ffcv-imagenet and MoCo v2.
 
 RAMPS = {16: (11, 13), 24: (17, 20), 32: (23, 27), 40: (29, 34), 56: (41, 48), 88: (65, 76)}
-# name, architecture, epochs, images a step over all GPUs
+# Name, architecture, epochs, images a step over all GPUs; learning rate and weight decay.
 DP4TL = [
-    *((f"rn18_{epochs}", "resnet18", epochs, 1024) for epochs in RAMPS),
-    *((f"rn50_{epochs}", "resnet50", epochs, 512) for epochs in RAMPS),
-    ("rn101_16", "resnet101", 16, 256),
-    ("rn152_16", "resnet152", 16, 256),
+    *((f"rn18_{epochs}", "resnet18", epochs, 1024, 0.5, 5e-5) for epochs in RAMPS),
+    *((f"rn50_{epochs}", "resnet50", epochs, 512, 0.5, 5e-5) for epochs in RAMPS),
+    ("rn101_16", "resnet101", 16, 256, 0.5, 5e-5),
+    ("rn152_16", "resnet152", 16, 256, 0.5, 5e-5),
 ]
 FFCV = [
     *((f"ffcv_rn18_{epochs}", "resnet18", epochs, 1024, 0.5, 5e-5) for epochs in RAMPS),
@@ -41,46 +43,34 @@ FFCV = [
 ]
 
 
-def check_resnet(config: Config, arch: str, epochs: int, batch_size: int) -> None:
-    """What DP4TL took over from ffcv-imagenet."""
+@pytest.mark.parametrize(
+    ("name", "arch", "epochs", "batch_size", "lr", "weight_decay"), [*DP4TL, *FFCV]
+)
+def test_resnets(
+    name: str, arch: str, epochs: int, batch_size: int, lr: float, weight_decay: float
+) -> None:
+    config = named(name)
     assert (config.arch, config.epochs, config.batch_size) == (arch, epochs, batch_size)
     assert (config.batch_per, config.lr_per) == ("step", "step")
     assert (config.optimizer, config.momentum, config.nesterov) == ("sgd", 0.9, False)
+    assert (config.lr, config.weight_decay) == (lr, weight_decay)
     assert config.schedule == "cyclic"
     assert config.warmup * epochs == pytest.approx(2)
     assert (config.resolution, config.end_resolution, config.val_resolution) == (160, 192, 256)
     assert config.ramp == RAMPS[epochs]
-    assert (config.min_scale, config.flip) == (0.08, True)
-    assert config.crop_ratio == 224 / 256
-    assert config.amp == "fp16"
-    assert not config.relabel
-    assert (config.attack, config.ema, config.grad_clip, config.iterations) == (
-        "none",
-        0,
-        None,
-        None,
-    )
-
-
-@pytest.mark.parametrize(("name", "arch", "epochs", "batch_size"), DP4TL)
-def test_dp4tls_resnets(name: str, arch: str, epochs: int, batch_size: int) -> None:
-    config = named(name)
-    check_resnet(config, arch, epochs, batch_size)
-    assert (config.lr, config.weight_decay, config.norm_weight_decay) == (0.5, 5e-5, True)
-    assert config.lr * config.start_factor == pytest.approx(1e-4)
-    assert config.lr * config.end_factor == pytest.approx(1e-4)
-    assert (config.label_smoothing, config.blurpool, config.tta) == (0.0, False, False)
-
-
-@pytest.mark.parametrize(("name", "arch", "epochs", "batch_size", "lr", "weight_decay"), FFCV)
-def test_ffcv_imagenets_resnets(
-    name: str, arch: str, epochs: int, batch_size: int, lr: float, weight_decay: float
-) -> None:
-    config = named(name)
-    check_resnet(config, arch, epochs, batch_size)
-    assert (config.lr, config.weight_decay, config.norm_weight_decay) == (lr, weight_decay, False)
-    assert (config.start_factor, config.end_factor) == (1e-4, 0.0)
-    assert (config.label_smoothing, config.blurpool, config.tta) == (0.1, True, True)
+    assert (config.min_scale, config.flip, config.crop_ratio) == (0.08, True, 224 / 256)
+    assert (config.amp, config.full_head) == ("fp16", True)
+    assert (config.attack, config.ema, config.grad_clip) == ("none", 0, None)
+    assert config.iterations is None
+    if name.startswith("ffcv"):
+        assert (config.start_factor, config.end_factor) == (1e-4, 0.0)
+        assert not config.norm_weight_decay
+        assert (config.label_smoothing, config.blurpool, config.tta) == (0.1, True, True)
+    else:
+        assert config.lr * config.start_factor == pytest.approx(1e-4)
+        assert config.lr * config.end_factor == pytest.approx(1e-4)
+        assert config.norm_weight_decay
+        assert (config.label_smoothing, config.blurpool, config.tta) == (0.0, False, False)
 
 
 def test_dp4tls_vision_transformer() -> None:
@@ -92,62 +82,119 @@ def test_dp4tls_vision_transformer() -> None:
     assert (config.label_smoothing, config.blurpool, config.tta) == (0.11, False, False)
 
 
-def test_every_name_is_tested_and_importable() -> None:
-    tested = {row[0] for row in (*DP4TL, *FFCV)} | {"vit_b_16_100"}
-    assert CONFIGS.keys() == tested
-    module = sys.modules[Config.__module__]
-    for name, function in CONFIGS.items():
-        assert getattr(module, name) is function
-        assert function.__doc__ is not None
-        assert ("ffcv-imagenet's" if name.startswith("ffcv") else "DP4TL's") in function.__doc__
+def test_every_name_is_tested() -> None:
+    assert CONFIGS.keys() == {row[0] for row in (*DP4TL, *FFCV)} | {"vit_b_16_100"}
 
 
-def test_a_named_configuration_takes_its_paths() -> None:
-    config = rn18_16(train=Path("a"), run=Path("b"), val=Path("c"))
-    assert (config.train, config.run, config.val) == (Path("a"), Path("b"), Path("c"))
+TARGETS = (
+    *("cifar10", "cifar100", "dtd", "flowers102", "food101"),
+    *("oxford_pets", "stanford_cars", "sun397", "ucf101", "waterbirds"),
+)
+MODES = ("linear_probe", "full_finetuning", "from_scratch")
+SGD_FINETUNED = {"food101", "stanford_cars", "sun397", "waterbirds"}
 
 
-# What no run can have.
+def named_target(name: str, **changes: Any) -> finetune.Config:
+    checkpoint = {} if name.endswith("scratch") else {"checkpoint": Path("last.pt")}
+    return finetune.Config(**{**checkpoint, **TARGET, **finetune.CONFIGS[name], **changes})
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("target", TARGETS)
+def test_dp4tls_targets(target: str, mode: str) -> None:
+    config = named_target(f"{target}_{mode}")
+    assert config.mode == mode
+    assert config.resolution == (160 if target.startswith("cifar") else 224)
+    assert (config.batch_size, config.label_smoothing) == (128, 0.0)
+    assert (config.schedule, config.warmup, config.end_factor) == ("cosine", 0.0, 0.0)
+    assert config.epochs == (50 if mode == "linear_probe" else 200)
+    if mode == "from_scratch":
+        assert (config.arch, config.checkpoint) == ("resnet18", None)
+        sgd, lr = True, 0.01 if target.startswith("cifar") else 0.1
+    elif mode == "linear_probe":
+        sgd, lr = False, 1e-2
+    else:
+        sgd = target in SGD_FINETUNED
+        lr = 0.1 if sgd else 1e-4
+    assert config.lr == lr
+    if sgd:
+        assert (config.optimizer, config.momentum, config.nesterov) == ("sgd", 0.9, False)
+        assert config.weight_decay == 5e-4
+    else:
+        assert (config.optimizer, config.weight_decay) == ("adam", 0)
+    assert len(finetune.CONFIGS) == len(TARGETS) * len(MODES)
+
+
+def test_moco_v2() -> None:
+    configs = {
+        name: pretrain_moco.Config(**PATHS, **values)
+        for name, values in pretrain_moco.CONFIGS.items()
+    }
+    assert configs["moco_rn50_200"] == pretrain_moco.Config(**PATHS)
+    assert {config.arch for config in configs.values()} == {"resnet18", "resnet50", "resnet101"}
+    for name, config in configs.items():
+        assert name.endswith(f"_{config.epochs}")
+        assert (config.lr, config.weight_decay, config.momentum) == (0.03, 1e-4, 0.9)
+        assert (config.queue, config.temperature, config.key_momentum) == (65536, 0.2, 0.999)
+        assert (config.batch_size, config.resolution, config.min_scale) == (256, 224, 0.2)
+
+
+# What is rejected.
+
+REJECTED: dict[str, tuple[Any, dict[str, Any], list[tuple[str, Any]]]] = {
+    "pretrain": (
+        Config,
+        PATHS,
+        [
+            ("epochs", 0), ("iterations", 0), ("batch_size", -1), ("resolution", 0),
+            ("val_resolution", 0), ("lr", -0.1), ("lr", float("nan")), ("warmup", 1.1),
+            ("ema", -0.1), ("label_smoothing", float("nan")), ("schedule", "cyclical"),
+            ("attack", "PGD"), ("amp", "float16"), ("batch_per", "gpu"), ("ramp", (11, 13)),
+            ("end_resolution", 192), ("val_every", -1), ("save_every", 0), ("num_workers", 0),
+            ("attack_epsilon", -1.0), ("attack_step_size", 0.0), ("attack_step_size", 256.0),
+            ("val_batch_size", 0), ("step_length", 0), ("seed", -1),
+        ],
+    ),
+    "finetune": (
+        finetune.Config,
+        {**TARGET, "checkpoint": Path("last.pt")},
+        [
+            ("epochs", 0), ("log_every", 0), ("lr_per", "gpu"), ("batch_size", 0),
+            ("resolution", 0), ("val_resolution", 0), ("checkpoint", None), ("mode", "half"),
+            ("optimizer", "lamb"), ("label_smoothing", 1.5),
+        ],
+    ),
+    "pretrain_moco": (
+        pretrain_moco.Config,
+        PATHS,
+        [
+            ("queue", 0), ("epochs", 0), ("seed", -1), ("temperature", 0.0), ("hue", 0.6),
+            ("key_momentum", 1.5), ("resolution", 6), ("batch_per", "epoch"),
+        ],
+    ),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("epochs", 0),
-        ("iterations", 0),
-        ("batch_size", -1),
-        ("resolution", 0),
-        ("val_resolution", 0),
-        ("lr", -0.1),
-        ("lr", float("nan")),
-        ("warmup", 1.1),
-        ("ema", -0.1),
-        ("label_smoothing", float("nan")),
-        ("schedule", "cyclical"),
-        ("attack", "PGD"),
-        ("amp", "float16"),
-        ("batch_per", "gpu"),
-        ("ramp", (11, 13)),
-        ("end_resolution", 192),
-        ("val_every", -1),
-        ("save_every", 0),
-        ("attack_epsilon", -1.0),
-        ("attack_step_size", 0.0),
-        ("attack_step_size", float("nan")),
-        ("val_batch_size", 0),
-        ("step_length", 0),
-        ("seed", -1),
-    ],
+    ("recipe", "name", "value"),
+    [(recipe, *case) for recipe, (_, _, cases) in REJECTED.items() for case in cases],
 )
-def test_settings_that_no_run_can_have_are_refused(name: str, value: Any) -> None:
-    with pytest.raises(ValueError, match=rf"`{name}`.*; got .*\. [A-Z]"):
-        Config(**PATHS, **{name: value})
+def test_settings_that_no_run_can_have_are_rejected(recipe: str, name: str, value: Any) -> None:
+    config_type, paths, _ = REJECTED[recipe]
+    with pytest.raises(ValueError, match=f"`{name}`"):
+        config_type(**{**paths, name: value})
 
 
-def test_a_ramp_that_ends_before_it_starts_is_refused() -> None:
+def test_settings_that_contradict_each_other_are_rejected() -> None:
     with pytest.raises(ValueError, match="`ramp`"):
         Config(**PATHS, end_resolution=192, ramp=(13, 11))
     assert Config(**PATHS, end_resolution=192, ramp=(13, 13)).ramp == (13, 13)
+    for epsilon in (0.0, 256.0):
+        with pytest.raises(ValueError, match=r"^`attack_epsilon` must"):
+            Config(**PATHS, attack="pgd", attack_epsilon=epsilon)
+    assert Config(**PATHS, attack_epsilon=0.0).attack == "none"
+    with pytest.raises(ValueError, match="`arch`"):
+        finetune.Config(**TARGET, mode="from_scratch")
 
 
 # The command line.
@@ -205,17 +252,45 @@ def test_help_names_the_configurations_and_the_fields(capsys: pytest.CaptureFixt
         assert word in message
 
 
-def test_another_recipes_configuration_is_parsed_alike() -> None:
-    @dataclasses.dataclass(frozen=True, kw_only=True)
-    class Other:
-        source: Path
-        epochs: int = 3
+@pytest.mark.parametrize("mode", MODES)
+def test_a_name_of_another_recipe_is_parsed_alike(mode: str) -> None:
+    name, paths = f"dtd_{mode}", {"checkpoint": "last.pt", **TARGET}
+    if mode == "from_scratch":
+        del paths["checkpoint"]
+    words = [str(word) for key, path in paths.items() for word in (f"--{key}", path)]
+    args = ["--config", name, *words]
+    assert parse(finetune.Config, finetune.CONFIGS, description=None, args=args) == named_target(
+        name
+    )
+    args += ["--lr", "3", "--no-flip"]
+    config = parse(finetune.Config, finetune.CONFIGS, description=None, args=args)
+    assert config == named_target(name, lr=3.0, flip=False)
 
-    def short(*, source: Path) -> Other:
-        return Other(source=source, epochs=1)
 
-    args = ["--config", "short", "--source", "a"]
-    assert parse(Other, {"short": short}, description=None, args=args) == short(source=Path("a"))
+def test_a_probe_without_its_checkpoint_ends_the_program(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = [str(word) for key, path in TARGET.items() for word in (f"--{key}", path)]
+    args = ["--config", "dtd_linear_probe", *words]
+    with pytest.raises(SystemExit) as caught:
+        parse(finetune.Config, finetune.CONFIGS, description=None, args=args)
+    assert caught.value.code == 2
+    assert "checkpoint" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("recipe", ["pretrain", "finetune", "pretrain_moco"])
+def test_help_imports_nothing_that_is_slow(recipe: str) -> None:
+    code = (
+        "import runpy, sys; sys.argv = ['recipe', '--help']\n"
+        f"try: runpy.run_module('train.{recipe}', run_name='__main__')\n"
+        "except SystemExit: pass\n"
+        "print(sorted({'torch', 'ffcv', 'numba'} & sys.modules.keys()))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], text=True, check=True, capture_output=True,
+        cwd=Path(__file__).parents[2],
+    )  # fmt: skip
+    assert done.stdout.splitlines()[-1] == "[]"
 
 
 # Files.
@@ -242,7 +317,7 @@ end_resolution: 192
 selection: null
 iterations: ~
 val: some/val.beton
-num_workers: -1
+num_workers: null
 """
 
 
@@ -282,7 +357,7 @@ def test_a_file_may_give_the_paths(write: Callable[..., str]) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.json", {"lr": 0.1, "rate": 2, "speed": 3}, "rate, speed in"),
+        ("a.json", {"lr": 0.1, "rate": 2, "speed": 3}, "sets rate, speed, which"),
         ("a.json", {"flip": "perhaps"}, "`flip` must be true or false; got 'perhaps'"),
         ("a.json", [1], "must hold a mapping"),
         ("a.json", "{", "must be YAML, or JSON"),
@@ -290,14 +365,14 @@ def test_a_file_may_give_the_paths(write: Callable[..., str]) -> None:
         ("a.yaml", "", "must hold a mapping"),
     ],
 )
-def test_a_file_that_is_no_configuration_is_refused(
+def test_a_file_that_is_no_configuration_is_rejected(
     name: str, content: Any, message: str, write: Callable[..., str]
 ) -> None:
     with pytest.raises(ValueError, match=message):
         parsed("--config-file", write(name, content))
 
 
-def test_without_pyyaml_a_yaml_file_is_refused(
+def test_without_pyyaml_a_yaml_file_is_rejected(
     write: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "yaml", None)
@@ -395,14 +470,14 @@ def test_dp4tls_indices_are_no_selection(write: Callable[..., str]) -> None:
         parsed("--config-file", write("a.json", content))
 
 
-def test_dp4tls_file_of_another_task_is_refused(write: Callable[..., str]) -> None:
+def test_dp4tls_file_of_another_task_is_rejected(write: Callable[..., str]) -> None:
     content = dp4tl_file()
     content["network"] |= {"pretrained_ckpt": "a.ckpt", "finetune_method": "lp"}
     with pytest.raises(ValueError, match="checkpoint, mode"):
         parsed("--config-file", write("a.json", content))
 
 
-def test_dp4tls_file_without_an_epoch_count_is_refused(write: Callable[..., str]) -> None:
+def test_dp4tls_file_without_an_epoch_count_is_rejected(write: Callable[..., str]) -> None:
     with pytest.raises(ValueError, match=r"train\.epoch"):
         parsed("--config-file", write("a.json", dp4tl_file(epoch=None)))
 
@@ -462,12 +537,10 @@ def test_dp4tls_file_of_a_target_is_the_configuration_of_that_name(
     name: str, content: dict[str, Any], write: Callable[..., str]
 ) -> None:
     args = ["--config-file", write("a.json", content), "--val", "val.beton", "--run", "run"]
-    config = parse(finetuning.Config, finetuning.CONFIGS, description=None, args=args)
-    paths = {split: Path(f"{split}.beton") for split in ("train", "val", "test")}
-    if "scratch" not in name:
-        paths["checkpoint"] = Path("source.ckpt")
-    expected = finetuning.CONFIGS[name](run=Path("run"), **paths)
-    assert config == dataclasses.replace(expected, arch="resnet18", seed=43856, num_workers=8)
+    config = parse(finetune.Config, finetune.CONFIGS, description=None, args=args)
+    checkpoint = {} if "scratch" in name else {"checkpoint": Path("source.ckpt")}
+    machine = {"arch": "resnet18", "seed": 43856, "num_workers": 8}
+    assert config == named_target(name, **checkpoint, **machine)
 
 
 def test_dp4tls_growing_resolution_of_a_target_is_named_as_missing(
@@ -477,4 +550,4 @@ def test_dp4tls_growing_resolution_of_a_target_is_named_as_missing(
     content = dp4tl_target_file({}, SGD, progressive_resize=1, progressive_resolution=ramp)
     args = ["--config-file", write("a.json", content), "--val", "val.beton", "--run", "run"]
     with pytest.raises(ValueError, match="end_resolution, ramp"):
-        parse(finetuning.Config, finetuning.CONFIGS, description=None, args=args)
+        parse(finetune.Config, finetune.CONFIGS, description=None, args=args)

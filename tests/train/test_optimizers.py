@@ -1,4 +1,4 @@
-"""Which weights decay, what the average is, and a blur that checkpoints keep."""
+"""Weight decay, the average and the best of the weights, and a blur that checkpoints keep."""
 
 import copy
 from pathlib import Path
@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from dp4tl_ffcv import build_model, load_checkpoint, save_checkpoint
 from dp4tl_ffcv.utils import BlurPoolConv, Classifier, replace_head
 from train.components.optimizers import AveragedWeights, add_blurpool, make_optimizer
-from train.components.resuming import Progress, Snapshot
 
 
 @pytest.fixture
@@ -136,12 +135,12 @@ def test_an_overflow_in_the_first_step_leaves_no_trace_in_the_momentum(
     assert fused.param_groups[0]["fused"]
     (before, *_), file = fused.state.values(), tmp_path / "resume.pt"
     assert before["momentum_buffer"].is_contiguous(memory_format=torch.channels_last)
-    Snapshot(file, {"optimizer": fused}).save(Progress())
+    torch.save(fused.state_dict(), file)
     resumed_layer = copy.deepcopy(layer)
     resumed = make_optimizer(resumed_layer, **settings)
     for state in resumed.state.values():
         state["momentum_buffer"].fill_(7.0)  # which the file's zeros replace
-    Snapshot(file, {"optimizer": resumed}).load()
+    resumed.load_state_dict(torch.load(file, weights_only=True))
     for trained, optimizer in [(layer, fused), (resumed_layer, resumed)]:
         step_after_overflow(trained, optimizer)
         for own, other in zip(trained.parameters(), plain.parameters(), strict=True):
@@ -230,7 +229,7 @@ def test_a_resumed_average_goes_on_bit_for_bit(model: Classifier, tmp_path: Path
         assert torch.equal(value, averages[1]["average"][name])
 
 
-def test_the_average_of_another_model_is_refused(model: Classifier) -> None:
+def test_the_average_of_another_model_is_rejected(model: Classifier) -> None:
     other = AveragedWeights(nn.Linear(2, 2), 0.9)
     with pytest.raises(ValueError, match="`state`"):
         AveragedWeights(model, 0.9).load_state_dict(other.state_dict())
@@ -272,8 +271,8 @@ def test_a_model_is_blurred_once(model: Classifier) -> None:
         add_blurpool(model)
 
 
-def test_a_model_without_strides_to_blur_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"`model` must have strided .* blurpool\.$"):
+def test_a_model_without_strides_to_blur_is_rejected() -> None:
+    with pytest.raises(ValueError, match=r"`model` has no strided .* blurpool\.$"):
         add_blurpool(nn.Sequential(nn.Conv2d(3, 8, 3, stride=2), nn.Conv2d(16, 8, 3)))
 
 

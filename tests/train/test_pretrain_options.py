@@ -1,10 +1,7 @@
-"""What each option of pretraining does to the run that is trained, saved and validated."""
+"""Options of pretraining, and their effect on what is trained, saved and validated."""
 
-import json
-from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,33 +11,27 @@ from torch import Tensor
 
 from dp4tl_ffcv import evaluation_loader, load_checkpoint
 from tests.conftest import Images
+from tests.support.training import Configure, rows, weights
 from train import pretrain
+from train.components.data import open_source
 from train.components.processes import Processes
-
-Configure = Callable[..., pretrain.Config]
 
 
 @pytest.fixture
 def seen(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """Of every step taken from here on: the batch, and the weights behind it."""
+    """The batch of every step that is taken from here on, and the weights after the step."""
     found: list[dict[str, Any]] = []
     step = pretrain.train_step
 
-    def spied(parts: Any, images: Tensor, labels: Tensor, number: int) -> Tensor:
-        batch = {"images": images.clone(), "labels": labels.clone(), "parts": parts}
-        loss = step(parts, images, labels, number)
-        weights = {name: value.clone() for name, value in parts.model.network.state_dict().items()}
-        found.append({**batch, "weights": weights})
+    def spied(state: Any, images: Tensor, labels: Tensor, number: int) -> Tensor:
+        batch = {"images": images.clone(), "labels": labels.clone(), "state": state}
+        loss = step(state, images, labels, number)
+        after = {name: value.clone() for name, value in state.model.network.state_dict().items()}
+        found.append({**batch, "weights": after})
         return loss
 
     monkeypatch.setattr(pretrain, "train_step", spied)
     return found
-
-
-def saved(result: dict[str, Any]) -> dict[str, Tensor]:
-    file = torch.load(result["checkpoint"], weights_only=True)
-    network: dict[str, Tensor] = file["network"]
-    return network
 
 
 def test_the_resolution_grows_along_its_ramp(configure: Configure, seen: list[Any]) -> None:
@@ -59,9 +50,9 @@ def test_the_averaged_weights_are_validated_and_saved(
     result = pretrain.pretrain(configure(ema=0.5))
     name = f"{load_checkpoint(result['checkpoint']).head_name}.weight"
     trajectory = [step["weights"][name] for step in seen]
-    average = seen[0]["parts"].averaged.state_dict()["average"][f"network.{name}"]
-    assert torch.equal(saved(result)[name], average)
-    assert not torch.equal(saved(result)[name], trajectory[-1])
+    average = seen[0]["state"].averaged.state_dict()["average"][f"network.{name}"]
+    assert torch.equal(weights(result)[name], average)
+    assert not torch.equal(weights(result)[name], trajectory[-1])
     # The last update takes in half of the last weights, at most.
     assert (average - trajectory[-1]).norm() < (average - trajectory[0]).norm()
     loader = evaluation_loader(other_photos.path, batch_size=40, resolution=32)
@@ -71,10 +62,10 @@ def test_the_averaged_weights_are_validated_and_saved(
     assert result["val_accuracy"] == pytest.approx(hits.float().mean().item())
 
 
-def test_without_relabel_the_head_and_the_labels_are_the_sources(
+def test_a_full_head_has_the_classes_and_labels_of_the_source(
     configure: Configure, seen: list[Any], three_classes: Path
 ) -> None:
-    result = pretrain.pretrain(configure(selection=three_classes, relabel=False))
+    result = pretrain.pretrain(configure(selection=three_classes, full_head=True))
     assert {int(label) for step in seen for label in step["labels"]} == {1, 4, 8}
     assert load_checkpoint(result["checkpoint"]).num_classes == 10
     assert (result["retained_classes"], result["retained_samples"]) == (3, 36)
@@ -88,8 +79,8 @@ def test_the_accuracy_of_each_class_goes_by_its_label_in_the_source(
     per_class = result["val_accuracy_per_class"]
     assert per_class.keys() == {"1", "4", "8"}
     assert np.mean(list(per_class.values())) == pytest.approx(result["val_accuracy"])  # 4 of each
-    rows = [json.loads(line) for line in (configure().run / "log.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in rows if row["event"] == "validation"] == [2]
+    log = rows(configure().run)
+    assert [row["step"] for row in log if row["event"] == "validation"] == [2]
 
 
 def test_a_blurred_model_is_saved_and_read_again(configure: Configure) -> None:
@@ -104,7 +95,7 @@ def test_the_gradient_is_clipped(configure: Configure, seen: list[Any]) -> None:
     lr, clip = 0.5, 1e-3
     plain = {"momentum": 0.0, "weight_decay": 0.0, "schedule": "constant", "warmup": 0.0, "lr": lr}
     pretrain.pretrain(configure(grad_clip=clip, val=None, **plain))
-    names = [name for name, _ in seen[0]["parts"].model.network.named_parameters()]
+    names = [name for name, _ in seen[0]["state"].model.network.named_parameters()]
     for before, after in pairwise(seen):
         squares = sum(
             (after["weights"][name] - before["weights"][name]).square().sum() for name in names
@@ -153,16 +144,6 @@ def test_the_trained_network_is_compiled_and_the_bare_one_saved(
     assert modes == ([] if mode == "off" else [mode])
 
 
-@pytest.mark.parametrize(("lr_per", "factor"), [("step", 1), ("process", 4)])
-def test_the_rate_is_per_step_or_per_process(
-    lr_per: str, factor: int, configure: Configure
-) -> None:
-    group = Processes(torch.device("cpu"), 0, 4)
-    config = configure(lr=0.1, lr_per=lr_per, schedule="constant", warmup=0.0)
-    parts: Any = SimpleNamespace(config=config, group=group, num_steps=9, loader=[0, 0, 0])
-    assert pretrain.learning_rate(parts, 2) == pytest.approx(0.1 * factor)
-
-
 @pytest.mark.parametrize(("batch_per", "expected"), [("step", 8), ("process", 32)])
 def test_the_batch_is_per_step_or_per_process(
     batch_per: str, expected: int, configure: Configure
@@ -177,41 +158,26 @@ def test_validation_has_its_own_batch_size(
 ) -> None:
     config = configure(val_batch_size=val_batch_size)
     group = Processes(torch.device("cpu"))
-    validation = pretrain.make_validation(config, pretrain.open_data(config), group)
+    source = open_source(config.train, None, config.val)
+    validation = pretrain.make_validation(config, source, group)
     assert validation is not None
-    batches = validation._batches(np.arange(other_photos.index.num_samples), group.device)
+    batches = validation.batches(np.arange(other_photos.index.num_samples), group.device)
     assert [len(images) for images, _ in batches] == sizes
 
 
 def test_a_run_that_is_killed_in_a_validation_makes_it_again(
     configure: Configure, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def killed(self: Any) -> dict[str, Any]:
+    def killed(state: Any) -> dict[str, Any]:
         raise InterruptedError
 
     with monkeypatch.context() as patch:
-        patch.setattr(pretrain.Parts, "validate", killed)
+        patch.setattr(pretrain, "validate", killed)
         with pytest.raises(InterruptedError):
             pretrain.pretrain(configure(val_every=1))
     pretrain.pretrain(configure(val_every=1))
-    rows = [json.loads(line) for line in (configure().run / "log.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in rows if row["event"] == "validation"] == [3]
-
-
-def test_without_an_attack_its_bound_does_not_matter(configure: Configure) -> None:
-    config = configure(attack_epsilon=0.0)
-    data = pretrain.open_data(config)
-    validation = pretrain.make_validation(config, data, Processes(torch.device("cpu")))
-    assert validation is not None
-    assert validation.attack is None
-
-
-@pytest.mark.parametrize("epsilon", [0.0, 256.0])
-def test_an_attack_that_changes_nothing_or_all_is_refused_at_once(
-    epsilon: float, configure: Configure
-) -> None:
-    with pytest.raises(ValueError, match=r"^`attack_epsilon` must"):
-        configure(attack="pgd", attack_epsilon=epsilon)
+    log = rows(configure().run)
+    assert [row["step"] for row in log if row["event"] == "validation"] == [3]
 
 
 @pytest.mark.gpu

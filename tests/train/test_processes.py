@@ -15,6 +15,7 @@ from torch import nn
 from dp4tl_ffcv import BetonIndex, Selection
 from dp4tl_ffcv.utils import Classifier
 from tests.conftest import Images
+from tests.support.training import weights
 from train import pretrain
 from train.components.attacks import make_attack
 from train.components.processes import Processes
@@ -28,6 +29,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from tests.train.test_processes import plain_model, validate_on_39
+from dp4tl_ffcv.utils import on_rank_zero
 from train import pretrain
 from train.components.processes import processes
 
@@ -42,18 +44,18 @@ def run(name, **changes):
     return pretrain.pretrain(config)
 
 
-def fail_in_main():
+def fail_on_rank_zero():
     raise RuntimeError("no room")
 
 
 with processes() as group:
     mine = torch.arange(3.0) + group.rank
     found = {"sum": group.sum_over(mine).tolist(), "after": mine.tolist()}
-    group.average([mine])
+    group.average_statistics([("0.running_mean", mine), ("0.weight", torch.ones(3))])
     found["mean"] = mine.tolist()
     found["share"] = group.share(np.arange(5)).tolist()
     try:
-        group.in_main(fail_in_main)
+        on_rank_zero(fail_on_rank_zero)
     except Exception as error:
         found["failure"] = f"{type(error).__name__}: {error}"
     group.seed(0, 0)
@@ -68,10 +70,10 @@ with processes() as group:
     found["normalised"] = run("normalised", ema=0.9, val_every=1)
     step = pretrain.train_step
 
-    def stopped(parts, images, labels, number):
+    def stopped(state, images, labels, number):
         if number == 4:
             raise InterruptedError
-        return step(parts, images, labels, number)
+        return step(state, images, labels, number)
 
     pretrain.train_step = stopped
     try:
@@ -91,16 +93,14 @@ def plain_model(arch: str, num_classes: int | None) -> Classifier:
     return Classifier(nn.Sequential(layers, nn.Linear(128, num_classes or 1)), arch, num_classes)
 
 
-def weights(run: Path) -> dict[str, torch.Tensor]:
-    file = torch.load(run / "checkpoints" / "last.pt", weights_only=True)
-    found: dict[str, torch.Tensor] = file["network"]
-    return found
+def weights_of(run: Path) -> dict[str, torch.Tensor]:
+    return weights({"checkpoint": run / "checkpoints" / "last.pt"})
 
 
 def validate_on_39(beton: Path, run: Path, group: Processes) -> dict[str, Any]:
     """Validate a finished run on samples that two processes cannot share equally."""
     model = plain_model("resnet8_w16", 10)
-    model.network.load_state_dict(weights(run))
+    model.network.load_state_dict(weights_of(run))
     validation = Validation(
         index=BetonIndex.open(beton), ids=np.arange(0, 117, 3), label_map=None, batch_size=7,
         resolution=32, crop_ratio=1.0, num_workers=1, tta=True,
@@ -171,7 +171,7 @@ def test_each_process_draws_its_own_numbers(ranks: Ranks) -> None:
     assert ranks[0]["draw"] != ranks[1]["draw"]
 
 
-def test_a_failure_of_the_main_process_is_one_of_all(ranks: Ranks) -> None:
+def test_a_failure_on_rank_0_is_raised_on_all_ranks(ranks: Ranks) -> None:
     assert ranks[0]["failure"] == "RuntimeError: no room"
     assert ranks[1]["failure"] == "ValueError: no room"
 
@@ -183,12 +183,12 @@ def test_two_processes_train_as_one_does(
     out = Path(settings["out"])
     assert ranks[0][name] == ranks[1][name]
     both, one = ranks[0][name], single[name]
-    assert (both["world"], one["world"]) == (2, 1)
+    assert (both["world_size"], one["world_size"]) == (2, 1)
     assert both["steps"] == one["steps"] == steps
     assert both["images"] == one["images"]
     assert both["loss"] == pytest.approx(one["loss"], rel=1e-4)
-    expected = weights(out / of_one)
-    for key, value in weights(out / name).items():
+    expected = weights_of(out / of_one)
+    for key, value in weights_of(out / name).items():
         torch.testing.assert_close(value, expected[key], rtol=1e-3, atol=1e-5)
     assert both["val_accuracy"] == pytest.approx(one["val_accuracy"], abs=1 / 40)
 
@@ -207,23 +207,25 @@ def test_two_processes_resume_to_the_same_weights(ranks: Ranks, settings: Any) -
     for found in ranks:
         assert found["resumed"]["loss"] == found["normalised"]["loss"]
         assert found["resumed"]["val_accuracy"] == found["normalised"]["val_accuracy"]
-    expected = weights(out / "normalised")
+    expected = weights_of(out / "normalised")
     assert any(key.endswith("running_mean") for key in expected)
-    for key, value in weights(out / "resumed").items():
+    for key, value in weights_of(out / "resumed").items():
         assert torch.equal(value, expected[key]), key
 
 
-def test_the_main_process_alone_writes_the_log(ranks: Ranks, settings: Any) -> None:
+def test_only_rank_0_writes_the_log(ranks: Ranks, settings: Any) -> None:
     lines = (Path(settings["out"]) / "normalised" / "log.jsonl").read_text().splitlines()
     rows = [(row["event"], row.get("step")) for row in map(json.loads, lines)]
     assert rows == [("start", None), ("epoch", 3), ("validation", 3), ("epoch", 6)]
 
 
-@pytest.mark.parametrize("world", [1, 2, 3, 7])
+@pytest.mark.parametrize("world_size", [1, 2, 3, 7])
 @pytest.mark.parametrize("count", [0, 1, 5, 21])
-def test_shares_cover_every_id_once(count: int, world: int) -> None:
+def test_shares_cover_every_id_once(count: int, world_size: int) -> None:
     device = torch.device("cpu")
-    shares = [Processes(device, rank, world).share(np.arange(count)) for rank in range(world)]
+    shares = [
+        Processes(device, rank, world_size).share(np.arange(count)) for rank in range(world_size)
+    ]
     assert sorted(np.concatenate(shares).tolist()) == list(range(count))
 
 
@@ -241,18 +243,3 @@ def test_draws_follow_from_the_seed_and_the_epoch() -> None:
         draws.append(torch.rand(4).tolist())
     assert draws[0] == draws[3]
     assert len({tuple(draw) for draw in draws}) == 3
-
-
-@pytest.mark.parametrize(
-    ("cores", "neighbours", "threads"), [(8, "4", 2), (8, "3", 2), (2, "4", 1), (8, None, 8)]
-)
-def test_processes_of_a_machine_share_its_cores(
-    cores: int, neighbours: str | None, threads: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
-    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
-    if neighbours:
-        monkeypatch.setenv("LOCAL_WORLD_SIZE", neighbours)
-    group = Processes(torch.device("cpu"))
-    assert group.threads(-1) == threads
-    assert group.threads(5) == 5

@@ -1,4 +1,4 @@
-"""Rates rise once and fall to the end; resolutions are ffcv-imagenet's."""
+"""Learning rates rise once and then fall; resolutions follow ffcv-imagenet."""
 
 import math
 import warnings
@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from torch.optim import lr_scheduler as torchs
 
 from train.components.schedules import learning_rate_factor, resolution_at
-from train.configs.pretraining import CONFIGS, Config
+from train.configs.pretrain import CONFIGS, Config
 
 SCHEDULES = ("cyclic", "step", "cosine", "constant")
 
 
 def factors(num_steps: int, *, steps_per_epoch: int = 10, **changes: Any) -> list[float]:
-    """The factors of a run, and the one behind its last step."""
+    """The factors of a run, and the factor after its last step."""
     return [
         learning_rate_factor(step, num_steps=num_steps, steps_per_epoch=steps_per_epoch, **changes)
         for step in range(num_steps + 1)
@@ -124,7 +124,7 @@ def test_the_cycle_is_torchs() -> None:
     np.testing.assert_allclose(rates, torch_factors(make, 160), rtol=1e-9)
 
 
-def test_a_cosine_behind_a_warm_up_is_the_closed_form() -> None:
+def test_a_cosine_after_a_warm_up_is_the_closed_form() -> None:
     rates = factors(100, schedule="cosine", warmup=0.1, start_factor=0.01, end_factor=0.001)
     for step, rate in enumerate(rates):
         if step <= 10:
@@ -135,7 +135,7 @@ def test_a_cosine_behind_a_warm_up_is_the_closed_form() -> None:
 
 
 @pytest.mark.parametrize(("epochs", "warm_up_epochs"), [(10, 1), (10, 3), (100, 10)])
-def test_a_cosine_behind_a_warm_up_is_torchs_sequence(epochs: int, warm_up_epochs: int) -> None:
+def test_a_cosine_after_a_warm_up_is_torchs_sequence(epochs: int, warm_up_epochs: int) -> None:
     steps, up = epochs * 10, warm_up_epochs * 10
 
     def make(optimizer: Any) -> Any:
@@ -158,7 +158,7 @@ def test_dp4tls_fault_is_absent() -> None:
     assert fault[900] == pytest.approx(0, abs=1e-6)
     assert max(fault) < 0.98
     assert fault[1000] > 0.02
-    config = CONFIGS["vit_b_16_100"](train=Path("train.beton"), run=Path("run"))
+    config = Config(train=Path("train.beton"), run=Path("run"), **CONFIGS["vit_b_16_100"])
     rates = factors(1000, **of(config))
     assert rates[100] == 1
     assert 0.02 < rates[900] < 0.04
@@ -173,7 +173,7 @@ def test_steps_fall_every_few_epochs_of_the_run() -> None:
     np.testing.assert_allclose(rates[:9], [(step + 1) / 10 for step in range(9)])
 
 
-def test_a_constant_stays_behind_its_warm_up() -> None:
+def test_a_constant_follows_its_warm_up() -> None:
     assert factors(20, schedule="constant", warmup=0.0) == [1.0] * 21
     np.testing.assert_allclose(
         factors(20, schedule="constant", warmup=0.1), [1 / 3, 2 / 3] + [1] * 19

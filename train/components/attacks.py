@@ -1,9 +1,9 @@
-"""Adversarial examples in pixel space, the training losses on them, and the accuracy under attack.
+"""Adversarial images, training losses on them, and the accuracy under attack.
 
-All attacks are bounded in L-infinity norm and take the sign of the gradient (Madry et al., ICLR
-2018). Bounds and steps are in units of pixel values, 0 to 255, and applied to pixels: the model
-normalises inside. An attack computes no gradient of a weight, and leaves the model as it was: its
-running statistics, its `.grad`s, its mode.
+All attacks are bounded in the L-infinity norm and follow the sign of the gradient (Madry et al.,
+ICLR 2018). Bounds and steps are pixel values of 255, and apply to pixels: the model normalises
+inside. An attack computes no gradient of a weight, and does not change the model: neither its
+running statistics, nor its `.grad`s, nor its mode.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -16,45 +16,42 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from dp4tl_ffcv.validate import check_int, check_number
+
 Kind = Literal["pgd", "fgsm", "trades"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Attack:
-    """Projected gradient descent on the loss, within `epsilon` of the image."""
+    """Bounds and steps of a projected gradient ascent on the loss."""
 
     epsilon: float
     """Largest change of a pixel value, of 255."""
     step_size: float
     """Change of a pixel value in a step, of 255."""
     steps: int
-    """Gradients that are followed."""
+    """Number of steps."""
     random_start: bool = True
-    """Start from a uniformly random point within `epsilon`, else from the image."""
+    """Start at a uniformly random point within `epsilon`, instead of at the image."""
 
     def __post_init__(self) -> None:
-        """Refuse an attack that cannot change an image."""
-        for name in ("epsilon", "step_size"):
-            value = getattr(self, name)
-            if not 0 < value <= 255:
-                raise ValueError(
-                    f"`{name}` must be above 0 and at most 255; got {value}. Give pixel values."
-                )
-        if self.steps < 1:
-            raise ValueError(f"`steps` must be at least 1; got {self.steps}. Raise it.")
+        """Check the settings."""
+        check_number("epsilon", self.epsilon, above=0, at_most=255)
+        check_number("step_size", self.step_size, above=0, at_most=255)
+        check_int("steps", self.steps, at_least=1)
 
 
 def make_attack(
     kind: Kind, *, epsilon: float, steps: int, step_size: float | None = None
 ) -> Attack:
-    """Return the attack that a kind of training uses.
+    """Return the attack of a kind of adversarial training.
 
     Args:
         kind: "fgsm" takes one step of 1.25 epsilon (fast adversarial training, Wong et al., ICLR
-            2020); "pgd" and "trades" take `steps` of 2 epsilon / steps, as DP4TL's configurations.
+            2020); "pgd" and "trades" take `steps` steps of 2 epsilon / steps, as DP4TL does.
         epsilon: largest change of a pixel value, of 255.
-        steps: gradients that are followed; "fgsm" follows one.
-        step_size: change in a step, of 255; None takes the kind's own.
+        steps: number of steps, for "pgd" and "trades".
+        step_size: change of a pixel value in a step, of 255. None takes the default of the kind.
     """
     if kind == "fgsm":
         steps, usual = 1, 1.25 * epsilon
@@ -72,35 +69,33 @@ def pgd(
     generator: torch.Generator | None = None,
     loss: Literal["cross_entropy", "kl"] = "cross_entropy",
 ) -> Tensor:
-    """Return adversarial images: where gradient ascent on the loss ends within the bounds.
+    """Return adversarial images, by gradient ascent on the loss within the bounds.
 
-    The model is attacked in evaluation mode, and without its DistributedDataParallel, which would
-    broadcast in every step and is not made for gradients of the images alone. Autocast applies as
-    in the caller.
+    The model is attacked in evaluation mode and without its DistributedDataParallel, which would
+    broadcast in every step. The caller's autocast applies.
 
     Args:
-        model: takes images of pixel values.
+        model: a model that takes pixel values.
         images: pixel values 0 to 255 `(B, 3, H, W)`, uint8 or float.
         labels: true classes `(B,)`.
-        attack: its bounds and steps.
-        generator: of the random start, on the images' device; None takes torch's own.
-        loss: what is raised: the cross-entropy with the labels, or the divergence KL(clean ||
-            adversarial) of the model's outputs, which is TRADES' and does not use the labels.
+        attack: bounds and steps.
+        generator: random numbers for the start, on the images' device. None takes torch's default.
+        loss: the loss to raise: the cross-entropy with the labels, or the divergence KL(clean ||
+            adversarial) of the model's outputs, as in TRADES, which does not use the labels.
 
     Returns:
         Float32 `(B, 3, H, W)` within [0, 255], and within `epsilon` (rounded to float32) of the
-        images: exactly, in float32. A pixel whose gradient is not a number is not moved.
+        images, exactly. A pixel with a NaN gradient does not change.
 
     Raises:
-        ValueError: the divergence without a random start, whose gradient at the image is zero.
+        ValueError: the divergence without a random start: its gradient at the image is zero.
     """
     if loss == "kl" and not attack.random_start:
         raise ValueError(
-            "`random_start` must be true for the divergence, whose gradient is zero at the clean "
-            "image; got False. Switch it on."
+            "`random_start` must be true for the divergence, whose gradient is zero at the image."
         )
     network = _unwrapped(model)
-    # A caller that evaluates may be in inference mode, where nothing has a gradient.
+    # The caller may be in inference mode, where nothing has a gradient.
     with torch.inference_mode(False), torch.enable_grad(), _untouched(network):
         clean = images.detach().float()
         lower, upper = _bounds(clean, attack.epsilon)
@@ -115,7 +110,7 @@ def pgd(
             leaf = adversarial.detach().requires_grad_()
             logits = network(leaf)
             (gradient,) = torch.autograd.grad(logits, leaf, _slope(objective, logits))
-            step = attack.step_size * gradient.sign()  # of what is not a number, 0
+            step = attack.step_size * gradient.sign()  # 0 for NaN
             adversarial = (adversarial + step).clamp(lower, upper)
     return adversarial.detach()
 
@@ -131,22 +126,22 @@ def adversarial_loss(
     beta: float = 6.0,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Return the loss of a training step, from one forward pass of the model as it is passed.
+    """Return the loss of a training step, from one forward pass of `model`.
 
-    For "pgd" and "fgsm" it is the criterion on adversarial images. For "trades" it is that on the
-    clean images plus beta times the batch's mean KL(clean || adversarial) (Zhang et al., ICML
-    2019). Clean and adversarial images then pass together, `2 B` in a batch: normalisation takes
-    its statistics over both, and DistributedDataParallel sees one forward for one backward.
+    For "pgd" and "fgsm" the loss is the criterion on adversarial images. For "trades" it is the
+    criterion on the clean images plus beta times the mean KL(clean || adversarial) (Zhang et al.,
+    ICML 2019). Clean and adversarial images then form one batch of `2 B`: batch statistics include
+    both, and DistributedDataParallel sees one forward pass per backward pass.
 
     Args:
-        model: in training mode, wrapped or not.
+        model: the model in training mode, bare or wrapped.
         images: pixel values 0 to 255 `(B, 3, H, W)`, uint8 or float.
         labels: true classes `(B,)`.
-        kind: which loss.
+        kind: kind of adversarial training.
         attack: bounds and steps.
-        criterion: maps logits `(B, C)` and labels to a scalar.
-        beta: weight of TRADES' divergence.
-        generator: of the random start, on the images' device; None takes torch's own.
+        criterion: function of logits `(B, C)` and labels that returns a scalar.
+        beta: weight of the divergence in TRADES.
+        generator: random numbers for the start, on the images' device. None takes torch's default.
     """
     loss: Tensor
     if kind != "trades":
@@ -166,19 +161,18 @@ def robust_accuracy(
     *,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Say of each sample whether it is classified correctly under attack.
+    """Return for each sample whether it is classified correctly under attack.
 
     Args:
-        model: left in evaluation mode.
-        loader: yields images `(B, 3, H, W)` and labels `(B,)`, on the model's device; a part of the
-            samples, if processes share them.
+        model: the model, which is left in evaluation mode.
+        loader: batches of images `(B, 3, H, W)` and labels `(B,)` on the model's device.
         attack: bounds and steps.
-        generator: of the random start, on the model's device; None takes torch's own.
+        generator: random numbers for the start, on the model's device. None takes torch's default.
 
     Returns:
-        Bool `(n,)` on the model's device, in the loader's order; its mean is the accuracy.
+        Bool `(n,)` on the model's device, in the order of the loader. Its mean is the accuracy.
     """
-    network = _unwrapped(model).eval()  # the processes' shares may differ in their batches
+    network = _unwrapped(model).eval()  # the number of batches may differ between processes
     hits: list[Tensor] = []
     for images, labels in loader:
         adversarial = pgd(network, images, labels, attack, generator=generator)
@@ -194,7 +188,7 @@ def _unwrapped(model: nn.Module) -> nn.Module:
 def _objective(
     network: nn.Module, clean: Tensor, labels: Tensor, loss: str
 ) -> Callable[[Tensor], Tensor]:
-    """Return what maps logits to the number that an attack raises, summed over the batch."""
+    """Return the loss to raise as a function of the logits, summed over the batch."""
     if loss == "cross_entropy":
         return lambda logits: F.cross_entropy(logits, labels, reduction="sum")
     with torch.no_grad():
@@ -203,10 +197,10 @@ def _objective(
 
 
 def _slope(objective: Callable[[Tensor], Tensor], logits: Tensor) -> Tensor:
-    """Return the objective's gradient by the logits, with largest entry 1 in each sample.
+    """Return the gradient of the objective by the logits, scaled to a maximum of 1 in each sample.
 
-    A step follows the sign of a sample's gradient, whatever its scale; float16, in which that of a
-    confident sample would vanish on its way to the image, minds the scale.
+    The scale does not change the sign of the gradient by the pixels. It keeps the gradient of a
+    confident sample from vanishing in float16.
     """
     leaf = logits.detach().float().requires_grad_()
     (slope,) = torch.autograd.grad(objective(leaf), leaf)
@@ -224,10 +218,9 @@ def _log_softmax(logits: Tensor) -> Tensor:
 
 
 def _bounds(clean: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
-    """Return the lowest and the highest value that each pixel may take.
+    """Return the lowest and the highest value of each pixel.
 
-    Where image - epsilon or image + epsilon was rounded away from the image, the next number
-    towards it is taken.
+    Bounds that float32 rounds away from the image are moved to the next number towards the image.
     """
     lower, upper = clean - epsilon, clean + epsilon
     lower = torch.where(clean - lower > epsilon, lower.nextafter(clean), lower)
@@ -237,11 +230,11 @@ def _bounds(clean: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
 
 @contextmanager
 def _untouched(network: nn.Module) -> Iterator[None]:
-    """Switch the network to evaluation and its weights to constants; put both back.
+    """Keep the network in evaluation mode and its weights without gradients until the block ends.
 
-    Evaluation keeps the running statistics. Constants spare a compiled network's backward pass,
-    which is compiled as a whole, the gradients of the weights, and keep autocast from caching half
-    precision weights made where no gradient is recorded.
+    Evaluation mode preserves the running statistics. Without gradients of the weights, the backward
+    pass of a compiled network is shorter, and autocast does not cache half-precision weights that
+    have no gradient.
     """
     modes = [(part, part.training) for part in network.modules()]
     weights = [weight for weight in network.parameters() if weight.requires_grad]

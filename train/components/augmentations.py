@@ -1,12 +1,10 @@
-"""MoCo v2's augmentations of a whole batch, on the device where it is.
+"""MoCo v2's augmentations of a batch on its device: colour jitter, greyscale and blur.
 
-Each sample has parameters of its own, but no loop runs over the images and nothing waits for the
-GPU. Crops and mirroring are the decoder's (`RandomResizedCropRGBImageDecoder`); what follows here
-is colour jitter, greyscale and blur. What is computed for given parameters is what torchvision's
-functional operations compute.
+Each sample has its own parameters, but there is no loop over images, and nothing waits for the GPU.
+For given parameters the results are those of torchvision's functional operations. The decoder
+(`RandomResizedCropRGBImageDecoder`) crops and mirrors.
 """
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,77 +12,37 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..configs.checks import check_at_least, check_shares
+from ..configs.pretrain_moco import Augmentation
 
 WHITE = 255.0
-LUMINANCE = (0.2989, 0.587, 0.114)  # of red, green and blue; ITU-R BT.601, as in torchvision
+LUMINANCE = (0.2989, 0.587, 0.114)  # weights of red, green and blue: ITU-R BT.601, torchvision
 HUE_OFFSETS = (5.0, 3.0, 1.0)  # sixths of a turn to add to a hue for red, green and blue
-BLENDS = 3  # brightness, contrast and saturation: mixtures with black, the mean and grey
+BLENDS = 3  # brightness, contrast and saturation: blends with black, the mean and grey
 CONTRAST, SATURATION = 1, 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class Augmentation:
-    """How strongly and how often; the defaults are MoCo v2's (Chen et al. 2020, 2003.04297)."""
-
-    brightness: float = 0.4
-    """Factors are drawn from [1 - brightness, 1 + brightness], but never below 0."""
-    contrast: float = 0.4
-    """Likewise."""
-    saturation: float = 0.4
-    """Likewise."""
-    hue: float = 0.1
-    """Shifts are drawn from [-hue, hue], in turns of the circle of hues."""
-    jitter_probability: float = 0.8
-    """Of those four together, in an order drawn at random."""
-    grey_probability: float = 0.2
-    """Of taking the colours away."""
-    blur_probability: float = 0.5
-    """Of a Gaussian blur."""
-    blur_sigma: tuple[float, float] = (0.1, 2.0)
-    """Smallest and largest standard deviation of the blur, in pixels."""
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot be drawn."""
-        check_shares(self, ("jitter_probability", "grey_probability", "blur_probability"))
-        check_at_least(self, 0, ("brightness", "contrast", "saturation", "hue"))
-        if self.hue > 0.5:
-            raise ValueError(f"`hue` must be at most 0.5; got {self.hue}. Lower it.")
-        low, high = self.blur_sigma
-        if not 0.0 < low <= high:
-            raise ValueError(
-                f"`blur_sigma` must be two rising numbers above 0; got {self.blur_sigma}. "
-                "Switch the blur off by `blur_probability`."
-            )
-
-    @property
-    def blur_radius(self) -> int:
-        """Pixels to each side that the widest blur weighs: three standard deviations."""
-        return math.ceil(3 * self.blur_sigma[1])
-
-
-@dataclass(frozen=True, kw_only=True)
 class Parameters:
-    """What is done to each of B samples; where something is not done, what changes nothing."""
+    """Parameters of B samples. A sample without an operation has its neutral value."""
 
     factors: Tensor
-    """Of brightness, contrast and saturation: float `(B, 3)`, 1 changes nothing."""
+    """Factors of brightness, contrast and saturation: float `(B, 3)`, 1 is neutral."""
     order: Tensor
-    """The order of these three: int64 `(B, 3)`, columns of `factors`."""
+    """Order of these three, as columns of `factors`: int64 `(B, 3)`."""
     hue: Tensor
-    """Turns of the circle of hues: float `(B,)`, 0 changes nothing."""
+    """Shift of the hue in turns: float `(B,)`, 0 is neutral."""
     hue_places: tuple[int, ...]
-    """Before which of the three, or behind them (3), hues are shifted in each quarter of the batch.
+    """Place of the hue shift among the three, 0 to 3, for each quarter of the batch.
 
-    Places are shared so that hues, which cost the most, are shifted once for each sample. As each
-    place has a quarter and the batch is in random order, all 24 orders are equally likely.
+    The hue shift costs the most. With a place per quarter it runs once per sample. All 24 orders
+    are equally likely, because the batch is in random order.
     """
     grey: Tensor
-    """Whether colours are taken away: bool `(B,)`."""
+    """Convert to greyscale: bool `(B,)`."""
     sigma: Tensor
-    """Of the blur: float `(B,)`, 0 changes nothing."""
+    """Standard deviation of the blur in pixels: float `(B,)`, 0 is neutral."""
     blur_radius: int
-    """Pixels to each side that the blur weighs."""
+    """Radius of the blur's kernel, in pixels."""
 
 
 def draw(
@@ -93,11 +51,11 @@ def draw(
     """Draw the parameters of `count` samples on the device.
 
     Args:
-        count: B.
+        count: number of samples B.
         augmentation: the distributions.
-        key: what the numbers depend on, and nothing else, such as seed, epoch, step and view; none
-            negative. Another kind of device gives other numbers.
-        device: where the batch is.
+        key: key of the random numbers, such as (seed, epoch, step, view); none negative. The
+            numbers depend only on the key and the kind of device.
+        device: device of the batch.
     """
     rng = np.random.default_rng(key)
     generator = torch.Generator(device).manual_seed(int(rng.integers(1 << 63)))
@@ -132,14 +90,14 @@ def draw(
 
 
 def augment(images: Tensor, parameters: Parameters) -> Tensor:
-    """Jitter the colours, take them away, and blur: in this order, as MoCo v2 does.
+    """Apply colour jitter, greyscale and blur, in this order.
 
     Args:
-        images: `(B, 3, H, W)` of values 0 to 255, in any type; H and W above the blur's radius.
-        parameters: what to do to each.
+        images: pixel values 0 to 255, `(B, 3, H, W)`, with H and W above the radius of the blur.
+        parameters: the parameters of each sample.
 
     Returns:
-        float32 `(B, 3, H, W)` of values 0 to 255, not rounded, in the memory format of `images`.
+        Pixel values 0 to 255, not rounded, float32 `(B, 3, H, W)` in the memory format of `images`.
     """
     is_last = images.is_contiguous(memory_format=torch.channels_last)
     images = images.to(torch.float32, memory_format=torch.contiguous_format)
@@ -151,7 +109,7 @@ def augment(images: Tensor, parameters: Parameters) -> Tensor:
 
 
 def _jitter(images: Tensor, parameters: Parameters) -> Tensor:
-    """Blend three times and shift hues once, in each sample's order."""
+    """Blend three times and shift the hue once, in the order of each sample."""
     factors = parameters.factors.gather(1, parameters.order)
     parts = zip(
         parameters.hue_places,
@@ -173,7 +131,7 @@ def _jitter(images: Tensor, parameters: Parameters) -> Tensor:
 
 
 def _blend(images: Tensor, factor: Tensor, kind: Tensor) -> Tensor:
-    """Change brightness (0), contrast (1) or saturation (2), by each sample's `kind` and factor."""
+    """Change brightness (0), contrast (1) or saturation (2) of each sample, as `kind` says."""
     kind, factor = _per_sample(kind), _per_sample(factor)
     grey = _luminance(images)
     other = torch.where(kind == SATURATION, grey, 0.0)
@@ -182,7 +140,7 @@ def _blend(images: Tensor, factor: Tensor, kind: Tensor) -> Tensor:
 
 
 def _shift_hue(images: Tensor, turns: Tensor) -> Tensor:
-    """Turn the hue and keep value and chroma: from RGB to HSV and back in one formula."""
+    """Shift the hue and keep value and chroma: RGB to HSV and back, in one formula."""
     red, green, blue = images.split(1, dim=1)
     high, low = images.amax(1, keepdim=True), images.amin(1, keepdim=True)
     chroma = high - low
@@ -192,7 +150,7 @@ def _shift_hue(images: Tensor, turns: Tensor) -> Tensor:
         (green - blue) / divisor,
         torch.where(high == green, 2.0 + (blue - red) / divisor, 4.0 + (red - green) / divisor),
     )
-    # Filled on the device, since a copy from the host would wait.
+    # Filled on the device: a copy from the host would wait.
     offsets = torch.stack([torch.full_like(turns, offset) for offset in HUE_OFFSETS], dim=1)
     at = (sixths + (offsets + 6.0 * turns[:, None])[:, :, None, None]).remainder(6.0)
     return high - chroma * torch.minimum(at, 4.0 - at).clamp(0.0, 1.0)
@@ -206,14 +164,14 @@ def _luminance(images: Tensor) -> Tensor:
 
 
 def _blur(images: Tensor, sigma: Tensor, radius: int) -> Tensor:
-    """Convolve each sample with a Gaussian of its own, mirrored at the borders, rows then columns.
+    """Convolve each sample with its own Gaussian, with mirrored borders, along rows then columns.
 
-    With sigma 0 the kernel is 1 in the middle and 0 elsewhere, which returns the image exactly.
+    With sigma 0 the kernel is 1 at the centre and 0 elsewhere, which returns the image exactly.
     """
     count, channels, height, width = images.shape
     offsets = torch.arange(-radius, radius + 1, device=images.device)
     weights = torch.exp(-0.5 * (offsets / sigma.clamp_min(1e-3)[:, None]) ** 2)
-    weights = F.threshold(weights, 1e-20, 0.0)  # processors are slow with numbers below 1e-38
+    weights = F.threshold(weights, 1e-20, 0.0)  # numbers below 1e-38 are slow
     weights = weights / weights.sum(1, keepdim=True)
     kernels = weights.repeat_interleave(channels, 0)[:, None, None]  # (B * 3, 1, 1, 2r + 1)
     planes = images.reshape(1, count * channels, height, width)

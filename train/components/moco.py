@@ -1,7 +1,4 @@
-"""What MoCo trains: two networks, one of which follows the other, and a queue of keys.
-
-The modules and the loss are lightly's, which only `train.pretrain_moco` needs.
-"""
+"""The networks and the queue of MoCo, made of lightly's modules."""
 
 import copy
 from collections.abc import Mapping
@@ -15,24 +12,21 @@ from torch import Tensor, nn
 from dp4tl_ffcv import build_model
 from dp4tl_ffcv.utils import Classifier
 
-from ..configs.self_supervised import Config
+from ..configs.pretrain_moco import Config
 
 
 def require_lightly() -> None:
-    """Raise a ValueError that says what to install where lightly is missing."""
+    """Raise a ValueError if lightly is not installed."""
     if find_spec("lightly") is None:
-        raise ValueError(
-            "`lightly` must be installed for MoCo; got no module of that name. Install it with "
-            "`pip install lightly`."
-        )
+        raise ValueError("pretrain_moco needs lightly: pip install lightly")
 
 
 class MoCo(nn.Module):
-    """The network of the queries, its copy that follows slowly for the keys, and their queue.
+    """The query network, the key network that follows it slowly, and the queue of keys.
 
     Args:
-        config: of the run.
-        distributed: the queue takes the keys of all processes.
+        config: settings of the run.
+        distributed: put the keys of all processes into the queue.
     """
 
     def __init__(self, config: Config, *, distributed: bool) -> None:
@@ -57,39 +51,35 @@ class MoCo(nn.Module):
 
     @property
     def encoder(self) -> Classifier:
-        """The encoder of the queries, which the run is for."""
+        """The encoder in the query network, which the run saves."""
         return cast(Classifier, self.query[0])
 
-    def running_statistics(self) -> list[Tensor]:
-        """Return the running means and variances of the encoder."""
-        return [values for values in self.encoder.buffers() if values.is_floating_point()]
-
     def keep_place_on_host(self) -> None:
-        """Bring back the queue's place, which lightly reads in each step: no wait for the GPU."""
+        """Move the queue's position to the host: lightly reads it in each step, without waiting."""
         bank = self.loss.memory_bank
         bank.bank_ptr = bank.bank_ptr.cpu()
 
     def get_extra_state(self) -> dict[str, Tensor]:
-        """Return the queue, which lightly leaves out of its state."""
+        """Return the queue, which lightly does not put into the state."""
         bank = self.loss.memory_bank
         return {"queue": bank.bank.clone(), "place": bank.bank_ptr.clone()}
 
     def set_extra_state(self, state: Mapping[str, Tensor]) -> None:
-        """Take a queue over."""
+        """Take over a queue."""
         bank = self.loss.memory_bank
         bank.bank.copy_(state["queue"])
         bank.bank_ptr.copy_(state["place"])
 
 
 class GroupedBatchNorm(nn.BatchNorm2d):
-    """Batch normalisation that takes its statistics over a part of the batch, as several GPUs do.
+    """Batch normalisation over parts of the batch, as on several GPUs.
 
-    The running statistics are those of the first part, as of the first GPU. The state has the
+    The running statistics are those of the first part, as those of the first GPU. The state has the
     names and shapes of `nn.BatchNorm2d`.
 
     Args:
-        norm: what to replace.
-        size: images of a part; the batch is cut into as many equal parts as come nearest to it.
+        norm: the layer to replace.
+        size: images per part. The batch is divided into equal parts of about this size.
     """
 
     def __init__(self, norm: nn.BatchNorm2d, size: int) -> None:
@@ -98,7 +88,7 @@ class GroupedBatchNorm(nn.BatchNorm2d):
         self.size = size
 
     def forward(self, images: Tensor) -> Tensor:
-        """Normalise each part by itself; in evaluation, all by the running statistics."""
+        """Normalise each part by its own statistics; in evaluation, by the running statistics."""
         num_parts = max(1, round(len(images) / self.size))
         if not self.training or num_parts == 1:
             return super().forward(images)
@@ -109,7 +99,7 @@ class GroupedBatchNorm(nn.BatchNorm2d):
 
 
 def group_norms(network: nn.Module, size: int) -> None:
-    """Put `GroupedBatchNorm` in the place of every `nn.BatchNorm2d`."""
+    """Replace every `nn.BatchNorm2d` by `GroupedBatchNorm`."""
     for parent in list(network.modules()):
         for name, part in list(parent.named_children()):
             if type(part) is nn.BatchNorm2d:

@@ -1,5 +1,6 @@
-"""What steps the weights, what averages them, and the blur that some recipes put before strides."""
+"""Optimisers, averaged and best weights, and blur before strided convolutions."""
 
+import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -10,7 +11,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from dp4tl_ffcv.utils import BlurPoolConv
 
-_BLURRED_CHANNELS = 16  # ffcv-imagenet's: the stem sees 3, and a blur there would cost detail
+_BLURRED_CHANNELS = 16  # as in ffcv-imagenet; blurring the 3 channels of the image loses detail
 
 
 def make_optimizer(
@@ -23,30 +24,30 @@ def make_optimizer(
     weight_decay: float,
     norm_weight_decay: bool = True,
 ) -> torch.optim.Optimizer:
-    """Return an optimiser of the weights that need a gradient, fused where all are on a GPU.
+    """Return an optimiser of the trainable weights, fused if all of them are on a GPU.
 
     Args:
-        model: what to train.
+        model: the model to train.
         name: SGD, or AdamW or Adam with torch's betas.
         lr: learning rate.
-        momentum: of SGD.
-        nesterov: correct the momentum, if there is any.
+        momentum: momentum of SGD.
+        nesterov: use Nesterov momentum in SGD.
         weight_decay: decoupled in AdamW, part of the gradient in the others.
         norm_weight_decay: decay norms and biases too, which are the weights of one dimension.
 
     Raises:
-        ValueError: no weight needs a gradient.
+        ValueError: the model has no trainable weight.
     """
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     if not weights:
-        raise ValueError("`model` must have weights that need a gradient; got none. Unfreeze some.")
+        raise ValueError("`model` has no trainable weights.")
     groups: list[dict[str, Any]] = [{"params": weights}]
     if not norm_weight_decay:
         groups = [
             {"params": [weight for weight in weights if weight.ndim > 1]},
             {"params": [weight for weight in weights if weight.ndim <= 1], "weight_decay": 0.0},
         ]
-    # A fused step takes the scale of fp16 along and so need not wait for the GPU.
+    # A fused step handles the loss scale of fp16 on the GPU, without waiting for it.
     shared: dict[str, Any] = {"lr": lr, "weight_decay": weight_decay}
     if all(weight.is_cuda for weight in weights):
         shared["fused"] = True
@@ -56,25 +57,32 @@ def make_optimizer(
     nesterov = nesterov and momentum > 0
     optimizer = torch.optim.SGD(groups, momentum=momentum, nesterov=nesterov, **shared)
     if momentum > 0 and "fused" in shared:
-        # Else the first step allocates it, and leaves it unwritten if fp16 has overflowed.
+        # Otherwise the first step allocates the buffer, and leaves it uninitialised if fp16
+        # overflows.
         for weight in weights:
             optimizer.state[weight]["momentum_buffer"] = torch.zeros_like(weight.detach())
     return optimizer
 
 
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Set the learning rate of all weights."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+
+
 class AveragedWeights:
-    """An exponential moving average of a model's weights and buffers, on the model's device.
+    """Exponential moving average of the weights and buffers of a model.
 
     After update t, counted from 1, the average is
 
         a_t = d_t a_{t-1} + (1 - d_t) w_t,  d_t = min(decay, t / (t + 9))
 
-    where the second term keeps the initial weights from weighing on short runs (as TensorFlow's
-    `num_updates`). Whole numbers, such as batch-norm's count of batches, are copied.
+    The second term limits the influence of the initial weights in short runs, like `num_updates`
+    in TensorFlow. Integers, such as the batch count of batch norm, are copied.
 
     Args:
-        model: the unwrapped model, on its device.
-        decay: d, in 0 to 1.
+        model: the bare model, on its device.
+        decay: d, in [0, 1].
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -89,7 +97,7 @@ class AveragedWeights:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take in the weights as they are after a step; the GPU is not waited for."""
+        """Update the average after a step, without waiting for the GPU."""
         self.updates += 1
         decay = min(self.decay, self.updates / (self.updates + 9))
         average, current = (
@@ -101,7 +109,7 @@ class AveragedWeights:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Within the block the model has the averages; afterwards the weights that it had."""
+        """Give the model the averages until the block ends."""
         own = {name: value.clone() for name, value in self._current.items()}
         _copy(self._average, self._current)
         try:
@@ -110,30 +118,57 @@ class AveragedWeights:
             _copy(own, self._current)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the averages by name, and how many updates they have seen."""
+        """Return the averages by name, and the number of updates."""
         return {"updates": self.updates, "average": dict(self._average)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over what `state_dict` returned of the same model.
+        """Take over the averages of `state_dict`.
 
         Raises:
-            ValueError: it is of another model.
+            ValueError: the averages are those of another model.
         """
         if state["average"].keys() != self._average.keys():
-            raise ValueError(
-                "`state` must be the average of the same model; got other names. Pass its own."
-            )
+            raise ValueError("`state` holds the averages of another model.")
         self.updates = int(state["updates"])
         _copy(state["average"], self._average)
 
 
-def add_blurpool(model: nn.Module) -> None:
-    """Put a blur before every strided convolution of 16 or more channels, in place.
+class BestWeights:
+    """The weights of the epoch with the highest validation accuracy; the first of equals."""
 
-    As ffcv-imagenet trains with; call it before the optimiser is made.
+    def __init__(self, part: nn.Module) -> None:
+        self.part = part
+        self.epoch, self.accuracy = -1, -1.0
+        self.weights: dict[str, Any] = {}
+
+    def offer(self, epoch: int, accuracy: float) -> None:
+        """Keep the present weights if they are better."""
+        if accuracy > self.accuracy:
+            self.epoch, self.accuracy = epoch, accuracy
+            self.weights = copy.deepcopy(self.part.state_dict())
+
+    def restore(self) -> tuple[int, float]:
+        """Put the best weights back and return their epoch and accuracy."""
+        self.part.load_state_dict(self.weights)
+        return self.epoch, self.accuracy
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state to resume from."""
+        return {"epoch": self.epoch, "accuracy": self.accuracy, "weights": self.weights}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over a state."""
+        self.epoch, self.accuracy = state["epoch"], state["accuracy"]
+        self.weights = state["weights"]
+
+
+def add_blurpool(model: nn.Module) -> None:
+    """Blur before every strided convolution of 16 or more channels, as ffcv-imagenet does.
+
+    The model is changed in place. Call this before making the optimiser.
 
     Raises:
-        ValueError: there is no such convolution.
+        ValueError: the model has no such convolution.
     """
     strided = [
         (parent, name, part)
@@ -146,15 +181,15 @@ def add_blurpool(model: nn.Module) -> None:
     ]
     if not strided:
         raise ValueError(
-            f"`model` must have strided convolutions of {_BLURRED_CHANNELS} or more channels to "
-            "blur before; got none. Train it without blurpool."
+            f"`model` has no strided convolutions of {_BLURRED_CHANNELS} or more channels to blur "
+            "before. Train it without blurpool."
         )
     for parent, name, part in strided:
         setattr(parent, name, BlurPoolConv(part))
 
 
 def _state(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Yield the weights and buffers themselves, by name, without gradients."""
+    """Yield the weights and buffers by name: the same memory, without gradients."""
     for name, value in [*model.named_parameters(), *model.named_buffers()]:
         yield name, value.detach()
 

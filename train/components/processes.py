@@ -2,15 +2,14 @@
 
     torchrun --nproc-per-node 8 -m -- train.pretrain ...
 
-On several machines the run folder must lie where all of them see it.
+With several machines, the run folder must be on storage that all of them see.
 """
 
 import inspect
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,81 +17,57 @@ from numpy.typing import NDArray
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from dp4tl_ffcv.utils import on_rank_zero, process_group, rank, world_size
+from dp4tl_ffcv.utils import process_group, rank, world_size
 
-# Newer torch warns of the older name.
+# Each process keeps its own batch statistics. torch 2.9 renamed the argument.
 _SYNC = "forward_sync_buffers"
 _NAMES = inspect.signature(DistributedDataParallel.__init__).parameters
 _OWN_BUFFERS: dict[str, Any] = {_SYNC if _SYNC in _NAMES else "broadcast_buffers": False}
 
-Result = TypeVar("Result")
-
 
 @dataclass(frozen=True)
 class Processes:
-    """This process's place among those of the run, and what they do together."""
+    """Rank and device of this process, and operations over all processes of the run."""
 
     device: torch.device
-    """Where this process computes."""
     rank: int = 0
-    """Its number."""
-    world: int = 1
-    """How many there are."""
-
-    @property
-    def main(self) -> bool:
-        """Whether this is the one process that writes and prints."""
-        return self.rank == 0
-
-    def threads(self, num_workers: int) -> int:
-        """Return the loading threads of this process: for -1 its part of the machine's cores."""
-        if num_workers != -1:
-            return num_workers
-        neighbours = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # processes on this machine
-        return max(1, len(os.sched_getaffinity(0)) // neighbours)
+    world_size: int = 1
 
     def per_process(self, batch_size: int) -> int:
-        """Return a process's part of a batch that all of them make together.
+        """Return the images of this process in a step of `batch_size` images.
 
         Raises:
-            ValueError: the processes cannot have equal parts.
+            ValueError: the batch cannot be divided equally.
         """
-        if batch_size % self.world:
+        if batch_size % self.world_size:
             raise ValueError(
-                f"`batch_size` must divide by the {self.world} processes; got {batch_size}. "
-                "Choose a multiple."
+                f"`batch_size` must be a multiple of the {self.world_size} processes; got "
+                f"{batch_size}."
             )
-        return batch_size // self.world
+        return batch_size // self.world_size
 
     def sum_over(self, values: Tensor) -> Tensor:
-        """Return the sum of a tensor over all processes, in each of them."""
+        """Return the sum of a tensor over all processes."""
         total = values.clone()
-        if self.world > 1:
+        if self.world_size > 1:
             distributed.all_reduce(total)
         return total
 
     def share(self, ids: NDArray[Any]) -> NDArray[Any]:
-        """Return this process's part of `ids` (n,): each id is in one part, and none is added.
-
-        A part is empty where there are fewer ids than processes.
-        """
-        return ids[self.rank :: self.world]
+        """Return the part of `ids` (n,) for this process: each id goes to exactly one process."""
+        return ids[self.rank :: self.world_size]
 
     def seed(self, seed: int, epoch: int) -> None:
-        """Seed torch for an epoch, in each process differently.
+        """Seed torch for an epoch, differently in each process.
 
-        What an epoch draws then depends on nothing that came before, so that a run that is resumed
-        draws the same.
+        A resumed run then draws the same numbers as a run without interruption.
         """
         (state,) = np.random.SeedSequence((seed, epoch, self.rank)).generate_state(1, np.uint64)
         torch.manual_seed(int(state))
 
     def wrap(self, network: nn.Module) -> nn.Module:
-        """Return `network` so that its gradients are the mean over all processes.
-
-        Batch statistics stay those of each process: see `average`.
-        """
-        if self.world == 1:
+        """Return `network` with gradients that are averaged over all processes."""
+        if self.world_size == 1:
             return network
         return DistributedDataParallel(
             network,
@@ -101,24 +76,18 @@ class Processes:
             **_OWN_BUFFERS,
         )
 
-    def average(self, tensors: list[Tensor]) -> None:
-        """Set each tensor to its mean over all processes, such as running statistics."""
-        if self.world == 1 or not tensors:
+    def average_statistics(self, named: Iterable[tuple[str, Tensor]]) -> None:
+        """Set the running means and variances among named tensors to their means over processes."""
+        names = ("running_mean", "running_var")
+        tensors = [tensor for name, tensor in named if name.endswith(names)]
+        if self.world_size == 1 or not tensors:
             return
         flat = torch.cat([tensor.detach().reshape(-1).float() for tensor in tensors])
         distributed.all_reduce(flat)
-        means = (flat / self.world).split([tensor.numel() for tensor in tensors])
+        means = (flat / self.world_size).split([tensor.numel() for tensor in tensors])
         with torch.no_grad():
             for tensor, mean in zip(tensors, means, strict=True):
                 tensor.copy_(mean.view_as(tensor))
-
-    def in_main(self, action: Callable[[], Result]) -> Result:
-        """Call `action` in the main process, and return its result in all; if it fails, all do.
-
-        Raises:
-            ValueError: the action failed in the main process, of which this is another.
-        """
-        return on_rank_zero(action)
 
 
 @contextmanager

@@ -1,9 +1,39 @@
 """Learning rate and resolution, as pure functions of the step and the epoch."""
 
 import math
+from collections.abc import Callable
 from typing import Literal
 
-_MULTIPLE = 32  # pixels: what the strides of a ResNet divide
+from ..configs.common import SupervisedConfig
+
+_MULTIPLE = 32  # pixels: the total stride of a ResNet
+
+
+def learning_rate(
+    config: SupervisedConfig, num_steps: int, world_size: int = 1
+) -> Callable[[int], float]:
+    """Return the learning rate of a run as a function of the step.
+
+    Args:
+        config: settings of the run.
+        num_steps: steps of the run.
+        world_size: number of processes.
+    """
+    highest = config.lr * world_size if config.lr_per == "process" else config.lr
+    return lambda step: (
+        highest
+        * learning_rate_factor(
+            step,
+            num_steps=num_steps,
+            steps_per_epoch=max(1, num_steps // config.epochs),
+            schedule=config.schedule,
+            warmup=config.warmup,
+            start_factor=config.start_factor,
+            end_factor=config.end_factor,
+            step_length=config.step_length,
+            step_ratio=config.step_ratio,
+        )
+    )
 
 
 def learning_rate_factor(
@@ -18,9 +48,9 @@ def learning_rate_factor(
     step_length: int = 30,
     step_ratio: float = 0.1,
 ) -> float:
-    """Return the learning rate at a step as a share of the highest.
+    """Return the learning rate of a step / the highest learning rate.
 
-    The rate rises on a line over `warmup`, reaches 1 and never rises again:
+    The factor rises linearly over `warmup`, reaches 1 and never rises again:
 
         rise(t) = first + (1 - first) t / T             for t < T = warmup N
         cyclic  = end + (1 - end) r                     with r = (N - t) / (N - T)
@@ -29,15 +59,15 @@ def learning_rate_factor(
 
     Args:
         step: t, counted from 0.
-        num_steps: N, of the whole run.
-        steps_per_epoch: an epoch's; only the step schedule asks.
-        schedule: how the rate falls. The cyclic one rises over one step at least.
-        warmup: share of all steps over which the rate rises; 0 for no rise.
-        start_factor: `first`, the factor at step 0. As a step at rate zero would be lost, 0
-            stands for 1 / (T + 1), where a line that is at 0 one step earlier is.
-        end_factor: the factor behind the last step, of the cyclic and cosine schedules.
-        step_length: epochs between the falls of the step schedule, counted from the run's start.
-        step_ratio: what each of them multiplies the rate by.
+        num_steps: N, the steps of the run.
+        steps_per_epoch: steps of an epoch, for the step schedule.
+        schedule: how the factor falls. The cyclic schedule rises over at least one step.
+        warmup: fraction of all steps over which the factor rises.
+        start_factor: `first`, the factor at step 0. A step at factor 0 would be lost, so that 0
+            means 1 / (T + 1): the line is at 0 one step before the run.
+        end_factor: `end`, the factor after the last step, for the cyclic and cosine schedules.
+        step_length: epochs between two falls of the step schedule, from the start of the run.
+        step_ratio: factor of each fall.
     """
     peak = warmup * num_steps
     if schedule == "cyclic":
@@ -62,17 +92,17 @@ def resolution_at(
     end_resolution: int | None = None,
     ramp: tuple[int, int] | None = None,
 ) -> int:
-    """Return the side of an epoch's training crops in pixels.
+    """Return the side of the training crops of an epoch, in pixels.
 
-    As in ffcv-imagenet: up to the ramp's first epoch `resolution`, from its last on
-    `end_resolution`, and between them a line rounded to the nearest multiple of 32, a tie to the
-    even multiple.
+    As in ffcv-imagenet, the side is `resolution` until the first epoch of the ramp and
+    `end_resolution` from its last epoch. Between them it is interpolated and rounded to a multiple
+    of 32, with ties to the even multiple.
 
     Args:
-        epoch: counted from 0.
-        resolution: before the ramp.
-        end_resolution: behind it.
-        ramp: first and last epoch; None stays at `resolution`.
+        epoch: number of the epoch, from 0.
+        resolution: side before the ramp.
+        end_resolution: side after the ramp.
+        ramp: first and last epoch. None keeps `resolution`.
     """
     if ramp is None or end_resolution is None or epoch <= ramp[0]:
         return resolution

@@ -1,4 +1,4 @@
-"""Accuracy on a validation split that the processes of a run share: each sample counts once."""
+"""Accuracy on a split that the processes of a run share."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,53 +17,53 @@ from .processes import Processes
 
 @dataclass(frozen=True, kw_only=True)
 class Validation:
-    """A split, and how a model is validated on it."""
+    """A split, and how a model is validated on it. Each sample counts once."""
 
     index: BetonIndex
-    """Of the beton."""
+    """The beton of the split."""
     ids: NDArray[np.int64]
-    """The samples that count."""
-    label_map: NDArray[np.int64] | None
-    """Outputs of the model by the beton's labels; None if they are the same."""
+    """Ids of the samples to validate on."""
+    label_map: NDArray[np.int64] | None = None
+    """The model's outputs by label in the beton. None if they are equal."""
     batch_size: int
-    """Images of a forward pass in each process."""
+    """Images per batch in each process."""
     resolution: int
-    """Side of the centre crops in pixels."""
+    """Side of the centre crops, in pixels."""
     crop_ratio: float
     """Side of the crop / shorter side of the image."""
-    num_workers: int
+    num_workers: int | None
     """Loading threads of each process."""
     tta: bool = False
-    """Take the mean of an image's outputs and its mirror image's."""
+    """Use the mean of the outputs for an image and for its mirror image."""
     attack: Attack | None = None
-    """Report the accuracy under this attack as well."""
+    """Also report the accuracy under this attack."""
 
     def accuracies(
-        self, model: nn.Module, group: Processes, autocast: torch.autocast
+        self, model: nn.Module, processes: Processes, autocast: torch.autocast
     ) -> dict[str, Any]:
-        """Return the accuracy over all processes, that of each class, and that under attack.
+        """Return the accuracy, the accuracy of each class, and the accuracy under attack.
 
         Classes go by their labels in the beton. The model is left in evaluation mode.
 
         Args:
-            model: takes pixel values; not wrapped, since the processes' batches differ.
-            group: the processes, each of which calls this.
-            autocast: the precision of the forward passes.
+            model: the bare model, which takes pixel values.
+            processes: the processes of the run; all of them call this.
+            autocast: precision of the forward passes.
         """
         model.eval()
-        ids = group.share(self.ids)
-        labels = torch.tensor(self.index.labels()[ids], device=group.device)
-        hits = robust_hits = torch.zeros(len(ids), dtype=torch.bool, device=group.device)
+        device = processes.device
+        ids = processes.share(self.ids)
+        labels = torch.tensor(self.index.labels()[ids], device=device)
+        hits = robust_hits = torch.zeros(len(ids), dtype=torch.bool, device=device)
         with autocast:
             if len(ids):
-                hits = self._hits(model, ids, group.device)
+                hits = self._hits(model, ids, device)
             if len(ids) and self.attack:
-                batches = self._batches(ids, group.device)
-                robust_hits = robust_accuracy(model, batches, self.attack)
+                robust_hits = robust_accuracy(model, self.batches(ids, device), self.attack)
         num_classes = self.index.num_classes
-        parts = (labels, labels[hits], labels[robust_hits])
-        counts = torch.stack([torch.bincount(part, minlength=num_classes) for part in parts])
-        total, correct, robust = group.sum_over(counts).tolist()
+        groups = (labels, labels[hits], labels[robust_hits])
+        counts = torch.stack([torch.bincount(group, minlength=num_classes) for group in groups])
+        total, correct, robust = processes.sum_over(counts).tolist()
         return {
             "val_accuracy": sum(correct) / sum(total),
             "val_accuracy_per_class": {
@@ -72,23 +72,12 @@ class Validation:
             "robust_accuracy": sum(robust) / sum(total) if self.attack else None,
         }
 
-    @torch.inference_mode()
-    def _hits(self, model: nn.Module, ids: NDArray[np.int64], device: torch.device) -> Tensor:
-        """Say of each sample whether the model is right, bool (n,)."""
-        hits = []
-        for images, labels in self._batches(ids, device):
-            outputs = model(images)
-            if self.tta:
-                outputs = outputs + model(images.flip(3))
-            hits.append(outputs.argmax(1) == labels)
-        return torch.cat(hits)
-
-    def _batches(
+    def batches(
         self, ids: NDArray[np.int64], device: torch.device
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield images, and as labels the model's outputs for them."""
+        """Yield the images of samples, and the outputs that the model should have for them."""
         loader = evaluation_loader(
-            self.index.path,
+            self.index,
             batch_size=self.batch_size,
             resolution=self.resolution,
             indices=ids,
@@ -99,3 +88,14 @@ class Validation:
         outputs = None if self.label_map is None else torch.tensor(self.label_map, device=device)
         for images, labels in loader:
             yield images, labels if outputs is None else outputs[labels]
+
+    @torch.inference_mode()
+    def _hits(self, model: nn.Module, ids: NDArray[np.int64], device: torch.device) -> Tensor:
+        """Return for each sample whether the model is right, bool (n,)."""
+        hits = []
+        for images, labels in self.batches(ids, device):
+            outputs = model(images)
+            if self.tta:
+                outputs = outputs + model(images.flip(3))
+            hits.append(outputs.argmax(1) == labels)
+        return torch.cat(hits)

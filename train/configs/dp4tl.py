@@ -1,7 +1,7 @@
-"""DP4TL's configuration files in the names and units of ours.
+"""DP4TL's configuration files, translated to the names and units of our settings.
 
-The keys are those that its experiments declare (OPTML-Group/DP4TL, src/experiment/*.py), here with
-dots between the sections. A value of null counts as absent, as there.
+The keys are declared in DP4TL's experiments (OPTML-Group/DP4TL, src/experiment/*.py), and written
+here with dots between the sections. As in DP4TL, a null value counts as absent.
 """
 
 from collections.abc import Iterator, Mapping
@@ -52,7 +52,7 @@ _READ = {
         for key in ("min_res", "max_res", "start_ramp", "end_ramp")
     ),
 }
-# About memory, logs and ports, none of which changes a result, and the files of `dataset.prune`.
+# Memory, logs and ports, which do not change a result, and the files of `dataset.prune`.
 _WITHOUT_EFFECT = {
     "exp.identifier",
     "dataset.in_memory",
@@ -66,41 +66,41 @@ _WITHOUT_EFFECT = {
     "distributed.address",
     "distributed.port",
 }
-_CYCLE_ENDS = 1e-4  # the rate at which its cycle starts and ends
+_CYCLE_ENDS = 1e-4  # learning rate at both ends of the cyclic schedule
 
 
 def fields_of(nested: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a configuration of DP4TL sets, by the names of our fields.
+    """Return our settings for a configuration of DP4TL.
 
-    Fields that our configuration of the same task lacks are among them, though only where they say
-    that something is off. What DP4TL does without being asked is made explicit: SGD without
-    Nesterov's correction, decay on norms, fp16, the source's head, ends of the cycle at 1e-4.
+    DP4TL's fixed choices become settings: SGD without Nesterov momentum, weight decay of norms,
+    fp16, one output per source class, a cyclic schedule from 1e-4 to 1e-4. The result may hold
+    fields that our recipe for the same task does not have.
 
     Args:
-        nested: sections as JSON gives them.
+        nested: the sections of the file.
 
     Raises:
-        ValueError: a key is unknown, or says what cannot be done here.
+        ValueError: a key is unknown or missing, or asks for pruning.
     """
     given = dict(_flatten(nested))
     unknown = sorted(given.keys() - _SAME.keys() - _SWITCHES.keys() - _READ - _WITHOUT_EFFECT)
     if unknown:
         raise ValueError(
-            f"`config_file` must have the keys of DP4TL's experiments; got {', '.join(unknown)} "
-            "besides. Take them out, or write our field names without sections."
+            f"`config_file` has keys that DP4TL does not have: {', '.join(unknown)}. Remove them, "
+            "or write our field names without sections."
         )
     given = {key: value for key, value in given.items() if value is not None}
     if given.get("dataset.prune"):
         raise ValueError(
-            "`dataset.prune` must be 0, since `dataset.indices` are no selection; got "
-            f"{given['dataset.prune']}. Turn them into one with dp4tl_ffcv.import_indices, and "
-            "pass its file as `--selection`."
+            "`dataset.prune` in `config_file` must be 0. Import the files of `dataset.indices` "
+            "with dp4tl_ffcv.import_indices, and pass the selection as --selection."
         )
     fields = {field: given[key] for key, field in _SAME.items() if key in given}
     fields |= {field: bool(given[key]) for key, field in _SWITCHES.items() if key in given}
-    if "train.batch_size" in given:  # it is of one GPU
-        processes = _of(given, "distributed.world_size") if given.get("train.distributed") else 1
-        fields["batch_size"] = given["train.batch_size"] * processes
+    if "train.batch_size" in given:  # images of one GPU
+        distributed = given.get("train.distributed")
+        world_size = _required(given, "distributed.world_size") if distributed else 1
+        fields["batch_size"] = given["train.batch_size"] * world_size
     if any(key.startswith("adv.") for key in given):
         fields["attack"] = "pgd"
     return {
@@ -120,9 +120,9 @@ def _flatten(nested: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
             yield f"{prefix}{key}", value
 
 
-def _of(given: Mapping[str, Any], key: str) -> Any:
+def _required(given: Mapping[str, Any], key: str) -> Any:
     if key not in given:
-        raise ValueError(f"`config_file` must have {key}, as DP4TL's do; got none. Add it.")
+        raise ValueError(f"`config_file` lacks {key}, which DP4TL's files have.")
     return given[key]
 
 
@@ -131,7 +131,7 @@ def _task(given: Mapping[str, Any]) -> dict[str, Any]:
         return {"mode": _MODES[given["network.finetune_method"]]}
     if "dataset.test_path" in given:
         return {"mode": "from_scratch"}
-    return {"relabel": False, "norm_weight_decay": True, "amp": "fp16"}
+    return {"full_head": True, "norm_weight_decay": True, "amp": "fp16"}
 
 
 def _optimizer(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -147,7 +147,7 @@ def _optimizer(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _schedule(given: Mapping[str, Any]) -> dict[str, Any]:
-    kind = _of(given, "train.scheduler_type")
+    kind = _required(given, "train.scheduler_type")
     section = f"train.scheduler.{kind}"
     if kind == "step":
         return {
@@ -157,19 +157,19 @@ def _schedule(given: Mapping[str, Any]) -> dict[str, Any]:
             "step_length": given.get(f"{section}.step_size", 30),
         }
     if kind == "cyclic":
-        ends = _CYCLE_ENDS / _of(given, "train.optimizer.lr")
+        ends = _CYCLE_ENDS / _required(given, "train.optimizer.lr")
         return {
             "schedule": "cyclic",
-            "warmup": given.get(f"{section}.lr_peak_epoch", 2) / _of(given, "train.epoch"),
+            "warmup": given.get(f"{section}.lr_peak_epoch", 2) / _required(given, "train.epoch"),
             "start_factor": ends,
             "end_factor": ends,
         }
     warmup = {"warmup": 0.0}
     if kind == "cosine_with_warmup":
-        epochs = _of(given, f"{section}.warmup_epoch")
+        epochs = _required(given, f"{section}.warmup_epoch")
         warmup = {
-            "warmup": epochs / _of(given, "train.epoch"),
-            "start_factor": _of(given, f"{section}.starting_factor"),
+            "warmup": epochs / _required(given, "train.epoch"),
+            "start_factor": _required(given, f"{section}.starting_factor"),
         }
     return {"schedule": "cosine", "end_factor": 0.0, **warmup}
 
@@ -179,13 +179,15 @@ def _resolutions(given: Mapping[str, Any]) -> dict[str, Any]:
     if "train.progressive_resize" in given or "train.static_resolution.res" in given:
         section = "train.progressive_resolution"
     if section == "train.progressive_resolution" and not given.get("train.progressive_resize"):
-        start = end = _of(given, "train.static_resolution.res")
+        start = end = _required(given, "train.static_resolution.res")
     else:
-        start, end = _of(given, f"{section}.min_res"), _of(given, f"{section}.max_res")
+        start, end = _required(given, f"{section}.min_res"), _required(given, f"{section}.max_res")
     fields = {"resolution": start}
     if start != end:
         fields["end_resolution"] = end
-        fields["ramp"] = [_of(given, f"{section}.{key}") for key in ("start_ramp", "end_ramp")]
+        fields["ramp"] = [
+            _required(given, f"{section}.{key}") for key in ("start_ramp", "end_ramp")
+        ]
     if given.get("test.resolution", end) != end:
         fields["val_resolution"] = given["test.resolution"]
     return fields

@@ -1,0 +1,121 @@
+"""Small runs of the three training recipes, and what they leave."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from dp4tl_ffcv import BetonIndex, Selection, image_fields, write_beton
+from tests.conftest import Images
+from train import finetune, pretrain, pretrain_moco
+
+RECIPES: dict[str, Callable[[Any], dict[str, Any]]] = {
+    "pretrain": pretrain.pretrain,
+    "finetune": finetune.finetune,
+    "pretrain_moco": pretrain_moco.pretrain_moco,
+}
+# Quick on a CPU: 120 images make three steps an epoch, the 24 of the target eight.
+SMALL: dict[str, Any] = {"arch": "resnet8_w16", "resolution": 32, "num_workers": 1}
+PRETRAIN: dict[str, Any] = {**SMALL, "batch_size": 32, "epochs": 2, "lr": 0.1}
+MOCO: dict[str, Any] = {
+    **SMALL, "batch_size": 40, "norm_batch": 10, "queue": 80, "projection_size": 16,
+    "key_momentum": 0.9, "epochs": 2,
+}  # fmt: skip
+# Four of the shared photos' ten classes, under labels of the target's own.
+TARGET_CLASSES = (2, 3, 5, 7)
+
+Configure = Callable[..., Any]
+
+
+def rows(run: Path) -> list[dict[str, Any]]:
+    """Return the lines of a run's log."""
+    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+
+
+def weights(result: dict[str, Any]) -> dict[str, Tensor]:
+    """Return the weights in the checkpoint of a result."""
+    network: dict[str, Tensor] = torch.load(result["checkpoint"], weights_only=True)["network"]
+    return network
+
+
+def assert_same_tensors(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name
+
+
+@pytest.fixture(scope="session")
+def three_classes(photos: Images, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A selection of classes 1, 4 and 8."""
+    path = tmp_path_factory.mktemp("selection") / "three.npz"
+    Selection.of_classes(BetonIndex.open(photos.path), [1, 4, 8]).save(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def pretrained(photos: Images, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint with ten classes."""
+    run = tmp_path_factory.mktemp("pretrained")
+    config = pretrain.Config(train=photos.path, run=run, **{**PRETRAIN, "epochs": 1})
+    return Path(pretrain.pretrain(config)["checkpoint"])
+
+
+@pytest.fixture(scope="session")
+def target(
+    photos: Images, other_photos: Images, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
+    """Train, val and test betons of a target with four classes."""
+    folder = tmp_path_factory.mktemp("target")
+    kept = np.flatnonzero(np.isin(photos.labels, TARGET_CLASSES))
+    parts = {"train": (photos, kept[::2]), "val": (photos, kept[1::2])}
+    parts["test"] = (other_photos, np.flatnonzero(np.isin(other_photos.labels, TARGET_CLASSES)))
+    for name, (images, ids) in parts.items():
+        samples = [(images.images[i], TARGET_CLASSES.index(images.labels[i]), int(i)) for i in ids]
+        write_beton(folder / f"{name}.beton", samples, image_fields(), class_names=list("abcd"))
+    return {name: folder / f"{name}.beton" for name in parts}
+
+
+@pytest.fixture(scope="session")
+def settings_of_recipe(
+    photos: Images, other_photos: Images, target: dict[str, Path], pretrained: Path
+) -> Configure:
+    """Return the configuration of a small run: `settings_of_recipe(recipe, run, **changes)`."""
+
+    def make(recipe: str, run: Path, **changes: Any) -> Any:
+        if recipe == "pretrain":
+            paths = {"train": photos.path, "val": other_photos.path}
+            return pretrain.Config(run=run, **{**PRETRAIN, **paths, **changes})
+        if recipe == "pretrain_moco":
+            return pretrain_moco.Config(run=run, **{**MOCO, "train": photos.path, **changes})
+        # Eight batches: more than a loader has buffers for.
+        values = {**SMALL, **target, "checkpoint": pretrained, "epochs": 4, "batch_size": 3}
+        if changes.get("mode") == "from_scratch":
+            values["checkpoint"] = None
+        return finetune.Config(run=run, **{**values, **changes})
+
+    return make
+
+
+@pytest.fixture
+def configure(settings_of_recipe: Configure, tmp_path: Path) -> Configure:
+    """Return the configuration of a small pretraining."""
+    return lambda **changes: settings_of_recipe("pretrain", **{"run": tmp_path / "run", **changes})
+
+
+@pytest.fixture
+def configure_finetuning(settings_of_recipe: Configure, tmp_path: Path) -> Configure:
+    """Return the configuration of a small finetuning."""
+    return lambda **changes: settings_of_recipe("finetune", **{"run": tmp_path / "run", **changes})
+
+
+@pytest.fixture
+def configure_moco(settings_of_recipe: Configure, tmp_path: Path) -> Configure:
+    """Return the configuration of a small run of MoCo."""
+    return lambda **changes: settings_of_recipe(
+        "pretrain_moco", **{"run": tmp_path / "run", **changes}
+    )

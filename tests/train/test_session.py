@@ -1,0 +1,376 @@
+"""A run of any recipe: stopped and resumed, finished and reused, rejected in a used folder."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dp4tl_ffcv import Selection, load_checkpoint, save_checkpoint
+from tests.conftest import Images, write_photos
+from tests.support.training import (
+    PRETRAIN,
+    RECIPES,
+    Configure,
+    assert_same_tensors,
+    rows,
+    weights,
+)
+from train import pretrain
+from train.components.processes import Processes
+from train.components.session import Session
+
+LONGEST = 500  # seconds; it takes a few when the machine is free
+WHOLE = {
+    "pretrain": {},
+    "finetune": {"mode": "full_finetuning", "lr": 1e-3, "epochs": 2, "save_every": 1},
+    "pretrain_moco": {},
+}
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A run without interruption."""
+
+    recipe: str
+    config: Any
+    result: dict[str, Any]
+
+    def again(self, run: Path | None = None, **changes: Any) -> dict[str, Any]:
+        """Run the same settings again, with changes."""
+        return RECIPES[self.recipe](replace(self.config, run=run or self.config.run, **changes))
+
+
+@pytest.fixture(scope="module", params=WHOLE)
+def whole(
+    request: pytest.FixtureRequest,
+    settings_of_recipe: Configure,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Whole:
+    recipe = request.param
+    config = settings_of_recipe(recipe, tmp_path_factory.mktemp("whole") / "run", **WHOLE[recipe])
+    return Whole(recipe, config, RECIPES[recipe](config))
+
+
+@pytest.fixture
+def steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The number of each step that any recipe takes from here on."""
+    taken: list[int] = []
+    for name, recipe in RECIPES.items():
+        module = sys.modules[recipe.__module__]
+        step = module.train_step
+
+        def counted(*arguments: Any, step: Any = step) -> Any:
+            taken.append(arguments[-1])
+            return step(*arguments)
+
+        monkeypatch.setattr(module, "train_step", counted)
+        assert name in module.__name__
+    return taken
+
+
+def stop_at(number: int, recipe: str, config: Any) -> None:
+    """Start a run and interrupt it before a step."""
+    module = sys.modules[RECIPES[recipe].__module__]
+    step = module.train_step
+
+    def stop(*arguments: Any) -> Any:
+        if arguments[-1] == number:
+            raise KeyboardInterrupt
+        return step(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "train_step", stop)
+        with pytest.raises(KeyboardInterrupt):
+            RECIPES[recipe](config)
+
+
+def assert_same_run(result: dict[str, Any], whole: dict[str, Any]) -> None:
+    """Two runs have the same weights and the same results, except for times and places."""
+    assert_same_tensors(weights(result), weights(whole))
+    other = {"settings", "checkpoint", "environment", "images_per_second", "stall_share"}
+    for key in whole.keys() - other:
+        if not key.endswith("seconds"):
+            assert result[key] == whole[key], key
+
+
+# -- stopped runs --------------------------------------------------------------------------------
+def test_a_stopped_run_continues_to_the_same_weights(
+    whole: Whole, steps: list[int], tmp_path: Path
+) -> None:
+    per_epoch, total = {"finetune": (8, 16)}.get(whole.recipe, (3, 6))
+    config = replace(whole.config, run=tmp_path / "run")
+    stop_at(per_epoch + 1, whole.recipe, config)
+    with (config.run / "log.jsonl").open("a") as stream:
+        stream.write('{"event": "st')  # a kill cuts a line
+    torch.manual_seed(123)  # random numbers do not depend on what came before
+    del steps[:]
+    result = RECIPES[whole.recipe](config)
+    assert steps == list(range(per_epoch, total))
+    assert_same_run(result, whole.result)
+    found = [(row["event"], row.get("step")) for row in rows(config.run)]
+    assert found == [
+        ("start", None), ("epoch", per_epoch), ("resume", None), ("continue", per_epoch),
+        ("epoch", total),
+    ]  # fmt: skip
+    assert rows(config.run)[-1]["loss"] == rows(whole.config.run)[-1]["loss"]
+    assert rows(config.run)[-1]["seconds"] > rows(config.run)[1]["seconds"] > 0
+    (left,) = (config.run / "checkpoints").iterdir()
+    assert left == Path(result["checkpoint"])
+
+
+# Changes to a small pretraining, and before which step or in which writing it is killed.
+KILLED: dict[str, tuple[dict[str, Any], str, int]] = {
+    "averaged and growing": (
+        {"epochs": 3, "ema": 0.9, "end_resolution": 64, "ramp": (0, 2)}, "train_step", 8,
+    ),
+    "attacked": ({"iterations": 5, "attack": "fgsm", "robust_steps": 2}, "train_step", 4),
+    "while writing": ({"epochs": 3, "optimizer": "adamw", "lr": 0.01}, "save", 2),
+    "before the first epoch's end": ({"epochs": 1}, "train_step", 2),
+}  # fmt: skip
+# Starts every run in a process of its own, which kills itself with SIGKILL.
+SCRIPT = """
+import json, os, signal, sys
+from pathlib import Path
+import torch
+from train import pretrain
+
+train, val, out = map(Path, sys.argv[1:4])
+ended = {}
+for name, (changes, where, count) in json.loads(sys.argv[4]).items():
+    child = os.fork()
+    if child:
+        ended[name] = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        continue
+    calls, step, save = 0, pretrain.train_step, torch.save
+
+    def train_step(*arguments):
+        global calls
+        calls += where == "train_step"
+        if where == "train_step" and calls == count:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return step(*arguments)
+
+    def save_half(value, stream):
+        global calls
+        calls += where == "save"
+        if where == "save" and calls == count:
+            stream.write(b"half of a state")
+            stream.flush()
+            os.kill(os.getpid(), signal.SIGKILL)
+        save(value, stream)
+
+    pretrain.train_step, torch.save = train_step, save_half
+    pretrain.pretrain(pretrain.Config(train=train, val=val, run=out / name, **changes))
+    os._exit(0)
+print(json.dumps(ended))
+"""
+
+
+@pytest.fixture(scope="module")
+def killed(photos: Images, other_photos: Images, tmp_path_factory: Any) -> Path:
+    """The folder of the killed runs."""
+    runs: Path = tmp_path_factory.mktemp("killed")
+    cases = {name: ({**PRETRAIN, **changes}, *rest) for name, (changes, *rest) in KILLED.items()}
+    ended = subprocess.run(
+        [sys.executable, "-c", SCRIPT, photos.path, other_photos.path, runs, json.dumps(cases)],
+        timeout=LONGEST, text=True, check=False, capture_output=True,
+        cwd=Path(pretrain.__file__).parent.parent,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    assert json.loads(ended.stdout.splitlines()[-1]) == dict.fromkeys(KILLED, -signal.SIGKILL)
+    return runs
+
+
+@pytest.mark.parametrize("name", KILLED)
+def test_a_killed_run_continues_to_the_same_weights(
+    name: str, killed: Path, settings_of_recipe: Configure, steps: list[int], tmp_path: Path
+) -> None:
+    config = settings_of_recipe("pretrain", killed / name, **KILLED[name][0])
+    assert not (config.run / "result.json").exists()
+    result = pretrain.pretrain(config)
+    resumed_at = {"averaged and growing": 6, "before the first epoch's end": 0}.get(name, 3)
+    assert steps == list(range(resumed_at, result["steps"]))
+    assert_same_run(result, pretrain.pretrain(replace(config, run=tmp_path / "whole")))
+    assert [path.name for path in (config.run / "checkpoints").iterdir()] == ["last.pt"]
+
+
+@pytest.fixture
+def stopped(configure: Configure) -> pretrain.Config:
+    """A pretraining of two epochs that was stopped in its second epoch."""
+    config: pretrain.Config = configure()
+    stop_at(4, "pretrain", config)
+    return config
+
+
+def test_settings_without_effect_may_change_when_a_run_continues(
+    stopped: pretrain.Config, steps: list[int]
+) -> None:
+    pretrain.pretrain(replace(stopped, log_every=1, save_every=2, num_workers=2))
+    assert steps == [3, 4, 5]
+
+
+def test_a_stopped_run_starts_over_without_resume(
+    stopped: pretrain.Config, steps: list[int]
+) -> None:
+    pretrain.pretrain(replace(stopped, resume=False))
+    assert steps == list(range(6))
+
+
+def test_other_settings_neither_continue_nor_delete_a_stopped_run(
+    stopped: pretrain.Config, steps: list[int]
+) -> None:
+    with pytest.raises(ValueError, match=r"lr, seed"):
+        pretrain.pretrain(replace(stopped, lr=0.05, seed=1))
+    assert steps == []
+    assert (stopped.run / "checkpoints" / "resume.pt").exists()
+    pretrain.pretrain(replace(stopped, lr=0.05, overwrite=True))
+    assert steps == list(range(6))
+
+
+@pytest.mark.parametrize("content", [b"", b"no state", None], ids=["empty", "other", "cut"])
+def test_a_corrupt_state_is_rejected(content: bytes | None, stopped: pretrain.Config) -> None:
+    path = stopped.run / "checkpoints" / "resume.pt"
+    path.write_bytes(path.read_bytes()[:2000] if content is None else content)
+    with pytest.raises(ValueError, match=r"^cannot resume: .*--no-resume"):
+        pretrain.pretrain(stopped)
+    assert path.exists()
+
+
+def test_a_state_of_other_parts_is_rejected(stopped: pretrain.Config) -> None:
+    path = stopped.run / "checkpoints" / "resume.pt"
+    values = torch.load(path, weights_only=True)
+    del values["states"]["optimizer"]
+    torch.save(values, path)
+    with pytest.raises(ValueError, match="cannot resume"):
+        pretrain.pretrain(stopped)
+
+
+# -- finished runs -------------------------------------------------------------------------------
+@pytest.fixture
+def moved(whole: Whole, tmp_path: Path) -> Path:
+    """A copy of the run folder."""
+    return Path(shutil.copytree(whole.config.run, tmp_path / "moved"))
+
+
+def test_a_finished_run_is_reused_wherever_its_files_are(
+    whole: Whole,
+    moved: Path,
+    steps: list[int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert json.loads((whole.config.run / "result.json").read_text()) == whole.result
+    monkeypatch.chdir(tmp_path)
+    files = {}
+    for name in ("train", "val", "test", "checkpoint"):
+        if path := getattr(whole.config, name, None):
+            files[name] = Path(shutil.copy(path, name))
+    again = whole.again(Path("moved"), **files, num_workers=2, log_every=7)
+    checkpoint = Path("moved/checkpoints") / Path(whole.result["checkpoint"]).name
+    assert again == {**whole.result, "checkpoint": str(checkpoint)}
+    assert "reused" in capsys.readouterr().out
+    assert steps == []
+
+
+@pytest.mark.parametrize("changes", [{"lr": 0.05}, {"seed": 1}, {"flip": False}], ids=str)
+def test_other_settings_are_rejected_in_the_folder_of_a_finished_run(
+    changes: dict[str, Any], whole: Whole, moved: Path, steps: list[int]
+) -> None:
+    with pytest.raises(ValueError, match="overwrite"):
+        whole.again(moved, **changes)
+    assert steps == []
+    assert Path(whole.result["checkpoint"]).exists()
+
+
+def test_other_file_contents_are_rejected_in_the_folder_of_a_finished_run(
+    whole: Whole, moved: Path, photos: Images, steps: list[int], tmp_path: Path
+) -> None:
+    if whole.recipe == "finetune":
+        model = load_checkpoint(whole.config.checkpoint)
+        model.head.bias.data += 1
+        save_checkpoint(tmp_path / "other.pt", model)
+        changes = {"checkpoint": tmp_path / "other.pt"}
+    else:
+        Selection.of_classes(photos.index, range(10)).save(tmp_path / "all.npz")
+        with pytest.raises(ValueError, match="overwrite"):
+            whole.again(moved, selection=tmp_path / "all.npz")
+        write_photos(tmp_path / "train.beton", seed=99)
+        changes = {"train": tmp_path / "train.beton"}
+    with pytest.raises(ValueError, match="overwrite"):
+        whole.again(moved, **changes)
+    assert steps == []
+
+
+def test_overwrite_replaces_a_finished_run(whole: Whole, moved: Path, steps: list[int]) -> None:
+    result = whole.again(moved, seed=1, overwrite=True)
+    assert steps == list(range(len(steps)))
+    assert json.loads((moved / "result.json").read_text()) == result
+    assert result["loss" if "loss" in result else "val_accuracy"] is not None
+
+
+@pytest.mark.parametrize("setting", ["batch_per", "lr_per"])
+def test_the_number_of_processes_is_part_of_a_run_that_depends_on_it(
+    setting: str, configure: Configure
+) -> None:
+    def facts(config: Any, world_size: int) -> dict[str, Any]:
+        group = Processes(torch.device("cpu"), 0, world_size)
+        return Session("pretrain", config, group, {}).folder.config
+
+    assert facts(configure(), 2) == facts(configure(), 4)
+    each = configure(**{setting: "process"})
+    assert facts(each, 2) == facts(each, 2)
+    assert facts(each, 2) != facts(each, 4)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_learning_rate_that_loses_the_loss_is_an_error_and_no_result(
+    recipe: str, settings_of_recipe: Configure, tmp_path: Path
+) -> None:
+    changes = {"finetune": {"mode": "full_finetuning", "optimizer": "sgd"}}.get(recipe, {})
+    config = settings_of_recipe(recipe, tmp_path / "run", **{"lr": 1e30, **changes})
+    with pytest.raises(ValueError, match="Lower `lr`"):
+        RECIPES[recipe](config)
+    assert not (config.run / "result.json").exists()
+
+
+# -- forks ---------------------------------------------------------------------------------------
+def test_a_copy_of_one_file_is_a_recipe_of_its_own(
+    photos: Images, fork: Callable[[str], Path], tmp_path: Path
+) -> None:
+    copy = fork("pretrain")
+    options = {**PRETRAIN, "epochs": 1, "train": photos.path, "run": tmp_path / "mine"}
+    flags = [str(w) for name, v in options.items() for w in (f"--{name.replace('_', '-')}", v)]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    ended = subprocess.run(
+        [sys.executable, copy.name, *flags], cwd=copy.parent, env=environment,
+        timeout=LONGEST, text=True, check=False, capture_output=True,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    assert "my line" in ended.stdout
+    assert json.loads((tmp_path / "mine" / "result.json").read_text())["steps"] == 3
+
+
+@pytest.fixture
+def fork(tmp_path: Path) -> Callable[[str], Path]:
+    """Copy a recipe into an empty folder and point its imports at the installed package."""
+
+    def copy(name: str) -> Path:
+        text = (Path(pretrain.__file__).parent / f"{name}.py").read_text()
+        text = text.replace("from .", "from dp4tl_ffcv.train.")
+        text = text.replace('    """Pretrain a', '    print("my line")\n    """Pretrain a')
+        path = tmp_path / "empty" / f"my_{name}.py"
+        path.parent.mkdir()
+        path.write_text(text)
+        return path
+
+    return copy

@@ -1,0 +1,90 @@
+"""Betons of a run: a source with the selection made for it, or the splits of a target."""
+
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+
+from dp4tl_ffcv import BetonIndex, Selection
+from dp4tl_ffcv.utils import sha256_of_file
+
+
+@dataclass(frozen=True)
+class Source:
+    """The betons and the selection of a run."""
+
+    index: BetonIndex
+    """The training beton."""
+    selection: Selection | None
+    """The retained classes and samples. None retains all."""
+    val: BetonIndex | None
+    """The validation beton."""
+
+    @property
+    def num_classes(self) -> int:
+        """Number of retained classes."""
+        return len(self.selection.classes) if self.selection else self.index.num_classes
+
+    @property
+    def num_samples(self) -> int:
+        """Number of retained samples, which make an epoch."""
+        return len(self.selection) if self.selection else self.index.num_samples
+
+    def fingerprints(self) -> dict[str, str]:
+        """Return the identity of each file's content, by the setting that names the file."""
+        found = {"train": self.index.fingerprint}
+        if self.selection:
+            found["selection"] = self.selection.digest()
+        if self.val:
+            found["val"] = self.val.fingerprint
+        return found
+
+
+def open_source(train: Path, selection: Path | None, val: Path | None = None) -> Source:
+    """Open the betons and the selection, and check that they belong together.
+
+    Raises:
+        StaleArtifactError: the selection was made for another beton.
+        ValueError: the validation beton is that of another source.
+    """
+    index = BetonIndex.open(train)
+    chosen = Selection.load(selection) if selection else None
+    if chosen:
+        chosen.check(index)
+    val_index = BetonIndex.open(val) if val else None
+    if val_index is not None and (
+        val_index.num_classes > index.num_classes
+        or (chosen is not None and not np.isin(chosen.classes, val_index.labels()).any())
+    ):
+        raise ValueError(
+            f"`val`, {str(val)!r}, is not the validation split of `train`: it has more classes, or "
+            "no sample of a retained class."
+        )
+    return Source(index, chosen, val_index)
+
+
+def open_splits(**paths: Path) -> dict[str, BetonIndex]:
+    """Open `train`, `val` and `test`, and check that they are three splits of one target.
+
+    Raises:
+        ValueError: two splits hold the same samples, or one has classes that `train` lacks.
+    """
+    splits = {name: BetonIndex.open(path) for name, path in paths.items()}
+    num_classes = splits["train"].num_classes
+    for (first, one), (second, other) in combinations(splits.items(), 2):
+        # A fingerprint does not cover pixels. Few betons have equal ones, so that few are read.
+        if one.fingerprint == other.fingerprint and (
+            sha256_of_file(one.path) == sha256_of_file(other.path)
+        ):
+            raise ValueError(
+                f"`{second}` holds the same samples as `{first}`. Split the target, or its "
+                "training split."
+            )
+    for name in ("val", "test"):
+        if splits[name].num_classes > num_classes:
+            raise ValueError(
+                f"`{name}` has {splits[name].num_classes} classes, but `train` has {num_classes}. "
+                "Pass a split of the same target."
+            )
+    return splits

@@ -1,0 +1,70 @@
+"""The log of a run: JSON lines, and curves for TensorBoard."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dp4tl_ffcv.utils import RunFolder
+
+
+class RunLog:
+    """Writes `log.jsonl` of a run folder, and the same numbers for TensorBoard if installed.
+
+    Args:
+        folder: the run folder. The curves are in its subfolder `tensorboard`.
+        active: False writes nothing, as on all ranks but 0.
+        first_step: step at which the run continues. Curves drop the later steps of a killed run.
+    """
+
+    def __init__(self, folder: RunFolder, *, active: bool = True, first_step: int = 0) -> None:
+        self._folder = folder
+        self._active = active
+        self._curves = _tensorboard(folder, first_step) if active else None
+        self._losses: list[tuple[int, Tensor, torch.cuda.Event | None]] = []
+
+    def write(self, event: str, step: int, **numbers: Any) -> None:
+        """Write a line, and a point on the curve of each number."""
+        if not self._active:
+            return
+        self._folder.log({"event": event, "step": step, **numbers})
+        if self._curves is not None:
+            for name, number in numbers.items():
+                if isinstance(number, int | float):
+                    self._curves.add_scalar(f"{event}/{name}", number, step)
+
+    def loss(self, step: int, loss: Tensor) -> None:
+        """Write the loss of a step as soon as the GPU has computed it, without waiting."""
+        if not self._active:
+            return
+        self.flush(wait=False)
+        value, arrived = loss.detach().to("cpu", non_blocking=True, copy=True), None
+        if loss.is_cuda:
+            arrived = torch.cuda.Event()
+            arrived.record()
+        self._losses.append((step, value, arrived))
+
+    def flush(self, *, wait: bool = True) -> None:
+        """Write the losses that have arrived from the GPU; with `wait`, all losses."""
+        while self._losses:
+            step, value, arrived = self._losses[0]
+            if arrived is not None and not wait and not arrived.query():
+                return
+            if arrived is not None:
+                arrived.synchronize()
+            del self._losses[0]
+            self.write("step", step, loss=float(value))
+
+    def close(self) -> None:
+        """Write the remaining losses and close the curves."""
+        self.flush()
+        if self._curves is not None:
+            self._curves.close()
+
+
+def _tensorboard(folder: RunFolder, first_step: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(folder.path / "tensorboard"), purge_step=first_step)

@@ -1,0 +1,114 @@
+"""Throughput of an epoch: images per second, and the time spent waiting for the loader."""
+
+import time
+from collections.abc import Iterable, Iterator
+from datetime import timedelta
+from typing import Any
+
+import torch
+
+from dp4tl_ffcv.utils import track
+
+
+class Throughput:
+    """Passes the batches of an epoch on, and measures how long training waits for them.
+
+    On a GPU, the waiting time of the GPU counts, by its own clock: from the end of a step to the
+    arrival of the next batch. The training loop runs ahead of the GPU, so that its own waiting
+    tells nothing. Measuring never waits for the GPU.
+
+    Args:
+        device: the training device.
+        description: text of the progress line.
+        steps_after: steps of the run after this epoch.
+        quiet: show no progress line.
+    """
+
+    def __init__(
+        self,
+        device: torch.device,
+        *,
+        description: str = "",
+        steps_after: int = 0,
+        quiet: bool = False,
+    ) -> None:
+        self.device = device
+        self.description = description
+        self.steps_after = steps_after
+        self.quiet = quiet
+        self.seconds = 0.0
+        """From opening the loader to the end of the last step's submission."""
+        self._started = 0.0
+        self._steps = 0
+        self._stalled = 0.0
+        self._gaps: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+
+    def batches(self, loader: Iterable[Any], num_steps: int, images_per_step: int) -> Iterator[Any]:
+        """Yield at most `num_steps` batches, and show a progress line on stderr.
+
+        Args:
+            loader: the batches.
+            num_steps: steps of this epoch.
+            images_per_step: images per step, over all processes.
+        """
+        timed = self._timed(loader, num_steps)
+        if self.quiet:
+            yield from timed
+            return
+        yield from track(
+            timed,
+            total=num_steps * images_per_step,
+            description=self.description,
+            unit="images",
+            scale=images_per_step,
+            note=lambda: self._note(num_steps),
+        )
+
+    @property
+    def stalled(self) -> float:
+        """Seconds of waiting for the loader; on a GPU, in the steps that the GPU has finished."""
+        pending = []
+        for left, arrived in self._gaps:
+            if arrived.query():
+                self._stalled += left.elapsed_time(arrived) / 1000
+            else:
+                pending.append((left, arrived))
+        self._gaps = pending
+        return self._stalled
+
+    @property
+    def stall_share(self) -> float:
+        """Fraction of the time so far that was spent waiting for the loader."""
+        return self.stalled / self.seconds if self.seconds else 0.0
+
+    def _timed(self, loader: Iterable[Any], num_steps: int) -> Iterator[Any]:
+        batches, on_gpu = _opened_late(loader), self.device.type == "cuda"
+        self._started = time.perf_counter()
+        for _ in range(num_steps):
+            left, waiting_since = self._event() if on_gpu else None, time.perf_counter()
+            batch = next(batches, None)
+            if batch is None:
+                return
+            if left is not None:
+                self._gaps.append((left, self._event()))
+            else:
+                self._stalled += time.perf_counter() - waiting_since
+            self._steps += 1
+            yield batch
+            self.seconds = time.perf_counter() - self._started
+
+    def _note(self, num_steps: int) -> str:
+        self.seconds = time.perf_counter() - self._started
+        left = num_steps - self._steps + self.steps_after
+        end = timedelta(seconds=round(left * self.seconds / self._steps))
+        return f"{self.stall_share:.1%} waiting for the loader, {end} to the end of the run"
+
+    def _event(self) -> torch.cuda.Event:
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+
+def _opened_late(loader: Iterable[Any]) -> Iterator[Any]:
+    """Open a loader at the first request, so that opening counts as waiting."""
+    yield from loader

@@ -1,0 +1,118 @@
+"""Settings that every training recipe has, and checks of settings."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from dp4tl_ffcv.validate import check_choice, check_number
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Settings that every training recipe has."""
+
+    run: Path
+    """Run folder to write."""
+    resume: bool = True
+    """Continue a stopped run. With --no-resume it starts over."""
+    overwrite: bool = False
+    """Replace a finished run with other settings in the same folder."""
+    seed: int = 0
+    """Seed of the initial weights, the order of the samples and the augmentations."""
+    num_workers: int | None = None
+    """Loading threads of each process. None shares the cores of a machine among its processes."""
+    log_every: int = 50
+    """Steps between two losses in the log."""
+    save_every: int = 1
+    """Epochs between two saved states to resume from."""
+
+    epochs: int
+    """Passes over the training samples."""
+    batch_size: int
+    """Images per step; see `batch_per`."""
+    batch_per: Literal["step", "process"] = "step"
+    """`batch_size` counts the images of a step, shared by all processes, or of each process."""
+    lr: float
+    """Highest learning rate; see `lr_per`."""
+    lr_per: Literal["step", "process"] = "step"
+    """The learning rate is `lr`, or `lr` times the number of processes."""
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        check_choices(self)
+        check_fields(self, "seed lr", at_least=0)
+        check_fields(self, "num_workers log_every save_every epochs batch_size", at_least=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SupervisedConfig(RunConfig):
+    """Settings that the recipes with labels have."""
+
+    resolution: int
+    """Side of the training crops, in pixels."""
+    val_resolution: int | None = None
+    """Side of the crops for validation and test. None takes the final training resolution."""
+    crop_ratio: float = 224 / 256
+    """Side of the centre crop / shorter side of the image, in validation and test."""
+    min_scale: float = 0.08
+    """Smallest area of a random crop, as a fraction of the image."""
+    flip: bool = True
+    """Mirror half of the training images. Turn off where left and right matter."""
+
+    schedule: Literal["cyclic", "step", "cosine", "constant"] = "cosine"
+    """How the learning rate falls: linearly, by a factor every few epochs, as a cosine, or not."""
+    warmup: float = 0.0
+    """Fraction of all steps over which the learning rate rises linearly."""
+    start_factor: float = 0.0
+    """Learning rate at the first step of the warm-up / `lr`. 0 starts one step up the rise."""
+    end_factor: float = 0.0
+    """Learning rate after the last step / `lr`, in the cyclic and cosine schedules."""
+    step_length: int = 30
+    """Epochs between two falls of the step schedule."""
+    step_ratio: float = 0.1
+    """Factor of each fall of the step schedule."""
+
+    optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
+    """Adam with decoupled weight decay or with weight decay in the gradient, or SGD."""
+    momentum: float = 0.9
+    """Momentum of SGD."""
+    nesterov: bool = False
+    """Use Nesterov momentum in SGD."""
+    weight_decay: float = 0.0
+    """Weight decay, decoupled in AdamW."""
+    label_smoothing: float = 0.0
+    """Label smoothing of the cross-entropy."""
+    amp: Literal["bf16", "fp16", "off"] = "bf16"
+    """Precision of the forward pass on a GPU. A CPU computes in float32."""
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        super().__post_init__()
+        check_fields(self, "step_length resolution val_resolution", at_least=1)
+        check_fields(self, "weight_decay step_ratio", at_least=0)
+        check_fields(self, "warmup start_factor end_factor momentum", at_least=0, at_most=1)
+        check_fields(self, "crop_ratio min_scale label_smoothing", at_least=0, at_most=1)
+
+    def optimizer_settings(self) -> dict[str, Any]:
+        """Return the arguments of `make_optimizer`."""
+        names = ("lr", "momentum", "nesterov", "weight_decay")
+        return {"name": self.optimizer, **{name: getattr(self, name) for name in names}}
+
+
+def check_choices(config: Any) -> None:
+    """Raise a ValueError if a field of type `Literal` does not have one of its values."""
+    for name, hint in get_type_hints(type(config)).items():
+        if get_origin(hint) is Literal:
+            check_choice(name, getattr(config, name), get_args(hint))
+
+
+def check_fields(config: Any, names: str, **bounds: float) -> None:
+    """Check the numbers in the fields `names`, separated by spaces; None passes.
+
+    Raises:
+        ValueError: a number is out of `bounds`, which are the bounds of `check_number`.
+    """
+    for name in names.split():
+        value = getattr(config, name)
+        if value is not None:
+            check_number(name, value, **bounds)

@@ -1,0 +1,101 @@
+"""Settings of `train.finetune`, and DP4TL's configurations of ten targets by name."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from .common import SupervisedConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(SupervisedConfig):
+    """Settings of a finetuning run."""
+
+    checkpoint: Path | None = None
+    """Checkpoint of train.pretrain or of another program. The mode from_scratch needs none."""
+    train: Path
+    """Target beton to train on."""
+    val: Path
+    """Target beton to choose the epoch on."""
+    test: Path
+    """Target beton to test on."""
+    mode: Literal["linear_probe", "full_finetuning", "from_scratch"] = "linear_probe"
+    """Train a new head on frozen features, or all weights, or all weights without pretraining."""
+    arch: str | None = None
+    """Architecture that the checkpoint must have, or to train from scratch."""
+
+    resolution: int = 224
+    """Side of the crops, in pixels."""
+    epochs: int = 50
+    """Passes over the training split."""
+    batch_size: int = 128
+    """Images per step; see `batch_per`."""
+    lr: float = 1e-2
+    """Highest learning rate; see `lr_per`. 1e-4 suits full finetuning with Adam."""
+    save_every: int = 10
+    """Epochs between two saved states to resume from. A linear probe saves none."""
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        super().__post_init__()
+        needed = "arch" if self.mode == "from_scratch" else "checkpoint"
+        if getattr(self, needed) is None:
+            raise ValueError(f"`{needed}` is required for {self.mode}.")
+
+
+# -- by name -------------------------------------------------------------------------------------
+# The values are those of DP4TL's files (OPTML-Group/DP4TL, configs/imagenet_transfer_to_downstream
+# and configs/downstream_train_from_scratch); seed, number of threads and precision are ours. DP4TL
+# chooses the epoch on the test split. Its linear probe trains on the whole centre square and tests
+# on a crop of 7/8 of its side; here both take 7/8.
+
+TARGETS = (
+    "cifar10",
+    "cifar100",
+    "dtd",
+    "flowers102",
+    "food101",
+    "oxford_pets",
+    "stanford_cars",
+    "sun397",
+    "ucf101",
+    "waterbirds",
+)
+_SMALL_IMAGES = ("cifar10", "cifar100")  # 32 pixels
+_FINETUNED_WITH_SGD = ("food101", "stanford_cars", "sun397", "waterbirds")
+_ADAM = {"optimizer": "adam", "weight_decay": 0.0}
+_SGD = {"optimizer": "sgd", "momentum": 0.9, "nesterov": False, "weight_decay": 5e-4}
+
+
+def _dp4tl(target: str, mode: str) -> dict[str, Any]:
+    """Return DP4TL's settings. Of its two architectures from scratch, take the smaller one."""
+    if mode == "linear_probe":
+        own = {**_ADAM, "lr": 1e-2, "epochs": 50}
+    elif mode == "from_scratch":
+        lr = 0.01 if target in _SMALL_IMAGES else 0.1
+        own = {**_SGD, "lr": lr, "epochs": 200, "arch": "resnet18"}
+    elif target in _FINETUNED_WITH_SGD:
+        own = {**_SGD, "lr": 0.1, "epochs": 200}
+    else:
+        own = {**_ADAM, "lr": 1e-4, "epochs": 200}
+    return {
+        "mode": mode,
+        **own,
+        "resolution": 160 if target in _SMALL_IMAGES else 224,
+        "crop_ratio": 224 / 256,
+        "min_scale": 0.08,
+        "flip": True,
+        "batch_size": 128,
+        "schedule": "cosine",
+        "warmup": 0.0,
+        "end_factor": 0.0,
+        "label_smoothing": 0.0,
+    }
+
+
+CONFIGS: dict[str, dict[str, Any]] = {
+    f"{target}_{mode}": _dp4tl(target, mode)
+    for mode in ("linear_probe", "full_finetuning", "from_scratch")
+    for target in TARGETS
+}
+"""Settings by name: `Config(train=..., run=..., **CONFIGS["dtd_linear_probe"])`."""
