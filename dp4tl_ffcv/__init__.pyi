@@ -17,12 +17,12 @@ from .loading import view_pipelines as view_pipelines
 from .report import write_report as write_report
 from .scoring import Scores as Scores
 from .scoring import class_means as class_means
-from .scoring import feature_mapping as feature_mapping
-from .scoring import label_mapping as label_mapping
 from .scoring.clustering.clusters import Clusters as Clusters
 from .scoring.clustering.kmeans import cluster as cluster
 from .scoring.combine import combine_scores as combine_scores
 from .scoring.features.features import Features as Features
+from .scoring.methods.feature_mapping import feature_mapping as feature_mapping
+from .scoring.methods.label_mapping import label_mapping as label_mapping
 from .scoring.surrogate import build_model as build_model
 from .scoring.surrogate import load_checkpoint as load_checkpoint
 from .scoring.surrogate import save_checkpoint as save_checkpoint

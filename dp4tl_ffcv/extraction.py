@@ -21,7 +21,7 @@ from .loading import evaluation_loader
 from .progress import track
 from .scoring.features.blocks import FeatureBlocks, Plan
 from .scoring.features.features import Features
-from .scoring.methods.label_mapping import BLOCK_ROWS
+from .scoring.features.reductions import BLOCK_ROWS
 from .scoring.surrogate.load import ModelLike, load_model
 from .scoring.surrogate.models import Classifier
 from .validate import check_choice, check_int

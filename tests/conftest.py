@@ -15,7 +15,7 @@ from dp4tl_ffcv import BetonIndex, image_fields, write_beton
 from dp4tl_ffcv.ffcv_import import import_ffcv
 
 import_ffcv()  # the fast way, before a test imports ffcv itself
-pytest_plugins = ["tests.support.betons", "tests.support.labels"]
+pytest_plugins = ["tests.support.betons", "tests.support.features", "tests.support.labels"]
 
 # The same examples in every run; no time limit, since the first one may compile kernels.
 settings.register_profile("reproducible", derandomize=True, deadline=None)

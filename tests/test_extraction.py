@@ -137,9 +137,9 @@ def test_predictions_soft_votes_and_sums_come_from_logits_and_features(
     assert found.predictions is not None
     assert found.predictions.tolist() == [row.tolist().index(row.max()) for row in found.logits]
     expected = label_mapping(found.logits)
-    np.testing.assert_allclose(found.mass, expected.tie, rtol=1e-13)
-    if rows == 4096:
-        np.testing.assert_array_equal(found.mass, expected.tie)  # one block: the same bits
+    np.testing.assert_allclose(found.soft_votes, expected.tie_break, rtol=1e-13)
+    if rows == 4096:  # one block: the same bits
+        np.testing.assert_array_equal(found.soft_votes, expected.tie_break)
     assert found.labels.tolist() == labels()[IDS].tolist()
     assert found.counts is not None
     assert found.counts.tolist() == np.bincount(labels()).tolist()
@@ -159,7 +159,7 @@ def test_logits_and_dtype_change_nothing_else(extract: Extract, tmp_path: Path) 
     assert found.num_outputs == CLASSES
     assert found.features.dtype == np.float16
     np.testing.assert_array_equal(found.features, whole.features.astype(np.float16))
-    for name in ("predictions", "mass", "counts", "labels", "indices"):
+    for name in ("predictions", "soft_votes", "counts", "labels", "indices"):
         np.testing.assert_array_equal(getattr(whole, name), getattr(found, name))
 
 
@@ -167,7 +167,7 @@ def test_an_encoder_has_features_alone(extract: Extract, tmp_path: Path) -> None
     encoder = replace_head(surrogate(), None)
     found = extract(tmp_path / "b", model=encoder, logits=False)
     np.testing.assert_array_equal(found.features, extract(tmp_path / "a").features)
-    assert found.num_outputs is found.predictions is found.mass is found.logits is None
+    assert found.num_outputs is found.predictions is found.soft_votes is found.logits is None
     assert found.sums is not None
     with pytest.raises(ValueError, match=r"^`logits` must be False for an encoder without"):
         extract(tmp_path / "c", model=encoder)
@@ -318,10 +318,10 @@ def test_a_continued_run_gives_the_same_bytes(
     done = np.load(out / "done.npy", mmap_mode="r+")
     assert done.tolist() == [True, True, True, False, False, False, False]
     # As if this batch size had left it, with two blocks in the middle missing.
-    for name in ("features", "logits", "labels", "predictions", "mass"):
+    for name in ("features", "logits", "labels", "predictions", "soft_votes"):
         rows = np.load(out / f"{name}.npy", mmap_mode="r+")
         rows[:] = np.load(tmp_path / "whole" / f"{name}.npy")
-        scale = 1 if name == "mass" else 10
+        scale = 1 if name == "soft_votes" else 10
         rows[scale : 2 * scale] = rows[4 * scale : 5 * scale] = 77
     done[:] = [True, False, True, True, False, True, True]
     loaded: list[int] = []
@@ -413,7 +413,7 @@ def test_a_folder_saved_by_hand_is_not_continued(extract: Extract, tmp_path: Pat
 
 @pytest.mark.usefixtures("blocks_of_10")
 @pytest.mark.parametrize("cut", [False, True])
-@pytest.mark.parametrize("name", ["features.npy", "done.npy", "mass.npy", "indices.npy"])
+@pytest.mark.parametrize("name", ["features.npy", "done.npy", "soft_votes.npy", "indices.npy"])
 def test_an_incomplete_folder_is_not_continued(
     name: str, cut: bool, extract: Extract, tmp_path: Path
 ) -> None:

@@ -32,9 +32,13 @@ from dp4tl_ffcv import (
     write_beton,
 )
 from dp4tl_ffcv.loading import quasi_random_order, random_order, sequential_order
-from dp4tl_ffcv.scoring import random_scores
-from dp4tl_ffcv.scoring.methods.label_mapping import soft_label_mapping
-from dp4tl_ffcv.scoring.methods.samples import coverage_centric, el2n, moderate
+from dp4tl_ffcv.scoring import (
+    coverage_centric,
+    el2n,
+    moderate,
+    random_scores,
+    soft_label_mapping,
+)
 from tests.conftest import CLASS_NAMES
 from train import finetune, pretrain, pretrain_moco
 

@@ -34,7 +34,7 @@ PARTS = {
     "jpeg": {*HELPERS, "kernels"},
     "beton": {*HELPERS, "kernels", "jpeg"},
     "writing": {*HELPERS, "kernels", "jpeg", "beton"},
-    "scoring": {*HELPERS, "kernels"},
+    "scoring": {*HELPERS, "kernels", "beton"},
     "selection": {*HELPERS, "kernels", "beton", "scoring"},
     "compaction": {*HELPERS, "kernels", "jpeg", "beton", "writing", "selection"},
     "loading": {*HELPERS, "kernels", "jpeg", "beton", "selection"},
@@ -51,7 +51,6 @@ PARTS = {
 }
 MAY_ALSO = {
     "dp4tl_ffcv.scoring.methods.grand": {
-        "beton",
         "distributed",
         "loading",
     },

@@ -122,8 +122,9 @@ def test_the_commands_score_the_target_and_the_source(done: Path) -> None:
         features = Features.load(done / "features" / name)
         assert len(features) == samples
         assert features.num_outputs == len(SOURCE)
-    for method in ("lm", "fm", "random"):
-        scores = Scores.load(done / f"{method}.npz")
+    files = {"lm": "label_mapping", "fm": "feature_mapping", "random": "random"}
+    for file, method in files.items():
+        scores = Scores.load(done / f"{file}.npz")
         assert scores.method == method
         assert len(scores) == len(SOURCE)
     assert Scores.load(done / "lm.npz").scores.sum() == target

@@ -20,7 +20,7 @@ import numpy as np
 import tyro
 
 from dp4tl_ffcv import BetonIndex, Scores, extract_features, select, write_report
-from dp4tl_ffcv.cli import score
+from dp4tl_ffcv.scoring import score
 from dp4tl_ffcv.utils import RunFolder, environment, one_line_errors, sha256_of_file, write_json
 from dp4tl_ffcv.writers import digits
 
@@ -197,23 +197,24 @@ class Demo:
 
         # A first pass over other images, so that compilation is not counted as selection.
         warm = features("target_val")
-        score.FeatureMapping(target=warm, source=warm, out=run.path / "warm_up.npz").run()
+        score("feature_mapping", target=warm, source=warm, out=run.path / "warm_up.npz")
 
         started = time.perf_counter()
         target = features("target_train")
-        score.LabelMapping(target=target, out=run.path / "lm.npz").run()
+        score("label_mapping", target=target, out=run.path / "lm.npz")
         seconds = {"lm": time.perf_counter() - started}
         started = time.perf_counter()
-        score.FeatureMapping(
+        score(
+            "feature_mapping",
             target=features("target_train"),
             source=features("source_train"),
             out=run.path / "fm.npz",
-        ).run()
+        )
         seconds["fm"] = time.perf_counter() - started
         started = time.perf_counter()
         for seed in self.config.seeds:
             out = run.path / f"random_seed{seed}.npz"
-            score.Random(beton=source, out=out, seed=seed).run()
+            score("random", beton=source, seed=seed, out=out)
         seconds["random"] = (time.perf_counter() - started) / len(self.config.seeds)
 
         for method, spent in self.select(index, run.path).items():

@@ -195,7 +195,7 @@ class Trainer:
             seen = self._features(surrogate, target, Path(folder) / "target")
             if method == "lm":
                 scores = dp4tl_ffcv.label_mapping(
-                    seen.predictions, self.network.num_classes, mass=seen.mass
+                    seen.predictions, self.network.num_classes, soft_votes=seen.soft_votes
                 )
             else:
                 known = self._features(surrogate, source, Path(folder) / "source")

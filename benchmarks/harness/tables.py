@@ -18,6 +18,7 @@ from typing import Any
 import tyro
 
 from benchmarks.end_to_end.table import end_to_end_table
+from dp4tl_ffcv.scoring import methods
 from dp4tl_ffcv.utils import one_line_errors, write_json
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -55,7 +56,7 @@ WRITING_FIGURES = {
     "write_peak_bytes": "memory to write",
 }
 SCORING_FIGURES = {
-    "fm_assign": "votes of feature mapping, and the tie key",
+    "fm_assign": "votes of feature mapping, and the tie-break scores",
     "fm_assign_roofline": "the same",
     "class_means": "means of classes, from a memory map of float16",
     "histogram": "samples of each class",
@@ -230,6 +231,7 @@ def filled(readme: str) -> str:
     readme = fill(readme, "loader", loader_table(_lines(LOADER)))
     readme = fill(readme, "writing", writing_table(_lines(WRITING)))
     readme = fill(readme, "scoring", scoring_table(_lines(SCORING)))
+    readme = fill(readme, "methods", methods.table())
     for name, path in END_TO_END.items():
         if path.exists():  # a GPU is not always there
             lines = _lines(path)

@@ -20,9 +20,9 @@ import tyro
 from numpy.typing import NDArray
 
 from benchmarks.harness.rows import progress
-from benchmarks.planted.report import write_report
+from benchmarks.planted.report import OURS, write_report
 from benchmarks.planted.runs import Job, Training, one_thread, run_all, run_job
-from benchmarks.planted.scores import COMBINED, OF_TARGET, WITHOUT_TARGET, Scored, Scorer, votes_of
+from benchmarks.planted.scores import COMBINED, Scored, Scorer, variants, votes_of
 from dp4tl_ffcv import BetonIndex, Selection, select
 from dp4tl_ffcv.utils import atomic_open, environment, one_line_errors
 from writers import digits
@@ -51,7 +51,7 @@ class Config:
 class Scale:
     """How much to run."""
 
-    methods: tuple[str, ...] = (*OF_TARGET, *WITHOUT_TARGET)
+    methods: tuple[str, ...] = tuple(variants())
     targets: tuple[str, ...] = tuple(digits.TARGETS)
     combined: bool = True
     """All targets at once as well."""
@@ -62,7 +62,7 @@ class Scale:
 
 
 QUICK = Scale(
-    methods=("lm", "fm", "random_classes", "el2n"),
+    methods=("label_mapping", "feature_mapping", "random_class", "el2n"),
     targets=("target",),
     combined=False,
     keeps=(0.2, 0.4),
@@ -118,8 +118,9 @@ def score_all(scale: Scale, scorer: Scorer) -> dict[tuple[str, str, int], Scored
         shared: dict[tuple[str, int], Scored] = {}
         for target in targets_of(scale):
             for seed in scale.seeds:
-                drawn = seed if method.startswith("random") or method == "ccs" else -1
-                key = (target if method in OF_TARGET else "", drawn)
+                variant = variants()[method]
+                drawn = seed if "seed" in variant.inputs else -1
+                key = (target if variant.sees_target else "", drawn)
                 if key not in shared:
                     shared[key] = scorer.of(method, target, seed)
                 scored[method, target, seed] = shared[key]
@@ -141,7 +142,7 @@ def cost_rows(scored: dict[tuple[str, str, int], Scored]) -> Iterator[dict[str, 
             "scoring_seconds": one.seconds,
             "training_seconds": one.training_seconds,
         }
-        if method in ("lm", "fm") and target != COMBINED:
+        if method in OURS and target != COMBINED:
             votes = votes_of(one.scores, list(digits.RENDERINGS))
             yield {
                 "bench": BENCH,

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from benchmarks.harness.tables import fill
+from benchmarks.planted.scores import COMBINED, variants
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 FIGURE = "results/planted.png"
@@ -18,38 +19,12 @@ HEAD = (
     "# Benchmarks\n\nEvery section is written from a result file in `results/` by the command that "
     "it names.\n"
 )
-NAMES = {
-    "full": "full source",
-    "lm": "LM",
-    "soft_lm": "soft LM",
-    "fm": "FM",
-    "fm_clusters": "FM, pseudo-classes",
-    "fm_label_free": "FM, pseudo-classes without labels",
-    "influence": "class influence",
-    "random_classes": "random classes",
-    "random_samples": "random samples",
-    "el2n": "EL2N",
-    "grand": "GraNd",
-    "moderate": "Moderate",
-    "moderate_classes": "Moderate, classes",
-    "ccs": "CCS",
-    "prototypes": "prototypes",
-}
 MODES = {"linear_probe": "linear probe", "full_finetuning": "full finetuning"}
-OURS, COMBINED = ("lm", "fm"), "combined"
+OURS = ("label_mapping", "feature_mapping")
 # Of Student's t with n - 1 degrees of freedom, 95 %, one-sided.
 T_95 = {2: 6.314, 3: 2.920, 4: 2.353, 5: 2.132}
-STYLES = {
-    "lm": ("#0072B2", "o", "-"),
-    "soft_lm": ("#56B4E9", "o", "--"),
-    "fm": ("#D55E00", "s", "-"),
-    "fm_clusters": ("#E69F00", "s", "--"),
-    "fm_label_free": ("#F0C75E", "s", ":"),
-    "influence": ("#CC79A7", "D", "-"),
-    "random_classes": ("#009E73", "^", "-"),
-    "random_samples": ("#009E73", "v", "--"),
-}
-OTHERS = ("#8C8C8C", ".", "-")
+COLOURS = ("#0072B2", "#D55E00", "#CC79A7", "#56B4E9", "#E69F00", "#009E73", "#8C564B")
+BASELINES, MARKERS = "#8C8C8C", "os^vDxP*+1234"
 
 Runs = Mapping[tuple[str, str, float], Sequence[Mapping[str, Any]]]
 
@@ -135,10 +110,10 @@ def finding(runs: Runs, target: str, mode: str) -> str:
     """Say what LM and FM can prune of a target's source, and what the best of the others can."""
     by_method = {m: pruned(runs, m, target, mode, "mean") for m in methods_in(runs)}
     best = max(by_method[m] for m in by_method if is_baseline(m))
-    names = [NAMES[m] for m, share in by_method.items() if is_baseline(m) and share == best]
+    names = [label_of(m) for m, share in by_method.items() if is_baseline(m) and share == best]
     rivals = f"{best:.0%} by {', '.join(names)}" if best > 0 else "none by any"
     claim = all(by_method[m] >= 0.4 - 1e-9 for m in OURS if m in by_method)
-    ours = ", ".join(f"{NAMES[m]} {by_method[m]:.0%}" for m in OURS if m in by_method)
+    ours = ", ".join(f"{label_of(m)} {by_method[m]:.0%}" for m in OURS if m in by_method)
     verdict = "40 % or more pruned by both" if claim else "**the 40 to 80 % are not reached**"
     return (
         f"* {target}, {MODES[mode]}: {ours} pruned with no loss (rule of the mean), {verdict}; "
@@ -147,8 +122,13 @@ def finding(runs: Runs, target: str, mode: str) -> str:
 
 
 def is_baseline(method: str) -> bool:
-    """Say whether a method looks at no target."""
-    return method not in ("lm", "soft_lm", "fm", "fm_clusters", "fm_label_free", "influence")
+    """Return whether a method's scores do not depend on the target."""
+    return not variants()[method].sees_target
+
+
+def label_of(method: str) -> str:
+    """Return the name of a method that tables and figures show."""
+    return "full source" if method == "full" else method.replace("_", " ")
 
 
 def votes(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -160,7 +140,7 @@ def votes(rows: Sequence[Mapping[str, Any]]) -> str:
             own = f"{row['relevant']} {shares.pop(row['relevant']):.0%}"
             rest = sorted(shares.items(), key=lambda item: -item[1])[:3]
             others = ", ".join(f"{name} {share:.0%}" for name, share in rest if share > 0)
-            lines.append(f"* {row['target']}, {NAMES[row['method']]}: {own}; {others}")
+            lines.append(f"* {row['target']}, {label_of(row['method'])}: {own}; {others}")
     return "\n".join(lines)
 
 
@@ -172,7 +152,7 @@ def pruning_table(runs: Runs, targets: Sequence[str], mode: str) -> str:
             " / ".join(f"{pruned(runs, method, t, mode, rule):.0%}" for rule in ("mean", "t"))
             for t in targets
         ]
-        lines.append(f"| {NAMES[method]} | {' | '.join(cells)} |")
+        lines.append(f"| {label_of(method)} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -196,7 +176,7 @@ def detail_table(
             unit = of_targets[0]["unit"]
             scoring = float(np.mean([c["scoring_seconds"] for c in of_targets]))
             cost = [f"{scoring:.2f} s", f"{scoring + of_targets[0]['training_seconds']:.1f} s"]
-        cells = [NAMES[method], unit, *cells, f"{' / '.join(accuracies)} %", *cost]
+        cells = [label_of(method), unit, *cells, f"{' / '.join(accuracies)} %", *cost]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -222,19 +202,21 @@ def draw(runs: Runs, path: Path) -> None:
 
 
 def plot_panel(panel: Any, runs: Runs, target: str, mode: str) -> None:
-    """Draw the lines of one target; methods without a colour of their own differ by marker."""
+    """Draw the lines of one target: methods that see the target in colour, the others in grey."""
     full = mean_of(runs["full", target, 1.0], mode)
-    panel.axhline(full, color="#444444", linewidth=1, label=NAMES["full"])
-    others = iter("xP*+1234")
-    for method in methods_in(runs):
-        color, marker, line = STYLES.get(method, OTHERS)
-        marker = marker if method in STYLES else next(others)
+    panel.axhline(full, color="#444444", linewidth=1, label=label_of("full"))
+    colours = iter(COLOURS)
+    for number, method in enumerate(methods_in(runs)):
         keeps = sorted(keep for name, t, keep in runs if (name, t) == (method, target))
-        values = [mean_of(runs[method, target, keep], mode) for keep in keeps]
         panel.plot(
-            keeps, values, color=color, marker=marker, linestyle=line, markersize=4, linewidth=1.1,
-            label=NAMES[method],
-        )  # fmt: skip
+            keeps,
+            [mean_of(runs[method, target, keep], mode) for keep in keeps],
+            color=BASELINES if is_baseline(method) else next(colours),
+            marker=MARKERS[number % len(MARKERS)],
+            markersize=4,
+            linewidth=1.1,
+            label=label_of(method),
+        )
     panel.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     panel.grid(color="#E3E3E3")
 
@@ -256,8 +238,8 @@ def mean_of(found: Sequence[Mapping[str, Any]], mode: str) -> float:
 
 
 def methods_in(runs: Runs) -> list[str]:
-    """Return the methods that were run, in the order of names."""
-    return [name for name in NAMES if name != "full" and any(key[0] == name for key in runs)]
+    """Return the methods that were run, in the order of the rows."""
+    return list(dict.fromkeys(method for method, _, _ in runs if method != "full"))
 
 
 def targets_in(runs: Runs) -> list[str]:

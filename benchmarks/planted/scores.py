@@ -1,8 +1,8 @@
 """Scores of the planted benchmark: every method on the same surrogate, and what each costs."""
 
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,62 +14,84 @@ from benchmarks.planted.encoder import Contrast, train_encoder
 from benchmarks.planted.runs import Job, Training, influence_run, influences_of, quiet, run_all
 from dp4tl_ffcv import (
     BetonIndex,
+    Clusters,
     Features,
     Scores,
     Selection,
-    class_means,
+    cluster,
+    combine_scores,
     extract_features,
-    feature_mapping,
-    label_mapping,
     load_checkpoint,
 )
-from dp4tl_ffcv.scoring import random_scores
-from dp4tl_ffcv.scoring.clustering.kmeans import Clusters, cluster
-from dp4tl_ffcv.scoring.combine import combine_scores
-from dp4tl_ffcv.scoring.methods.grand import grand
-from dp4tl_ffcv.scoring.methods.influence import class_influence
-from dp4tl_ffcv.scoring.methods.label_mapping import soft_label_mapping
-from dp4tl_ffcv.scoring.methods.samples import (
-    coverage_centric,
-    el2n,
-    moderate,
-    moderate_classes,
-    prototype_distance,
-)
+from dp4tl_ffcv.scoring import methods, score
 from dp4tl_ffcv.utils import Classifier
 from train import pretrain
 
-OF_TARGET = ("lm", "soft_lm", "fm", "fm_clusters", "fm_label_free", "influence")
-WITHOUT_TARGET = (
-    "random_classes",
-    "random_samples",
-    "el2n",
-    "grand",
-    "moderate",
-    "moderate_classes",
-    "ccs",
-    "prototypes",
-)
 COMBINED = "combined"
 NUM_CLUSTERS = 80
 INFLUENCE_SEED = 5000
+# Inputs that the benchmark can give. Methods that need others are left out.
+OF_TARGET = {"target", "outcomes", "included"}
+GIVEN = {*OF_TARGET, "source", "clusters", "beton", "seed", "models", "difficulty"}
+# What is trained for scoring, in addition to features and clusters.
+TRAINED = {"surrogate", "encoder", "influence runs"}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A scoring method, with the options that make several runs of it."""
+
+    method: methods.Method
+    options: Mapping[str, Any]
+    encoder: str = "surrogate"
+    """Network whose features are used: `surrogate`, or `encoder`, which is trained without labels.
+    """
+    clusters: bool = False
+    """Score pseudo-classes."""
+
+    @property
+    def inputs(self) -> set[str]:
+        """Names of the method's inputs."""
+        return {f.name for f in fields(self.method.inputs)}
+
+    @property
+    def sees_target(self) -> bool:
+        """Whether the scores depend on the target."""
+        return bool(self.inputs & OF_TARGET)
+
+
+def variants() -> dict[str, Variant]:
+    """Return every variant of every method, by name."""
+    found: dict[str, Variant] = {}
+    for method in map(methods.get, methods.names()):
+        if not set(method.required) <= GIVEN:
+            continue
+        for unit in method.units:
+            several = len(method.units) > 1
+            name = f"{method.name}_{unit}" if several else method.name
+            found[name] = variant = Variant(method, {"unit": unit} if several else {})
+            if "clusters" in variant.inputs - set(method.required):
+                found[f"{name}_clusters"] = replace(variant, clusters=True)
+                found[f"{name}_label_free"] = replace(variant, clusters=True, encoder="encoder")
+    return found
 
 
 @dataclass(frozen=True)
 class Scored:
-    """Scores of one method, for a target or for any."""
+    """Scores of one variant, for one target or for all."""
 
     scores: Scores
     seconds: float
-    """Of features, scoring and, where there are any, clusters; without training a network."""
-    training_seconds: float = 0.0
-    """Of the surrogate, the encoder or the runs behind it."""
+    """Seconds of features, clusters and scoring, without training a network."""
+    training_seconds: float
+    """Seconds of training the surrogate, the encoder or the influence runs."""
     clusters: Clusters | None = None
+    """Pseudo-classes that were scored."""
 
 
 @dataclass
 class Scorer:
-    """Makes scores; what several need is made once and its seconds are counted for each."""
+    """Makes scores. Shared parts are made once, and their seconds are counted for each method."""
 
     training: Training
     folder: Path
@@ -85,112 +107,82 @@ class Scorer:
         """The source."""
         return BetonIndex.open(self.training.data / "source_train.beton")
 
-    def of(self, method: str, target: str, seed: int) -> Scored:
-        """Return the scores of a method for a target, or for all of them."""
-        if method in WITHOUT_TARGET:
-            return self._without_target(method, seed)
-        if target != COMBINED:
-            return self._of_target(method, target)
-        parts = [self._of_target(method, one) for one in self.targets]
-        # Influences may be negative and have no sum to be divided by.
-        how: Any = "rank" if method == "influence" else "sum"
-        started = time.perf_counter()
-        scores = combine_scores([part.scores for part in parts], how=how)
-        spent = time.perf_counter() - started
-        # What the targets share is counted once.
-        suffix = " encoder" if method == "fm_label_free" else ""
-        names = [f"features source{suffix}"] if method.startswith("fm") else []
-        names += [f"clusters{suffix}"] if parts[0].clusters else []
-        shared = sum(self.seconds(name) for name in names)
-        own = sum(part.seconds - shared for part in parts)
-        return replace(parts[0], scores=scores, seconds=own + shared + spent)
-
-    # -- methods ---------------------------------------------------------------------------------
-    def _of_target(self, method: str, target: str) -> Scored:
-        if method == "influence":
-            included, results = self.influences()
-            outcomes = influences_of(results, target)
+    def of(self, name: str, target: str, seed: int) -> Scored:
+        """Return the scores of a variant for a target, or for all targets."""
+        variant = variants()[name]
+        several = target == COMBINED and variant.sees_target
+        parts: list[Scores] = []
+        own, used, clusters = 0.0, set[str](), None
+        for one in self.targets if several else (target,):
+            inputs = self._inputs(variant, one, seed, used)
             started = time.perf_counter()
-            scores = class_influence(outcomes, included)
-            return Scored(scores, time.perf_counter() - started, self.influence_seconds(results))
-        if method == "fm_label_free":
-            return self._fm_clusters(target, "encoder")
-        if method == "fm_clusters":
-            return self._fm_clusters(target, "surrogate")
-        features, spent = self.features(target), self.seconds(f"features {target}")
+            parts.append(variant.method.function(**inputs))
+            own += time.perf_counter() - started
+            clusters = inputs.get("clusters")
         started = time.perf_counter()
-        if method == "fm":
-            source = self.features("source")
-            spent += self.seconds("features source")
-            started = time.perf_counter()
-            means = class_means(source.features, source.labels, self.index.num_classes)
-            scores = feature_mapping(features.features, means)
-        else:
-            logits = np.asarray(features.logits)
-            scores = label_mapping(logits) if method == "lm" else soft_label_mapping(logits)
-        return Scored(scores, spent + time.perf_counter() - started, self.seconds("surrogate"))
-
-    def _fm_clusters(self, target: str, encoder: str) -> Scored:
-        clusters, features = self.clusters(encoder), self.features(target, encoder)
-        source = self.features("source", encoder)
-        started = time.perf_counter()
-        means = class_means(source.features, clusters.labels, clusters.num_clusters)
-        scores = feature_mapping(features.features, means)
-        spent = time.perf_counter() - started
-        suffix = "" if encoder == "surrogate" else f" {encoder}"
-        spent += sum(
-            self.seconds(f"{name}{suffix}")
-            for name in ("clusters", "features source", f"features {target}")
+        scores = parts[0]
+        if several:
+            # Negative scores have no sum to be divided by.
+            negative = any((part.scores < 0).any() for part in parts)
+            scores = combine_scores(parts, how="rank" if negative else "sum")
+        own += time.perf_counter() - started
+        return Scored(
+            scores,
+            own + self._seconds(used - TRAINED),
+            self._seconds(used & TRAINED),
+            clusters if scores.unit == "class" else None,
         )
-        return Scored(scores, spent, self.seconds(encoder), clusters)
 
-    def _without_target(self, method: str, seed: int) -> Scored:
-        if method.startswith("random"):
-            unit: Any = "class" if method == "random_classes" else "sample"
-            count = self.index.num_classes if unit == "class" else self.index.num_samples
-            started = time.perf_counter()
-            scores = random_scores(count, seed=seed, unit=unit)
-            return Scored(scores, time.perf_counter() - started)
-        if method == "grand":
-            self.features("source")  # what is compiled at first use is not counted
-            model, resolution = self.surrogate(), self.training.resolution
-            scores = self.once(
-                "grand",
-                lambda: grand(model, self.beton("source"), resolution=resolution, crop_ratio=1.0),
-            )
-            return Scored(scores, self.seconds("grand"), self.seconds("surrogate"))
-        source = self.features("source")
-        logits, features, labels = np.asarray(source.logits), source.features, source.labels
-        num_classes = self.index.num_classes
-        methods: dict[str, Callable[[], Scores]] = {
-            "el2n": lambda: el2n(logits, labels),
-            "ccs": lambda: coverage_centric(el2n(logits, labels), seed=seed),
-            "moderate": lambda: moderate(features, labels, num_classes),
-            "moderate_classes": lambda: moderate_classes(features, labels, num_classes),
-            "prototypes": lambda: prototype_distance(features, self.clusters("surrogate")),
+    def _inputs(self, variant: Variant, target: str, seed: int, used: set[str]) -> dict[str, Any]:
+        """Return the arguments of a variant; add the names of the shared parts to `used`."""
+        suffix = "" if variant.encoder == "surrogate" else f" {variant.encoder}"
+
+        def features(dataset: str) -> Features:
+            used.update((f"features {dataset}{suffix}", variant.encoder))
+            return self.features(dataset, variant.encoder)
+
+        def clusters() -> Clusters:
+            used.add(f"clusters{suffix}")
+            return self.clusters(variant.encoder)
+
+        def outcomes() -> NDArray[Any]:
+            used.add("influence runs")
+            return influences_of(self.influences()[1], target)
+
+        def models() -> list[Classifier]:
+            self.features("source")  # compiles
+            used.add("surrogate")
+            return [self.surrogate()]
+
+        given: dict[str, Callable[[], Any]] = {
+            "target": lambda: features(target),
+            "source": lambda: features("source"),
+            "outcomes": outcomes,
+            "included": lambda: self.influences()[0],
+            "models": models,
+            "beton": lambda: self.index,
+            "difficulty": lambda: score("el2n", source=features("source")),
+            "seed": lambda: seed,
+            "resolution": lambda: self.training.resolution,
+            "crop_ratio": lambda: 1.0,
         }
-        extra = 0.0
-        if method == "prototypes":
-            self.clusters("surrogate")
-            extra = self.seconds("clusters")
-        started = time.perf_counter()
-        scores = methods[method]()
-        spent = time.perf_counter() - started + extra + self.seconds("features source")
-        return Scored(scores, spent, self.seconds("surrogate"))
+        if variant.clusters or "clusters" in variant.method.required:
+            given["clusters"] = clusters
+        made = {name: make() for name, make in given.items() if name in variant.inputs}
+        return {**made, **variant.options}
 
-    # -- what they are made from -----------------------------------------------------------------
+    def _seconds(self, names: Iterable[str]) -> float:
+        return sum(self.made[name][1] for name in names)
+
+    # -- shared parts ----------------------------------------------------------------------------
     def once(self, name: str, make: Callable[[], Any]) -> Any:
-        """Return what is called `name`; make it, and take the time, if it is not there."""
+        """Return the part called `name`; the first call makes it and takes the time."""
         if name not in self.made:
             progress(f"{name} ...")
             started = time.perf_counter()
             value = make()
             self.made[name] = value, time.perf_counter() - started
         return self.made[name][0]
-
-    def seconds(self, name: str) -> float:
-        """Return how long it took to make."""
-        return self.made[name][1]
 
     def surrogate(self) -> Classifier:
         """Return a network trained on the full source; its seconds are those of the loop."""
@@ -252,8 +244,13 @@ class Scorer:
         )
 
     def influences(self) -> tuple[NDArray[np.bool_], list[dict[str, Any]]]:
-        """Return which classes each run held `(R, C)`, and what came out."""
-        return self.once("influence runs", self._influences)  # type: ignore[no-any-return]  # of several kinds
+        """Return which classes each run held `(R, C)`, and the runs' results."""
+        if "influence runs" not in self.made:
+            included, results = self._influences()
+            # Only the pretraining loops count, on as many cores as there are processes.
+            seconds = sum(result["pretrain_seconds"] for result in results) / self.processes
+            self.made["influence runs"] = (included, results), float(seconds)
+        return self.made["influence runs"][0]  # type: ignore[no-any-return]  # of several kinds
 
     def _influences(self) -> tuple[NDArray[np.bool_], list[dict[str, Any]]]:
         index, rng = self.index, np.random.default_rng(0)
@@ -281,12 +278,8 @@ class Scorer:
         )
         return included, results
 
-    def influence_seconds(self, results: list[dict[str, Any]]) -> float:
-        """Return the seconds of the pretraining loops, on as many cores as there are processes."""
-        return float(sum(result["pretrain_seconds"] for result in results)) / self.processes
-
 
 def votes_of(scores: Scores, renderings: list[str]) -> Mapping[str, float]:
-    """Return the share of the votes that the classes of each rendering got."""
+    """Return the fraction of the votes that the classes of each rendering got."""
     votes = scores.scores.reshape(len(renderings), -1).sum(axis=1)
     return {name: float(v) for name, v in zip(renderings, votes / votes.sum(), strict=True)}

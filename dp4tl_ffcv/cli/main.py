@@ -54,5 +54,9 @@ def _parse(words: Sequence[str]) -> Any:
         prog="dp4tl write" if in_write else "dp4tl",
         description=_DESCRIPTION,
         args=words[in_write:],
-        config=(tyro.conf.OmitSubcommandPrefixes, tyro.conf.OmitArgPrefixes),
+        config=(
+            tyro.conf.OmitSubcommandPrefixes,
+            tyro.conf.OmitArgPrefixes,
+            tyro.conf.CascadeSubcommandArgs,  # options of `score` follow the method's name
+        ),
     )

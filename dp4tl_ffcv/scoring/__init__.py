@@ -1,8 +1,21 @@
-"""Scores of source classes: how much of the target maps onto each."""
+"""Scores of source classes and samples: how much of the target maps onto each.
 
-from .methods.feature_mapping import class_means, feature_mapping
-from .methods.label_mapping import label_mapping
-from .methods.random import random_scores
+Every module of `methods/` adds its function to this package: `from dp4tl_ffcv.scoring import el2n`.
+"""
+
+from typing import Any
+
+from . import methods
+from .features.reductions import class_means
+from .methods import score
 from .scores import Scores
 
-__all__ = ["Scores", "class_means", "feature_mapping", "label_mapping", "random_scores"]
+__all__ = ["Scores", "class_means", "score"]
+
+
+def __getattr__(name: str) -> Any:
+    # The function of `random` is called `random_scores`: Python has a module called random.
+    method = name.removesuffix("_scores")
+    if method not in methods.names():
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return methods.get(method).function

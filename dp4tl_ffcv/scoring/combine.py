@@ -1,4 +1,4 @@
-"""Scores made of several: the mean over runs, and one ranking for several targets."""
+"""Combine scores: average over runs, or rank classes for several targets."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,39 +9,42 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import StaleArtifactError
-from .checks import one_source
+from ..validate import check_choice
+from .inputs import check_one_source
 from .scores import Scores
 
-# Ratios of weights that are this near, relatively, to fractions of so small a denominator are them.
+# A ratio of weights is taken for the fraction of a small denominator that it is this close to.
 _ROUNDING, _LARGEST_DENOMINATOR = 1e-14, 10_000
 
 How = Literal["sum", "max", "rank", "round-robin"]
 
 
 def mean_scores(scores: Sequence[Scores]) -> Scores:
-    """Average scores of the same method over runs: `s[i] = mean_r s_r[i]`, and so the tie key.
+    """Average scores of the same method over runs: `s[i] = mean_r s_r[i]`, tie-breaks alike.
 
     Args:
-        scores: of each run.
+        scores: one per run. A single run is returned as it is.
 
     Returns:
         Scores of that method, with the provenance of each run.
 
     Raises:
         TypeError: `scores` is no list, or an entry is not Scores.
-        ValueError: there are none, or they differ in unit, method or number.
-        StaleArtifactError: they are of different sources or clusters.
+        ValueError: `scores` is empty, or its entries differ in unit, method or length.
+        StaleArtifactError: the scores were made for different sources or clusters.
     """
-    provenance = _alike(scores)
+    provenance = _check_alike(scores)
     if len(methods := _methods(scores)) > 1:
         raise ValueError(
-            f"`scores` must be of one method; got {' and '.join(methods)}. "
-            "Combine those of several by `combine_scores`."
+            f"`scores` come from the methods {' and '.join(methods)}; an average needs one. "
+            "Combine several by `combine_scores`."
         )
+    if len(scores) == 1:
+        return scores[0]
     share = [1.0 / len(scores)] * len(scores)
     return Scores(
         scores=_mean([one.scores for one in scores], share),
-        tie=_mean([one.tie for one in scores], share),
+        tie_break=_mean([one.tie_break for one in scores], share),
         method=methods[0],
         unit=scores[0].unit,
         provenance=provenance,
@@ -55,49 +58,48 @@ def combine_scores(
 
     With weights w, scaled to a sum of 1:
 
-    * `sum`: `s[c] = sum_t w_t s_t[c] / sum_k s_t[k]`. Each target counts alike whatever its size.
-    * `max`: `s[c] = max_t w_t s_t[c] / sum_k s_t[k]`: what one target needs is kept.
-    * `rank`: `s[c] = -sum_t w_t r_t[c]`, with r the positions in the targets' rankings from 0 on;
-      classes of equal score and tie key share the mean of theirs.
-    * `round-robin`: the targets take turns, as often as their weights say (turn k of t is due at
-      time `k / w_t`, the first of equals first), and each adds the best of its ranking that is not
-      there yet; `s[c] = C - position of c`.
+    * `sum`: `s[c] = sum_t w_t s_t[c] / sum_k s_t[k]`. Large and small targets count alike.
+    * `max`: `s[c] = max_t w_t s_t[c] / sum_k s_t[k]`. A class that one target needs is kept.
+    * `rank`: `s[c] = -sum_t w_t r_t[c]`, with r the positions in the targets' rankings, from 0;
+      classes of equal score and tie-break score share their mean position.
+    * `round-robin`: the targets take turns in proportion to their weights (turn k of target t is
+      due at time `k / w_t`, the first of equals first). In its turn, a target adds the best class
+      of its ranking that is not yet chosen; `s[c] = C - position of c`.
 
-    The tie keys are combined in the same way, each by itself; round-robin leaves no ties.
+    The tie-break scores are combined separately, by the same rule; round-robin leaves no ties.
 
     Args:
-        scores: of each target, over the same classes or samples.
+        scores: one per target, over the same classes or samples.
         how: the rule.
-        weights: one per target, above 0; all alike if None.
+        weights: one per target, above 0; None weighs all alike.
 
     Returns:
-        Scores of method `HOW_METHOD`, with the provenance of each.
+        Scores of method `HOW_METHOD`, with the provenance of each target.
 
     Raises:
         TypeError: `scores` is no list, or an entry is not Scores.
-        ValueError: there are none, they differ in unit or number, a weight is wrong; or, for
-            `sum` and `max`, scores are negative or all 0.
-        StaleArtifactError: they are of different sources or clusters.
+        ValueError: `scores` is empty, its entries differ in unit or length, or a weight is wrong;
+            or, for `sum` and `max`, scores are negative or all 0.
+        StaleArtifactError: the scores were made for different sources or clusters.
     """
-    if how not in get_args(How):
-        raise ValueError(f"`how` must be one of {get_args(How)}; got {how!r}. Choose one.")
-    provenance = _alike(scores)
+    check_choice("how", how, get_args(How))
+    provenance = _check_alike(scores)
     shares = _shares(weights, len(scores))
     if how == "round-robin":
         order = _in_turns([one.ranking() for one in scores], shares)
         combined = np.empty(len(order), dtype=np.float64)
         combined[order] = np.arange(len(order), 0, -1)
-        tie = np.zeros_like(combined)
+        tie_break = np.zeros_like(combined)
     elif how == "rank":
-        combined = -_mean([_positions(one.scores, one.tie) for one in scores], shares)
-        tie = -_mean([_positions(one.tie) for one in scores], shares)
+        combined = -_mean([_positions(one.scores, one.tie_break) for one in scores], shares)
+        tie_break = -_mean([_positions(one.tie_break) for one in scores], shares)
     else:
         join = _mean if how == "sum" else _largest
         combined = join([_scaled(one.scores, how) for one in scores], shares)
-        tie = join([_scaled(one.tie, how, key=True) for one in scores], shares)
+        tie_break = join([_scaled(one.tie_break, how, zeros=True) for one in scores], shares)
     return Scores(
         scores=combined,
-        tie=tie,
+        tie_break=tie_break,
         method="_".join((how, *_methods(scores))),
         unit=scores[0].unit,
         provenance={**provenance, "how": how, "weights": shares.tolist()},
@@ -117,21 +119,20 @@ def _largest(values: Sequence[NDArray[np.float64]], shares: Iterable[float]) -> 
     return largest
 
 
-def _scaled(values: NDArray[np.float64], how: str, *, key: bool = False) -> NDArray[np.float64]:
-    """Return values over their sum; tie keys may all be 0."""
+def _scaled(values: NDArray[np.float64], how: str, *, zeros: bool = False) -> NDArray[np.float64]:
+    """Return values over their sum; with `zeros`, all may be 0."""
     largest = values.max()
-    if (values < 0).any() or not (largest > 0 or key):
-        what = "tie keys" if key else "scores"
+    if (values < 0).any() or not (largest > 0 or zeros):
         raise ValueError(
-            f"`scores` must have {what} >= 0 of a sum above 0 for {how!r}; got {what} from "
-            f"{values.min():g} to {largest:g}. Combine them by 'rank' or 'round-robin'."
+            f"{how!r} needs scores >= 0 that are not all 0; got values from {values.min():g} to "
+            f"{largest:g}. Combine by 'rank' or 'round-robin'."
         )
     scaled = values / largest if largest > 0 else values  # the sum of huge ones would overflow
     return scaled / scaled.sum() if largest > 0 else values
 
 
 def _positions(*keys: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return each entry's position by descending keys, the first key first; equals share a mean."""
+    """Return positions by descending keys, the first key first; equal entries share their mean."""
     order = np.lexsort([-key for key in reversed(keys)])
     new = np.zeros(len(order), dtype=np.bool_)
     for key in keys:
@@ -147,7 +148,7 @@ def _positions(*keys: NDArray[np.float64]) -> NDArray[np.float64]:
 def _in_turns(
     rankings: Sequence[NDArray[np.int64]], shares: NDArray[np.float64]
 ) -> NDArray[np.int64]:
-    """Return all ids: turn k of a target is due at time k / share, the first of equals first."""
+    """Return all ids in round-robin order; turn k of a target is due at time k / share."""
     lists = [ranking.tolist() for ranking in rankings]
     waits = _waits(shares)
     places, due = [0] * len(lists), list(waits)
@@ -165,7 +166,7 @@ def _in_turns(
 
 
 def _waits(shares: NDArray[np.float64]) -> list[int]:
-    """Return numbers in inverse proportion to the shares, whole ones: no rounding decides ties."""
+    """Return integers in inverse proportion to the shares, so that rounding decides no tie."""
     exact = []
     for ratio in map(Fraction, (shares.max() / shares).tolist()):
         near = ratio.limit_denominator(_LARGEST_DENOMINATOR)
@@ -174,40 +175,40 @@ def _waits(shares: NDArray[np.float64]) -> list[int]:
     return [int(ratio * common) for ratio in exact]
 
 
-def _alike(scores: Sequence[Scores]) -> dict[str, Any]:
-    """Check that scores are of the same things, and return where they all come from."""
+def _check_alike(scores: Sequence[Scores]) -> dict[str, Any]:
+    """Check that all scores are of the same classes or samples, and return their provenance."""
     if not isinstance(scores, Sequence):
-        raise TypeError(
-            f"`scores` must be a list of Scores; got {type(scores).__name__}. Pass list(scores)."
-        )
+        raise TypeError(f"`scores` must be a list of Scores; got {type(scores).__name__}.")
     for one in scores:
         if not isinstance(one, Scores):
-            raise TypeError(
-                f"`scores` must hold Scores; got {type(one).__name__}. Load files by `Scores.load`."
-            )
+            raise TypeError(f"`scores` must hold Scores; got {type(one).__name__}.")
     if not scores:
-        raise ValueError("`scores` must hold at least one; got none. Pass those to combine.")
+        raise ValueError("`scores` is empty; pass at least one.")
     for name, found in (
-        ("unit", [one.unit for one in scores]),
-        ("number of entries", [len(one) for one in scores]),
+        ("units", [one.unit for one in scores]),
+        ("lengths", [len(one) for one in scores]),
     ):
         if len(different := list(dict.fromkeys(found))) > 1:
             raise ValueError(
-                f"`scores` must have one {name}; got {different[0]} and {different[1]}. "
-                "Score the same classes, or the same samples."
+                f"`scores` have different {name}, {different[0]} and {different[1]}. Score the "
+                "same classes, or the same samples."
             )
     provenances = [one.provenance for one in scores]
     parts = [{"method": one.method, "scores": dict(one.provenance)} for one in scores]
-    return {"parts": parts, **one_source("scores", provenances), **_one_clustering(provenances)}
+    return {
+        "parts": parts,
+        **check_one_source("scores", provenances),
+        **_check_one_clustering(provenances),
+    }
 
 
-def _one_clustering(provenances: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+def _check_one_clustering(provenances: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     found = list(dict.fromkeys(provenance.get("clusters_sha256") for provenance in provenances))
     if len(found) > 1:
         one, other = ("none" if digest is None else digest[:16] for digest in found[:2])
         raise StaleArtifactError(
-            f"`scores` must be of one clustering's pseudo-classes; got clusters {one} and {other}. "
-            "Score the same clusters."
+            f"`scores` were made with different clusters, {one} and {other}. Score the same "
+            "clusters."
         )
     return {} if found[0] is None else {"clusters_sha256": found[0]}
 
@@ -224,15 +225,13 @@ def _shares(weights: Sequence[float] | None, count: int) -> NDArray[np.float64]:
         values = np.empty(0)
     if values.shape != (count,) or not (np.isfinite(values).all() and (values > 0).all()):
         raise ValueError(
-            f"`weights` must hold a number above 0 for each of the {count} scores; got "
-            f"{weights!r}. Leave out what should not count."
+            f"`weights` must hold a number above 0 for each of the {count} scores; got {weights!r}."
         )
-    # By a power of two, which keeps all bits: the sum of huge weights would overflow.
+    # Scaled by a power of two, which keeps all bits: the sum of huge weights would overflow.
     values = np.ldexp(values, -np.frexp(values.max())[1])
     if not values.all():
         raise ValueError(
-            f"`weights` must not differ so much that a share of 0 is left; got {weights!r}. Leave "
-            "out what should not count."
+            f"`weights` {weights!r} differ so much that a share rounds to 0. Leave out the small."
         )
     shares: NDArray[np.float64] = values / values.sum()
     return shares

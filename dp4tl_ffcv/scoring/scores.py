@@ -3,12 +3,16 @@
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..artifacts import load_artifact, save_artifact
+from ..validate import check_choice
+
+Unit = Literal["class", "sample"]
 
 _KIND = "scores"
 
@@ -18,63 +22,74 @@ class Scores:
     """A score per source class `(C,)` or per source sample `(N,)`; higher is kept first."""
 
     scores: NDArray[np.float64]
-    tie: NDArray[np.float64]
-    """Second key, same shape: decides between equal scores."""
+    tie_break: NDArray[np.float64] = field(default_factory=partial(np.zeros, 0))
+    """Decides between equal scores; same shape. Zeros by default."""
     method: str
-    unit: Literal["class", "sample"] = "class"
+    unit: Unit = "class"
     provenance: Mapping[str, Any] = field(default_factory=dict)
     """Where the scores came from: surrogate checkpoint, fingerprints, arguments."""
 
     def __post_init__(self) -> None:
-        for name in ("scores", "tie"):
+        if not np.size(self.tie_break):
+            object.__setattr__(self, "tie_break", np.zeros_like(self.scores, dtype=np.float64))
+        for name in ("scores", "tie_break"):
             values = np.array(getattr(self, name), dtype=np.float64)
             if values.ndim != 1 or not values.size or not np.isfinite(values).all():
                 raise ValueError(
-                    f"`{name}` must be finite, with shape (C,) and C >= 1; got shape "
-                    f"{values.shape}. Check what the scores were computed from."
+                    f"`{name}` must be a finite, non-empty vector; got shape {values.shape}. "
+                    "Check what the scores were computed from."
                 )
             values.setflags(write=False)
             object.__setattr__(self, name, values)
-        if self.tie.shape != self.scores.shape:
+        if self.tie_break.shape != self.scores.shape:
             raise ValueError(
-                f"`tie` must have the shape of `scores` {self.scores.shape}; got {self.tie.shape}. "
-                "Pass one tie key per score."
+                f"`tie_break` must have the shape of `scores` {self.scores.shape}; got "
+                f"{self.tie_break.shape}."
             )
-        if self.unit not in ("class", "sample"):
-            raise ValueError(f"`unit` must be class or sample; got {self.unit!r}. Choose one.")
+        check_choice("unit", self.unit, ("class", "sample"))
 
     def __len__(self) -> int:
         return len(self.scores)
 
     def ranking(self) -> NDArray[np.int64]:
-        """Return the ids from best to worst: score descending, then tie descending, then id.
+        """Return the ids from best to worst: score descending, then tie-break descending, then id.
 
         The order is total, so every machine selects the same classes.
         """
-        return np.lexsort((np.arange(len(self)), -self.tie, -self.scores)).astype(np.int64)
+        return np.lexsort((np.arange(len(self)), -self.tie_break, -self.scores)).astype(np.int64)
+
+    def summary(self) -> dict[str, Any]:
+        """Return what `dp4tl score` prints: method, unit, counts and the 20 best ids."""
+        return {
+            "method": self.method,
+            "unit": self.unit,
+            "scored": len(self),
+            "above_zero": int((self.scores > 0).sum()),
+            "best": self.ranking()[:20].tolist(),
+        }
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the scores to `path` (`.npz`), atomically."""
-        arrays = {"scores": self.scores, "tie": self.tie}
+        arrays = {"scores": self.scores, "tie_break": self.tie_break}
         header = {"method": self.method, "unit": self.unit, "provenance": dict(self.provenance)}
         save_artifact(path, _KIND, arrays, header)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Scores":
-        """Read scores that `save` wrote.
+        """Read scores from the file that `save` wrote.
 
         Raises:
             FileNotFoundError: there is no such file.
             ValueError: the file holds no scores.
         """
-        arrays, header = load_artifact(path, _KIND, ("scores", "tie"))
-        return cls(
-            scores=arrays["scores"],
-            tie=arrays["tie"],
-            method=header["method"],
-            unit=header["unit"],
-            provenance=header["provenance"],
-        )
+        arrays, header = load_artifact(path, _KIND, ("scores", "tie_break"))
+        about = {name: header[name] for name in ("method", "unit", "provenance")}
+        return cls(scores=arrays["scores"], tie_break=arrays["tie_break"], **about)
+
+    @classmethod
+    def of(cls, scores: "Scores | str | os.PathLike[str]") -> "Scores":
+        """Return `scores` if they are Scores; load them if they are a path."""
+        return cls.load(scores) if isinstance(scores, str | os.PathLike) else scores
 
     def __repr__(self) -> str:
         best = ", ".join(map(str, self.ranking()[:5]))

@@ -1,4 +1,4 @@
-"""Selections: which classes and samples are retained, where that came from, and their files."""
+"""Selections: which classes and samples are retained, and why."""
 
 from .exports import export_indices, import_indices
 from .rules import select

@@ -1,4 +1,4 @@
-"""Bare index lists for other people's loaders, and back: `.npy`, DP4TL's `.indices`, `.txt`."""
+"""Lists of sample ids for other loaders, and back: `.npy`, DP4TL's `.indices`, `.txt`."""
 
 import os
 from pathlib import Path
@@ -17,14 +17,13 @@ EXPORT_SUFFIXES = (".npy", ".indices", ".txt")
 def export_indices(
     selection: Selection | str | os.PathLike[str], path: str | os.PathLike[str]
 ) -> Selection:
-    """Write the retained sample ids, ascending, for other loaders.
+    """Write the retained sample ids, ascending, in the format that the suffix of `path` names.
 
-    The suffix of `path` chooses the format: `.npy` is a numpy array, `.indices` a torch tensor as
-    DP4TL's scripts load, `.txt` has one id per line. None of them records the beton that the ids
-    belong to; a selection file does.
+    `.npy` is a numpy array, `.indices` a torch tensor that DP4TL's scripts load, `.txt` has one id
+    per line. None of them records the beton that the ids belong to; the selection's own file does.
 
     Args:
-        selection: a selection, or its file.
+        selection: the selection, or the path of its file.
         path: file to write.
 
     Returns:
@@ -33,22 +32,23 @@ def export_indices(
     Raises:
         ValueError: the suffix is none of the three.
     """
-    suffix = _check_suffix(path)
-    selection = Selection.of(selection)
+    selection, suffix = Selection.of(selection), _check_suffix(path)
     with atomic_open(path) as stream:
         if suffix == ".npy":
             np.save(stream, selection.indices)
         elif suffix == ".txt":
             stream.write("".join(f"{index}\n" for index in selection.indices).encode())
         else:
-            import torch  # loaded for this one format alone
+            import torch  # loaded for this format alone
 
             torch.save(torch.from_numpy(selection.indices.copy()), stream)
     return selection
 
 
-def import_indices(path: str | os.PathLike[str], index: BetonIndex) -> Selection:
-    """Read sample ids that `export_indices` or DP4TL wrote, as a selection of `index`.
+def import_indices(
+    path: str | os.PathLike[str], beton: BetonIndex | str | os.PathLike[str]
+) -> Selection:
+    """Read sample ids that `export_indices` or DP4TL wrote, as a selection from `beton`.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -62,10 +62,9 @@ def import_indices(path: str | os.PathLike[str], index: BetonIndex) -> Selection
         if isinstance(error, OSError) and error.filename is not None:
             raise  # the file cannot be opened; an OSError without a name comes from reading it
         raise ValueError(
-            f"`path` must hold sample ids; got {str(path)!r}, which cannot be read as {suffix}. "
-            "Export it again."
+            f"{str(path)!r} holds no sample ids that can be read as {suffix}. Export it again."
         ) from error
-    return Selection.of_indices(index, ids, provenance={"imported": Path(path).name})
+    return Selection.of_indices(beton, ids, provenance={"imported": Path(path).name})
 
 
 def _read(path: str | os.PathLike[str], suffix: str) -> NDArray[Any]:
@@ -73,7 +72,7 @@ def _read(path: str | os.PathLike[str], suffix: str) -> NDArray[Any]:
         return np.load(path, allow_pickle=False)  # type: ignore[no-any-return]  # np.load is untyped
     if suffix == ".txt":
         return np.array([int(line) for line in Path(path).read_text().split()], dtype=np.int64)
-    import torch  # loaded for this one format alone
+    import torch  # loaded for this format alone
 
     return np.asarray(torch.load(path, weights_only=True))
 
@@ -82,7 +81,7 @@ def _check_suffix(path: str | os.PathLike[str]) -> str:
     suffix = Path(path).suffix
     if suffix not in EXPORT_SUFFIXES:
         raise ValueError(
-            f"`path` must end in one of {', '.join(EXPORT_SUFFIXES)}; got {str(path)!r}. "
-            "The suffix chooses the format."
+            f"{str(path)!r} must end in one of {', '.join(EXPORT_SUFFIXES)}; the suffix chooses "
+            "the format."
         )
     return suffix

@@ -1,4 +1,4 @@
-"""A selection: retained classes and samples of one beton, saved with where it came from."""
+"""A selection: the retained classes and samples of a beton, and where the choice came from."""
 
 import hashlib
 import os
@@ -13,6 +13,8 @@ from ..artifacts import check_fingerprint, load_artifact, save_artifact
 from ..beton import BetonIndex
 from ..beton.index import check_indices
 from ..kernels import class_members
+
+Beton = BetonIndex | str | os.PathLike[str]
 
 _KIND = "selection"
 _ARRAYS = ("classes", "indices", "label_map")
@@ -32,10 +34,12 @@ class Selection:
     label_map: NDArray[np.int64]
     """New label of each source class `(C,)`: 0 to K - 1 in ascending order, -1 for pruned ones."""
     fingerprint: str
-    """Fingerprint of the beton that `indices` count in."""
+    """Fingerprint of the beton that the sample ids belong to."""
     label_field: str = "label"
     provenance: Mapping[str, Any] = field(default_factory=dict)
-    """Scores, rule and arguments that led here."""
+    """Scores, rule and arguments that led to the selection."""
+    index: BetonIndex | None = field(default=None, repr=False)
+    """The open beton; None if the selection was loaded from its file."""
 
     def __post_init__(self) -> None:
         for name in _ARRAYS:
@@ -44,14 +48,14 @@ class Selection:
             object.__setattr__(self, name, values)
         if not self.indices.size:
             raise ValueError(
-                "`indices` must retain at least one sample; got none. Keep more, or check that "
-                "the beton holds the selected classes."
+                "the selection retains no sample. Keep more, or check that the beton holds the "
+                "selected classes."
             )
 
     @classmethod
     def of_classes(
         cls,
-        index: BetonIndex,
+        beton: Beton,
         classes: ArrayLike,
         *,
         num_classes: int | None = None,
@@ -61,43 +65,44 @@ class Selection:
         """Retain every sample of `classes`.
 
         Args:
-            index: the beton.
+            beton: the source.
             classes: class ids `(K,)`, in any order, without repeats.
-            num_classes: C; None takes it from the beton.
+            num_classes: number of classes C; None takes it from the beton.
             label_field: field of the class ids.
-            provenance: kept with the selection.
+            provenance: facts to record with the selection.
 
         Raises:
             ValueError: a class id is out of range or repeated, or no sample is retained.
         """
+        index = BetonIndex.of(beton)
         labels = index.labels(label_field)
-        count = max(num_classes or 0, len(index.class_counts(label_field)))
+        count = max(num_classes or 0, _num_classes(index, labels, label_field))
         ids = np.sort(np.asarray(classes))
         if ids.dtype.kind not in "iu" or ids.ndim != 1 or len(np.unique(ids)) != len(ids):
             raise ValueError(
                 f"`classes` must be distinct integers of shape (K,); got {ids.dtype} of shape "
-                f"{ids.shape}. Name each class once."
+                f"{ids.shape}."
             )
         if ids.size and (ids[0] < 0 or ids[-1] >= count):
             raise ValueError(
                 f"`classes` must lie in [0, {count}); got values from {ids[0]} to {ids[-1]}. "
-                "Check which source the classes were scored for."
+                "Check which source they belong to."
             )
         label_map = _number(ids, count)
-        retained = class_members(labels, label_map >= 0)
         return cls(
             classes=ids,
-            indices=retained,
+            indices=class_members(labels, label_map >= 0),
             label_map=label_map,
             fingerprint=index.fingerprint,
             label_field=label_field,
             provenance=provenance or {},
+            index=index,
         )
 
     @classmethod
     def of_indices(
         cls,
-        index: BetonIndex,
+        beton: Beton,
         indices: ArrayLike,
         *,
         label_field: str = "label",
@@ -109,16 +114,18 @@ class Selection:
             TypeError: the indices are not integers.
             ValueError: an index is out of range, or there is none.
         """
+        index = BetonIndex.of(beton)
         ids = np.unique(check_indices(indices, index.num_samples))
         labels = index.labels(label_field)
         classes = np.unique(labels[ids])
         return cls(
             classes=classes,
             indices=ids,
-            label_map=_number(classes, len(index.class_counts(label_field))),
+            label_map=_number(classes, _num_classes(index, labels, label_field)),
             fingerprint=index.fingerprint,
             label_field=label_field,
             provenance=provenance or {},
+            index=index,
         )
 
     def digest(self) -> str:
@@ -128,21 +135,23 @@ class Selection:
             digest.update(getattr(self, name).tobytes())
         return digest.hexdigest()
 
-    def check(self, index: BetonIndex) -> None:
-        """Raise StaleArtifactError unless made for this beton."""
+    def check(self, beton: Beton) -> None:
+        """Raise StaleArtifactError unless the selection was made for this beton."""
+        index = BetonIndex.of(beton)
         check_fingerprint("selection", self.fingerprint, index.fingerprint, index.path)
 
-    def transfer(self, index: BetonIndex) -> "Selection":
-        """Retain the same classes of another beton of the same source, its validation split say.
+    def transfer(self, beton: Beton) -> "Selection":
+        """Retain the same classes of another beton of the source, its validation split say.
 
         Raises:
-            ValueError: that beton has classes this selection knows nothing of, or none of these.
+            ValueError: the other beton has more classes, or none of the retained classes.
         """
-        num_classes = len(index.class_counts(self.label_field))
-        if num_classes > len(self.label_map):
+        index = BetonIndex.of(beton)
+        count = _num_classes(index, index.labels(self.label_field), self.label_field)
+        if count > len(self.label_map):
             raise ValueError(
-                f"`index` must have at most {len(self.label_map)} classes; got "
-                f"{num_classes}. Pass a split of the same source."
+                f"the beton has {count} classes, but the selection's source has "
+                f"{len(self.label_map)}. Pass a split of the same source."
             )
         return Selection.of_classes(
             index,
@@ -152,43 +161,11 @@ class Selection:
             provenance={**self.provenance, "transferred_from": self.fingerprint},
         )
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the selection to `path` (`.npz`), atomically."""
-        header = {
-            "fingerprint": self.fingerprint,
-            "label_field": self.label_field,
-            "provenance": dict(self.provenance),
-        }
-        save_artifact(path, _KIND, {name: getattr(self, name) for name in _ARRAYS}, header)
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> "Selection":
-        """Read a selection that `save` wrote.
-
-        Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: the file holds no selection.
-        """
-        arrays, header = load_artifact(path, _KIND, _ARRAYS)
-        return cls(
-            classes=arrays["classes"],
-            indices=arrays["indices"],
-            label_map=arrays["label_map"],
-            fingerprint=header["fingerprint"],
-            label_field=header["label_field"],
-            provenance=header["provenance"],
-        )
-
-    @classmethod
-    def of(cls, selection: "Selection | str | os.PathLike[str]") -> "Selection":
-        """Return `selection` itself, or load it if it is a path."""
-        return selection if isinstance(selection, Selection) else cls.load(selection)
-
-    def summary(self, beton: BetonIndex | str | os.PathLike[str] | None = None) -> dict[str, Any]:
-        """Return what is retained as JSON-able values.
+    def summary(self, beton: Beton | None = None) -> dict[str, Any]:
+        """Return how much is retained, as JSON-able values.
 
         Args:
-            beton: the beton of the selection, which adds its size, bytes and class names.
+            beton: the selection's beton, to add its size, the retained bytes and the class names.
         """
         result: dict[str, Any] = {
             "retained_classes": len(self.classes),
@@ -204,9 +181,35 @@ class Selection:
                 "retained_bytes": int(index.sample_bytes()[self.indices].sum()),
                 "classes": [names[c] if names else int(c) for c in self.classes],
             }
-        if "clusters" in self.provenance and "retained" in self.provenance["clusters"]:
+        if "retained" in self.provenance.get("clusters", {}):
             result["pseudo_classes"] = self.provenance["clusters"]["retained"]
         return result
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the selection to `path` (`.npz`), atomically."""
+        header = {
+            "fingerprint": self.fingerprint,
+            "label_field": self.label_field,
+            "provenance": dict(self.provenance),
+        }
+        save_artifact(path, _KIND, {name: getattr(self, name) for name in _ARRAYS}, header)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "Selection":
+        """Read a selection from the file that `save` wrote.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: the file holds no selection.
+        """
+        arrays, header = load_artifact(path, _KIND, _ARRAYS)
+        about = {name: header[name] for name in ("fingerprint", "label_field", "provenance")}
+        return cls(**{**arrays, **about})
+
+    @classmethod
+    def of(cls, selection: "Selection | str | os.PathLike[str]") -> "Selection":
+        """Return `selection` if it is a Selection; load it if it is a path."""
+        return cls.load(selection) if isinstance(selection, str | os.PathLike) else selection
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -216,6 +219,11 @@ class Selection:
             f"Selection({len(self.classes)} of {len(self.label_map)} classes, "
             f"{len(self.indices)} samples)"
         )
+
+
+def _num_classes(index: BetonIndex, labels: NDArray[np.int64], label_field: str) -> int:
+    """Return the number of classes without reading the labels again."""
+    return max(int(labels.max(initial=-1)) + 1, len(index.class_names(label_field)))
 
 
 def _number(classes: NDArray[np.int64], count: int) -> NDArray[np.int64]:

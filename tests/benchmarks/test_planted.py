@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.planted import __main__ as planted
 from benchmarks.planted import report
-from benchmarks.planted.__main__ import Case, merged, run_row
+from benchmarks.planted.__main__ import QUICK, Case, merged, run_row
 from benchmarks.planted.encoder import contrastive_loss
 from benchmarks.planted.report import largest_pruning, write_report
 from benchmarks.planted.runs import Job, Training, run_all
+from benchmarks.planted.scores import variants
+from dp4tl_ffcv.scoring import methods
 
 JOB = Job(selection=None, digest="one", seed=0, targets=("target",), images=10)
 
@@ -58,7 +59,7 @@ def test_one_pretraining_serves_all_targets_that_want_the_same_selection() -> No
 def test_a_row_counts_retained_samples_and_averages_targets() -> None:
     relevant = np.array([True, True, False, False, True])
     job = replace(JOB, targets=("a", "b"))
-    case = Case("lm", "combined", 0.4, 0, job, relevant, np.array([1, 2, 3]))
+    case = Case("label_mapping", "combined", 0.4, 0, job, relevant, np.array([1, 2, 3]))
     accuracies = {"a": {"linear_probe": 0.5}, "b": {"linear_probe": 0.7}, "c": {"linear_probe": 0}}
     row = run_row(case, {"retained_classes": 2, "accuracies": accuracies})
     assert row["precision"] == pytest.approx(1 / 3)
@@ -98,14 +99,21 @@ def test_the_loss_is_that_of_a_loop_over_views() -> None:
 
 def rows() -> list[dict[str, object]]:
     made: list[dict[str, object]] = []
-    for method, target in product(("lm", "fm", "random_classes"), ("target", "combined")):
+    for method, target in product(
+        ("label_mapping", "feature_mapping", "random_class"), ("target", "combined")
+    ):
         shared = {"bench": "planted", "method": method, "target": target}
         costs = {"unit": "class", "scoring_seconds": 1.0, "training_seconds": 10.0}
         made.append({**shared, "figure": "cost", **costs})
-        if target == "target" and method != "random_classes":
+        if target == "target" and method != "random_class":
             votes = {"upright": 0.7, "rotated": 0.3}
             made.append({**shared, "figure": "votes", "relevant": "upright", "votes": votes})
-    cells = [("full", 1.0, 0.8), ("lm", 0.2, 0.9), ("fm", 0.2, 0.85), ("random_classes", 0.2, 0.4)]
+    cells = [
+        ("full", 1.0, 0.8),
+        ("label_mapping", 0.2, 0.9),
+        ("feature_mapping", 0.2, 0.85),
+        ("random_class", 0.2, 0.4),
+    ]
     for (method, keep, mean), target, seed in product(cells, ("target", "combined"), range(3)):
         accuracy = {"linear_probe": mean + seed / 100, "full_finetuning": mean}
         about = {"figure": "run", "method": method, "target": target, "keep": keep, "seed": seed}
@@ -124,14 +132,19 @@ def test_the_report_comes_from_the_file_alone_and_says_who_may_prune_what(
     monkeypatch.setattr(report, "README", readme)
     assert write_report(results) == readme
     text = readme.read_text()
-    assert "LM 80%, FM 80% pruned with no loss" in text
-    assert "| random classes | 0% / 0% | 0% / 0% |" in text
-    assert "| LM | class | 50% | 100% | 91.0 / 90.0 % | 1.00 s | 11.0 s |" in text
+    assert "label mapping 80%, feature mapping 80% pruned with no loss" in text
+    assert "| random class | 0% / 0% | 0% / 0% |" in text
+    assert "| label mapping | class | 50% | 100% | 91.0 / 90.0 % | 1.00 s | 11.0 s |" in text
     assert (tmp_path / "results" / "planted.png").read_bytes().startswith(b"\x89PNG")
     write_report(results)
     assert readme.read_text() == text
 
 
-def test_a_quick_run_has_every_kind_of_row_and_none_of_the_runs_is_left_out() -> None:
-    assert set(planted.QUICK.methods) <= {*planted.OF_TARGET, *planted.WITHOUT_TARGET}
-    assert set(report.NAMES) == {"full", *planted.OF_TARGET, *planted.WITHOUT_TARGET}
+def test_every_method_whose_inputs_the_benchmark_has_is_run() -> None:
+    assert set(QUICK.methods) <= set(variants())
+    assert {v.method.name for v in variants().values()} == set(methods.names()) - {"class_list"}
+    assert {n for n in variants() if n.startswith("feature_mapping")} == {
+        "feature_mapping",
+        "feature_mapping_clusters",
+        "feature_mapping_label_free",
+    }

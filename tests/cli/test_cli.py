@@ -53,7 +53,7 @@ def files(photos: Images, other_photos: Images, tmp_path_factory: pytest.TempPat
     for name, images in (("source", photos), ("target", other_photos)):
         main(["features", str(images.path), *checkpoint, *PASS, "--out", f"{folder}/{name}"])
     target = Features.load(folder / "target")
-    label_mapping(target.predictions, mass=target.mass).save(folder / "lm.npz")
+    label_mapping(target.predictions, soft_votes=target.soft_votes).save(folder / "lm.npz")
     selection = select(Scores.load(folder / "lm.npz"), photos.index, keep=0.3)
     selection.save(folder / "selection.npz")
     return Files(folder)
@@ -101,11 +101,11 @@ def test_features_are_those_of_the_model(
 def test_lm_counts_the_predictions_on_the_target(
     run: Callable[..., Any], files: Files, tmp_path: Path
 ) -> None:
-    result = run("score", "lm", "--target", files.target, "--out", tmp_path / "lm.npz")
+    result = run("score", "label-mapping", "--target", files.target, "--out", tmp_path / "lm.npz")
     scores = Scores.load(tmp_path / "lm.npz")
     votes = Features.load(files.target).predictions
     assert scores.scores.tolist() == np.bincount(votes, minlength=10).tolist()
-    assert result["method"] == "lm"
+    assert result["method"] == "label_mapping"
     assert result["scored"] == 10
     assert result["above_zero"] == len(set(votes.tolist()))
     assert result["best"] == scores.ranking().tolist()
@@ -115,8 +115,8 @@ def test_fm_votes_for_the_nearest_class_mean(
     run: Callable[..., Any], files: Files, tmp_path: Path
 ) -> None:
     inputs = ("--target", files.target, "--source", files.source)
-    result = run("score", "fm", *inputs, "--out", tmp_path / "fm.npz")
-    assert result["method"] == "fm"
+    result = run("score", "feature-mapping", *inputs, "--out", tmp_path / "fm.npz")
+    assert result["method"] == "feature_mapping"
     target, source = Features.load(files.target), Features.load(files.source)
     means = np.stack([source.features[source.labels == c].mean(axis=0) for c in range(10)])
     distances = ((target.features[:, None].astype(float) - means) ** 2).sum(axis=2)
@@ -124,7 +124,7 @@ def test_fm_votes_for_the_nearest_class_mean(
     assert Scores.load(tmp_path / "fm.npz").scores.tolist() == expected.tolist()
 
 
-@pytest.mark.parametrize(("more", "count"), [((), 10), (("--samples",), 120)])
+@pytest.mark.parametrize(("more", "count"), [((), 10), (("--unit", "sample"), 120)])
 def test_random_scores_classes_or_samples(
     more: tuple[str, ...], count: int, run: Callable[..., Any], photos: Images, tmp_path: Path
 ) -> None:
@@ -285,7 +285,7 @@ def test_scores_of_another_beton_are_one_line(
     fail: Callable[..., str], files: Files, photos: Images, other_photos: Images, tmp_path: Path
 ) -> None:
     inputs = ("--target", str(files.target), "--source", str(files.source))
-    main(["score", "fm", *inputs, "--out", str(tmp_path / "fm.npz")])
+    main(["score", "feature-mapping", *inputs, "--out", str(tmp_path / "fm.npz")])
     arguments = ("--scores", tmp_path / "fm.npz", "--keep", "0.5", "--out", tmp_path / "out.npz")
     line = fail("select", *arguments, "--beton", other_photos.path)
     assert photos.index.fingerprint[:16] in line
@@ -309,19 +309,19 @@ def test_features_of_another_surrogate_are_one_line(
     checkpoint = ("--checkpoint", str(files.wide_pt))
     main(["features", str(photos.path), *checkpoint, *PASS, "--out", str(source)])
     inputs = ("--target", files.target, "--source", source)
-    line = fail("score", "fm", *inputs, "--out", tmp_path / "fm.npz")
-    assert "extract both features alike" in line.lower()
+    line = fail("score", "feature-mapping", *inputs, "--out", tmp_path / "fm.npz")
+    assert "differ in checkpoint_sha256" in line
 
 
 @pytest.mark.parametrize(
     "arguments",
     [
-        ("score", "lm", "--target", "lm.npz", "--out", "never.npz"),
-        ("score", "lm", "--target", "surrogate.pt", "--out", "never.npz"),
+        ("score", "label-mapping", "--target", "lm.npz", "--out", "never.npz"),
+        ("score", "label-mapping", "--target", "surrogate.pt", "--out", "never.npz"),
         ("export", "lm.npz", "--out", "never.npy"),
         ("export", "nowhere.npz", "--out", "never.npy"),
         ("export", "selection.npz", "--out", "never.csv"),
-        ("score", "lm", "--target", "target/", "--out", "never.csv"),
+        ("score", "label-mapping", "--target", "target/", "--out", "never.csv"),
     ],
     ids=["another kind", "no artifact", "scores", "nowhere", "suffix", "suffix of scores"],
 )

@@ -1,4 +1,4 @@
-"""`dp4tl cluster`: what the library gives, for one number of clusters or the best of several."""
+"""`dp4tl cluster` gives what `cluster` gives."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,50 +7,39 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dp4tl_ffcv import Features
-from dp4tl_ffcv.scoring.clustering.kmeans import Clusters, cluster, sweep_clusters
+from dp4tl_ffcv import Clusters, Features, cluster
 from tests.conftest import Images
 
 pytest.importorskip("faiss")
 
 
 @pytest.mark.parametrize("name", ["source", "shuffled", "no_outputs"])
-def test_clusters_of_one_number(
+def test_one_number_of_clusters(
     name: str, run: Callable[..., Any], given: Path, photos: Images, tmp_path: Path
 ) -> None:
     out = tmp_path / "clusters.npz"
     options = ("--num-clusters", 5, "--levels", 20, 10, "--seed", 3, "--out", out)
     result = run("cluster", given / name, *options)
     found = Clusters.load(out)
-    features = Features.load(given / "source").features  # entry i is of sample id i
+    features = Features.load(given / "source").features  # entry i belongs to sample id i
     expected = cluster(features, 5, levels=(20, 10), seed=3)
     np.testing.assert_array_equal(found.labels, expected.labels)
     np.testing.assert_array_equal(found.centroids, expected.centroids)
     assert found.provenance["source_fingerprint"] == photos.index.fingerprint
     assert found.provenance["features"]["arch"] == "none"
     sizes = np.bincount(expected.labels)
-    assert result == {
-        "out": str(out),
-        "samples": 120,
-        "clusters": expected.num_clusters,
-        "samples_per_cluster": {
-            "min": sizes.min(),
-            "median": np.median(sizes),
-            "max": sizes.max(),
-        },
-    }
+    spread = {"min": sizes.min(), "median": np.median(sizes), "max": sizes.max()}
+    about = {"samples": 120, "clusters": expected.num_clusters, "samples_per_cluster": spread}
+    assert result == {"out": str(out), **about}
 
 
 def test_the_best_of_several_numbers(run: Callable[..., Any], given: Path, tmp_path: Path) -> None:
     out = tmp_path / "clusters.npz"
-    options = ("--iterations", 5, "--sample", 30)
-    result = run("cluster", given / "source", "--num-clusters", 3, 10, 6, *options, "--out", out)
-    features = Features.load(given / "source").features
-    expected = sweep_clusters(features, [3, 10, 6], iterations=5, sample=30)
-    found = Clusters.load(out)
-    np.testing.assert_array_equal(found.labels, expected.labels)
-    assert result["clusters"] == expected.num_clusters
-    assert result["silhouette"] == expected.provenance["sweep"]
+    options = ("--num-clusters", 3, 10, 6, "--iterations", 5, "--sample", 30, "--out", out)
+    result = run("cluster", given / "source", *options)
+    expected = cluster(given / "source", [3, 10, 6], iterations=5, sample=30)
+    assert Clusters.load(out).digest() == expected.digest()
+    assert result["silhouette"] == expected.provenance["silhouette"]
     assert set(result["silhouette"]) == {"3", "6", "10"}
 
 
@@ -60,12 +49,7 @@ def test_the_best_of_several_numbers(run: Callable[..., Any], given: Path, tmp_p
         (("incomplete", "--num-clusters", "3"), "whole source"),
         (("nowhere", "--num-clusters", "3"), "nowhere"),
         (("clusters.npz", "--num-clusters", "3"), "clusters.npz"),
-        (("source", "--num-clusters", "0"), "`num_clusters` must lie in [1, 120]"),
-        (("source", "--num-clusters", "121"), "not more samples"),
-        (("source", "--num-clusters", "3", "3"), "each number of clusters once"),
-        (("source", "--num-clusters"), "each number of clusters once"),
-        (("source", "--num-clusters", "3", "--levels", "2"), "`levels` must descend"),
-        (("source", "--num-clusters", "3", "--seed", "-1"), "`seed`"),
+        (("source", "--num-clusters"), "distinct numbers"),
     ],
 )
 def test_bad_input_is_one_line(

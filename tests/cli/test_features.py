@@ -57,7 +57,7 @@ def test_options_choose_what_is_kept(run: Run, tmp_path: Path) -> None:
     assert run("--headless", out="bare")["classes"] is None
     bare = Features.load(tmp_path / "bare")
     np.testing.assert_array_equal(bare.features, plain.features)
-    assert bare.predictions is bare.mass is None
+    assert bare.predictions is bare.soft_votes is None
 
 
 def test_a_second_run_takes_over_or_starts_over(
@@ -103,7 +103,12 @@ def test_processes_of_torchrun_share_the_work(
     alone, shared = Features.load(tmp_path / "alone"), Features.load(tmp_path / "shared")
     for name in ("labels", "indices", "counts", "predictions"):
         np.testing.assert_array_equal(getattr(alone, name), getattr(shared, name))
-    for name in ("features", "logits", "sums", "mass"):  # other numbers of threads add otherwise
+    for name in (
+        "features",
+        "logits",
+        "sums",
+        "soft_votes",
+    ):  # other numbers of threads add otherwise
         np.testing.assert_allclose(
             getattr(alone, name), getattr(shared, name), rtol=1e-4, atol=1e-4
         )

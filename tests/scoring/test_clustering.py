@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from dp4tl_ffcv.scoring import class_means, feature_mapping
-from dp4tl_ffcv.scoring.clustering.kmeans import Clusters, cluster, sweep_clusters
+from dp4tl_ffcv import Clusters, class_means, cluster, feature_mapping
+from tests.support.scores import clusters_of
 
 faiss = pytest.importorskip("faiss")
 
@@ -177,8 +177,8 @@ def test_bits_do_not_depend_on_the_number_of_threads() -> None:
         for threads in (1, 2, 4):
             faiss.omp_set_num_threads(threads)
             numba.set_num_threads(min(threads, before[1]))
-            made = sweep_clusters(features, (30, 61), levels=(200,), iterations=4)
-            figures = tuple(made.provenance["sweep"].values())
+            made = cluster(features, (30, 61), levels=(200,), iterations=4)
+            figures = tuple(made.provenance["silhouette"].values())
             found.append((made.digest(), made.centroids.tobytes(), figures))
             assert faiss.omp_get_max_threads() == threads
     finally:
@@ -201,9 +201,9 @@ def silhouette(features: NDArray[Any], clusters: Clusters) -> float:
 
 def test_the_sweep_finds_the_number_of_blobs() -> None:
     features, owners = blobs((50,) * 5)
-    clusters = sweep_clusters(features, (9, 2, 5, 3), seed=2)
+    clusters = cluster(features, (9, 2, 5, 3), seed=2)
     assert same_partition(clusters.labels, owners)
-    figures = clusters.provenance["sweep"]
+    figures = clusters.provenance["silhouette"]
     assert list(figures) == ["2", "3", "5", "9"]
     assert max(figures, key=figures.__getitem__) == "5"
     assert clusters.provenance["num_clusters"] == 5
@@ -212,25 +212,25 @@ def test_the_sweep_finds_the_number_of_blobs() -> None:
 
 def test_the_figures_are_simplified_silhouettes() -> None:
     features = np.random.default_rng(8).normal(size=(1500, 3)) + 40
-    clusters = sweep_clusters(features, (1, 6), seed=3)
-    assert clusters.provenance["sweep"]["1"] == 0.0
-    assert clusters.provenance["sweep"]["6"] == pytest.approx(
+    clusters = cluster(features, (1, 6), seed=3)
+    assert clusters.provenance["silhouette"]["1"] == 0.0
+    assert clusters.provenance["silhouette"]["6"] == pytest.approx(
         silhouette(features, cluster(features, 6, seed=3)), abs=1e-9
     )
 
 
 def test_of_equal_figures_the_smaller_number_wins(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dp4tl_ffcv.scoring.clustering.kmeans._silhouette", lambda *_: 0.5)
-    clusters = sweep_clusters(blobs()[0], (4, 2, 3))
-    assert clusters.provenance["sweep"] == {"2": 0.5, "3": 0.5, "4": 0.5}
+    clusters = cluster(blobs()[0], (4, 2, 3))
+    assert clusters.provenance["silhouette"] == {"2": 0.5, "3": 0.5, "4": 0.5}
     assert clusters.provenance["num_clusters"] == 2
 
 
 def test_figures_of_a_drawn_sample_are_near_those_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
     features, _ = blobs((300,) * 3, spread=0.3)
-    exact = sweep_clusters(features, (3,)).provenance["sweep"]["3"]
+    exact = cluster(features, (3, 1)).provenance["silhouette"]["3"]
     monkeypatch.setattr("dp4tl_ffcv.scoring.clustering.kmeans._SILHOUETTE_ROWS", 200)
-    drawn = sweep_clusters(features, (3,)).provenance["sweep"]["3"]
+    drawn = cluster(features, (3, 1)).provenance["silhouette"]["3"]
     assert drawn != exact
     assert drawn == pytest.approx(exact, abs=0.05)
 
@@ -267,9 +267,8 @@ def test_a_file_brings_back_the_clusters(tmp_path: Path) -> None:
 
 
 def test_the_digest_tells_partitions_apart() -> None:
-    centroids = np.eye(3, dtype=np.float32)
     digests = {
-        Clusters(labels=np.array(labels), centroids=centroids[:count]).digest()
+        clusters_of(labels, np.eye(3)[:count]).digest()
         for labels, count in (([0, 1], 2), ([1, 0], 2), ([0, 1], 3), ([0, 1, 0], 2))
     }
     assert len(digests) == 4
@@ -289,38 +288,41 @@ def test_clusters_do_not_change() -> None:
 # Bad input.
 
 
+ROWS, LARGE = blobs()[0], np.eye(5, dtype=np.float32)
+WITH_NAN = ROWS.copy()
+WITH_NAN[0] = np.nan
+
+
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("features", "num_clusters", "options", "error", "message"),
     [
-        ({"num_clusters": 0}, r"^`num_clusters` must lie in \[1, 156\]; got 0"),
-        ({"num_clusters": 157}, r"^`num_clusters` must lie in \[1, 156\]; got 157"),
-        ({"num_clusters": 4, "levels": (4,)}, "^`levels` must descend, and end above"),
-        ({"num_clusters": 4, "levels": (8, 20)}, "^`levels` must descend, and end above"),
-        ({"num_clusters": 4, "levels": (157,)}, r"^`levels` must lie in \[1, 156\]; got 157"),
-        ({"num_clusters": 4, "iterations": 0}, "^`iterations` must be at least 1; got 0"),
-        ({"num_clusters": 4, "sample": 0}, "^`sample` must be at least 1; got 0"),
-        ({"num_clusters": 4, "seed": -1}, "^`seed` must be at least 0; got -1"),
+        (ROWS, 0, {}, ValueError, r"^`num_clusters` must be in \[1, 156\]; got 0"),
+        (ROWS, 157, {}, ValueError, r"^`num_clusters` must be in \[1, 156\]; got 157"),
+        (ROWS, 2.0, {}, TypeError, "^`num_clusters` must be an int"),
+        (ROWS, (), {}, ValueError, "^`num_clusters` must name distinct numbers"),
+        (ROWS, (3, 3), {}, ValueError, "^`num_clusters` must name distinct numbers"),
+        (ROWS, 4, {"levels": (4,)}, ValueError, "^`levels` must descend, and end above"),
+        (ROWS, 4, {"levels": (8, 20)}, ValueError, "^`levels` must descend, and end above"),
+        (ROWS, 4, {"levels": (157,)}, ValueError, r"^`levels` must be in \[1, 156\]; got 157"),
+        (ROWS, 4, {"iterations": 0}, ValueError, "^`iterations` must be at least 1; got 0"),
+        (ROWS, 4, {"sample": 0}, ValueError, "^`sample` must be at least 1; got 0"),
+        (ROWS, 4, {"sample": True}, TypeError, "^`sample` must be an int"),
+        (ROWS, 4, {"seed": -1}, ValueError, "^`seed` must be at least 0; got -1"),
+        # faiss would end the process.
+        (LARGE * np.float32(3e18), 4, {}, ValueError, "squares of more than .* overflow float32"),
+        (LARGE * np.float32(1e37), 1, {}, ValueError, "squares of more than .* overflow float32"),
+        (WITH_NAN, 2, {"sample": 1}, ValueError, "finite|NaN"),
+        (WITH_NAN, 2, {}, ValueError, "^`features` hold NaN or inf"),
+        ([[1e200], [-1e200]], 1, {}, ValueError, "^`features` hold .* values that overflow"),
+        (np.zeros((0, 3), np.float32), 1, {}, ValueError, "^`features` must have at least one row"),
+        ([[1, 2]], 1, {}, TypeError, "^`features` must be float16, float32 or float64"),
     ],
-)  # fmt: skip
-def test_numbers_out_of_range_are_refused(arguments: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        cluster(blobs()[0], **arguments)
-
-
-@pytest.mark.parametrize("name", ["num_clusters", "iterations", "sample", "seed"])
-@pytest.mark.parametrize("value", [2.0, True, "2"], ids=repr)
-def test_numbers_that_are_not_whole_are_refused(name: str, value: Any) -> None:
-    with pytest.raises(TypeError, match=f"^`{name}` must be whole; got"):
-        cluster(blobs()[0], **{"num_clusters": 2, name: value})
-
-
-@pytest.mark.parametrize("size", [3e18, 1e19, 1e37])
-@pytest.mark.parametrize("count", [1, 4])
-def test_features_whose_squares_overflow_float32_are_refused(size: float, count: int) -> None:
-    # faiss would end the process.
-    features = np.random.default_rng(0).normal(size=(300, 5)).astype(np.float32)
-    with pytest.raises(ValueError, match=r"^`features` must be at most 1e\+18 from .*; got a dist"):
-        cluster(features * np.float32(size), count)
+)
+def test_bad_input_is_rejected(
+    features: Any, num_clusters: Any, options: Any, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        cluster(features, num_clusters, **options)
 
 
 def test_features_far_from_the_origin_or_nearly_too_large_are_clustered() -> None:
@@ -329,40 +331,12 @@ def test_features_far_from_the_origin_or_nearly_too_large_are_clustered() -> Non
         assert np.bincount(cluster(moved, 3).labels).tolist() == [5, 5, 5]
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("sample", [1, 256], ids=["outside of the sample", "in the sample"])
-def test_features_that_are_not_finite_are_refused(value: float, sample: int) -> None:
-    features, _ = blobs()
-    drawn = set(np.random.default_rng(0).choice(156, 2, replace=False).tolist())
-    features[next(row for row in range(156) if row not in drawn), 3] = value
-    with pytest.raises(ValueError, match=r"^`features` must be finite"):
-        cluster(features, 2, sample=sample)
-
-
-def test_features_that_do_not_fit_into_float32_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"^`features` must be finite, and in float32, too"):
-        cluster(np.array([[1e200], [-1e200]]), 1)
-
-
-def test_no_features_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"^`features` must have at least one row"):
-        cluster(np.zeros((0, 3), np.float32), 1)
-    with pytest.raises(TypeError, match=r"^`features` must be float16, float32 or float64"):
-        cluster([[1, 2]], 1)
-
-
-@pytest.mark.parametrize("counts", [(), (3, 3)])
-def test_the_sweep_takes_each_number_once(counts: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match=r"^`counts` must hold each number of clusters once"):
-        sweep_clusters(blobs()[0], counts)
-
-
-def test_the_sweep_checks_all_numbers_before_it_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_numbers_are_checked_before_the_work_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "dp4tl_ffcv.scoring.clustering.kmeans._fit", lambda *_: pytest.fail("started")
     )
-    with pytest.raises(ValueError, match=r"^`num_clusters` must lie in \[1, 156\]; got 500"):
-        sweep_clusters(blobs()[0], (3, 500))
+    with pytest.raises(ValueError, match=r"^`num_clusters` must be in \[1, 156\]; got 500"):
+        cluster(blobs()[0], (3, 500))
 
 
 @pytest.mark.parametrize(
@@ -375,14 +349,14 @@ def test_the_sweep_checks_all_numbers_before_it_starts(monkeypatch: pytest.Monke
         ([0], np.zeros((0, 2)), "^`centroids` must be finite, with shape"),
     ],
 )
-def test_clusters_that_make_no_sense_are_refused(labels: Any, centroids: Any, message: str) -> None:
+def test_bad_clusters_are_rejected(labels: Any, centroids: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Clusters(labels=np.array(labels, dtype=np.int64), centroids=centroids)
 
 
-def test_another_kind_of_file_is_refused(tmp_path: Path) -> None:
+def test_another_kind_of_file_is_rejected(tmp_path: Path) -> None:
     feature_mapping(np.eye(2), np.eye(2)).save(tmp_path / "scores.npz")
-    with pytest.raises(ValueError, match="is a scores file; a clusters file is needed"):
+    with pytest.raises(ValueError, match="clusters file"):
         Clusters.load(tmp_path / "scores.npz")
 
 
@@ -391,7 +365,7 @@ def test_without_faiss_one_line_says_what_to_install() -> None:
         "import sys\n"
         "sys.modules['faiss'] = None\n"
         "import numpy as np\n"
-        "from dp4tl_ffcv.scoring.clustering.kmeans import Clusters, cluster\n"
+        "from dp4tl_ffcv import Clusters, cluster\n"
         "Clusters(labels=np.array([0]), centroids=np.ones((1, 2), np.float32))\n"
         "try:\n"
         "    cluster(np.ones((3, 2), np.float32), 1)\n"

@@ -10,26 +10,18 @@ from hypothesis import strategies as st
 
 from dp4tl_ffcv import Scores, StaleArtifactError
 from dp4tl_ffcv.scoring.combine import combine_scores, mean_scores
+from tests.support.scores import drawn_scores, scores_of
 
 HOWS = ["sum", "max", "rank", "round-robin"]
 FEW = st.sampled_from([0.0, 0.0, 1.0, 2.0, 3.5])  # few values, so that many are equal
 WEIGHTS = st.sampled_from([1.0, 2.0, 3.0, 0.5])
 
 
-def scores_of(
-    scores: Any, tie: Any = None, method: str = "lm", unit: Any = "class", **provenance: Any
-) -> Scores:
-    values = np.asarray(scores, dtype=float)
-    key = np.zeros_like(values) if tie is None else tie
-    return Scores(scores=values, tie=key, method=method, unit=unit, provenance=provenance)
-
-
 @st.composite
 def targets(draw: st.DrawFn) -> tuple[list[Scores], list[float]]:
     """Scores of one to four targets, and their weights."""
     count, classes = draw(st.integers(1, 4)), draw(st.integers(1, 9))
-    values = st.lists(FEW, min_size=classes, max_size=classes)
-    parts = [scores_of(draw(values), draw(values)) for _ in range(count)]
+    parts = [draw(drawn_scores(classes, values=FEW)) for _ in range(count)]
     return parts, draw(st.lists(WEIGHTS, min_size=count, max_size=count))
 
 
@@ -64,8 +56,8 @@ def test_the_mean_is_that_of_each_entry(problem: tuple[list[Scores], Any]) -> No
     runs, _ = problem
     mean = mean_scores(runs)
     np.testing.assert_allclose(mean.scores, np.mean([one.scores for one in runs], axis=0))
-    np.testing.assert_allclose(mean.tie, np.mean([one.tie for one in runs], axis=0))
-    assert (mean.method, mean.unit) == ("lm", "class")
+    np.testing.assert_allclose(mean.tie_break, np.mean([one.tie_break for one in runs], axis=0))
+    assert (mean.method, mean.unit) == ("x", "class")
 
 
 def test_the_mean_keeps_where_each_run_comes_from() -> None:
@@ -83,9 +75,9 @@ def test_the_mean_keeps_where_each_run_comes_from() -> None:
     }
 
 
-def test_the_mean_of_methods_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"^`scores` must be of one method; got lm and fm"):
-        mean_scores([scores_of([1.0]), scores_of([1.0], method="fm")])
+def test_an_average_needs_one_method() -> None:
+    with pytest.raises(ValueError, match=r"^`scores` come from the methods x and y"):
+        mean_scores([scores_of([1.0]), scores_of([1.0], method="y")])
 
 
 # Several targets.
@@ -97,7 +89,7 @@ def test_each_target_counts_by_its_share(how: Any, problem: tuple[Any, list[floa
     parts, weights = problem
     assume(all(part.scores.any() for part in parts))
     made = combine_scores(parts, how=how, weights=weights)
-    for name in ("scores", "tie"):
+    for name in ("scores", "tie_break"):
         columns = [scaled(getattr(part, name).tolist()) for part in parts]
         expected = combined_by_hand(columns, weights, how)
         np.testing.assert_allclose(getattr(made, name), expected, atol=1e-15)
@@ -107,11 +99,11 @@ def test_each_target_counts_by_its_share(how: Any, problem: tuple[Any, list[floa
 def test_rank_averages_positions(problem: tuple[list[Scores], list[float]]) -> None:
     parts, weights = problem
     made = combine_scores(parts, how="rank", weights=weights)
-    positions = [ranks_by_hand(part.scores, part.tie) for part in parts]
+    positions = [ranks_by_hand(part.scores, part.tie_break) for part in parts]
     expected = combined_by_hand(positions, weights, "rank")
     np.testing.assert_allclose(-made.scores, expected, atol=1e-12)
-    keys = [ranks_by_hand(part.tie) for part in parts]
-    np.testing.assert_allclose(-made.tie, combined_by_hand(keys, weights, "rank"), atol=1e-12)
+    keys = [ranks_by_hand(part.tie_break) for part in parts]
+    np.testing.assert_allclose(-made.tie_break, combined_by_hand(keys, weights, "rank"), atol=1e-12)
 
 
 @given(targets())
@@ -135,7 +127,7 @@ def test_sum_counts_a_large_target_like_a_small_one() -> None:
     large, small = scores_of([9000.0, 1000.0, 0.0]), scores_of([0.0, 1.0, 9.0])
     made = combine_scores([large, small])
     np.testing.assert_allclose(made.scores, [0.45, 0.1, 0.45])
-    assert (made.method, made.unit) == ("sum_lm", "class")
+    assert (made.method, made.unit) == ("sum_x", "class")
 
 
 def test_max_keeps_what_one_target_needs() -> None:
@@ -184,10 +176,10 @@ def test_one_target_keeps_its_ranking(how: Any, problem: tuple[list[Scores], Any
 def test_where_the_parts_come_from_is_kept() -> None:
     parts = [
         scores_of([1.0, 2.0], target="pets", source_fingerprint="ab", clusters_sha256="12"),
-        scores_of([1.0, 0.0], method="fm", target="cars", clusters_sha256="12"),
+        scores_of([1.0, 0.0], method="y", target="cars", clusters_sha256="12"),
     ]
     made = combine_scores(parts, how="rank", weights=[1, 3])
-    assert made.method == "rank_lm_fm"
+    assert made.method == "rank_x_y"
     assert made.provenance == {
         "parts": [{"method": part.method, "scores": dict(part.provenance)} for part in parts],
         "source_fingerprint": "ab",
@@ -225,71 +217,76 @@ def test_huge_scores_do_not_overflow() -> None:
 # Bad input.
 
 
-@pytest.mark.parametrize("join", [mean_scores, combine_scores])
-def test_scores_of_other_things_are_refused(join: Any) -> None:
-    one = scores_of([1.0, 2.0])
-    with pytest.raises(ValueError, match=r"^`scores` must hold at least one; got none"):
-        join([])
-    with pytest.raises(TypeError, match=r"^`scores` must be a list of Scores; got generator"):
-        join(part for part in (one, one))
-    with pytest.raises(TypeError, match=r"^`scores` must hold Scores; got str"):
-        join([one, "scores.npz"])
-    with pytest.raises(ValueError, match=r"^`scores` must have one unit; got class and sample"):
-        join([one, scores_of([1.0, 2.0], unit="sample")])
-    with pytest.raises(ValueError, match=r"^`scores` must have one number of entries; got 2 and 3"):
-        join([one, scores_of([1.0, 2.0, 3.0])])
+ONE = scores_of([1.0, 2.0])
 
 
 @pytest.mark.parametrize("join", [mean_scores, combine_scores])
-def test_scores_of_other_sources_are_stale(join: Any) -> None:
-    one, bare = scores_of([1.0], source_fingerprint="a" * 64), scores_of([1.0])
-    assert join([one, bare, one]).provenance["source_fingerprint"] == "a" * 64
-    assert "source_fingerprint" not in join([bare, bare]).provenance
-    with pytest.raises(StaleArtifactError, match=r"fingerprint a{16} and some for b{16}"):
-        join([one, bare, scores_of([1.0], source_fingerprint="b" * 64)])
+@pytest.mark.parametrize(
+    ("scores", "error", "message"),
+    [
+        ([], ValueError, "^`scores` is empty"),
+        ((one for one in (ONE, ONE)), TypeError, "^`scores` must be a list of Scores; got gener"),
+        ([ONE, "scores.npz"], TypeError, "^`scores` must hold Scores; got str"),
+        ([ONE, scores_of([1, 2], unit="sample")], ValueError, "units, class and sample"),
+        ([ONE, scores_of([1, 2, 3])], ValueError, "lengths, 2 and 3"),
+        (
+            [scores_of([1], source_fingerprint=c * 64) for c in "ab"],
+            StaleArtifactError, "fingerprints a{16} and b{16}",
+        ),
+        (
+            [scores_of([1], clusters_sha256=c * 64) for c in "ab"],
+            StaleArtifactError, "different clusters, a{16} and b{16}",
+        ),
+        (
+            [scores_of([1], clusters_sha256="a" * 64), scores_of([1])],
+            StaleArtifactError, "different clusters, a{16} and none",
+        ),
+    ],
+)  # fmt: skip
+def test_scores_of_different_things_are_rejected(
+    join: Any, scores: Any, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        join(scores)
 
 
 @pytest.mark.parametrize("join", [mean_scores, combine_scores])
-def test_scores_of_other_clusters_are_stale(join: Any) -> None:
-    one = scores_of([1.0], clusters_sha256="a" * 64)
-    assert join([one, one]).provenance["clusters_sha256"] == "a" * 64
-    with pytest.raises(StaleArtifactError, match=r"got clusters a{16} and b{16}"):
-        join([one, scores_of([1.0], clusters_sha256="b" * 64)])
-    with pytest.raises(StaleArtifactError, match=r"got clusters a{16} and none"):
-        join([one, scores_of([1.0])])
+def test_what_all_scores_were_made_for_is_recorded(join: Any) -> None:
+    one = scores_of([1.0], source_fingerprint="a", clusters_sha256="b")
+    made = join([one, scores_of([1.0], clusters_sha256="b"), one]).provenance
+    assert (made["source_fingerprint"], made["clusters_sha256"]) == ("a", "b")
+    assert "source_fingerprint" not in join([ONE, ONE]).provenance
 
 
 @pytest.mark.parametrize("how", ["sum", "max"])
 @pytest.mark.parametrize(
     ("wrong", "what"),
     [
-        (scores_of([0.0, 0.0]), "scores from 0 to 0"),
-        (scores_of([2.0, -1.0]), "scores from -1 to 2"),
-        (scores_of([1.0, 1.0], [0.0, -1.0]), "tie keys from -1 to 0"),
+        (scores_of([0.0, 0.0]), "0 to 0"),
+        (scores_of([2.0, -1.0]), "-1 to 2"),
+        (scores_of([1.0, 1.0], [0.0, -1.0]), "-1 to 0"),
     ],
-    ids=["all 0", "negative", "negative tie key"],
+    ids=["all 0", "negative", "negative tie-break"],
 )
-def test_shares_of_negative_scores_are_refused(how: Any, wrong: Scores, what: str) -> None:
-    with pytest.raises(ValueError, match=f"of a sum above 0 for '{how}'; got {what}"):
-        combine_scores([scores_of([1.0, 1.0]), wrong], how=how)
+def test_shares_of_negative_scores_are_rejected(how: Any, wrong: Scores, what: str) -> None:
+    with pytest.raises(ValueError, match=f"^'{how}' needs scores >= 0 .*; got values from {what}"):
+        combine_scores([ONE, wrong], how=how)
     for other in ("rank", "round-robin"):
-        combine_scores([scores_of([1.0, 1.0]), wrong], how=other)
+        combine_scores([ONE, wrong], how=other)
 
 
 @pytest.mark.parametrize("weights", [[1.0], [1.0, 0.0], [1.0, -1.0], [1.0, math.nan], 3.0, [], "ab",
                                      [[1.0], [1.0, 2.0]]])  # fmt: skip
-def test_wrong_weights_are_refused(weights: Any) -> None:
-    with pytest.raises(
-        ValueError, match=r"^`weights` must hold a number above 0 for each of the 2"
-    ):
-        combine_scores([scores_of([1.0])] * 2, weights=weights)
+def test_bad_weights_are_rejected(weights: Any) -> None:
+    with pytest.raises(ValueError, match=r"^`weights` must hold a number above 0 for each of the"):
+        combine_scores([ONE] * 2, weights=weights)
 
 
-def test_weights_too_far_apart_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"^`weights` must not differ so much"):
-        combine_scores([scores_of([1.0])] * 2, weights=[1e308, 1e-300])
+def test_weights_too_far_apart_are_rejected() -> None:
+    with pytest.raises(ValueError, match=r"^`weights` .* differ so much"):
+        combine_scores([ONE] * 2, weights=[1e308, 1e-300])
 
 
-def test_an_unknown_rule_is_refused() -> None:
+def test_an_unknown_rule_is_rejected() -> None:
     with pytest.raises(ValueError, match=r"^`how` must be one of .*; got 'union'"):
-        combine_scores([scores_of([1.0])], how="union")  # type: ignore[arg-type]
+        combine_scores([ONE], how="union")  # type: ignore[arg-type]

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dp4tl_ffcv import class_means, feature_mapping
-from dp4tl_ffcv.scoring.clustering.clusters import Clusters
+from tests.support.scores import clusters_of
 
 DTYPES = [np.float16, np.float32, np.float64]
 NUMBERS = st.sampled_from([-2.0, -0.5, 0.0, 1.0, 1.5])  # coarse, so that distances are equal
@@ -82,8 +82,8 @@ def test_each_image_votes_for_the_nearest_class_mean(problem: tuple[Any, Any, An
         assert scores.scores.tolist() == votes_by_hand(target, means)
     absent = [c for c, mean in enumerate(means) if mean is None]
     assert not scores.scores[absent].any()
-    assert not scores.tie[absent].any()
-    assert (scores.method, scores.unit) == ("fm", "class")
+    assert not scores.tie_break[absent].any()
+    assert (scores.method, scores.unit) == ("feature_mapping", "class")
 
 
 def votes_as_published(target: Any, groups: dict[int, Any]) -> list[int]:
@@ -118,9 +118,7 @@ def test_votes_are_those_of_the_published_definition(dtype: Any) -> None:
 def test_votes_for_pseudo_classes_are_those_of_the_published_definition() -> None:
     rng = np.random.default_rng(5)
     features = rng.normal(size=(400, 8)).astype(np.float16)
-    clusters = Clusters(
-        labels=rng.permutation(np.arange(400) % 25), centroids=np.zeros((25, 8), np.float32)
-    )
+    clusters = clusters_of(rng.permutation(np.arange(400) % 25), np.zeros((25, 8)))
     target = rng.normal(0, 0.3, size=(120, 8)).astype(np.float16)
     means = class_means(features, clusters.labels, clusters.num_clusters)
     scores = feature_mapping(target, means, provenance={"clusters_sha256": clusters.digest()})
@@ -171,29 +169,22 @@ def test_where_the_scores_come_from_is_kept() -> None:
     assert feature_mapping([[0.0]], [[1.0]], provenance={"a": 1}).provenance == {"a": 1}
 
 
+ZEROS = np.zeros((3, 2))
+
+
 @pytest.mark.parametrize(
     ("target", "means", "error", "message"),
     [
-        (
-            np.zeros((0, 2)),
-            np.zeros((3, 2)),
-            ValueError,
-            r"`target_features` must have at least one",
-        ),
-        (np.zeros((2, 3)), np.zeros((3, 2)), ValueError, r"must have .*got"),
-        (np.full((2, 2), np.nan), np.zeros((3, 2)), ValueError, r"finite"),
-        (np.zeros((2, 2)), np.full((3, 2), np.inf), ValueError, r"finite"),
-        (np.zeros((2, 2)), np.full((3, 2), np.nan), ValueError, r"must"),
-        (
-            np.zeros((2, 2), int),
-            np.zeros((3, 2)),
-            TypeError,
-            r"must be float16, float32 or float64",
-        ),
-        (np.zeros(2), np.zeros((3, 2)), ValueError, r"must have shape \(N, D\)"),
+        (np.zeros((0, 2)), ZEROS, ValueError, "`target` holds no image"),
+        (np.zeros((2, 3)), ZEROS, ValueError, "must have .*got"),
+        (np.full((2, 2), np.nan), ZEROS, ValueError, "finite"),
+        (np.zeros((2, 2)), np.full((3, 2), np.inf), ValueError, "finite"),
+        (np.zeros((2, 2)), np.full((3, 2), np.nan), ValueError, "must"),
+        (np.zeros((2, 2), int), ZEROS, TypeError, "must be float16, float32 or float64"),
+        (np.zeros(2), ZEROS, ValueError, r"must have shape \(N, D\)"),
     ],
 )
-def test_bad_features_are_refused(
+def test_bad_features_are_rejected(
     target: Any, means: Any, error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
@@ -201,25 +192,19 @@ def test_bad_features_are_refused(
 
 
 @pytest.mark.parametrize(
-    ("labels", "error", "message"),
+    ("features", "labels", "error", "message"),
     [
-        ([0, 1], ValueError, r"got"),
-        ([0, 1, 3], ValueError, r"`labels` must lie in \[0, 3\); got values from 0 to 3"),
-        ([0, -1, 1], ValueError, r"`labels` must lie in \[0, 3\); got values from -1 to 1"),
-        ([0.0, 1.0, 2.0], TypeError, r"`labels` must be integers"),
+        (ZEROS, [0, 1], ValueError, "got"),
+        (ZEROS, [0, 1, 3], ValueError, r"`labels` must lie in \[0, 3\); got values from 0 to 3"),
+        (ZEROS, [0, -1, 1], ValueError, r"`labels` must lie in \[0, 3\)"),
+        (ZEROS, [0.0, 1.0, 2.0], TypeError, "`labels` must be integers"),
+        # Not to be taken for absent classes.
+        (ZEROS + np.nan, [0, 1, 1], ValueError, "`features` must be finite"),
+        (ZEROS + np.inf, [0, 1, 1], ValueError, "`features` must be finite"),
     ],
-    ids=str,
 )
-def test_bad_labels_are_refused(labels: Any, error: type[Exception], message: str) -> None:
-    with pytest.raises(error, match=message):
-        class_means(np.zeros((3, 2)), labels, 3)
-
-
-@pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_a_feature_that_is_not_finite_is_refused_and_not_taken_for_an_absent_class(
-    value: float,
+def test_bad_input_of_class_means_is_rejected(
+    features: Any, labels: Any, error: type[Exception], message: str
 ) -> None:
-    features = np.ones((4, 3), dtype=np.float32)
-    features[2, 1] = value
-    with pytest.raises(ValueError, match="`features` must be finite"):
-        class_means(features, [0, 1, 1, 0], 3)
+    with pytest.raises(error, match=message):
+        class_means(features, labels, 3)

@@ -9,17 +9,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dp4tl_ffcv import Features, StaleArtifactError, class_means
 from dp4tl_ffcv.scoring.features import features as module
-from dp4tl_ffcv.scoring.features.features import check_same_surrogate, sum_in_order
+from dp4tl_ffcv.scoring.features.features import check_same_surrogate
+from dp4tl_ffcv.scoring.features.reductions import sum_in_order
 
 SURROGATE = {
     "checkpoint_sha256": "ab" * 32, "arch": "resnet18", "resolution": 224, "crop_ratio": 0.875,
 }  # fmt: skip
-ARRAYS = ("features", "labels", "indices", "logits", "predictions", "mass", "sums", "counts")
+ARRAYS = ("features", "labels", "indices", "logits", "predictions", "soft_votes", "sums", "counts")
 
 
 def features_with(dtype: Any = np.float32, **provenance: Any) -> Features:
@@ -32,7 +34,7 @@ def features_with(dtype: Any = np.float32, **provenance: Any) -> Features:
         labels=np.array([1, 0, 3, 1]),
         indices=np.array([5, 6, 7, 9]),
         predictions=logits.argmax(axis=1),
-        mass=rng.random(3),
+        soft_votes=rng.random(3),
         sums=np.stack(
             [features[[1]].sum(0), features[[0, 3]].sum(0), [0, 0], features[2]], dtype=float
         ),
@@ -119,7 +121,7 @@ def test_what_is_something_elses_is_not_replaced(kind: str, tmp_path: Path) -> N
     else:
         features_with().save(tmp_path / "f")
         (tmp_path / "f" / "thesis.tex").write_text("precious")
-    with pytest.raises(ValueError, match=r"^`path` must be a new folder, or one of features; got"):
+    with pytest.raises(ValueError, match=r"exists and is no folder of features"):
         bare().save(tmp_path / "f")
     rest = tmp_path / "f" if kind == "file" else tmp_path / "f" / "thesis.tex"
     assert rest.read_text() == "precious"
@@ -167,13 +169,13 @@ def damage(folder: Path, how: str) -> None:
 def test_a_damaged_folder_is_refused(how: str, tmp_path: Path) -> None:
     features_with().save(tmp_path / "f")
     damage(tmp_path / "f", how)
-    with pytest.raises(ValueError, match=r"^`path` must be a features folder written by dp4tl"):
+    with pytest.raises(ValueError, match=r"is no folder of features, or is corrupt"):
         Features.load(tmp_path / "f")
 
 
 def test_an_old_npz_is_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "f.npz", features=np.ones((2, 2)))
-    with pytest.raises(ValueError, match=r"^`path` must be a features folder"):
+    with pytest.raises(ValueError, match=r"is no folder of features, or is corrupt"):
         Features.load(tmp_path / "f.npz")
 
 
@@ -181,10 +183,10 @@ def test_a_newer_format_and_unfinished_features_are_refused(tmp_path: Path) -> N
     features_with().save(tmp_path / "f")
     header = json.loads((tmp_path / "f" / "header.json").read_text())
     (tmp_path / "f" / "header.json").write_text(json.dumps(header | {"finished": False}))
-    with pytest.raises(ValueError, match=r"must hold finished features; .*Run the same command"):
+    with pytest.raises(ValueError, match=r"was interrupted\. Run the same command"):
         Features.load(tmp_path / "f")
     (tmp_path / "f" / "header.json").write_text(json.dumps(header | {"format": 2}))
-    with pytest.raises(ValueError, match=r"^`path` must have format <= 1; got 2 .*Update"):
+    with pytest.raises(ValueError, match=r"has the features format 2, newer than 1\. Update"):
         Features.load(tmp_path / "f")
 
 
@@ -205,11 +207,11 @@ def test_a_newer_format_and_unfinished_features_are_refused(tmp_path: Path) -> N
         ({"logits": np.ones((2, 5), np.float32)}, ValueError, r"^`logits` must have one entry"),
         ({"logits": np.ones((3, 5), np.float16)}, TypeError, r"^`logits` must be .*float32"),
         (
-            {"logits": np.ones((3, 5), np.float32), "mass": np.ones(4)},
+            {"logits": np.ones((3, 5), np.float32), "soft_votes": np.ones(4)},
             ValueError,
-            r"^`mass` must have shape \(5,\); got \(4,\)",
+            r"^`soft_votes` must have shape \(5,\); got \(4,\)",
         ),
-        ({"sums": np.ones((1, 2))}, ValueError, r"^`sums` and `counts` must come together"),
+        ({"sums": np.ones((1, 2))}, ValueError, r"^`sums` and `counts` go together"),
         (
             {"sums": np.ones((1, 3)), "counts": np.ones(1, int)},
             ValueError,
@@ -229,10 +231,25 @@ def test_arrays_that_do_not_fit_are_refused(
 def test_what_is_not_finite_is_not_saved(name: str, value: float, tmp_path: Path) -> None:
     given = features_with()
     getattr(given, name)[2, 1] = value
-    message = rf"^`{name}` must be finite; got NaN or inf for sample 7\."
+    message = rf"^`{name}` hold NaN or inf for sample 7\."
     with pytest.raises(ValueError, match=message):
         given.save(tmp_path / "f")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_arrays_and_tensors_become_features(dtype: torch.dtype, tmp_path: Path) -> None:
+    tensor = torch.arange(6).reshape(3, 2).to(dtype).requires_grad_()
+    made = Features.from_arrays(tensor, torch.tensor([2, 0, 1]), ids=[7, 5, 6])
+    assert made.features.tolist() == [[0, 1], [2, 3], [4, 5]]
+    assert made.features.dtype == (np.float16 if dtype == torch.float16 else np.float32)
+    assert (made.labels.tolist(), made.indices.tolist()) == ([2, 0, 1], [7, 5, 6])
+    made.save(tmp_path / "f")
+    assert Features.load(tmp_path / "f").summary() == {
+        "samples": 3, "classes": None, "features": 2,
+    }  # fmt: skip
+    bare_made = Features.from_arrays([[1.0], [2.0]])
+    assert (bare_made.labels.tolist(), bare_made.indices.tolist()) == ([-1, -1], [0, 1])
 
 
 # Class means.
@@ -291,6 +308,6 @@ def test_features_of_one_surrogate_belong_together() -> None:
 )
 def test_features_of_another_surrogate_or_crop_are_refused(name: str, value: Any) -> None:
     source = features_with(**{**SURROGATE, name: value})
-    message = rf"^`source` must come from the target's surrogate; got {name} {value} for the source"
+    message = rf"differ in {name}: {value} for the source"
     with pytest.raises(StaleArtifactError, match=message):
         check_same_surrogate(features_with(**SURROGATE), source)

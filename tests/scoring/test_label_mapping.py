@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from dp4tl_ffcv.scoring.methods.label_mapping import label_mapping, soft_label_mapping
+from dp4tl_ffcv.scoring import label_mapping, soft_label_mapping
 
 LOGITS = hnp.arrays(
     np.float32,
@@ -36,16 +36,16 @@ def test_each_image_votes_for_its_predicted_class(logits: Any) -> None:
     scores = label_mapping(logits)
     votes, mass = votes_and_mass(logits)
     assert scores.scores.tolist() == votes
-    np.testing.assert_allclose(scores.tie, mass, rtol=1e-12)
-    assert scores.tie.sum() == pytest.approx(len(logits))
-    assert (scores.method, scores.unit) == ("lm", "class")
+    np.testing.assert_allclose(scores.tie_break, mass, rtol=1e-12)
+    assert scores.tie_break.sum() == pytest.approx(len(logits))
+    assert (scores.method, scores.unit) == ("label_mapping", "class")
 
 
 @pytest.mark.filterwarnings("error")
 def test_logits_of_any_size_have_a_softmax() -> None:
     scores = label_mapping(np.array([[1e308, -1e308], [1e308, 1e308]]))
     assert scores.scores.tolist() == [2, 0]
-    assert scores.tie.tolist() == [1.5, 0.5]
+    assert scores.tie_break.tolist() == [1.5, 0.5]
 
 
 @given(st.lists(st.integers(0, 8), min_size=1), st.integers(9, 12))
@@ -53,7 +53,7 @@ def test_predictions_may_be_given_instead_of_logits(ids: list[int], num_classes:
     for given_ids in (ids, np.array(ids, np.uint8), torch.tensor(ids)):
         scores = label_mapping(given_ids, num_classes)
         assert scores.scores.tolist() == [ids.count(c) for c in range(num_classes)]
-        assert not scores.tie.any()
+        assert not scores.tie_break.any()
     expected = sorted(range(num_classes), key=lambda c: (-ids.count(c), c))
     assert scores.ranking().tolist() == expected
 
@@ -86,25 +86,28 @@ def test_the_order_is_that_of_an_independent_sort_for_every_pattern_of_ties(data
     logits = logits[:, copies]
     scores = label_mapping(logits)
     votes, mass = votes_and_mass(logits)
-    np.testing.assert_allclose(scores.tie, mass, rtol=1e-12)
+    np.testing.assert_allclose(scores.tie_break, mass, rtol=1e-12)
     alike = {c: min(o for o in range(classes) if copies[o] == copies[c]) for c in range(classes)}
     for c, first in alike.items():
-        assert scores.tie[c] == scores.tie[first]  # equal columns tie to the bit
+        assert scores.tie_break[c] == scores.tie_break[first]  # equal columns tie to the bit
     # An insertion sort by count, soft mass and id, with the keys as numbers of Python.
     order: list[int] = []
     for c in range(classes):
         place = 0
-        while place < len(order) and (votes[order[place]], float(scores.tie[order[place]])) >= (
+        while place < len(order) and (
+            votes[order[place]],
+            float(scores.tie_break[order[place]]),
+        ) >= (
             votes[c],
-            float(scores.tie[c]),
+            float(scores.tie_break[c]),
         ):
             place += 1
         order.insert(place, c)
     assert scores.ranking().tolist() == order
     predictions = logits.argmax(axis=1)
-    again = label_mapping(predictions, mass=scores.tie)
+    again = label_mapping(predictions, soft_votes=scores.tie_break)
     assert again.ranking().tolist() == order
-    assert label_mapping(predictions, classes, mass=scores.tie).scores.tolist() == votes
+    assert label_mapping(predictions, classes, soft_votes=scores.tie_break).scores.tolist() == votes
 
 
 @given(LOGITS)
@@ -112,44 +115,12 @@ def test_soft_label_mapping_ranks_by_the_mass_alone(logits: Any) -> None:
     _, mass = votes_and_mass(logits)
     scores = soft_label_mapping(logits, provenance={"target": "pets"})
     np.testing.assert_allclose(scores.scores, mass, rtol=1e-12)
-    assert (scores.method, scores.unit) == ("soft_lm", "class")
+    assert (scores.method, scores.unit) == ("soft_label_mapping", "class")
     assert scores.provenance == {"target": "pets"}
     exact = scores.scores.tolist()
     assert scores.ranking().tolist() == sorted(range(len(exact)), key=lambda c: (-exact[c], c))
     assert soft_label_mapping(scores.scores).scores.tolist() == exact
-    assert exact == label_mapping(logits).tie.tolist()
-
-
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        ([[0.0, np.nan]], r"^`values` must be finite; got NaN or inf"),
-        ([[1, 2]], r"^`values` must be float logits"),
-        ([1, 2], r"^`values` must be float softmax mass \(C,\); got shape \(2,\) of int64"),
-        ([], r"^`values` must be float softmax mass"),
-        (np.zeros((2, 2, 2)), r"^`values` must be float softmax mass"),
-        ([0.5, np.inf], r"^`values` must be finite and not negative"),
-        ([0.5, -1.0], r"^`values` must be finite and not negative"),
-    ],
-)
-def test_bad_soft_votes_are_refused(values: Any, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        soft_label_mapping(values)
-
-
-@pytest.mark.parametrize(
-    ("predictions", "options", "message"),
-    [
-        ([[0.0, 1.0]], {"mass": [0.1, 0.9]}, r"^`mass` must be left out with logits"),
-        ([0, 1], {"mass": [0.1, 0.9], "num_classes": 3}, r"equal the entries of `mass`, 2; got 3"),
-        ([0, 2], {"mass": [0.1, 0.9]}, r"must lie in \[0, 2\)"),
-        ([0, 1], {"mass": [0.1, np.nan]}, r"^`mass` must be finite and not negative"),
-        ([0, 1], {"mass": [[0.1, 0.9]]}, r"^`mass` must be float softmax mass \(C,\)"),
-    ],
-)
-def test_bad_mass_is_refused(predictions: Any, options: Any, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        label_mapping(predictions, **options)
+    assert exact == label_mapping(logits).tie_break.tolist()
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
@@ -158,7 +129,7 @@ def test_logits_of_every_precision_count_alike(dtype: Any) -> None:
     votes, mass = votes_and_mass(logits)
     scores = label_mapping(logits)
     assert scores.scores.tolist() == votes
-    np.testing.assert_allclose(scores.tie, mass, rtol=1e-9)
+    np.testing.assert_allclose(scores.tie_break, mass, rtol=1e-9)
 
 
 def test_classes_without_votes_are_ranked_by_their_soft_votes() -> None:
@@ -169,46 +140,63 @@ def test_classes_without_votes_are_ranked_by_their_soft_votes() -> None:
 def test_huge_logits_do_not_overflow() -> None:
     scores = label_mapping(np.array([[1e4, -1e4, 0.0], [-1e4, -1e4, 1e4]]))
     assert scores.scores.tolist() == [1, 0, 1]
-    assert scores.tie.tolist() == [1, 0, 1]
+    assert scores.tie_break.tolist() == [1, 0, 1]
 
 
 def test_more_images_than_one_block_are_all_counted() -> None:
     logits = np.random.default_rng(0).normal(size=(9001, 3)).astype(np.float32)
     scores = label_mapping(torch.from_numpy(logits))
     assert scores.scores.sum() == 9001
-    assert scores.tie.sum() == pytest.approx(9001)
-
-
-def test_where_the_scores_come_from_is_kept() -> None:
-    assert label_mapping([1], 2, provenance={"target": "pets"}).provenance == {"target": "pets"}
-    assert label_mapping([1], 2).provenance == {}
+    assert scores.tie_break.sum() == pytest.approx(9001)
 
 
 @pytest.mark.parametrize(
-    ("predictions", "num_classes", "error", "message"),
+    ("values", "message"),
     [
-        ([[0.0, np.nan]], None, ValueError, r"^`predictions` must be finite; got NaN or inf"),
-        ([[0.0, np.inf]], None, ValueError, r"^`predictions` must be finite; got NaN or inf"),
-        ([[1, 2]], None, ValueError, r"^`predictions` must be float logits .*of int64"),
-        (np.zeros((0, 3)), None, ValueError, r"^`predictions` must be float logits .*\(0, 3\)"),
-        (np.zeros((3, 0)), None, ValueError, r"^`predictions` must be float logits .*\(3, 0\)"),
-        (np.zeros((3, 2)), 3, ValueError, r"^`num_classes` must equal the columns .*, 2; got 3"),
-        ([0, 1], None, ValueError, r"^`num_classes` must be given with class ids"),
-        (3, None, ValueError, r"^`num_classes` must be given with class ids of shape \(\)"),
-        (np.zeros((2, 2, 2)), None, ValueError, r"^`num_classes` must be given"),
-        (np.zeros((2, 2, 2), int), 2, ValueError, r"must have shape \(N,\); got \(2, 2, 2\)"),
-        ([0, 4], 4, ValueError, r"must lie in \[0, 4\); got values from 0 to 4"),
-        ([-1, 1], 4, ValueError, r"must lie in \[0, 4\); got values from -1 to 1"),
-        ([], 4, ValueError, r"^`predictions` must be of at least one image"),
-        ([0.0, 1.0], 4, TypeError, r"must be integers; got dtype float64"),
-        ([0], 0, ValueError, r"^`num_classes` must be at least 1; got 0"),
-        ([0], -1, ValueError, r"^`num_classes` must be at least 1; got -1"),
-        ([0], 2.5, TypeError, r"^`num_classes` must be an int; got 2\.5"),
-        ([0], True, TypeError, r"^`num_classes` must be an int; got True"),
+        ([[0.0, np.nan]], r"^`target` must be finite; got NaN or inf"),
+        ([[1, 2]], r"^`target` must be float logits"),
+        ([1, 2], r"^`target` must be float soft votes \(C,\); got shape \(2,\) of int64"),
+        ([], r"^`target` must be float soft votes"),
+        (np.zeros((2, 2, 2)), r"^`target` must be float soft votes"),
+        ([0.5, np.inf], r"^`target` must be finite and not negative"),
+        ([0.5, -1.0], r"^`target` must be finite and not negative"),
     ],
 )
-def test_bad_predictions_are_refused(
-    predictions: Any, num_classes: Any, error: type[Exception], message: str
+def test_bad_soft_votes_are_rejected(values: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        soft_label_mapping(values)
+
+
+VOTES = {"soft_votes": [0.1, 0.9]}
+
+
+@pytest.mark.parametrize(
+    ("target", "options", "error", "message"),
+    [
+        ([[0.0, np.nan]], {}, ValueError, r"^`target` must be finite; got NaN or inf"),
+        ([[0.0, np.inf]], {}, ValueError, r"^`target` must be finite; got NaN or inf"),
+        ([[1, 2]], {}, ValueError, r"^`target` must be float logits .*of int64"),
+        (np.zeros((0, 3)), {}, ValueError, r"^`target` must be float logits .*\(0, 3\)"),
+        (np.zeros((3, 0)), {}, ValueError, r"^`target` must be float logits .*\(3, 0\)"),
+        (np.zeros((3, 2)), {"num_classes": 3}, ValueError, r"is 3, but `target` has 2 classes"),
+        ([[0.0, 1.0]], VOTES, ValueError, r"^`soft_votes` are computed from logits"),
+        ([0, 1], {**VOTES, "num_classes": 3}, ValueError, r"is 3, but `target` has 2 classes"),
+        ([0, 2], VOTES, ValueError, r"must lie in \[0, 2\)"),
+        ([0, 1], {"soft_votes": [0.1, np.nan]}, ValueError, r"^`soft_votes` must be finite"),
+        ([0, 1], {"soft_votes": [[0.1, 0.9]]}, ValueError, r"^`soft_votes` must be float soft"),
+        ([0, 1], {}, ValueError, r"^`num_classes` is needed with class ids"),
+        (3, {}, ValueError, r"^`num_classes` is needed with class ids; got ids of shape \(\)"),
+        (np.zeros((2, 2, 2), int), {"num_classes": 2}, ValueError, r"must have shape \(N,\)"),
+        ([0, 4], {"num_classes": 4}, ValueError, r"must lie in \[0, 4\); got values from 0 to 4"),
+        ([-1, 1], {"num_classes": 4}, ValueError, r"must lie in \[0, 4\)"),
+        ([], {"num_classes": 4}, ValueError, r"^`target` holds no image"),
+        ([0.0, 1.0], {"num_classes": 4}, TypeError, r"must be integers; got dtype float64"),
+        ([0], {"num_classes": 0}, ValueError, r"^`num_classes` must be at least 1; got 0"),
+        ([0], {"num_classes": 2.5}, TypeError, r"^`num_classes` must be an int; got 2\.5"),
+    ],
+)
+def test_bad_predictions_are_rejected(
+    target: Any, options: Any, error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
-        label_mapping(predictions, num_classes)
+        label_mapping(target, **options)

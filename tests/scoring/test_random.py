@@ -1,4 +1,4 @@
-"""`random_scores`: what the methods are compared with."""
+"""`random_scores`: the baseline."""
 
 from pathlib import Path
 from typing import Any
@@ -6,44 +6,45 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dp4tl_ffcv import Scores
+from dp4tl_ffcv import BetonIndex, Scores
 from dp4tl_ffcv.scoring import random_scores
-
-
-def test_the_same_seed_gives_the_same_scores_and_another_gives_others() -> None:
-    one, same, other = (random_scores(50, seed=seed) for seed in (3, 3, 4))
-    assert one.scores.tobytes() == same.scores.tobytes()
-    assert one.ranking().tolist() != other.ranking().tolist()
 
 
 def test_scores_are_numpys_uniform_draws() -> None:
     scores = random_scores(1000, seed=5)
     np.testing.assert_array_equal(scores.scores, np.random.default_rng(5).random(1000))
-    assert not scores.tie.any()
-    assert len(set(scores.scores.tolist())) == 1000
+    assert not scores.tie_break.any()
+    assert scores.ranking().tolist() != random_scores(1000, seed=6).ranking().tolist()
 
 
-@pytest.mark.parametrize("unit", ["class", "sample"])
-def test_scores_say_what_they_are(unit: Any, tmp_path: Path) -> None:
-    scores = random_scores(7, seed=5, unit=unit)
-    assert (scores.method, scores.unit, scores.provenance) == ("random", unit, {"seed": 5})
+def test_a_beton_gives_the_number_of_classes_or_samples(uneven: BetonIndex) -> None:
+    for unit, count in (("class", 12), ("sample", 34)):
+        for beton in (uneven, uneven.path):
+            scores = random_scores(beton, seed=5, unit=unit)  # type: ignore[arg-type]  # a str
+            assert scores.scores.tolist() == random_scores(count, seed=5).scores.tolist()
+            assert scores.provenance == {"seed": 5, "source_fingerprint": uneven.fingerprint}
+    assert len(random_scores(uneven, label_field="other")) == 7
+
+
+def test_numpys_numbers_are_kept_as_plain_ones(tmp_path: Path) -> None:
+    scores = random_scores(np.int64(3), seed=np.int64(4), unit="sample")  # type: ignore[arg-type]
     scores.save(tmp_path / "s.npz")
-    assert Scores.load(tmp_path / "s.npz").ranking().tolist() == scores.ranking().tolist()
+    loaded = Scores.load(tmp_path / "s.npz")
+    assert (loaded.method, loaded.unit, loaded.provenance) == ("random", "sample", {"seed": 4})
 
 
-@pytest.mark.parametrize(("count", "error"), [(0, ValueError), (-2, ValueError), (2.0, TypeError)])
-def test_a_bad_number_is_refused(count: Any, error: type[Exception]) -> None:
-    with pytest.raises(error, match=r"^`count` must be"):
-        random_scores(count, seed=0)
-
-
-@pytest.mark.parametrize(("seed", "error"), [(-1, ValueError), (None, TypeError), (0.5, TypeError)])
-def test_a_bad_seed_is_refused(seed: Any, error: type[Exception]) -> None:
-    with pytest.raises(error, match=r"^`seed` must be"):
-        random_scores(3, seed=seed)
-
-
-def test_a_seed_of_numpy_is_kept_as_a_plain_number(tmp_path: Path) -> None:
-    scores = random_scores(3, seed=np.int64(4))  # type: ignore[arg-type]
-    scores.save(tmp_path / "s.npz")
-    assert Scores.load(tmp_path / "s.npz").provenance == {"seed": 4}
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"beton": 0}, ValueError, "^`beton` must be at least 1"),
+        ({"beton": 2.0}, TypeError, "^`beton` must be an int"),
+        ({"seed": -1}, ValueError, "^`seed` must be at least 0"),
+        ({"seed": None}, TypeError, "^`seed` must be an int"),
+        ({"unit": "pixel"}, ValueError, "^`unit` must be one of class, sample"),
+    ],
+)
+def test_bad_input_is_rejected(
+    arguments: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        random_scores(**({"beton": 3} | arguments))

@@ -1,6 +1,7 @@
 """Scores of samples against their formulas, sample by sample, and CCS against its budget."""
 
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,18 +10,16 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from dp4tl_ffcv import Scores, StaleArtifactError
-from dp4tl_ffcv.scoring.clustering.clusters import Clusters
-from dp4tl_ffcv.scoring.methods.samples import (
+from dp4tl_ffcv import StaleArtifactError
+from dp4tl_ffcv.scoring import (
     coverage_centric,
     el2n,
     moderate,
-    moderate_classes,
     prototype_distance,
 )
+from tests.support.scores import clusters_of, scores_of
 
 DTYPES = [np.float16, np.float32, np.float64]
 NUMBERS = st.sampled_from([-2.0, -0.5, 0.0, 1.0, 1.5])
@@ -43,12 +42,8 @@ def many(dtype: Any = np.float32, rows: int = 500, width: int = 12) -> tuple[Any
     return features, labels
 
 
-def of_samples(scores: list[float] | NDArray[Any], **provenance: Any) -> Scores:
-    values = np.asarray(scores, dtype=float)
-    return Scores(
-        scores=values, tie=np.zeros(len(values)), method="el2n", unit="sample",
-        provenance=provenance,
-    )  # fmt: skip
+moderate_classes = partial(moderate, unit="class")
+of_samples = partial(scores_of, unit="sample", method="el2n")
 
 
 # EL2N.
@@ -70,7 +65,7 @@ def test_el2n_is_the_norm_of_the_error(dtype: Any) -> None:
     ]
     np.testing.assert_allclose(scores.scores, expected, rtol=1e-12)
     assert (scores.method, scores.unit, scores.provenance) == ("el2n", "sample", {"a": 1})
-    assert not scores.tie.any()
+    assert not scores.tie_break.any()
 
 
 def test_el2n_keeps_the_hardest_first_and_tells_sure_predictions_apart() -> None:
@@ -139,11 +134,6 @@ def test_the_best_of_each_class_are_the_middle_of_its_distances() -> None:
         best = [n for n in ranking if labels[n] == label][:10]
         own = np.sort(distances[labels == label])
         assert own[8] < distances[best].min() < np.median(own) < distances[best].max() < own[31]
-
-
-def test_a_median_of_anything_else_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"^`median` must be class or all; got 'mean'"):
-        moderate(np.zeros((2, 1)), [0, 1], 2, median="mean")  # type: ignore[arg-type]
 
 
 @given(samples())
@@ -244,7 +234,7 @@ def test_equal_difficulties_are_one_stratum_and_wide_ranges_do_not_overflow() ->
 def test_ccs_keeps_where_the_difficulty_comes_from() -> None:
     difficulty = of_samples([1.0, 2.0], source_fingerprint="ab", run=3)
     scores = coverage_centric(difficulty, strata=3, cutoff=0.5, seed=4, provenance={"b": 1})
-    assert (scores.method, scores.unit) == ("ccs", "sample")
+    assert (scores.method, scores.unit) == ("coverage_centric", "sample")
     assert scores.provenance == {
         "strata": 3, "cutoff": 0.5, "seed": 4, "b": 1, "source_fingerprint": "ab",
         "difficulty": {"method": "el2n", "scores": {"source_fingerprint": "ab", "run": 3}},
@@ -252,61 +242,29 @@ def test_ccs_keeps_where_the_difficulty_comes_from() -> None:
     # Features from bare arrays say None.
     scores = coverage_centric(difficulty, provenance={"source_fingerprint": None})
     assert scores.provenance["source_fingerprint"] == "ab"
-    with pytest.raises(StaleArtifactError, match="made for fingerprint ab and some for cd"):
+    with pytest.raises(StaleArtifactError, match="fingerprints ab and cd"):
         coverage_centric(difficulty, provenance={"source_fingerprint": "cd"})
 
 
-@pytest.mark.parametrize(
-    ("arguments", "error", "message"),
-    [
-        ({"strata": 0}, ValueError, r"^`strata` must lie in \[1, 1000000\]; got 0"),
-        ({"strata": 10**13}, ValueError, r"^`strata` must lie in \[1, 1000000\]; got 1000"),
-        ({"strata": 2.0}, TypeError, "^`strata` must be whole"),
-        ({"seed": -1}, ValueError, "^`seed` must be at least 0; got -1"),
-        ({"cutoff": 1.0}, ValueError, r"^`cutoff` must lie in \[0, 1\); got 1.0"),
-        ({"cutoff": -0.1}, ValueError, r"^`cutoff` must lie in \[0, 1\)"),
-        ({"cutoff": math.nan}, ValueError, r"^`cutoff` must lie in \[0, 1\)"),
-        ({"cutoff": "0.1"}, ValueError, r"^`cutoff` must lie in \[0, 1\)"),
-    ],
-)
-def test_wrong_options_of_ccs_are_refused(
-    arguments: dict[str, Any], error: type[Exception], message: str
-) -> None:
-    with pytest.raises(error, match=message):
-        coverage_centric(of_samples([1.0, 2.0]), **arguments)
-
-
-def test_ccs_takes_scores_of_samples() -> None:
-    classes = Scores(scores=np.ones(3), tie=np.ones(3), method="lm")
-    for wrong in (classes, np.ones(3)):
-        with pytest.raises(ValueError, match=r"^`difficulty` must be scores of samples; got"):
-            coverage_centric(wrong)  # type: ignore[arg-type]
-
-
 # Prototypes.
-
-
-def clusters_of(count: int, centroids: Any, **provenance: Any) -> Clusters:
-    labels = np.zeros(count, dtype=np.int64)
-    return Clusters(labels=labels, centroids=np.asarray(centroids), provenance=provenance)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_prototypes_are_the_distance_to_the_nearest_centroid(dtype: Any) -> None:
     features, _ = many(dtype)
     centroids = np.random.default_rng(1).normal(size=(9, 12)).astype(np.float32)
-    clusters = clusters_of(500, centroids)
+    clusters = clusters_of(np.zeros(500, int), centroids)
     far, near = (prototype_distance(features, clusters, prefer=p) for p in ("far", "near"))
     expected = [
         min(math.dist(row, centre) for centre in centroids.tolist()) for row in features.tolist()
     ]
     np.testing.assert_allclose(far.scores, expected, rtol=1e-12)
     assert near.scores.tolist() == (-far.scores).tolist()
-    assert (far.method, far.unit) == ("prototypes", "sample")
+    assert (far.method, far.unit) == ("prototype_distance", "sample")
 
 
 def test_prototypes_keep_where_the_clusters_come_from() -> None:
-    clusters = clusters_of(2, [[0.0]], source_fingerprint="ab")
+    clusters = clusters_of([0, 0], [[0.0]], source_fingerprint="ab")
     features = np.ones((2, 1))
     scores = prototype_distance(features, clusters, prefer="near", provenance={"b": 1})
     assert scores.provenance == {
@@ -318,26 +276,15 @@ def test_prototypes_keep_where_the_clusters_come_from() -> None:
     }  # fmt: skip
     scores = prototype_distance(features, clusters, provenance={"source_fingerprint": None})
     assert scores.provenance["source_fingerprint"] == "ab"
-    with pytest.raises(StaleArtifactError, match="made for fingerprint ab and some for cd"):
+    with pytest.raises(StaleArtifactError, match="fingerprints ab and cd"):
         prototype_distance(features, clusters, provenance={"source_fingerprint": "cd"})
-
-
-def test_prototypes_of_other_samples_are_refused() -> None:
-    clusters = clusters_of(4, np.zeros((2, 3)))
-    for shape in ((5, 3), (4, 2)):
-        with pytest.raises(ValueError, match=r"^`features` must be those that were clustered"):
-            prototype_distance(np.zeros(shape), clusters)
-    with pytest.raises(ValueError, match=r"^`prefer` must be far or near; got 'middle'"):
-        prototype_distance(np.zeros((4, 3)), clusters, prefer="middle")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"^`features` must be finite"):
-        prototype_distance(np.full((4, 3), np.nan), clusters)
 
 
 # All: memory maps, threads and bad input.
 
 
 def bits(features: Any, labels: Any) -> list[bytes]:
-    clusters = clusters_of(len(features), np.eye(12)[:5])
+    clusters = clusters_of(np.zeros(len(features), int), np.eye(12)[:5])
     made = (
         el2n(features, labels),
         moderate(features, labels, 12),
@@ -355,7 +302,7 @@ def test_memory_maps_give_the_same_bits_block_by_block(
     expected = bits(features, labels)
     np.save(tmp_path / "features.npy", features)
     stored = np.load(tmp_path / "features.npy", mmap_mode="r")
-    monkeypatch.setattr("dp4tl_ffcv.scoring.methods.samples._BLOCK_BYTES", 8 * 12 * rows)
+    monkeypatch.setattr("dp4tl_ffcv.scoring.samples._BLOCK_BYTES", 8 * 12 * rows)
     assert bits(stored, labels) == expected
 
 
@@ -383,12 +330,13 @@ def test_bits_do_not_depend_on_the_number_of_threads() -> None:
         (np.zeros((2, 2)), [0.0, 1.0], TypeError, "^`labels` must be integers"),
         (np.zeros((2, 2), int), [0, 1], TypeError, "must be float16, float32 or float64"),
         (np.zeros(2), [0, 1], ValueError, r"must have shape \(N, D\)"),
-        (np.array([[0, np.nan], [0, 0]]), [0, 1], ValueError, "must be finite"),
-        (np.array([[0, np.inf], [0, 0]]), [0, 1], ValueError, "must be finite"),
-        (np.array([[0, -np.inf], [0, 0]]), [0, 1], ValueError, "must be finite"),
+        *(
+            (np.array([[0, value], [0, 0]]), [0, 1], ValueError, "must be finite")
+            for value in (np.nan, np.inf, -np.inf)
+        ),
     ],
 )
-def test_wrong_arrays_are_refused(
+def test_bad_arrays_are_rejected(
     score: Any, values: Any, labels: Any, error: type[Exception], message: str
 ) -> None:
     arguments = (values, labels) if score is el2n else (values, labels, 2)
@@ -396,6 +344,38 @@ def test_wrong_arrays_are_refused(
         score(*arguments)
 
 
-def test_features_whose_squares_overflow_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"^`features` must be finite, and so must their squares"):
-        moderate(np.array([[1e200], [-1e200]]), [0, 0], 1)
+TWO, ZEROS = of_samples([1.0, 2.0]), np.zeros((2, 3))
+CENTRES = clusters_of([0, 1], np.zeros((2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("score", "arguments", "options", "error", "message"),
+    [
+        (coverage_centric, [TWO], {"strata": 0}, ValueError, r"^`strata` must be in \[1, 1000000"),
+        (coverage_centric, [TWO], {"strata": 10**13}, ValueError, "^`strata` must be in"),
+        (coverage_centric, [TWO], {"strata": 2.0}, TypeError, "^`strata` must be an int"),
+        (coverage_centric, [TWO], {"seed": -1}, ValueError, "^`seed` must be at least 0; got -1"),
+        *(
+            (coverage_centric, [TWO], {"cutoff": cutoff}, ValueError, "^`cutoff` must be a frac")
+            for cutoff in (1.0, -0.1, math.nan, "0.1")
+        ),
+        (coverage_centric, [scores_of([1])], {}, ValueError, "^`difficulty` must be sample sc"),
+        (coverage_centric, [np.ones(3)], {}, ValueError, "^`difficulty` must be sample scores"),
+        (moderate, [ZEROS, [0, 1], 2], {"median": "mean"}, ValueError, "^`median` must be one of"),
+        (moderate, [ZEROS, [0, 1], 2], {"unit": "pixel"}, ValueError, "^`unit` must be one of"),
+        (moderate_classes, [ZEROS, [0, 1], 2], {"median": "all"}, ValueError, "^`median` has no"),
+        (moderate, [ZEROS], {}, ValueError, "^`labels` and `num_classes` are needed"),
+        (moderate, [ZEROS, [0, 1]], {}, ValueError, "^`num_classes` is needed"),
+        (moderate, [[[1e200], [-1e200]], [0, 0], 1], {}, ValueError, "squares overflow"),
+        (el2n, [ZEROS], {}, ValueError, "^`labels` are needed with logits"),
+        (prototype_distance, [np.zeros((5, 3)), CENTRES], {}, ValueError, "^`clusters` are of"),
+        (prototype_distance, [np.zeros((2, 2)), CENTRES], {}, ValueError, "^`clusters` are of"),
+        (prototype_distance, [ZEROS + np.nan, CENTRES], {}, ValueError, "finite"),
+        (prototype_distance, [ZEROS, CENTRES], {"prefer": "mid"}, ValueError, "^`prefer` must be"),
+    ],
+)
+def test_bad_options_are_rejected(
+    score: Any, arguments: Any, options: Any, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        score(*arguments, **options)

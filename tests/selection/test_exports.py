@@ -67,7 +67,7 @@ def test_ids_are_read_in_any_order_and_repeats_count_once(
 def test_another_suffix_is_refused(
     name: str, selection: Selection, uneven: BetonIndex, tmp_path: Path
 ) -> None:
-    message = r"^`path` must end in one of \.npy, \.indices, \.txt; got .*suffix chooses the format"
+    message = r"must end in one of \.npy, \.indices, \.txt; the suffix chooses"
     with pytest.raises(ValueError, match=message):
         export_indices(selection, tmp_path / name)
     with pytest.raises(ValueError, match=message):
@@ -92,7 +92,7 @@ def test_damaged_files_are_refused(
 ) -> None:
     path = tmp_path / f"ids{suffix}"
     path.write_bytes(content)
-    message = rf"^`path` must hold sample ids; .*cannot be read as \{suffix}\. Export it again"
+    message = rf"holds no sample ids that can be read as \{suffix}"
     with pytest.raises(ValueError, match=message):
         import_indices(path, uneven)
 
@@ -106,7 +106,7 @@ def test_truncated_files_are_refused(
     whole = path.read_bytes()
     for size in range(0, len(whole), 13):
         path.write_bytes(whole[:size])
-        with pytest.raises(ValueError, match=r"^`path` must hold sample ids"):
+        with pytest.raises(ValueError, match="holds no sample ids"):
             import_indices(path, uneven)
 
 
@@ -114,7 +114,7 @@ def test_truncated_files_are_refused(
 def test_an_empty_file_is_refused(suffix: str, uneven: BetonIndex, tmp_path: Path) -> None:
     path = tmp_path / f"ids{suffix}"
     path.write_bytes(b"")
-    with pytest.raises(ValueError, match=r"^`(path` must hold|indices` must retain)"):
+    with pytest.raises(ValueError, match=r"holds no sample ids|retains no sample"):
         import_indices(path, uneven)
 
 
@@ -141,7 +141,7 @@ def test_code_in_a_file_is_not_run(suffix: str, uneven: BetonIndex, tmp_path: Pa
         np.save(path, np.array([Trap(sprung)], dtype=object), allow_pickle=True)
     else:
         torch.save(Trap(sprung), path)
-    with pytest.raises(ValueError, match=r"^`path` must hold sample ids"):
+    with pytest.raises(ValueError, match="holds no sample ids"):
         import_indices(path, uneven)
     assert not sprung.exists()
     pickle.loads(pickle.dumps(Trap(sprung)))

@@ -9,40 +9,26 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 
 from dp4tl_ffcv import (
     BetonIndex,
+    Clusters,
     Scores,
     Selection,
     StaleArtifactError,
+    combine_scores,
     image_fields,
     select,
     write_beton,
 )
 from dp4tl_ffcv.scoring import random_scores
-from dp4tl_ffcv.scoring.clustering.clusters import Clusters
+from tests.support.scores import clusters_of, drawn_scores, ranked, scores_of
 
 CLASSES, SAMPLES = 12, 34
-FEW = st.sampled_from([-1.5, 0.0, 0.0, 1.0, 2.0, 2.5])  # few values, so that many are equal
 KEEPS = st.integers(1, 1000).map(lambda thousandths: thousandths / 1000)
-
-
-@st.composite
-def scores_of(draw: st.DrawFn, unit: Any = "class", count: int | None = None) -> Scores:
-    count = count or (CLASSES if unit == "class" else SAMPLES)
-    values = st.lists(FEW, min_size=count, max_size=count)
-    return Scores(
-        scores=np.array(draw(values)), tie=np.array(draw(values)), method="drawn", unit=unit
-    )
-
-
-def ranked(scores: Scores) -> list[int]:
-    """Sort by score descending, then tie key descending, then id ascending."""
-    order = sorted(
-        (-s, -t, i) for i, (s, t) in enumerate(zip(scores.scores, scores.tie, strict=True))
-    )
-    return [i for _, _, i in order]
+OF_CLASSES, OF_SAMPLES = drawn_scores(CLASSES), drawn_scores(SAMPLES, "sample")
+CLASS_SCORES = random_scores(CLASSES, seed=0)
+SAMPLE_SCORES = random_scores(SAMPLES, seed=0, unit="sample")
 
 
 def part_of(keep: float, total: int) -> int:
@@ -62,7 +48,7 @@ def check_classes(selection: Selection, index: BetonIndex, classes: list[int]) -
 # Against brute force.
 
 
-@given(scores_of(), KEEPS)
+@given(OF_CLASSES, KEEPS)
 def test_keep_retains_that_share_of_the_best_classes(
     uneven: BetonIndex, scores: Scores, keep: float
 ) -> None:
@@ -70,7 +56,7 @@ def test_keep_retains_that_share_of_the_best_classes(
     check_classes(select(scores, uneven, keep=keep), uneven, best[: part_of(keep, 9)])
 
 
-@given(scores_of(), st.integers(1, 9))
+@given(OF_CLASSES, st.integers(1, 9))
 def test_keep_classes_retains_that_many_of_the_best(
     uneven: BetonIndex, scores: Scores, keep: int
 ) -> None:
@@ -78,7 +64,7 @@ def test_keep_classes_retains_that_many_of_the_best(
     check_classes(select(scores, uneven, keep_classes=keep), uneven, best[:keep])
 
 
-@given(scores_of(), st.integers(9, SAMPLES))
+@given(OF_CLASSES, st.integers(9, SAMPLES))
 def test_keep_samples_retains_the_best_classes_that_fit(
     uneven: BetonIndex, scores: Scores, keep: int
 ) -> None:
@@ -88,7 +74,7 @@ def test_keep_samples_retains_the_best_classes_that_fit(
     check_classes(select(scores, uneven, keep_samples=keep), uneven, retained)
 
 
-@given(scores_of("sample"), KEEPS)
+@given(OF_SAMPLES, KEEPS)
 def test_keep_retains_that_share_of_the_best_samples(
     uneven: BetonIndex, scores: Scores, keep: float
 ) -> None:
@@ -97,7 +83,7 @@ def test_keep_retains_that_share_of_the_best_samples(
     assert selection.classes.tolist() == sorted(set(uneven.labels()[selection.indices].tolist()))
 
 
-@given(scores_of("sample"), st.integers(1, SAMPLES))
+@given(OF_SAMPLES, st.integers(1, SAMPLES))
 def test_keep_samples_retains_that_many_of_the_best_samples(
     uneven: BetonIndex, scores: Scores, keep: int
 ) -> None:
@@ -110,7 +96,7 @@ def test_keep_samples_retains_that_many_of_the_best_samples(
 def test_a_larger_keep_retains_all_that_a_smaller_does(
     uneven: BetonIndex, unit: str, data: st.DataObject, keeps: tuple[float, float]
 ) -> None:
-    scores = data.draw(scores_of(unit))
+    scores = data.draw(OF_CLASSES if unit == "class" else OF_SAMPLES)
     small, large = (select(scores, uneven, keep=keep) for keep in sorted(keeps))
     assert set(small.indices) <= set(large.indices)
     assert set(small.classes) <= set(large.classes)
@@ -135,7 +121,7 @@ def prefix_that_fits(items: Iterable[int], costs: Any, budget: int) -> list[int]
     return retained
 
 
-@given(scores_of(count=10), st.floats(0.2, 1.2))
+@given(drawn_scores(10), st.floats(0.2, 1.2))
 def test_keep_bytes_retains_the_best_classes_that_fit(
     images: BetonIndex, scores: Scores, part: float
 ) -> None:
@@ -150,7 +136,7 @@ def test_keep_bytes_retains_the_best_classes_that_fit(
     assert select(scores, images, keep_bytes=exact).digest() == selection.digest()
 
 
-@given(scores_of("sample", 120), st.floats(0.05, 1.2))
+@given(drawn_scores(120, "sample"), st.floats(0.05, 1.2))
 def test_keep_bytes_retains_the_best_samples_that_fit(
     images: BetonIndex, scores: Scores, part: float
 ) -> None:
@@ -160,25 +146,11 @@ def test_keep_bytes_retains_the_best_samples_that_fit(
     assert select(scores, images, keep_bytes=budget).indices.tolist() == sorted(expected)
 
 
-@pytest.mark.parametrize(
-    ("text", "number"),
-    [
-        ("100kB", 100_000),
-        ("100 KiB", 102_400),
-        ("0.1MB", 100_000),
-        ("0.1 MiB", 104_857),
-        ("1G", 10**9),
-        ("2TiB", 2 << 40),
-        (" 90000B ", 90_000),
-        ("90000", 90_000),
-        (np.int64(90_000), 90_000),
-    ],
-)
-def test_bytes_may_be_text(text: Any, number: int, images: BetonIndex) -> None:
+def test_bytes_may_be_text(images: BetonIndex) -> None:
     scores = random_scores(120, seed=0, unit="sample")
-    selection = select(scores, images, keep_bytes=text)
-    assert selection.provenance["keep_bytes"] == number
-    assert selection.digest() == select(scores, images, keep_bytes=number).digest()
+    selection = select(scores, images, keep_bytes="0.1 MiB")
+    assert selection.provenance["keep_bytes"] == 104_857
+    assert selection.digest() == select(scores, images, keep_bytes=104_857).digest()
 
 
 # Samples within classes.
@@ -193,7 +165,7 @@ def best_of_each(scores: Scores, groups: Any, keep: float) -> set[int]:
     return best
 
 
-@given(scores_of(), scores_of("sample"), KEEPS, st.integers(1, 9))
+@given(OF_CLASSES, OF_SAMPLES, KEEPS, st.integers(1, 9))
 def test_within_keeps_the_best_samples_of_each_retained_class(
     uneven: BetonIndex, scores: Scores, within: Scores, share: float, count: int
 ) -> None:
@@ -205,7 +177,7 @@ def test_within_keeps_the_best_samples_of_each_retained_class(
     assert selection.indices.tolist() == sorted(best & set(whole.indices.tolist()))
 
 
-@given(scores_of(), scores_of("sample"), KEEPS, st.integers(9, SAMPLES))
+@given(OF_CLASSES, OF_SAMPLES, KEEPS, st.integers(9, SAMPLES))
 def test_budgets_of_samples_count_what_is_kept_within(
     uneven: BetonIndex, scores: Scores, within: Scores, share: float, budget: int
 ) -> None:
@@ -217,7 +189,7 @@ def test_budgets_of_samples_count_what_is_kept_within(
     assert selection.indices.tolist() == sorted(best & set(members(uneven, expected)))
 
 
-@given(scores_of(count=10), scores_of("sample", 120), KEEPS, st.floats(0.2, 1.0))
+@given(drawn_scores(10), drawn_scores(120, "sample"), KEEPS, st.floats(0.2, 1.0))
 def test_budgets_of_bytes_count_what_is_kept_within(
     images: BetonIndex, scores: Scores, within: Scores, share: float, part: float
 ) -> None:
@@ -234,7 +206,7 @@ def test_budgets_of_bytes_count_what_is_kept_within(
 # The same share of every class.
 
 
-@given(scores_of("sample"), KEEPS)
+@given(OF_SAMPLES, KEEPS)
 def test_balanced_keeps_that_share_of_every_class(
     uneven: BetonIndex, scores: Scores, keep: float
 ) -> None:
@@ -244,7 +216,7 @@ def test_balanced_keeps_that_share_of_every_class(
     assert selection.classes.tolist() == np.unique(uneven.labels()).tolist()
 
 
-@given(scores_of("sample"), KEEPS)
+@given(OF_SAMPLES, KEEPS)
 def test_balanced_goes_by_pseudo_classes_where_they_are_given(
     uneven: BetonIndex, scores: Scores, keep: float
 ) -> None:
@@ -260,11 +232,10 @@ def test_balanced_goes_by_pseudo_classes_where_they_are_given(
 def pseudo(count: int, samples: int = SAMPLES, **provenance: Any) -> Clusters:
     """Pseudo-classes, of which number 2 has no sample."""
     labels = np.random.default_rng(1).choice(np.delete(np.arange(count), 2), samples)
-    centroids = np.zeros((count, 1), np.float32)
-    return Clusters(labels=labels, centroids=centroids, provenance=provenance)
+    return clusters_of(labels, np.zeros((count, 1)), **provenance)
 
 
-@given(scores_of(count=8), st.integers(1, 7))
+@given(drawn_scores(8), st.integers(1, 7))
 def test_the_samples_of_the_best_pseudo_classes_are_retained(
     uneven: BetonIndex, scores: Scores, count: int
 ) -> None:
@@ -277,13 +248,13 @@ def test_the_samples_of_the_best_pseudo_classes_are_retained(
     assert selection.provenance["clusters"]["retained"] == sorted(best)
 
 
-@given(scores_of(count=8), scores_of("sample"), KEEPS, st.integers(12, SAMPLES))
+@given(drawn_scores(8), OF_SAMPLES, KEEPS, st.integers(12, SAMPLES))
 def test_pseudo_classes_go_with_within_and_budgets(
     uneven: BetonIndex, scores: Scores, within: Scores, share: float, budget: int
 ) -> None:
     clusters = pseudo(8)
     best = best_of_each(within, clusters.labels.tolist(), share)
-    groups: list[NDArray[np.int64]] = [np.flatnonzero(clusters.labels == k) for k in range(8)]
+    groups: list[Any] = [np.flatnonzero(clusters.labels == k) for k in range(8)]
     costs = [len(best & set(group.tolist())) for group in groups]
     expected = prefix_that_fits([k for k in ranked(scores) if costs[k]], costs, budget)
     selection = select(
@@ -338,6 +309,43 @@ def test_a_selection_says_which_options_it_was_made_with(
         assert Selection.load(tmp_path / "s.npz").provenance == made.provenance
 
 
+# Inputs.
+
+
+def test_scores_clusters_and_beton_may_be_paths(uneven: BetonIndex, tmp_path: Path) -> None:
+    clusters, scores = pseudo(8), random_scores(8, seed=4)
+    for name, part in (("c", clusters), ("s", scores), ("w", SAMPLE_SCORES)):
+        part.save(tmp_path / f"{name}.npz")
+    options: dict[str, Any] = {"keep_samples": 20, "keep_within": 0.5}
+    expected = select(scores, uneven, within=SAMPLE_SCORES, clusters=clusters, **options)
+    found = select(
+        tmp_path / "s.npz",
+        uneven.path,
+        within=tmp_path / "w.npz",
+        clusters=str(tmp_path / "c.npz"),
+        out=tmp_path / "out.npz",
+        **options,
+    )
+    for one in (found, Selection.load(tmp_path / "out.npz")):
+        assert one.digest() == expected.digest()
+        assert one.provenance == expected.provenance
+
+
+@pytest.mark.parametrize("how", ["sum", "max", "rank", "round-robin"])
+@pytest.mark.parametrize("weights", [(), (3.0, 1.0)])
+def test_several_scores_are_combined(
+    how: Any, weights: tuple[float, ...], uneven: BetonIndex, tmp_path: Path
+) -> None:
+    one, other = (random_scores(CLASSES, seed=seed) for seed in (1, 2))
+    other.save(tmp_path / "other.npz")
+    combined = combine_scores([one, other], how=how, weights=weights or None)
+    given_scores = [one, tmp_path / "other.npz"]
+    found = select(given_scores, uneven, keep=0.3, combine=how, weights=weights)
+    expected = select(combined, uneven, keep=0.3)
+    assert found.digest() == expected.digest()
+    assert found.provenance == expected.provenance
+
+
 # Single rules.
 
 
@@ -345,276 +353,172 @@ def test_a_selection_says_which_options_it_was_made_with(
     ("keep", "retained"),
     [(1e-9, 1), (0.16, 1), (1.5 / 9, 2), (0.5, 5), (0.6, 5), (17 / 18, 9), (1.0, 9), (1, 9)],
 )
-def test_shares_are_rounded_halves_up_and_to_one_at_least(
+def test_fractions_are_rounded_halves_up_and_to_at_least_one(
     keep: float, retained: int, uneven: BetonIndex
 ) -> None:
-    selection = select(random_scores(CLASSES, seed=0), uneven, keep=keep)
-    assert len(selection.classes) == retained
+    assert len(select(CLASS_SCORES, uneven, keep=keep).classes) == retained
 
 
 def test_halves_are_those_of_the_decimal_number(hundred: BetonIndex) -> None:
     scores = random_scores(100, seed=0, unit="sample")
     assert 0.145 * 100 < 14.5
     for keep in (0.145, 0.285, 0.555, 0.565, 0.575):
-        assert (
-            len(select(scores, hundred, keep=keep)) == part_of(keep, 100) == round(100 * keep + 0.1)
-        )
+        found = len(select(scores, hundred, keep=keep))
+        assert found == part_of(keep, 100) == round(100 * keep + 0.1)
 
 
-def test_classes_without_samples_are_passed_over(uneven: BetonIndex) -> None:
+def test_classes_without_samples_are_skipped(uneven: BetonIndex) -> None:
     values = np.zeros(CLASSES)
     values[[2, 6, 11]] = 9.0  # without samples
     values[[9, 3]] = 1.0
-    scores = Scores(scores=values, tie=values, method="x")
+    scores = scores_of(values)
     check_classes(select(scores, uneven, keep_classes=2), uneven, [3, 9])
     check_classes(select(scores, uneven, keep=1.0), uneven, [0, 1, 3, 4, 5, 7, 8, 9, 10])
 
 
-def test_scores_may_cover_more_classes_than_a_beton_without_names_shows(
-    hundred: BetonIndex,
-) -> None:
-    values = np.arange(3.0)
-    selection = select(Scores(scores=values, tie=values, method="x"), hundred, keep_classes=1)
+def test_scores_may_cover_more_classes_than_a_beton_without_names(hundred: BetonIndex) -> None:
+    selection = select(scores_of(np.arange(3)), hundred, keep_classes=1)
     assert selection.classes.tolist() == [0]
     assert selection.label_map.tolist() == [0, -1, -1]
 
 
 def test_another_field_may_hold_the_class_ids(uneven: BetonIndex) -> None:
-    scores = Scores(scores=np.arange(12.0), tie=np.zeros(12), method="x")
-    selection = select(scores, uneven, keep_classes=2, label_field="other")
+    selection = select(scores_of(np.arange(12)), uneven, keep_classes=2, label_field="other")
     assert selection.label_field == "other"
     assert selection.classes.tolist() == [5, 6]
     assert selection.indices.tolist() == list(range(25, 34))
 
 
-def test_a_selection_says_what_it_was_made_from(uneven: BetonIndex, tmp_path: Any) -> None:
-    scores = random_scores(CLASSES, seed=4)
-    selection = select(scores, uneven, keep=0.5)
-    assert selection.fingerprint == uneven.fingerprint
-    assert selection.provenance == {
-        "method": "random", "unit": "class", "keep": 0.5, "scores": {"seed": 4},
-    }  # fmt: skip
-    selection.save(tmp_path / "s.npz")
-    assert Selection.load(tmp_path / "s.npz").provenance == selection.provenance
-
-
 @pytest.mark.parametrize(
     "budget",
-    [
-        {"keep": np.float32(0.5)},
-        {"keep": np.float64(0.5)},
-        {"keep_classes": np.int64(5)},
-        {"keep_samples": np.uint8(20)},
-    ],
+    [{"keep": np.float32(0.5)}, {"keep_classes": np.int64(5)}, {"keep_samples": np.uint8(20)}],
     ids=str,
 )
-def test_numpys_numbers_do_as_budgets(
-    budget: dict[str, Any], uneven: BetonIndex, tmp_path: Any
+def test_numpys_numbers_may_be_budgets(
+    budget: dict[str, Any], uneven: BetonIndex, tmp_path: Path
 ) -> None:
-    scores = random_scores(CLASSES, seed=np.int64(4))
-    selection = select(scores, uneven, **budget)
-    same = select(scores, uneven, **{name: value.item() for name, value in budget.items()})
+    selection = select(CLASS_SCORES, uneven, **budget)
+    same = select(CLASS_SCORES, uneven, **{name: value.item() for name, value in budget.items()})
     assert selection.digest() == same.digest()
     selection.save(tmp_path / "s.npz")
-    scores.save(tmp_path / "scores.npz")
 
 
 # Bad input.
 
 
-@pytest.mark.parametrize("unit", ["class", "sample"])
-@pytest.mark.parametrize(
-    "keep", [0, 0.0, 1.5, 2, -1, -0.1, float("nan"), float("inf"), True, False, "0.5", 0.5j]
-)
-def test_a_share_outside_of_0_to_1_is_refused(keep: Any, unit: Any, uneven: BetonIndex) -> None:
-    scores = random_scores(CLASSES if unit == "class" else SAMPLES, seed=0, unit=unit)
-    with pytest.raises(ValueError, match=r"^`keep` must lie in \(0, 1\]; got .*such as 0\.4"):
+@pytest.mark.parametrize("scores", [CLASS_SCORES, SAMPLE_SCORES], ids=["class", "sample"])
+@pytest.mark.parametrize("keep", [0, 0.0, 1.5, 2, -1, float("nan"), float("inf"), True, "0.5"])
+def test_a_fraction_outside_of_0_to_1_is_rejected(
+    keep: Any, scores: Scores, uneven: BetonIndex
+) -> None:
+    with pytest.raises((TypeError, ValueError), match=r"^`keep` must be a fraction in \(0, 1\]"):
         select(scores, uneven, keep=keep)
 
 
-@pytest.mark.parametrize(
-    ("budget", "message"),
-    [
-        ({"keep_classes": 0}, r"^`keep_classes` must lie in \[1, 9\]; got 0"),
-        ({"keep_classes": 10}, r"^`keep_classes` must lie in \[1, 9\]; got 10"),
-        ({"keep_classes": -3}, r"^`keep_classes` must lie in \[1, 9\]; got -3"),
-        ({"keep_samples": 0}, r"^`keep_samples` must lie in \[1, 34\]; got 0"),
-        ({"keep_samples": 35}, r"^`keep_samples` must lie in \[1, 34\]; got 35"),
-    ],
-)  # fmt: skip
-def test_a_number_that_is_too_small_or_large_is_refused(
-    budget: dict[str, int], message: str, uneven: BetonIndex
-) -> None:
-    with pytest.raises(ValueError, match=message):
-        select(random_scores(CLASSES, seed=0), uneven, **budget)
-
-
-@pytest.mark.parametrize("name", ["keep_classes", "keep_samples"])
-@pytest.mark.parametrize("value", [True, 3.0, "3", np.float64(3)], ids=repr)
-def test_a_number_that_is_not_whole_is_refused(name: str, value: Any, uneven: BetonIndex) -> None:
-    with pytest.raises(TypeError, match=rf"^`{name}` must be an int; got"):
-        select(random_scores(CLASSES, seed=0), uneven, **{name: value})
-
-
-def test_a_budget_below_the_best_class_is_refused(uneven: BetonIndex) -> None:
-    values = np.eye(CLASSES)[3]
-    scores = Scores(scores=values, tie=values, method="x")
-    with pytest.raises(ValueError, match=r"^`keep_samples` must hold the best class, of 9 samples"):
-        select(scores, uneven, keep_samples=8)
+STRANGE = {"source_fingerprint": "0123456789abcdef0"}
 
 
 @pytest.mark.parametrize(
-    ("budgets", "found"),
+    ("scores", "options", "error", "message"),
     [
-        ({}, "got none"),
-        ({"keep": 0.5, "keep_classes": 2}, r"got \['keep', 'keep_classes'\]"),
-        ({"keep": 0.5, "keep_classes": 2, "keep_samples": 3}, "got .*Choose one budget"),
-        ({"keep_samples": 3, "keep_bytes": 2}, r"got \['keep_bytes', 'keep_samples'\]"),
+        (CLASS_SCORES, {"keep_classes": 0}, ValueError, "^`keep_classes` must be at least 1"),
+        (CLASS_SCORES, {"keep_classes": 10}, ValueError, r"^`keep_classes` must be in \[1, 9\]"),
+        (CLASS_SCORES, {"keep_samples": 35}, ValueError, r"^`keep_samples` must be in \[1, 34\]"),
+        (CLASS_SCORES, {"keep_classes": 3.0}, TypeError, "^`keep_classes` must be an int"),
+        (CLASS_SCORES, {"keep_samples": True}, TypeError, "^`keep_samples` must be an int"),
+        (CLASS_SCORES, {"keep_bytes": "5 XB"}, ValueError, "^`keep_bytes` must be bytes, or text"),
+        (scores_of(np.eye(12)[3]), {"keep_samples": 8}, ValueError, "best class takes 9 samples"),
+        (CLASS_SCORES, {}, ValueError, "exactly one of .*; got none"),
+        (CLASS_SCORES, {"keep": 1, "keep_bytes": 2}, ValueError, "got .'keep', 'keep_bytes'"),
+        (SAMPLE_SCORES, {"keep_classes": 3}, ValueError, "^`keep_classes` needs class scores"),
+        (random_scores(11, seed=0), {"keep": 1}, ValueError, "has 12 classes, .* cover 11"),
+        (random_scores(13, seed=0), {"keep": 1}, ValueError, "has 12 classes, .* cover 13"),
+        (
+            random_scores(33, unit="sample"), {"keep": 1}, ValueError,
+            "has 34 samples, but `scores` covers 33",
+        ),
+        (
+            CLASS_SCORES, {"keep": 1, "within": SAMPLE_SCORES}, ValueError,
+            "^`within` and `keep_within` go together",
+        ),
+        (
+            CLASS_SCORES, {"keep": 1, "keep_within": 0.5}, ValueError,
+            "^`within` and `keep_within` go together",
+        ),
+        (
+            CLASS_SCORES, {"keep": 1, "within": CLASS_SCORES, "keep_within": 0.5}, ValueError,
+            "^`within` needs .*; got class scores and class scores",
+        ),
+        (
+            SAMPLE_SCORES, {"keep": 1, "within": SAMPLE_SCORES, "keep_within": 0.5}, ValueError,
+            "^`within` needs .*; got sample scores and sample scores",
+        ),
+        (
+            CLASS_SCORES, {"keep": 1, "within": SAMPLE_SCORES, "keep_within": 0.0}, ValueError,
+            "^`keep_within` must be a fraction",
+        ),
+        (
+            CLASS_SCORES,
+            {"keep": 1, "within": random_scores(33, unit="sample"), "keep_within": 1},
+            ValueError, "has 34 samples, but `within` covers 33",
+        ),
+        (CLASS_SCORES, {"keep": 1, "balanced": True}, ValueError, "^`balanced` needs sample sc"),
+        (SAMPLE_SCORES, {"keep_bytes": 9, "balanced": True}, ValueError, "^`balanced` needs sam"),
+        (SAMPLE_SCORES, {"keep": 1, "clusters": pseudo(8)}, ValueError, "^`clusters` need class"),
+        (
+            CLASS_SCORES, {"keep": 1, "clusters": pseudo(12, 33)}, ValueError,
+            "has 34 samples, but `clusters` cover 33",
+        ),
+        (
+            CLASS_SCORES, {"keep": 1, "clusters": pseudo(8)}, ValueError,
+            "are 8 pseudo-classes, but `scores` cover 12",
+        ),
+        (
+            random_scores(CLASSES, provenance={"clusters_sha256": "ab"}), {"keep": 1}, ValueError,
+            "^`clusters` are needed",
+        ),
+        (
+            random_scores(CLASSES, provenance={"clusters_sha256": "ab"}),
+            {"keep": 1, "clusters": pseudo(12)}, StaleArtifactError, "made with other clusters",
+        ),
+        (
+            CLASS_SCORES, {"keep": 1, "clusters": pseudo(12, **STRANGE)}, StaleArtifactError,
+            "^`clusters` was made for another beton",
+        ),
+        (
+            CLASS_SCORES,
+            {
+                "keep": 1, "keep_within": 1,
+                "within": random_scores(SAMPLES, unit="sample", provenance=STRANGE),
+            },
+            StaleArtifactError, "^`within` was made for another beton",
+        ),
+        (
+            random_scores(CLASSES, provenance=STRANGE), {"keep": 1}, StaleArtifactError,
+            "^`scores` was made for another beton",
+        ),
+        (CLASS_SCORES, {"keep": 1, "label_field": "y"}, ValueError, "has no field 'y'"),
     ],
 )  # fmt: skip
-def test_exactly_one_budget_is_given(
-    budgets: dict[str, Any], found: str, uneven: BetonIndex
+def test_bad_input_is_rejected(
+    scores: Scores, options: Any, error: type[Exception], message: str, uneven: BetonIndex
 ) -> None:
-    with pytest.raises(ValueError, match=f"exactly one must be given; {found}"):
-        select(random_scores(CLASSES, seed=0), uneven, **budgets)
+    with pytest.raises(error, match=message):
+        select(scores, uneven, **options)
 
 
-def test_a_number_of_classes_makes_no_sense_for_sample_scores(uneven: BetonIndex) -> None:
-    scores = random_scores(SAMPLES, seed=0, unit="sample")
-    with pytest.raises(ValueError, match=r"^`keep_classes` must not be given with sample scores"):
-        select(scores, uneven, keep_classes=3)
-
-
-def test_too_few_class_scores_are_refused(uneven: BetonIndex) -> None:
-    with pytest.raises(
-        ValueError, match=r"^`scores` must cover the 12 classes of the beton; got 11"
-    ):
-        select(random_scores(11, seed=0), uneven, keep=0.5)
-
-
-@pytest.mark.parametrize("count", [SAMPLES - 1, SAMPLES + 1])
-def test_sample_scores_of_another_number_are_refused(count: int, uneven: BetonIndex) -> None:
-    with pytest.raises(
-        ValueError, match=rf"^`scores` must hold one score per sample, 34; got {count}"
-    ):
-        select(random_scores(count, seed=0, unit="sample"), uneven, keep=0.5)
-
-
-def test_scores_of_another_beton_are_refused(uneven: BetonIndex, photos: Any) -> None:
-    other = photos.index.fingerprint
-    scores = Scores(
-        scores=np.ones(10), tie=np.ones(10), method="fm",
-        provenance={"source_fingerprint": other},
-    )  # fmt: skip
-    message = r"^`scores` was made for another beton than '.*uneven\.beton'"
-    with pytest.raises(StaleArtifactError, match=message):
-        select(scores, uneven, keep=0.5)
-    assert len(select(scores, photos.index, keep=0.5).classes) == 5
-
-
-def test_labels_that_are_missing_or_no_integers_are_refused(photos: Any) -> None:
-    scores = random_scores(10, seed=0)
-    with pytest.raises(ValueError, match=r"no field 'y'\. Its fields are image, label, identifier"):
-        select(scores, photos.index, keep=0.5, label_field="y")
-    with pytest.raises(ValueError, match=r"field 'image' .* its kind is rgb_image"):
-        select(scores, photos.index, keep=0.5, label_field="image")
-
-
-def test_scores_of_more_classes_than_the_manifest_names_are_refused(tmp_path: Path) -> None:
-    samples = [(np.zeros((8, 8, 3), np.uint8), label, 0) for label in range(4)]
-    names = ["a", "b", "c", "d"]
-    index = write_beton(
-        tmp_path / "four.beton", samples, image_fields(), class_names=names, seed=None
-    )
-    with pytest.raises(ValueError, match="`scores` must cover the 4 classes of the beton; got 9"):
-        select(random_scores(9, seed=0), index, keep=0.5)
-
-
-@pytest.mark.parametrize("size", ["", "many", "-5", "0", "5 XB", 0, -1, 2.5, True, "GiB", b"5"])
-def test_bytes_that_are_no_number_are_refused(size: Any, images: BetonIndex) -> None:
-    with pytest.raises(
-        ValueError, match=r"^`keep_bytes` must be a number of bytes, or text such as"
-    ):
-        select(random_scores(10, seed=0), images, keep_bytes=size)
+def test_scores_of_pseudo_classes_go_with_their_clusters(uneven: BetonIndex) -> None:
+    clusters = pseudo(CLASSES)
+    scores = random_scores(CLASSES, seed=0, provenance={"clusters_sha256": clusters.digest()})
+    assert len(select(scores, uneven, keep=0.5, clusters=clusters))
 
 
 @pytest.mark.parametrize(("unit", "count"), [("class", 10), ("sample", 120)])
-def test_bytes_below_the_best_are_refused(unit: Any, count: int, images: BetonIndex) -> None:
+def test_bytes_below_the_best_are_rejected(unit: Any, count: int, images: BetonIndex) -> None:
     scores = random_scores(count, seed=0, unit=unit)
     best = scores.ranking()[0]
     ids = members(images, [best]) if unit == "class" else [best]
     least = int(images.sample_bytes()[ids].sum())
-    with pytest.raises(
-        ValueError, match=rf"^`keep_bytes` must hold the best {unit}, of {least} bytes; got"
-    ):
+    with pytest.raises(ValueError, match=rf"^`keep_bytes` is .*best {unit} takes {least} bytes"):
         select(scores, images, keep_bytes=least - 1)
     assert select(scores, images, keep_bytes=least).indices.tolist() == ids
-
-
-SAMPLE_SCORES = random_scores(SAMPLES, seed=0, unit="sample")
-CLASS_SCORES = random_scores(CLASSES, seed=0)
-
-
-@pytest.mark.parametrize(
-    ("scores", "options", "message"),
-    [
-        (CLASS_SCORES, {"within": SAMPLE_SCORES}, "^`within` and `keep_within` must be given tog"),
-        (CLASS_SCORES, {"keep_within": 0.5}, "^`within` and `keep_within` must be given together"),
-        (
-            CLASS_SCORES, {"within": CLASS_SCORES, "keep_within": 0.5},
-            "^`within` must be sample scores beside class scores; got class scores beside class",
-        ),
-        (
-            SAMPLE_SCORES, {"within": SAMPLE_SCORES, "keep_within": 0.5},
-            "^`within` must be sample scores beside class scores; got sample scores beside sample",
-        ),
-        (
-            CLASS_SCORES, {"within": SAMPLE_SCORES, "keep_within": 0.0},
-            r"^`keep_within` must lie in \(0, 1\]; got 0.0",
-        ),
-        (
-            CLASS_SCORES,
-            {"within": random_scores(33, seed=0, unit="sample"), "keep_within": 1},
-            "^`within` must hold one score per sample, 34; got 33",
-        ),
-        (CLASS_SCORES, {"balanced": True}, "^`balanced` must be given with sample scores and `kee"),
-        (SAMPLE_SCORES, {"clusters": pseudo(8)}, "^`clusters` must be given with class scores, or"),
-        (
-            CLASS_SCORES, {"clusters": pseudo(12, 33)},
-            "^`clusters` must hold one pseudo-class per sample, 34; got 33",
-        ),
-        (CLASS_SCORES, {"clusters": pseudo(8)}, "^`scores` must cover the 8 pseudo-classes; got"),
-    ],
-)  # fmt: skip
-def test_options_that_do_not_go_together_are_refused(
-    scores: Scores, options: dict[str, Any], message: str, uneven: BetonIndex
-) -> None:
-    with pytest.raises(ValueError, match=message):
-        select(scores, uneven, keep=0.5, **options)
-
-
-@pytest.mark.parametrize("budget", [{"keep_samples": 9}, {"keep_bytes": 9}], ids=str)
-def test_balanced_takes_no_other_budget(budget: dict[str, int], uneven: BetonIndex) -> None:
-    with pytest.raises(ValueError, match=r"^`balanced` must be given with sample scores and"):
-        select(SAMPLE_SCORES, uneven, balanced=True, **budget)
-
-
-def test_parts_of_another_beton_are_refused(uneven: BetonIndex) -> None:
-    other = {"source_fingerprint": "0123456789abcdef0"}
-    within = random_scores(SAMPLES, seed=0, unit="sample", provenance=other)
-    message = "was made for another beton than"
-    with pytest.raises(StaleArtifactError, match=f"^`within` {message}"):
-        select(CLASS_SCORES, uneven, keep=0.5, within=within, keep_within=0.5)
-    with pytest.raises(StaleArtifactError, match=f"^`clusters` {message}"):
-        select(CLASS_SCORES, uneven, keep=0.5, clusters=pseudo(12, **other))
-
-
-def test_scores_of_pseudo_classes_go_with_their_clusters_alone(uneven: BetonIndex) -> None:
-    clusters = pseudo(CLASSES)
-    scores = random_scores(CLASSES, seed=0, provenance={"clusters_sha256": clusters.digest()})
-    assert len(select(scores, uneven, keep=0.5, clusters=clusters))
-    with pytest.raises(ValueError, match=r"^`clusters` must be given with scores of pseudo-class"):
-        select(scores, uneven, keep=0.5)
-    others = Clusters(labels=clusters.labels[::-1], centroids=clusters.centroids)
-    with pytest.raises(StaleArtifactError, match=r"^`clusters` must be those that were scored"):
-        select(scores, uneven, keep=0.5, clusters=others)

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dp4tl_ffcv import BetonIndex, Scores, Selection, StaleArtifactError
+from dp4tl_ffcv import BetonIndex, Selection, StaleArtifactError
+from tests.support.scores import scores_of
 
 CLASSES, SAMPLES = 12, 34
 PRESENT = [0, 1, 3, 4, 5, 7, 8, 9, 10]
@@ -83,7 +84,7 @@ def test_another_field_may_hold_the_labels(uneven: BetonIndex) -> None:
         ([[0, 1]], r"^`classes` must be distinct integers .*\(1, 2\)"),
         ([0, 12], r"^`classes` must lie in \[0, 12\); got values from 0 to 12"),
         ([-1, 3], r"^`classes` must lie in \[0, 12\); got values from -1 to 3"),
-        ([2, 6], "^`indices` must retain at least one sample; got none"),
+        ([2, 6], "^the selection retains no sample"),
     ],
     ids=str,
 )  # fmt: skip
@@ -97,7 +98,7 @@ def test_bad_classes_are_refused(classes: Any, message: str, uneven: BetonIndex)
     [
         ([0, 34], ValueError, r"^`indices` must lie in \[0, 34\); got values from 0 to 34"),
         ([-1], ValueError, r"^`indices` must lie in \[0, 34\); got values from -1 to -1"),
-        ([], ValueError, "^`indices` must retain at least one sample"),
+        ([], ValueError, "^the selection retains no sample"),
         ([0.5], TypeError, "^`indices` must be integers; got dtype float64"),
         (np.ones(34, bool), TypeError, r"^`indices` must be integers; .*np\.flatnonzero"),
     ],
@@ -126,7 +127,7 @@ def test_a_selection_comes_back_from_its_file(uneven: BetonIndex, tmp_path: Path
 
 
 def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
-    Scores(scores=np.ones(3), tie=np.ones(3), method="x").save(tmp_path / "s.npz")
+    scores_of(np.ones(3)).save(tmp_path / "s.npz")
     with pytest.raises(ValueError, match=r"is a scores file; a selection file is needed"):
         Selection.load(tmp_path / "s.npz")
 
@@ -168,13 +169,13 @@ def test_a_selection_of_samples_is_transferred_by_its_classes(
 
 
 def test_a_split_with_more_classes_is_refused(photos: Any, uneven: BetonIndex) -> None:
-    with pytest.raises(ValueError, match=r"^`index` must have at most 10 classes; got 12"):
+    with pytest.raises(ValueError, match=r"has 12 classes, but .* source has 10"):
         Selection.of_classes(photos.index, [3]).transfer(uneven)
 
 
 def test_a_split_without_the_classes_is_refused(uneven: BetonIndex, photos: Any) -> None:
     selection = Selection.of_classes(uneven, [10])  # photos have classes 0 to 9
-    with pytest.raises(ValueError, match=r"^`indices` must retain at least one sample"):
+    with pytest.raises(ValueError, match=r"^the selection retains no sample"):
         selection.transfer(photos.index)
 
 
@@ -194,5 +195,12 @@ def test_the_digest_tells_selections_apart(uneven: BetonIndex, photos: Any) -> N
     assert again.digest() == digests[0]
 
 
-def test_a_selection_says_in_short_what_it_is(uneven: BetonIndex) -> None:
-    assert repr(Selection.of_classes(uneven, [0, 3])) == ("Selection(2 of 12 classes, 14 samples)")
+def test_a_selection_is_summarised(uneven: BetonIndex) -> None:
+    selection = Selection.of_classes(uneven.path, [0, 3])
+    assert repr(selection) == "Selection(2 of 12 classes, 14 samples)"
+    counts = {"retained_classes": 2, "of_classes": 12, "retained_samples": 14}
+    assert selection.summary() == {**counts, "classes": [0, 3]}
+    of_beton = {"of_samples": 34, "retained_bytes": 0, "classes": ["class 0", "class 3"]}
+    assert selection.summary(uneven) == counts | of_beton
+    other = Selection.of_classes(uneven, [2, 6], label_field="other")
+    assert other.summary(uneven.path)["classes"] == [2, 6]

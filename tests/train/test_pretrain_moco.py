@@ -320,7 +320,7 @@ def test_the_encoder_gives_pseudo_classes_scores_and_a_pruned_run(
     clusters, scores, selection = (tmp_path / f"{name}.npz" for name in ("c", "fm", "selection"))
     dp4tl("cluster", tmp_path / "source", "--num-clusters", 6, "--out", clusters)
     features = ("--target", tmp_path / "target", "--source", tmp_path / "source")
-    dp4tl("score", "fm", *features, "--clusters", clusters, "--out", scores)
+    dp4tl("score", "feature-mapping", *features, "--clusters", clusters, "--out", scores)
     chosen = ("--scores", scores, "--clusters", clusters, "--beton", photos.path, "--keep", 0.5)
     dp4tl("select", *chosen, "--out", selection)
 

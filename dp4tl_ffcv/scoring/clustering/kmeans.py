@@ -1,69 +1,115 @@
 """k-means of source features: pseudo-classes for sources without labels."""
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from ...kernels import nearest_mean
 from ...kernels.checks import as_features
-from ..checks import whole
+from ...validate import check_int
+from ..inputs import FeaturesOrArray, as_array, whole_source
 from .clusters import Clusters
 
-_BLOCK_ROWS = 1 << 14  # of features that are assigned at a time: 32 MB of 512 float32
-_SEEDING_ROWS = 1 << 12  # that the first centroids are chosen from, at least,
-_SEEDING_ROWS_EACH = 16  # and for each of them
+_BLOCK_ROWS = 1 << 14  # rows assigned at a time: 32 MB of 512 float32 each
+_SEEDING_ROWS = 1 << 12  # the first centroids are chosen from at least this many rows
+_SEEDING_ROWS_EACH = 16  # ... and from this many per centroid
 _SILHOUETTE_ROWS = 10_000
 _DISTANCE_ROWS = 1024
-_LARGEST_SQUARE = 1e36  # of a norm, for faiss: where float32 overflows, it ends the process
+_LARGEST_SQUARE = 1e36  # largest squared norm for faiss, which aborts where float32 overflows
 
 
 def cluster(
-    features: ArrayLike,
-    num_clusters: int,
+    features: FeaturesOrArray,
+    num_clusters: int | Sequence[int],
     *,
     levels: Sequence[int] = (),
     seed: int = 0,
     iterations: int = 25,
     sample: int = 256,
+    out: str | os.PathLike[str] | None = None,
     provenance: Mapping[str, Any] | None = None,
 ) -> Clusters:
     """Cluster features by k-means (faiss): `labels[n] = argmin_k ||features[n] - centroids[k]||_2`.
 
-    The centroids are fitted to a drawn sample of the rows; then every row goes to its nearest one,
-    exact ties to the lowest. With `levels`, the rows are clustered into the first, largest number,
-    those centroids into the next, and so on down to `num_clusters`, and samples inherit: by
-    weighing centroids alike, large groups of near-equal samples get fewer of the pseudo-classes
-    than plain k-means gives them. (Vo et al. 2024, arXiv 2405.15613; without their resampling.)
+    The centroids are fitted to a random sample of the rows. Then every row goes to its nearest
+    centroid, exact ties to the lowest. A cluster that no row falls into is left out, so there may
+    be fewer than `num_clusters`.
 
-    A cluster that no sample falls into is left out, so that there may be fewer than
-    `num_clusters`. Bits do not depend on the number of threads; they may on faiss's version.
-    Memory beyond the arguments: the sample, once as it is and once in float32.
+    With `levels`, the rows are clustered into the first, largest number, those centroids into the
+    next, and so on down to `num_clusters`; samples inherit. Centroids weigh alike, so large groups
+    of near-equal samples get fewer pseudo-classes than from plain k-means. (Vo et al. 2024, arXiv
+    2405.15613; without their resampling.)
+
+    Of several numbers of clusters, the one with the largest simplified silhouette is returned, the
+    smaller of equals. The simplified silhouette is the mean over samples of `(b - a) / max(a, b)`,
+    with a the distance to the sample's own centroid and b the distance to the nearest other one, on
+    10,000 random samples; 0 for a single cluster. (Hruschka et al. 2004; Vendramin et al. 2010.)
+    The provenance keeps all of them as `silhouette`.
+
+    Results do not depend on the number of threads. They may depend on faiss's version. Memory
+    beyond the arguments: the random sample, once as it is and once in float32.
 
     Args:
-        features: `(N, D)` of float16, float32 or float64; memory maps are read block by block.
-        num_clusters: K, in 1 to N.
+        features: Features of the whole source, or the path of their folder; or an array `(N, D)` of
+            float16, float32 or float64, where memory maps are read block by block.
+        num_clusters: number of clusters K, in 1 to N; or several to choose from.
         levels: numbers of clusters of the finer levels, descending, each above `num_clusters`.
-        seed: of the sample and of the first centroids.
-        iterations: of k-means, on each level.
+        seed: seed of the random samples and of the first centroids.
+        iterations: iterations of k-means on each level.
         sample: rows per cluster of the first level that the centroids are fitted to.
-        provenance: kept with the clusters.
+        out: file (`.npz`) to write the clusters to.
+        provenance: facts to record with the clusters.
 
     Raises:
-        TypeError: a dtype is wrong, or a number is not whole.
-        ValueError: a number is out of range, a feature is not finite or so large that its squares
-            do not fit into float32, or faiss is not installed.
+        TypeError: a dtype is wrong, or a number is not an integer.
+        ValueError: a number is out of range, a feature is not finite or so large that its square
+            overflows float32, or faiss is not installed.
     """
-    values = as_features(features)
-    counts = _check_levels(levels, num_clusters, len(values))
-    for name, number in (("iterations", iterations), ("sample", sample)):
-        whole(name, number, 1)
-    generator = np.random.default_rng(whole("seed", seed, 0))
-    drawn = values[_choose(len(values), int(sample) * counts[0], generator)]
+    about: dict[str, Any] = dict(provenance or {})
+    if (source := whole_source(features)) is not None:
+        made_for = source.provenance.get("beton_fingerprint")
+        about = {"features": dict(source.provenance), "source_fingerprint": made_for, **about}
+        features = source.features
+    values = as_features(as_array(features))
+    counts = list(num_clusters) if isinstance(num_clusters, Sequence) else [num_clusters]
+    if not counts or len(set(counts)) != len(counts):
+        raise ValueError(f"`num_clusters` must name distinct numbers; got {tuple(counts)}.")
+    for count in counts:  # all are checked before the work on any
+        _check_levels(levels, count, len(values))
+    options: dict[str, Any] = {
+        "levels": [int(level) for level in levels],
+        "seed": check_int("seed", seed, 0),
+        "iterations": check_int("iterations", iterations, 1),
+        "sample": check_int("sample", sample, 1),
+    }
+    if len(counts) == 1:
+        best = _cluster(values, int(counts[0]), **options)
+    else:
+        best, about["silhouette"] = _best_of(values, sorted(map(int, counts)), options)
+    clusters = replace(best, provenance={**best.provenance, **about})
+    if out is not None:
+        clusters.save(out)
+    return clusters
+
+
+def _cluster(
+    values: NDArray[Any],
+    num_clusters: int,
+    *,
+    levels: Sequence[int],
+    seed: int,
+    iterations: int,
+    sample: int,
+) -> Clusters:
+    generator = np.random.default_rng(seed)
+    counts = [*levels, num_clusters]
+    drawn = values[_choose(len(values), sample * counts[0], generator)]
     centroids = _fit(drawn, counts[0], iterations, generator)
     labels = np.concatenate([nearest_mean(rows, centroids)[0] for rows in _blocks(values)])
     labels, centroids = _drop_empty(labels, centroids)
@@ -74,66 +120,30 @@ def cluster(
         labels, centroids = _drop_empty(labels, centroids)
     made = {
         "method": "k-means",
-        "num_clusters": counts[-1],
-        "levels": list(counts[:-1]),
-        "seed": int(seed),
-        "iterations": int(iterations),
-        "sample": int(sample),
+        "num_clusters": num_clusters,
+        "levels": levels,
+        "seed": seed,
+        "iterations": iterations,
+        "sample": sample,
     }
-    return Clusters(labels=labels, centroids=centroids, provenance={**made, **(provenance or {})})
+    return Clusters(labels=labels, centroids=centroids, provenance=made)
 
 
-def sweep_clusters(
-    features: ArrayLike,
-    counts: Sequence[int],
-    *,
-    levels: Sequence[int] = (),
-    seed: int = 0,
-    iterations: int = 25,
-    sample: int = 256,
-    provenance: Mapping[str, Any] | None = None,
-) -> Clusters:
-    """Cluster into each of several numbers of clusters, and return the best.
-
-    The best has the largest simplified silhouette: the mean over samples of `(b - a) / max(a, b)`,
-    with a the distance to the sample's own centroid and b that to the nearest other one, on 10,000
-    drawn samples; 0 for a single cluster. Of equal figures the smaller number wins. (Hruschka et
-    al. 2004; Vendramin et al. 2010.) Each number's figure is kept in the provenance as `sweep`.
-
-    Args:
-        features: as for `cluster`, and so is all below.
-        counts: numbers of clusters to try, each once.
-        levels: finer levels, shared by all.
-        seed: of every sample that is drawn.
-        iterations: of k-means, on each level.
-        sample: rows per cluster that the centroids are fitted to.
-        provenance: kept with the clusters.
-
-    Raises:
-        TypeError: as `cluster`.
-        ValueError: as `cluster`; or `counts` is empty or repeats a number.
-    """
-    values = as_features(features)
-    if not counts or len(set(counts)) != len(counts):
-        raise ValueError(
-            f"`counts` must hold each number of clusters once; got {tuple(counts)}. Name those to "
-            "try."
-        )
-    for count in counts:  # all are checked before the work on any
-        _check_levels(levels, count, len(values))
-    drawn = _choose(len(values), _SILHOUETTE_ROWS, np.random.default_rng(whole("seed", seed, 0)))
+def _best_of(
+    values: NDArray[Any], counts: Sequence[int], options: Mapping[str, Any]
+) -> tuple[Clusters, dict[str, float]]:
+    """Return the clusters with the largest silhouette, and all silhouettes."""
+    generator = np.random.default_rng(options["seed"])
+    drawn = _choose(len(values), _SILHOUETTE_ROWS, generator)
     rows = values[drawn].astype(np.float64)
-    figures: dict[str, float] = {}
-    for count in sorted(counts):
-        tried = cluster(
-            values, count, levels=levels, seed=seed, iterations=iterations, sample=sample
-        )
-        figure = _silhouette(rows, tried.labels[drawn], tried.centroids)
-        if not figures or figure > max(figures.values()):
+    silhouettes: dict[str, float] = {}
+    for count in counts:
+        tried = _cluster(values, count, **options)
+        silhouette = _silhouette(rows, tried.labels[drawn], tried.centroids)
+        if not silhouettes or silhouette > max(silhouettes.values()):
             best = tried
-        figures[str(count)] = figure
-    made = {**best.provenance, "sweep": figures, **(provenance or {})}
-    return replace(best, provenance=made)
+        silhouettes[str(count)] = silhouette
+    return best, silhouettes
 
 
 def _fit(
@@ -153,13 +163,13 @@ def _fit(
             largest = max(largest, float(np.einsum("nd,nd->n", gaps, gaps).max()))
     if not np.isfinite(moved).all():
         raise ValueError(
-            "`features` must be finite, and in float32, too; got NaN or inf. Check the encoder's "
+            "`features` hold NaN or inf, or values that overflow float32. Check the encoder's "
             "outputs."
         )
     if largest > _LARGEST_SQUARE:
         raise ValueError(
-            f"`features` must be at most {_LARGEST_SQUARE**0.5:g} from their mean, so that squares "
-            f"fit into float32; got a distance of {largest**0.5:g}. Scale them down."
+            f"`features` lie up to {largest**0.5:g} from their mean; squares of more than "
+            f"{_LARGEST_SQUARE**0.5:g} overflow float32. Scale them down."
         )
     kmeans = faiss.Kmeans(
         moved.shape[1],
@@ -176,11 +186,11 @@ def _fit(
 def _spread_out(
     rows: NDArray[np.float32], count: int, generator: np.random.Generator
 ) -> NDArray[np.float32]:
-    """Choose `count` rows to start from, likelier the farther from those that are chosen already.
+    """Choose `count` rows to start from by k-means++ (Arthur and Vassilvitskii 2007).
 
-    From faiss's own start, which draws all alike, k-means may leave two far groups in one cluster.
-    (k-means++ of Arthur and Vassilvitskii 2007, which keeps the best of a few draws each time, on
-    a drawn part of the rows.)
+    A row is the likelier chosen the farther it lies from the rows chosen before; each time the best
+    of a few draws is kept. From faiss's own, uniform start, k-means may leave two distant groups in
+    one cluster. The rows are drawn from a random part of all.
     """
     rows = rows[_choose(len(rows), max(_SEEDING_ROWS, _SEEDING_ROWS_EACH * count), generator)]
     norms = np.einsum("nd,nd->n", rows, rows)
@@ -191,7 +201,7 @@ def _spread_out(
         for number in range(count):
             reach = np.cumsum(distances, dtype=np.float64)
             drawn = np.searchsorted(reach, generator.random(draws) * reach[-1], side="right")
-            drawn = np.minimum(drawn, len(rows) - 1)  # beyond, if all lie on a chosen one
+            drawn = np.minimum(drawn, len(rows) - 1)  # if every row equals a chosen one
             # (draws, rows): one product reads all rows once, for however many draws.
             tried = norms[drawn, None] + norms - 2 * (rows[drawn] @ rows.T)
             tried[np.arange(draws), drawn] = 0.0
@@ -208,8 +218,7 @@ def _import_faiss() -> Any:
         import faiss
     except ImportError as error:
         raise ValueError(
-            "`cluster` must have faiss to run k-means; got none. Install it with "
-            "`pip install faiss-cpu`."
+            "k-means needs faiss, which is not installed. Run `pip install faiss-cpu`."
         ) from error
     return faiss
 
@@ -229,7 +238,7 @@ def _blocks(values: NDArray[Any]) -> Iterator[NDArray[Any]]:
 def _drop_empty(
     labels: NDArray[np.int64], centroids: NDArray[np.float32]
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Leave out clusters without a sample, and number the others anew in their order."""
+    """Leave out clusters without a sample, and number the others in their order."""
     used = np.bincount(labels, minlength=len(centroids)) > 0
     return (np.cumsum(used) - 1)[labels], centroids[used]
 
@@ -258,15 +267,13 @@ def _silhouette(
     return total / len(rows)
 
 
-def _check_levels(levels: Sequence[int], num_clusters: int, num_rows: int) -> tuple[int, ...]:
-    """Return every level's number of clusters, finest first."""
+def _check_levels(levels: Sequence[int], num_clusters: int, num_rows: int) -> None:
     if not num_rows:
         raise ValueError("`features` must have at least one row; got none. Check the source.")
-    whole("num_clusters", num_clusters, 1, num_rows)
-    counts = (*(whole("levels", count, 1, num_rows) for count in levels), int(num_clusters))
+    check_int("num_clusters", num_clusters, 1, num_rows)
+    counts = [*(check_int("levels", level, 1, num_rows) for level in levels), num_clusters]
     if any(finer <= coarser for finer, coarser in pairwise(counts)):
         raise ValueError(
             f"`levels` must descend, and end above `num_clusters`; got {tuple(levels)} and "
-            f"{num_clusters}. Name the finest level first."
+            f"{num_clusters}."
         )
-    return counts

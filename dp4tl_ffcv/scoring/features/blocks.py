@@ -1,8 +1,8 @@
-"""A folder of features that is written block by block, by one process or several.
+"""Write a folder of features block by block, from one process or several.
 
-The arrays are allocated in full, `done.npy` says which blocks of `BLOCK_ROWS` rows are on the disk,
-and the header calls the folder unfinished until all are. What a killed run leaves is continued by
-the next one that wants the same.
+The arrays are allocated in full. `done.npy` records which blocks of `BLOCK_ROWS` rows are on disk,
+and the header marks the folder as unfinished until all are. The same request continues a folder
+that a killed run left.
 """
 
 import fcntl
@@ -21,40 +21,40 @@ from numpy.typing import NDArray
 
 from ...errors import StaleArtifactError
 from ...kernels import class_sums
-from ..methods.label_mapping import BLOCK_ROWS, softmax_mass
 from .features import (
     DONE,
     FILES,
     HEADER,
     check_finite,
-    is_features_folder,
+    check_replaceable,
     read_header,
     remove_folder,
     write_header,
 )
+from .reductions import BLOCK_ROWS, sum_soft_votes
 
-# Sums of more labels than this, and than there are samples, are left out: they are no classes.
+# Where labels exceed both this and the number of samples, they are no classes: no sums are kept.
 _MOST_LABELS = 10_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What a folder of features is to hold; every process of a run has the same plan."""
+    """What a folder of features shall hold; every process of a run has the same plan."""
 
     folder: Path
     indices: NDArray[np.int64]
     """Sample ids `(n,)`, one for each row."""
     logits: bool
-    """Keep the logits, too."""
+    """Keep the logits in addition to predictions and soft votes."""
     dtype: str
-    """Of the features."""
+    """Type of the features."""
     facts: Mapping[str, Any]
-    """What the values depend on beside the provenance, such as the weights."""
+    """Facts that the values depend on in addition to the provenance, such as the weights."""
     provenance: Mapping[str, Any]
 
     @property
     def request(self) -> dict[str, Any]:
-        """All that must be the same for a folder to be continued, as JSON gives it back."""
+        """The facts that must be equal to continue a folder, in the form that JSON returns."""
         ids = hashlib.sha256(np.ascontiguousarray(self.indices, dtype="<i8").tobytes())
         request = {
             "samples": len(self.indices),
@@ -74,32 +74,28 @@ class Plan:
     def prepared(
         self, shapes: Callable[[], tuple[int, int | None]], *, restart: bool
     ) -> Iterator[list[int] | None]:
-        """Hold the folder for one run; create it, or find out what it lacks.
+        """Lock the folder for one run; create it, or find its missing blocks.
 
         Args:
-            shapes: says how many numbers a feature has, and how many a row of logits (None: the
-                encoder has none); called for a new folder only.
-            restart: delete what is there and start over.
+            shapes: returns the widths of features and of logits (None without a classifier); called
+                for a new folder only.
+            restart: delete the folder's content and start over.
 
         Yields the missing blocks, or None if the folder is finished.
 
         Raises:
-            BlockingIOError: another run writes the folder now.
+            BlockingIOError: another run is writing the folder.
             StaleArtifactError: the folder comes from another request.
             ValueError: the folder holds something else, or is damaged.
         """
         folder = self.folder
-        if folder.exists() and not is_features_folder(folder):
-            raise ValueError(
-                f"`out` must name a new folder, or one of features; got {str(folder)!r}. "
-                "Name another folder."
-            )
+        check_replaceable("out", folder)
         with ExitStack() as held:
             held.enter_context(_held(folder))
             if not restart and (folder / HEADER).exists():
                 self._check_same()
             else:
-                columns = shapes()  # first: a failure leaves what is there
+                columns = shapes()  # first: a failure leaves the old folder
                 remove_folder(folder)
                 self._create(*columns)
                 held.enter_context(_held(folder))
@@ -114,30 +110,26 @@ class Plan:
         )
         if other:
             raise StaleArtifactError(
-                f"`out` must hold features of the same request to be continued; got "
-                f"{str(self.folder)!r} with another {', '.join(other)}. Name another folder, or "
-                "start over: `restart=True`, `dp4tl features --restart`."
+                f"{str(self.folder)!r} holds features with another {', '.join(other)}. Name "
+                "another folder, or start over with --restart (`restart=True`)."
             )
 
     def _missing(self) -> list[int]:
         try:
             done = np.load(self.folder / DONE, allow_pickle=False)
             for file in read_header(self.folder)["files"]:
-                # For reading: numpy would lengthen a file that it maps for writing.
+                # Opened for reading: numpy would extend a short file that it maps for writing.
                 np.load(self.folder / file, mmap_mode="r", allow_pickle=False)
         except (KeyError, OSError, ValueError, EOFError) as error:
             raise ValueError(
-                f"`out` must be a whole folder to be continued; got {str(self.folder)!r}, which "
-                "lacks a part. Start over: `restart=True`, `dp4tl features --restart`."
+                f"{str(self.folder)!r} lacks a file, so it cannot be continued. Start over with "
+                "--restart (`restart=True`)."
             ) from error
         return [int(block) for block in np.flatnonzero(~done)]
 
     def _create(self, columns: int, outputs: int | None) -> None:
         if self.logits and outputs is None:
-            raise ValueError(
-                "`logits` must be False for an encoder without a classifier; got True. "
-                "Leave it out."
-            )
+            raise ValueError("`logits` cannot be kept: the model has no classifier. Leave it out.")
         count = len(self.indices)
         blocks = -(-count // BLOCK_ROWS)
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -145,17 +137,17 @@ class Plan:
         _allocate(self.folder / FILES["labels"], np.int64, (count,))
         if outputs is not None:
             _allocate(self.folder / FILES["predictions"], np.int64, (count,))
-            _allocate(self.folder / FILES["mass"], np.float64, (blocks, outputs))
+            _allocate(self.folder / FILES["soft_votes"], np.float64, (blocks, outputs))
             if self.logits:
                 _allocate(self.folder / FILES["logits"], np.float32, (count, outputs))
         np.save(self.folder / FILES["indices"], self.indices)
         np.save(self.folder / DONE, np.zeros(blocks, dtype=np.bool_))
-        self._write_header(finished=False)  # last: what is there before it counts as nothing
+        self._write_header(finished=False)  # last: without a header, the folder counts as empty
 
     def finish(self) -> None:
-        """Add each label's features up and declare the folder finished.
+        """Sum the features of each label, and mark the folder as finished.
 
-        The sums are taken from the file, in the order of rows: their bits depend neither on the
+        The sums are taken from the file, in the order of rows, so that they depend neither on the
         number of processes and threads nor on interruptions.
 
         Raises:
@@ -163,8 +155,8 @@ class Plan:
         """
         if missing := self._missing():
             raise ValueError(
-                f"`out` must have every block at the end; got none for {missing[:8]}. "
-                "Run the same command again: it continues."
+                f"{str(self.folder)!r} lacks the blocks {missing[:8]}. Run the same command again "
+                "to continue."
             )
         features = np.load(self.folder / FILES["features"], mmap_mode="r")
         labels = np.load(self.folder / FILES["labels"])
@@ -204,14 +196,14 @@ class FeatureBlocks:
         labels: NDArray[np.int64],
         logits: NDArray[np.float32] | None,
     ) -> None:
-        """Store one block, and say so once it is on the disk.
+        """Store one block, and mark it as done once it is on disk.
 
         Raises:
             ValueError: a feature or a logit is not finite.
         """
         rows, maps = self._plan.rows(block), self._maps
         ids = self._plan.indices[rows]
-        with np.errstate(over="ignore"):  # told below, with the sample
+        with np.errstate(over="ignore"):  # check_finite reports it, with the sample
             values = features.astype(self._plan.dtype, copy=False)
         check_finite("features", values, ids)
         maps["features"][rows], maps["labels"][rows] = values, labels
@@ -219,7 +211,7 @@ class FeatureBlocks:
             check_finite("logits", logits, ids)
             # numpy's argmax takes the first of equal maxima on every machine.
             maps["predictions"][rows] = logits.argmax(axis=1)
-            maps["mass"][block] = softmax_mass(logits)
+            maps["soft_votes"][block] = sum_soft_votes(logits)
             if "logits" in maps:
                 maps["logits"][rows] = logits
         done = maps["done"]
@@ -232,7 +224,7 @@ class FeatureBlocks:
 
 @contextmanager
 def _held(folder: Path) -> Iterator[None]:
-    """Keep other runs from an unfinished folder; a killed process holds nothing."""
+    """Lock an unfinished folder against other runs; the lock of a killed process is released."""
     try:
         file = os.open(folder / DONE, os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -243,8 +235,7 @@ def _held(folder: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise BlockingIOError(
-                f"`out` must be written by one run at a time; got {str(folder)!r}, which another "
-                "writes now. Wait for it, or stop it."
+                f"another run is writing {str(folder)!r}. Wait for it, or stop it."
             ) from error
         yield
     finally:
@@ -252,7 +243,7 @@ def _held(folder: Path) -> Iterator[None]:
 
 
 def _allocate(path: Path, dtype: Any, shape: tuple[int, ...]) -> None:
-    """Create an array's file with all of its blocks: a full disk is told now, not by a signal."""
+    """Create an array's file in full size, so that a full disk is an error now, not a SIGBUS."""
     array = open_memmap(path, mode="w+", dtype=np.dtype(dtype), shape=shape)
     size = path.stat().st_size
     del array

@@ -1,4 +1,4 @@
-"""What an encoder says about the samples of a beton: pooled features and logits, as a folder."""
+"""A model's outputs on the samples of a beton: pooled features and logits, kept in a folder."""
 
 import json
 import os
@@ -16,33 +16,34 @@ from ...artifacts import write_json
 from ...errors import StaleArtifactError
 from ...validate import check_int
 from ...version import __version__
-from ..methods.feature_mapping import class_means
+from ..inputs import as_array
+from .reductions import class_means, means_from_sums, sum_in_order
 
 _KIND = "features"
 _FORMAT_VERSION = 1
 HEADER = "header.json"
-# Array -> its file. A folder lacks the file of what it does not hold.
+# Array -> its file. A folder lacks the files of the arrays that it does not hold.
 FILES = {
     "features": "features.npy",
     "labels": "labels.npy",
     "indices": "indices.npy",
     "logits": "logits.npy",
     "predictions": "predictions.npy",
-    "mass": "mass.npy",
+    "soft_votes": "soft_votes.npy",
     "sums": "class_sums.npy",
     "counts": "class_counts.npy",
 }
 DONE = "done.npy"
 _REQUIRED = ("features", "labels", "indices")
-_BLOCK_BYTES = 1 << 26  # looked at at a time
+_BLOCK_BYTES = 1 << 26  # checked at a time
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Features:
-    """An encoder's outputs on n samples, row by row; arrays may be memory maps.
+    """A model's outputs on n samples, row by row; arrays may be memory maps.
 
-    Features of any encoder, self-supervised ones included, enter by this class: build it from
-    arrays, `save` it, and pass the folder wherever `dp4tl` asks for features.
+    To use an encoder of your own: `Features.from_arrays(features, labels).save(folder)`, and pass
+    the folder wherever `dp4tl` asks for features.
 
     Raises:
         TypeError: a dtype is wrong.
@@ -50,22 +51,22 @@ class Features:
     """
 
     features: NDArray[Any]
-    """`(n, D)` of float16 or float32: the input of the classifier's last layer, or whatever an
-    encoder calls its feature; not normalised."""
+    """`(n, D)` of float16 or float32, not normalised: the input of the classifier's last layer, or
+    an encoder's feature."""
     labels: NDArray[np.int64]
-    """`(n,)`, the samples' own labels: source classes for a source, target classes for a target."""
+    """`(n,)`, the samples' own labels; -1 where a sample has none."""
     indices: NDArray[np.int64]
     """`(n,)`, sample ids in the beton."""
     logits: NDArray[np.float32] | None = None
-    """`(n, C)`, over the classes that the surrogate was trained on."""
+    """`(n, C)`, over the surrogate's classes."""
     predictions: NDArray[np.int64] | None = None
     """`(n,)`, the class of the largest logit, the first of equals."""
-    mass: NDArray[np.float64] | None = None
-    """`(C,)`, `mass[c] = sum_n softmax(logits[n])_c`: label mapping's tie key."""
+    soft_votes: NDArray[np.float64] | None = None
+    """`(C,)`, the sum over samples of `softmax(logits[n])`: label mapping's tie-break scores."""
     sums: NDArray[np.float64] | None = None
-    """`(L, D)`, the features' sums of each label, accumulated in float64 in the order of rows."""
+    """`(L, D)`, the sum of the features of each label, added up in float64 in the order of rows."""
     counts: NDArray[np.int64] | None = None
-    """`(L,)`, the samples of each label."""
+    """`(L,)`, the number of samples of each label."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
     """Surrogate checkpoint and beton."""
 
@@ -77,8 +78,8 @@ class Features:
         if self.logits is not None and len(_check_matrix("logits", self.logits)) != rows:
             raise _other_rows("logits", len(self.logits), rows)
         if (self.sums is None) != (self.counts is None):
-            raise ValueError("`sums` and `counts` must come together; got one. Pass both or none.")
-        _check_shape("mass", self.mass, (self.num_outputs,))
+            raise ValueError("`sums` and `counts` go together; pass both or neither.")
+        _check_shape("soft_votes", self.soft_votes, (self.num_outputs,))
         if self.counts is not None:
             _check_shape("sums", self.sums, (len(self.counts), self.features.shape[1]))
 
@@ -87,23 +88,39 @@ class Features:
 
     @property
     def num_outputs(self) -> int | None:
-        """C, the classes that the surrogate was trained on; None if it says nothing of classes."""
+        """Number of the surrogate's classes C; None if it has no classifier."""
         if self.logits is not None:
             return int(self.logits.shape[1])
-        return None if self.mass is None else len(self.mass)
+        return None if self.soft_votes is None else len(self.soft_votes)
 
-    def summary(self) -> dict[str, Any]:
-        """Return the numbers of samples, classes and features."""
-        return {
-            "samples": len(self),
-            "classes": self.num_outputs,
-            "features": self.features.shape[1],
-        }
+    @classmethod
+    def from_arrays(cls, features: Any, labels: Any = None, ids: Any = None) -> "Features":
+        """Return features of an encoder of your own, from numpy arrays or torch tensors.
+
+        Args:
+            features: `(n, D)`; other types than float16 are converted to float32.
+            labels: class ids `(n,)`; None if the samples have no labels.
+            ids: sample ids `(n,)` in the beton; None if row i belongs to sample i.
+
+        Raises:
+            TypeError: labels or ids are not integers.
+            ValueError: a shape is wrong, or the arrays differ in their number of rows.
+        """
+        values = as_array(features)
+        if values.dtype != np.float16:
+            values = values.astype(np.float32, copy=False)
+        rows = len(values)
+        return cls(
+            features=values,
+            labels=np.full(rows, -1) if labels is None else as_array(labels),
+            indices=np.arange(rows) if ids is None else as_array(ids),
+        )
 
     def class_means(self, num_classes: int) -> NDArray[np.float64]:
-        """Return the mean feature of each label, as the function `class_means` does.
+        """Return the mean feature of each label, like the function `class_means`.
 
-        Costs no pass over the features where their sums are known (`dp4tl features` keeps them).
+        Features that were extracted by `dp4tl features` hold the sums, so no pass over them is
+        needed.
 
         Args:
             num_classes: rows of the result `(num_classes, D)`; NaN for classes without samples.
@@ -114,24 +131,27 @@ class Features:
         if self.sums is None or self.counts is None or len(self.counts) > num_classes:
             return class_means(self.features, self.labels, num_classes)
         means = np.full((check_int("num_classes", num_classes, 1), self.features.shape[1]), np.nan)
-        present = np.flatnonzero(self.counts)
-        means[present] = self.sums[present] / self.counts[present, None]
+        means[: len(self.counts)] = means_from_sums(self.sums, self.counts)
         return means
 
+    def summary(self) -> dict[str, Any]:
+        """Return what `dp4tl features` prints: numbers of samples, classes and features."""
+        return {
+            "samples": len(self),
+            "classes": self.num_outputs,
+            "features": int(self.features.shape[1]),
+        }
+
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write to the folder `path`, in place of features that are there.
+        """Write to the folder `path`, and replace the features that it holds.
 
         A killed or failing writer leaves the old folder, or none.
 
         Raises:
-            ValueError: a feature or a logit is not finite, or `path` is something else's.
+            ValueError: a feature or a logit is not finite, or `path` holds something else.
         """
         target = Path(path)
-        if target.exists() and not is_features_folder(target):
-            raise ValueError(
-                f"`path` must be a new folder, or one of features; got {str(path)!r}. "
-                "Name another folder."
-            )
+        check_replaceable("path", target)
         for name in ("features", "logits"):
             if (values := getattr(self, name)) is not None:
                 check_finite(name, values, self.indices)
@@ -141,9 +161,9 @@ class Features:
             part.chmod(0o777 & ~_umask())
             for name, file in FILES.items():
                 if (values := getattr(self, name)) is not None:
-                    np.save(part / file, values[None] if name == "mass" else values)
+                    np.save(part / file, values[None] if name == "soft_votes" else values)
             write_header(part, finished=True, provenance=self.provenance)
-            # Last, so that these arrays may be maps of the folder that is replaced.
+            # Last: these arrays may be maps of the folder that is replaced.
             remove_folder(target)
             part.rename(target)
         except BaseException:
@@ -152,7 +172,7 @@ class Features:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Features":
-        """Map a folder of features into memory; its large arrays are read where they are used.
+        """Map a folder of features into memory; large arrays are read when they are used.
 
         Raises:
             FileNotFoundError: there is no such folder.
@@ -161,8 +181,8 @@ class Features:
         folder, header = Path(path), read_header(path)
         if not header["finished"]:
             raise ValueError(
-                f"`path` must hold finished features; got {str(path)!r}, which was interrupted. "
-                "Run the same command again: it continues."
+                f"extraction into {str(path)!r} was interrupted. Run the same command again to "
+                "continue it."
             )
         try:
             arrays = {
@@ -170,33 +190,33 @@ class Features:
                 for name, file in FILES.items()
                 if name in _REQUIRED or (folder / file).exists()
             }
-            if "mass" in arrays:
-                arrays["mass"] = sum_in_order(arrays["mass"])
+            if "soft_votes" in arrays:
+                arrays["soft_votes"] = sum_in_order(arrays["soft_votes"])
             return cls(provenance=header["provenance"], **arrays)
         except (OSError, ValueError, TypeError, EOFError) as error:
             raise _not_features(path) from error
 
 
 def check_finite(name: str, values: NDArray[Any], indices: NDArray[np.int64]) -> None:
-    """Raise ValueError, naming the first such sample, if a row holds NaN or inf."""
+    """Raise ValueError that names the first sample with NaN or inf, if there is one."""
     step = max(1, _BLOCK_BYTES // max(1, values[:1].nbytes))
     for start in range(0, len(values), step):
         wrong = np.flatnonzero(~np.isfinite(values[start : start + step]).all(axis=1))
         if wrong.size:
             raise ValueError(
-                f"`{name}` must be finite; got NaN or inf for sample {indices[start + wrong[0]]}. "
-                "Check the encoder; float16 ends at 65504."
+                f"`{name}` hold NaN or inf for sample {indices[start + wrong[0]]}. Check the "
+                "encoder; float16 ends at 65504."
             )
 
 
 def check_same_surrogate(target: Features, source: Features) -> None:
-    """Raise StaleArtifactError unless both were computed by the same surrogate, in the same way."""
+    """Raise StaleArtifactError unless both come from the same surrogate and the same crops."""
     for name in ("checkpoint_sha256", "arch", "mean", "std", "resolution", "crop_ratio"):
         one, other = target.provenance.get(name), source.provenance.get(name)
         if one != other:
             raise StaleArtifactError(
-                f"`source` must come from the target's surrogate; got {name} {other} for the "
-                f"source and {one} for the target. Extract both features alike."
+                f"the features of source and target differ in {name}: {other} for the source, "
+                f"{one} for the target. Extract both with the same surrogate and options."
             )
 
 
@@ -205,7 +225,7 @@ def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is no such folder.
-        ValueError: the folder holds no features, or some of a newer format.
+        ValueError: the folder holds no features, or features of a newer format.
     """
     try:
         header = json.loads((Path(path) / HEADER).read_bytes())
@@ -219,7 +239,7 @@ def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise _not_features(path)
     if version > _FORMAT_VERSION:
         raise ValueError(
-            f"`path` must have format <= {_FORMAT_VERSION}; got {version} in {str(path)!r}. "
+            f"{str(path)!r} has the features format {version}, newer than {_FORMAT_VERSION}. "
             "Update dp4tl_ffcv."
         )
     return dict(header)
@@ -232,27 +252,24 @@ def write_header(path: Path, *, finished: bool, provenance: Mapping[str, Any], *
     write_json(path / HEADER, value)
 
 
-def is_features_folder(path: Path) -> bool:
-    """Say whether a folder holds nothing but what this module and extraction write."""
+def check_replaceable(name: str, path: Path) -> None:
+    """Raise ValueError if `path` exists and holds anything but features."""
+    if not path.exists():
+        return
     ours = {HEADER, DONE, *FILES.values()}
-    return path.is_dir() and all(
+    if not path.is_dir() or not all(
         entry.name in ours or entry.name.startswith(f".{HEADER}.") for entry in path.iterdir()
-    )
+    ):
+        raise ValueError(
+            f"`{name}` {str(path)!r} exists and is no folder of features. Name another folder."
+        )
 
 
 def remove_folder(path: Path) -> None:
-    """Delete a folder of features, the header first: what a kill leaves counts as nothing."""
+    """Delete a folder of features, its header first, so that a kill leaves nothing that counts."""
     if path.exists():
         (path / HEADER).unlink(missing_ok=True)
         shutil.rmtree(path)
-
-
-def sum_in_order(blocks: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Add rows up from first to last, in one order on every machine."""
-    total = np.zeros(blocks.shape[1:], dtype=np.float64)
-    for block in blocks:
-        total += block
-    return total
 
 
 def _check_matrix(
@@ -263,19 +280,14 @@ def _check_matrix(
         found = getattr(values, "dtype", type(values).__name__)
         raise TypeError(f"`{name}` must be an array of {allowed}; got {found}. Convert it first.")
     if values.ndim != 2 or not values.size:
-        raise ValueError(
-            f"`{name}` must have shape (n, D) with n, D >= 1; got {values.shape}. "
-            "Pass one row per sample."
-        )
+        raise ValueError(f"`{name}` must have shape (n, D) with n, D >= 1; got {values.shape}.")
     return values
 
 
 def _check_ids(name: str, values: Any, rows: int) -> NDArray[np.int64]:
     array: NDArray[Any] = np.asanyarray(values)
     if array.dtype.kind not in "iu":
-        raise TypeError(
-            f"`{name}` must be integers; got dtype {array.dtype}. Convert them to int64."
-        )
+        raise TypeError(f"`{name}` must be integers; got dtype {array.dtype}.")
     if array.shape != (rows,):
         raise _other_rows(name, array.shape, rows)
     ids: NDArray[np.int64] = array.astype(np.int64, copy=False)
@@ -284,22 +296,18 @@ def _check_ids(name: str, values: Any, rows: int) -> NDArray[np.int64]:
 
 def _check_shape(name: str, values: Any, shape: tuple[int | None, ...]) -> None:
     if values is not None and np.shape(values) != shape:
-        raise ValueError(
-            f"`{name}` must have shape {shape}; got {np.shape(values)}. Check what it comes from."
-        )
+        raise ValueError(f"`{name}` must have shape {shape}; got {np.shape(values)}.")
 
 
 def _other_rows(name: str, found: Any, rows: int) -> ValueError:
     return ValueError(
-        f"`{name}` must have one entry for each of the {rows} rows of `features`; got {found}. "
-        "Take them from the same samples."
+        f"`{name}` must have one entry for each of the {rows} rows of `features`; got {found}."
     )
 
 
 def _not_features(path: str | os.PathLike[str]) -> ValueError:
     return ValueError(
-        f"`path` must be a features folder written by dp4tl; got {str(path)!r}. "
-        "It may be damaged or come from another program: make it again with `dp4tl features`."
+        f"{str(path)!r} is no folder of features, or is corrupt. Make it with `dp4tl features`."
     )
 
 

@@ -1,19 +1,46 @@
-"""GraNd: samples by the norm of their own gradient (Paul et al. 2021, arXiv 2107.07075)."""
+"""GraNd: the norm of each source sample's gradient."""
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
-
-import numpy as np
 
 from ..combine import mean_scores
 from ..scores import Scores
+from . import Method
 
 if TYPE_CHECKING:
     import torch
 
     from ...beton import BetonIndex
     from ..surrogate.load import ModelLike
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """GraNd: norm of each sample's gradient, averaged over runs."""
+
+    models: tuple[Path, ...]
+    """Checkpoints trained on the source for a few epochs, one per run."""
+    beton: Path
+    """Source, with fields image and label."""
+    arch: str | None = None
+    """Architecture, of torchvision or timm:NAME. Another program's checkpoint needs it."""
+    mean: tuple[float, float, float] | None = None
+    """Mean per channel that another program's model was trained with, for pixels in [0, 1]."""
+    std: tuple[float, float, float] | None = None
+    """Standard deviation per channel, as for --mean."""
+    resolution: int = 224
+    """Side of the centre crop in pixels, after resizing."""
+    crop_ratio: float = 224 / 256
+    """Side of the centre crop / shorter side of the image."""
+    batch_size: int = 256
+    """Images loaded at a time; does not change the scores."""
+    num_workers: int | None = None
+    """Loading threads. Without it, all cores are used."""
+    method: Literal["auto", "ghost", "vmap", "loop"] = "auto"
+    """How to compute the norms. All give the same; auto takes the fastest that suits the model."""
 
 
 def grand(  # noqa: PLR0913  # options are named at the call
@@ -32,16 +59,17 @@ def grand(  # noqa: PLR0913  # options are named at the call
 ) -> Scores:
     """Score samples by the norm of their gradient, averaged over training runs.
 
-    `s[n] = ||grad_theta CE(h(x_n), y_n)||_2`, on centre crops and in evaluation mode. The samples
-    that score highest are the hardest.
+    `s[n] = ||grad_theta CE(h(x_n), y_n)||_2`, on centre crops and in evaluation mode. The hardest
+    samples are kept first. (Paul et al. 2021, arXiv 2107.07075, who average over runs early in
+    training.)
 
     Args:
         models: one model per run, trained on the beton for a few epochs: classifiers or paths of
             checkpoints.
         beton: source, with fields `image` and `label`.
         arch: architecture of checkpoints that do not record it.
-        mean: per channel, of checkpoints that do not record it.
-        std: per channel, of checkpoints that do not record it.
+        mean: mean per channel of checkpoints that do not record it.
+        std: standard deviation per channel of checkpoints that do not record it.
         resolution: side of the centre crop in pixels, after resizing.
         crop_ratio: side of the centre crop / shorter side of the image.
         batch_size: images loaded at a time; does not change the scores.
@@ -83,7 +111,6 @@ def grand(  # noqa: PLR0913  # options are named at the call
             unit="images",
             scale=batch_size,
         )
-        norms = gradient_norms(model.to(device), tracked, method=method)
         provenance = {
             **weights,
             "arch": model.arch,
@@ -93,10 +120,14 @@ def grand(  # noqa: PLR0913  # options are named at the call
             "crop_ratio": crop_ratio,
             "source_fingerprint": index.fingerprint,
         }
-        ties = np.zeros_like(norms)
-        runs.append(
-            Scores(scores=norms, tie=ties, method="grand", unit="sample", provenance=provenance)
-        )
-    if not runs:
-        raise ValueError("`models` is empty; pass at least one model.")
-    return runs[0] if len(runs) == 1 else mean_scores(runs)
+        norms = gradient_norms(model.to(device), tracked, method=method)
+        runs.append(Scores(scores=norms, method="grand", unit="sample", provenance=provenance))
+    return mean_scores(runs)
+
+
+METHOD = Method(
+    function=grand,
+    inputs=Inputs,
+    units=("sample",),
+    reference="[Paul et al. 2021](https://arxiv.org/abs/2107.07075)",
+)

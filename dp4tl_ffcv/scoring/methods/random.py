@@ -1,39 +1,66 @@
-"""Scores that look at no target: what label and feature mapping are compared with."""
+"""Random scores: the baseline that every method must beat."""
 
+import os
 from collections.abc import Mapping
-from typing import Any, Literal
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..checks import whole
-from ..scores import Scores
+from ...validate import check_choice, check_int
+from ..inputs import count_in
+from ..scores import Scores, Unit
+from . import Method
+
+if TYPE_CHECKING:
+    from ...beton import BetonIndex
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """Random scores: the baseline that every method must beat."""
+
+    beton: Path
+    """Source whose classes or samples are scored."""
+    seed: int = 0
+    """The same seed gives the same scores."""
+    unit: Unit = "class"
+    """What to score."""
+    label_field: str = "label"
+    """Integer field of the class ids."""
 
 
 def random_scores(
-    count: int,
+    beton: "int | str | os.PathLike[str] | BetonIndex",
     *,
-    seed: int,
-    unit: Literal["class", "sample"] = "class",
+    seed: int = 0,
+    unit: Unit = "class",
+    label_field: str = "label",
     provenance: Mapping[str, Any] | None = None,
 ) -> Scores:
-    """Score `count` classes or samples by a uniform draw in [0, 1).
+    """Score classes or samples by a uniform draw in [0, 1).
 
     Args:
-        count: number of classes or samples, at least 1.
-        seed: of numpy's default generator; the same seed gives the same scores.
-        unit: what is scored.
-        provenance: kept with the scores.
+        beton: the source; or the number of its classes or samples.
+        seed: seed of numpy's default generator.
+        unit: what to score.
+        label_field: field of the class ids.
+        provenance: facts to record with the scores.
 
     Raises:
-        TypeError: a number is not whole.
+        TypeError: a number is not an integer.
         ValueError: a number is out of range.
     """
-    count, seed = whole("count", count, 1), whole("seed", seed, 0)
-    draws = np.random.default_rng(seed).random(count)
+    check_choice("unit", unit, ("class", "sample"))
+    seed = check_int("seed", seed, 0)
+    count, about = count_in(beton, unit, label_field)
     return Scores(
-        scores=draws,
-        tie=np.zeros_like(draws),
+        scores=np.random.default_rng(seed).random(count),
         method="random",
         unit=unit,
-        provenance={"seed": seed, **(provenance or {})},
+        provenance={"seed": seed, **about, **(provenance or {})},
     )
+
+
+METHOD = Method(function=random_scores, inputs=Inputs, units=("class", "sample"))

@@ -1,0 +1,73 @@
+"""Sums over features and logits, in one order of addition on every machine."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..inputs import as_array
+
+# Rows turned into float64 at a time. Extraction stores one sum per block of this many rows, so that
+# the total has the bits of a sum over all logits at once.
+BLOCK_ROWS = 4096
+
+
+def class_means(features: Any, labels: Any, num_classes: int) -> NDArray[np.float64]:
+    """Average the features of each class or cluster.
+
+    `mu[c] = mean_{n: labels[n] = c} g(x_n)`, without normalisation, summed in float64.
+
+    Args:
+        features: `(N, D)` of float16, float32 or float64; memory maps are read block by block.
+        labels: class or cluster ids `(N,)`.
+        num_classes: number of classes C.
+
+    Returns:
+        Means `(C, D)`; NaN rows for classes without samples.
+
+    Raises:
+        TypeError: a dtype is wrong.
+        ValueError: a label is out of range, shapes do not fit, or a feature is not finite.
+    """
+    from ...kernels import class_sums
+
+    sums, counts = class_sums(as_array(features), as_array(labels), num_classes)
+    if not np.isfinite(sums).all():
+        raise ValueError(
+            "`features` must be finite; got NaN or inf. Check the surrogate's outputs."
+        )
+    return means_from_sums(sums, counts)
+
+
+def means_from_sums(sums: NDArray[np.float64], counts: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Divide sums `(C, D)` by counts `(C,)`; NaN where there is nothing."""
+    means = np.full_like(sums, np.nan)
+    present = counts > 0
+    means[present] = sums[present] / counts[present, None]
+    return means
+
+
+def sum_soft_votes(logits: NDArray[Any]) -> NDArray[np.float64]:
+    """Return the soft votes `v[c] = sum_n softmax(logits[n])_c` `(C,)`, added up in float64."""
+    votes = np.zeros(logits.shape[1], dtype=np.float64)
+    for start in range(0, len(logits), BLOCK_ROWS):
+        weights, totals = exponentials(logits[start : start + BLOCK_ROWS])
+        votes += (weights / totals[:, None]).sum(axis=0)
+    return votes
+
+
+def exponentials(logits: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return `exp(logits - max)` `(B, C)` and its sums `(B,)`; their quotient is the softmax."""
+    weights = logits.astype(np.float64)
+    with np.errstate(over="ignore"):  # a difference of -inf gives the weight 0
+        weights -= weights.max(axis=1, keepdims=True)
+    np.exp(weights, out=weights)
+    return weights, weights.sum(axis=1)
+
+
+def sum_in_order(blocks: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Add rows up from first to last."""
+    total = np.zeros(blocks.shape[1:], dtype=np.float64)
+    for block in blocks:
+        total += block
+    return total

@@ -1,0 +1,159 @@
+"""Inputs of scoring methods: features, their folders, arrays and tensors."""
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Union
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import StaleArtifactError
+from ..validate import check_int
+from .scores import Unit
+
+if TYPE_CHECKING:
+    from ..beton import BetonIndex
+    from .features.features import Features
+
+Path = str | os.PathLike[str]
+FeaturesOrArray = Union["Features", Path, Any]
+"""Features, the path of their folder, or anything that `as_array` takes."""
+
+# Modules of methods import the kernels inside functions: `dp4tl score --help` loads every module,
+# and must not wait for numba.
+
+
+def as_array(values: Any) -> NDArray[Any]:
+    """Return a numpy array of anything that numpy takes, or of a torch tensor on any device."""
+    if hasattr(values, "detach"):
+        values = values.detach().cpu()
+        if str(values.dtype) == "torch.bfloat16":  # unknown to numpy
+            values = values.float()
+    return np.asarray(values)
+
+
+def features_or_none(values: FeaturesOrArray) -> "Features | None":
+    """Return Features, loaded if `values` is a path, or None if `values` is an array."""
+    from .features.features import Features
+
+    if isinstance(values, str | os.PathLike):
+        return Features.load(values)
+    return values if isinstance(values, Features) else None
+
+
+def whole_source(values: FeaturesOrArray) -> "Features | None":
+    """Return the features of all samples of a source, row i for sample id i; None for an array.
+
+    Raises:
+        ValueError: a sample id is missing or repeated.
+    """
+    source = features_or_none(values)
+    if source is None:
+        return None
+    everything = np.arange(len(source))
+    if np.array_equal(source.indices, everything):
+        return source
+    order = np.argsort(source.indices, kind="stable")
+    if not np.array_equal(source.indices[order], everything):
+        raise ValueError(
+            f"`source` must hold each sample id from 0 to {len(source) - 1} once; got "
+            f"{len(np.unique(source.indices))} different ids up to {source.indices.max()}. "
+            "Extract the features of the whole source."
+        )
+    names = ("features", "labels", "indices", "logits", "predictions")
+    given = {name: getattr(source, name) for name in names}
+    rows = {name: values[order] for name, values in given.items() if values is not None}
+    return replace(source, **rows)
+
+
+def num_classes_of(source: "Features") -> int:
+    """Return the source's number of classes, from its beton's manifest or from its labels.
+
+    The surrogate's outputs do not tell: its classes may be another dataset's.
+
+    Raises:
+        ValueError: the source has no labels.
+    """
+    largest = int(source.labels.max())
+    if largest < 0:
+        raise ValueError(
+            "`source` has no labels, so it has no classes to score. Cluster its features, and "
+            "score by `clusters`."
+        )
+    return max(int(source.provenance.get("beton_classes") or 0), largest + 1)
+
+
+def logits_of(name: str, features: "Features") -> NDArray[np.float32]:
+    """Return the logits, or raise ValueError if the features were extracted without."""
+    if features.logits is None:
+        raise ValueError(
+            f"`{name}` holds features without logits. Extract them from a model with a classifier, "
+            "with `dp4tl features --logits`."
+        )
+    return features.logits
+
+
+def count_in(
+    beton: "int | Path | BetonIndex", unit: Unit, label_field: str
+) -> tuple[int, dict[str, str]]:
+    """Return how many classes or samples a beton has, and the provenance to record.
+
+    An int is returned as it is.
+    """
+    from ..beton import BetonIndex
+
+    if not isinstance(beton, str | os.PathLike | BetonIndex):
+        return check_int("beton", beton, 1), {}
+    index = BetonIndex.of(beton)
+    count = index.num_samples if unit == "sample" else len(index.class_counts(label_field))
+    return count, {"source_fingerprint": index.fingerprint}
+
+
+def check_logits(name: str, array: NDArray[Any]) -> NDArray[Any]:
+    """Return logits `(n, C)`, or raise ValueError if they are not finite floats."""
+    if array.dtype.kind != "f" or not array.size:
+        raise ValueError(
+            f"`{name}` must be float logits (n, C) with n >= 1; got shape {array.shape} of "
+            f"{array.dtype}. Pass the surrogate's outputs."
+        )
+    if not np.isfinite(array).all():
+        raise ValueError(f"`{name}` must be finite; got NaN or inf. Check the surrogate's outputs.")
+    return array
+
+
+def check_soft_votes(name: str, votes: Any) -> NDArray[np.float64]:
+    """Return soft votes `(C,)` as float64, or raise ValueError if they cannot be softmax sums."""
+    array = as_array(votes)
+    if array.ndim != 1 or not array.size or array.dtype.kind != "f":
+        raise ValueError(
+            f"`{name}` must be float soft votes (C,); got shape {array.shape} of {array.dtype}. "
+            "Pass one sum of softmax outputs per source class."
+        )
+    if not (np.isfinite(array).all() and (array >= 0).all()):
+        raise ValueError(f"`{name}` must be finite and not negative. Sum softmax outputs.")
+    return array.astype(np.float64)
+
+
+def source_provenance(source: "Features") -> dict[str, Any]:
+    """Return what scores record about a source: its provenance, and its beton's fingerprint."""
+    about = dict(source.provenance)
+    return {"source": about, "source_fingerprint": about.get("beton_fingerprint")}
+
+
+def check_one_source(name: str, provenances: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """Return the fingerprint that all provenances agree on, as an entry of a provenance.
+
+    Results of bare arrays record no fingerprint and fit every source.
+
+    Raises:
+        StaleArtifactError: two were made for different sources.
+    """
+    stated = (provenance.get("source_fingerprint") for provenance in provenances)
+    found = list(dict.fromkeys(fingerprint for fingerprint in stated if fingerprint is not None))
+    if len(found) > 1:
+        raise StaleArtifactError(
+            f"`{name}` must be made for one source; got results for fingerprints {found[0][:16]} "
+            f"and {found[1][:16]}. Make them again from one beton."
+        )
+    return {"source_fingerprint": found[0]} if found else {}

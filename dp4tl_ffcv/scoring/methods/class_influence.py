@@ -1,0 +1,157 @@
+"""Class influence: the target accuracy gained when a source class is included in pretraining."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..inputs import as_array
+from ..scores import Scores
+from . import Method
+
+_BLOCK_BYTES = 1 << 26  # of float64 outcomes at a time
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """Class influence: target accuracy gained when a class is included in pretraining."""
+
+    outcomes: Path
+    """.npy of (runs, target samples): 1 where the run was right and 0 elsewhere, or a margin."""
+    included: Path
+    """.npy of (runs, source classes): whether the run was pretrained on the class."""
+
+
+def class_influence(
+    outcomes: Any, included: Any, *, provenance: Mapping[str, Any] | None = None
+) -> Scores:
+    """Score source classes by their mean influence on the target images.
+
+    `s[c] = mean_j I[c, j]`, with I as in `class_influences`, which has the same arguments.
+
+    Args:
+        outcomes: `(R, n)`, or the path of a .npy file.
+        included: `(R, C)`, or the path of a .npy file.
+        provenance: facts to record with the scores.
+
+    Raises:
+        TypeError: a dtype is wrong.
+        ValueError: shapes do not fit, an outcome is not finite, or a class is in every run or none.
+
+    >>> class_influence([[0.9], [0.5], [0.8]], [[True, False], [False, True], [True, True]]).scores
+    array([ 0.35, -0.25])
+    """
+    about = _checksums(outcomes=outcomes, included=included)
+    values, masks = _runs(outcomes, included)
+    with np.errstate(over="ignore", invalid="ignore"):  # class_influences checks the result
+        # The mean over images and the difference over runs may change places.
+        of_runs = values.mean(axis=1, keepdims=True, dtype=np.float64)
+    return Scores(
+        scores=class_influences(of_runs, masks)[:, 0],
+        method="class_influence",
+        provenance={
+            "runs": len(values),
+            "outcomes": values.shape[1],
+            **about,
+            **(provenance or {}),
+        },
+    )
+
+
+def class_influences(outcomes: Any, included: Any) -> NDArray[np.float64]:
+    """Return the influence of each source class on each target image.
+
+    `I[c, j] = mean_{r: included[r, c]} o[r, j] - mean_{r: not included[r, c]} o[r, j]` with o the
+    outcomes of runs r, each pretrained on a random half of the classes, say, and finetuned on the
+    target. (Jain et al. 2023, arXiv 2207.05739.)
+
+    Args:
+        outcomes: how well each run did on each target image `(R, n)`, higher is better: logit or
+            margin of its class, or whether it is right; bool, int or float. Memory maps are read
+            block by block.
+        included: which classes each run was pretrained on `(R, C)`: bool, or 1 and 0.
+
+    Returns:
+        Influences `(C, n)`, summed in float64 in the order of runs on one thread.
+
+    Raises:
+        TypeError: a dtype is wrong.
+        ValueError: shapes do not fit, an outcome is not finite, or a class is in every run or none.
+    """
+    from threadpoolctl import threadpool_limits
+
+    values, masks = _runs(outcomes, included)
+    sums = np.zeros((masks.shape[1], values.shape[1]), dtype=np.float64)
+    total = np.zeros(values.shape[1], dtype=np.float64)
+    step = max(1, _BLOCK_BYTES // (8 * values.shape[1]))
+    with threadpool_limits(1, user_api="blas"):  # fixes the bits
+        for start in range(0, len(values), step):
+            block = values[start : start + step].astype(np.float64)
+            if not np.isfinite(block).all():
+                raise ValueError("`outcomes` hold NaN or inf. Leave out the runs that failed.")
+            sums += masks[start : start + step].T.astype(np.float64) @ block
+            total += block.sum(axis=0)
+    number = masks.sum(axis=0)[:, None]
+    influences: NDArray[np.float64] = sums / number - (total - sums) / (len(masks) - number)
+    return influences
+
+
+def _runs(outcomes: Any, included: Any) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    values, masks = _loaded("outcomes", outcomes), _loaded("included", included)
+    if values.dtype.kind not in "biuf":
+        raise TypeError(f"`outcomes` must be numbers; got dtype {values.dtype}.")
+    if values.ndim != 2 or masks.ndim != 2 or len(values) != len(masks):
+        raise ValueError(
+            f"`outcomes` and `included` must have shapes (R, n) and (R, C); got {values.shape} and "
+            f"{masks.shape}. Pass one row of each per run."
+        )
+    if not values.size or not masks.size:
+        raise ValueError(
+            f"`outcomes` and `included` must not be empty; got shapes {values.shape} and "
+            f"{masks.shape}."
+        )
+    if not ((masks == 0) | (masks == 1)).all():
+        raise ValueError("`included` must hold true and false, or 1 and 0; got other values.")
+    masks = masks.astype(np.bool_)
+    number = masks.sum(axis=0)
+    unknown = np.flatnonzero((number == 0) | (number == len(masks)))
+    if unknown.size:
+        raise ValueError(
+            f"`included` has class {unknown[0]} in {number[unknown[0]]} of {len(masks)} runs, so "
+            "there is nothing to compare. Add runs, or leave out the class."
+        )
+    return values, masks
+
+
+def _loaded(name: str, values: Any) -> NDArray[Any]:
+    if not isinstance(values, str | os.PathLike):
+        return as_array(values)
+    try:
+        array = np.load(values, allow_pickle=False)
+    except (ValueError, EOFError):
+        array = None
+    if not isinstance(array, np.ndarray):
+        raise ValueError(
+            f"`{name}` must be an array of numbers in a .npy file; got {str(values)!r}. Write it "
+            "with numpy.save."
+        )
+    return array
+
+
+def _checksums(**files: Any) -> dict[str, str]:
+    from ...artifacts import sha256_of_file
+
+    paths = {name: path for name, path in files.items() if isinstance(path, str | os.PathLike)}
+    return {f"{name}_sha256": sha256_of_file(path) for name, path in paths.items()}
+
+
+METHOD = Method(
+    function=class_influence,
+    inputs=Inputs,
+    units=("class",),
+    reference="[Jain et al. 2023](https://arxiv.org/abs/2207.05739)",
+)

@@ -1,0 +1,200 @@
+"""Class lists: scores from a list of classes to keep or to exclude."""
+
+import csv
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..inputs import as_array, count_in
+from ..scores import Scores
+from . import Method
+
+if TYPE_CHECKING:
+    from ...beton import BetonIndex
+
+_NPY = b"\x93NUMPY"  # that every .npy file starts with
+_BREAKS = re.compile(r"[\s,;]+")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """Class list: a list of classes to keep, best first, such as Jain et al. publish.
+
+    Their lists are in the order of the ids, which is no ranking: keep as many classes as they do.
+    """
+
+    classes: Path
+    """List of class ids: .npy, or text."""
+    beton: Path
+    """Source that the classes belong to."""
+    column: str | None = None
+    """For a table, such as CSV: the column of the ids, by its name or its number from 0."""
+    exclude: bool = False
+    """The list holds the classes to exclude, worst first."""
+    label_field: str = "label"
+    """Integer field of the class ids."""
+
+
+def class_list(
+    classes: Any,
+    beton: "int | str | os.PathLike[str] | BetonIndex",
+    *,
+    column: str | int | None = None,
+    exclude: bool = False,
+    label_field: str = "label",
+    provenance: Mapping[str, Any] | None = None,
+) -> Scores:
+    """Score classes by a list: 1 for classes to keep, 0 for the others.
+
+    The order of the list decides where the budget differs from the list's length: a list of classes
+    to keep starts with the best, a list of classes to exclude with the worst. Classes that are not
+    listed come in the order of their ids.
+
+    The lists that Jain et al. published (MadryLab/data-transfer,
+    `class_exclusion_files_handpicked`) are in ascending order of the ids, which is no ranking: keep
+    as many classes as the list does.
+
+    Args:
+        classes: class ids `(K,)`, or the path of a file that `read_class_list` reads.
+        beton: the source; or its number of classes C.
+        column: column of the ids in a file that holds a table.
+        exclude: the list holds the classes to prune.
+        label_field: field of the class ids.
+        provenance: facts to record with the scores.
+
+    Raises:
+        TypeError: the ids are not integers.
+        ValueError: an id is out of range or listed twice, or there is none.
+
+    >>> class_list([3, 1], 4).ranking(), class_list([3, 1], 4, exclude=True).ranking()
+    (array([3, 1, 0, 2]), array([0, 2, 1, 3]))
+    """
+    from ...artifacts import sha256_of_file
+
+    num_classes, about = count_in(beton, "class", label_field)
+    if isinstance(classes, str | os.PathLike):
+        about["list_sha256"] = sha256_of_file(classes)
+        listed = read_class_list(classes, num_classes, column=column)
+    else:
+        listed = _checked(classes, num_classes)
+    scores, tie_break = np.full(num_classes, float(exclude)), np.zeros(num_classes)
+    scores[listed] = float(not exclude)
+    places = np.arange(len(listed), dtype=np.float64)
+    tie_break[listed] = places if exclude else -places
+    return Scores(
+        scores=scores,
+        tie_break=tie_break,
+        method="class_list",
+        provenance={
+            "listed": len(listed),
+            "exclude": bool(exclude),
+            **about,
+            **(provenance or {}),
+        },
+    )
+
+
+def read_class_list(
+    path: str | os.PathLike[str], num_classes: int, *, column: str | int | None = None
+) -> NDArray[np.int64]:
+    """Read class ids from a `.npy` file of integers `(K,)`, or from text.
+
+    Text holds ids between commas, spaces or line breaks, or a table, such as CSV. A line of names
+    may come first.
+
+    Args:
+        path: the file.
+        num_classes: number of classes C of the source; ids lie in `[0, C)`.
+        column: for a table of several columns, the column of the ids: its name in the first line,
+            or its number from 0.
+
+    Returns:
+        Ids `(K,)` in the order of the file. A table is not sorted: its best row must come first.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file holds no list of distinct class ids, or a table without a `column`.
+    """
+    try:
+        with open(path, "rb") as stream:
+            is_npy = stream.read(len(_NPY)) == _NPY
+        if is_npy and column is not None:
+            raise ValueError("a .npy file has no `column`")
+        if is_npy:
+            ids = np.load(path, allow_pickle=False)
+        else:
+            ids = np.array(_numbers(Path(path).read_text("utf-8-sig"), column), dtype=np.int64)
+        return _checked(ids, num_classes)
+    except (ValueError, TypeError, EOFError, OverflowError, csv.Error) as error:
+        raise ValueError(f"{str(path)!r} is no list of class ids, .npy or text: {error}") from error
+
+
+def _checked(classes: Any, num_classes: int) -> NDArray[np.int64]:
+    from ...kernels.checks import as_labels
+
+    ids = as_labels(as_array(classes), num_classes, "classes")
+    if not ids.size:
+        raise ValueError("`classes` must hold at least one class id; got none.")
+    values, counts = np.unique(ids, return_counts=True)
+    if (counts > 1).any():
+        raise ValueError(f"`classes` holds class {values[counts > 1][0]} twice.")
+    return ids
+
+
+def _numbers(text: str, column: str | int | None) -> list[int]:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if column is not None:
+        return [int(entry) for entry in _column(lines, column)]
+    rows = [[entry.strip("\"'") for entry in _BREAKS.split(line) if entry] for line in lines]
+    headed = bool(rows and rows[0] and not _is_whole(rows[0][0]))
+    rows = rows[headed:]
+    widths = {len(row) for row in rows}
+    # Lines of a list differ in their lengths, or hold one id each, or there is one line.
+    if max(widths, default=1) > 1 and (headed or (len(rows) > 1 and len(widths) == 1)):
+        raise ValueError(f"a table needs the `column` of its ids, which starts with {lines[0]!r}")
+    return [int(entry) for row in rows for entry in row]
+
+
+def _column(lines: Sequence[str], column: str | int) -> list[str]:
+    """Return the entries of one column of a table, without its name."""
+    first = lines[0] if lines else ""
+    mark = next((mark for mark in ",;\t" if mark in first), " ")
+    rows = list(csv.reader(lines, delimiter=mark, skipinitialspace=True))
+    names = [name.strip() for name in rows[0]] if rows else []
+    headed = not all(map(_is_number, names))
+    if isinstance(column, str):
+        if headed and names.count(column) == 1:
+            column = names.index(column)
+        elif column.isdecimal():
+            column = int(column)
+        else:
+            raise ValueError(f"no single column {column!r} among {names}")
+    if not 0 <= column < len(names) or any(len(row) <= column for row in rows):
+        raise ValueError(f"not every line has a column {column}, counted from 0, as in {first!r}")
+    return [row[column] for row in rows[headed:]]
+
+
+def _is_number(entry: str) -> bool:
+    try:
+        float(entry)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_whole(entry: str) -> bool:
+    return re.fullmatch(r"[+-]?\d+", entry, re.ASCII) is not None
+
+
+METHOD = Method(
+    function=class_list,
+    inputs=Inputs,
+    units=("class",),
+    reference="[Jain et al. 2023](https://arxiv.org/abs/2207.05739)",
+)
