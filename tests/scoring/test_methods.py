@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from dp4tl_ffcv import (
-    Classifier,
     Clusters,
     Features,
     Scores,
@@ -34,7 +33,7 @@ from dp4tl_ffcv.scoring import (
     soft_label_mapping,
 )
 from dp4tl_ffcv.scoring.combine import mean_scores
-from dp4tl_ffcv.utils import gradient_norms, sha256_of_file
+from dp4tl_ffcv.utils import Classifier, gradient_norms, sha256_of_file
 from tests.conftest import Images
 
 
