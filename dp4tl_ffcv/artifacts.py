@@ -4,6 +4,7 @@ An artifact is an `.npz` of arrays and one JSON `header`, which holds the kind o
 version and the provenance.
 """
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -24,6 +25,7 @@ from .errors import StaleArtifactError
 from .version import __version__
 
 _FORMAT_VERSION = 1
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _PATIENCE = 2.0  # seconds for the workers of a killed process to end and release their lock
 # Errors that numpy, zipfile and json raise for damaged and foreign files.
 _DAMAGE = (
@@ -91,7 +93,12 @@ def locked_part(target: Path) -> Iterator[IO[bytes]]:
         stream = os.fdopen(os.open(part, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "r+b")
         with stream:
             if _is_locked(stream, part):
-                yield stream
+                try:
+                    yield stream
+                except OSError as error:
+                    if error.errno in _FULL and error.filename is None:
+                        error.filename = str(target)  # calls by descriptor name no file
+                    raise
                 return
         if time.monotonic() > deadline:
             raise BlockingIOError(f"another process is writing {str(target)!r}. Wait or stop it.")
