@@ -12,9 +12,9 @@ or folders, which are preferred to the archive of the same split:
     val/WNID/*.JPEG, or val/ILSVRC2012_val_*.JPEG with the devkit
     ILSVRC2012_devkit_t12/data/meta.mat, ILSVRC2012_validation_ground_truth.txt
 
-Class ids follow the sorted WNIDs, as everywhere. Class names come from the devkit (this needs
-scipy), or are the WNIDs if there is none. The identifier of an image is its position in the split,
-sorted by WNID and file name; in a flat val, by file name.
+Class ids follow the sorted WNIDs, as in torchvision. Class names come from the devkit (this needs
+scipy), or are the WNIDs if there is none. The identifier of an image is its position in its split,
+which is sorted by WNID and file name, or by file name if val has no folders.
 """
 
 from __future__ import annotations

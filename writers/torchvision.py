@@ -46,7 +46,7 @@ class Known:
 
 
 def _known(classes: int, argument: str = "split", **splits: int | tuple[int, Any]) -> Known:
-    """Describe splits by number of images, or by number and value of the argument for the split."""
+    """Describe each split by its number of images and the value of `argument`, or its own name."""
     pairs = {s: each if isinstance(each, tuple) else (each, s) for s, each in splits.items()}
     return Known(classes, {s: (count, {argument: value}) for s, (count, value) in pairs.items()})
 

@@ -1,7 +1,7 @@
 """Write betons of Waterbirds with the train, val and test splits of its metadata.csv.
 
---root is the folder inside waterbird_complete95_forest2water2.tar.gz, which
-nlp.stanford.edu/data/dro has:
+--root is the folder inside waterbird_complete95_forest2water2.tar.gz from
+nlp.stanford.edu/data/dro:
 
     waterbird_complete95_forest2water2/
         metadata.csv  (img_id,img_filename,y,split,place,place_filename)
