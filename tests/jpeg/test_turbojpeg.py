@@ -1,4 +1,4 @@
-"""TurboJPEG by ctypes: ffcv's pixels, sound pixels, and an error for all data that is not sound."""
+"""The TurboJPEG binding: ffcv's and libjpeg's pixels, and an error for all corrupt data."""
 
 import io
 import multiprocessing
@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dp4tl_ffcv import BetonIndex
-from dp4tl_ffcv.jpeg.turbojpeg import JpegError, JpegHeader, decode, encode, read_header
+from dp4tl_ffcv.jpeg.turbojpeg import JpegError, JpegHeader, check, decode, encode, read_header
+from tests.support.images import jpeg, picture
 
 CODINGS: list[dict[str, Any]] = [
     {},
@@ -33,23 +34,7 @@ CODINGS: list[dict[str, Any]] = [
     {"keep_rgb": True},
     {"exif": bytes(500), "icc_profile": bytes(70_000)},
 ]
-
-
-def picture(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
-    """Draw waves of all colours with some noise."""
-    rng = np.random.default_rng(seed)
-    rows, columns = np.mgrid[:height, :width]
-    steps = rng.uniform(0.02, 0.3, (3, 2))
-    waves = [np.sin(rows * down + columns * right) for down, right in steps]
-    noise = rng.normal(0, 6, (height, width, 3))
-    return np.clip(127.5 + 100 * np.stack(waves, axis=-1) + noise, 0, 255).astype(np.uint8)
-
-
-def pillow(image: Any, **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    image = image if isinstance(image, Image.Image) else Image.fromarray(image)
-    image.save(buffer, "JPEG", **options)
-    return buffer.getvalue()
+codings = pytest.mark.parametrize("options", CODINGS, ids=str)
 
 
 def by_pillow(data: bytes) -> NDArray[np.uint8]:
@@ -62,39 +47,48 @@ def test_pixels_survive_a_round_trip_at_the_highest_quality(size: tuple[int, int
     pixels = np.stack((rows, columns, 200 - columns), axis=-1).astype(np.uint8)
     data = encode(pixels, quality=100)
     assert read_header(data) == JpegHeader(*size, subsampling=2, colorspace=1)
-    difference = decode(data).astype(int) - pixels
-    assert np.abs(difference).max() <= 4
+    assert np.abs(decode(data).astype(int) - pixels).max() <= 4
 
 
-def test_encoding_is_that_of_libjpeg_at_the_same_quality() -> None:
+@pytest.mark.parametrize("quality", [1, 50, 90, 100])
+def test_encoding_gives_libjpegs_pixels(quality: int) -> None:
     pixels = picture(90, 120)
-    for quality in (1, 50, 90, 100):
-        assert np.array_equal(
-            by_pillow(encode(pixels, quality=quality)), by_pillow(pillow(pixels, quality=quality))
-        )
+    expected = by_pillow(jpeg(pixels, quality=quality))
+    np.testing.assert_array_equal(by_pillow(encode(pixels, quality=quality)), expected)
+    view = pixels[::2, ::-1]
+    assert encode(view, quality=quality) == encode(np.ascontiguousarray(view), quality=quality)
 
 
-@pytest.mark.parametrize("options", CODINGS, ids=str)
-def test_every_coding_has_the_pixels_that_libjpeg_decodes(options: dict[str, Any]) -> None:
-    data = pillow(picture(83, 117), **options)
-    assert np.array_equal(decode(data), by_pillow(data))
+@codings
+def test_decoding_gives_libjpegs_pixels_and_ffcvs_if_fast(options: dict[str, Any]) -> None:
+    data = jpeg(picture(83, 117), **options)
+    np.testing.assert_array_equal(decode(data), by_pillow(data))
+    expected = np.zeros((83, 117, 3), dtype=np.uint8)
+    imdecode(np.frombuffer(bytearray(data), dtype=np.uint8), expected, 83, 117, 83, 117)
+    np.testing.assert_array_equal(decode(data, fast=True), expected)
+    check(data)
 
 
-def test_grey_images_become_rgb() -> None:
-    data = pillow(picture(40, 50)[..., 0])
-    assert read_header(data) == JpegHeader(40, 50, subsampling=3, colorspace=2)
-    assert np.array_equal(decode(data), by_pillow(data))
+@pytest.mark.parametrize(
+    ("image", "options", "colours"),
+    [
+        (picture(40, 50), {"subsampling": 0}, (0, 1)),
+        (picture(40, 50), {"subsampling": 1}, (1, 1)),
+        (picture(40, 50), {"subsampling": 2}, (2, 1)),
+        (picture(40, 50), {"keep_rgb": True}, (0, 0)),
+        (picture(40, 50)[..., 0], {}, (3, 2)),
+    ],
+)
+def test_the_header_states_subsampling_and_colours(
+    image: Any, options: dict[str, Any], colours: tuple[int, int]
+) -> None:
+    data = jpeg(image, **options)
+    assert read_header(data) == JpegHeader(40, 50, *colours)
+    np.testing.assert_array_equal(decode(data), by_pillow(data))
 
 
-def test_the_header_tells_subsampling_and_colours() -> None:
-    image = picture(24, 32)
-    headers = [read_header(pillow(image, subsampling=kind)) for kind in (0, 1, 2)]
-    assert [header.subsampling for header in headers] == [0, 1, 2]
-    assert read_header(pillow(image, keep_rgb=True)).colorspace == 0
-
-
-def test_images_in_four_inks_have_a_header_and_no_pixels() -> None:
-    data = pillow(Image.fromarray(picture(40, 50)).convert("CMYK"))
+def test_cmyk_images_have_a_header_but_cannot_be_decoded() -> None:
+    data = jpeg(Image.fromarray(picture(40, 50)).convert("CMYK"))
     header = read_header(data)
     assert (header.height, header.width) == (40, 50)
     assert header.colorspace in (3, 4)
@@ -102,27 +96,19 @@ def test_images_in_four_inks_have_a_header_and_no_pixels() -> None:
         decode(data)
 
 
-def test_fast_decoding_has_the_bits_that_ffcvs_loader_yields(
+def test_fast_decoding_gives_the_pixels_of_ffcvs_loader(
     stock: Callable[..., Path], tmp_path: Path
 ) -> None:
     fields = {"image": RGBImageField(write_mode="jpg", jpeg_quality=90)}
     path = stock(tmp_path / "jpegs.beton", [(picture(61, 83, seed),) for seed in range(6)], fields)
     pipelines: Any = {"image": [SimpleRGBImageDecoder()]}
     (batch,) = Loader(str(path), batch_size=6, num_workers=1, pipelines=pipelines)
-    content, rough = path.read_bytes(), 0
+    content, differ = path.read_bytes(), 0
     for at, pixels in zip(BetonIndex.open(path).column("image")["data_ptr"], batch[0], strict=True):
-        data = content[int(at) :]  # it ends where the image does
-        assert np.array_equal(decode(data, fast=True), pixels)
-        rough += not np.array_equal(decode(data), pixels)
-    assert rough, "the fast transform must differ somewhere for this test to say anything"
-
-
-@pytest.mark.parametrize("options", CODINGS, ids=str)
-def test_fast_decoding_has_ffcvs_bits_in_every_coding(options: dict[str, Any]) -> None:
-    data = np.frombuffer(bytearray(pillow(picture(83, 117), **options)), dtype=np.uint8)
-    expected = np.zeros((83, 117, 3), dtype=np.uint8)
-    imdecode(data, expected, 83, 117, 83, 117)
-    assert np.array_equal(decode(data, fast=True), expected)
+        data = content[int(at) :]  # decoding stops at the end of the image
+        np.testing.assert_array_equal(decode(data, fast=True), pixels)
+        differ += not np.array_equal(decode(data), pixels)
+    assert differ, "the fast transform must give other pixels for this test to be meaningful"
 
 
 def as_array(data: bytes) -> NDArray[np.uint8]:
@@ -140,37 +126,38 @@ def as_array(data: bytes) -> NDArray[np.uint8]:
     ],
     ids=["bytearray", "memoryview", "array", "strided array", "strided memoryview"],
 )
-def test_data_may_be_any_bytes(wrap: Callable[[bytes], Any]) -> None:
-    data = pillow(picture(20, 30))
+def test_data_may_have_any_bytes_type(wrap: Callable[[bytes], Any]) -> None:
+    data = jpeg(picture(20, 30))
     assert read_header(wrap(data)) == read_header(data)
-    assert np.array_equal(decode(wrap(data)), decode(data))
+    np.testing.assert_array_equal(decode(wrap(data)), decode(data))
 
 
 @pytest.mark.parametrize("data", [b"", b"\xff", b"PNG", b"\xff\xd8", b"\xff\xd8\xff\xd9", bytes(9)])
-def test_what_is_no_jpeg_is_refused(data: bytes) -> None:
-    for call in (read_header, decode):
-        with pytest.raises(JpegError, match=r"[a-zA-Z]{4}"):
-            call(data)
+@pytest.mark.parametrize("call", [read_header, decode, check])
+def test_other_data_are_rejected(call: Callable[[bytes], Any], data: bytes) -> None:
+    with pytest.raises(JpegError, match=r"[a-zA-Z]{4}"):
+        call(data)
 
 
 @pytest.mark.parametrize("options", [{}, {"progressive": True}], ids=str)
-def test_data_cut_anywhere_is_refused(options: dict[str, Any]) -> None:
-    data = pillow(picture(40, 50), **options)
+def test_data_truncated_anywhere_are_rejected(options: dict[str, Any]) -> None:
+    data = jpeg(picture(40, 50), **options)
     for size in [*range(0, len(data) - 2, 7), len(data) - 2, len(data) - 1]:
-        with pytest.raises(JpegError):
-            decode(data[:size])
+        for call in (decode, check):
+            with pytest.raises(JpegError):
+                call(data[:size])
 
 
 def test_warnings_of_the_library_are_errors() -> None:
-    data = bytearray(pillow(picture(64, 64), restart_marker_blocks=2))
+    data = bytearray(jpeg(picture(64, 64), restart_marker_blocks=2))
     at = data.rindex(b"\xff\xd3")
-    data[at + 1] = 0xD5  # the wrong restart marker: libjpeg goes on, with a warning
+    data[at + 1] = 0xD5  # the wrong restart marker: libjpeg continues with a warning
     with pytest.raises(JpegError, match="marker"):
         decode(bytes(data))
 
 
-def test_a_small_file_that_promises_gigabytes_is_refused_at_once() -> None:
-    data = bytearray(pillow(picture(16, 16), subsampling=0))
+def test_a_small_file_that_promises_gigabytes_is_rejected_at_once() -> None:
+    data = bytearray(jpeg(picture(16, 16), subsampling=0))
     at = data.index(b"\xff\xc0") + 5
     data[at : at + 4] = (60_000).to_bytes(2, "big") * 2
     with pytest.raises(JpegError):
@@ -179,8 +166,8 @@ def test_a_small_file_that_promises_gigabytes_is_refused_at_once() -> None:
 
 @settings(max_examples=150, deadline=None)
 @given(st.integers(0, 10**6), st.integers(0, 255))
-def test_a_damaged_byte_yields_pixels_or_an_error(position: int, value: int) -> None:
-    data = bytearray(pillow(picture(24, 24), subsampling=1))
+def test_a_damaged_byte_gives_pixels_or_an_error(position: int, value: int) -> None:
+    data = bytearray(jpeg(picture(24, 24), subsampling=1))
     data[position % len(data)] = value
     try:
         shape = decode(data).shape
@@ -190,56 +177,45 @@ def test_a_damaged_byte_yields_pixels_or_an_error(position: int, value: int) -> 
     assert shape == (header.height, header.width, 3)
 
 
-def test_an_error_leaves_nothing_behind_for_the_next_image() -> None:
-    data = pillow(picture(40, 50))
+def test_an_error_does_not_affect_the_next_image() -> None:
+    data = jpeg(picture(40, 50))
     expected = decode(data)
     with pytest.raises(JpegError):
         decode(data[: len(data) // 2])
-    assert np.array_equal(decode(data), expected)
+    np.testing.assert_array_equal(decode(data), expected)
     frame, codes, scan = (data.index(marker) for marker in (b"\xff\xc0", b"\xff\xc4", b"\xff\xda"))
-    with pytest.raises(JpegError, match="table"):  # not with the tables of the image before
+    with pytest.raises(JpegError, match="table"):  # the previous image's tables are not used
         decode(data[:2] + data[frame:codes] + data[scan:])
 
 
 @pytest.mark.parametrize(
-    ("pixels", "quality", "name"),
+    ("pixels", "quality", "match"),
     [
-        (np.zeros((4, 4, 3), dtype=np.float32), 90, "pixels"),
-        (np.zeros((4, 4), dtype=np.uint8), 90, "pixels"),
-        (np.zeros((4, 4, 4), dtype=np.uint8), 90, "pixels"),
-        (np.zeros((0, 4, 3), dtype=np.uint8), 90, "pixels"),
-        (np.zeros((4, 4, 3), dtype=np.uint8), 0, "quality"),
-        (np.zeros((4, 4, 3), dtype=np.uint8), 101, "quality"),
+        (np.zeros((4, 4, 3), dtype=np.float32), 90, "`pixels` must be uint8"),
+        (np.zeros((4, 4), dtype=np.uint8), 90, "`pixels` must be"),
+        (np.zeros((4, 4, 4), dtype=np.uint8), 90, "`pixels` must be"),
+        (np.zeros((0, 4, 3), dtype=np.uint8), 90, "`pixels` must be"),
+        (np.zeros((4, 4, 3), dtype=np.uint8), 0, r"`quality` must be in \[1, 100\]"),
+        (np.zeros((4, 4, 3), dtype=np.uint8), 101, "`quality` must be"),
+        (np.zeros((65_501, 1, 3), dtype=np.uint8), 90, "65500"),  # longer than JPEG allows
     ],
 )
-def test_pixels_and_quality_are_checked(pixels: Any, quality: int, name: str) -> None:
-    with pytest.raises(ValueError, match=f"`{name}` must"):
+def test_bad_pixels_and_qualities_are_rejected(pixels: Any, quality: int, match: str) -> None:
+    with pytest.raises(ValueError, match=match):
         encode(pixels, quality=quality)
 
 
-def test_an_image_longer_than_jpeg_allows_is_refused() -> None:
-    with pytest.raises(JpegError, match="65500"):
-        encode(np.zeros((65_501, 1, 3), dtype=np.uint8), quality=90)
-
-
-def test_pixels_may_be_a_view() -> None:
-    pixels = picture(60, 80)
-    view = pixels[::2, ::-1]
-    assert encode(view, quality=80) == encode(np.ascontiguousarray(view), quality=80)
-
-
-def test_threads_decode_and_encode_at_once() -> None:
+def test_threads_decode_and_encode_at_the_same_time() -> None:
     images = [picture(50 + seed, 60, seed) for seed in range(8)]
     expected = [encode(image, quality=85) for image in images]
     with ThreadPoolExecutor(8) as pool:
         for _ in range(5):
             found = list(pool.map(lambda image: encode(image, quality=85), images))
             assert found == expected
-            pixels = list(pool.map(decode, found))
-            assert all(map(np.array_equal, pixels, map(decode, expected)))
+            assert all(map(np.array_equal, pool.map(decode, found), map(decode, expected)))
 
 
-def test_a_forked_child_goes_on_decoding_and_encoding() -> None:
+def test_a_forked_process_can_decode_and_encode() -> None:
     pixels = picture(70, 90)
     data = encode(pixels, quality=85)  # the parent has used the library
     with multiprocessing.get_context("fork").Pool(2) as pool:
