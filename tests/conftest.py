@@ -1,4 +1,4 @@
-"""What many tests share: small image betons, and a guard against hanging."""
+"""Fixtures of many tests: small image betons, damaged betons, and a guard against hanging."""
 
 import threading
 from collections.abc import Callable
@@ -11,10 +11,12 @@ import pytest
 from hypothesis import settings
 from numpy.typing import NDArray
 
-from dp4tl_ffcv import BetonIndex, image_fields, write_beton
+from dp4tl_ffcv import BetonIndex
 from dp4tl_ffcv.ffcv_import import import_ffcv
+from tests.support.images import write_images
 
 import_ffcv()  # the fast way, before a test imports ffcv itself
+
 pytest_plugins = ["tests.support.betons", "tests.support.features", "tests.support.labels"]
 
 # The same examples in every run; no time limit, since the first one may compile kernels.
@@ -24,12 +26,12 @@ settings.load_profile("reproducible")
 NUM_CLASSES = 10
 PER_CLASS = 12
 CLASS_NAMES = [f"class {number}" for number in range(NUM_CLASSES)]
-HANGS_AFTER = 120.0  # seconds; what is guarded takes two at most, when the machine is free
+HANGS_AFTER = 120.0  # seconds; guarded calls take at most two on an idle machine
 
 
 @dataclass(frozen=True)
 class Images:
-    """A beton of images, and what went into it."""
+    """A beton of images, with the images and labels that were written."""
 
     path: Path
     images: list[NDArray[np.uint8]]
@@ -42,10 +44,10 @@ class Images:
 
 @dataclass(frozen=True)
 class Colours(Images):
-    """Images of one colour each: whatever is cropped, flipped or resized, a pixel says which."""
+    """Images of one colour each, so that every pixel of any crop identifies the sample."""
 
     def ids_of(self, batch: Any) -> NDArray[np.int64]:
-        """Say which samples a batch (B, H, W, 3) of pixels shows, after a look at every pixel."""
+        """Return the sample ids of a batch of pixels (B, H, W, 3), after checking every pixel."""
         pixels = np.asarray(batch)
         ids = pixels[:, 0, 0, 0].astype(np.int64) // 2
         np.testing.assert_array_equal(pixels, np.broadcast_to(paint(ids), pixels.shape))
@@ -53,7 +55,7 @@ class Colours(Images):
 
 
 def paint(ids: Any) -> NDArray[np.uint8]:
-    """Colours (B, 1, 1, 3) of sample ids up to 127."""
+    """Return the colours (B, 1, 1, 3) of sample ids up to 127."""
     ids = np.asarray(ids)
     colours = np.stack((2 * ids, 255 - 2 * ids, 37 * ids % 256), axis=-1)
     return colours.astype(np.uint8)[:, None, None]
@@ -66,15 +68,12 @@ def shuffled_labels(seed: int, per_class: int = PER_CLASS) -> NDArray[np.int64]:
 def write_colours(path: Path, side: int, **options: Any) -> Colours:
     labels = shuffled_labels(1)
     images = [np.tile(paint([number])[0], (side, side, 1)) for number in range(len(labels))]
-    samples = [(image, int(label), 0) for image, label in zip(images, labels, strict=True)]
-    write_beton(
-        path, samples, image_fields(mode="raw"), class_names=CLASS_NAMES, **options, seed=None
-    )
+    write_images(path, images, labels, class_names=CLASS_NAMES, **options)
     return Colours(path, images, labels)
 
 
 def write_photos(path: Path, seed: int, per_class: int = PER_CLASS) -> Images:
-    """Write JPEGs of 40 to 48 pixels: a wave for each class, in colours of each image's own."""
+    """Write JPEGs of 40 to 48 pixels: one wave pattern per class, in colours of each image."""
     rng = np.random.default_rng(seed)
     labels, images = shuffled_labels(seed, per_class), []
     for label in labels:
@@ -82,23 +81,19 @@ def write_photos(path: Path, seed: int, per_class: int = PER_CLASS) -> Images:
         angle = np.pi * label / NUM_CLASSES
         wave = np.sin(0.5 * (rows * np.sin(angle) + columns * np.cos(angle)))[..., None]
         images.append((127.5 + 100 * wave * rng.uniform(0.5, 1.0, 3)).astype(np.uint8))
-    samples = [
-        (image, int(label), number)
-        for number, (image, label) in enumerate(zip(images, labels, strict=True))
-    ]
-    write_beton(path, samples, image_fields(jpeg_quality=95), class_names=CLASS_NAMES, seed=None)
+    write_images(path, images, labels, mode="jpg", class_names=CLASS_NAMES)
     return Images(path, images, labels)
 
 
 @pytest.fixture(scope="session")
 def colours(tmp_path_factory: pytest.TempPathFactory) -> Colours:
-    """10 classes x 12 raw images of 16 pixels, one colour each."""
+    """10 classes x 12 raw images of 16 x 16 pixels, each of one colour."""
     return write_colours(tmp_path_factory.mktemp("colours") / "colours.beton", side=16)
 
 
 @pytest.fixture(scope="session")
 def paged(tmp_path_factory: pytest.TempPathFactory) -> Colours:
-    """The same at 160 pixels, where they fill five pages."""
+    """The images of `colours` at 160 x 160 pixels, which fill five pages."""
     path = tmp_path_factory.mktemp("paged") / "paged.beton"
     return write_colours(path, side=160, page_size=1 << 21)
 
@@ -117,7 +112,7 @@ def other_photos(tmp_path_factory: pytest.TempPathFactory) -> Images:
 
 @pytest.fixture
 def unfinished(photos: Images, tmp_path: Path) -> Path:
-    """What a writer leaves that was stopped: no allocation table yet."""
+    """The file of a stopped writer, without an allocation table."""
     data = bytearray(photos.path.read_bytes())
     data[16:24] = bytes(8)
     path = tmp_path / "unfinished.beton"

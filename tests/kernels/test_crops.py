@@ -1,4 +1,4 @@
-"""`random_crops` and `random_flips` against their twins, torchvision's law, and chance."""
+"""`random_crops` and `random_flips` against their twins and torchvision's distribution."""
 
 import math
 from typing import Any
@@ -19,13 +19,13 @@ COUNTERS = st.one_of(st.integers(0, 3), st.integers(0, 2**64 - 1))
 IDS = st.one_of(st.integers(0, 3), st.integers(0, 2**63 - 1))
 RANGES = st.tuples(st.floats(1e-9, 1.0), st.floats(1e-9, 1.0)).map(sorted).map(tuple)
 RATIOS = st.tuples(st.floats(1e-4, 1e4), st.floats(1e-4, 1e4)).map(sorted).map(tuple)
-# An area of a quarter and a square: 11 x 11 places in 20 x 20 pixels, all equally likely.
+# Squares of a quarter of the area: 11 x 11 places in 20 x 20 pixels, all equally likely.
 PLACES: dict[str, Any] = {"scale": (0.25, 0.25), "ratio": (1.0, 1.0)}
 NUM_PLACES = 11
-# A change of these is a change of what every user's training sees.
+# These must never change, because every user's training depends on them.
 GOLDEN = [[106, 78, 237, 306], [10, 168, 211, 233], [1, 16, 373, 482], [145, 134, 166, 176]]
 GOLDEN_FLIPS = [0, 0, 0, 0, 0, 1, 0, 1, 1, 0, 0, 0, 0, 0, 1, 0]
-# The counters' neighbours, which a weak hash would tie together.
+# Neighbouring counters, which a weak hash would correlate.
 NEIGHBOURS = {
     "seed": {"seed": 1},
     "epoch": {"epoch": 1},
@@ -53,7 +53,7 @@ def places(count: int, ids: int = 1000, seed: int = 7, epoch: int = 5, view: int
 
 
 def assert_uniform(cells: NDArray[np.int64], num_cells: int) -> None:
-    """Chi-square: it is `num_cells - 1` on average, with a deviation of sqrt(2 (num_cells - 1))."""
+    """Chi-square test: mean `num_cells - 1`, standard deviation sqrt(2 (num_cells - 1))."""
     counts = np.bincount(cells, minlength=num_cells)
     assert len(counts) == num_cells
     expected = len(cells) / num_cells
@@ -62,18 +62,15 @@ def assert_uniform(cells: NDArray[np.int64], num_cells: int) -> None:
     assert abs(excess) < 4 * math.sqrt(2 * (num_cells - 1))
 
 
-def assert_same_law(one: NDArray[Any], other: NDArray[Any]) -> None:
-    """Kolmogorov and Smirnov: the largest distance of the two distribution functions."""
+def assert_same_distribution(one: NDArray[Any], other: NDArray[Any]) -> None:
+    """Kolmogorov-Smirnov test: the largest distance of the two distribution functions."""
     values = np.sort(np.concatenate([one, other]))
     shares = [
         np.searchsorted(np.sort(sample), values, side="right") / len(sample)
         for sample in (one, other)
     ]
-    # One in a thousand pairs of samples from one law is further apart.
+    # One in a thousand pairs of samples of one distribution is further apart.
     assert np.abs(shares[0] - shares[1]).max() < 1.95 * math.sqrt(1 / len(one) + 1 / len(other))
-
-
-# The twin.
 
 
 @settings(derandomize=True, deadline=None, max_examples=300)
@@ -81,7 +78,7 @@ def assert_same_law(one: NDArray[Any], other: NDArray[Any]) -> None:
     st.lists(st.tuples(SIDES, SIDES, IDS), min_size=1, max_size=8),
     COUNTERS, COUNTERS, RANGES, RATIOS, COUNTERS,
 )  # fmt: skip
-def test_crops_are_those_of_the_twin_and_inside_of_the_image(
+def test_crops_equal_the_twins_and_lie_inside_the_image(
     samples: Any, seed: int, epoch: int, scale: Any, ratio: Any, view: int
 ) -> None:
     arguments = (*map(np.array, zip(*samples, strict=True)), seed, epoch, scale, ratio, view)
@@ -93,7 +90,7 @@ def test_crops_are_those_of_the_twin_and_inside_of_the_image(
 
 @settings(derandomize=True, deadline=None, max_examples=100)
 @given(st.lists(IDS, max_size=8), COUNTERS, COUNTERS, st.floats(0, 1), COUNTERS)
-def test_flips_are_those_of_the_twin(
+def test_flips_equal_the_twins(
     ids: list[int], seed: int, epoch: int, probability: float, view: int
 ) -> None:
     flips = random_flips(ids, seed, epoch, probability, view)
@@ -103,24 +100,14 @@ def test_flips_are_those_of_the_twin(
     )
 
 
-def test_usual_crops_are_those_of_the_twin() -> None:
-    rng = np.random.default_rng(0)
-    heights, widths = rng.integers(1, 700, (2, 2000))
-    boxes = random_crops(heights, widths, np.arange(2000), 42, 3)
-    np.testing.assert_array_equal(
-        boxes, reference.random_crops(heights, widths, np.arange(2000), 42, 3)
-    )
-    assert_inside(boxes, heights, widths)
-
-
-def test_draws_are_the_same_for_ever() -> None:
+def test_draws_never_change() -> None:
     boxes = random_crops([375] * 4, [500] * 4, [0, 1, 2, 1281166], 0, 0)
     assert boxes.tolist() == GOLDEN
     assert random_flips(np.arange(16), 0, 0).astype(int).tolist() == GOLDEN_FLIPS
 
 
 @pytest.mark.parametrize("name", ["uint8", "int16", "uint64", "list"])
-def test_any_integers_are_taken(name: str) -> None:
+def test_any_integer_type_is_accepted(name: str) -> None:
     values = [20, 30, 200]
     given = values if name == "list" else np.array(values).astype(name)
     expected = random_crops(np.array(values), np.array(values), np.array(values), 1, 2)
@@ -129,7 +116,7 @@ def test_any_integers_are_taken(name: str) -> None:
     np.testing.assert_array_equal(random_crops(strided, strided, strided, 1, 2), expected)
 
 
-def test_the_largest_counters_are_apart() -> None:
+def test_the_largest_counters_give_different_crops() -> None:
     ids = np.array([0, 2**63 - 1, 2**63, 2**64 - 1], dtype=np.uint64)
     sides = np.full(4, 5000)
     found = [
@@ -147,9 +134,6 @@ def test_no_samples_have_no_crops() -> None:
     assert random_flips([], 0, 0).shape == (0,)
 
 
-# The law.
-
-
 @pytest.mark.parametrize(
     ("height", "width", "scale", "ratio"),
     [
@@ -157,12 +141,12 @@ def test_no_samples_have_no_crops() -> None:
         (400, 300, (0.35, 1.0), (3 / 4, 4 / 3)),
         (64, 64, (0.2, 0.3), (1.0, 1.0)),
         (90, 400, (0.6, 1.0), (3 / 4, 4 / 3)),  # few tries fit
-        (1000, 20, (0.5, 1.0), (3 / 4, 4 / 3)),  # none does
+        (1000, 20, (0.5, 1.0), (3 / 4, 4 / 3)),  # no try fits
         (20, 1000, (0.5, 1.0), (1 / 2, 2.0)),
         (32, 32, (0.08, 1.0), (1 / 5, 5.0)),
     ],
 )
-def test_crops_have_the_law_of_torchvisions(
+def test_crops_have_torchvisions_distribution(
     height: int, width: int, scale: Any, ratio: Any
 ) -> None:
     count = 3000
@@ -182,10 +166,10 @@ def test_crops_have_the_law_of_torchvisions(
         lambda box: box[:, 3] / box[:, 2],
         lambda box: (box[:, 0] + box[:, 2] / 2) / height + (box[:, 1] + box[:, 3] / 2) / width,
     ):
-        assert_same_law(measure(boxes), measure(theirs))
+        assert_same_distribution(measure(boxes), measure(theirs))
 
 
-def test_areas_and_aspects_are_uniform_where_all_fit() -> None:
+def test_areas_and_aspect_ratios_are_uniform_where_all_fit() -> None:
     count, side = 20_000, 10_000
     sides = np.full(count, side)
     boxes = random_crops(sides, sides, np.arange(count), 0, 0, (0.1, 0.5), (0.5, 2.0))
@@ -204,21 +188,20 @@ def test_areas_and_aspects_are_uniform_where_all_fit() -> None:
         ((1, 1), (5.0, 6.0), (0, 0, 1, 1)),
         ((1000, 3), (3 / 4, 4 / 3), (498, 0, 4, 3)),
         ((3, 1000), (3 / 4, 4 / 3), (0, 498, 3, 4)),
-        ((100, 5), (2.0, 2.0), (49, 0, 2, 5)),  # 2.5 rows are 2: to the even one, as in Python
+        ((100, 5), (2.0, 2.0), (49, 0, 2, 5)),  # 2.5 rows round to the even 2, as in Python
         ((5, 100), (0.1, 0.3), (0, 49, 5, 2)),
-        ((2, 100), (0.1, 0.1), (0, 49, 2, 1)),  # 0.2 columns are still one
+        ((2, 100), (0.1, 0.1), (0, 49, 2, 1)),  # 0.2 columns become one
         ((100, 100), (0.9, 1.1), (0, 0, 100, 100)),
     ],
 )
-def test_what_does_not_fit_is_taken_from_the_middle(size: Any, ratio: Any, box: Any) -> None:
-    # No crop of so large an area and these aspects fits into the image, but the whole of it.
+def test_the_largest_centred_crop_is_taken_when_no_try_fits(
+    size: Any, ratio: Any, box: Any
+) -> None:
+    # Only the whole image has this area, and its aspect ratio is not allowed.
     scale = (1.0, 1.0) if size != (100, 100) else (1e-9, 1e-9)
     heights, widths = ([side] * 50 for side in size)
     boxes = random_crops(heights, widths, np.arange(50), 0, 0, scale, ratio)
     assert np.unique(boxes, axis=0).tolist() == [list(box)]
-
-
-# Chance.
 
 
 def test_every_place_is_equally_likely() -> None:
@@ -248,7 +231,7 @@ def test_the_counters_of_one_sample_draw_uniformly() -> None:
         assert_uniform(top * NUM_PLACES + left, NUM_PLACES**2)
 
 
-def test_flips_are_as_frequent_as_asked_and_apart_from_the_crops() -> None:
+def test_flips_have_their_probability_and_are_independent_of_crops() -> None:
     count = 40 * NUM_PLACES**2
     numbers = np.arange(1000, 1000 + count)
     for probability in (0.0, 0.1, 0.5, 1.0):
@@ -262,7 +245,7 @@ def test_flips_are_as_frequent_as_asked_and_apart_from_the_crops() -> None:
         assert_uniform(flips * 2 + other, 4)
 
 
-def test_a_higher_probability_flips_more_of_the_same() -> None:
+def test_a_higher_probability_keeps_the_flips_of_a_lower_one() -> None:
     ids = np.arange(500)
     few, many = (random_flips(ids, 0, 0, probability) for probability in (0.2, 0.7))
     assert (many[few]).all()

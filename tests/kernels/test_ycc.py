@@ -1,4 +1,4 @@
-"""`ycc_to_rgb` against its twin: every subsampling, odd sizes, narrow planes, boxes, bad input."""
+"""`ycc_to_rgb` against its twin: every subsampling, odd sizes, narrow planes and boxes."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ def planes(height: int, width: int, subsampling: tuple[int, int], seed: int) -> 
     v, h = subsampling
     shapes = [(height, width), *2 * [(-(-height // v), -(-width // h))]]
     values = [rng.integers(0, 256, shape, dtype=np.uint8) for shape in shapes]
-    # Extremes on every other seed, where sums are largest and all is clamped.
+    # Odd seeds give extreme values, with the largest sums and clamping everywhere.
     return [
         np.where(value > 127, 255, 0).astype(np.uint8) if seed % 2 else value for value in values
     ]
@@ -37,7 +37,7 @@ def cases(draw: Any) -> tuple[list[Any], tuple[int, int], tuple[int, int, int, i
 
 @settings(derandomize=True, deadline=None, max_examples=200)
 @given(cases())
-def test_a_box_has_the_pixels_of_the_twin(case: Any) -> None:
+def test_boxes_equal_the_twins(case: Any) -> None:
     values, subsampling, box = case
     pixels = ycc_to_rgb(*values, subsampling, box)
     assert pixels.dtype == np.uint8
@@ -45,7 +45,7 @@ def test_a_box_has_the_pixels_of_the_twin(case: Any) -> None:
 
 
 @pytest.mark.parametrize("subsampling", SUBSAMPLINGS)
-def test_small_images_have_the_pixels_of_the_twin(subsampling: tuple[int, int]) -> None:
+def test_small_images_equal_the_twins(subsampling: tuple[int, int]) -> None:
     for height in range(1, 8):
         for width in range(1, 10):
             values = planes(height, width, subsampling, 10 * height + width)
@@ -54,7 +54,7 @@ def test_small_images_have_the_pixels_of_the_twin(subsampling: tuple[int, int]) 
 
 
 @pytest.mark.parametrize("luma", [0, 1, 77, 128, 254, 255])
-def test_every_colour_is_rounded_as_the_twin_rounds_it(luma: int) -> None:
+def test_every_colour_equals_the_twins(luma: int) -> None:
     blue, red = np.mgrid[:256, :256].astype(np.uint8)
     values = np.full((256, 256), luma, dtype=np.uint8), blue, red
     expected = reference.ycc_to_rgb(*values, (1, 1))
@@ -68,7 +68,7 @@ def test_grey_stays_grey() -> None:
     np.testing.assert_array_equal(pixels, np.repeat(luma[..., None], 3, axis=2))
 
 
-def test_any_layout_of_the_planes_is_read_right() -> None:
+def test_any_array_layout_is_read_correctly() -> None:
     values = planes(20, 31, (2, 2), 4)
     expected = ycc_to_rgb(*values, (2, 2))
     strided = [np.repeat(value, 2, axis=1)[:, ::2] for value in values]
@@ -87,7 +87,7 @@ def guarded(size: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
 
 @settings(derandomize=True, deadline=None, max_examples=100)
 @given(cases())
-def test_columns_after_the_images_are_not_read_and_nothing_else_is_written(case: Any) -> None:
+def test_padding_columns_are_not_read_and_only_outputs_are_written(case: Any) -> None:
     values, subsampling, box = case
     top, left, height, width = box
     padded = [np.pad(value, ((0, 0), (0, 5)), constant_values=99) for value in values]

@@ -1,4 +1,4 @@
-"""Numpy-only twins of the kernels: written from their formulas, plain, slow and without checks."""
+"""Numpy-only twins of the kernels: plain and slow implementations of the formulas."""
 
 from .crops import random_crops, random_flips
 from .histogram import class_histogram

@@ -18,7 +18,7 @@ def random_crops(
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
     view: int = 0,
 ) -> NDArray[np.int64]:
-    """Crop by crop: draw four numbers per try, and take the middle if ten tries do not fit."""
+    """Draw four numbers per try, and take the largest centred crop if ten tries do not fit."""
     sizes = zip(*(np.asarray(values).tolist() for values in (heights, widths, ids)), strict=True)
     boxes = [
         _crop(height, width, _key(seed, epoch, sample, view), scale, ratio)
@@ -30,7 +30,7 @@ def random_crops(
 def random_flips(
     ids: ArrayLike, seed: int, epoch: int, probability: float = 0.5, view: int = 0
 ) -> NDArray[np.bool_]:
-    """The draw behind those of all ten tries, compared with the probability."""
+    """Compare the draw after those of all ten tries with the probability."""
     draws = [
         _uniform(_key(seed, epoch, sample, view), 4 * _TRIES) for sample in np.asarray(ids).tolist()
     ]
@@ -65,12 +65,12 @@ def _key(seed: int, epoch: int, sample: int, view: int) -> int:
 
 
 def _uniform(key: int, draw: int) -> float:
-    """Draw number `draw`, in [0, 1) with 53 bits."""
+    """Return draw number `draw`, in [0, 1) with 53 bits."""
     return float(_mix(key + draw * _GAMMA) >> 11) * 2.0**-53
 
 
 def _mix(value: int) -> int:
-    """The output function of SplitMix64."""
+    """Apply the output function of SplitMix64."""
     value &= _MASK
     value = (value ^ (value >> 30)) * 0xBF58476D1CE4E5B9 & _MASK
     value = (value ^ (value >> 27)) * 0x94D049BB133111EB & _MASK

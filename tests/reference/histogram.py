@@ -5,7 +5,7 @@ from numpy.typing import ArrayLike, NDArray
 
 
 def class_histogram(labels: ArrayLike, num_classes: int) -> NDArray[np.int64]:
-    """`counts[c] = sum_n 1[labels[n] = c]`."""
+    """Count label by label."""
     counts = np.zeros(num_classes, dtype=np.int64)
     for label in np.asarray(labels).tolist():
         counts[label] += 1

@@ -5,7 +5,7 @@ from numpy.typing import ArrayLike, NDArray
 
 
 def class_members(labels: ArrayLike, retained: ArrayLike) -> NDArray[np.int64]:
-    """Every n with `retained[labels[n]]`, ascending."""
+    """List every n with `retained[labels[n]]`."""
     flags = np.asarray(retained).tolist()
     found = [n for n, label in enumerate(np.asarray(labels).tolist()) if flags[label]]
     return np.array(found, dtype=np.int64)

@@ -10,13 +10,12 @@ def resize_area(
     box: tuple[int, int, int, int] | None = None,
     mirrored: bool = False,
 ) -> NDArray[np.uint8]:
-    """`result[i, j] = round(sum_yx down[i, y] across[j, x] crop[y, x])`, halves rounded up.
+    """Compute `result[i, j] = floor(sum_yx down[i, y] across[j, x] crop[y, x] + 1/2)`.
 
-    With `scale = length / size` of an axis, and where no axis has a scale below 1,
-    `weights[d, s]` is the part of `[d scale, (d + 1) scale]` that lies in `[s, s + 1]`, over scale.
-    Otherwise, on both axes, `weights[d, s] = 1 - f` and `weights[d, s + 1] = f` at
-    `s = floor(d scale)` and `f = frac(max(0, d + 1 - (s + 1) / scale))`, and all of the weight is
-    the last pixel's where `s + 1` lies beyond it.
+    With `scale = length / size` of an axis: if no axis has a scale below 1, `weights[d, s]` is the
+    part of `[d scale, (d + 1) scale]` inside `[s, s + 1]`, divided by the scale. Otherwise
+    `weights[d, s] = 1 - f` and `weights[d, s + 1] = f` on both axes, with `s = floor(d scale)` and
+    `f = frac(max(0, d + 1 - (s + 1) / scale))`. The last pixel has all weight beyond the edge.
     """
     pixels = np.asarray(image, dtype=np.float64)
     top, left, height, width = (0, 0, *pixels.shape[:2]) if box is None else box
@@ -41,7 +40,7 @@ def _between_two(length: int, size: int) -> NDArray[np.float64]:
     inverse = size / length
     for place in range(size):
         first = int(np.floor(place * (1.0 / inverse)))
-        # Single precision decides, as it does in OpenCV, what is a whole number.
+        # As in OpenCV, float32 decides what is a whole number.
         fraction = float(np.float32((place + 1) - (first + 1) * inverse))
         fraction = max(fraction, 0.0) % 1.0
         if first >= length - 1:

@@ -7,7 +7,7 @@ from numpy.typing import ArrayLike, NDArray
 def class_sums(
     features: ArrayLike, labels: ArrayLike, num_classes: int
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """`sums[c] = sum_{n: labels[n] = c} features[n]`, in float64, in ascending n."""
+    """Add row by row, in float64."""
     rows = np.asarray(features, dtype=np.float64)
     sums = np.zeros((num_classes, rows.shape[1]), dtype=np.float64)
     counts = np.zeros(num_classes, dtype=np.int64)

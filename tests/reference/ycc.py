@@ -11,14 +11,14 @@ def ycc_to_rgb(
     subsampling: tuple[int, int],
     box: tuple[int, int, int, int] | None = None,
 ) -> NDArray[np.uint8]:
-    """Upsample both chroma planes, then convert: the box of the whole image in RGB."""
+    """Upsample both chroma planes, convert the whole image to RGB and cut out the box."""
     y = np.asarray(luma).astype(np.int64)
     b, r = (
         _upsampled(np.asarray(plane).astype(np.int64), *subsampling)[: y.shape[0], : y.shape[1]]
         - 128
         for plane in (blue, red)
     )
-    half = 1 << 15  # of the fixed point's 2^16
+    half = 1 << 15  # in units of 2^-16
     channels = (
         y + ((91881 * r + half) >> 16),
         y + ((-22554 * b - 46802 * r + half) >> 16),
@@ -30,7 +30,7 @@ def ycc_to_rgb(
 
 
 def _upsampled(plane: NDArray[np.int64], v: int, h: int) -> NDArray[np.int64]:
-    """Twice the columns if h = 2, each 3/4 the nearest and 1/4 the next; rows alike if v = 2."""
+    """Double columns if h = 2 and rows if v = 2: 3/4 of the nearest and 1/4 of the next pixel."""
     if h == 1:
         return plane
     if plane.shape[1] <= 2:

@@ -1,11 +1,15 @@
-"""Pictures and JPEGs of them."""
+"""Pictures, JPEGs and betons of images."""
 
 import io
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+
+from dp4tl_ffcv import BetonIndex, image_fields, write_beton
 
 
 def picture(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
@@ -24,3 +28,19 @@ def jpeg(image: Any, **options: Any) -> bytes:
     image = image if isinstance(image, Image.Image) else Image.fromarray(image)
     image.save(buffer, "JPEG", **options)
     return buffer.getvalue()
+
+
+def write_images(
+    path: Path, images: Sequence[Any], labels: Any = None, *, mode: str = "raw", **options: Any
+) -> BetonIndex:
+    """Write a beton with fields image, label (0 unless given) and identifier (the sample number).
+
+    Images are stored in their order, raw or as JPEGs. `options` are `write_beton`'s.
+    """
+    labels = [0] * len(images) if labels is None else labels
+    samples = [
+        (image, int(label), number)
+        for number, (image, label) in enumerate(zip(images, labels, strict=True))
+    ]
+    fields = image_fields(mode=mode, jpeg_quality=95)
+    return write_beton(path, samples, fields, **{"seed": None, **options})
