@@ -49,7 +49,7 @@ def run_program(words: Sequence[str]) -> bool:
         path = _find("writers", words[1:])
         if path is not None:
             common = import_module("dp4tl_ffcv.writers.components.common")
-            common.run(f"dp4tl_ffcv.writers.{path.stem}", words[2:], f"dp4tl write {words[1]}")
+            common.run(f"dp4tl_ffcv.writers.{path.stem}", words[2:])
     else:
         path = _find("train", words)
         if path is not None:
