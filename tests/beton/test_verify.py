@@ -130,6 +130,8 @@ def test_a_file_that_cannot_be_read_is_one_problem(
         assert result.problems[0].message == str(error.value)
     with pytest.raises(FileNotFoundError):
         verify(tmp_path / "none.beton")
+    with pytest.raises(ValueError, match="`num_workers` must"):
+        verify(unfinished, num_workers=-1)
 
 
 def test_tables_of_the_wrong_size_are_found(tiny: Path, tiny_bytes: bytes) -> None:
@@ -153,22 +155,18 @@ def test_tables_of_the_wrong_size_are_found(tiny: Path, tiny_bytes: bytes) -> No
 Change = Callable[[Parts], Any]
 
 
-def change(name: str, row: int, value: int) -> Change:
-    """Make a change to a part of the image's record, or to `label`."""
-
-    def apply(parts: Parts) -> None:
-        column = parts.metadata["f1"] if name == "label" else parts.metadata["f0"][name]
-        column[row] = value
-
-    return apply
+def image(name: str, row: int, value: int) -> Change:
+    """Change the record of an image."""
+    return lambda parts: parts.metadata["f0"][name].__setitem__(row, value)
 
 
 def extent(name: str, row: int, value: int) -> Change:
+    """Change a row of the allocation table."""
     return lambda parts: parts.table[name].__setitem__(row, value)
 
 
 def move(row: int, by: int) -> Change:
-    """Make a change that moves an extent, and its record with it."""
+    """Move the bytes of an image, and let its record point to them."""
 
     def apply(parts: Parts) -> None:
         place = int(parts.table["ptr"][row]) + by
@@ -177,15 +175,12 @@ def move(row: int, by: int) -> Change:
     return apply
 
 
-def point_to_that_of(other: int, row: int) -> Change:
-    def apply(parts: Parts) -> None:
-        parts.metadata["f0"]["data_ptr"][row] = parts.metadata["f0"]["data_ptr"][other]
-
-    return apply
-
-
-def page_of_256(parts: Parts) -> None:
+def small_pages(parts: Parts) -> None:
     parts.header["page_size"] = 256
+
+
+def share_bytes(parts: Parts) -> None:
+    parts.metadata["f0"]["data_ptr"][5] = parts.metadata["f0"]["data_ptr"][0]
 
 
 @pytest.mark.parametrize(
@@ -196,18 +191,21 @@ def page_of_256(parts: Parts) -> None:
         (extent("size", 3, 1 << 63), {("bounds", 3), ("size", 3)}),
         (extent("ptr", 1, 100), {("bounds", 1), ("pointer", 1), ("unused", 1)}),
         (extent("ptr", 1, 2**64 - 8), {("bounds", 1), ("pointer", 1), ("unused", 1)}),
-        (page_of_256, {("page", 1), ("page", 2), ("page", 5)}),
+        (
+            lambda parts: parts.header.__setitem__("page_size", 256),
+            {("page", 1), ("page", 2), ("page", 5)},
+        ),
         (move(4, -TINY), {("start", 4)}),
         (move(4, -10), {("overlap", 4)}),
         (extent("size", 0, 3 * TINY), {("overlap", 1), ("overlap", 2), ("size", 0)}),
         (extent("size", 5, TINY - 1), {("size", 5)}),
-        (change("data_ptr", 5, 7), {("pointer", 5), ("unused", 5)}),
-        (point_to_that_of(0, 5), {("pointer", 5), ("unused", 5)}),
-        (change("height", 2, 7), {("size", 2)}),
-        (change("mode", 1, 2), {("image", 1)}),
-        (change("width", 1, 0), {("image", 1)}),
-        (change("height", 4, 0), {("image", 4)}),
-        (change("label", 3, -1), {("label", 3)}),
+        (image("data_ptr", 5, 7), {("pointer", 5), ("unused", 5)}),
+        (share_bytes, {("pointer", 5), ("unused", 5)}),
+        (image("height", 2, 7), {("size", 2)}),
+        (image("mode", 1, 2), {("image", 1)}),
+        (image("width", 1, 0), {("image", 1)}),
+        (image("height", 4, 0), {("image", 4)}),
+        (lambda parts: parts.metadata["f1"].__setitem__(3, -1), {("label", 3)}),
     ],
 )
 def test_damage_to_the_tables_is_found(
@@ -438,11 +436,6 @@ def test_an_interruption_leaves_no_file_open(jpegs: Path, monkeypatch: pytest.Mo
     with pytest.raises(KeyboardInterrupt):
         verify(jpegs, decode=True)
     assert (len(list(Path("/proc/self/fd").iterdir())), threading.active_count()) == before
-
-
-def test_the_number_of_workers_is_checked(tiny: Path) -> None:
-    with pytest.raises(ValueError, match="`num_workers` must"):
-        verify(tiny, num_workers=-1)
 
 
 def test_ffcv_is_not_imported(photos: Images) -> None:

@@ -1,4 +1,4 @@
-"""`ImageField`: what is kept byte for byte, what is made anew, and what is refused."""
+"""`ImageField`: images that are stored unchanged, encoded, or rejected."""
 
 import io
 from pathlib import Path
@@ -65,7 +65,7 @@ KEPT = {
     "restarts": as_file(wave(), restart_marker_blocks=2),
     "comment": as_file(wave(), comment=b"\xff\xd9 is no end here"),
     "upright": with_orientation(wave(), 1),
-    "more behind the end": as_file(wave()) + b"\0" * 70,
+    "bytes after the end": as_file(wave()) + b"\0" * 70,
     "one pixel": as_file(wave(1, 1)),
 }
 
@@ -90,8 +90,8 @@ def test_a_jpeg_that_is_small_enough_keeps_its_bytes(limit: dict[str, int], tmp_
     assert stored(KEPT["baseline"], tmp_path, **limit)[0] == KEPT["baseline"]
 
 
-def test_stock_ffcv_reads_what_is_kept(tmp_path: Path) -> None:
-    names = ["baseline", "4:4:4", "progressive", "restarts", "comment", "more behind the end"]
+def test_stock_ffcv_reads_unchanged_jpegs(tmp_path: Path) -> None:
+    names = ["baseline", "4:4:4", "progressive", "restarts", "comment", "bytes after the end"]
     samples = [(KEPT[name], number, 0) for number, name in enumerate(names)]
     path = tmp_path / "a.beton"
     write_beton(path, samples, image_fields(), num_workers=0)
@@ -104,12 +104,12 @@ def test_stock_ffcv_reads_what_is_kept(tmp_path: Path) -> None:
         assert difference(image, expected) < 1.5  # the transforms of two decoders
 
 
-# Made anew.
+# Encoded.
 
 
 @pytest.mark.parametrize("mode", ["jpg", "raw"])
 @pytest.mark.parametrize("orientation", range(2, 9))
-def test_an_orientation_is_honoured(mode: str, orientation: int, tmp_path: Path) -> None:
+def test_the_exif_orientation_is_applied(mode: str, orientation: int, tmp_path: Path) -> None:
     content = with_orientation(wave(), orientation)
     data, pixels, record = stored(content, tmp_path, mode=mode, jpeg_quality=95)
     upright = ImageOps.exif_transpose(Image.open(io.BytesIO(content)))
@@ -159,20 +159,16 @@ def test_other_images_become_rgb(kind: str, tmp_path: Path) -> None:
 
 
 def test_sixteen_bits_of_grey_are_scaled(tmp_path: Path) -> None:
-    values = np.linspace(0, 65535, 600).astype(np.uint16).reshape(20, 30)
-    pixels = stored(as_file(Image.fromarray(values), "PNG"), tmp_path, mode="raw")[1]
-    np.testing.assert_array_equal(pixels, np.repeat((values // 256)[..., None], 3, axis=2))
-
-
-def test_sixteen_bits_in_more_are_scaled(tmp_path: Path) -> None:
+    """Pillow opens the second file with 32 bits per pixel."""
     values = np.linspace(0, 65535, 600).astype(np.uint16).reshape(20, 30)
     graymap = b"P5 30 20 65535\n" + values.astype(">u2").tobytes()
-    pixels = stored(graymap, tmp_path, mode="raw")[1]
-    np.testing.assert_array_equal(pixels, np.repeat((values // 256)[..., None], 3, axis=2))
+    for content in (as_file(Image.fromarray(values), "PNG"), graymap):
+        pixels = stored(content, tmp_path, mode="raw")[1]
+        np.testing.assert_array_equal(pixels, np.repeat((values // 256)[..., None], 3, axis=2))
 
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP"])
-def test_damaged_exif_data_is_no_reason_to_give_up_an_image(kind: str, tmp_path: Path) -> None:
+def test_corrupt_exif_data_is_ignored(kind: str, tmp_path: Path) -> None:
     content = as_file(wave(), kind, exif=b"Exif\0\0 not a TIFF header", lossless=True)
     np.testing.assert_array_equal(stored(content, tmp_path, mode="raw")[1], wave())
 
@@ -218,16 +214,11 @@ def test_a_large_jpeg_is_shrunk(tmp_path: Path) -> None:
     assert difference(pixels, resize_area(wave(), (45, 60))) < 6
 
 
-# Damage.
+# Corrupt files.
 
 
 def cut(data: bytes) -> bytes:
     return data[: len(data) // 2]
-
-
-def with_marker_inside(data: bytes) -> bytes:
-    middle = len(data) * 2 // 3
-    return data[:middle] + b"\xff\xc4\x00\x02" + data[middle + 4 :]
 
 
 @pytest.mark.parametrize("mode", ["jpg", "raw"])
@@ -236,7 +227,7 @@ def with_marker_inside(data: bytes) -> bytes:
     [b"", b"no image", cut(KEPT["baseline"]), KEPT["baseline"][:30], cut(OTHERS["PNG"])],
     ids=["empty", "text", "cut JPEG", "cut header", "cut PNG"],
 )
-def test_damaged_content_is_refused(content: bytes, mode: str, tmp_path: Path) -> None:
+def test_corrupt_content_is_rejected(content: bytes, mode: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"^Cannot encode sample 0: "):
         stored(content, tmp_path, mode=mode)
     assert list(tmp_path.iterdir()) == []
@@ -251,10 +242,10 @@ def with_zeros_in_the_scan(data: bytes) -> bytes:
     [{"decode_check": True}, {"mode": "raw"}, {"max_resolution": 60}, {"short_side": 40}],
     ids=lambda options: next(iter(options)),
 )
-def test_damage_within_is_told_wherever_an_image_is_decoded(
+def test_corrupt_data_is_detected_wherever_an_image_is_decoded(
     options: dict[str, Any], tmp_path: Path
 ) -> None:
-    """Pillow would decode it in silence, and what is made of it would pass for a good image."""
+    """Pillow would decode it silently, and the result would pass for a good image."""
     content = with_zeros_in_the_scan(KEPT["baseline"])
     Image.open(io.BytesIO(content)).load()
     with pytest.raises(ValueError, match=r"^Cannot encode sample 0: .*JPEG"):
@@ -263,11 +254,6 @@ def test_damage_within_is_told_wherever_an_image_is_decoded(
     with pytest.raises(ValueError, match=r"^Cannot encode sample 0: .*JPEG"):
         stored(grey_one, tmp_path, **options)
     assert stored(content, tmp_path)[0] == content  # from marker to marker it is whole
-
-
-def test_a_jpeg_without_its_end_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="Premature end of JPEG file"):
-        stored(KEPT["baseline"][:-2], tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -280,12 +266,13 @@ def test_a_jpeg_without_its_end_is_refused(tmp_path: Path) -> None:
         (7, "must be bytes, a path, a PIL image or an array, not int"),
         ("nowhere.jpg", "nowhere.jpg"),
         (b"<html>", "sample 0: not a known image format"),
+        (KEPT["baseline"][:-2], "Premature end of JPEG file"),
         (Image.new("RGB", (0, 5)), "an image of 0 x 5 pixels"),
         (Image.new("F", (5, 5)), "floating-point grey values"),
         (Image.new("I", (5, 5), 70000), "grey values from 70000 to 70000, not 16 bits"),
     ],
 )
-def test_what_is_no_image_is_refused(value: Any, message: str, tmp_path: Path) -> None:
+def test_other_values_is_rejected(value: Any, message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):
         stored(value, tmp_path)
 
@@ -300,7 +287,7 @@ def test_what_is_no_image_is_refused(value: Any, message: str, tmp_path: Path) -
         ({"short_side": 5, "max_resolution": 5}, "not both"),
     ],
 )
-def test_bad_options_are_refused(options: dict[str, Any], message: str) -> None:
+def test_bad_options_are_rejected(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         image_fields(**options)
 
@@ -322,13 +309,14 @@ def test_a_whole_jpeg_is_seen_as_whole_and_its_parts_are_not(kind: str) -> None:
 
 
 def test_a_marker_where_coded_data_should_be_is_not_whole() -> None:
-    structure = read_structure(with_marker_inside(KEPT["baseline"]))
-    assert structure is not None
-    assert not structure.is_whole
-    joined = KEPT["baseline"][:-2] + KEPT["baseline"][2:]  # two frames, one end
-    structure = read_structure(joined)
-    assert structure is not None
-    assert not structure.is_whole
+    data = KEPT["baseline"]
+    middle = len(data) * 2 // 3
+    with_marker = data[:middle] + b"\xff\xc4\x00\x02" + data[middle + 4 :]
+    two_frames = data[:-2] + data[2:]
+    for content in (with_marker, two_frames):
+        structure = read_structure(content)
+        assert structure is not None
+        assert not structure.is_whole
 
 
 @settings(derandomize=True, deadline=None, max_examples=200)

@@ -120,12 +120,6 @@ def test_a_sample_may_fill_a_page(spare: int, tmp_path: Path) -> None:
         assert data[start : start + len(expected)] == expected
 
 
-def test_a_beton_without_extents_is_written(tmp_path: Path) -> None:
-    index = write_beton(tmp_path / "a.beton", [(3,), (1,)], LABEL, seed=None)
-    assert index.labels().tolist() == [3, 1]
-    assert len(index.allocations) == 0
-
-
 def test_image_fields_write_what_they_say(tmp_path: Path, pictures: NDArray[np.uint8]) -> None:
     samples = [(picture, 0, number) for number, picture in enumerate(pictures[:3])]
     sizes = {}
@@ -340,22 +334,6 @@ def test_a_failure_leaves_an_existing_beton_as_it_was(
 # Bad arguments.
 
 
-@settings(derandomize=True, deadline=None, max_examples=60)
-@given(
-    st.one_of(
-        st.just(""),
-        st.text(st.characters(max_codepoint=127), min_size=17, max_size=40),
-        st.tuples(st.text(max_size=8), st.characters(min_codepoint=128)).map("".join),
-        st.tuples(st.text("ab", max_size=8), st.text("b", max_size=7)).map("\0".join),
-    )
-)
-def test_bad_field_names_are_rejected(tmp_path_factory: pytest.TempPathFactory, name: str) -> None:
-    folder = tmp_path_factory.getbasetemp() / "never written"
-    with pytest.raises(ValueError, match=r"^Field names must have 1 to 16 ASCII characters"):
-        write_beton(folder / "a.beton", [(1, 2)], {**LABEL, name: IntField()})
-    assert not folder.exists()
-
-
 @settings(derandomize=True, deadline=None, max_examples=25)
 @given(st.text(st.characters(min_codepoint=1, max_codepoint=127), min_size=1, max_size=16))
 def test_good_field_names_come_back(tmp_path_factory: pytest.TempPathFactory, name: str) -> None:
@@ -363,26 +341,6 @@ def test_good_field_names_come_back(tmp_path_factory: pytest.TempPathFactory, na
     index = write_beton(path, [(5,)], {name: IntField()}, label_field="")
     assert [field.name for field in BetonIndex.open(path).fields] == [name]
     assert index.column(name).tolist() == [5]
-
-
-@settings(derandomize=True, deadline=None, max_examples=60)
-@given(
-    st.one_of(
-        st.integers(max_value=PAGE_SIZE - 1),
-        st.integers(min_value=1 << 32),
-        st.integers(PAGE_SIZE, 1 << 32).filter(lambda size: size & (size - 1)),
-        st.sampled_from([0, 1, 1 << 20, 1 << 32, 1 << 40]),
-    )
-)
-def test_bad_page_sizes_are_rejected(
-    tmp_path_factory: pytest.TempPathFactory, page_size: int
-) -> None:
-    folder = tmp_path_factory.getbasetemp() / "never written"
-    with pytest.raises(
-        ValueError, match=r"^`page_size` must be a power of two from 2 MiB to 2 GiB"
-    ):
-        write_beton(folder / "a.beton", [(1,)], LABEL, page_size=page_size)
-    assert not folder.exists()
 
 
 @pytest.mark.parametrize(
@@ -395,6 +353,14 @@ def test_bad_page_sizes_are_rejected(
             for field in (FloatField(), BytesField(), NDArrayField(np.dtype("<i8"), (1,)))
         ),
         ([(1,)], {"label": JSONField()}, {}, "^`label_field` must name an IntField"),
+        *(
+            ([(1, 2)], {**LABEL, name: IntField()}, {}, "^Field names must have 1 to 16 ASCII")
+            for name in ("", "x" * 17, "é", "a\0b")
+        ),
+        *(
+            ([(1,)], LABEL, {"page_size": size}, "^`page_size` must be a power of two from 2 MiB")
+            for size in (-1, 0, 1, 1 << 20, PAGE_SIZE - 1, PAGE_SIZE + 1, 3 << 20, 1 << 32)
+        ),
         ([(1,)], LABEL, {"num_workers": -1}, "`num_workers` must be at least 0; got -1"),
         ([(1,)], LABEL, {"seed": -1}, "`seed` must be at least 0; got -1"),
         ([(1,)], LABEL, {"on_error": "ignore"}, "`on_error` must be one of raise, skip; got"),
