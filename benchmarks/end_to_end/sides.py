@@ -1,9 +1,9 @@
-"""What the end-to-end benchmark trains on, and the process that trains.
+"""The sides of the end-to-end benchmark, and the process that trains.
 
-All sides make the recipe's own step (`train.pretrain.train_step`), and the recipe's `Throughput`
-measures how long the step waits for the loader; the sides differ in the loader and the file. Stock
-ffcv and `PrunedLoader` never share a process: ffcv edits type objects of numba's, which breaks
-loaders built later.
+All sides run the recipe's own step (`train.pretrain.train_step`), and the recipe's `Throughput`
+measures how long the step waits for the loader. The sides differ in loader and file. Stock ffcv and
+`PrunedLoader` never share a process: ffcv edits numba's type objects, which breaks loaders built
+later.
 """
 
 import math
@@ -27,6 +27,7 @@ from torch import Tensor, nn
 import dp4tl_ffcv
 from benchmarks.harness.dataset import retain
 from benchmarks.harness.memory import read_so_far
+from dp4tl_ffcv.utils import Classifier
 from train.components.data import open_source
 from train.components.optimizers import make_optimizer
 from train.components.precision import loss_scaler
@@ -37,13 +38,13 @@ from train.configs.pretrain import Config
 from train.pretrain import TrainState, make_model, train_step
 
 SEED = 0
-LR = 0.01  # what is learned does not matter, but it must stay finite
+LR = 0.01  # small enough for a finite loss; accuracy does not matter
 SYNTHETIC_STEPS = 20
 
 
 @dataclass(frozen=True, kw_only=True)
 class Network:
-    """What every side trains, and how."""
+    """The network that every side trains."""
 
     arch: str
     resolution: int
@@ -53,20 +54,19 @@ class Network:
 
 
 def retain_batches(beton: dp4tl_ffcv.BetonIndex, keep: float, batch_size: int) -> NDArray[np.int64]:
-    """Return the ids of random classes' samples, `keep` of all, cut to whole batches.
+    """Return the sample ids of a random fraction `keep` of the classes, cut to whole batches.
 
-    A short last batch would cost more for each of its images, and on a GPU be tuned anew in the
-    first epoch that is measured: both weigh most where little is retained.
+    A short last batch costs more per image, and a GPU tunes its kernels again for it. Both weigh
+    most where little is retained.
 
     Raises:
-        ValueError: they do not fill a batch.
+        ValueError: the samples do not fill a batch.
     """
     ids = retain(beton.labels(), keep)
     whole = len(ids) // batch_size * batch_size
     if not whole:
         raise ValueError(
-            f"`keep` must retain a batch of {batch_size} samples; got {keep}, which retains "
-            f"{len(ids)}. Raise it."
+            f"`keep` {keep} retains {len(ids)} samples, less than a batch of {batch_size}"
         )
     return ids[:whole]
 
@@ -78,36 +78,36 @@ class Side:
     how: str
     """What the results call it."""
     keep: float = 1.0
-    """Share of the classes that is trained on."""
+    """Fraction of the classes retained."""
     beton: Path | None = None
-    """File to read; None feeds the same random pixels again and again, without a loader."""
+    """File to read. None repeats one batch of random pixels, without a loader."""
     indices: bool = False
-    """The file holds the full source: retain the samples by their ids."""
+    """Select the retained samples by their ids: the file holds the full source."""
     stock: bool = False
-    """Read by the released ffcv's Loader, else by PrunedLoader."""
+    """Read with stock ffcv's Loader instead of PrunedLoader."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Epoch:
-    """What an epoch of one side took."""
+    """Measurements of one epoch."""
 
     seconds: float
     images: int
     waited: float
-    """Seconds in which the step had nothing to work on."""
+    """Seconds in which the step waited for a batch."""
     read: int
-    """Bytes that the process asked the kernel for."""
+    """Bytes read by system calls."""
 
 
 class Trainer:
-    """A network and loaders of one library, in a process of its own.
+    """A network, and loaders of one library.
 
     Args:
-        network: what is trained.
+        network: network to train.
         source: beton of the full source.
-        cold: drop the file from the page cache before each epoch, and read it as files that do not
-            fit into memory are read: the samples of the coming batches (stock: their pages).
-        device: where the network is.
+        cold: drop the file from the page cache before each epoch, and read ahead the samples of the
+            coming batches (stock: their pages), as for files larger than memory.
+        device: device of the network.
     """
 
     def __init__(self, network: Network, source: Path, cold: bool, device: str) -> None:
@@ -126,12 +126,12 @@ class Trainer:
         self.state = _state(config, Processes(self.device))
 
     def open(self, side: Side) -> None:
-        """Build the loader of a side, and take one batch of it through the step."""
+        """Build the loader of a side, and train one batch."""
         self.loaders[side] = self._loader(side)
         self._train(self.loaders[side], num_steps=1)
 
     def epoch(self, side: Side) -> Epoch:
-        """Train one epoch, every sample once."""
+        """Train one epoch."""
         loader = self.loaders[side]
         if self.cold and side.beton is not None:
             drop_from_cache(side.beton)
@@ -140,7 +140,7 @@ class Trainer:
         return Epoch(seconds=seconds, images=images, waited=waited, read=read_so_far() - read)
 
     def _train(self, loader: Any, num_steps: int) -> tuple[int, float, float]:
-        """Return images, seconds and seconds without work of `num_steps` steps."""
+        """Train `num_steps` steps. Return images, seconds and seconds of waiting."""
         state = replace(self.state, loader=loader)
         state.model.train()
         throughput, images = Throughput(self.device, quiet=True), 0
@@ -166,7 +166,7 @@ class Trainer:
             "batch_size": network.batch_size,
             "num_workers": -1,
             "seed": SEED,
-            "drop_last": False,  # nothing to drop: all sides have whole batches
+            "drop_last": False,  # all batches are whole
         }
         if side.indices:
             index = dp4tl_ffcv.BetonIndex.open(side.beton)
@@ -183,37 +183,32 @@ class Trainer:
 
     # -- the cost of selection ---------------------------------------------------------------------
     def select(self, method: str, source: Path, target: Path, keep: float) -> float:
-        """Choose classes by LM or FM, from betons to a Selection, and return the seconds.
+        """Select classes by LM or FM, and return the seconds from betons to a `Selection`.
 
-        The surrogate has the network's architecture; its weights, which do not change the cost,
-        are random. FM looks at the source, too.
+        The surrogate has the network's architecture and random weights, which do not change the
+        cost.
         """
         config = self.state.config
         surrogate = make_model(config, open_source(config.train, None), self.state.group)
         with TemporaryDirectory() as folder:
             started = time.perf_counter()
             seen = self._features(surrogate, target, Path(folder) / "target")
-            if method == "lm":
-                scores = dp4tl_ffcv.label_mapping(
-                    seen.predictions, self.network.num_classes, soft_votes=seen.soft_votes
-                )
+            if method == "label_mapping":
+                scores = dp4tl_ffcv.label_mapping(seen)
             else:
                 known = self._features(surrogate, source, Path(folder) / "source")
-                means = dp4tl_ffcv.class_means(
-                    known.features, known.labels, self.network.num_classes
-                )
-                scores = dp4tl_ffcv.feature_mapping(seen.features, means)
-            dp4tl_ffcv.select(scores, dp4tl_ffcv.BetonIndex.open(source), keep=keep)
+                scores = dp4tl_ffcv.feature_mapping(seen, known)
+            dp4tl_ffcv.select(scores, source, keep=keep)
             return time.perf_counter() - started
 
-    def _features(self, surrogate: dp4tl_ffcv.Classifier, beton: Path, out: Path) -> Any:
+    def _features(self, surrogate: Classifier, beton: Path, out: Path) -> Any:
         return dp4tl_ffcv.extract_features(
             surrogate, beton, out, resolution=self.network.resolution, device=self.device
         )
 
 
 class Synthetic:
-    """The same random pixels as every batch: what the device can train when nothing is loaded."""
+    """One batch of random pixels, repeated: the rate of the device without loading."""
 
     def __init__(self, network: Network, device: torch.device) -> None:
         self.batch_size = network.batch_size
@@ -230,7 +225,7 @@ class Synthetic:
 
 
 def _state(config: Config, group: Processes) -> TrainState:
-    """Set up what the recipe sets up, but for the loader."""
+    """Set up the recipe's train state without a loader."""
     torch.backends.cudnn.benchmark = True
     torch.manual_seed(config.seed)
     model = make_model(config, open_source(config.train, None), group)
@@ -254,20 +249,20 @@ def _state(config: Config, group: Processes) -> TrainState:
 def _decoders(size: tuple[int, int], *, stock: bool) -> list[Any]:
     if stock:
         return [RandomResizedCropRGBImageDecoder(size), RandomHorizontalFlip()]
-    # Not imported above: the process of the other side holds stock ffcv alone.
+    # Resolved here, so that the stock side's process holds stock ffcv alone.
     decoder: Callable[..., Any] = dp4tl_ffcv.RandomResizedCropRGBImageDecoder
     return [decoder(size, flip=0.5)]
 
 
 def drop_from_cache(path: Path) -> None:
-    """Have the system forget a file's pages, so that the next read comes from the disk."""
+    """Drop a file from the page cache."""
     with path.open("rb") as file:
-        os.fsync(file.fileno())  # pages that are not yet on the disk would stay
+        os.fsync(file.fileno())  # unwritten pages would stay in the cache
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def fill_page_cache(paths: Iterable[Path]) -> None:
-    """Read files, so that the next read comes from memory."""
+    """Read files into the page cache."""
     for path in paths:
         with path.open("rb", buffering=0) as file:
             while file.read(1 << 24):
