@@ -122,7 +122,7 @@ class Ours(Side):
         out.unlink(missing_ok=True)
         os.sync()
         started = time.perf_counter()
-        compact(source, indices, out, images=images, jobs=CORES)
+        compact(source, indices, out, images=images, num_workers=CORES)
         return out.stat().st_size / (time.perf_counter() - started)
 
 

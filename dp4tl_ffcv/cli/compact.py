@@ -52,5 +52,5 @@ class Compact:
             images=self.images,
             raw_budget=self.raw_budget,
             fields=self.fields,
-            jobs=self.num_workers,
+            num_workers=self.num_workers,
         )

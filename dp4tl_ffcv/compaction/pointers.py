@@ -1,4 +1,4 @@
-"""Find the parts of a beton's metadata that say where in the file something starts."""
+"""Find the parts of a beton's metadata that hold offsets of the samples' bytes in the file."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,36 +14,32 @@ from ..errors import BetonError
 
 @dataclass(frozen=True, slots=True)
 class Pointer:
-    """A part of the metadata that says where in the file something starts."""
+    """A part of the metadata that holds offsets in the file."""
 
     path: tuple[str, ...]
-    """Names that lead to it in the record of a sample."""
+    """Names of the nested fields that lead to it in a sample's record."""
     rows: NDArray[np.int64]
-    """Extent of each value `(M, values)`: row of `Retained.extents`, -1 where it points nowhere."""
+    """Row in `Retained.extents` of each value `(M, values)`; -1 if it points nowhere."""
 
     def of(self, metadata: NDArray[Any]) -> NDArray[np.uint64]:
-        """Return this part of a metadata table `(M, values)`; writing to it writes the table."""
+        """Return a view `(M, values)` of this part of a metadata table."""
         return format.leaf(metadata, self.path)
 
 
 def find_pointers(
     index: BetonIndex, metadata: NDArray[Any], extents: NDArray[Any], starts: NDArray[np.int64]
 ) -> Iterator[Pointer]:
-    """Find what must move with the extents.
+    """Find all offsets that change when the samples' bytes move.
 
-    The file does not say what a custom field keeps in 64 bits. It is taken for a place if it is
-    one of the sample's own for every sample that does not have 0 there. A sample's bytes to which
-    none leads could not be found again where they move to: this is an error.
+    The file does not say what the 64-bit numbers of a custom field mean. They count as offsets if
+    each is 0 or the start of one of the sample's own extents. It is an error if no pointer leads to
+    some of a sample's bytes, because they could not be found again after they moved.
 
-    Args:
-        index: the beton.
-        metadata: records of some samples `(M,)`.
-        extents: their extents `(R,)`; of those of a sample that start at one byte, the empty first.
-        starts: extents `starts[i]` to `starts[i + 1]` are those of sample i.
+    `metadata`, `extents` and `starts` are those of a `Retained`.
 
     Raises:
-        BetonError: a sample's metadata points to bytes that are not the sample's own, or what leads
-            to its bytes cannot be told.
+        BetonError: a sample's metadata points to bytes of another sample, or some bytes have no
+            pointer.
     """
     found = extents["size"] == 0
     for field in index.fields:
@@ -52,24 +48,22 @@ def find_pointers(
             if path[-1] == "size" and not custom:
                 continue
             values = format.leaf(metadata, path)
-            rows = _rows_of(values, _sizes_beside(metadata, path), extents, starts)
+            rows = _rows_of(values, _sizes_of(metadata, path), extents, starts)
             lost = (rows < 0) & ((values != 0) | (not custom))
             if not lost.any() and (rows >= 0).any():
                 found[rows[rows >= 0]] = True
                 yield Pointer(path, rows)
             elif lost.any() and (not custom or path[-1] in ("ptr", "data_ptr")):
                 raise BetonError(
-                    "`source` must hold the bytes of each sample as its own; got "
-                    f"{str(index.path)!r}, where the field {field.name!r} of a retained sample "
-                    "points to others. Write the beton again."
+                    f"{str(index.path)!r} is corrupt: the field {field.name!r} of a retained "
+                    "sample points to the bytes of another. Write the beton again."
                 )
     custom_names = [field.name for field in index.fields if field.kind == "custom"]
     if custom_names and not found.all():
         raise BetonError(
-            "`custom_fields` must keep the place of each sample's bytes as an unsigned 64-bit "
-            f"number, or 0 for none; got {str(index.path)!r}, which keeps the places of "
-            f"{(~found).sum()} extents in another way. The custom fields are "
-            f"{', '.join(custom_names)}: write the beton again with such ones."
+            f"cannot tell what points to {(~found).sum()} byte ranges of {str(index.path)!r}. "
+            f"Its custom fields ({', '.join(custom_names)}) must store the offset of a sample's "
+            "bytes as an unsigned 64-bit number, or 0 for none."
         )
 
 
@@ -81,7 +75,7 @@ def _rows_of(
 ) -> NDArray[np.int64]:
     """Return which extent of its sample each value `(M, values)` is the start of, or -1.
 
-    Where a value's empty bytes share their start with others, `sizes` tells the two apart.
+    Where an empty extent starts at the same byte as another, `sizes` decides which is meant.
     """
     rows = np.full(values.shape, -1, dtype=np.int64)
     counts = np.diff(starts)
@@ -95,8 +89,8 @@ def _rows_of(
     return rows
 
 
-def _sizes_beside(metadata: NDArray[Any], path: tuple[str, ...]) -> NDArray[Any] | None:
-    """Return the `size` in the same record as the value at `path`, if there is one for each."""
+def _sizes_of(metadata: NDArray[Any], path: tuple[str, ...]) -> NDArray[Any] | None:
+    """Return the `size` in the same record as the value at `path`, if each value has one."""
     record: NDArray[Any] = metadata
     for name in path[:-1]:
         record = record[name]

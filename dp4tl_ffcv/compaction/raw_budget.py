@@ -1,4 +1,4 @@
-"""How the images of a compacted beton are stored, and which as pixels if its bytes are limited."""
+"""Choose which images a compacted beton stores as raw pixels within a budget of bytes."""
 
 from bisect import bisect
 from collections.abc import Callable, Sequence
@@ -12,27 +12,27 @@ from .plan import Retained
 
 @dataclass(frozen=True, slots=True)
 class ImagePlan:
-    """How the images of one field are to be stored; an entry `(M,)` per sample."""
+    """How to store the images of one field; arrays have one entry per sample `(M,)`."""
 
     column: str
     rows: NDArray[np.int64]
-    """Their extents."""
+    """Rows of their extents."""
     sizes: NDArray[np.int64]
-    """Height and width `(M, 2)` that they get."""
+    """New height and width `(M, 2)`."""
     shrunk: NDArray[np.bool_]
     raw: NDArray[np.bool_]
-    """Stored as pixels in the end."""
+    """Stored as raw pixels in the new beton."""
     was_raw: NDArray[np.bool_]
 
     @property
-    def made(self) -> NDArray[np.bool_]:
-        """Which are not copied as they are."""
-        made: NDArray[np.bool_] = self.shrunk | (self.raw != self.was_raw)
-        return made
+    def changed(self) -> NDArray[np.bool_]:
+        """Whether each image is stored in another way than before."""
+        changed: NDArray[np.bool_] = self.shrunk | (self.raw != self.was_raw)
+        return changed
 
     @property
     def pixel_bytes(self) -> NDArray[np.int64]:
-        """Bytes of the pixels of each."""
+        """Bytes of each image as raw pixels."""
         num_bytes: NDArray[np.int64] = 3 * self.sizes.prod(axis=1)
         return num_bytes
 
@@ -45,22 +45,22 @@ def choose_raw(
     sizes: NDArray[np.int64],
     placed: Callable[[NDArray[np.int64]], tuple[int, int]],
 ) -> list[NDArray[np.int64]]:
-    """Choose the images that cost most to decode for the bytes they save, as many as fit.
+    """Choose as many images as fit, those that cost most to decode per byte of pixels first.
 
-    A page never grows for them: samples that would need a larger one as pixels keep their JPEGs.
-    Pages that grew would cost all other samples their room at the ends of pages, and the file's
-    bytes would no longer grow with the number of images chosen, as the search here needs.
+    Samples that would need a larger page as pixels keep their JPEGs. With larger pages, all other
+    samples would lose room at the ends of pages, and the file size would no longer grow with the
+    number of images chosen, which the search here requires.
 
     Args:
         budget: bytes of the whole file.
-        fields: each field's images; those that stay JPEGs so far may be chosen.
-        ids: of all samples `(M,)`; of images that cost the same, those of lower ids come first.
+        fields: images of each field; those not yet raw may be chosen.
+        ids: sample ids `(M,)`; of equal images, those of lower ids are chosen first.
         retained: all samples.
-        sizes: bytes of each extent `(R,)` if no candidate is chosen.
-        placed: bytes per page, and of the file, for the bytes of each extent.
+        sizes: bytes of each extent `(R,)` if no image is chosen.
+        placed: returns page size and file size, given the bytes of each extent.
 
     Returns:
-        The chosen ones' positions in the new order, for each field.
+        For each field, the positions of the chosen images in the new order.
 
     Raises:
         ValueError: the budget is too small for any file.
@@ -69,19 +69,19 @@ def choose_raw(
     page_size, least = placed(sizes)
     if least > budget:
         raise ValueError(
-            f"`raw_budget` must be at least {least} bytes, which the file takes with its images as "
-            f"they are; got {budget}. Raise it, or retain less."
+            f"`raw_budget` of {budget} bytes is too small: without raw images the file takes "
+            f"{least}. Raise it, or retain less."
         )
-    packed = [~field.raw for field in fields]
-    samples = np.concatenate([np.flatnonzero(each) for each in packed])
-    owners = np.repeat(np.arange(len(fields)), [each.sum() for each in packed])
-    pairs = list(zip(fields, packed, strict=True))
+    candidates = [~field.raw for field in fields]
+    samples = np.concatenate([np.flatnonzero(each) for each in candidates])
+    owners = np.repeat(np.arange(len(fields)), [each.sum() for each in candidates])
+    pairs = list(zip(fields, candidates, strict=True))
     rows = np.concatenate([field.rows[each] for field, each in pairs])
     pixels = np.concatenate([field.pixel_bytes[each] for field, each in pairs])
     as_pixels = sizes.copy()
     as_pixels[rows] = pixels
     extra = pixels - sizes[rows]
-    # Pixels may even take less than a tiny JPEG.
+    # The pixels of a tiny image can take fewer bytes than its JPEG.
     cost = np.where(extra > 0, sizes[rows] / np.maximum(extra, 1), np.inf)
     order = np.lexsort((owners, ids[samples], -cost))
     order = order[retained.rooms(as_pixels)[samples[order]] <= page_size]

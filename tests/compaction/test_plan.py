@@ -1,6 +1,5 @@
-"""Planning of a compacted beton: fields of every kind, custom ones, pages, and its plain twin."""
+"""Plans of a compacted beton: fields of every kind, custom fields, places of samples."""
 
-import hashlib
 import os
 from pathlib import Path
 from typing import Any
@@ -14,55 +13,46 @@ from hypothesis import strategies as st
 from dp4tl_ffcv import BetonError, BetonIndex, compact, image_fields, write_beton
 from dp4tl_ffcv.beton import format
 from dp4tl_ffcv.beton.verify.verification import verify
-from dp4tl_ffcv.compaction.plan import SourceBeton, place, retain
+from dp4tl_ffcv.compaction.plan import place, retain
+from dp4tl_ffcv.jpeg import turbojpeg
+from tests.compaction.support import PAGE_SIZE, expected_places, sha256, stored_at
 from tests.support.betons import CUSTOM_FIELDS, OpaqueField, StampField, Written, write_stock
-
-PAGE_SIZE = 1 << 21
-
-
-def sha256(data: bytes) -> str:
-    """What to compare instead of large values, whose differences pytest takes minutes to show."""
-    return hashlib.sha256(data).hexdigest()
-
-
-def stored_at(index: BetonIndex, data: bytes, sample_id: int, pointer: Any) -> bytes:
-    """The bytes of the extent of a sample that starts at `pointer`.
-
-    In files of ffcv's writer an empty one may start there, too.
-    """
-    extents = index.extents([sample_id])
-    size = extents["size"][extents["ptr"] == pointer].max()
-    return data[int(pointer) : int(pointer) + int(size)]
-
 
 # Fields.
 
 
-def test_every_field_of_every_writer_keeps_its_bytes(written: Written, tmp_path: Path) -> None:
+@pytest.mark.parametrize("options", [{}, {"images": "raw", "num_workers": 2}], ids=["copy", "raw"])
+def test_every_field_of_every_writer_keeps_its_bytes(
+    options: dict[str, Any], written: Written, tmp_path: Path
+) -> None:
     ids = [3, 23, 0, 7, 8, 15, 16, 5, 21]
-    out = tmp_path / "out.beton"
-    index = compact(written.path, ids, out, custom_fields=written.custom_fields)
-    source = BetonIndex.open(written.path, custom_fields=written.custom_fields)
-    data, numbers = out.read_bytes(), source.column("hash") % np.uint64(1 << 59)
+    out, custom = tmp_path / "out.beton", written.custom_fields
+    index = compact(written.path, ids, out, custom_fields=custom, **options)
+    source = BetonIndex.open(written.path, custom_fields=custom)
+    data = out.read_bytes()
     assert sorted(index.column("hash")) == sorted(source.column("hash")[ids])
-    columns = {name: index.column(name) for name in (field.name for field in index.fields)}
+    columns = {field.name: index.column(field.name) for field in index.fields}
     for row in range(len(ids)):
-        origin = int(np.flatnonzero(source.column("hash") == columns["hash"][row])[0])
-        sample = written.samples[int(numbers[origin])]
+        number = int(columns["hash"][row]) % (1 << 59)
+        sample = written.samples[number]
         assert columns["score"][row] == sample[0]
         assert columns["label"][row] == sample[1]
         assert columns["stamp"]["when"][row] == sample[8][0]
-        for name, bytes_stored in written.stored[int(numbers[origin])].items():
+        for name, stored in written.stored[number].items():
             value = columns[name][row]
             names = value.dtype.names or ()
             pointer = next((value[each] for each in names if each.endswith("ptr")), value)
-            assert sha256(stored_at(index, data, row, pointer)) == sha256(bytes_stored)
+            if name == "photo" and options:
+                pixels = turbojpeg.decode(np.frombuffer(stored, dtype=np.uint8), fast=True)
+                stored = pixels.tobytes()
+                assert (value["height"], value["width"]) == pixels.shape[:2]
+            assert sha256(stored_at(index, data, row, pointer)) == sha256(stored)
             if "size" in names:
-                assert value["size"] == len(bytes_stored)
+                assert value["size"] == len(stored)
     assert len(index.allocations) == 7 * len(ids)
-    starts = np.sort(index.allocations["ptr"])
-    assert verify(out, custom_fields=written.custom_fields).problems == ()
-    assert (np.diff(starts) > 0).all()  # ffcv's empty bytes had the place of what follows them
+    assert verify(out, custom_fields=custom).problems == ()
+    # ffcv's writer gives empty bytes the place of what follows them.
+    assert (np.diff(np.sort(index.allocations["ptr"])) > 0).all()
 
 
 def test_descriptors_with_their_arguments_are_kept(written: Written, tmp_path: Path) -> None:
@@ -88,7 +78,7 @@ def test_a_custom_field_may_keep_no_bytes_of_a_sample(
 
 
 class ListField(OpaqueField):
-    """Any number of byte strings, placed in a nested record and in an array."""
+    """Two byte strings, with their places in a nested record and in an array."""
 
     metadata_type = np.dtype(
         [("parts", [("ptr", "<u8"), ("size", "<u8")], (2,)), ("both", "<u8", (2,)), ("id", "<u8")]
@@ -105,7 +95,7 @@ class ListField(OpaqueField):
 
 
 @pytest.mark.parametrize("ours", [False, True])
-def test_places_inside_nested_records_and_arrays_move_too(ours: bool, tmp_path: Path) -> None:
+def test_pointers_in_nested_records_and_arrays_move(ours: bool, tmp_path: Path) -> None:
     parts = [[bytes([n]) * (n + 1), bytes([n + 100]) * 9] for n in range(9)]
     samples = [(n, (n << 60, parts[n])) for n in range(9)]
     fields = {"label": IntField(), "list": ListField()}
@@ -127,7 +117,7 @@ def test_places_inside_nested_records_and_arrays_move_too(ours: bool, tmp_path: 
 
 
 class SignedField(OpaqueField):
-    """Bytes whose place is kept with a sign."""
+    """Bytes whose place is stored as a signed number."""
 
     metadata_type = np.dtype([("at", "<i8"), ("n", "<i8")])
 
@@ -137,7 +127,7 @@ class SignedField(OpaqueField):
 
 
 class MarkedField(OpaqueField):
-    """Bytes or none; a place of which all bits are set says that there are none."""
+    """Bytes or none; a place of all ones means none."""
 
     metadata_type = np.dtype([("at", "<u8"), ("n", "<u8")])
 
@@ -151,18 +141,17 @@ class MarkedField(OpaqueField):
 @pytest.mark.parametrize(
     ("kind", "ours"), [(SignedField, False), (MarkedField, False), (MarkedField, True)]
 )
-def test_places_that_cannot_be_told_are_refused(kind: Any, ours: bool, tmp_path: Path) -> None:
-    """Else they would point into the middle of nowhere."""
+def test_places_that_cannot_be_found_are_an_error(kind: Any, ours: bool, tmp_path: Path) -> None:
     samples = [(n, bytes([n]) * (n % 3 * 5)) for n in range(9)]
     fields, path = {"label": IntField(), "odd": kind()}, tmp_path / "a.beton"
     if ours:
         write_beton(path, samples, fields, seed=None, num_workers=0)
     else:
         write_stock(path, samples, fields)
-    with pytest.raises(BetonError, match=r"`custom_fields` must keep .* custom fields are odd"):
+    with pytest.raises(BetonError, match=r"cannot tell what .* custom fields \(odd\)"):
         compact(path, None, tmp_path / "b.beton", custom_fields={"odd": kind})
     assert not (tmp_path / "b.beton").exists()
-    if kind is MarkedField:  # of samples that all have bytes it can be told
+    if kind is MarkedField:  # if all samples have bytes, every value is a place
         ids = [1, 2, 4, 5]
         index = compact(path, ids, tmp_path / "b.beton", custom_fields={"odd": kind})
         data = (tmp_path / "b.beton").read_bytes()
@@ -171,7 +160,7 @@ def test_places_that_cannot_be_told_are_refused(kind: Any, ours: bool, tmp_path:
             assert found == samples[label][1]
 
 
-def test_samples_that_share_bytes_are_refused(tmp_path: Path) -> None:
+def test_samples_that_share_bytes_are_an_error(tmp_path: Path) -> None:
     samples = [(0, (n, bytes([n]) * 9)) for n in range(4)]
     fields = {"label": IntField(), "stamp": StampField()}
     path = tmp_path / "a.beton"
@@ -182,13 +171,13 @@ def test_samples_that_share_bytes_are_refused(tmp_path: Path) -> None:
     metadata["f1"]["ptr"][2] = metadata["f1"]["ptr"][1]
     path.write_bytes(data)
     compact(path, [0, 1], tmp_path / "b.beton", custom_fields=CUSTOM_FIELDS)
-    with pytest.raises(BetonError, match=r"where the field 'stamp' of a retained sample points to"):
+    with pytest.raises(BetonError, match=r"corrupt: the field 'stamp' of a retained sample points"):
         compact(path, [0, 2], tmp_path / "c.beton", custom_fields=CUSTOM_FIELDS)
     assert not (tmp_path / "c.beton").exists()
 
 
-def test_a_beton_of_ffcv_that_begins_with_empty_bytes(tmp_path: Path) -> None:
-    """ffcv gives these the address 0."""
+def test_a_beton_may_start_with_empty_bytes(tmp_path: Path) -> None:
+    """ffcv's writer gives them the place 0."""
     sizes = [0, 0, 4, 0]
     samples = [(np.full(size, 7, dtype=np.uint8), n) for n, size in enumerate(sizes)]
     fields = {"blob": BytesField(), "label": IntField()}
@@ -220,7 +209,7 @@ def test_the_order_of_the_allocation_table_does_not_matter(tmp_path: Path) -> No
 def test_a_source_that_changes_while_it_is_opened_is_an_error(
     stamps: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its tables might be those of another file than its bytes."""
+    """Otherwise tables of one file could be combined with bytes of another."""
     path = write_stock(tmp_path / "a.beton", stamps["samples"], stamps["fields"])
     real = BetonIndex.open
 
@@ -229,28 +218,11 @@ def test_a_source_that_changes_while_it_is_opened_is_an_error(
         return real(*arguments, **options)
 
     monkeypatch.setattr(BetonIndex, "open", disturb)
-    with pytest.raises(BetonError, match="`source` must not change while it is copied"):
-        SourceBeton(path, CUSTOM_FIELDS)
+    with pytest.raises(BetonError, match="changed while it was copied"):
+        compact(path, None, tmp_path / "b.beton", custom_fields=CUSTOM_FIELDS)
 
 
 # Places.
-
-
-def twin(rooms: list[int], tables: int, page_size: int) -> tuple[list[int], int]:
-    """Where samples go, one at a time, and where the file's data ends."""
-    position = tables
-    while position % page_size:
-        position += 1
-    places = []
-    for room in rooms:
-        page_end = (position // page_size + 1) * page_size
-        if position + room > page_end:
-            position = page_end
-        places.append(position)
-        position += room
-    while position % page_size:
-        position += 1
-    return places, position
 
 
 @settings(derandomize=True, deadline=None, max_examples=300)
@@ -258,11 +230,9 @@ def twin(rooms: list[int], tables: int, page_size: int) -> tuple[list[int], int]
     st.lists(st.integers(0, 64) | st.sampled_from([0, 1, 31, 32, 33, 63, 64]), max_size=60),
     st.integers(0, 200),
 )
-def test_samples_are_placed_one_behind_the_other_and_cross_no_page(
-    rooms: list[int], tables: int
-) -> None:
+def test_samples_follow_each_other_and_cross_no_page(rooms: list[int], tables: int) -> None:
     found = place(np.array(rooms, dtype=np.int64), tables, 64)
-    places, end = twin(rooms, tables, 64)
+    places, end = expected_places(rooms, tables, 64)
     assert found.page_size == 64
     assert found.table_at == end
     for at, expected, room in zip(found.places.tolist(), places, rooms, strict=True):
@@ -281,7 +251,7 @@ def test_a_page_is_the_smallest_that_holds_the_largest_sample(rooms: list[int], 
 
 def test_a_sample_that_no_page_can_hold_is_an_error() -> None:
     assert place(np.array([1 << 31]), 0, PAGE_SIZE).page_size == 1 << 31
-    with pytest.raises(BetonError, match="must have samples of at most 2147483648 bytes"):
+    with pytest.raises(BetonError, match="takes 2147483649 bytes, more than the largest page"):
         place(np.array([5, (1 << 31) + 1]), 0, PAGE_SIZE)
 
 
@@ -290,10 +260,9 @@ def test_a_sample_that_no_page_can_hold_is_an_error() -> None:
     st.lists(st.tuples(st.integers(0, 3), st.integers(0, 900_000)), min_size=1, max_size=25),
     st.integers(0, 99),
 )
-def test_whole_files_follow_the_rules(
+def test_random_samples_keep_their_bytes_and_cross_no_page(
     tmp_path_factory: pytest.TempPathFactory, shapes: list[tuple[int, int]], seed: int
 ) -> None:
-    """Random samples and selections: bytes as before, one after the other, none across a page."""
     rng, folder = np.random.default_rng(seed), tmp_path_factory.mktemp("whole")
     samples = [
         (rng.integers(0, 9, a, dtype=np.uint8), rng.integers(0, 9, b, dtype=np.uint8), number)
@@ -306,7 +275,7 @@ def test_whole_files_follow_the_rules(
     index = compact(folder / "a.beton", ids, folder / "b.beton", seed=seed)
     assert verify(folder / "b.beton").problems == ()
     data = (folder / "b.beton").read_bytes()
-    places, end = twin(
+    places, end = expected_places(
         [sum(max(1, len(part)) for part in samples[label][:2]) for label in index.labels()],
         len(fields) * format.FIELD.itemsize + 24 + index.metadata.nbytes,
         PAGE_SIZE,
@@ -323,11 +292,11 @@ def test_whole_files_follow_the_rules(
 
 
 def test_padding_of_the_tables_is_zero(tmp_path: Path) -> None:
-    """Else the same arguments could give other bytes."""
+    """Otherwise the same arguments could give other bytes."""
     samples = [(np.zeros((4, 4, 3), dtype=np.uint8), 1) for _ in range(50)]
     fields = {"image": image_fields(mode="raw")["image"], "label": IntField()}
     index = write_beton(tmp_path / "a.beton", samples, fields, num_workers=0)
-    np.full(10_000, 255, dtype=np.uint8)  # memory that numpy may give out again
+    np.full(10_000, 255, dtype=np.uint8)  # memory that numpy may reuse
     metadata = retain(index, np.arange(49, -1, -1)).metadata
     clean = np.zeros(50, dtype=metadata.dtype)
     for name in metadata["f0"].dtype.names or ():

@@ -1,4 +1,4 @@
-"""Per-sample gradient norms, against a backward pass of each sample written anew here."""
+"""Per-sample gradient norms, compared with a separate backward pass of each sample."""
 
 import copy
 from collections.abc import Callable
@@ -20,7 +20,7 @@ METHODS = ("ghost", "vmap", "loop")
 
 
 def twin(model: nn.Module, images: Tensor, labels: Tensor) -> NDArray[np.float64]:
-    """Take every sample's gradient by itself, in float64, on a copy."""
+    """Return the norm of each sample's gradient, computed alone, in float64."""
     model = copy.deepcopy(model).double().eval()
     images = images.double() if images.is_floating_point() else images
     norms = []
@@ -34,7 +34,7 @@ def twin(model: nn.Module, images: Tensor, labels: Tensor) -> NDArray[np.float64
 
 
 def lively(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Give a model weights, biases and running statistics that no two of are alike."""
+    """Give a model weights, biases and running statistics that all differ."""
     generator = torch.Generator().manual_seed(seed)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) and module.running_var is not None:
@@ -66,51 +66,64 @@ class _Mean(nn.Module):
         return x.flatten(2).mean(2)
 
 
-class Shared(nn.Module):
+class Net(nn.Module):
+    """Layers by name, and a function `forward(net, images)`."""
+
+    def __init__(self, forward: Callable[[Any, Tensor], Tensor], **layers: Any) -> None:
+        super().__init__()
+        for name, layer in layers.items():
+            setattr(self, name, layer)
+        self._function = forward
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._function(self, x)
+
+
+def net(forward: Callable[[Any, Tensor], Tensor], inner: int = 4, **layers: Any) -> Net:
+    """Build a net of the layers `body` and `head`, and more."""
+    known = {"body": nn.Linear(6, inner), "head": nn.Linear(inner, CLASSES)}
+    return Net(forward, **known | layers)
+
+
+def shared() -> nn.Module:
     """One layer of each kind, used twice."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(3, 4, 3, padding=1)
-        self.twice = nn.Conv2d(4, 4, 3, padding=1)
-        self.norm = nn.BatchNorm2d(4)
-        self.mix = nn.Linear(4, 4)
-        self.head = nn.Linear(4, CLASSES)
+    def forward(net: Any, x: Tensor) -> Tensor:
+        x = net.norm(net.twice(net.stem(x)).relu())
+        x = net.norm(net.twice(x).relu()).flatten(2).mean(2)
+        return net.head(net.mix(net.mix(x).relu()))
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.stem(x)
-        x = self.norm(self.twice(x).relu())
-        x = self.norm(self.twice(x).relu()).flatten(2).mean(2)
-        return self.head(self.mix(self.mix(x).relu()))
+    return Net(
+        forward,
+        stem=nn.Conv2d(3, 4, 3, padding=1),
+        twice=nn.Conv2d(4, 4, 3, padding=1),
+        norm=nn.BatchNorm2d(4),
+        mix=nn.Linear(4, 4),
+        head=nn.Linear(4, CLASSES),
+    )
 
 
-class Unused(nn.Module):
+def unused() -> nn.Module:
     """A layer that the output does not depend on, and one that never runs."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.body, self.other, self.idle = nn.Linear(6, 4), nn.Linear(6, 4), nn.Linear(6, 4)
-        self.head = nn.Linear(4, CLASSES)
+    def forward(net: Any, x: Tensor) -> Tensor:
+        net.other(x)
+        return net.head(net.body(x).relu())
 
-    def forward(self, x: Tensor) -> Tensor:
-        self.other(x)
-        return self.head(self.body(x).relu())
+    return net(forward, other=nn.Linear(6, 4), idle=nn.Linear(6, 4))
 
 
-class InPlace(nn.Module):
-    """Activations that overwrite what a layer returned."""
+def in_place() -> nn.Module:
+    """Operations that overwrite the output of a layer."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.second = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3)
-        self.head = nn.Linear(4, CLASSES)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.first(x)
+    def forward(net: Any, x: Tensor) -> Tensor:
+        x = net.body(x)
         x.relu_()
-        x = self.second(x)
+        x = net.second(x)
         x += 1.0
-        return self.head(x.flatten(2).mean(2))
+        return net.head(x.flatten(2).mean(2))
+
+    return net(forward, body=nn.Conv2d(3, 4, 3), second=nn.Conv2d(4, 4, 3))
 
 
 def conv(**options: Any) -> Callable[[], nn.Module]:
@@ -124,7 +137,7 @@ def conv(**options: Any) -> Callable[[], nn.Module]:
 
 def frozen(names: str) -> Callable[[], nn.Module]:
     def build() -> nn.Module:
-        model = Shared()
+        model = shared()
         for name, value in model.named_parameters():
             value.requires_grad_(not name.startswith(tuple(names.split())))
         return model
@@ -132,7 +145,7 @@ def frozen(names: str) -> Callable[[], nn.Module]:
     return build
 
 
-# What the fast way must know by itself: a name, the model and the shape of an image.
+# Models that `ghost` supports: a name, the model and the shape of an image.
 KNOWN: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "linear": (lambda: nn.Linear(7, CLASSES), (7,)),
     "linear without bias": (lambda: nn.Linear(7, CLASSES, bias=False), (7,)),
@@ -182,13 +195,13 @@ KNOWN: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
         lambda: nn.Sequential(nn.LayerNorm((4, 5)), nn.Flatten(), nn.Linear(20, 5)), (3, 4, 5)[1:]),
     "layer norm without bias": (
         lambda: nn.Sequential(nn.LayerNorm(6, bias=False), nn.Linear(6, 5)), (6,)),
-    "shared layers": (Shared, (3, 7, 6)),
+    "shared layers": (shared, (3, 7, 6)),
     "frozen weights": (frozen("twice.weight mix.weight"), (3, 7, 6)),
     "frozen biases": (frozen("stem.bias norm.bias head.bias"), (3, 7, 6)),
     "head alone": (frozen("stem twice norm mix"), (3, 7, 6)),
     "body alone": (frozen("head mix"), (3, 7, 6)),
-    "unused layers": (Unused, (6,)),
-    "in place": (InPlace, (3, 8, 8)),
+    "unused layers": (unused, (6,)),
+    "in place": (in_place, (3, 8, 8)),
     "resnet8": (lambda: build_model("resnet8_w16", CLASSES), (3, 32, 32)),
     "resnet18": (lambda: torchvision.models.resnet18(num_classes=CLASSES), (3, 40, 40)),
     "vgg-like": (
@@ -230,7 +243,7 @@ def test_the_slow_ways_agree(name: str, method: Any) -> None:
 def test_batches_and_parts_of_them_do_not_matter(
     method: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, (images, labels) = lively(Shared()), data(3, 7, 6, count=11)
+    model, (images, labels) = lively(shared()), data(3, 7, 6, count=11)
     expected = twin(model, images, labels)
     cuts = ((0, 4), (4, 4), (4, 5), (5, 11))
     batches = [(images[a:b], labels[a:b]) for a, b in cuts]
@@ -263,43 +276,14 @@ def test_confident_samples_have_small_norms_and_wrong_ones_large() -> None:
         np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
-# Models that the fast way does not suit.
+# Models that `ghost` does not suit.
 
 
-class Scaled(nn.Module):
-    """A parameter of its own, beside known layers."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.body, self.head = nn.Linear(6, 4), nn.Linear(4, CLASSES)
-        self.scale = nn.Parameter(torch.ones(4))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.scale * self.body(x))
-
-
-class Reused(nn.Module):
-    """A layer's weight, used again outside of the layer."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.body, self.head = nn.Linear(6, 6), nn.Linear(6, CLASSES)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(F.linear(self.body(x), self.body.weight))
-
-
-class Tied(nn.Module):
+def tied() -> nn.Module:
     """Two layers with one weight."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.body, self.again = nn.Linear(6, 6), nn.Linear(6, 6)
-        self.again.weight = self.body.weight
-        self.head = nn.Linear(6, CLASSES)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.again(self.body(x).relu()))
+    model = net(lambda m, x: m.head(m.again(m.body(x).relu())), inner=6, again=nn.Linear(6, 6))
+    model.again.weight = model.body.weight
+    return model
 
 
 class Standardised(nn.Conv2d):
@@ -310,40 +294,21 @@ class Standardised(nn.Conv2d):
         return F.conv2d(x, weight, self.bias)
 
 
-class Folded(nn.Module):
-    """A layer that is fed more rows than there are samples."""
+def overwritten() -> nn.Module:
+    """The input of a layer is changed after the layer ran."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.body, self.head = nn.Linear(3, 4), nn.Linear(8, CLASSES)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.body(x.reshape(-1, 3)).relu().reshape(len(x), 8))
-
-
-class Overwritten(nn.Module):
-    """What a layer was fed is changed after it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.body, self.head = nn.Linear(6, 6), nn.Linear(6, CLASSES)
-
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(net: Any, x: Tensor) -> Tensor:
         x = x * 1.0
-        y = self.body(x.detach())
+        y = net.body(x.detach())
         with torch.no_grad():
             x.add_(1.0)
-        return self.head(y.relu() + x)
+        return net.head(y.relu() + x)
+
+    return net(forward, inner=6)
 
 
-class Recurrent(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.body, self.head = nn.RNN(3, 4, batch_first=True), nn.Linear(4, CLASSES)
-
-    def forward(self, x: Tensor) -> Tensor:
-        states, _ = self.body(x)
-        return self.head(states[:, -1])
+def recurrent() -> nn.Module:
+    return net(lambda m, x: m.head(m.body(x)[0][:, -1]), body=nn.RNN(3, 4, batch_first=True))
 
 
 def vit() -> nn.Module:
@@ -359,117 +324,99 @@ def hooked() -> nn.Module:
     return model
 
 
-def transposed() -> nn.Module:
-    return Pooled(nn.ConvTranspose2d(3, 4, 3), nn.ReLU(), channels=4)
-
-
 UNKNOWN: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
-    "own parameter": (Scaled, (6,)),
-    "weight reused": (Reused, (6,)),
-    "tied": (Tied, (6,)),
+    "own parameter": (
+        lambda: net(lambda m, x: m.head(m.scale * m.body(x)), scale=nn.Parameter(torch.ones(4))),
+        (6,),
+    ),
+    "weight reused": (
+        lambda: net(lambda m, x: m.head(F.linear(m.body(x), m.body.weight)), inner=6), (6,)),
+    "tied": (tied, (6,)),
     "changed subclass": (lambda: Pooled(Standardised(3, 4, 3), channels=4), (3, 6, 6)),
-    "more rows than samples": (Folded, (6,)),
-    "recurrent": (Recurrent, (5, 3)),
+    "more rows than samples": (
+        lambda: net(
+            lambda m, x: m.head(m.body(x.reshape(-1, 3)).relu().reshape(len(x), 8)),
+            body=nn.Linear(3, 4), head=nn.Linear(8, CLASSES),
+        ),
+        (6,),
+    ),
+    "recurrent": (recurrent, (5, 3)),
     "vision transformer": (vit, (3, 16, 16)),
     "hooked": (hooked, (6,)),
-    "transposed": (transposed, (3, 5, 5)),
-}
+    "transposed": (lambda: Pooled(nn.ConvTranspose2d(3, 4, 3), nn.ReLU(), channels=4), (3, 5, 5)),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", UNKNOWN)
-def test_auto_takes_another_way_where_the_fast_one_does_not_suit(name: str) -> None:
+def test_auto_falls_back_where_ghost_does_not_suit(name: str) -> None:
     build, shape = UNKNOWN[name]
     model, (images, labels) = lively(build()), data(*shape)
-    with pytest.raises(ValueError, match="`method` must suit the model"):
+    with pytest.raises(ValueError, match="does not suit the model"):
         gradient_norms(model, [(images, labels)], method="ghost")
     found = gradient_norms(model, [(images[:1], labels[:1]), (images[1:], labels[1:])])
     np.testing.assert_allclose(found, twin(model, images, labels), rtol=2e-4)
 
 
-def test_inputs_that_are_overwritten_are_refused() -> None:
+def test_overwritten_inputs_are_rejected() -> None:
     images, labels = data(6)  # autograd cannot train such a model, either
     with pytest.raises(ValueError, match="changed in place"):
-        gradient_norms(lively(Overwritten()), [(images, labels)], method="ghost")
+        gradient_norms(lively(overwritten()), [(images, labels)], method="ghost")
 
 
-class Mixing(nn.Module):
-    """Subtracts the mean over the batch: a sample's gradient depends on the others."""
+def of_batch_mean(strength: float) -> nn.Module:
+    """Subtracts the mean over the batch, so that a gradient depends on the other samples."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.body, self.head = nn.Linear(6, 4), nn.Linear(4, CLASSES)
+    def forward(net: Any, x: Tensor) -> Tensor:
+        y = net.body(x)
+        return net.head(y - strength * y.mean(dim=0))
 
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.body(x)
-        return self.head(y - 0.5 * y.mean(dim=0))
+    return net(forward)
 
 
-class SequenceFirst(nn.Module):
-    """As many steps as the batch has samples: rows of `body` are steps of all samples."""
+def sequence_first() -> nn.Module:
+    """Treats the batch as steps: rows of `body` are steps of all samples."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.body, self.head = nn.Linear(3, 4), nn.Linear(4, CLASSES)
+    def forward(net: Any, x: Tensor) -> Tensor:
+        steps = net.body(x.transpose(0, 1)).relu()
+        return net.head(1 + 0.05 * steps.mean(dim=0))  # so the head's norm hides the body's
 
-    def forward(self, x: Tensor) -> Tensor:
-        steps = self.body(x.transpose(0, 1)).relu()
-        return self.head(1 + 0.05 * steps.mean(dim=0))  # whose norm hides that of the body
+    return net(forward, body=nn.Linear(3, 4))
 
 
-class Nudged(nn.Module):
-    """Mixes samples so little that the norms are nearly right, in what a layer is fed or gives."""
-
-    def __init__(self, where: str) -> None:
-        super().__init__()
-        self.body, self.head, self.where = nn.Linear(6, 4), nn.Linear(4, CLASSES), where
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x - 1e-5 * x.mean(dim=0) if self.where == "images" else x
-        y = self.body(x)
-        return self.head(y - 1e-5 * y.mean(dim=0) if self.where == "layer" else y)
-
-
-class OfBatch(nn.Module):
-    """A layer that is fed one row of as many numbers as the batch has samples."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.body, self.head = nn.Linear(6, 6), nn.Linear(6, CLASSES)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(x + 0.1 * self.body(torch.ones_like(x[0])))
+def one_row() -> nn.Module:
+    """Feeds a layer one row of as many numbers as the batch has samples."""
+    return net(lambda m, x: m.head(x + 0.1 * m.body(torch.ones_like(x[0]))), inner=6)
 
 
 # A name, the model, and the shape of a batch.
 MIXING: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
-    "batch mean": (Mixing, (4, 6)),
+    "batch mean": (lambda: of_batch_mean(0.5), (4, 6)),
     "batch statistics": (
         lambda: nn.Sequential(
             nn.Linear(6, 4), nn.BatchNorm1d(4, track_running_stats=False), nn.Linear(4, CLASSES)
         ),
         (4, 6),
     ),
-    "sequence first": (SequenceFirst, (32, 32, 3)),
-    "sequence of three": (SequenceFirst, (3, 3, 3)),  # as many as are looked at
-    "a little": (lambda: Nudged("layer"), (32, 6)),
-    "a little of the images": (lambda: Nudged("images"), (32, 6)),
-    "one row": (OfBatch, (6, 6)),
+    "sequence first": (sequence_first, (32, 32, 3)),
+    "sequence of three": (sequence_first, (3, 3, 3)),  # as many as are checked
+    "a little": (lambda: of_batch_mean(1e-5), (32, 6)),
+    "a little of the images": (
+        lambda: net(lambda m, x: m.head(m.body(x - 1e-5 * x.mean(dim=0)))),
+        (32, 6),
+    ),
+    "one row": (one_row, (6, 6)),
 }
 
 
 @pytest.mark.parametrize("name", MIXING)
-def test_models_that_mix_samples_are_found_out(name: str) -> None:
+def test_models_that_mix_samples_are_detected(name: str) -> None:
     build, (count, *shape) = MIXING[name]
     model, (images, labels) = lively(build()), data(*shape, count=count)
-    with pytest.raises(ValueError, match="`method` must suit the model"):
+    with pytest.raises(ValueError, match="does not suit the model"):
         gradient_norms(model, [(images, labels)], method="ghost")
-
-
-@pytest.mark.parametrize("name", ["batch mean", "sequence first", "sequence of three", "one row"])
-def test_auto_takes_each_sample_of_a_mixing_model_alone(name: str) -> None:
-    build, (count, *shape) = MIXING[name]
-    model, (images, labels) = lively(build()), data(*shape, count=count)
-    # A pass of one sample says nothing of mixing: the next one is checked as well.
+    if name == "batch statistics" or name.startswith("a little"):
+        return
+    # A pass of one sample shows no mixing: the next one is checked as well.
     for cut in (0, 1):
         parts = [(images[:cut], labels[:cut]), (images[cut:], labels[cut:])]
         found = gradient_norms(model, parts)
@@ -477,21 +424,17 @@ def test_auto_takes_each_sample_of_a_mixing_model_alone(name: str) -> None:
 
 
 def test_mixing_of_bytes_shows_in_any_of_the_samples() -> None:
-    class Late(nn.Module):
-        """Mixes all but the first sample, before there is anything to differentiate."""
+    """The images have no gradient, and the first sample is not mixed."""
 
-        def __init__(self) -> None:
-            super().__init__()
-            self.head = nn.Linear(6, CLASSES)
-
-        def forward(self, x: Tensor) -> Tensor:
-            x = x.float() / 255
-            return self.head(torch.cat((x[:1], x[1:] - 0.02 * x[1:].mean(dim=0))))
+    def forward(net: Any, x: Tensor) -> Tensor:
+        x = x.float() / 255
+        return net.head(torch.cat((x[:1], x[1:] - 0.02 * x[1:].mean(dim=0))))
 
     images = torch.randint(256, (8, 6), dtype=torch.uint8)
     _, labels = data(6, count=8)
     with pytest.raises(ValueError, match="mixes samples"):
-        gradient_norms(lively(Late()), [(images, labels)], method="ghost")
+        gradient_norms(lively(Net(forward, head=nn.Linear(6, CLASSES))), [(images, labels)],
+                       method="ghost")  # fmt: skip
 
 
 def test_the_check_is_made_once() -> None:
@@ -510,33 +453,31 @@ def test_the_check_is_made_once() -> None:
     assert model.seen == 40 + 3 + 3
 
 
-class Branching(nn.Module):
-    """Control flow by values, which no transform follows."""
+def branching() -> nn.Module:
+    """Control flow that depends on values, which torch.func cannot transform."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.head, self.scale = nn.Linear(6, CLASSES), nn.Parameter(torch.ones(()))
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.scale * self.head(x)
+    def forward(net: Any, x: Tensor) -> Tensor:
+        y = net.scale * net.head(x)
         return y if float(y.sum().detach()) > 0 else 2 * y
+
+    return Net(forward, head=nn.Linear(6, CLASSES), scale=nn.Parameter(torch.ones(())))
 
 
 def test_auto_ends_with_one_sample_at_a_time() -> None:
-    model, (images, labels) = lively(Branching()), data(6, count=6)
+    model, (images, labels) = lively(branching()), data(6, count=6)
     with pytest.raises(ValueError, match=r"torch\.func cannot transform"):
         gradient_norms(model, [(images, labels)], method="vmap")
     found = gradient_norms(model, [(images, labels)])
     np.testing.assert_allclose(found, twin(model, images, labels), rtol=2e-4)
 
 
-# The model is left as it was, and the surroundings do not matter.
+# The model stays unchanged, and modes of the caller do not matter.
 
 
 @pytest.mark.parametrize("method", [*METHODS, "auto"])
 @pytest.mark.parametrize("fails", [False, True])
 def test_the_model_is_left_as_it_was(method: Any, fails: bool) -> None:
-    model = lively(Shared()).train()
+    model = lively(shared()).train()
     model.norm.eval()
     model.head.weight.grad = torch.ones_like(model.head.weight)
     state = copy.deepcopy(model.state_dict())
@@ -568,7 +509,7 @@ def test_dropout_is_off(method: Any) -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_modes_of_the_caller_do_not_matter(method: Any) -> None:
-    model, (images, labels) = lively(Shared()), data(3, 7, 6)
+    model, (images, labels) = lively(shared()), data(3, 7, 6)
     expected = twin(model, images, labels)
     with torch.inference_mode():
         made = images.clone(), labels.clone()
@@ -584,7 +525,7 @@ def test_modes_of_the_caller_do_not_matter(method: Any) -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("label", [-100, -1, CLASSES])
-def test_labels_out_of_range_are_refused(label: int, method: Any) -> None:
+def test_labels_out_of_range_are_rejected(label: int, method: Any) -> None:
     images, labels = data(6)
     labels[2] = label
     with pytest.raises(ValueError, match=f"from 0 to {CLASSES - 1}.*{label}"):
@@ -597,28 +538,32 @@ def test_gradients_that_are_not_finite_name_the_sample(wrong: int, method: Any) 
     images, labels = data(6, count=8)
     images[wrong, 0] = float("nan")
     batches = [(images[:3], labels[:3]), (images[3:], labels[3:])]
-    with pytest.raises(ValueError, match=f"finite gradients; got nan for sample {wrong} of"):
+    with pytest.raises(ValueError, match=f"gradient of sample {wrong} is not finite"):
         gradient_norms(nn.Linear(6, CLASSES), batches, method=method)
 
 
 @pytest.mark.parametrize(
     ("model", "batches", "says"),
     [
-        (nn.Linear(6, CLASSES), [], "at least one sample"),
-        (nn.Linear(6, CLASSES), [(torch.ones(0, 6), torch.ones(0).long())], "at least one sample"),
+        (nn.Linear(6, CLASSES), [], "holds no sample"),
+        (nn.Linear(6, CLASSES), [(torch.ones(0, 6), torch.ones(0).long())], "holds no sample"),
         (nn.Linear(6, CLASSES).requires_grad_(False), [data(6)], "trainable parameters"),
         (nn.Linear(6, CLASSES), [(torch.ones(2, 6), torch.zeros(2))], "integer label per image"),
         (nn.Linear(6, CLASSES), [(torch.ones(2, 6), torch.ones(3).long())], "3 of torch.int64"),
-        (nn.Linear(6, CLASSES), [(torch.ones(2, 3, 6), torch.ones(2).long())], "logits of shape"),
+        (
+            nn.Linear(6, CLASSES),
+            [(torch.ones(2, 3, 6), torch.ones(2).long())],
+            "must return logits",
+        ),
         (nn.LSTM(6, CLASSES), [(torch.ones(2, 6), torch.ones(2).long())], "tuple"),
     ],
 )
-def test_what_does_not_fit_is_refused(model: nn.Module, batches: Any, says: str) -> None:
+def test_wrong_inputs_are_rejected(model: nn.Module, batches: Any, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         gradient_norms(model, batches)
 
 
-def test_a_method_that_there_is_not_is_refused() -> None:
+def test_an_unknown_method_is_rejected() -> None:
     method: Any = "fast"
     with pytest.raises(ValueError, match="`method` must be one of"):
         gradient_norms(nn.Linear(6, CLASSES), [data(6)], method=method)

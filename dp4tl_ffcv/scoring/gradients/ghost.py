@@ -1,4 +1,4 @@
-"""Ghost norms of a model: what its layers are fed, and the gradients at what they return."""
+"""Ghost norms: gradient norms from the inputs of layers and the gradients at their outputs."""
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from .rules import RULES, Rule, UnsuitedError, kind_of
 
-# Relative and absolute, above rounding: that of float32, and on a GPU that of TF32.
+# Relative and absolute tolerances, above the rounding of float32 or, on a GPU, of TF32.
 AGREEMENT, AGREEMENT_ON_GPU, TINY = 1e-3, 1e-2, 1e-6
 
-Edges = set[tuple[Any, int]]  # of autograd's graph: a node, and which of the nodes below it
+Edges = set[tuple[Any, int]]  # of autograd's graph: a node, and the number of its next node
 
 
 def ghost_norms(
@@ -23,29 +23,22 @@ def ghost_norms(
     loss_of: Callable[[], Tensor],
     count: int,
 ) -> Tensor:
-    """Return the norms of the gradients of `count` samples.
+    """Return the gradient norms `(count,)` of `count` samples, in float64.
 
-    Args:
-        model: the model, in evaluation mode.
-        parameters: those of its parameters that are trained.
-        loss_of: runs the model on the samples and returns the sum of their losses.
-        count: samples B.
-
-    Returns:
-        Norms `(B,)` in float64.
+    `loss_of` runs the model, in evaluation mode, and returns the sum of the samples' losses.
 
     Raises:
-        UnsuitedError: a parameter is used outside of layers that have a rule.
+        UnsuitedError: a parameter is used outside layers that have a rule.
     """
     loss, calls = _recorded(model, parameters, loss_of, count)
-    # Edges, not parameters: autograd then leaves the gradients of the weights out.
+    # For edges, autograd skips the gradients of the weights.
     edges = [call.returned for call in calls]
     gradients = torch.autograd.grad(loss, edges, allow_unused=True) if edges else ()
     rules = {call.layer: call.rule for call in calls}
     together: dict[nn.Module, list[tuple[Tensor, Tensor]]] = {}
     for call, gradient in zip(calls, gradients, strict=True):
         if call.fed._version != call.version:
-            raise UnsuitedError(f"What {call.layer} was fed is changed in place later on.")
+            raise UnsuitedError(f"The input of {call.layer} is changed in place later.")
         if gradient is not None:
             together.setdefault(call.layer, []).append((call.fed, gradient))
     total = torch.zeros(count, dtype=torch.float64, device=loss.device)
@@ -60,45 +53,38 @@ def check_apart(
     logits_of: Callable[[Tensor], Tensor],
     images: Tensor,
 ) -> None:
-    """Check that each row of what a layer returns bears on the logits of its own sample alone.
+    """Check that each row of a layer's output affects the logits of its own sample only.
 
-    The gradients of the first sample's logits must be 0 in the rows of the others, at the layers
-    and, where they have gradients, at the images. That needs no tolerance: no product of a 0 is
-    anything else.
-
-    Args:
-        model: the model, in evaluation mode.
-        parameters: those of its parameters that are trained.
-        logits_of: runs the model.
-        images: of a few samples.
+    The gradients of the first sample's logits must be exactly 0 in the rows of the others, at the
+    layers and, if images have gradients, at the images.
 
     Raises:
-        UnsuitedError: a row bears on another sample, or as for `ghost_norms`.
+        UnsuitedError: a row affects another sample, or see `ghost_norms`.
     """
     places: list[Any] = []
     if images.is_floating_point():
         places.append(images.detach().requires_grad_())
-        images = places[0].clone()  # which the model may change in place
+        images = places[0].clone()  # the model may change it in place
     logits, calls = _recorded(model, parameters, lambda: logits_of(images), len(images))
-    # Weights that differ: of logits with a mean of 0 the plain sum has no gradient.
+    # Different weights, because the plain sum of logits with mean 0 has no gradient.
     weights = torch.arange(1, logits.shape[1] + 1, device=logits.device)
     places += [call.returned for call in calls]
     gradients = torch.autograd.grad((logits[0] * weights).sum(), places, allow_unused=True)
-    # NaN passes here, for the caller to say of which sample it is.
+    # NaN passes: the caller reports it with its sample.
     if any(bool((found[1:].abs() > 0).any()) for found in gradients if found is not None):
         raise UnsuitedError("The model mixes samples.")
 
 
 def check_same(norms: Tensor, alone: Tensor) -> None:
-    """Raise UnsuitedError unless the norms of a ghost pass are those of the samples alone."""
+    """Raise UnsuitedError unless the norms of a ghost pass equal those of separate passes."""
     tolerance = AGREEMENT if norms.device.type == "cpu" else AGREEMENT_ON_GPU
-    # NaN agrees with anything here; the caller finds it, and says of which sample it is.
+    # NaN passes: the caller reports it with its sample.
     wrong = torch.nonzero((norms - alone).abs() > tolerance * alone + TINY)
     if len(wrong):
         first = int(wrong[0])
         raise UnsuitedError(
-            f"It gives a sample {norms[first].item():.6g}, and a backward pass of that sample "
-            f"alone {alone[first].item():.6g}: the model mixes samples."
+            f"Its norm of a sample is {norms[first].item():.6g}, but {alone[first].item():.6g} if "
+            "the sample is alone: the model mixes samples."
         )
 
 
@@ -109,9 +95,9 @@ class _Call:
     layer: nn.Module
     rule: Rule
     fed: Tensor
-    version: int  # of `fed`, which operations in place would change later on
-    returned: torch.autograd.graph.GradientEdge  # the output as it was before such operations
-    uses: Edges  # that lead to the layer's parameters
+    version: int  # of `fed`; it changes with operations in place
+    returned: torch.autograd.graph.GradientEdge  # the output, before operations in place
+    uses: Edges  # edges to the layer's parameters
 
 
 def _recorded(
@@ -120,7 +106,7 @@ def _recorded(
     run: Callable[[], Tensor],
     count: int,
 ) -> tuple[Tensor, "list[_Call]"]:
-    """Run the model, and return what `run` does with the calls of layers that are trained."""
+    """Return the result of `run`, and the calls of trained layers that it made."""
     calls: list[_Call] = []
     with ExitStack() as hooks:
         for layer in model.modules():
@@ -134,9 +120,9 @@ def _recorded(
 def _record(
     calls: list[_Call], rule: Rule, layer: nn.Module, args: tuple[Any, ...], output: Any
 ) -> None:
-    """Forward hook of the layers that are known."""
+    """Record a call; a forward hook of the layers that have a rule."""
     if len(args) != 1 or not isinstance(output, Tensor) or output.grad_fn is None:
-        return  # its parameters' edges are then nobody's
+        return  # _check_complete then finds edges that no call owns
     fed = args[0]
     own = dict(layer.named_parameters(recurse=False))
     ids = {id(own[name]) for name in ("weight", "bias") if name in own}
@@ -148,7 +134,7 @@ def _record(
 
 
 def _uses(root: Any, parameters: Collection[int], stop: Any = None) -> Edges:
-    """Return the edges from `root` down to parameters with these ids, not beyond `stop`."""
+    """Return the edges between `root` and `stop` that lead to parameters with these ids."""
     found, seen, ahead = set(), {root, stop}, [root]
     while ahead:
         node = ahead.pop()
@@ -173,16 +159,16 @@ def _hooked(layer: nn.Module, hook: Callable[..., None]) -> Iterator[None]:
 def _check_complete(
     parameters: Mapping[str, nn.Parameter], output: Tensor, calls: Sequence[_Call], count: int
 ) -> None:
-    """Every use of a parameter must be one that a known layer made of it, on one row per sample."""
+    """Check that only recorded calls use the parameters, on one row per sample."""
     names = {id(value): name for name, value in parameters.items()}
     owned = {edge for call in calls for edge in call.uses}
     for node, at in _uses(output.grad_fn, names) - owned:
         name = names[id(node.next_functions[at][0].variable)]
-        raise UnsuitedError(f"{name} is used outside of the layers that are known.")
+        raise UnsuitedError(f"{name} is used outside the layers that `ghost` supports.")
     owners: dict[int, nn.Module] = {}
     for call in calls:
         for parameter in call.layer.parameters(recurse=False):
             if owners.setdefault(id(parameter), call.layer) is not call.layer:
                 raise UnsuitedError(f"{call.layer} shares a parameter with another layer.")
         if len(call.fed) != count:
-            raise UnsuitedError(f"{call.layer} is fed {len(call.fed)} rows for {count} samples.")
+            raise UnsuitedError(f"{call.layer} gets {len(call.fed)} rows for {count} samples.")

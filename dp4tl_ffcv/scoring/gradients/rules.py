@@ -1,8 +1,7 @@
-"""Ghost norms of layers: a gradient's norm from a layer's inputs and the gradients at its outputs.
+"""Ghost norms of layers: gradient norms from a layer's inputs and the gradients at its outputs.
 
-A rule takes a layer and, of each of its calls, what it was fed and the gradient at its output. It
-returns the squared norms `(B,)` of the gradients of those of its parameters that are trained, each
-gradient summed over the calls.
+A rule takes a layer, and the input and output gradient of each call. It returns the squared norms
+`(B,)` of the gradients of the layer's trainable parameters, summed over the calls.
 """
 
 import itertools
@@ -18,17 +17,17 @@ from torch.nn.grad import conv2d_weight
 Pairs = Sequence[tuple[Tensor, Tensor]]
 Rule = Callable[[Any, Pairs], Tensor]
 
-SHORT = 16  # positions, below which the fused sums of batch normalisation do not pay
+SHORT = 16  # positions; for fewer, the fused sums of batch normalisation are slower
 
 
 class UnsuitedError(Exception):
-    """A method does not suit a model; says why."""
+    """A method does not suit a model."""
 
 
 def kind_of(layer: nn.Module) -> type[nn.Module] | None:
-    """Return the class whose rule holds for a layer: it must do what that class does, and no more.
+    """Return the class whose rule holds for a layer, or None.
 
-    Subclasses that override nothing count; layers that others have hooked do not.
+    Subclasses that override nothing have a rule; layers with foreign hooks do not.
     """
     changed = "forward" in vars(layer) or layer._forward_hooks or layer._forward_pre_hooks
     for kind in () if changed else RULES:
@@ -40,7 +39,7 @@ def kind_of(layer: nn.Module) -> type[nn.Module] | None:
     return None
 
 
-# -- matrices: A (B, T, I) and G (B, T, O) of T positions where a sample uses the weight -----------
+# -- matrices: A (B, T, I) and G (B, T, O), for T positions where a sample uses the weight ---------
 def _linear(layer: nn.Linear, pairs: Pairs) -> Tensor:
     a = _joined([_rows(fed) for fed, _ in pairs])
     g = _joined([_rows(gradient) for _, gradient in pairs])
@@ -49,7 +48,7 @@ def _linear(layer: nn.Linear, pairs: Pairs) -> Tensor:
 
 
 def _convolution(layer: Any, pairs: Pairs) -> Tensor:
-    """A linear layer that is fed windows."""
+    """Treat a convolution as a linear layer whose inputs are windows."""
     total = _bias(layer, [gradient.flatten(2).sum(2) for _, gradient in pairs])
     if not layer.weight.requires_grad:
         return total
@@ -66,7 +65,7 @@ def _convolution(layer: Any, pairs: Pairs) -> Tensor:
 
 
 def _matrix_squares(a: Tensor, g: Tensor) -> Tensor:
-    """`||G^T A||^2`, or as `sum(A A^T * G G^T)`, which never forms the gradient."""
+    """Return `||G^T A||^2`, as `sum(A A^T * G G^T)` where that is cheaper."""
     positions, inputs, outputs = a.shape[1], a.shape[2], g.shape[2]
     if positions * (inputs + outputs) >= inputs * outputs:
         return _squares([g.mT @ a])
@@ -74,12 +73,12 @@ def _matrix_squares(a: Tensor, g: Tensor) -> Tensor:
 
 
 def _sum_of_products(a: Tensor, g: Tensor) -> Tensor:
-    # Rounding might take it below 0.
+    # Rounding can make it negative.
     return (a * g).flatten(1).sum(1).clamp(min=0)
 
 
 def _joined(parts: Sequence[Tensor]) -> Tensor:
-    """The positions of all calls; a copy only where there are several."""
+    """Join the positions of all calls."""
     return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim=1)
 
 
@@ -88,18 +87,18 @@ def _rows(values: Tensor) -> Tensor:
 
 
 def _as_image(values: Tensor) -> Tensor:
-    """`(B, C, T)` as an image of one row."""
+    """Turn `(B, C, T)` into images of one row."""
     return values[:, :, None] if values.ndim == 3 else values
 
 
 def _geometry(layer: Any) -> list[tuple[int, ...]]:
-    """Kernel, stride and dilation, of rows and columns."""
+    """Return kernel, stride and dilation, each for rows and columns."""
     return [(1, *sizes)[-2:] for sizes in (layer.kernel_size, layer.stride, layer.dilation)]
 
 
 def _padded(layer: Any, fed: Tensor) -> Tensor:
-    """What a convolution is fed, as an image with its padding."""
-    amounts: list[int] = []  # of both ends of each axis, the last axis first
+    """Return the input of a convolution as images, with its padding."""
+    amounts: list[int] = []  # for both ends of each axis, the last axis first
     for axis in reversed(range(fed.ndim - 2)):
         both = layer.dilation[axis] * (layer.kernel_size[axis] - 1)
         if layer.padding == "same":
@@ -111,9 +110,9 @@ def _padded(layer: Any, fed: Tensor) -> Tensor:
 
 
 def _windows(layer: Any, fed: Tensor, outputs: Sequence[int]) -> Tensor:
-    """What each output of a convolution sees, `(B, T, I)`; the channels vary fastest.
+    """Return the window of each output of a convolution, `(B, T, I)`; channels vary fastest.
 
-    Rows of a window are in one piece then, which F.unfold's are not: it takes 3 to 8 times longer.
+    So the rows of a window are contiguous. F.unfold's are not, and it takes 3 to 8 times longer.
     """
     channels_last = fed.permute(0, 2, 3, 1).contiguous()
     sample, row, column, channel = channels_last.stride()
@@ -127,7 +126,7 @@ def _windows(layer: Any, fed: Tensor, outputs: Sequence[int]) -> Tensor:
 
 
 def _pixels_pay(layer: Any, fed: Tensor, g: Tensor) -> bool:
-    """Say whether products of pixels cost less than both those of windows and `G^T A`."""
+    """Return whether products of pixels are cheaper than products of windows and `G^T A`."""
     positions, pixels, outputs = g[0, 0].numel(), fed[0, 0].numel(), g.shape[1]
     entries = layer.weight[0].numel()
     cost = pixels**2 * fed.shape[1] + positions**2 * (outputs + entries // fed.shape[1])
@@ -135,9 +134,9 @@ def _pixels_pay(layer: Any, fed: Tensor, g: Tensor) -> bool:
 
 
 def _window_products(layer: Any, fed: Tensor, outputs: Sequence[int]) -> Tensor:
-    """`A A^T` `(B, T, T)` of windows A, as sums of the products of their pixels.
+    """Return `A A^T` `(B, T, T)` of windows A, as sums of products of pixels.
 
-    Windows overlap: these are fewer products, and the windows need not be laid out.
+    Windows overlap: these are fewer products, and the windows are never copied.
     """
     pixels = fed.flatten(2)
     products = (pixels.mT @ pixels).view(len(fed), *fed.shape[2:], *fed.shape[2:])
@@ -154,7 +153,7 @@ def _window_products(layer: Any, fed: Tensor, outputs: Sequence[int]) -> Tensor:
 
 
 def _weight_gradients(layer: Any, fed: Tensor, g: Tensor) -> Tensor:
-    """The weight's gradients `(B, entries)`, by one convolution that has a group per sample."""
+    """Return the weight's gradients `(B, entries)`, by one convolution with a group per sample."""
     count, channels = len(fed), layer.out_channels
     kernel, stride, dilation = _geometry(layer)
     gradients: Tensor = conv2d_weight(  # type: ignore[no-untyped-call]
@@ -172,7 +171,7 @@ def _weight_gradients(layer: Any, fed: Tensor, g: Tensor) -> Tensor:
 # -- vectors: y = w x + b of normalised x, per channel ---------------------------------------------
 def _batch_norm(layer: Any, pairs: Pairs) -> Tensor:
     if layer.running_mean is None:
-        raise UnsuitedError(f"{layer} takes the statistics of the batch.")
+        raise UnsuitedError(f"{layer} uses the statistics of the batch.")
     return _affine(layer, [_batch_norm_sums(layer, fed, gradient) for fed, gradient in pairs])
 
 
@@ -181,7 +180,7 @@ def _batch_norm_sums(layer: Any, fed: Tensor, g: Tensor) -> tuple[Tensor, Tensor
     fed, g = fed.flatten(2) if fed.ndim > 2 else fed[..., None], g.reshape(*g.shape[:2], -1)
     if g.shape[2] < SHORT:
         return (F.batch_norm(fed, mean, var, eps=eps) * g).sum(2), g.sum(2)
-    # It reads both once, with the channels of all samples taken for channels of one sample.
+    # Reads both once; the channels of all samples are passed as channels of one sample.
     count, channels, positions = g.shape
     one = 1, count * channels, positions
     _, weight, bias = torch.ops.aten.native_batch_norm_backward(
@@ -210,7 +209,7 @@ def _layer_norm(layer: nn.LayerNorm, pairs: Pairs) -> Tensor:
 
 
 def _affine(layer: Any, sums: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-    """Take each call's gradients `(B, C)` of weight and bias."""
+    """Return squared norms, from each call's gradients `(B, C)` of weight and bias."""
     total = _bias(layer, [bias for _, bias in sums])
     if layer.weight is not None and layer.weight.requires_grad:
         total = total + _squares([weight for weight, _ in sums])
@@ -218,14 +217,14 @@ def _affine(layer: Any, sums: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
 
 
 def _bias(layer: Any, gradients: Sequence[Tensor]) -> Tensor:
-    """Take the gradients `(B, C)` of each call, if there is a bias and it is trained."""
+    """Return squared norms from the gradients `(B, C)` of each call; 0 without a trained bias."""
     if layer.bias is None or not layer.bias.requires_grad:
         return gradients[0].new_zeros(len(gradients[0]))
     return _squares(gradients)
 
 
 def _squares(gradients: Sequence[Tensor]) -> Tensor:
-    """Squared norms `(B,)` of the sum over the calls."""
+    """Return the squared norms `(B,)` of the sum over the calls."""
     whole = gradients[0] if len(gradients) == 1 else torch.stack(list(gradients)).sum(0)
     squares: Tensor = torch.linalg.vector_norm(whole.flatten(1), dim=1).square()
     return squares

@@ -1,6 +1,6 @@
-"""Surrogates on disk: what this project writes, and the weights that other programs write.
+"""Save and load models: this project's checkpoints, and the state dicts of other programs.
 
-Nothing but tensors, plain containers and numpy's numbers is ever read from a file.
+Files are never unpickled: they may hold tensors, plain containers and numpy numbers only.
 """
 
 import os
@@ -21,27 +21,25 @@ from .models import BlurPoolConv, Classifier, build_model, full_name, replace_he
 _CHECKPOINT_KEYS = {"arch", "num_classes", "mean", "std", "network"}
 # Where other programs keep the state dict: DP4TL; Lightning, MoCo, timm; DeiT, torchvision.
 _PLACES = (("state_dicts", "network"), ("state_dict",), ("model",))
-# What wraps a whole network: DistributedDataParallel; torch.compile; a Lightning module's usual
-# attribute; this project's Classifier.
+# Prefixes of DistributedDataParallel, torch.compile, Lightning modules and our Classifier.
 _PREFIXES = ("module.", "_orig_mod.", "model.", "network.")
 _ENCODERS = ("encoder_q.", "base_encoder.")  # MoCo v1 and v2; MoCo v3
 _BLUR = ".blur_filter"
-# torchvision's published DenseNets have names of before torch 0.4.
+# torchvision's published DenseNets have key names from before torch 0.4.
 _OLD_DENSENET = re.compile(r"(\.denselayer\d+\.(?:norm|conv))\.([12]\.)")
 _SHOWN = 3  # keys of each kind in an error
 
 
 def save_checkpoint(path: str | os.PathLike[str], model: Classifier) -> None:
-    """Write the network, its architecture and its normalisation, atomically."""
+    """Write the weights, the architecture and the normalisation of a model, atomically."""
     mean, std = model.channels
-    state = {name: value.detach().cpu() for name, value in model.network.state_dict().items()}
     values = {
         "arch": model.arch,
         "num_classes": model.num_classes,
         "mean": list(mean),
         "std": list(std),
         "trained_on": model.trained_on,
-        "network": state,
+        "network": {name: v.detach().cpu() for name, v in model.network.state_dict().items()},
     }
     with atomic_open(path) as stream:
         torch.save(values, stream)
@@ -56,79 +54,76 @@ def load_checkpoint(
     std: Sequence[float] | None = None,
     headless: bool = False,
 ) -> Classifier:
-    """Read a surrogate: what `save_checkpoint` wrote, or another program's state dict.
+    """Load a model from a checkpoint of this project, or from another program's state dict.
 
-    Of other programs it reads a state dict, by itself (ffcv-imagenet, torchvision) or under
-    `state_dicts` and `network` (DP4TL), `state_dict` (Lightning, MoCo, timm) or `model`, in files
-    of torch.save or, where safetensors is installed, `.safetensors`. The prefixes of DDP,
-    torch.compile and Lightning are taken off, and ffcv-imagenet's blurred convolutions put in.
-    A file that holds other objects beside is refused, since nothing is unpickled.
+    Files of `torch.save` and, if safetensors is installed, `.safetensors` are read. A state dict
+    may be the whole file (ffcv-imagenet, torchvision), or lie under `state_dicts` and `network`
+    (DP4TL), `state_dict` (Lightning, MoCo, timm) or `model`. Prefixes of DDP, torch.compile and
+    Lightning are removed, and the blurred convolutions of ffcv-imagenet are restored.
 
-    The result is an encoder, whose `num_classes` is None, if `headless`, if the file has no weights
-    for the head, as those of self-supervised training, or if it is one of MoCo, whose query encoder
-    is taken and its projection left.
+    The result is an encoder with `num_classes` None if `headless` is set, if the file has no
+    weights for the head, or if it comes from MoCo (its query encoder is loaded, without the
+    projection head).
 
     Args:
         path: the checkpoint.
-        arch: the architecture, as `build_model` names it. This project's checkpoints record it,
-            and one of another is refused; another program's need it.
-        num_classes: outputs that the caller expects; None takes those that are there.
-        mean: per channel, for pixels in [0, 1], as in the training of another program's; None takes
-            the usual ones of `arch`. This project's checkpoints record it, as `arch`.
-        std: likewise.
+        arch: architecture, see `build_model`. Required for other programs' files. A checkpoint of
+            this project records it, and must agree if it is given; so with `mean` and `std`.
+        num_classes: number of classes that the caller expects; None accepts any.
+        mean: mean per channel of the training images, for pixels in [0, 1]. None takes the usual
+            one of `arch`.
+        std: standard deviation per channel, as for `mean`.
         headless: leave the head off.
 
     Raises:
         FileNotFoundError: there is no such file.
-        CheckpointError: the file is no checkpoint, lacks what the arguments must give, is another
-            than they say, or its weights do not fit the architecture.
+        CheckpointError: the file is not a checkpoint, or does not fit the arguments.
         ValueError: there is no architecture `arch`.
     """
-    values = _read(path)
-    if values.keys() >= _CHECKPOINT_KEYS:
-        model = _recorded(path, values)
-        if arch != model.arch:  # a model that the caller built has any name
-            _check_same(path, "arch", None if arch is None else full_name(arch), model.arch)
-        _check_same(path, "mean", None if mean is None else tuple(mean), model.channels[0])
-        _check_same(path, "std", None if std is None else tuple(std), model.channels[1])
-        model = replace_head(model, None) if headless else model
-    else:
-        model = _foreign(path, _find_state(path, values), arch, headless)
-        channels = (
-            model.channels[0] if mean is None else tuple(mean),
-            model.channels[1] if std is None else tuple(std),
-        )
-        model = Classifier(model.network, model.arch, model.num_classes, *channels)
-    _check_same(path, "num_classes", num_classes, model.num_classes)
+    mean, std = (None if values is None else tuple(values) for values in (mean, std))
+    try:
+        values = _read(Path(path))
+        if values.keys() >= _CHECKPOINT_KEYS:
+            model = _build_recorded(values)
+            if arch not in (None, model.arch):  # a model that the caller built has any name
+                _check_same("arch", full_name(str(arch)), model.arch)
+            _check_same("mean", mean, model.channels[0])
+            _check_same("std", std, model.channels[1])
+            model = replace_head(model, None) if headless else model
+        else:
+            model = _build_foreign(_find_state(values), arch, headless)
+            channels = mean or model.channels[0], std or model.channels[1]
+            model = Classifier(model.network, model.arch, model.num_classes, *channels)
+        _check_same("num_classes", num_classes, model.num_classes)
+    except CheckpointError as error:
+        raise CheckpointError(f"cannot load {str(path)!r}: {error}") from error
     return model
 
 
-def _recorded(path: str | os.PathLike[str], values: Mapping[str, Any]) -> Classifier:
-    """Build the model that a checkpoint of this project describes."""
+def _build_recorded(values: Mapping[str, Any]) -> Classifier:
+    """Build the model of a checkpoint of this project."""
+    arch, num_classes = values["arch"], values["num_classes"]
     try:
-        model = build_model(values["arch"], values["num_classes"])
-        channels = tuple(values["mean"]), tuple(values["std"])
-        model = Classifier(model.network, values["arch"], values["num_classes"], *channels)
-        _load(path, model, dict(values["network"]))
+        network = build_model(arch, num_classes).network
+        model = Classifier(network, arch, num_classes, tuple(values["mean"]), tuple(values["std"]))
+        _load_weights(model, dict(values["network"]))
     except CheckpointError:
         raise
     except Exception as error:  # torch and torchvision raise several kinds for wrong values
         raise CheckpointError(
-            f"`path` must hold the weights of {values['arch']} with {values['num_classes']} "
-            f"classes; got others in {str(path)!r}. It is damaged, was altered, or: {error}"
+            f"it does not describe a {arch} with {num_classes} classes ({error}). It is damaged "
+            "or was altered."
         ) from error
     model.trained_on = values.get("trained_on")
     return model
 
 
-def _foreign(
-    path: str | os.PathLike[str], state: dict[str, Tensor], arch: str | None, headless: bool
-) -> Classifier:
-    """Build the model whose weights another program wrote."""
+def _build_foreign(state: dict[str, Tensor], arch: str | None, headless: bool) -> Classifier:
+    """Build a model from another program's weights."""
     if arch is None:
         raise CheckpointError(
-            f"`arch` must name the architecture of another program's checkpoint; got none for "
-            f"{str(path)!r}. Pass, for example, arch='resnet18'."
+            "another program's checkpoint does not record its architecture. Pass `arch`, such as "
+            "resnet18."
         )
     for prefix in _ENCODERS:
         if any(name.startswith(prefix) for name in state):
@@ -140,19 +135,19 @@ def _foreign(
         state = {name: value for name, value in state.items() if not name.startswith(head)}
     else:
         model = replace_head(model, (*outputs[0].shape, 1)[0])
-    _load(path, model, state)
+    _load_weights(model, state)
     return model
 
 
-def _load(path: str | os.PathLike[str], model: Classifier, state: dict[str, Tensor]) -> None:
-    """Put weights into the model; they must be those of its network, no more and no fewer."""
+def _load_weights(model: Classifier, state: dict[str, Tensor]) -> None:
+    """Load weights that must have exactly the keys and shapes of the network."""
     network = model.network
-    _put_blurs(network, state)
+    _restore_blurs(network, state)
     own = network.state_dict()
-    lacking = [
+    missing = [
         name
         for name in own
-        if name not in state and not name.endswith(".num_batches_tracked")  # torch 0.4 added it
+        if name not in state and not name.endswith(".num_batches_tracked")  # new in torch 0.4
     ]
     shapes = [
         f"{name} {tuple(state[name].shape)} for {tuple(own[name].shape)}"
@@ -160,19 +155,18 @@ def _load(path: str | os.PathLike[str], model: Classifier, state: dict[str, Tens
         if name in state and state[name].shape != own[name].shape
     ]
     unknown = [name for name in state if name not in own]
-    kinds = {"lacks": lacking, "has besides": unknown, "has other shapes:": shapes}
+    kinds = {"missing keys": missing, "unknown keys": unknown, "wrong shapes": shapes}
     faults = [f"{kind} {_first_of(names)}" for kind, names in kinds.items() if names]
     if faults:
         raise CheckpointError(
-            f"`path` must hold the weights of {model.arch} with {model.num_classes} classes; got "
-            f"{str(path)!r}, which {'; '.join(faults)}. Name the architecture of the training; a "
-            "checkpoint of this project that does not fit was altered."
+            f"its weights are not those of {model.arch} with {model.num_classes} classes: "
+            f"{'; '.join(faults)}. Pass the architecture that was trained."
         )
     network.load_state_dict(state)
 
 
-def _put_blurs(network: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Wrap the convolutions for which the weights have a blur."""
+def _restore_blurs(network: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Wrap the convolutions that have a blur filter in the weights."""
     convolutions = {
         name: part for name, part in network.named_modules() if isinstance(part, nn.Conv2d)
     }
@@ -183,8 +177,8 @@ def _put_blurs(network: nn.Module, state: Mapping[str, Tensor]) -> None:
             setattr(network.get_submodule(parent), attribute, blurred)
 
 
-def _find_state(path: str | os.PathLike[str], values: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Return another program's state dict with the network's own names."""
+def _find_state(values: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return another program's state dict, with the key names of the network."""
     for place in _PLACES:
         found: Any = values
         for key in place:
@@ -194,9 +188,9 @@ def _find_state(path: str | os.PathLike[str], values: Mapping[str, Any]) -> dict
             break
     if not values or not all(isinstance(value, Tensor) for value in values.values()):
         raise CheckpointError(
-            f"`path` must be a checkpoint of this project or hold a state dict, by itself or under "
-            f"one of {['.'.join(place) for place in _PLACES]}; got {str(path)!r} with "
-            f"{_first_of([str(key) for key in values]) or 'nothing'}. Save the state dict alone."
+            f"it holds no state dict, neither as a whole nor under "
+            f"{', '.join('.'.join(place) for place in _PLACES)}; its keys are "
+            f"{_first_of([str(key) for key in values]) or 'none'}. Save the state dict alone."
         )
     state = {str(name): value for name, value in values.items()}
     while prefixes := [prefix for prefix in _PREFIXES if len(_below(state, prefix)) == len(state)]:
@@ -210,43 +204,39 @@ def _below(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     }
 
 
-def _read(path: str | os.PathLike[str]) -> dict[Any, Any]:
-    """Return what a file holds, of tensors, plain containers and numpy's numbers."""
+def _read(path: Path) -> dict[Any, Any]:
     try:
-        if Path(path).suffix == ".safetensors":
+        if path.suffix == ".safetensors":
             return _read_safetensors(path)
-        damaged = None
-        if zipfile.is_zipfile(path):  # as torch writes since 1.6
+        if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
-                damaged = archive.testzip()  # the checksums, which torch passes over
-        with torch.serialization.safe_globals(_numpy_parts()):
-            values = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises several kinds for a damaged or foreign file
+                if archive.testzip():  # torch does not verify checksums
+                    raise zipfile.BadZipFile
+        with torch.serialization.safe_globals(_numpy_globals()):
+            return dict(torch.load(path, map_location="cpu", weights_only=True))
+    except Exception as error:  # torch raises several kinds for damaged and foreign files
         if isinstance(error, CheckpointError):
             raise
         if isinstance(error, OSError) and error.filename is not None:
-            raise  # the file cannot be opened; an OSError without a name comes from reading it
-        raise _no_checkpoint(path) from error
-    if damaged or not isinstance(values, dict):
-        raise _no_checkpoint(path)
-    return values
+            raise  # the file cannot be opened
+        raise CheckpointError(
+            "it is damaged, not a checkpoint, or holds objects other than tensors and numbers. "
+            "Save the state dict alone."
+        ) from error
 
 
-def _read_safetensors(path: str | os.PathLike[str]) -> dict[Any, Any]:
+def _read_safetensors(path: Path) -> dict[Any, Any]:
     try:
         from safetensors.torch import load
     except ImportError:
-        raise CheckpointError(
-            f"`path` must be a file of torch.save where safetensors is not installed; got "
-            f"{str(path)!r}. Install it with `pip install safetensors`."
-        ) from None
-    return dict(load(Path(path).read_bytes()))
+        raise CheckpointError("run `pip install safetensors` to read it.") from None
+    return dict(load(path.read_bytes()))
 
 
-def _numpy_parts() -> list[Any]:
-    """Name what makes up numpy's numbers and arrays of them in a pickle, as metrics come.
+def _numpy_globals() -> list[Any]:
+    """List the globals that pickles of numpy numbers and arrays use; none runs code of the file.
 
-    None of it runs code from the file. The functions are in another module since numpy 2.
+    The functions are in another module since numpy 2.
     """
     makers: list[Any] = [np.float64(0).__reduce__()[0], np.empty(0).__reduce__()[0]]
     names = [
@@ -258,22 +248,13 @@ def _numpy_parts() -> list[Any]:
     return [np.dtype, np.ndarray, *names, *{type(np.dtype(code)) for code in codes}]
 
 
-def _check_same(path: str | os.PathLike[str], name: str, expected: Any, found: Any) -> None:
+def _check_same(name: str, expected: Any, found: Any) -> None:
     if expected is not None and expected != found:
         raise CheckpointError(
-            f"`path` must be a checkpoint of {name} {expected}; got one of {found}, "
-            f"{str(path)!r}. Leave `{name}` out to take its own, or pass another checkpoint."
+            f"its {name} is {found}, not {expected}. Leave `{name}` out, or pass another file."
         )
 
 
 def _first_of(names: Sequence[str]) -> str:
     more = len(names) - _SHOWN
     return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
-
-
-def _no_checkpoint(path: str | os.PathLike[str]) -> CheckpointError:
-    return CheckpointError(
-        f"`path` must be a checkpoint of tensors and numbers alone; got {str(path)!r}. It is "
-        "damaged, no checkpoint, or holds other objects, which are never unpickled: save its state "
-        "dict alone."
-    )

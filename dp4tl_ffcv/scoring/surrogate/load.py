@@ -14,10 +14,8 @@ ModelLike = Classifier | str | os.PathLike[str]
 def load_model(model: ModelLike, **options: Any) -> tuple[Classifier, dict[str, str]]:
     """Return a classifier, and the provenance of its weights.
 
-    Args:
-        model: a classifier; the path of a checkpoint; or the name of an architecture, which loads
-            the pretrained weights of torchvision or timm.
-        options: for a checkpoint, the options of `load_checkpoint`. None and False mean not given.
+    An architecture means the pretrained weights of torchvision or timm. The options are those of
+    `load_checkpoint`, for checkpoints only; None and False mean not given.
 
     Raises:
         FileNotFoundError: there is no such file.

@@ -1,4 +1,4 @@
-"""Surrogate models: a network with its normalisation, built by name."""
+"""Models: a network with its normalisation, built by the name of its architecture."""
 
 import copy
 from typing import Any
@@ -13,20 +13,16 @@ from ...errors import CheckpointError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-# ResNets for images of 32 to 64 pixels and few cores, by the channels of their first stage.
+# ResNets for images of 32 to 64 pixels and few cores: channels of the first stage.
 SMALL_RESNETS = {"resnet8_w16": 16, "resnet8_w32": 32}
 TIMM = "timm:"
-# Of torchvision: with more heads, in training, which would make the output a tuple.
+# In training, their auxiliary heads would make the output a tuple. init_weights avoids a warning.
 _INCEPTIONS = {"googlenet", "inception_v3"}
-_ONE_HEAD = {"aux_logits": False, "init_weights": False}  # the latter's absence raises a warning
+_ONE_HEAD = {"aux_logits": False, "init_weights": False}
 
 
 class NoHead(nn.Identity):
-    """Stands where an encoder's head was, and lets its input, the feature, pass.
-
-    Args:
-        in_features: D.
-    """
+    """Stands in for the head of an encoder, and returns its input, the feature."""
 
     def __init__(self, in_features: int) -> None:
         super().__init__()
@@ -34,11 +30,7 @@ class NoHead(nn.Identity):
 
 
 class BlurPoolConv(nn.Module):
-    """A strided convolution behind a blur (Zhang, ICML 2019), as ffcv-imagenet trains with.
-
-    Args:
-        conv: the convolution.
-    """
+    """A strided convolution after a blur (Zhang, ICML 2019), as in ffcv-imagenet."""
 
     blur_filter: Tensor
 
@@ -46,7 +38,7 @@ class BlurPoolConv(nn.Module):
         super().__init__()
         row = torch.tensor([1.0, 2.0, 1.0]) / 4
         self.conv = conv
-        # One filter a channel, (in_channels, 1, 3, 3): the key and the shape that such files have.
+        # One filter per channel, (in_channels, 1, 3, 3): key and shape of ffcv-imagenet's files.
         self.register_buffer(
             "blur_filter", torch.outer(row, row).repeat(conv.in_channels, 1, 1, 1).contiguous()
         )
@@ -61,20 +53,18 @@ class BlurPoolConv(nn.Module):
 class Classifier(nn.Module):
     """A network with its normalisation: uint8 images in, logits out.
 
-    Without a head it is an encoder, as self-supervised training gives one: `num_classes` is None,
-    `head` a `NoHead`, and its output the feature.
+    Without a head it is an encoder: `num_classes` is None, and the output is the feature.
 
     Args:
-        network: maps normalised images `(B, 3, H, W)` to logits `(B, C)`; its last `nn.Linear` is
-            the head, whose input is the feature.
-        arch: name to build the network again by.
-        num_classes: C; None takes the head off `network`.
-        mean: per channel, for pixels in [0, 1].
-        std: likewise.
+        network: maps normalised images `(B, 3, H, W)` to logits `(B, C)`. Its last `nn.Linear` is
+            the head; the input of the head is the feature.
+        arch: name of the architecture, recorded in checkpoints.
+        num_classes: C; None removes the head from `network`.
+        mean: mean per channel, for pixels in [0, 1].
+        std: standard deviation per channel.
 
     Raises:
-        ValueError: the network has no linear layer, or the normalisation is not that of three
-            channels.
+        ValueError: the network has no linear layer, or `mean` or `std` has not three values.
     """
 
     mean: Tensor
@@ -89,42 +79,40 @@ class Classifier(nn.Module):
         std: tuple[float, ...] = IMAGENET_STD,
     ) -> None:
         super().__init__()
-        _, head = _find_head(network)  # now rather than after a training
+        _, head = _find_head(network)
         if num_classes is None:
             network = _with_head(network, NoHead(head.in_features))
         self.network = network
         self.arch = arch
         self.num_classes = num_classes
-        self.trained_on: str | None = None  # fingerprint of the beton that the weights come from
+        self.trained_on: str | None = None  # fingerprint of the training beton
         self.channels = _three("mean", mean), _three("std", std)
-        # Not in the state dict, whose keys stay those of the network.
+        # Not part of the state dict, so that its keys are those of the network.
         for name, values in zip(("mean", "std"), self.channels, strict=True):
             buffer = 255.0 * torch.tensor(values).view(1, 3, 1, 1)
             self.register_buffer(name, buffer, persistent=False)
 
     @property
     def head(self) -> nn.Linear | NoHead:
-        """The last linear layer, or what stands in its place; `head.in_features` is D."""
+        """The last linear layer, or its stand-in. `head.in_features` is D."""
         return _find_head(self.network)[1]
 
     @property
     def head_name(self) -> str:
-        """The head's name in the network, which its keys in a state dict start with."""
+        """Name of the head in the network, which starts its keys in the state dict."""
         return _find_head(self.network)[0]
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the logits `(B, C)` of images `(B, 3, H, W)` with values 0 to 255.
+        """Return logits `(B, C)`, or an encoder's features `(B, D)`.
 
-        Of an encoder, the features `(B, D)`.
+        Args:
+            images: `(B, 3, H, W)` with values 0 to 255.
         """
         outputs: Tensor = self.network((images.float() - self.mean) / self.std)
         return outputs
 
     def features(self, images: Tensor) -> tuple[Tensor | None, Tensor]:
-        """Return logits `(B, C)` and pooled features `(B, D)`, the head's input, from one pass.
-
-        The logits are None if and only if `num_classes` is: an encoder says nothing of classes.
-        """
+        """Return logits `(B, C)`, None for an encoder, and features `(B, D)` from one pass."""
         caught: list[Tensor] = []
         handle = self.head.register_forward_pre_hook(lambda _, inputs: caught.append(inputs[0]))
         try:
@@ -135,17 +123,16 @@ class Classifier(nn.Module):
 
 
 def build_model(arch: str, num_classes: int | None) -> Classifier:
-    """Build an untrained classifier, or an encoder.
+    """Build an untrained classifier or encoder.
+
+    It normalises images as for ImageNet, or as timm says for its models.
 
     Args:
-        arch: any classification model of torchvision that ends in a linear layer, which is all but
-            SqueezeNet, the Inceptions without their auxiliary heads, `resnet8_w16` or `resnet8_w32`
-            for images of 32 to 64 pixels, or, where timm is installed, one of timm: `timm:NAME`, or
-            its name alone if torchvision has none of that name.
-        num_classes: outputs C; None builds an encoder, without a head.
-
-    Returns:
-        The model, which normalises as for ImageNet, or as timm says for its models.
+        arch: a classification model of torchvision that ends in a linear layer (all but
+            SqueezeNet; the Inceptions without auxiliary heads); `resnet8_w16` or `resnet8_w32` for
+            images of 32 to 64 pixels; or, if timm is installed, `timm:NAME`. The prefix can be left
+            out if torchvision has no model of that name.
+        num_classes: number of outputs C; None builds an encoder, without a head.
 
     Raises:
         ValueError: there is no such architecture, or it does not end in a linear layer.
@@ -194,14 +181,14 @@ def is_architecture(name: str) -> bool:
 
 
 def full_name(arch: str) -> str:
-    """Return the name by which an architecture is recorded: timm's start with `timm:`."""
+    """Return the name under which an architecture is recorded: timm's start with `timm:`."""
     return arch if is_architecture(arch) else TIMM + arch
 
 
 def replace_head(model: Classifier, num_classes: int | None) -> Classifier:
-    """Return a copy of `model` with a new, freshly initialised head of `num_classes` outputs.
+    """Return a copy of `model` with a freshly initialised head of `num_classes` outputs.
 
-    None leaves the head off: the copy is an encoder.
+    With None the copy is an encoder, without a head.
     """
     network = copy.deepcopy(model.network)
     if num_classes is not None:
@@ -212,28 +199,24 @@ def replace_head(model: Classifier, num_classes: int | None) -> Classifier:
 
 
 def _timm_model(name: str, **options: Any) -> tuple[nn.Module, tuple[Any, Any]]:
-    """Build a model of timm, and return the mean and std that it was made for."""
+    """Build a model of timm, and return it with the mean and std that it was made for."""
+    unknown = (
+        f"there is no architecture {name!r}. Choose one of {', '.join(SMALL_RESNETS)}, "
+        "torchvision.models.list_models() or timm.list_models()"
+    )
     try:
         import timm
     except ImportError:
-        raise ValueError(
-            f"`arch` must be one of {sorted(SMALL_RESNETS)} or a classifier of torchvision where "
-            f"timm is not installed; got {name!r}. Install it with `pip install timm`, or see "
-            "torchvision.models.list_models()."
-        ) from None
+        raise ValueError(f"{unknown} (`pip install timm`).") from None
     try:
         if not timm.is_model(name):
-            raise RuntimeError("unknown")
+            raise ValueError(f"{unknown}.")
         network: Any = timm.create_model(name, **options)
     except RuntimeError as error:  # timm's own for an unknown tag, `NAME.TAG`
-        raise ValueError(
-            f"`arch` must be one of {sorted(SMALL_RESNETS)} or a classifier of torchvision or "
-            f"timm; got {name!r}. See torchvision.models.list_models() and timm.list_models()."
-        ) from error
+        raise ValueError(f"{unknown}.") from error
     if network.get_classifier() is not _find_head(network)[1]:
         raise ValueError(
-            f"`arch` must name a classifier that ends in one nn.Linear; got {TIMM}{name}. "
-            "Choose another."
+            f"{TIMM}{name} does not end in one nn.Linear. Choose another architecture."
         )
     data: Any = timm.data
     config = data.resolve_model_data_config(network)
@@ -241,7 +224,7 @@ def _timm_model(name: str, **options: Any) -> tuple[nn.Module, tuple[Any, Any]]:
 
 
 def _small_resnet(num_classes: int, width: int) -> nn.Module:
-    """Three basic blocks behind a stem of stride 2, at `width`, 2 and 4 times `width` channels."""
+    """Build three basic blocks of `width`, 2 and 4 times `width` channels after a stem."""
     layers: list[nn.Module] = [
         nn.Conv2d(3, width, 3, stride=2, padding=1, bias=False),
         nn.BatchNorm2d(width),
@@ -269,14 +252,13 @@ def _find_head(network: nn.Module) -> tuple[str, nn.Linear | NoHead]:
     ]
     if not heads:
         raise ValueError(
-            f"`network` must end in an nn.Linear; got {type(network).__name__} without one. "
-            "Choose a classifier with a linear head: SqueezeNet's, for one, is a convolution."
+            f"{type(network).__name__} does not end in an nn.Linear. Choose another architecture."
         )
     return heads[-1]
 
 
 def _with_head(network: nn.Module, head: nn.Module) -> nn.Module:
-    """Put another head in the place of the old one; a network that is its head becomes `head`."""
+    """Replace the head of a network; a network that is only a head becomes `head`."""
     name, old = _find_head(network)
     if network is old:
         return head
@@ -288,7 +270,5 @@ def _with_head(network: nn.Module, head: nn.Module) -> nn.Module:
 def _three(name: str, values: tuple[float, ...]) -> tuple[float, ...]:
     found = tuple(map(float, values))
     if len(found) != 3:
-        raise ValueError(
-            f"`{name}` must have 3 values, one a channel; got {found}. Give those of the training."
-        )
+        raise ValueError(f"`{name}` must have three values, one per channel; got {found}.")
     return found

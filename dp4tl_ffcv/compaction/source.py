@@ -1,0 +1,132 @@
+"""The beton that is compacted, open for reading. It must not change while it is read."""
+
+import os
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..beton import format
+from ..beton.index import BetonIndex
+from ..beton.tables import FieldInfo
+from ..errors import BetonError
+
+
+class SourceFile:
+    """A file open for reading, by any number of threads."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._stream = path.open("rb", buffering=0)
+        self.signature = _signature(os.fstat(self.fileno()))
+        """Identifies the file, its size, and its last write."""
+
+    def fileno(self) -> int:
+        """Return the file descriptor."""
+        return self._stream.fileno()
+
+    def read(self, offset: int, size: int) -> bytearray:
+        """Return `size` bytes starting at `offset`, or raise BetonError if the file ends before."""
+        data = bytearray(size)
+        self.read_into(memoryview(data), offset)
+        return data
+
+    def read_into(self, buffer: memoryview, offset: int) -> None:
+        """Fill `buffer` with the bytes starting at `offset`, or raise BetonError."""
+        done = 0
+        while done < len(buffer):
+            read = os.preadv(self.fileno(), (buffer[done:],), offset + done)
+            if read == 0:
+                raise BetonError(
+                    f"{str(self.path)!r} is truncated: it has no byte {offset + done}. Restore it "
+                    "and run this again."
+                )
+            done += read
+
+    def check_unchanged(self) -> None:
+        """Raise BetonError if the file was written to or replaced since it was opened."""
+        try:
+            now = _signature(self.path.stat())
+        except FileNotFoundError:
+            now = None
+        if now != self.signature or _signature(os.fstat(self.fileno())) != self.signature:
+            raise BetonError(
+                f"{str(self.path)!r} changed while it was copied. Run this again when it is "
+                "finished."
+            )
+
+    def close(self) -> None:
+        """Close the file."""
+        self._stream.close()
+
+
+class SourceBeton:
+    """The beton that is compacted: its file, its index, and the fields that the new one keeps.
+
+    Args:
+        beton: the beton. An open index is read again, because the file may have changed since.
+        custom_fields: class of each field of a custom type, by name.
+        fields: names of the fields to keep; None keeps all.
+    """
+
+    def __init__(
+        self,
+        beton: str | os.PathLike[str] | BetonIndex,
+        custom_fields: Mapping[str, Any] | None = None,
+        fields: Collection[str] | None = None,
+    ) -> None:
+        if isinstance(beton, BetonIndex):
+            custom_fields = custom_fields or beton.custom_fields
+            beton = beton.path
+        self.custom_fields = custom_fields or {}
+        self.file = SourceFile(Path(beton))
+        try:
+            self.index = BetonIndex.open(beton, custom_fields=self.custom_fields)
+            self.file.check_unchanged()
+            self.kept = _kept_fields(self.index, fields)
+        except BaseException:
+            self.file.close()
+            raise
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Record type of the new beton's metadata; columns keep their names."""
+        whole = self.index.metadata.dtype
+        return np.dtype([(field.column, whole[field.column]) for field in self.kept], align=True)
+
+    def descriptors(self) -> NDArray[Any]:
+        """Read the descriptors of the kept fields."""
+        num_bytes = len(self.index.fields) * format.FIELD.itemsize
+        data = self.file.read(format.HEADER.itemsize, num_bytes)
+        kept = [field in self.kept for field in self.index.fields]
+        return np.frombuffer(data, dtype=format.FIELD)[kept]
+
+    def table_bytes(self, num_samples: int) -> int:
+        """Return the bytes of the new header, descriptors and metadata."""
+        fields = len(self.kept) * format.FIELD.itemsize
+        return format.HEADER.itemsize + fields + num_samples * self.dtype.itemsize
+
+    def __enter__(self) -> "SourceBeton":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.file.close()
+
+
+def _kept_fields(index: BetonIndex, names: Collection[str] | None) -> tuple[FieldInfo, ...]:
+    if names is None:
+        return index.fields
+    wanted = {index.field(name).name for name in names}
+    if not wanted:
+        raise ValueError("`fields` is empty; name at least one field.")
+    for field in index.fields:
+        # The allocation table does not say which bytes belong to which field.
+        if field.name not in wanted and field.kind not in ("int", "float"):
+            raise ValueError(f"`fields` must keep {field.name!r}: only numbers can be left out.")
+    return tuple(field for field in index.fields if field.name in wanted)
+
+
+def _signature(status: os.stat_result) -> tuple[int, ...]:
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns

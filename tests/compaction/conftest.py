@@ -1,0 +1,55 @@
+"""Betons that several compaction tests copy from."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ffcv.fields import BytesField, IntField, RGBImageField
+
+from dp4tl_ffcv import write_beton
+from tests.compaction.support import NOTE_AND_LABEL, PAGE_SIZE, paint
+from tests.support.betons import write_stock
+
+NAMES = ["ant", "bee", "cat", "dog"]
+
+
+@pytest.fixture(scope="session")
+def jpeg_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """36 JPEGs of many sizes, with a note each: one page, or two of their pixels."""
+    samples = [
+        (np.full(number % 4, number, dtype=np.uint8), number, paint(number, 130 + number, 200))
+        for number in range(36)
+    ]
+    image = RGBImageField(write_mode="jpg", jpeg_quality=95)
+    path = tmp_path_factory.mktemp("jpegs") / "source.beton"
+    return write_stock(path, samples, {**NOTE_AND_LABEL, "image": image}, 2, chunk=5)
+
+
+@pytest.fixture
+def blobs(tmp_path: Path) -> Path:
+    """40 samples of bytes in 4 named classes of 10."""
+    rng = np.random.default_rng(3)
+    samples = [
+        (rng.integers(0, 256, 30_000 + 999 * i, dtype=np.uint8), i % 4, i) for i in range(40)
+    ]
+    fields = {"blob": BytesField(), "label": IntField(), "identifier": IntField()}
+    path = tmp_path / "blobs.beton"
+    write_beton(
+        path, samples, fields, class_names=NAMES, seed=None, page_size=PAGE_SIZE, num_workers=0
+    )
+    return path
+
+
+@pytest.fixture
+def other_file_system(tmp_path: Path) -> Iterator[Path]:
+    """A folder on another file system than `tmp_path`."""
+    shared = Path("/dev/shm")
+    if not shared.is_dir() or shared.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("/dev/shm is not a file system of its own")
+    folder = shared / f"compact-{os.getpid()}-{tmp_path.name}"
+    folder.mkdir()
+    yield folder
+    shutil.rmtree(folder)

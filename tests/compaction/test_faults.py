@@ -1,0 +1,315 @@
+"""Faults during `compact`: full disks, changing sources, killed runs, other writers.
+
+Most concern both ways to write: copying samples, and encoding their images.
+"""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dp4tl_ffcv import BetonError, BetonIndex, Selection, artifacts, compact
+from dp4tl_ffcv.artifacts import locked_part
+from dp4tl_ffcv.compaction import copy_ranges, copy_samples
+from dp4tl_ffcv.compaction.transcode import Transcoder
+from dp4tl_ffcv.utils import sha256_of_file
+from dp4tl_ffcv.writing import pages
+from tests.compaction.support import PAGE_SIZE, ROOT
+
+both_ways = pytest.mark.parametrize("options", [{}, {"images": "raw"}], ids=["copy", "encode"])
+Options = dict[str, Any]
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def limit_space(patch: pytest.MonkeyPatch, folder: Path, free: int) -> None:
+    values = list(os.statvfs(folder))
+    values[1], values[4] = 1, free  # f_frsize, f_bavail
+    patch.setattr(os, "statvfs", lambda path: os.statvfs_result(values))
+
+
+@both_ways
+def test_too_little_space_is_found_before_the_first_byte(
+    options: Options, jpeg_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The unfinished file of a killed run counts as free space."""
+    needed = compact(jpeg_source, None, tmp_path / "whole.beton", **options).path.stat().st_size
+    out = tmp_path / "out.beton"
+    unfinished = tmp_path / ".out.beton.part"
+    with unfinished.open("wb") as stream:
+        stream.write(np.random.default_rng(0).bytes(1 << 20))
+        os.fsync(stream.fileno())
+    free = needed - unfinished.stat().st_blocks * 512
+    limit_space(monkeypatch, tmp_path, free - 1)
+    with pytest.raises(ValueError, match=f"needs {needed} bytes, and .* has {needed - 1} free"):
+        compact(jpeg_source, None, out, **options)
+    with pytest.raises(ValueError, match=f"has {free - 1} free"):
+        compact(jpeg_source, None, tmp_path / "new" / "out.beton", **options)
+    limit_space(monkeypatch, tmp_path, free)
+    compact(jpeg_source, None, out, **options)
+    assert sha256_of_file(out) == sha256_of_file(tmp_path / "whole.beton")
+
+
+@both_ways
+def test_a_full_disk_is_named_and_the_old_file_stays(
+    options: Options, jpeg_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out.beton"
+    compact(jpeg_source, [1, 2], out)
+    before = {name: sha256_of_file(tmp_path / name) for name in names(tmp_path)}
+    write, calls = os.pwrite, []
+
+    def fill(*arguments: Any) -> int:
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(*arguments)
+
+    monkeypatch.setattr(os, "pwrite", fill)
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        compact(jpeg_source, None, out, num_workers=1, **options)
+    assert caught.value.filename == str(out)
+    assert {name: sha256_of_file(tmp_path / name) for name in names(tmp_path)} == before
+
+
+def test_the_old_manifest_stays_with_the_old_file(
+    blobs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out.beton"
+    manifest = compact(blobs, [1, 2], out).path.with_name("out.beton.json").read_bytes()
+
+    def fail(_: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="Input/output error"):
+        compact(blobs, None, out)
+    assert (tmp_path / "out.beton.json").read_bytes() == manifest
+    assert len(BetonIndex.open(out)) == 2
+
+
+@both_ways
+@pytest.mark.parametrize("change", ["written", "replaced", "deleted"])
+def test_a_source_that_changes_is_an_error(
+    change: str, options: Options, jpeg_source: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    path = tmp_path / "a.beton"
+    path.write_bytes(jpeg_source.read_bytes())
+    real = BetonIndex.open
+
+    def disturb(opened: Any, **arguments: Any) -> BetonIndex:
+        if Path(opened).name == ".out.beton.part":
+            if change == "written":
+                os.utime(path, ns=(0, 0))
+            elif change == "deleted":
+                path.unlink()
+            else:
+                (tmp_path / "other").write_bytes(b"other")
+                (tmp_path / "other").replace(path)
+        return real(opened, **arguments)
+
+    monkeypatch.setattr(BetonIndex, "open", disturb)
+    with pytest.raises(BetonError, match="changed while it was copied"):
+        compact(path, None, tmp_path / "out.beton", num_workers=1, **options)
+    assert names(tmp_path) == ([] if change == "deleted" else ["a.beton"])
+
+
+def test_a_source_truncated_during_the_copy_is_an_error(
+    blobs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def disturb(*_: Any) -> None:
+        os.truncate(blobs, PAGE_SIZE + 50_000)
+
+    monkeypatch.setattr(copy_samples, "check_free_space", disturb)
+    with pytest.raises(BetonError, match="is truncated: it has no byte"):
+        compact(blobs, None, tmp_path / "out.beton")
+    assert names(tmp_path) == ["blobs.beton", "blobs.beton.json"]
+
+
+@both_ways
+def test_one_process_writes_a_file_at_a_time(
+    options: Options, jpeg_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(artifacts, "_PATIENCE", 0.05)
+    out = tmp_path / "out.beton"
+    with locked_part(out) as stream:
+        stream.write(b"of another")
+        stream.flush()
+        with pytest.raises(BlockingIOError):
+            compact(jpeg_source, None, out, num_workers=1, **options)
+        assert (tmp_path / ".out.beton.part").read_bytes() == b"of another"
+    compact(jpeg_source, None, out, num_workers=1, **options)
+
+
+@both_ways
+def test_another_file_system_gets_the_same_bytes(
+    options: Options, jpeg_source: Path, tmp_path: Path, other_file_system: Path
+) -> None:
+    for folder in (tmp_path, other_file_system):
+        compact(jpeg_source, None, folder / "out.beton", layout="class", **options)
+        assert names(folder) == ["out.beton", "out.beton.json"]
+    assert sha256_of_file(tmp_path / "out.beton") == sha256_of_file(other_file_system / "out.beton")
+
+
+def test_threads_end_with_the_call(
+    blobs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise they would write to the next file that gets the closed descriptor."""
+    copy = copy_ranges._Copier.run
+
+    def slowly(self: Any, task: int) -> None:
+        time.sleep(0.05)
+        copy(self, task)
+
+    def interrupted(items: Any, **_: Any) -> Any:
+        yield next(items)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(copy_ranges, "_TASK", 1 << 17)
+    monkeypatch.setattr(copy_ranges._Copier, "run", slowly)
+    monkeypatch.setattr(copy_ranges, "track", interrupted)
+    before = threading.active_count()
+    with pytest.raises(KeyboardInterrupt):
+        compact(blobs, None, tmp_path / "out.beton", num_workers=2)
+    assert threading.active_count() == before
+
+
+def test_a_worker_that_dies_is_an_error_and_nothing_is_left(
+    jpeg_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode = Transcoder.encode
+
+    def die(self: Any, position: int) -> Any:
+        if position == 20:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return encode(self, position)
+
+    monkeypatch.setattr(Transcoder, "encode", die)
+    with pytest.raises(RuntimeError, match="a worker process died"):
+        compact(jpeg_source, None, tmp_path / "out.beton", images="raw", num_workers=2)
+    assert names(tmp_path) == []
+
+
+# Runs that are continued.
+
+KILLED = """
+import os, signal, sys
+from dp4tl_ffcv import compact
+from dp4tl_ffcv.writing import pages
+
+_, source, out, images, batches = sys.argv
+left = int(batches)
+def die_after(place):
+    def call(self, *arguments):
+        global left
+        done = place(self, *arguments)
+        left -= 1
+        if not left:
+            if hasattr(self, "_wait"):
+                self._wait()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return done
+    return call
+
+if left > 1:
+    pages.COMMIT_BYTES = 0
+if images == "keep":
+    write = os.pwrite
+    os.pwrite = lambda *arguments: die_after(lambda _: write(*arguments))(None)
+else:
+    pages.PageWriter.place = die_after(pages.PageWriter.place)
+compact(source, None, out, images=images, num_workers=1)
+"""
+
+
+@pytest.fixture
+def placed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The number of samples in each batch that is placed."""
+    place, placed = pages.PageWriter.place, []
+
+    def count(self: Any, batch: Any, *arguments: Any) -> None:
+        placed.append(len(batch.rows))
+        place(self, batch, *arguments)
+
+    monkeypatch.setattr(pages.PageWriter, "place", count)
+    return placed
+
+
+@pytest.mark.parametrize(
+    ("images", "batches"),
+    [("keep", 1), ("raw", 1), ("raw", 3)],  # the journal is written after the first batch
+)
+def test_a_killed_run_leaves_no_file_and_the_next_gives_the_same_bytes(
+    images: Any, batches: int, jpeg_source: Path, tmp_path: Path, placed: list[int]
+) -> None:
+    compact(jpeg_source, None, tmp_path / "whole.beton", images=images, num_workers=1)
+    out = tmp_path / "folder" / "out.beton"
+    command = [sys.executable, "-c", KILLED, str(jpeg_source), str(out), images, str(batches)]
+    assert subprocess.run(command, cwd=ROOT, check=False).returncode == -signal.SIGKILL
+    assert not out.exists()
+    assert (out.parent / ".out.beton.part.json").exists() == (batches > 1)
+    placed.clear()
+    compact(jpeg_source, None, out, images=images, num_workers=1)
+    if images == "raw":
+        assert (sum(placed) < 36) == (batches > 1)
+    assert sha256_of_file(out) == sha256_of_file(tmp_path / "whole.beton")
+    assert names(out.parent) == ["out.beton", "out.beton.json"]
+
+
+def stop_after(batches: int, run: Callable[[], Any]) -> None:
+    """Run until `batches` batches are placed and recorded, which leaves an unfinished file."""
+    place, left = pages.PageWriter.place, [batches]
+
+    def stop(self: Any, *batch: Any) -> None:
+        if not left[0]:
+            raise OSError("stopped")
+        left[0] -= 1
+        place(self, *batch)
+        self._save()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pages.PageWriter, "place", stop)
+        with pytest.raises(OSError, match="stopped"):
+            run()
+
+
+def test_an_unfinished_file_of_other_options_is_not_continued(
+    jpeg_source: Path, tmp_path: Path, placed: list[int]
+) -> None:
+    """The two files differ in the label of one sample, which is not compared."""
+    chosen = Selection.of_indices(BetonIndex.open(jpeg_source), np.delete(np.arange(36), 34))
+    orders = {seed: np.random.default_rng(seed).permutation(chosen.indices) for seed in range(99)}
+    seed = next(seed for seed, order in orders.items() if order[2] == 35)
+    out = tmp_path / "out.beton"
+    options: Options = {"images": "raw", "seed": seed, "num_workers": 1}
+    compact(jpeg_source, chosen, tmp_path / "whole.beton", relabel=True, **options)
+    stop_after(3, lambda: compact(jpeg_source, chosen, out, **options))
+    placed.clear()
+    compact(jpeg_source, chosen, out, relabel=True, **options)
+    assert sum(placed) == 35
+    assert sha256_of_file(out) == sha256_of_file(tmp_path / "whole.beton")
+    stop_after(3, lambda: compact(jpeg_source, chosen, out, **options))
+    placed.clear()
+    compact(jpeg_source, chosen, out, **options)
+    assert sum(placed) < 35
+
+
+def test_copying_removes_the_unfinished_file_of_other_options(
+    jpeg_source: Path, tmp_path: Path
+) -> None:
+    for suffix in ("", ".json", ".table"):
+        (tmp_path / f".out.beton.part{suffix}").write_bytes(b"left")
+    compact(jpeg_source, None, tmp_path / "out.beton")
+    assert names(tmp_path) == ["out.beton", "out.beton.json"]
