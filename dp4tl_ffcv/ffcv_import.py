@@ -1,12 +1,12 @@
 """Import ffcv in a fraction of a second, and keep it from editing numba's types.
 
-`ffcv.fields.rgb_image` fills a `numba.typed.Dict` when it is imported, which compiles for seconds
-in every process. ffcv only looks values up in it, so a plain dict serves as well.
+On import, `ffcv.fields.rgb_image` fills a `numba.typed.Dict`, which compiles for seconds in every
+process. ffcv only looks values up in it, so a plain dict serves as well.
 
-ffcv's memory managers describe read-only memory by taking numba's one object for `uint8[::1]` (and
-others) and setting `mutable` on it. This changes the object's hash under every table that has it as
-a key: code compiled earlier can then fail with a KeyError when more is compiled, or print one when
-a Loader is freed. After `import_ffcv` the managers find types that are read-only from the start.
+To describe read-only memory, ffcv's memory managers set `mutable` on numba's shared type object for
+`uint8[::1]` (and others). This changes the object's hash in every table that has it as a key.
+Compiling more code, or freeing a Loader, can then fail with a KeyError. After `import_ffcv`, the
+managers find types that are read-only from the start.
 """
 
 import sys
@@ -19,7 +19,7 @@ from numba import typed, types
 
 
 class _ReadOnlyArrays:
-    """A number type whose subscripts give read-only C-contiguous arrays."""
+    """Replacement for a numba number type whose subscripts give read-only array types."""
 
     def __init__(self, number: Any) -> None:
         self._number = number
@@ -30,7 +30,7 @@ class _ReadOnlyArrays:
 
 
 class _Numba(ModuleType):
-    """Replacement for numba in a module that edits types."""
+    """Replacement for numba in a module that edits its types."""
 
     def __init__(self, edited: tuple[str, ...]) -> None:
         super().__init__("numba")
@@ -42,9 +42,9 @@ class _Numba(ModuleType):
 
 
 def import_ffcv() -> None:
-    """Import ffcv. Every package that uses ffcv calls this before its first ffcv import.
+    """Import ffcv. Call this before the first import of ffcv in a package.
 
-    Where ffcv was imported earlier, only its memory managers are changed.
+    If ffcv was imported before, only its memory managers are changed.
     """
     if "ffcv" not in sys.modules:
         typed_dict, typed.Dict = typed.Dict, dict

@@ -1,4 +1,4 @@
-"""Stock loaders leave numba's types as they are, in a process that uses this package."""
+"""With this package imported, ffcv's own loaders do not edit numba's types."""
 
 import numba
 import pytest
@@ -12,7 +12,7 @@ TYPES = (numba.uint8[::1], numba.uint8[:, ::1], numba.uint32[::1], numba.uint64[
 
 
 @pytest.mark.parametrize("os_cache", [True, False])
-def test_a_stock_loader_edits_no_type(colours: Colours, os_cache: bool) -> None:
+def test_ffcvs_loader_edits_no_type(colours: Colours, os_cache: bool) -> None:
     assert dp4tl_ffcv.writing.write
     table = {each: number for number, each in enumerate(TYPES)}
     loader = Loader(

@@ -195,16 +195,8 @@ def resize_crop(
 ) -> None:
     """Resize a crop like `resize_area`, without checks and without allocation.
 
-    Args:
-        source: uint8 `(H, W, 3)`, C-contiguous.
-        top: first row of the crop.
-        left: first column of the crop.
-        height: rows of the crop.
-        width: columns of the crop.
-        mirrored: flip the result horizontally.
-        destination: uint8 `(h, w, 3)`, C-contiguous. It must not overlap `source`.
-        scratch: `resize_scratch_bytes` bytes, uint8, aligned to 64 bytes. No other thread may use
-            them.
+    `source` and `destination` are C-contiguous uint8 `(H, W, 3)` and do not overlap. `scratch` has
+    `resize_scratch_bytes` bytes, aligned to 64 bytes, that no other thread uses.
     """
     rows, columns = destination.shape[0], destination.shape[1]
     linear = height < rows or width < columns

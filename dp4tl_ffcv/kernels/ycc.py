@@ -120,19 +120,9 @@ def convert_box(
 ) -> None:
     """Convert a box like `ycc_to_rgb`, without checks and without allocation.
 
-    All planes and `out` are C-contiguous. Planes may have more columns than the image.
-
-    Args:
-        luma: Y plane.
-        blue: Cb plane, with exactly the rows of the image's chroma.
-        red: Cr plane, with exactly the rows of the image's chroma.
-        columns: columns of the image's chroma.
-        vertical: rows of luma per row of chroma.
-        horizontal: columns of luma per column of chroma.
-        top: first row of the box.
-        left: first column of the box.
-        scratch: `box_scratch_bytes(width)` bytes at an even address. No other thread may use them.
-        out: RGB pixels of the box, uint8 `(height, width, 3)`.
+    The planes and `out`, RGB uint8 `(height, width, 3)` of the box, are C-contiguous. Planes may
+    have more columns than the image, whose chroma has `columns` columns and the rows of `blue`.
+    `scratch` has `box_scratch_bytes(width)` bytes at an even address that no other thread uses.
     """
     height, width, _ = out.shape
     flat = out.reshape(height, 3 * width)

@@ -1,8 +1,9 @@
-"""`nearest_mean` against its twin: exact ties, near ties, far origins, huge and tiny values."""
+"""`nearest_mean` against its twin: ties, near ties, huge and tiny values, any thread count."""
 
 import subprocess
 import sys
 import warnings
+from collections.abc import Iterator
 from fractions import Fraction
 from typing import Any
 
@@ -45,7 +46,7 @@ def real_numbers(draw: Any) -> Case:
 
 
 def with_absent(draw: Any, means: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Make some classes, but not all, ones without samples."""
+    """Mark some of the classes, but not all, as classes without samples."""
     absent = draw(st.lists(st.booleans(), min_size=len(means), max_size=len(means)))
     absent[draw(st.integers(0, len(means) - 1))] = False
     return np.where(np.array(absent)[:, None], np.nan, means)
@@ -54,26 +55,26 @@ def with_absent(draw: Any, means: NDArray[np.float64]) -> NDArray[np.float64]:
 def assert_like_twin(features: NDArray[Any], means: NDArray[Any], rtol: float = 1e-3) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        nearest, mass = nearest_mean(features, means)
-    expected, votes = reference.nearest_mean(features, means)
+        nearest, votes = nearest_mean(features, means)
+    expected, expected_votes = reference.nearest_mean(features, means)
     assert nearest.dtype == np.int64
     np.testing.assert_array_equal(nearest, expected)
-    np.testing.assert_allclose(mass, votes, rtol=rtol, atol=rtol * max(1, len(features)))
+    np.testing.assert_allclose(votes, expected_votes, rtol=rtol, atol=rtol * max(1, len(features)))
     absent = np.isnan(means).any(axis=1)
-    assert not mass[absent].any()
+    assert not votes[absent].any()
     assert not absent[nearest].any()
-    assert mass.sum() == pytest.approx(len(features))
+    assert votes.sum() == pytest.approx(len(features))
 
 
 def rounded_argmin(features: NDArray[Any], means: NDArray[Any]) -> NDArray[np.int64]:
-    """What the usual float32 matrix product says."""
+    """Return the classes according to the usual float32 matrix product."""
     rows, centres = features.astype(np.float32), means.astype(np.float32)
     return np.argmin((centres**2).sum(axis=1) - 2 * rows @ centres.T, axis=1)
 
 
 @settings(derandomize=True, deadline=None, max_examples=200)
 @given(whole_numbers())
-def test_whole_numbers_give_the_twins_classes_and_votes(case: Case) -> None:
+def test_integers_give_the_twins_classes_and_votes(case: Case) -> None:
     assert_like_twin(*case, rtol=1e-5)
 
 
@@ -85,7 +86,7 @@ def test_real_numbers_give_the_twins_classes_and_votes(case: Case) -> None:
 
 @settings(derandomize=True, deadline=None, max_examples=50)
 @given(whole_numbers())
-def test_the_class_is_the_first_of_those_at_the_smallest_exact_distance(case: Case) -> None:
+def test_the_class_is_the_first_at_the_smallest_exact_distance(case: Case) -> None:
     features, means = case
     nearest, _ = nearest_mean(features, means)
     for row, label in zip(features.tolist(), nearest.tolist(), strict=True):
@@ -105,7 +106,7 @@ def test_an_exact_tie_goes_to_the_lowest_class(dtype: Any) -> None:
     assert nearest_mean(edges, corners)[0].tolist() == [0, 1, 0, 2]
 
 
-def test_of_equal_means_only_the_first_is_ever_nearest() -> None:
+def test_only_the_first_of_equal_means_is_nearest() -> None:
     rng = np.random.default_rng(1)
     means = np.repeat(rng.normal(size=(3, 20)), 5, axis=0)
     nearest, _ = nearest_mean(rng.normal(size=(200, 20)).astype(np.float32), means)
@@ -113,7 +114,7 @@ def test_of_equal_means_only_the_first_is_ever_nearest() -> None:
 
 
 @pytest.mark.parametrize("offset", [0.0, 1e3, 1e6])
-def test_near_ties_that_float32_gets_wrong_are_decided_right(offset: float) -> None:
+def test_near_ties_that_float32_gets_wrong_are_resolved(offset: float) -> None:
     rng = np.random.default_rng(2)
     middle = offset + rng.normal(size=64)
     step = rng.normal(size=64)
@@ -128,30 +129,31 @@ def test_near_ties_that_float32_gets_wrong_are_decided_right(offset: float) -> N
     assert_like_twin(features.astype(np.float32), means)
 
 
-@pytest.mark.parametrize("gap", [1e-6, 1e-9, 1e-12])
-def test_means_that_nearly_coincide_are_told_apart(gap: float) -> None:
+def nearly_equal_means() -> Iterator[Case]:
     rng = np.random.default_rng(4)
-    means = rng.normal(size=32) + gap * rng.normal(size=(20, 32))
-    features = rng.normal(size=(300, 32)).astype(np.float32)
-    nearest, _ = nearest_mean(features, means)
-    np.testing.assert_array_equal(nearest, reference.nearest_mean(features, means)[0])
-    assert (rounded_argmin(features, means) != nearest).any()
-    assert len(set(nearest.tolist())) > 5
+    for gap in (1e-6, 1e-9, 1e-12):
+        means = rng.normal(size=32) + gap * rng.normal(size=(20, 32))
+        yield rng.normal(size=(300, 32)).astype(np.float32), means
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("distance", [1e4, 1e8])
-def test_data_far_from_the_origin_give_the_twins_classes(distance: float, dtype: Any) -> None:
+def far_from_the_origin() -> Iterator[Case]:
     rng = np.random.default_rng(6)
-    means = distance + rng.normal(size=(15, 10)) * distance * 1e-6
-    features = (distance + rng.normal(size=(400, 10)) * distance * 1e-6).astype(dtype)
-    nearest, _ = nearest_mean(features, means)
-    np.testing.assert_array_equal(nearest, reference.nearest_mean(features, means)[0])
-    assert (rounded_argmin(features, means) != nearest).any()
+    for distance in (1e4, 1e8):
+        means = distance + rng.normal(size=(15, 10)) * distance * 1e-6
+        features = distance + rng.normal(size=(400, 10)) * distance * 1e-6
+        yield features.astype(np.float32), means
+        yield features, means
+
+
+@pytest.mark.parametrize("case", [*nearly_equal_means(), *far_from_the_origin()])
+def test_classes_that_float32_gets_wrong_equal_the_twins(case: Case) -> None:
+    nearest, _ = nearest_mean(*case)
+    np.testing.assert_array_equal(nearest, reference.nearest_mean(*case)[0])
+    assert (rounded_argmin(*case) != nearest).any()
 
 
 @pytest.mark.parametrize("far", [1e3, 1e10])
-def test_rows_much_longer_than_the_means_give_the_twins_classes(far: float) -> None:
+def test_rows_much_longer_than_the_means_equal_the_twins(far: float) -> None:
     rng = np.random.default_rng(7)
     means = rng.normal(size=(12, 8))
     assert_like_twin((far * rng.normal(size=(300, 8))).astype(np.float32), means)
@@ -161,24 +163,24 @@ def test_rows_much_longer_than_the_means_give_the_twins_classes(far: float) -> N
     ("size", "dtype"),
     [
         (1e-30, np.float32),  # squares vanish in float32
-        (1e-22, np.float32),  # squares are a few of the smallest numbers in float32
+        (1e-22, np.float32),  # squares are a few of the smallest float32 numbers
         (1e-21, np.float32),
         (1e18, np.float32),
         (1e19, np.float32),  # some squares overflow float32
         (1e20, np.float32),
-        (1e38, np.float32),  # moving to the means' centre overflows as well
+        (1e38, np.float32),  # moving rows to the mean of the means overflows as well
         (1e-140, np.float64),
         (1e140, np.float64),
     ],
 )
-def test_tiny_and_huge_values_give_the_twins_classes(size: float, dtype: Any) -> None:
+def test_tiny_and_huge_values_equal_the_twins(size: float, dtype: Any) -> None:
     rng = np.random.default_rng(9)
     means = size * rng.uniform(-3, 3, size=(10, 4))
     features = (size * rng.uniform(-3, 3, size=(500, 4))).astype(dtype)
-    nearest, mass = nearest_mean(features, means)
+    nearest, votes = nearest_mean(features, means)
     np.testing.assert_array_equal(nearest, reference.nearest_mean(features, means)[0])
     assert len(set(nearest.tolist())) > 5
-    assert mass.sum() == pytest.approx(500)
+    assert votes.sum() == pytest.approx(500)
 
 
 @pytest.mark.parametrize("size", [1e-12, 1e12, 1e19, 1e37])
@@ -186,45 +188,37 @@ def test_votes_do_not_depend_on_the_scale(size: float) -> None:
     rng = np.random.default_rng(10)
     means = rng.normal(size=(6, 5))
     features = rng.normal(size=(100, 5)).astype(np.float32)
-    _, mass = nearest_mean(features, means)
+    _, votes = nearest_mean(features, means)
     _, scaled = nearest_mean((features * np.float32(size)), size * means)
-    np.testing.assert_allclose(scaled, mass, rtol=1e-4)
+    np.testing.assert_allclose(scaled, votes, rtol=1e-4)
 
 
 def test_votes_of_a_row_follow_the_formula() -> None:
-    _, mass = nearest_mean(np.array([[0.0]]), np.array([[1.0], [np.nan], [2.0], [-3.0]]))
-    gaps = np.array([0.0, 3.0, 8.0]) / (11 / 3)  # squared distances 1, 4, 9
-    votes = np.exp(-gaps) / np.exp(-gaps).sum()
-    np.testing.assert_allclose(mass, [votes[0], 0, votes[1], votes[2]], rtol=1e-12)
+    _, votes = nearest_mean(np.array([[0.0]]), np.array([[1.0], [np.nan], [2.0], [-3.0]]))
+    weights = np.exp(np.array([0.0, -3.0, -8.0]) / (11 / 3))  # squared distances 1, 4, 9
+    one, two, three = weights / weights.sum()
+    np.testing.assert_allclose(votes, [one, 0, two, three], rtol=1e-12)
 
 
-def test_votes_are_even_where_all_means_are_equally_near() -> None:
-    _, mass = nearest_mean(np.zeros((6, 2)), np.array([[3.0, 4.0], [5.0, 0.0], [-4.0, -3.0]]))
-    np.testing.assert_allclose(mass, [2, 2, 2])
-
-
-def test_no_rows_give_no_classes_and_no_votes() -> None:
-    nearest, mass = nearest_mean(np.zeros((0, 3), dtype=np.float32), np.ones((4, 3)))
-    assert nearest.shape == (0,)
-    assert mass.tolist() == [0, 0, 0, 0]
-
-
-def test_one_class_takes_all() -> None:
-    nearest, mass = nearest_mean(np.arange(6.0).reshape(3, 2), np.array([[7.0, 7.0]]))
-    assert nearest.tolist() == [0, 0, 0]
-    assert mass.tolist() == [3]
-
-
-def test_a_class_with_one_nan_is_never_nearest() -> None:
-    means = np.array([[0.0, np.nan], [9.0, 9.0], [np.nan, np.nan]])
-    nearest, mass = nearest_mean(np.zeros((2, 2)), means)
-    assert nearest.tolist() == [1, 1]
-    assert mass.tolist() == [0, 2, 0]
+@pytest.mark.parametrize(
+    ("features", "means", "nearest", "votes"),
+    [
+        (np.zeros((0, 3)), np.ones((4, 3)), [], [0, 0, 0, 0]),
+        (np.zeros((6, 2)), [[3.0, 4.0], [5.0, 0.0], [-4.0, -3.0]], [0] * 6, [2, 2, 2]),
+        (np.arange(6.0).reshape(3, 2), [[7.0, 7.0]], [0, 0, 0], [3]),
+        (np.zeros((2, 2)), [[0.0, np.nan], [9.0, 9.0], [np.nan, np.nan]], [1, 1], [0, 2, 0]),
+    ],
+    ids=["no rows", "equally near means", "one class", "absent classes"],
+)
+def test_special_cases(features: Any, means: Any, nearest: list[int], votes: list[float]) -> None:
+    found, sums = nearest_mean(features, means)
+    assert found.tolist() == nearest
+    np.testing.assert_allclose(sums, votes)
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("more", [-1, 0, 1, _BLOCK_ROWS + 1])
-def test_bits_do_not_depend_on_threads_at_the_block_borders(
+def test_bits_do_not_depend_on_threads_at_block_borders(
     more: int, dtype: Any, thread_counts: list[int]
 ) -> None:
     rng = np.random.default_rng(more + 2)
@@ -233,16 +227,16 @@ def test_bits_do_not_depend_on_threads_at_the_block_borders(
     results = []
     for count in thread_counts:
         numba.set_num_threads(count)
-        nearest, mass = nearest_mean(features, means)
-        results.append(nearest.tobytes() + mass.tobytes())
+        nearest, votes = nearest_mean(features, means)
+        results.append(nearest.tobytes() + votes.tobytes())
     assert len(set(results)) == 1
-    expected, votes = reference.nearest_mean(features, means)
+    expected, expected_votes = reference.nearest_mean(features, means)
     np.testing.assert_array_equal(nearest, expected)
-    np.testing.assert_allclose(mass, votes, rtol=1e-4)
+    np.testing.assert_allclose(votes, expected_votes, rtol=1e-4)
 
 
 @pytest.mark.parametrize("block_rows", [1, 2, 7, 49, 50, 51])
-def test_classes_do_not_depend_on_the_blocks(
+def test_classes_do_not_depend_on_the_block_size(
     block_rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rng = np.random.default_rng(12)
@@ -250,7 +244,7 @@ def test_classes_do_not_depend_on_the_blocks(
     assert_like_twin(rng.normal(size=(50, 3)).astype(np.float32), rng.normal(size=(4, 3)))
 
 
-def test_strided_and_read_only_arguments_are_read_right_and_left_alone() -> None:
+def test_strided_and_read_only_arguments_are_read_and_not_changed() -> None:
     rng = np.random.default_rng(13)
     features, means = rng.normal(size=(20, 12))[::-2, ::3], rng.normal(size=(4, 8))[:, ::2]
     copies = features.copy(), means.copy()
@@ -263,15 +257,15 @@ def test_strided_and_read_only_arguments_are_read_right_and_left_alone() -> None
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("dtype", FLOATS)
-def test_features_that_are_not_finite_are_refused(bad: float, dtype: Any) -> None:
+def test_features_that_are_not_finite_are_rejected(bad: float, dtype: Any) -> None:
     features = np.zeros((_BLOCK_ROWS + 5, 3), dtype=dtype)
     features[-1, 1] = bad
     with pytest.raises(ValueError, match=r"^`features` must be finite"):
         nearest_mean(features, np.eye(3))
 
 
-def test_more_bad_blocks_than_threads_are_refused_without_hanging() -> None:
-    # In a process of its own: threads that wait for ever would keep this one from ending.
+def test_more_bad_blocks_than_threads_are_rejected_without_hanging() -> None:
+    # In a subprocess, since threads that hang would keep this process from ending.
     code = (
         "import numba, numpy as np; numba.set_num_threads(1)\n"
         "from dp4tl_ffcv.kernels import nearest_mean\n"
