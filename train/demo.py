@@ -1,11 +1,20 @@
-"""The whole path on real images: betons, surrogate, scores, selections, pretraining, finetuning.
+"""Show the whole path on real images: write, score, select, pretrain, finetune, compare.
 
     python -m train.demo            # or: make demo
 
-Which source classes does a target of ten handwritten digits need, out of eighty? The demo knows
-(`writers.digits`), the methods do not; it ends with a table, `result.json` and `report.html`. A
-second run takes over every stage that is finished; so does a run after Ctrl-C.
+A target of ten handwritten digits needs ten of eighty source classes. The demo knows which
+(`writers.digits`), the methods do not. It ends with a table, `result.json` and `report.html`. A
+second run reuses every finished stage, also after Ctrl-C.
 """
+
+import tyro
+
+from dp4tl_ffcv.utils import one_line_errors
+
+from .configs.demo import Config
+
+if __name__ == "__main__":  # before the imports below, which take seconds
+    arguments = tyro.cli(Config, description=__doc__)
 
 import json
 import shutil
@@ -17,78 +26,30 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tyro
 
-from dp4tl_ffcv import BetonIndex, Scores, extract_features, select, write_report
-from dp4tl_ffcv.scoring import score
-from dp4tl_ffcv.utils import RunFolder, environment, one_line_errors, sha256_of_file, write_json
+from dp4tl_ffcv import (
+    BetonIndex,
+    Scores,
+    extract_features,
+    feature_mapping,
+    label_mapping,
+    select,
+    write_report,
+)
+from dp4tl_ffcv.scoring import random_scores
+from dp4tl_ffcv.utils import RunFolder, environment, sha256_of_file, write_json
 from dp4tl_ffcv.writers import digits
 
 from . import finetune, pretrain
+from .components.demo_plan import METHODS, Run, plan
 from .components.demo_results import DEFINITIONS, print_table, summarise, uneven_rates
 from .configs.finetune import Config as FinetuneConfig
 from .configs.pretrain import Config as PretrainConfig
 
-METHODS = ("lm", "fm", "random")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Config:
-    """The demo's settings; the defaults take about six minutes on two cores."""
-
-    out: Path = Path("runs/demo")
-    """Folder of everything that the demo makes."""
-    fresh: bool = False
-    """Delete what earlier runs left and start over."""
-    keeps: tuple[float, ...] = (0.125, 0.25, 0.5)
-    """Shares of the source classes to retain."""
-    control_keep: float = 0.25
-    """Keep that is trained at equal iterations as well."""
-    seeds: tuple[int, ...] = (0, 1)
-    """Each repeats pretraining and finetuning."""
-    surrogate_epochs: int = 6
-    """Passes over the full source for the surrogate."""
-    epochs: int = 6
-    """Passes over the retained samples in pretraining."""
-    probe_epochs: int = 50
-    """Passes over the target's features for a linear probe."""
-    finetune_epochs: int = 10
-    """Passes over the target's images in full finetuning."""
-    variants: int = 1
-    """Renderings of each original per source class."""
-    num_workers: int = -1
-    """Loading threads; -1 takes every core."""
-
-
-@dataclass(frozen=True)
-class Run:
-    """One pretraining run of the plan."""
-
-    method: str
-    keep: float
-    budget: str
-    seed: int
-
-    @property
-    def name(self) -> str:
-        """Folder name."""
-        control = "_equal_iterations" if self.budget == "equal_iterations" else ""
-        return f"{self.method}_{self.keep:g}{control}_seed{self.seed}"
-
-    @property
-    def scores(self) -> str:
-        """Name of the scores file; random draws anew for every seed."""
-        return f"random_seed{self.seed}" if self.method == "random" else self.method
-
-    @property
-    def selection(self) -> str | None:
-        """Name of the selection file."""
-        return None if self.method == "full" else f"{self.scores}_{self.keep:g}"
-
 
 @dataclass
 class Demo:
-    """The stages, and what they cost."""
+    """The stages of the demo, and their seconds."""
 
     config: Config
     seconds: dict[str, float] = field(default_factory=dict)
@@ -104,7 +65,7 @@ class Demo:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Announce a stage and add its seconds to those of earlier runs in this folder."""
+        """Print the name of a stage, and add its seconds to those of earlier runs."""
         print(f"-- {name}", flush=True)
         path = self.config.out / "stages.json"
         started = time.perf_counter()
@@ -118,10 +79,10 @@ class Demo:
 
     # -- 1. data ---------------------------------------------------------------------------------
     def write_data(self) -> None:
-        """Write the six betons unless they are there."""
+        """Write the six betons, unless they exist."""
         settings = digits.Config(out=self.data, variants=self.config.variants)
-        config = {"writer": "digits", "variants": settings.variants}
-        run = RunFolder(self.data, config, overwrite=True)
+        facts = {"writer": "digits", "variants": settings.variants}
+        run = RunFolder(self.data, facts, overwrite=True)
         finished = run.finished()
         if finished and finished["fingerprints"] == fingerprints(self.data):
             print(f"{self.data}: finished before, reused")
@@ -132,7 +93,7 @@ class Demo:
 
     # -- 2. surrogate ----------------------------------------------------------------------------
     def pretraining(self, name: str, **changes: Any) -> PretrainConfig:
-        """Return a pretraining configuration; all runs share everything but `changes`."""
+        """Return the settings of a pretraining: those of all runs, and `changes`."""
         settings: dict[str, Any] = {
             "train": self.data / "source_train.beton",
             "val": self.data / "source_val.beton",
@@ -160,10 +121,9 @@ class Demo:
 
     # -- 3. scores and selections ----------------------------------------------------------------
     def score(self, surrogate: dict[str, Any]) -> dict[str, float]:
-        """Score by every method, save every selection, and return each method's seconds."""
+        """Score by every method, save every selection, and return the seconds of each method."""
         checkpoint = Path(surrogate["checkpoint"])
-        source = self.data / "source_train.beton"
-        index = BetonIndex.open(source)
+        index = BetonIndex.open(self.data / "source_train.beton")
         run = RunFolder(
             self.config.out / "scores",
             {
@@ -174,14 +134,14 @@ class Demo:
             },
             overwrite=True,
         )
-        names = {r.selection for r in self.plan() if r.selection}
+        names = {r.selection for r in plan(self.config) if r.selection}
         finished = run.finished()
         if finished and all(self.selection_path(name).exists() for name in names):
             print(f"{run.path}: finished before, reused")
             return dict(finished["seconds"])
         run.start()
 
-        # The steps are those of the command line, files included: that is what a user pays.
+        # Files included, as a user of the command line pays for them.
         def features(split: str) -> Path:
             out = run.path / split
             extract_features(
@@ -190,31 +150,25 @@ class Demo:
                 out,
                 resolution=32,
                 crop_ratio=1.0,
-                num_workers=max(self.config.num_workers, 0) or None,
+                num_workers=self.config.num_workers,
                 restart=True,
             )
             return out
 
-        # A first pass over other images, so that compilation is not counted as selection.
+        # On other images first, so that compilation does not count as selection.
         warm = features("target_val")
-        score("feature_mapping", target=warm, source=warm, out=run.path / "warm_up.npz")
+        feature_mapping(warm, warm)
 
         started = time.perf_counter()
-        target = features("target_train")
-        score("label_mapping", target=target, out=run.path / "lm.npz")
+        label_mapping(features("target_train")).save(run.path / "lm.npz")
         seconds = {"lm": time.perf_counter() - started}
         started = time.perf_counter()
-        score(
-            "feature_mapping",
-            target=features("target_train"),
-            source=features("source_train"),
-            out=run.path / "fm.npz",
-        )
+        scores = feature_mapping(features("target_train"), features("source_train"))
+        scores.save(run.path / "fm.npz")
         seconds["fm"] = time.perf_counter() - started
         started = time.perf_counter()
         for seed in self.config.seeds:
-            out = run.path / f"random_seed{seed}.npz"
-            score("random", beton=source, seed=seed, out=out)
+            random_scores(index, seed=seed).save(run.path / f"random_seed{seed}.npz")
         seconds["random"] = (time.perf_counter() - started) / len(self.config.seeds)
 
         for method, spent in self.select(index, run.path).items():
@@ -225,9 +179,9 @@ class Demo:
         return seconds
 
     def select(self, index: BetonIndex, scores: Path) -> dict[str, float]:
-        """Save every selection of the plan; return the mean seconds of one, by method."""
+        """Save every selection, and return the mean seconds per selection, by method."""
         spent: dict[str, list[float]] = {method: [] for method in METHODS}
-        for run in self.plan():
+        for run in plan(self.config):
             if run.selection and run.budget == "equal_epochs":
                 started = time.perf_counter()
                 selection = select(Scores.load(scores / f"{run.scores}.npz"), index, keep=run.keep)
@@ -236,29 +190,14 @@ class Demo:
         return {method: float(np.mean(times)) for method, times in spent.items()}
 
     # -- 4. pretraining and finetuning -----------------------------------------------------------
-    def plan(self) -> list[Run]:
-        """Return every pretraining run: full, each method and keep, and the control.
-
-        The full source comes first in one seed and last in the next, so that a machine that warms
-        up or slows down favours neither side.
-        """
-        runs: list[Run] = []
-        for position, seed in enumerate(self.config.seeds):
-            turn = [Run("full", 1.0, "equal_epochs", seed)]
-            for method in METHODS:
-                turn += [Run(method, keep, "equal_epochs", seed) for keep in self.config.keeps]
-                turn.append(Run(method, self.config.control_keep, "equal_iterations", seed))
-            runs += turn if position % 2 == 0 else turn[::-1]
-        return runs
-
     def full_steps(self) -> int:
-        """Return how many steps the full run takes."""
+        """Return the number of steps of the full run."""
         settings = self.pretraining("full")
         num_samples = BetonIndex.open(settings.train).num_samples
         return settings.epochs * (num_samples // settings.batch_size)
 
     def train(self, run: Run) -> dict[str, Any]:
-        """Pretrain and finetune once; return what was measured."""
+        """Pretrain and finetune once, and return the measurements."""
         selection = self.selection_path(run.selection) if run.selection else None
         control = run.budget == "equal_iterations"
         pretrained = pretrain.pretrain(
@@ -280,24 +219,17 @@ class Demo:
             "num_workers": self.config.num_workers,
             "overwrite": True,
         }
-        folder = self.config.out / "finetune" / run.name
-        probe = FinetuneConfig(
-            **shared,
-            run=folder / "linear_probe",
-            mode="linear_probe",
-            epochs=self.config.probe_epochs,
-            batch_size=64,
-            lr=1e-2,
-        )
-        full = FinetuneConfig(
-            **shared,
-            run=folder / "full_finetuning",
-            mode="full_finetuning",
-            epochs=self.config.finetune_epochs,
-            batch_size=32,
-            lr=2e-3,
-        )
-        accuracies = {part.mode: finetune.finetune(part)["test_accuracy"] for part in (probe, full)}
+        modes: dict[Any, dict[str, Any]] = {
+            "linear_probe": {"epochs": self.config.probe_epochs, "batch_size": 64, "lr": 1e-2},
+            "full_finetuning": {
+                "epochs": self.config.finetune_epochs, "batch_size": 32, "lr": 2e-3,
+            },
+        }  # fmt: skip
+        accuracies: dict[str, float] = {}
+        for mode, settings in modes.items():
+            out = self.config.out / "finetune" / run.name / mode
+            tuned = finetune.finetune(FinetuneConfig(**shared, **settings, run=out, mode=mode))
+            accuracies[mode] = tuned["test_accuracy"]
         return {**pretrained, "accuracies": accuracies, "selection": selection}
 
 
@@ -307,7 +239,7 @@ def fingerprints(folder: Path) -> dict[str, str]:
 
 
 def start_over(out: Path) -> None:
-    """Delete what the demo makes, and nothing else."""
+    """Delete what the demo writes, and nothing else."""
     for name in ("data", "pretrain", "scores", "selections", "finetune", "figures"):
         if (out / name).exists():
             shutil.rmtree(out / name)
@@ -316,12 +248,7 @@ def start_over(out: Path) -> None:
 
 
 def run_demo(config: Config) -> Path:
-    """Run what is not finished yet and return the path of the report."""
-    if config.control_keep not in config.keeps:
-        raise ValueError(
-            f"`control_keep` must be one of `keeps` {config.keeps}; got {config.control_keep}. "
-            "Name one of them."
-        )
+    """Run the unfinished stages and return the path of the report."""
     if config.fresh:
         start_over(config.out)
     demo = Demo(config)
@@ -331,11 +258,11 @@ def run_demo(config: Config) -> Path:
         surrogate = demo.train_surrogate()
     with demo.stage("3/5 score the source classes and select"):
         selection_seconds = demo.score(surrogate)
-    plan = demo.plan()
+    runs = plan(config)
     outcomes: dict[tuple[str, float, str], list[dict[str, Any]]] = {}
     with demo.stage("4/5 pretrain and finetune"):
-        for number, run in enumerate(plan, start=1):
-            print(f"[{number}/{len(plan)}] {run.name}", flush=True)
+        for number, run in enumerate(runs, start=1):
+            print(f"[{number}/{len(runs)}] {run.name}", flush=True)
             outcomes.setdefault((run.method, run.keep, run.budget), []).append(demo.train(run))
     print("-- 5/5 report", flush=True)
     relevant = digits.relevant_classes()
@@ -369,6 +296,5 @@ def run_demo(config: Config) -> Path:
 
 
 if __name__ == "__main__":
-    settings = tyro.cli(Config, description=__doc__)
     with one_line_errors("train.demo"):
-        print(f"\n{run_demo(settings)}")
+        print(f"\n{run_demo(arguments)}")

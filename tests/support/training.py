@@ -10,7 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from dp4tl_ffcv import BetonIndex, Selection, image_fields, write_beton
+from dp4tl_ffcv import (
+    BetonIndex,
+    Selection,
+    evaluation_loader,
+    image_fields,
+    load_checkpoint,
+    write_beton,
+)
 from tests.conftest import Images
 from train import finetune, pretrain, pretrain_moco
 
@@ -41,6 +48,16 @@ def weights(result: dict[str, Any]) -> dict[str, Tensor]:
     """Return the weights in the checkpoint of a result."""
     network: dict[str, Tensor] = torch.load(result["checkpoint"], weights_only=True)["network"]
     return network
+
+
+def accuracy_of(checkpoint: str, beton: Path) -> float:
+    """Return the accuracy of a checkpoint, computed one image at a time."""
+    model = load_checkpoint(checkpoint).eval()
+    hits = []
+    with torch.inference_mode():
+        for images, labels in evaluation_loader(beton, batch_size=1, resolution=32):
+            hits.append(int(model(images).argmax()) == int(labels))
+    return float(np.mean(hits))
 
 
 def assert_same_tensors(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:

@@ -278,7 +278,7 @@ def test_a_probe_without_its_checkpoint_ends_the_program(
     assert "checkpoint" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("recipe", ["pretrain", "finetune", "pretrain_moco"])
+@pytest.mark.parametrize("recipe", ["pretrain", "finetune", "pretrain_moco", "demo"])
 def test_help_imports_nothing_that_is_slow(recipe: str) -> None:
     code = (
         "import runpy, sys; sys.argv = ['recipe', '--help']\n"

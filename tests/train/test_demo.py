@@ -2,6 +2,7 @@
 
 import json
 import runpy
+import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -15,30 +16,18 @@ import pytest
 from dp4tl_ffcv import BetonIndex, Scores, Selection
 from dp4tl_ffcv.writers import digits
 from train import demo, finetune, pretrain
-from train.components import demo_results
+from train.components import demo_plan, demo_results
 
 ALL_ORIGINALS = digits.ORIGINALS
 METHODS = {"full", "lm", "fm", "random"}
 FINETUNING = {"linear_probe", "full_finetuning"}
+SPLITS = ("train", "val", "test")
 KEYS = {
-    "method",
-    "keep",
-    "finetuning",
-    "budget",
-    "retained_classes",
-    "retained_samples",
-    "pretrain_steps",
-    "pretrain_seconds",
-    "pretrain_seconds_all",
-    "selection_seconds",
-    "speedup",
-    "speedup_with_selection",
-    "test_accuracy_mean",
-    "test_accuracy_spread",
-    "test_accuracies",
-    "relevant_share",
-    "relevant_found",
-}
+    "method", "keep", "finetuning", "budget", "retained_classes", "retained_samples",
+    "pretrain_steps", "pretrain_seconds", "pretrain_seconds_all", "selection_seconds", "speedup",
+    "speedup_with_selection", "test_accuracy_mean", "test_accuracy_spread", "test_accuracies",
+    "relevant_share", "relevant_found",
+}  # fmt: skip
 
 
 @dataclass
@@ -59,13 +48,13 @@ class Finished:
 def spy_on_training(patch: pytest.MonkeyPatch) -> list[str]:
     """Return a list that gets the name of every run that trains from here on."""
     trained: list[str] = []
-    warm_up, train_one = pretrain.warm_up, {}
+    set_up, train_one = pretrain.set_up, {}
 
-    def spied_warm_up(*arguments: Any) -> float:
+    def spied_set_up(*arguments: Any) -> Any:
         trained.append("pretrain")
-        return warm_up(*arguments)
+        return set_up(*arguments)
 
-    patch.setattr(pretrain, "warm_up", spied_warm_up)
+    patch.setattr(pretrain, "set_up", spied_set_up)
     for name in ("train_probe", "train_all"):
         train_one[name] = getattr(finetune, name)
 
@@ -80,10 +69,7 @@ def spy_on_training(patch: pytest.MonkeyPatch) -> list[str]:
 @pytest.fixture(scope="module", autouse=True)
 def few_originals() -> Iterator[None]:
     """A few images instead of thousands."""
-    few = {
-        "source": {"train": 4, "val": 1, "test": 1},
-        "target": {"train": 2, "val": 2, "test": 2},
-    }
+    few = {"source": {"train": 4, "val": 1, "test": 1}, "target": dict.fromkeys(SPLITS, 2)}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(digits, "ORIGINALS", few)
         yield
@@ -91,16 +77,10 @@ def few_originals() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    once: Any = dict.fromkeys(("surrogate_epochs", "epochs", "probe_epochs", "finetune_epochs"), 1)
+    out = tmp_path_factory.mktemp("runs") / "demo"
     config = demo.Config(
-        out=tmp_path_factory.mktemp("runs") / "demo",
-        keeps=(0.25,),
-        control_keep=0.25,
-        seeds=(0,),
-        surrogate_epochs=1,
-        epochs=1,
-        probe_epochs=1,
-        finetune_epochs=1,
-        num_workers=2,
+        out=out, keeps=(0.25,), control_keep=0.25, seeds=(0,), num_workers=2, **once
     )
     with pytest.MonkeyPatch.context() as patch:
         before = spy_on_training(patch)
@@ -252,16 +232,18 @@ def test_a_second_run_trains_nothing_and_ends_with_the_path_of_the_report(
     assert finished.result["rows"] == before["rows"]
 
 
-def test_fresh_starts_over_and_deletes_nothing_that_is_not_the_demos(
-    finished: Finished, monkeypatch: pytest.MonkeyPatch
+def test_fresh_deletes_what_the_demo_wrote_and_nothing_else(
+    finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    leftover = finished.config.out / "leftover"
-    leftover.touch()
-    trained = spy_on_training(monkeypatch)
-    demo.run_demo(replace(finished.config, fresh=True))
-    assert leftover.exists()
-    assert trained.count("pretrain") == 8
-    assert len(finished.result["rows"]) == 14
+    def stop(_: demo.Demo) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(demo.Demo, "write_data", stop)
+    out = Path(shutil.copytree(finished.config.out, tmp_path / "demo"))
+    (out / "leftover").touch()
+    with pytest.raises(KeyboardInterrupt):
+        demo.run_demo(replace(finished.config, out=out, fresh=True))
+    assert {path.name for path in out.iterdir()} == {"leftover", "stages.json"}
 
 
 def outcome(seconds: float, rate: float, *accuracies: float) -> dict[str, Any]:
@@ -301,7 +283,7 @@ def test_uneven_rates_are_named() -> None:
 
 
 def test_the_full_source_is_first_in_one_seed_and_last_in_the_next(tmp_path: Path) -> None:
-    plan = demo.Demo(demo.Config(out=tmp_path)).plan()
+    plan = demo_plan.plan(demo.Config(out=tmp_path))
     assert [run.method for run in plan].index("full") == 0
     assert plan[-1].method == "full"
     assert {run.seed for run in plan[: len(plan) // 2]} == {0}
@@ -333,9 +315,8 @@ def shows_the_claim(row: dict[str, Any], rows: list[dict[str, Any]]) -> bool:
     )
 
 
-def test_a_control_that_is_none_of_the_keeps_is_refused_before_anything_is_done(
+def test_a_control_that_is_none_of_the_keeps_is_rejected(
     tmp_path: Path,
 ) -> None:
     with pytest.raises(ValueError, match="`control_keep`"):
-        demo.run_demo(demo.Config(out=tmp_path / "demo", keeps=(0.5,), control_keep=0.25))
-    assert not (tmp_path / "demo").exists()
+        demo.Config(out=tmp_path / "demo", keeps=(0.5,), control_keep=0.25)

@@ -1,9 +1,7 @@
 """Finetuning: which weights change, how the epoch is chosen, and that the test is read once."""
 
 import json
-import os
 import shutil
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,12 +23,18 @@ from dp4tl_ffcv import (
 )
 from dp4tl_ffcv.utils import Classifier
 from tests.conftest import Images
-from tests.support.training import TARGET_CLASSES, Configure, rows, weights
+from tests.support.training import (
+    TARGET_CLASSES,
+    Configure,
+    accuracy_of,
+    assert_same_tensors,
+    rows,
+    weights,
+)
 from train import finetune
 from train.components.data import open_splits
 from train.components.optimizers import BestWeights
 from train.components.processes import Processes
-from train.components.throughput import Throughput
 
 MODES = ("linear_probe", "full_finetuning", "from_scratch")
 
@@ -48,16 +52,6 @@ def body(checkpoint: str | Path) -> dict[str, torch.Tensor]:
     return {name: value.detach() for name, value in values.items() if id(value) not in head}
 
 
-def accuracy(checkpoint: str, beton: Path) -> float:
-    """Top-1 accuracy of a checkpoint, one image at a time."""
-    model = load_checkpoint(checkpoint).eval()
-    hits = []
-    with torch.inference_mode():
-        for images, labels in evaluation_loader(beton, batch_size=1, resolution=32):
-            hits.append(int(model(images).argmax()) == int(labels))
-    return float(np.mean(hits))
-
-
 @pytest.mark.parametrize("mode", MODES)
 def test_the_result_is_that_of_the_best_checkpoint(
     mode: str, configure: Configure, target: dict[str, Path]
@@ -66,8 +60,10 @@ def test_the_result_is_that_of_the_best_checkpoint(
     result = finetune.finetune(config)
     assert json.loads((config.run / "result.json").read_text()) == result
     assert Path(result["checkpoint"]) == config.run / "checkpoints" / "best.pt"
-    assert result["test_accuracy"] == pytest.approx(accuracy(result["checkpoint"], target["test"]))
-    assert result["val_accuracy"] == pytest.approx(accuracy(result["checkpoint"], target["val"]))
+    assert result["test_accuracy"] == pytest.approx(
+        accuracy_of(result["checkpoint"], target["test"])
+    )
+    assert result["val_accuracy"] == pytest.approx(accuracy_of(result["checkpoint"], target["val"]))
     assert result["test_samples"] == 16
     assert result["mode"] == mode
     log = rows(config.run)
@@ -123,9 +119,7 @@ def test_nothing_of_a_checkpoint_gets_into_a_training_from_scratch(
     without = configure(**options)
     result = finetune.finetune(without)
     given = configure(**options, checkpoint=pretrained, run=tmp_path / "given")
-    expected = weights(finetune.finetune(given))
-    for name, value in weights(result).items():
-        assert torch.equal(value, expected[name]), name
+    assert_same_tensors(weights(result), weights(finetune.finetune(given)))
     trained_on = load_checkpoint(result["checkpoint"]).trained_on
     assert trained_on == BetonIndex.open(without.train).fingerprint
 
@@ -273,30 +267,6 @@ def test_labels_are_smoothed(
 
 
 # Several processes.
-
-
-def in_two(rank: int, port: int, config: finetune.Config) -> None:
-    """Finetune as one of two processes, of which the second waits for 2 seconds in each epoch."""
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    torch.set_num_threads(1)
-    Throughput.stalled = property(lambda _: 2.0 * rank)  # type: ignore[assignment,method-assign]
-    finetune.finetune(config)
-
-
-def test_two_processes_finetune_one_model(configure: Configure) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    config = configure(mode="full_finetuning", lr=1e-3, epochs=2, batch_size=4)
-    torch.multiprocessing.spawn(in_two, (port, config), nprocs=2)
-    result = json.loads((config.run / "result.json").read_text())
-    assert result["world_size"] == 2
-    assert result["stall_share"] * result["finetune_seconds"] == pytest.approx(2 * (0 + 2) / 2)
-    assert result["test_samples"] == 16
-    assert list(result["test_accuracy_per_class"]) == ["0", "1", "2", "3"]
-    assert result["test_accuracy"] == pytest.approx(accuracy(result["checkpoint"], config.test))
-    assert result["val_accuracy"] == pytest.approx(accuracy(result["checkpoint"], config.val))
 
 
 class Two(Processes):

@@ -12,6 +12,7 @@ import torch
 
 from dp4tl_ffcv import (
     BetonError,
+    BetonIndex,
     Selection,
     StaleArtifactError,
     evaluation_loader,
@@ -66,6 +67,22 @@ def test_a_run_leaves_its_config_log_checkpoint_and_result(
     assert result["world_size"] == 1
     assert load_checkpoint(result["checkpoint"], arch="resnet8_w16").num_classes == 10
     assert photos.path.read_bytes() == before
+
+
+def test_a_run_parses_each_beton_once(
+    configure: Configure, three_classes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parsed: list[str] = []
+    parse = BetonIndex.open.__func__  # type: ignore[attr-defined]
+
+    def counted(cls: Any, path: Any, **options: Any) -> BetonIndex:
+        parsed.append(Path(path).name)
+        index: BetonIndex = parse(cls, path, **options)
+        return index
+
+    monkeypatch.setattr(BetonIndex, "open", classmethod(counted))
+    pretrain.pretrain(configure(selection=three_classes, val_every=1))
+    assert sorted(parsed) == ["other.beton", "photos.beton"]
 
 
 def test_a_run_learns_and_the_validation_accuracy_is_that_of_its_checkpoint(

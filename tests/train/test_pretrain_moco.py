@@ -2,9 +2,6 @@
 
 import copy
 import json
-import multiprocessing
-import os
-import socket
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,11 +21,10 @@ from train import finetune, pretrain_moco
 from train.components.augmentations import augment, draw
 from train.components.data import open_source
 from train.components.moco import GroupedBatchNorm, group_norms
-from train.components.processes import Processes, processes
+from train.components.processes import Processes
 from train.configs.pretrain_moco import Config
 
 CPU = Processes(torch.device("cpu"))
-PATIENCE = 240  # seconds for two processes to start and train; a few when the machine is free
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -247,57 +243,6 @@ def test_a_step_does_not_wait_for_the_gpu(configure: Configure) -> None:
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert torch.isfinite(loss)
-
-
-# -- several processes -----------------------------------------------------------------------------
-def train_as(rank: int, port: int, config: Config, results: Any) -> None:
-    """Train in one of two processes; report the result, the queue and what follows from them."""
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_RANK": str(rank)}
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2"}
-    torch.set_num_threads(1)
-    kept: list[pretrain_moco.TrainState] = []
-    set_up = pretrain_moco.set_up
-    pretrain_moco.set_up = lambda *args: kept.append(set_up(*args)) or kept[-1]
-    with processes():
-        result = pretrain_moco.pretrain_moco(config)
-        (state,) = kept
-        digest = {
-            name: float(value.double().sum()) for name, value in state.moco.named_parameters()
-        }
-        digest["queue"] = float(state.moco.loss.memory_bank.bank.double().sum())
-        digest["ids"] = state.loader.batch_size
-    results.put((rank, result, digest))
-
-
-def test_two_processes_share_batches_and_keep_the_same_networks_and_queue(
-    configure: Configure, trained: dict[str, Any]
-) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    context = multiprocessing.get_context("spawn")
-    results = context.Queue()
-    workers = [
-        context.Process(target=train_as, args=(rank, port, configure(), results))
-        for rank in range(2)
-    ]
-    try:
-        for worker in workers:
-            worker.start()
-        found = sorted((results.get(timeout=PATIENCE) for _ in workers), key=lambda item: item[0])
-        for worker in workers:
-            worker.join(PATIENCE)
-            assert worker.exitcode == 0
-    finally:
-        for worker in workers:
-            worker.terminate()
-    (_, first, digest), (_, second, other_digest) = found
-    assert digest == other_digest
-    assert digest["ids"] == 20
-    assert first == second
-    assert first["world_size"] == 2
-    assert (first["steps"], first["images"]) == (6, 240)
-    assert first["loss"] == pytest.approx(trained["loss"], abs=0.3)
 
 
 # -- what follows ----------------------------------------------------------------------------------

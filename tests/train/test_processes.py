@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ from torch import nn
 from dp4tl_ffcv import BetonIndex, Selection
 from dp4tl_ffcv.utils import Classifier
 from tests.conftest import Images
-from tests.support.training import weights
+from tests.support.training import RECIPES, Configure, accuracy_of, weights
 from train import pretrain
 from train.components.attacks import make_attack
 from train.components.processes import Processes
@@ -24,14 +25,15 @@ from train.components.validation import Validation
 LONGEST = 500  # seconds; it takes a few when the machine is free
 # All that a rank does. It prints one line of JSON, through a file of its own.
 RANK = """
-import json, sys
+import json, pickle, sys
 from pathlib import Path
 import numpy as np
 import torch
 from tests.train.test_processes import plain_model, validate_on_39
 from dp4tl_ffcv.utils import on_rank_zero
-from train import pretrain
+from train import finetune, pretrain, pretrain_moco
 from train.components.processes import processes
+from train.components.throughput import Throughput
 
 settings = json.loads(sys.argv[1])
 out = Path(settings.pop("out"))
@@ -81,6 +83,17 @@ with processes() as group:
     except InterruptedError:
         pretrain.train_step = step
     found["resumed"] = run("resumed", ema=0.9, val_every=1)
+
+    configs = pickle.loads((out / "configs.pkl").read_bytes())
+    states, set_up = [], pretrain_moco.set_up
+    pretrain_moco.set_up = lambda *arguments: states.append(set_up(*arguments)) or states[0]
+    found["moco"] = pretrain_moco.pretrain_moco(configs["pretrain_moco"])
+    moco = states[0].moco
+    found["sums"] = [float(value.double().sum()) for value in moco.parameters()]
+    found["sums"].append(float(moco.loss.memory_bank.bank.double().sum()))
+    found["batch_size"] = states[0].loader.batch_size
+    Throughput.stalled = property(lambda _: 2.0 * group.rank)  # seconds in each epoch
+    found["finetuned"] = finetune.finetune(configs["finetune"])
     (out / f"{group.rank}.json").write_text(json.dumps(found))
 """
 
@@ -111,8 +124,16 @@ def validate_on_39(beton: Path, run: Path, group: Processes) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def settings(photos: Images, other_photos: Images, tmp_path_factory: Any) -> dict[str, Any]:
+def settings(
+    photos: Images, other_photos: Images, settings_of_recipe: Configure, tmp_path_factory: Any
+) -> dict[str, Any]:
     out = tmp_path_factory.mktemp("processes")
+    finetuning = {"mode": "full_finetuning", "lr": 1e-3, "epochs": 2, "batch_size": 4}
+    configs = {
+        "finetune": settings_of_recipe("finetune", out / "finetune", **finetuning),
+        "pretrain_moco": settings_of_recipe("pretrain_moco", out / "moco"),
+    }
+    (out / "configs.pkl").write_bytes(pickle.dumps(configs))
     # 31 samples: two processes that filled their shares up would make a step more than one does.
     chosen = np.flatnonzero(np.isin(photos.labels, [1, 4, 8]))[:31]
     Selection.of_indices(BetonIndex.open(photos.path), chosen).save(out / "odd.npz")
@@ -217,6 +238,31 @@ def test_only_rank_0_writes_the_log(ranks: Ranks, settings: Any) -> None:
     lines = (Path(settings["out"]) / "normalised" / "log.jsonl").read_text().splitlines()
     rows = [(row["event"], row.get("step")) for row in map(json.loads, lines)]
     assert rows == [("start", None), ("epoch", 3), ("validation", 3), ("epoch", 6)]
+
+
+def test_two_processes_finetune_one_model(ranks: Ranks, target: dict[str, Path]) -> None:
+    result = ranks[0]["finetuned"]
+    assert ranks[1]["finetuned"] == result
+    assert result["world_size"] == 2
+    assert result["stall_share"] * result["finetune_seconds"] == pytest.approx(2 * (0 + 2) / 2)
+    assert result["test_samples"] == 16
+    assert list(result["test_accuracy_per_class"]) == ["0", "1", "2", "3"]
+    for split in ("val", "test"):
+        accuracy = accuracy_of(result["checkpoint"], target[split])
+        assert result[f"{split}_accuracy"] == pytest.approx(accuracy)
+
+
+def test_two_processes_of_moco_share_batches_and_keep_the_same_networks_and_queue(
+    ranks: Ranks, settings_of_recipe: Configure, tmp_path: Path
+) -> None:
+    first, second = ranks
+    assert first["sums"] == second["sums"]
+    assert first["batch_size"] == 20
+    assert first["moco"] == second["moco"]
+    assert first["moco"]["world_size"] == 2
+    assert (first["moco"]["steps"], first["moco"]["images"]) == (6, 240)
+    alone = RECIPES["pretrain_moco"](settings_of_recipe("pretrain_moco", tmp_path / "run"))
+    assert first["moco"]["loss"] == pytest.approx(alone["loss"], abs=0.3)
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 7])
