@@ -35,7 +35,7 @@ def find_pointers(
     each is 0 or the start of one of the sample's own extents. It is an error if no pointer leads to
     some of a sample's bytes, because they could not be found again after they moved.
 
-    `metadata`, `extents` and `starts` are those of a `Retained`.
+    See `Retained` for `metadata`, `extents` and `starts`.
 
     Raises:
         BetonError: a sample's metadata points to bytes of another sample, or some bytes have no

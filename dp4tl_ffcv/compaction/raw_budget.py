@@ -54,7 +54,7 @@ def choose_raw(
     Args:
         budget: bytes of the whole file.
         fields: images of each field; those not yet raw may be chosen.
-        ids: sample ids `(M,)`; of equal images, those of lower ids are chosen first.
+        ids: sample ids `(M,)`; among equal images, lower ids are chosen first.
         retained: all samples.
         sizes: bytes of each extent `(R,)` if no image is chosen.
         placed: returns page size and file size, given the bytes of each extent.

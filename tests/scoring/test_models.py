@@ -72,13 +72,13 @@ def test_pixels_are_normalised_as_for_imagenet() -> None:
     torch.testing.assert_close(found, (torch.tensor([0.0, 1.0, 100 / 255]) - mean) / std)
 
 
-def test_a_network_without_a_linear_head_is_refused_at_once() -> None:
+def test_a_network_without_a_linear_head_is_rejected_at_once() -> None:
     with pytest.raises(ValueError, match=r"^SqueezeNet does not end in an nn\.Linear"):
         build_model("squeezenet1_1", 5)
 
 
 @pytest.mark.parametrize("arch", ["resnet19", "", "fcos_resnet50_fpn", "raft_small"])
-def test_an_unknown_architecture_is_refused(arch: str) -> None:
+def test_an_unknown_architecture_is_rejected(arch: str) -> None:
     message = rf"^there is no architecture '{arch}'\. Choose one of resnet8_w16, resnet8_w32,"
     with pytest.raises(ValueError, match=message):
         build_model(arch, 5)
@@ -213,21 +213,21 @@ def test_torchvisions_models_come_first() -> None:
 
 
 @pytest.mark.parametrize("arch", ["timm:resnet19", "resnet18.no_such_tag", "hf_hub:timm/resnet18"])
-def test_a_model_that_timm_lacks_is_refused(arch: str) -> None:
+def test_a_model_that_timm_lacks_is_rejected(arch: str) -> None:
     pytest.importorskip("timm")
     name = arch.removeprefix("timm:")
     with pytest.raises(ValueError, match=rf"^there is no architecture '{name}'"):
         build_model(arch, 5)
 
 
-def test_a_model_of_timm_with_two_heads_is_refused() -> None:
+def test_a_model_of_timm_with_two_heads_is_rejected() -> None:
     pytest.importorskip("timm")
     with pytest.raises(ValueError, match=r"does not end in one nn\.Linear"):
         build_model("timm:deit_tiny_distilled_patch16_224", 5)
 
 
 @pytest.mark.parametrize("arch", ["timm:resnet18", "convnext_atto"])
-def test_without_timm_its_models_are_refused(arch: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_timm_its_models_are_rejected(arch: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
     message = "^there is no architecture .*pip install timm"
     with pytest.raises(ValueError, match=message):

@@ -1,4 +1,4 @@
-"""Surrogates: build, load and save a classifier, and run it over a dataset."""
+"""Surrogates: build, load and save classifiers and encoders."""
 
 from .checkpoints import load_checkpoint, save_checkpoint
 from .models import BlurPoolConv, Classifier, build_model, replace_head

@@ -159,7 +159,7 @@ def _load_weights(model: Classifier, state: dict[str, Tensor]) -> None:
     faults = [f"{kind} {_first_of(names)}" for kind, names in kinds.items() if names]
     if faults:
         raise CheckpointError(
-            f"its weights are not those of {model.arch} with {model.num_classes} classes: "
+            f"its weights do not fit {model.arch} with {model.num_classes} classes: "
             f"{'; '.join(faults)}. Pass the architecture that was trained."
         )
     network.load_state_dict(state)

@@ -14,8 +14,8 @@ ModelLike = Classifier | str | os.PathLike[str]
 def load_model(model: ModelLike, **options: Any) -> tuple[Classifier, dict[str, str]]:
     """Return a classifier, and the provenance of its weights.
 
-    An architecture means the pretrained weights of torchvision or timm. The options are those of
-    `load_checkpoint`, for checkpoints only; None and False mean not given.
+    An architecture means the pretrained weights of torchvision or timm. Options are passed to
+    `load_checkpoint`; only a checkpoint may have any. None and False mean not given.
 
     Raises:
         FileNotFoundError: there is no such file.

@@ -87,7 +87,7 @@ class Classifier(nn.Module):
         self.num_classes = num_classes
         self.trained_on: str | None = None  # fingerprint of the training beton
         self.channels = _three("mean", mean), _three("std", std)
-        # Not part of the state dict, so that its keys are those of the network.
+        # Not part of the state dict, which has exactly the keys of the network.
         for name, values in zip(("mean", "std"), self.channels, strict=True):
             buffer = 255.0 * torch.tensor(values).view(1, 3, 1, 1)
             self.register_buffer(name, buffer, persistent=False)
