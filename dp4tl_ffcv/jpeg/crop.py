@@ -141,7 +141,7 @@ def _decode_blocks(
     return bool(_find_text(_error_text(handle), _ROWS_LEFT.ctypes.data) != 0)
 
 
-@compiled()
+@compiled(inline="always")  # compiles faster
 def _crop_planes(
     handle: int,
     data: Any,
@@ -199,7 +199,7 @@ def _crop_rgb(
     return DECODED
 
 
-@compiled()
+@compiled(inline="always")  # compiles faster
 def _decode(
     handle: int, data: Any, height: int, width: int, top: int, left: int, scratch: Any, out: Any
 ) -> int:

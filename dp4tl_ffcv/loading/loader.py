@@ -36,12 +36,11 @@ _SIGNATURE = inspect.signature(Loader.__init__)
 class PrunedLoader(Loader):
     """Drop-in for `ffcv.loader.Loader` that reads only the samples of a selection.
 
-    Every argument of `Loader` works as in ffcv, with these differences. The file is checked before
-    use, and only the tables of the retained samples stay in memory. The caller's pipeline lists are
-    not modified. An error in a background thread is raised in the training loop. Leaving a loop
-    early stops all threads. A second loader with the same pipeline compiles nothing. `num_workers`
-    may be None (all cores, shared among the processes of this machine) and is never more than the
-    cores. `OrderOption.QUASI_RANDOM` is `quasi_random_order`, which works with `distributed`.
+    Every argument of `Loader` works as in ffcv, except that `num_workers` may be None (all cores,
+    shared among the processes of this machine), and that `OrderOption.QUASI_RANDOM` is
+    `quasi_random_order`, which works with `distributed`. The file is checked before use. An error
+    in a background thread is raised in the training loop. Leaving a loop early stops all threads.
+    A second loader with the same pipeline compiles nothing.
 
     Args:
         fname: the beton: a path, or an open `BetonIndex`, which is not read again.
@@ -111,22 +110,14 @@ class PrunedLoader(Loader):
         self.fname = str(self._index.path)
         self.reader = IndexReader(self._index)
         self._file = FileReader(self.fname)
-        self._options = {
-            **options,
-            "fname": self._index,
-            "cache": self._cache_option,
-            "read_ahead": self._read_ahead,
-        }
+        options["fname"], options["cache"] = self._index, self._cache_option
+        self._options = {**options, "read_ahead": self._read_ahead}
         chosen = load_selection(selection, self._index)
         self._remap = insert_remap(pipelines, chosen) if relabel else None
         self.pipeline_specs = pipeline_specs(pipelines, self.reader.handlers)
         self.field_name_to_f_ix = {name: at for at, name in enumerate(self.reader.handlers)}
         self.next_epoch = 0
         self._retain(chosen, _choose_indices(self._index, chosen, options["indices"]))
-        self._build_graph()
-
-    def _build_graph(self) -> None:
-        """Compile the pipelines, for all epochs and selections."""
         Compiler.set_num_threads(self.num_workers)
         with shared_compilation():
             self.graph = Graph(
@@ -171,10 +162,10 @@ class PrunedLoader(Loader):
             ValueError: the ids are empty or out of range, or the loader relabels and needs a
                 selection.
         """
-        chosen = None
-        if isinstance(selection, Selection | str | os.PathLike):
-            chosen = load_selection(selection, self._index)
-        ids = _choose_indices(self._index, chosen, selection if chosen is None else None)
+        given: Any = selection
+        is_selection = isinstance(given, Selection | str | os.PathLike)
+        chosen = load_selection(given, self._index) if is_selection else None
+        ids = _choose_indices(self._index, chosen, None if is_selection else given)
         if self._remap is not None and chosen is None:
             raise ValueError(
                 "a loader with `relabel` needs a Selection, which numbers the classes; got sample "
@@ -191,12 +182,9 @@ class PrunedLoader(Loader):
         extents = retained_extents(self._index, ids.astype(np.int64), used)
         name = choose_cache(extents) if self._cache_option == "auto" else self._cache_option
         shared = self.distributed and name == "ram"
+        shared_as = self._shared_name(extents) if shared else None
         cache = open_cache(
-            name,
-            self._file,
-            extents,
-            read_ahead=self._read_ahead,
-            shared_as=self._shared_name(extents) if shared else None,
+            name, self._file, extents, read_ahead=self._read_ahead, shared_as=shared_as
         )
         if self._opened_here:
             self._index.release_allocations()  # the one large table that no epoch needs
@@ -269,11 +257,6 @@ class PrunedLoader(Loader):
         """Return the field and the decoder of each pipeline."""
         nodes = [node for node in self.graph.nodes if isinstance(node, DecoderNode)]
         return [(node.field_name, node.decoder) for node in nodes]
-
-    @property
-    def first_traversal_order(self) -> NDArray[Any]:
-        """Order of the next epoch, under the name that ffcv's Loader gives it."""
-        return np.asarray(self.next_traversal_order())
 
     def plan_epoch(self, epoch: int) -> EpochPlan:
         """Return the order of an epoch and the reads that the cache "extents" makes for it.

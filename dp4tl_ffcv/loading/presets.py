@@ -99,18 +99,8 @@ def evaluation_loader(
 ) -> PrunedLoader:
     """Load centre crops, each sample once, in order.
 
-    Args:
-        beton: a beton with fields `image` and `label`: a path, or an open index.
-        batch_size: images per batch.
-        resolution: side of the square crops, in pixels.
-        selection: the samples to load: a selection or the path of one. None loads all.
-        indices: sample ids to load, instead of a selection.
-        crop_ratio: side of the crop / shorter side of the image.
-        num_workers: decoding threads. None takes all cores, shared among the processes of this
-            machine.
-        device: device of the batches.
-        relabel: give the classes of the selection the labels 0 to K - 1.
-        cache: where the samples' bytes are kept, as for `PrunedLoader`.
+    `indices` are sample ids to load instead of a selection. `crop_ratio` is the side of the crop /
+    the shorter side of the image. The other arguments are as for `training_loader`.
 
     Yields images uint8 `(B, 3, resolution, resolution)` and labels int64 `(B,)`.
     """

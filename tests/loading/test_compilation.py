@@ -16,6 +16,7 @@ from numba.core import event
 
 from dp4tl_ffcv import PrunedLoader, RemapLabel, Selection
 from dp4tl_ffcv.loading.ffcv_adapter.compilation import shared_compilation
+from tests.support.loading import only
 
 
 def compilations(work: Callable[[], Any]) -> list[Any]:
@@ -27,20 +28,12 @@ def compilations(work: Callable[[], Any]) -> list[Any]:
 
 def image_loader(dataset: Any, side: int = 16, **options: Any) -> PrunedLoader:
     steps: list[Any] = [RandomResizedCropRGBImageDecoder((side, side)), RandomHorizontalFlip()]
-    pipelines = {
-        "image": [*steps, ToTensor(), ToTorchImage()],
-        "label": [IntDecoder(), ToTensor()],
-        "identifier": None,
-    }
+    pipelines = only(image=[*steps, ToTensor(), ToTorchImage()], label=[IntDecoder(), ToTensor()])
     return PrunedLoader(dataset.path, 20, pipelines=pipelines, **options)
 
 
 def mapped_loader(dataset: Any, label_map: Any) -> PrunedLoader:
-    pipelines = {
-        "image": None,
-        "label": [IntDecoder(), RemapLabel(label_map), ToTensor()],
-        "identifier": None,
-    }
+    pipelines = only(label=[IntDecoder(), RemapLabel(label_map), ToTensor()])
     return PrunedLoader(dataset.path, 120, pipelines=pipelines)
 
 
@@ -70,7 +63,7 @@ def test_a_second_loader_compiles_nothing(os_cache: bool, photos: Any, other_pho
 def test_a_second_centre_crop_compiles_nothing(photos: Any) -> None:
     def load(ratio: float) -> None:
         steps = [CenterCropRGBImageDecoder((16, 16), ratio=ratio), ToTensor()]
-        pipelines = {"image": steps, "label": None, "identifier": None}
+        pipelines = only(image=steps)
         list(PrunedLoader(photos.path, 20, pipelines=pipelines))
 
     load(1.0)
@@ -106,7 +99,7 @@ class Adds(Operation):
 def added(make: Callable[[], Callable[..., Any]], dataset: Any) -> list[int]:
     """Return by how much the labels were raised."""
     steps = [IntDecoder(), Adds(make), ToTensor()]
-    pipelines = {"image": None, "label": steps, "identifier": None}
+    pipelines = only(label=steps)
     loader = PrunedLoader(dataset.path, 120, pipelines=pipelines)
     return sorted(set(labels_of(loader) - dataset.labels))
 
@@ -128,7 +121,7 @@ def make():
 """
 
 
-def test_a_global_that_has_changed_is_compiled_in_anew(colours: Any) -> None:
+def test_a_global_that_has_changed_is_compiled_again(colours: Any) -> None:
     module: Any = make_module(GLOBAL)
     for offset in (1, 2, 1):
         module.OFFSET = offset
@@ -143,7 +136,7 @@ def test_equal_code_of_two_modules_reads_its_own_globals(colours: Any) -> None:
     assert compilations(lambda: added(make_module(GLOBAL).make, colours)) == []
 
 
-def test_an_attribute_of_a_users_module_is_compiled_in_anew(
+def test_an_attribute_of_a_users_module_is_compiled_again(
     colours: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings: Any = ModuleType("settings_of_a_test")
@@ -186,7 +179,7 @@ def test_a_default_argument_is_part_of_the_code(colours: Any) -> None:
         assert added(lambda offset=offset: make(offset), colours) == [offset]
 
 
-def test_functions_that_call_each_other_are_told_apart() -> None:
+def test_functions_that_call_each_other_are_compiled_once() -> None:
     source = """
 def even(n):
     return True if n == 0 else odd(n - 1)
@@ -198,7 +191,7 @@ def odd(n):
     assert one is other
 
 
-def test_what_reads_something_that_may_change_is_compiled_every_time() -> None:
+def test_code_that_reads_a_mutable_object_is_compiled_every_time() -> None:
     def make(parts: Any) -> Callable[..., Any]:
         return lambda: parts[0]
 

@@ -1,8 +1,6 @@
-"""The decoders' pixels against those of ffcv's C code, and what they may not depend on."""
+"""The decoders' pixels against those of ffcv's C code, and what the pixels depend on."""
 
 import os
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,12 +12,13 @@ from ffcv.fields import IntField, RGBImageField
 from ffcv.libffcv import imdecode, resize_crop
 from numpy.typing import NDArray
 
-from dp4tl_ffcv import BetonError, BetonIndex, PrunedLoader, Selection, write_beton
+from dp4tl_ffcv import BetonIndex, PrunedLoader, Selection, write_beton
 from dp4tl_ffcv.kernels.crops import random_crops, random_flips
 from dp4tl_ffcv.loading.decoding.decoders import (
     CenterCropRGBImageDecoder,
     RandomResizedCropRGBImageDecoder,
 )
+from tests.support.loading import only, run_script
 
 SIZES = [(64, 64), (48, 80), (97, 61), (40, 40), (33, 120), (130, 47), (71, 72), (90, 160)]
 TINY = [(1, 1), (1, 50), (50, 1), (2, 3), (7, 5), (3, 200), (200, 3), (16, 16)]
@@ -118,7 +117,7 @@ def cropping(flip: float = 0.5) -> RandomResizedCropRGBImageDecoder:
 def loader_of(dataset: Dataset, decoder: Any, batch_size: int = 5, **options: Any) -> PrunedLoader:
     """Load images and their ids, all of them."""
     options = {"seed": SEED, "num_workers": 2, "drop_last": False, **options}
-    pipelines = {"image": [decoder], "label": None, "identifier": []}
+    pipelines = only(image=[decoder], identifier=[])
     return PrunedLoader(dataset.path, batch_size, pipelines=pipelines, **options)
 
 
@@ -216,7 +215,7 @@ def test_centre_crops_are_those_of_ffcvs_own_decoder(mixed: Dataset) -> None:
     assert_close(np.stack(list(ours.values())), np.stack(list(theirs.values())))
 
 
-# What the pixels depend on, and what not.
+# What the pixels depend on.
 
 
 @pytest.fixture(scope="module")
@@ -278,10 +277,8 @@ def test_pixels_do_not_depend_on_how_they_are_loaded(
 def test_pixels_do_not_depend_on_the_number_of_workers(
     mixed: Dataset, epochs: Any, tmp_path: Path
 ) -> None:
-    command = [sys.executable, "-c", WORKERS, mixed.path, tmp_path / "four.npy", "4", str(SEED)]
     env = {**os.environ, "NUMBA_NUM_THREADS": "4"}
-    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    run_script(WORKERS, mixed.path, tmp_path / "four.npy", "4", str(SEED), env=env)
     np.testing.assert_array_equal(np.load(tmp_path / "four.npy"), epochs)
 
 
@@ -362,60 +359,6 @@ def test_a_loader_of_other_fields_needs_no_scratch_memory(mixed: Dataset) -> Non
 
 
 # Errors.
-
-
-def damaged(dataset: Dataset, sample: int, change: Any, path: Path) -> Path:
-    """Copy a beton, with the bytes of one sample changed."""
-    data = np.fromfile(dataset.path, dtype=np.uint8)
-    (extent,) = dataset.index.extents([sample])
-    start = int(extent["ptr"])
-    change(data[start : start + int(extent["size"])])
-    path.write_bytes(data.tobytes())
-    return path
-
-
-def all_zero(data: NDArray[np.uint8]) -> None:
-    data[:] = 0
-
-
-def cut_off(data: NDArray[np.uint8]) -> None:
-    data[len(data) // 3 :] = 0
-
-
-def another_size(data: NDArray[np.uint8]) -> None:
-    """Write one row more into the header."""
-    at = data.tobytes().index(b"\xff\xc0") + 5
-    data[at + 1] += 1
-
-
-@pytest.mark.parametrize("workers", [1, 2])
-@pytest.mark.parametrize(
-    ("change", "found"),
-    [
-        (all_zero, "is not a JPEG"),
-        (cut_off, "is a corrupt JPEG"),
-        (another_size, "is a JPEG of another size"),
-    ],
-)
-def test_an_image_that_cannot_be_decoded_is_named(
-    change: Any, found: str, workers: int, datasets: Any, tmp_path: Path, guarded: Any
-) -> None:
-    dataset = datasets["jpg"]
-    path = damaged(dataset, 10, change, tmp_path / "damaged.beton")
-    loader = loader_of(Dataset(path, dataset.images), cropping(), num_workers=workers)
-    expected = stacked(loader_of(dataset, cropping(), num_workers=workers))
-    seen = []
-
-    def run() -> None:
-        for pixels, _ in loader:
-            seen.append(pixels.copy())
-
-    match = rf"^sample 10 of '{path}' cannot be decoded: its image {found}.*Leave it out"
-    with pytest.raises(BetonError, match=match):
-        guarded(run)
-    np.testing.assert_array_equal(np.concatenate(seen), expected[:10])  # the batches before
-    loader.set_selection(np.delete(dataset.ids, 10))
-    assert len(epoch(loader)) == len(dataset.images) - 1
 
 
 @pytest.mark.parametrize(

@@ -95,7 +95,7 @@ def shared_files() -> set[Path]:
 
 @pytest.fixture(scope="module")
 def ranks(colours: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cases]:
-    """What each rank loaded, by cache and order."""
+    """Epochs of each rank, by cache and order."""
     meeting, before = tmp_path_factory.mktemp("gloo") / "meeting", shared_files()
     processes = [
         subprocess.Popen(

@@ -1,20 +1,18 @@
 """Every sample once an epoch: with each cache, order, number of ranks and way to end it."""
 
 from collections import Counter
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from ffcv.loader import OrderOption
 from numpy.typing import NDArray
 
 from dp4tl_ffcv import PrunedLoader, Selection
 from dp4tl_ffcv.loading.orders import quasi_random_order, random_order, sequential_order
+from tests.support.loading import CACHE_OPTIONS, pretend_rank
 
-CACHES = ["extents", "ram", "os", "auto"]
 FUNCTIONS = {
     "sequential": sequential_order,
     "random": random_order,
@@ -31,20 +29,6 @@ WORLDS = [1, 2, 3]
 BATCH = 7  # divides neither the 119 samples nor any rank's share
 CHOSEN = np.delete(np.arange(120), 50)  # 119 = 7 * 17 = 2 * 60 - 1 = 3 * 40 - 1
 
-Place = Callable[[int, int], None]
-
-
-@pytest.fixture
-def place(monkeypatch: pytest.MonkeyPatch) -> Place:
-    """Pretend to be one rank of a number of ranks."""
-
-    def pretend(rank: int, world_size: int) -> None:
-        monkeypatch.setattr(torch.distributed, "get_rank", lambda: rank)
-        monkeypatch.setattr(torch.distributed, "get_world_size", lambda: world_size)
-        monkeypatch.setattr(torch.distributed, "is_available", lambda: True)
-
-    return pretend
-
 
 def batches_of(loader: PrunedLoader, dataset: Any) -> list[NDArray[np.int64]]:
     """Load an epoch; return the ids that the pixels of each batch show."""
@@ -58,10 +42,12 @@ def batches_of(loader: PrunedLoader, dataset: Any) -> list[NDArray[np.int64]]:
     return found
 
 
-def ranks_of(dataset: Any, place: Place, world_size: int, **options: Any) -> list[PrunedLoader]:
+def ranks_of(
+    dataset: Any, monkeypatch: pytest.MonkeyPatch, world_size: int, **options: Any
+) -> list[PrunedLoader]:
     loaders = []
     for rank in range(world_size):
-        place(rank, world_size)
+        pretend_rank(monkeypatch, rank, world_size)
         loaders.append(
             PrunedLoader(dataset.path, num_workers=2, distributed=world_size > 1, **options)
         )
@@ -69,16 +55,16 @@ def ranks_of(dataset: Any, place: Place, world_size: int, **options: Any) -> lis
 
 
 @pytest.mark.parametrize("name", ORDERS)
-@pytest.mark.parametrize("cache", CACHES)
+@pytest.mark.parametrize("cache", CACHE_OPTIONS)
 def test_every_sample_comes_once_an_epoch(
-    cache: str, name: str, colours: Any, place: Place
+    cache: str, name: str, colours: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     order, pad = ORDERS[name]
     options = {"batch_size": BATCH, "cache": cache, "order": order, "indices": CHOSEN, "seed": 2}
     for world_size in WORLDS:
         share = -(-len(CHOSEN) // world_size) if pad else len(CHOSEN) // world_size
-        loaders = ranks_of(colours, place, world_size, drop_last=False, **options)
-        dropping = ranks_of(colours, place, world_size, drop_last=True, **options)
+        loaders = ranks_of(colours, monkeypatch, world_size, drop_last=False, **options)
+        dropping = ranks_of(colours, monkeypatch, world_size, drop_last=True, **options)
         for _ in range(2):
             epochs = [np.concatenate(batches_of(loader, colours)) for loader in loaders]
             assert [len(ids) for ids in epochs] == [share] * world_size
@@ -96,15 +82,15 @@ def test_every_sample_comes_once_an_epoch(
                 )
 
 
-@pytest.mark.parametrize("cache", CACHES)
+@pytest.mark.parametrize("cache", CACHE_OPTIONS)
 @pytest.mark.parametrize("order", list(FUNCTIONS))
 def test_every_sample_of_several_pages_comes_once(
-    order: str, cache: str, paged: Any, place: Place
+    order: str, cache: str, paged: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     selection = Selection.of_classes(paged.index, [8, 1, 5])
     for loaders in (
         ranks_of(
-            paged, place, world_size, batch_size=5, cache=cache, order=order, drop_last=False,
+            paged, monkeypatch, world_size, batch_size=5, cache=cache, order=order, drop_last=False,
             selection=selection, read_ahead=1,
         )
         for world_size in (1, 2)
@@ -115,22 +101,24 @@ def test_every_sample_of_several_pages_comes_once(
             assert {loader.cache for loader in loaders} == {cache}
 
 
-def test_an_epoch_of_fewer_samples_than_ranks_is_filled_up(colours: Any, place: Place) -> None:
+def test_an_epoch_of_fewer_samples_than_ranks_is_filled_up(
+    colours: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for order in FUNCTIONS:
         loaders = ranks_of(
-            colours, place, 3, batch_size=4, order=order, indices=[8, 90], drop_last=False
+            colours, monkeypatch, 3, batch_size=4, order=order, indices=[8, 90], drop_last=False
         )
         epochs = [np.concatenate(batches_of(loader, colours)) for loader in loaders]
         assert [len(ids) for ids in epochs] == [1, 1, 1]
         assert {8, 90} == set(np.concatenate(epochs).tolist())
 
 
-def test_ids_that_are_given_twice_come_twice(colours: Any, place: Place) -> None:
+def test_ids_that_are_given_twice_come_twice(colours: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = [5, 80, 5, 7, 80, 80]
     for order in FUNCTIONS:
-        for cache in CACHES:
+        for cache in CACHE_OPTIONS:
             loaders = ranks_of(
-                colours, place, 2, batch_size=2, order=order, cache=cache, indices=wanted
+                colours, monkeypatch, 2, batch_size=2, order=order, cache=cache, indices=wanted
             )
             epochs = [np.concatenate(batches_of(loader, colours)) for loader in loaders]
             found = np.concatenate(epochs)
@@ -139,8 +127,10 @@ def test_ids_that_are_given_twice_come_twice(colours: Any, place: Place) -> None
 
 
 @pytest.mark.parametrize("order", ["random", "quasi_random"])
-def test_ranks_without_a_seed_share_one_order(order: str, colours: Any, place: Place) -> None:
-    loaders = ranks_of(colours, place, 3, batch_size=8, order=order)
+def test_ranks_without_a_seed_share_one_order(
+    order: str, colours: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaders = ranks_of(colours, monkeypatch, 3, batch_size=8, order=order)
     for _ in range(3):
         epochs = [np.concatenate(batches_of(loader, colours)) for loader in loaders]
         np.testing.assert_array_equal(np.sort(np.concatenate(epochs)), np.arange(120))
@@ -149,10 +139,10 @@ def test_ranks_without_a_seed_share_one_order(order: str, colours: Any, place: P
 @pytest.mark.parametrize("drop_last", [True, False])
 @pytest.mark.parametrize("order", list(FUNCTIONS))
 def test_the_plan_of_an_epoch_is_the_epoch(
-    order: str, drop_last: bool, colours: Any, place: Place
+    order: str, drop_last: bool, colours: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for loader in ranks_of(
-        colours, place, 2, batch_size=BATCH, cache="extents", order=order, indices=CHOSEN,
+        colours, monkeypatch, 2, batch_size=BATCH, cache="extents", order=order, indices=CHOSEN,
         drop_last=drop_last, seed=1,
     ):  # fmt: skip
         size = 3 * 16 * 16

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 from ffcv.fields import BytesField, IntField, JSONField, NDArrayField, RGBImageField
-from ffcv.fields.base import ARG_TYPE, Field
 from ffcv.writer import DatasetWriter
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,33 +15,11 @@ from numpy.typing import NDArray
 
 from dp4tl_ffcv import BetonIndex, write_beton
 from dp4tl_ffcv.beton import format
-from dp4tl_ffcv.loading.reading import extents
+from dp4tl_ffcv.beton.tables import BLOCK
 from dp4tl_ffcv.loading.reading.extents import RetainedExtents, retained_extents
+from tests.support.betons import StampField
 
 NUM_SAMPLES = 30
-
-
-class StampField(Field):
-    """A custom field: a number, and bytes of variable length or none."""
-
-    metadata_type = np.dtype([("when", "<i8"), ("ptr", "<u8"), ("size", "<u8")])
-
-    @classmethod
-    def from_binary(cls, binary: Any) -> Field:
-        return cls()
-
-    def to_binary(self) -> Any:
-        return np.zeros(1, dtype=ARG_TYPE)[0]
-
-    def encode(self, destination: Any, value: tuple[int, bytes | None], malloc: Any) -> None:
-        destination["when"], payload = value
-        if payload is not None:
-            destination["ptr"], storage = malloc(len(payload))
-            destination["size"] = len(payload)
-            storage[:] = np.frombuffer(payload, dtype=np.uint8)
-
-    def get_decoder_class(self) -> Any:
-        raise NotImplementedError
 
 
 # Empty bytes between others, and as what a sample ends with: ffcv gives those the next one's place.
@@ -173,24 +150,6 @@ def test_extents_are_those_of_a_plain_loop(
     assert all(owner in expected[ptr][1] for ptr, (_, owner) in found.items())
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_bytes_of_every_field_in_use_are_within(
-    kind: str, betons: dict[str, BetonIndex]
-) -> None:
-    index = betons[kind]
-    ids = np.arange(3, NUM_SAMPLES, 4)
-    for name in POINTING:
-        table = retained_extents(index, ids, {name})
-        sizes = dict(zip(table.ptrs.tolist(), table.sizes.tolist(), strict=True))
-        (values,) = format.pointers(index.column(name), index.field(name).kind)
-        column = index.column(name)
-        for number in ids.tolist():
-            stored = sizes[int(values[number])]
-            if "size" in (column.dtype.names or ()) and column["size"][number]:
-                assert stored == column["size"][number]
-        assert len(table.ptrs) <= len(ids)  # and nothing of another field or sample
-
-
 @settings(derandomize=True, deadline=None, max_examples=60)
 @given(retained=st.sets(st.integers(0, NUM_SAMPLES - 1), min_size=1), data=st.data())
 def test_rows_of_samples_come_in_any_order_and_number(
@@ -210,16 +169,6 @@ def test_rows_of_samples_come_in_any_order_and_number(
     assert found == expected
 
 
-def test_one_extent_each_is_looked_up_alike(paged: Any) -> None:
-    index = paged.index
-    table = retained_extents(index, np.arange(5, 100), {"image"})
-    wanted = np.array([99, 5, 7, 7])
-    rows, at = table.rows_of(wanted)
-    assert table.owners[rows].tolist() == wanted.tolist()
-    assert at.tolist() == [0, 1, 2, 3]
-    assert table.ptrs[rows].tolist() == index.extents(wanted)["ptr"].tolist()
-
-
 def test_fields_without_extents_take_none(betons: dict[str, BetonIndex]) -> None:
     for fields in (set(), {"label"}, {"no such field"}):
         table = retained_extents(betons["ours"], np.arange(NUM_SAMPLES), fields)
@@ -227,18 +176,6 @@ def test_fields_without_extents_take_none(betons: dict[str, BetonIndex]) -> None
         assert (len(table.ptrs), table.num_bytes) == (0, 0)
         assert table.samples.tolist() == list(range(NUM_SAMPLES))
         assert table.rows_of(np.array([3, 3]))[0].tolist() == []
-
-
-@pytest.mark.parametrize("block", [1, 7, 1 << 15])
-def test_the_table_is_looked_at_in_blocks(
-    block: int, betons: dict[str, BetonIndex], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    index, ids = betons["ffcv's"], np.array([1, 8, 29])
-    whole = retained_extents(index, ids, set(POINTING))
-    monkeypatch.setattr(extents, "_BLOCK", block)
-    parts = retained_extents(index, ids, set(POINTING))
-    for name in RetainedExtents.__slots__:
-        np.testing.assert_array_equal(getattr(whole, name), getattr(parts, name))
 
 
 class _Tables:
@@ -251,6 +188,11 @@ class _Tables:
         self.allocations["ptr"] = np.arange(num_samples) * 100_000 + 10**7
         self.allocations["size"] = 90_000
         self.fields: Sequence[Any] = ()
+
+    extents = BetonIndex.extents
+
+    def __len__(self) -> int:
+        return self.num_samples
 
 
 def test_memory_goes_with_what_is_retained() -> None:
@@ -266,5 +208,5 @@ def test_memory_goes_with_what_is_retained() -> None:
 
     few, many = 4_000, 400_000
     # A flag for each sample of the file and rows of one block come on top of what is retained.
-    assert peak(many, few) <= many + 200 * few + 200 * extents._BLOCK
-    assert peak(many, many // 2) <= many + 200 * many // 2 + 200 * extents._BLOCK
+    assert peak(many, few) <= many + 200 * few + 200 * BLOCK
+    assert peak(many, many // 2) <= many + 200 * many // 2 + 200 * BLOCK

@@ -1,4 +1,4 @@
-"""Whatever goes wrong is an error in the training loop that says where; and never other pixels."""
+"""Every failure raises an error in the training loop that names the sample."""
 
 import errno
 import gc
@@ -22,7 +22,7 @@ from dp4tl_ffcv.loading.decoding.decoders import (
     RandomResizedCropRGBImageDecoder,
 )
 from dp4tl_ffcv.loading.reading import file_reader
-from tests.loading.test_iterator import FailsAt
+from tests.support.loading import only
 
 Guarded = Callable[[Callable[[], Any]], Any]
 
@@ -194,7 +194,7 @@ def test_files_that_are_not_whole_are_refused(
 ) -> None:
     (tmp_path / "text.beton").write_text("no beton\n" * 1000)
     for path in (truncated, unfinished, tmp_path / "text.beton"):
-        with pytest.raises(BetonError, match=rf"^`path` must be a .*beton.*{path.name}"):
+        with pytest.raises(BetonError, match=path.name):
             loader_of(path, cache)
     with pytest.raises(FileNotFoundError):
         loader_of(tmp_path / "none.beton", cache)
@@ -210,34 +210,12 @@ def test_a_file_that_is_replaced_is_loaded_as_it_was(
     other.replace(copied)
     assert load() == EPOCH
     # It cannot be pruned in another way: that takes the tables of the file that was there.
-    with pytest.raises(BetonError, match=r"^`path` must "):
+    with pytest.raises(BetonError, match="is not a beton"):
         load.loader.set_selection([3, 1, 2])
     assert load() == EPOCH
 
 
-# What is asked for.
-
-WRONG_INDICES = [
-    ([3, 120], ValueError, r"^`indices` must lie in \[0, 120\)"),
-    ([-1, 3], ValueError, r"^`indices` must lie in \[0, 120\)"),
-    ([True, False] * 60, TypeError, r"^`indices` must be integers; .*np\.flatnonzero"),
-    (np.arange(120) < 3, TypeError, r"^`indices` must be integers; .*np\.flatnonzero"),
-    ([0.5], TypeError, "^`indices` must be integers"),
-    ([[1, 2]], ValueError, r"^`indices` must have shape \(M,\)"),
-    ([], ValueError, "^`indices` is empty"),
-]
-
-
-@pytest.mark.parametrize(("indices", "error", "message"), WRONG_INDICES)
-def test_indices_that_are_none(
-    indices: Any, error: type[Exception], message: str, colours: Any, guarded: Guarded
-) -> None:
-    with pytest.raises(error, match=message):
-        loader_of(colours.path, "extents", indices=indices)
-    load = Recorded(colours, loader_of(colours.path, "extents", indices=EPOCH[20:40]), guarded)
-    with pytest.raises(error, match=message):
-        load.loader.set_selection(indices)
-    assert load() == EPOCH[20:40]  # what was selected before
+# Orders.
 
 
 @pytest.mark.parametrize("cache", CACHES)
@@ -261,7 +239,7 @@ def test_indices_that_are_none(
         (lambda ids: ids < 5, TypeError, "got bool"),
         (lambda ids: ids.reshape(2, -1), TypeError, r"got uint64 \(2, 50\)"),
         (lambda ids: None, TypeError, "got object"),
-        (lambda ids: ids[:5], ValueError, "^`batch_size` 10 is more than the 100 samples"),
+        (lambda ids: ids[:5], ValueError, "^`batch_size` is 10: none of the 100 samples"),
         (lambda ids: [], (TypeError, ValueError), "^`(order|batch_size)`"),
     ],
 )
@@ -293,20 +271,6 @@ def test_an_order_may_leave_out_and_repeat(cache: str, colours: Any, guarded: Gu
 
 
 # Operations.
-
-
-@pytest.mark.parametrize("cache", CACHES)
-@pytest.mark.parametrize("jit", [True, False], ids=["compiled", "python"])
-def test_an_operation_that_fails(jit: bool, cache: str, colours: Any, guarded: Guarded) -> None:
-    first = int(np.flatnonzero(colours.labels == 9)[0]) // BATCH
-    steps = [IntDecoder(), FailsAt(9, jit), ToTensor()]
-    load = Recorded(colours, loader_of(colours.path, cache, pipelines={"label": steps}), guarded)
-    for _ in range(2):
-        with pytest.raises(RuntimeError, match=f"failed at batch {first}, .*this label is refused"):
-            load()
-        assert load.seen == EPOCH[: first * BATCH]
-    load.loader.set_selection(np.flatnonzero(colours.labels != 9)[:100])
-    assert load() == np.flatnonzero(colours.labels != 9)[:100].tolist()
 
 
 # Images.
@@ -395,7 +359,7 @@ def decoders() -> list[Any]:
 
 
 def photos_loader(path: Path, cache: str, decoder: Any, **options: Any) -> PrunedLoader:
-    pipelines = {"image": [decoder, ToTensor()], "label": None, "identifier": [IntDecoder()]}
+    pipelines = only(image=[decoder, ToTensor()], identifier=[IntDecoder()])
     return loader_of(path, cache, pipelines=pipelines, seed=5, **options)
 
 
@@ -408,7 +372,7 @@ def images_of(loader: PrunedLoader, into: dict[int, NDArray[np.uint8]]) -> None:
 
 @pytest.fixture(scope="module")
 def healthy(photos: Any) -> list[list[dict[int, NDArray[np.uint8]]]]:
-    """What each decoder makes of the undamaged photographs, in three epochs."""
+    """Pixels of the undamaged photographs in three epochs, for each decoder."""
     found: list[list[dict[int, NDArray[np.uint8]]]] = []
     for decoder in decoders():
         loader = photos_loader(photos.path, "extents", decoder)

@@ -18,6 +18,7 @@ from dp4tl_ffcv.loading.decoding.decoders import (
     RandomResizedCropRGBImageDecoder,
 )
 from dp4tl_ffcv.loading.decoding.views import view_pipelines
+from tests.support.loading import only
 
 pytestmark = [
     pytest.mark.gpu,
@@ -31,11 +32,10 @@ BATCH = 8
 
 def pipelines(decoder: Any, *, channels_last: bool = True, non_blocking: bool = True) -> Any:
     move = ToDevice(DEVICE, non_blocking=non_blocking)
-    return {
-        "image": [decoder, ToTensor(), move, ToTorchImage(channels_last=channels_last)],
-        "label": [IntDecoder(), ToTensor(), Squeeze(1), ToDevice(DEVICE, non_blocking=True)],
-        "identifier": None,
-    }
+    return only(
+        image=[decoder, ToTensor(), move, ToTorchImage(channels_last=channels_last)],
+        label=[IntDecoder(), ToTensor(), Squeeze(1), ToDevice(DEVICE, non_blocking=True)],
+    )
 
 
 def delayed(loader: Any, every: int = 1) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:

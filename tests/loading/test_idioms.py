@@ -1,13 +1,10 @@
-"""What users of FFCV write works as it does there, or better."""
+"""Code written for ffcv's Loader works with PrunedLoader."""
 
-import subprocess
-import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numba
 import numpy as np
 import pytest
 import torch
@@ -24,11 +21,11 @@ from ffcv.traversal_order.base import TraversalOrder
 from ffcv.traversal_order.quasi_random import QuasiRandom
 from numpy.typing import NDArray
 
-from dp4tl_ffcv import PrunedLoader, Selection, write_beton
+from dp4tl_ffcv import BetonError, PrunedLoader, Selection, write_beton
 from dp4tl_ffcv.loading.decoding.decoders import (
     CenterCropRGBImageDecoder,
-    RandomResizedCropRGBImageDecoder,
 )
+from tests.support.loading import ids_of, only, run_script
 
 # ffcv's main branch: `order_kwargs`, and an order given as a class.
 MAIN_BRANCH = """
@@ -75,63 +72,13 @@ print("done")
 """
 
 
-def ids_of(loader: Any, dataset: Any) -> list[int]:
-    """Load an epoch; return the ids that the pixels show."""
-    return [int(number) for pixels, *_ in loader for number in dataset.ids_of(pixels)]
-
-
 # The loop.
-
-
-def test_a_loop_over_images_and_labels(colours: Any) -> None:
-    pipelines = {"label": [IntDecoder(), ToTensor(), Squeeze(1)], "identifier": None}
-    loader = PrunedLoader(str(colours.path), batch_size=8, num_workers=2, pipelines=pipelines)
-    assert len(loader) == 15
-    for _ in range(2):
-        count = 0
-        for number, (x, y) in enumerate(loader):
-            ids = colours.ids_of(x)
-            assert ids.tolist() == list(range(8 * number, 8 * number + 8))
-            assert (y.dtype, y.shape) == (torch.int64, (8,))
-            np.testing.assert_array_equal(y, colours.labels[ids])
-            count += 1
-        assert count == len(loader)
-
-
-@pytest.mark.parametrize(("drop_last", "batches"), [(True, [50, 50]), (False, [50, 50, 20])])
-def test_the_last_batch_is_dropped_or_shorter(
-    drop_last: bool, batches: list[int], colours: Any
-) -> None:
-    loader = PrunedLoader(colours.path, 50, drop_last=drop_last)
-    assert len(loader) == len(batches)
-    assert [len(labels) for _, labels, _ in loader] == batches
-    assert [len(labels) for _, labels, _ in list(loader)] == batches
-
-
-def test_an_iterator_is_asked_for_one_batch(colours: Any) -> None:
-    x, y, _ = next(iter(PrunedLoader(colours.path, 16)))
-    np.testing.assert_array_equal(y[:, 0], colours.labels[colours.ids_of(x)])
 
 
 def test_as_many_batches_as_are_made_ahead_are_kept(colours: Any) -> None:
     loader = PrunedLoader(colours.path, 10, batches_ahead=12)
     kept = list(loader)  # there is room for all of them at once
     assert [int(n) for pixels, *_ in kept for n in colours.ids_of(pixels)] == list(range(120))
-
-
-def test_several_loaders_take_turns(colours: Any, paged: Any) -> None:
-    train = PrunedLoader(colours.path, 20, order="random", seed=1)
-    test = PrunedLoader(paged.path, 30, num_workers=1)
-    for _ in range(2):
-        assert sorted(ids_of(train, colours)) == list(range(120))
-        assert ids_of(test, paged) == list(range(120))
-
-
-@pytest.mark.parametrize("given", [1, 2, 64, -1])
-def test_workers_may_be_more_than_there_are_cores(given: int, colours: Any) -> None:
-    loader = PrunedLoader(colours.path, 30, num_workers=given)
-    assert 1 <= loader.num_workers <= numba.config.NUMBA_NUM_THREADS
-    assert ids_of(loader, colours) == list(range(120))
 
 
 # Caches.
@@ -152,23 +99,6 @@ def test_a_cache_is_chosen_unless_it_is_given(colours: Any) -> None:
     assert PrunedLoader(colours.path, 30).cache in ("os", "extents")
     for name in ("extents", "ram", "os"):
         assert PrunedLoader(colours.path, 30, cache=name).cache == name
-
-
-@pytest.mark.parametrize(
-    ("options", "match"),
-    [
-        ({"cache": "disk"}, r"^`cache` must be one of extents, os, ram, auto; got 'disk'"),
-        ({"cache": True}, r"^`cache` must be one of"),
-        ({"read_ahead": 0}, r"^`read_ahead` must be at least 1; got 0"),
-        ({"batch_size": 0}, r"^`batch_size` must be at least 1; got 0"),
-        ({"batch_size": -3}, r"^`batch_size` must be at least 1; got -3"),
-        ({"batches_ahead": 0}, r"^`batches_ahead` must be at least 1; got 0"),
-        ({"seed": -1}, r"^`seed` must"),
-    ],
-)
-def test_bad_arguments_are_refused(options: Any, match: str, colours: Any) -> None:
-    with pytest.raises(ValueError, match=match):
-        PrunedLoader(colours.path, **{"batch_size": 6, **options})
 
 
 # Pipelines.
@@ -198,27 +128,12 @@ def test_a_changed_operation_takes_effect_with_recompile(colours: Any) -> None:
         plus = Plus(100)
         loader = PrunedLoader(
             colours.path, 120, recompile=recompile,
-            pipelines={"image": None, "label": [IntDecoder(), plus], "identifier": None},
+            pipelines=only(label=[IntDecoder(), plus]),
         )  # fmt: skip
         for number, expected in ((100, 100), (200, 200 if recompile else 100)):
             plus.number = number
             ((labels,),) = loader
             np.testing.assert_array_equal(labels[:, 0], colours.labels + expected)
-
-
-@pytest.mark.parametrize("kind", [RandomResizedCropRGBImageDecoder, CenterCropRGBImageDecoder])
-def test_a_decoders_size_changes_between_epochs(kind: Any, colours: Any) -> None:
-    """Progressive resizing, as ffcv's ImageNet recipe has it."""
-    decoder = kind((8, 8), ratio=1.0) if kind is CenterCropRGBImageDecoder else kind((8, 8))
-    pipelines = {"image": [decoder, ToTensor(), ToTorchImage()], "identifier": None}
-    loader = PrunedLoader(colours.path, 40, pipelines=pipelines, order="random")
-    for side in (8, 12, 20, 4):
-        decoder.output_size = (side, side)
-        found = []
-        for x, _ in loader:
-            assert x.shape == (40, 3, side, side)
-            found += colours.ids_of(x.permute(0, 2, 3, 1)).tolist()
-        assert sorted(found) == list(range(120))
 
 
 def test_a_size_that_changes_within_an_epoch_takes_effect_with_the_next(colours: Any) -> None:
@@ -260,12 +175,10 @@ def test_two_outputs_of_one_field(colours: Any) -> None:
 
 def test_an_output_may_start_where_another_operation_ends(colours: Any) -> None:
     shared = Plus(100)
-    pipelines = {
-        "image": None,
-        "identifier": None,
-        "label": [IntDecoder(), shared, ToTensor()],
-        "twice": PipelineSpec(shared, transforms=[Plus(100), ToTensor()]),
-    }
+    pipelines = only(
+        label=[IntDecoder(), shared, ToTensor()],
+        twice=PipelineSpec(shared, transforms=[Plus(100), ToTensor()]),
+    )
     for once, twice in PrunedLoader(colours.path, 30, pipelines=pipelines):
         np.testing.assert_array_equal(once + 100, twice)
 
@@ -275,11 +188,7 @@ def test_torch_modules_are_part_of_a_pipeline(colours: Any) -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return x.float() / 2
 
-    pipelines = {
-        "image": [SimpleRGBImageDecoder(), ToTensor(), ToTorchImage(), Halve()],
-        "label": None,
-        "identifier": None,
-    }
+    pipelines = only(image=[SimpleRGBImageDecoder(), ToTensor(), ToTorchImage(), Halve()])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)  # ffcv advises against it on the CPU
         loader = PrunedLoader(colours.path, 40, pipelines=pipelines)
@@ -324,51 +233,8 @@ def test_ffcvs_own_quasi_random_order_works(cache: str, paged: Any) -> None:
     assert sorted(ids_of(loader, paged)) == [5, 7, 41, 90]
 
 
-@pytest.mark.parametrize("order", [OrderOption.QUASI_RANDOM, "quasi_random"])
-def test_quasi_random_order_is_distributed(
-    order: Any, paged: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
-    shares = []
-    for rank in range(2):
-        monkeypatch.setattr(torch.distributed, "get_rank", lambda rank=rank: rank)
-        loader = PrunedLoader(paged.path, 20, order=order, distributed=True, cache="extents")
-        shares.append(ids_of(loader, paged))
-    assert [len(share) for share in shares] == [60, 60]
-    assert sorted(shares[0] + shares[1]) == list(range(120))
-
-
-@pytest.mark.parametrize(
-    ("order", "error", "match"),
-    [
-        (
-            lambda ids, **_: ids + 1,
-            ValueError,
-            "^`order` must return retained samples; got 3 others, for example 4",
-        ),
-        (
-            lambda ids, **_: ids * 1.0,
-            TypeError,
-            r"^`order` must return sample ids \(M,\); got float",
-        ),
-        (lambda ids, **_: ids[:, None], TypeError, "^`order` must return sample ids"),
-        (lambda ids, **_: ids.astype(np.int64) - 5, ValueError, "^`order` must return retained"),
-    ],
-)
-def test_an_order_of_other_samples_is_refused(
-    order: Any, error: type[Exception], match: str, colours: Any
-) -> None:
-    loader = PrunedLoader(colours.path, 3, indices=[3, 7, 10], order=order)
-    with pytest.raises(error, match=match):
-        iter(loader)
-
-
 def test_the_parents_order_kwargs_are_taken_where_there_are_any(colours: Any) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", MAIN_BRANCH, colours.path],
-        capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
-    assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr
+    assert run_script(MAIN_BRANCH, colours.path) == "done\n"
 
 
 # Filters.
@@ -410,22 +276,6 @@ def test_a_field_that_is_not_loaded_can_be_filtered_by(colours: Any) -> None:
 def test_a_filter_that_nothing_passes_is_an_error(colours: Any) -> None:
     with pytest.raises(ValueError, match=r"^`indices` is empty"):
         PrunedLoader(colours.path, 20).filter("label", lambda label: label > 99)
-
-
-def test_a_filtered_loader_keeps_the_new_labels(colours: Any) -> None:
-    selection = Selection.of_classes(colours.index, [3, 7, 9])
-    loader = PrunedLoader(
-        colours.path, 5, selection=selection, relabel=True, drop_last=False,
-        pipelines={"label": [IntDecoder(), ToTensor(), Squeeze(1)]},
-    )  # fmt: skip
-    filtered = loader.filter("label", lambda label: label > 0)
-    found = [
-        (int(number), int(label))
-        for pixels, labels, _ in filtered
-        for number, label in zip(colours.ids_of(pixels), labels, strict=True)
-    ]
-    assert len(found) == 24
-    assert {(int(colours.labels[number]), label) for number, label in found} == {(7, 1), (9, 2)}
 
 
 # Fields that ffcv does not know.
@@ -476,7 +326,7 @@ def test_custom_fields_are_loaded(cache: str, photos: Any, tmp_path: Path) -> No
     decoder = CenterCropRGBImageDecoder((16, 16), ratio=1.0)
     theirs = PrunedLoader(
         photos.path, 10, indices=range(20), order="random", seed=5,
-        pipelines={"image": [decoder], "label": None, "identifier": None},
+        pipelines=only(image=[decoder]),
     )  # fmt: skip
     ours = PrunedLoader(
         path, 10, order="random", seed=5, cache=cache, custom_fields=custom,
@@ -485,6 +335,8 @@ def test_custom_fields_are_loaded(cache: str, photos: Any, tmp_path: Path) -> No
     for (expected,), (pixels, halves, labels) in zip(theirs, ours, strict=True):
         np.testing.assert_array_equal(pixels, expected)
         np.testing.assert_array_equal((2 * halves.numpy()).astype(int) % 3, labels)
+    with pytest.raises(BetonError, match=r"custom field '(image|half)'"):
+        PrunedLoader(path, 2)
     some = ours.filter("half", lambda half: half < 2)
     assert some.indices.tolist() == [0, 1, 2, 3]
     assert len(next(iter(PrunedLoader(path, 4, indices=[7, 3, 1, 0], custom_fields=custom,

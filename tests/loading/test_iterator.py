@@ -1,6 +1,6 @@
-"""Errors of the loading thread reach the loop; leaving a loop leaves nothing behind.
+"""Errors of the loading thread are raised in the loop, and leaving a loop ends its thread.
 
-And, without a GPU: what is in a pinned buffer is not overwritten before it has been copied.
+Without a GPU, a fake shows that pinned buffers are not overwritten before they are copied.
 """
 
 import gc
@@ -23,8 +23,9 @@ from ffcv.transforms import ToTensor
 
 from dp4tl_ffcv import PrunedLoader
 from dp4tl_ffcv.loading.ffcv_adapter.iterator import _CheckedThread
+from tests.support.loading import only
 
-LONGEST_WAIT = 60.0  # seconds for threads that were told to stop
+LONGEST_WAIT = 60.0  # seconds for threads to stop
 
 
 class FailsAt(Operation):
@@ -77,11 +78,9 @@ def test_an_error_in_the_thread_is_raised_in_the_loop(
     position: int, jit: bool, photos: Any, guarded: Callable[..., Any]
 ) -> None:
     label = 1000 + position
-    pipelines = {
-        "image": None,
-        "label": None,
-        "identifier": [IntDecoder(), Marks(position, label), FailsAt(label, jit), ToTensor()],
-    }
+    pipelines = only(
+        identifier=[IntDecoder(), Marks(position, label), FailsAt(label, jit), ToTensor()]
+    )
     loader = PrunedLoader(photos.path, 10, pipelines=pipelines)
     seen = []
 
@@ -100,7 +99,7 @@ def test_an_error_in_the_thread_is_raised_in_the_loop(
 
 
 class Marks(Operation):
-    """Replaces a number by another, so that it can be told where an error is raised."""
+    """Replaces a number by another, which marks where an error is raised."""
 
     def __init__(self, old: int, new: int) -> None:
         super().__init__()
@@ -139,7 +138,7 @@ class Stops(Operation):
 
 def test_an_operation_cannot_end_the_epoch(photos: Any, guarded: Callable[..., Any]) -> None:
     steps = [IntDecoder(), Stops(), ToTensor()]
-    pipelines = {"image": None, "label": steps, "identifier": None}
+    pipelines = only(label=steps)
     loader = PrunedLoader(photos.path, 60, pipelines=pipelines)
     with pytest.raises(RuntimeError, match=r"batch 1, .*: an operation raised StopIteration"):
         guarded(lambda: list(loader))
@@ -147,31 +146,10 @@ def test_an_operation_cannot_end_the_epoch(photos: Any, guarded: Callable[..., A
 
 def test_the_error_carries_its_cause(photos: Any, guarded: Callable[..., Any]) -> None:
     steps = [IntDecoder(), FailsAt(0, jit=False), ToTensor()]
-    pipelines = {"image": None, "label": steps, "identifier": None}
+    pipelines = only(label=steps)
     with pytest.raises(RuntimeError, match="refused") as raised:
         guarded(lambda: list(PrunedLoader(photos.path, 60, pipelines=pipelines)))
     assert isinstance(raised.value.__cause__, ValueError)
-
-
-@pytest.mark.parametrize("os_cache", [True, False])
-@pytest.mark.parametrize("batches", [1, 2, 3, 4, 5, 6, 15])
-def test_a_loop_may_be_left_at_any_batch(
-    batches: int, os_cache: bool, paged: Any, guarded: Callable[..., Any]
-) -> None:
-    loader = loader_of(paged, batches, os_cache=os_cache)
-
-    def leave_early(after: int, wait: bool) -> None:
-        for number, (pixels, *_) in enumerate(loader):
-            assert paged.ids_of(pixels).tolist() == list(range(8 * number, 8 * number + 8))
-            if number == after:
-                break
-        if wait:
-            time.sleep(0.1)  # the thread gets to where it waits for room, or has finished
-
-    for after in range(min(batches, 4)):
-        for wait in (False, True):
-            guarded(lambda after=after, wait=wait: leave_early(after, wait))
-            assert not loading_threads()
 
 
 @pytest.mark.parametrize("os_cache", [True, False])
@@ -186,47 +164,6 @@ def test_an_iterator_that_still_waits_for_room_is_closed(
         assert time.monotonic() < until
         time.sleep(0.01)
     guarded(batches.close)
-    assert not loading_threads()
-
-
-@pytest.mark.parametrize("os_cache", [True, False])
-def test_five_early_breaks_leave_no_thread(os_cache: bool, paged: Any) -> None:
-    loader = loader_of(paged, 15, os_cache=os_cache)
-    for _ in range(5):
-        for _ in loader:
-            break
-        assert not loading_threads()
-
-
-@pytest.mark.parametrize("os_cache", [True, False])
-def test_after_an_early_break_the_next_epoch_is_whole(
-    os_cache: bool, paged: Any, guarded: Callable[..., Any]
-) -> None:
-    loader = loader_of(paged, 15, os_cache=os_cache, order="random", seed=4)
-    untouched = loader_of(paged, 15, os_cache=os_cache, order="random", seed=4)
-
-    def epoch(loader: PrunedLoader) -> list[int]:
-        return [int(number) for pixels, *_ in loader for number in paged.ids_of(pixels)]
-
-    guarded(lambda: next(iter(loader)))
-    guarded(lambda: epoch(untouched))
-    found = guarded(lambda: epoch(loader))
-    assert sorted(found) == list(range(120))
-    assert found == guarded(lambda: epoch(untouched))
-
-
-def test_two_epochs_at_once_do_not_disturb_each_other(colours: Any) -> None:
-    loader = PrunedLoader(colours.path, 8)
-    pairs = list(zip(iter(loader), iter(loader), strict=True))
-    assert len(pairs) == 15
-
-
-def test_an_iterator_that_is_dropped_stops_its_thread(colours: Any) -> None:
-    batches = iter(PrunedLoader(colours.path, 8))
-    next(batches)
-    assert len(loading_threads()) == 1
-    del batches
-    gc.collect()
     assert not loading_threads()
 
 
@@ -258,28 +195,6 @@ def test_a_closed_epoch_is_finished(colours: Any) -> None:
     for _ in range(2):
         batches.close()
     assert list(batches) == []
-
-
-def test_a_slow_consumer_gets_every_batch(colours: Any) -> None:
-    loader = PrunedLoader(colours.path, 8, batches_ahead=1, order="random", seed=6)
-    found = []
-    for pixels, *_ in loader:
-        time.sleep(0.005)
-        found += colours.ids_of(pixels).tolist()
-    assert sorted(found) == list(range(120))
-
-
-def test_an_error_in_an_order_is_raised_as_it_is(colours: Any) -> None:
-    def broken(ids: Any, *, epoch: int, **_: Any) -> Any:
-        if epoch:
-            raise LookupError("no order for this epoch")
-        return ids
-
-    loader = PrunedLoader(colours.path, 8, order=broken)
-    assert len(list(loader)) == 15
-    with pytest.raises(LookupError, match="no order for this epoch"):
-        iter(loader)
-    np.testing.assert_array_equal(loader.indices, np.arange(120))
 
 
 # Pinned buffers.
@@ -346,7 +261,7 @@ class LateEvent:
 
 
 class LateCopy(Operation):
-    """What `ToDevice(non_blocking=True)` does: copies some time after it is called."""
+    """Copies some time after the call, as `ToDevice(non_blocking=True)` does."""
 
     def __init__(self, gpu: LateGpu, copies: list[Any]) -> None:
         super().__init__()
@@ -385,11 +300,7 @@ def late_gpu(monkeypatch: pytest.MonkeyPatch) -> LateGpu:
 def copied(dataset: Any, gpu: LateGpu, batches_ahead: int) -> list[list[int]]:
     """Load two epochs; return the samples of each copy when the GPU has done all its work."""
     copies: list[Any] = []
-    pipelines = {
-        "image": [SimpleRGBImageDecoder(), ToTensor(), LateCopy(gpu, copies)],
-        "label": None,
-        "identifier": None,
-    }
+    pipelines = only(image=[SimpleRGBImageDecoder(), ToTensor(), LateCopy(gpu, copies)])
     loader = PrunedLoader(
         dataset.path, 8, pipelines=pipelines, batches_ahead=batches_ahead, num_workers=1
     )
@@ -408,11 +319,11 @@ def test_no_buffer_is_written_before_its_copy_is_made(
     batches = np.arange(120).reshape(15, 8).tolist()
     assert found == batches + batches
     # Nothing is waited for while there are buffers that were not used yet.
-    # What is: two events a batch, in two epochs.
+    # Afterwards it waits for two events per batch, in two epochs.
     assert late_gpu.waits == 4 * max(0, 15 - (batches_ahead + 2))
 
 
-def test_ffcvs_own_thread_overwrites_what_is_not_copied_yet(
+def test_ffcvs_own_thread_overwrites_buffers_before_their_copy(
     colours: Any, late_gpu: LateGpu, monkeypatch: pytest.MonkeyPatch, guarded: Callable[..., Any]
 ) -> None:
     monkeypatch.setattr(_CheckedThread, "run_pipeline", stock.EpochIterator.run_pipeline)
@@ -426,11 +337,7 @@ def test_ffcvs_own_thread_overwrites_what_is_not_copied_yet(
 def test_no_buffer_is_written_before_the_loops_own_copy_is_made(
     batches_ahead: int, paged: Any, late_gpu: LateGpu
 ) -> None:
-    pipelines = {
-        "image": [SimpleRGBImageDecoder(), ToTensor()],
-        "label": None,
-        "identifier": None,
-    }
+    pipelines = only(image=[SimpleRGBImageDecoder(), ToTensor()])
     loader = PrunedLoader(
         paged.path, 8, pipelines=pipelines, batches_ahead=batches_ahead, num_workers=1
     )

@@ -13,7 +13,7 @@ from ffcv.transforms import Squeeze, ToTensor
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dp4tl_ffcv import PrunedLoader, RemapLabel, Selection, write_beton
+from dp4tl_ffcv import PrunedLoader, RemapLabel, write_beton
 
 LABELS = [0, 3, 1, 2, 5, 4, 9]
 
@@ -58,19 +58,6 @@ def test_each_label_becomes_its_entry_of_the_table(
 
 def test_negative_labels_do_not_count_from_the_end(numbers: Path) -> None:
     assert remapped(numbers, "n", [7, 8, 9]) == [7, -1, -1, -1, -1, -1, -1]
-
-
-def test_a_selection_gives_its_own_table(colours: Any) -> None:
-    selection = Selection.of_classes(colours.index, [8, 1])
-    pipelines = {
-        "image": None,
-        "label": [IntDecoder(), RemapLabel(selection), ToTensor(), Squeeze(1)],
-        "identifier": None,
-    }
-    loader = PrunedLoader(colours.path, 40, pipelines=pipelines)
-    found = torch.cat([batch.clone() for (batch,) in loader]).numpy()
-    expected = {1: 0, 8: 1}
-    assert found.tolist() == [expected.get(int(label), -1) for label in colours.labels]
 
 
 @given(st.data())

@@ -1,7 +1,5 @@
 """`PrunedLoader` against ffcv's own Loader, and what it loads of a selection."""
 
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -10,17 +8,16 @@ import numba
 import numpy as np
 import pytest
 import torch
-from ffcv.fields.base import ARG_TYPE, Field
-from ffcv.fields.basics import FloatDecoder, IntDecoder
-from ffcv.fields.rgb_image import RandomResizedCropRGBImageDecoder, SimpleRGBImageDecoder
+from ffcv.fields.basics import IntDecoder
+from ffcv.fields.rgb_image import SimpleRGBImageDecoder
 from ffcv.loader import Loader, OrderOption
-from ffcv.loader.loader import ORDER_MAP
 from ffcv.pipeline import PipelineSpec
 from ffcv.transforms import ToTensor
-from ffcv.traversal_order.base import TraversalOrder
 from numpy.typing import NDArray
 
-from dp4tl_ffcv import BetonError, PrunedLoader, Selection, StaleArtifactError, write_beton
+from dp4tl_ffcv import PrunedLoader, Selection, StaleArtifactError
+from dp4tl_ffcv.loading import quasi_random_order
+from tests.support.loading import only, run_script, samples_of
 
 KEPT = [7, 2, 4]
 BATCH = 7  # does not divide the 36 samples of three classes, nor the 120 of all
@@ -59,23 +56,12 @@ def load(loader: Any) -> list[list[NDArray[Any]]]:
     return [[torch.as_tensor(part).numpy().copy() for part in batch] for batch in loader]
 
 
-def samples_of(loader: Any, dataset: Any) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the ids that the pixels show and the labels beside them, over an epoch."""
-    batches = load(loader)
-    ids = np.concatenate([dataset.ids_of(pixels) for pixels, *_ in batches])
-    return ids, np.concatenate([labels.reshape(-1) for _, labels, *_ in batches])
-
-
 @pytest.fixture(scope="module")
 def stock(paged: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Two epochs of ffcv's own Loader in each case, by `os_cache-order-epoch-batch-part`."""
     out = tmp_path_factory.mktemp("stock") / "epochs.npz"
     assert [option.value for option in OrderOption] == [1, 2, 3]
-    done = subprocess.run(
-        [sys.executable, "-c", STOCK, str(paged.path), str(out)],
-        capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    run_script(STOCK, paged.path, out)
     return np.load(out)
 
 
@@ -107,50 +93,12 @@ def test_the_default_arguments_are_those_of_ffcvs_loader(colours: Any) -> None:
     assert all(isinstance(part, torch.Tensor) for part in batch)
 
 
-@pytest.mark.parametrize("os_cache", [True, False])
-@pytest.mark.parametrize(
-    "order", [OrderOption.SEQUENTIAL, OrderOption.RANDOM, "sequential", "random"]
-)
-def test_every_retained_sample_comes_once_an_epoch(order: Any, os_cache: bool, paged: Any) -> None:
-    selection = Selection.of_classes(paged.index, KEPT)
-    loader = PrunedLoader(
-        paged.path, BATCH, selection=selection, order=order, os_cache=os_cache, drop_last=False,
-        seed=1,
-    )  # fmt: skip
-    assert len(loader) == 6
-    epochs = [samples_of(loader, paged) for _ in range(2)]
-    for ids, labels in epochs:
-        assert set(paged.labels[ids]) == set(KEPT)
-        np.testing.assert_array_equal(np.sort(ids), selection.indices)
-        np.testing.assert_array_equal(labels, paged.labels[ids])
-    shuffled = order in (OrderOption.RANDOM, "random")
-    assert (epochs[0][0].tolist() != epochs[1][0].tolist()) == shuffled
-
-
-def test_quasi_random_order_covers_a_selection(paged: Any) -> None:
-    selection = Selection.of_classes(paged.index, KEPT)
-    loader = PrunedLoader(
-        paged.path, 4, selection=selection, order=OrderOption.QUASI_RANDOM, os_cache=False
-    )
-    ids, labels = samples_of(loader, paged)
-    np.testing.assert_array_equal(np.sort(ids), selection.indices)
-    np.testing.assert_array_equal(labels, paged.labels[ids])
-
-
-def test_retained_classes_are_numbered_anew_when_asked(colours: Any) -> None:
-    selection = Selection.of_classes(colours.index, KEPT)
-    loader = PrunedLoader(colours.path, 6, selection=selection, relabel=True, order="random")
-    ids, labels = samples_of(loader, colours)
-    np.testing.assert_array_equal(np.sort(ids), selection.indices)
-    np.testing.assert_array_equal(np.array(sorted(KEPT))[labels], colours.labels[ids])
-
-
 @pytest.mark.parametrize(
     "steps",
     [[IntDecoder(), ToTensor()], [IntDecoder()], [ToTensor()], []],
     ids=["decoder and tensor", "decoder", "tensor", "none"],
 )
-def test_labels_are_remapped_behind_the_decoder_of_any_pipeline(steps: Any, colours: Any) -> None:
+def test_labels_are_remapped_after_the_decoder_of_any_pipeline(steps: Any, colours: Any) -> None:
     selection = Selection.of_classes(colours.index, KEPT)
     loader = PrunedLoader(
         colours.path, 6, selection=selection, relabel=True, pipelines={"label": steps}
@@ -186,73 +134,20 @@ def reversed_order(ids: NDArray[Any], *, epoch: int, **_: Any) -> NDArray[Any]:
     return np.roll(ids[::-1], epoch)
 
 
-class EveryOther(TraversalOrder):
-    """An order as ffcv's users write them."""
-
-    def sample_order(self, epoch: int) -> NDArray[Any]:
-        return self.indices[epoch % 2 :: 2]
-
-
 def test_an_order_is_a_function_of_ids_and_epoch(colours: Any) -> None:
     loader = PrunedLoader(colours.path, 40, order=reversed_order)
     assert samples_of(loader, colours)[0].tolist() == list(range(119, -1, -1))
     assert samples_of(loader, colours)[0].tolist() == [0, *range(119, 0, -1)]
 
 
-def test_an_order_is_a_traversal_order_class(colours: Any) -> None:
-    selection = Selection.of_classes(colours.index, KEPT)
-    loader = PrunedLoader(colours.path, 6, order=EveryOther, selection=selection)
-    assert len(loader) == 3
-    for start in (0, 1, 0):
-        ids, _ = samples_of(loader, colours)
-        np.testing.assert_array_equal(ids, selection.indices[start::2])
-
-
-def test_an_order_that_the_user_registered_with_ffcv_works(
-    colours: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(ORDER_MAP, "every other", EveryOther)
-    loader = PrunedLoader(colours.path, 6, order="every other")
-    np.testing.assert_array_equal(samples_of(loader, colours)[0], np.arange(0, 120, 2))
-
-
-def test_the_same_seed_gives_the_same_epochs(colours: Any) -> None:
-    def epochs(seed: int) -> list[list[int]]:
-        loader = PrunedLoader(colours.path, 40, order="random", seed=seed)
-        return [samples_of(loader, colours)[0].tolist() for _ in range(2)]
-
-    assert epochs(3) == epochs(3)
-    assert epochs(3) != epochs(4)
-
-
-def test_ranks_share_an_epoch_out(colours: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
-    shares = []
-    for rank in range(2):
-        monkeypatch.setattr(torch.distributed, "get_rank", lambda rank=rank: rank)
-        loader = PrunedLoader(colours.path, 60, order="random", distributed=True)
-        shares.append(samples_of(loader, colours)[0])
-    assert [len(share) for share in shares] == [60, 60]
-    np.testing.assert_array_equal(np.sort(np.concatenate(shares)), np.arange(120))
-
-
-@pytest.mark.parametrize("order", ["shuffled", 2, None, dict, PrunedLoader], ids=str)
-def test_an_unknown_order_is_refused(order: Any, colours: Any) -> None:
-    with pytest.raises(ValueError, match=r"^`order` must be an OrderOption, one of sequential"):
-        PrunedLoader(colours.path, 6, order=order)
-
-
-# What belongs to the caller.
+# Objects of the caller.
 
 
 def test_the_callers_pipelines_are_left_as_they_are(colours: Any) -> None:
     spec = PipelineSpec("label", None, [IntDecoder(), ToTensor()])
-    pipelines: dict[str, Any] = {
-        "image": [SimpleRGBImageDecoder(), ToTensor()],
-        "label": [IntDecoder(), ToTensor()],
-        "again": spec,
-        "identifier": None,
-    }
+    pipelines: dict[str, Any] = only(
+        image=[SimpleRGBImageDecoder(), ToTensor()], label=[IntDecoder(), ToTensor()], again=spec
+    )
     before = {name: list(steps or ()) for name, steps in pipelines.items() if name != "again"}
     transforms = list(spec.transforms)
     selection = Selection.of_classes(colours.index, KEPT)
@@ -284,16 +179,6 @@ def test_two_loaders_of_one_pipeline_run_side_by_side(colours: Any) -> None:
         assert colours.ids_of(right[0]).tolist() == list(range(60 + 6 * number, 66 + 6 * number))
 
 
-def test_a_decoders_size_may_change_between_epochs(colours: Any) -> None:
-    decoder = RandomResizedCropRGBImageDecoder((8, 8))
-    loader = PrunedLoader(colours.path, 60, pipelines={"image": [decoder, ToTensor()]})
-    assert next(iter(loader))[0].shape == (60, 8, 8, 3)
-    decoder.output_size = (12, 10)
-    ids, _ = samples_of(loader, colours)
-    assert ids.tolist() == list(range(120))
-    assert next(iter(loader))[0].shape == (60, 12, 10, 3)
-
-
 @pytest.mark.parametrize("given", [-1, 0, 1, 10_000])
 def test_workers_are_at_most_the_cores(given: int, colours: Any) -> None:
     most = numba.config.NUMBA_NUM_THREADS
@@ -302,85 +187,7 @@ def test_workers_are_at_most_the_cores(given: int, colours: Any) -> None:
     assert samples_of(loader, colours)[0].tolist() == list(range(120))
 
 
-def test_samples_are_filtered_by_a_value(colours: Any) -> None:
-    selection = Selection.of_classes(colours.index, KEPT)
-    loader = PrunedLoader(
-        colours.path, 7, selection=selection, order="random", seed=3, drop_last=False
-    )
-    filtered = loader.filter("label", lambda label: label < 5)
-    assert isinstance(filtered, PrunedLoader)
-    ids, labels = samples_of(filtered, colours)
-    assert sorted(ids) == [number for number in range(120) if colours.labels[number] in (2, 4)]
-    np.testing.assert_array_equal(labels, colours.labels[ids])
-    assert len(loader) == 6
-
-
-# Fields that ffcv does not know.
-
-
-class DegreesField(Field):
-    """A number per sample, of a type that ffcv does not know."""
-
-    metadata_type = np.dtype("<f8")
-
-    @classmethod
-    def from_binary(cls, binary: Any) -> Field:
-        return cls()
-
-    def to_binary(self) -> Any:
-        return np.zeros(1, dtype=ARG_TYPE)[0]
-
-    def encode(self, destination: Any, value: float, malloc: Any) -> None:
-        destination[0] = value
-
-    def get_decoder_class(self) -> Any:
-        return FloatDecoder
-
-
-def test_custom_fields_are_loaded(tmp_path: Path) -> None:
-    from ffcv.fields import IntField
-
-    path = tmp_path / "custom.beton"
-    fields = {"label": IntField(), "degrees": DegreesField()}
-    index = write_beton(path, [(number % 3, number / 4) for number in range(12)], fields, seed=None)
-    selection = Selection.of_classes(index, [1])
-    loader = PrunedLoader(
-        path, 2, selection=selection, custom_fields={"degrees": DegreesField}, relabel=True
-    )
-    labels, degrees = (np.concatenate(part) for part in zip(*load(loader), strict=True))
-    assert labels.reshape(-1).tolist() == [0, 0, 0, 0]
-    assert degrees.reshape(-1).tolist() == [0.25, 1.0, 1.75, 2.5]
-    with pytest.raises(BetonError, match=r"custom field 'degrees'.*`custom_fields`"):
-        PrunedLoader(path, 2)
-
-
 # Bad input.
-
-
-@pytest.mark.parametrize(
-    ("indices", "error", "message"),
-    [
-        (np.ones(120, dtype=bool), TypeError, r"`indices` must be integers; .*np\.flatnonzero"),
-        ([True, False], TypeError, r"`indices` must be integers; .*np\.flatnonzero"),
-        (np.arange(3.0), TypeError, r"^`indices` must be integers; got dtype float64"),
-        ([-1, 4], ValueError, r"^`indices` must lie in \[0, 120\); got values from -1 to 4"),
-        ([4, 120], ValueError, r"^`indices` must lie in \[0, 120\); got values from 4 to 120"),
-        ([[1, 2], [3, 4]], ValueError, r"^`indices` must have shape \(M,\); got \(2, 2\)"),
-        ([], ValueError, r"^`indices` is empty"),
-        (np.zeros(0, np.int64), ValueError, r"^`indices` is empty"),
-    ],
-)  # fmt: skip
-def test_bad_indices_are_refused(
-    indices: Any, error: type[Exception], message: str, colours: Any
-) -> None:
-    with pytest.raises(error, match=message):
-        PrunedLoader(colours.path, 6, indices=indices)
-
-
-def test_indices_beside_a_selection_are_refused(colours: Any) -> None:
-    selection = Selection.of_classes(colours.index, KEPT)
-    with pytest.raises(ValueError, match=r"^`indices` and `selection` were both given"):
-        PrunedLoader(colours.path, 6, indices=[1, 2], selection=selection)
 
 
 def test_a_selection_for_another_beton_is_refused(colours: Any, paged: Any, tmp_path: Path) -> None:
@@ -391,56 +198,14 @@ def test_a_selection_for_another_beton_is_refused(colours: Any, paged: Any, tmp_
             PrunedLoader(colours.path, 6, selection=given)
 
 
-def test_a_missing_selection_is_not_found(colours: Any, tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"none\.npz"):
-        PrunedLoader(colours.path, 6, selection=tmp_path / "none.npz")
-
-
-@pytest.mark.parametrize(
-    ("fixture", "message"),
-    [
-        ("unfinished", "is unfinished: .*Write it again"),
-        ("truncated", "is truncated or corrupt"),
-    ],
-)
-def test_a_file_that_is_no_whole_beton_is_refused(
-    fixture: str, message: str, request: pytest.FixtureRequest
-) -> None:
-    with pytest.raises(BetonError, match=message):
-        PrunedLoader(request.getfixturevalue(fixture), 6)
-
-
-def test_a_missing_beton_is_not_found(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"none\.beton"):
-        PrunedLoader(tmp_path / "none.beton", 6)
-
-
-def test_relabelling_needs_a_selection(colours: Any) -> None:
-    with pytest.raises(ValueError, match=r"^`relabel` needs a `selection`"):
-        PrunedLoader(colours.path, 6, relabel=True)
-
-
-@pytest.mark.parametrize("steps", [None, PipelineSpec("label", None, [])], ids=["None", "a spec"])
-def test_relabelling_needs_a_list_of_operations(steps: Any, colours: Any) -> None:
-    selection = Selection.of_classes(colours.index, KEPT)
-    with pytest.raises(ValueError, match=r"^`relabel` needs a list of operations for 'label'"):
-        PrunedLoader(colours.path, 6, selection=selection, relabel=True, pipelines={"label": steps})
-
-
 def test_too_few_samples_for_one_batch_are_an_error(colours: Any) -> None:
     loader = PrunedLoader(colours.path, 6, indices=range(5))
     assert len(loader) == 0
     for _ in range(2):
-        with pytest.raises(ValueError, match=r"6 is more than the 5 samples.*Pass drop_last=False"):
+        with pytest.raises(ValueError, match=r"is 6: none of the 5 samples .*Pass drop_last=False"):
             iter(loader)
     whole = PrunedLoader(colours.path, 6, indices=range(5), drop_last=False)
     assert samples_of(whole, colours)[0].tolist() == list(range(5))
-
-
-@pytest.mark.parametrize(("field", "arguments"), [("worker", {"worker": 3}), ("size", {"size": 1})])
-def test_an_unknown_argument_is_refused(field: str, arguments: Any, colours: Any) -> None:
-    with pytest.raises(TypeError, match=f"unexpected keyword argument '{field}'"):
-        PrunedLoader(colours.path, 6, **arguments)
 
 
 def test_every_argument_of_ffcvs_loader_is_taken_by_position(colours: Any) -> None:
@@ -464,3 +229,29 @@ def test_a_batch_stays_whole_until_the_next_is_asked_for(batches_ahead: int, col
         np.testing.assert_array_equal(colours.ids_of(pixels), ids)
         found += ids.tolist()
     assert sorted(found) == list(range(120))
+
+
+def test_any_field_may_hold_the_labels(colours: Any) -> None:
+    index = colours.index
+    selection = Selection(
+        classes=[0], indices=range(12), label_map=[5], fingerprint=index.fingerprint,
+        label_field="identifier",
+    )  # fmt: skip
+    for pixels, labels, others in PrunedLoader(index, 6, selection=selection, relabel=True):
+        np.testing.assert_array_equal(labels[:, 0], colours.labels[colours.ids_of(pixels)])
+        np.testing.assert_array_equal(others, 5)
+
+
+@pytest.mark.parametrize("order", [OrderOption.QUASI_RANDOM, "quasi_random"])
+@pytest.mark.parametrize(("batch_size", "window"), [(8, 4096), (1500, 4500), (5000, 5000)])
+def test_quasi_random_order_mixes_the_samples_that_are_read_together(
+    order: Any, batch_size: int, window: int, colours: Any
+) -> None:
+    ids = np.resize(np.arange(120), 9000)
+    loader = PrunedLoader(
+        colours.path, batch_size, order=order, indices=ids, seed=3, drop_last=False
+    )
+    plan = loader.plan_epoch(1)
+    assert plan.window_size == window
+    expected = quasi_random_order(ids, seed=3, epoch=1, group=window)
+    np.testing.assert_array_equal(plan.order, expected)

@@ -1,4 +1,4 @@
-"""Plans of reads, tried out on a file in memory, and against plain loops."""
+"""Plans of reads, against plain loops and a file in memory."""
 
 import tracemalloc
 from typing import Any
@@ -69,7 +69,7 @@ def windows_of(plan: EpochPlan) -> list[tuple[NDArray[np.int64], NDArray[np.int6
 
 
 def runs_of(extents: RetainedExtents, rows: list[int], gap: int) -> list[tuple[int, int]]:
-    """Return begin and end of what is read in one piece, by a plain loop."""
+    """Return begin and end of each contiguous read, by a plain loop."""
     runs: list[tuple[int, int]] = []
     for row in rows:
         begin = int(extents.ptrs[row])
@@ -148,34 +148,6 @@ def test_with_the_limits_in_use(window_size: int) -> None:
     check(plan, extents, MERGED_GAP, LARGEST_REQUEST)
 
 
-@pytest.mark.parametrize(("gap", "requests"), [(0, 1), (MERGED_GAP, 1), (MERGED_GAP + 1, 2)])
-def test_neighbours_are_merged_when_little_lies_between_them(gap: int, requests: int) -> None:
-    extents = table_of([50, 150 + gap], [100, 100], [0, 1])
-    for order in ([0, 1], [1, 0]):
-        plan = plan_epoch(extents, np.array(order), 2)
-        assert len(plan.requests) == requests
-        assert plan.read_bytes == 200 + (gap if requests == 1 else 0)
-
-
-def test_neighbours_in_different_windows_are_not_merged() -> None:
-    extents = table_of([0, 100, 200], [100, 100, 100], [0, 1, 2])
-    plan = plan_epoch(extents, np.array([0, 2, 1]), 1)
-    assert plan.requests.tolist() == [[0, 100, 0], [200, 100, 0], [100, 100, 0]]
-
-
-def test_a_sample_that_comes_again_in_a_window_is_read_once() -> None:
-    extents = table_of([0, 100_000], [100, 100], [4, 9])
-    plan = plan_epoch(extents, np.array([4, 4, 9, 4, 9, 9, 4]), 3)
-    assert [rows.tolist() for rows, _, _ in windows_of(plan)] == [[0, 1], [0, 1], [0]]
-    assert plan.read_bytes == 500
-
-
-def test_what_starts_a_piece_starts_a_cache_line() -> None:
-    extents = table_of(np.arange(10) * 100_000 + 7, np.arange(10) + 1, range(10))
-    plan = plan_epoch(extents, np.arange(10), 10)
-    assert plan.requests[:, 2].tolist() == (np.arange(10) * ALIGNMENT).tolist()
-
-
 @pytest.mark.parametrize("fields", [True, False], ids=["no samples", "no extents"])
 def test_nothing_to_read_is_planned_too(fields: bool) -> None:
     extents = table_of([0], [10], [0]) if fields else table_of([], [], [])
@@ -191,7 +163,7 @@ def test_nothing_to_read_is_planned_too(fields: bool) -> None:
 
 
 def imagenet(num_samples: int, keep: float) -> tuple[RetainedExtents, NDArray[np.int64]]:
-    """Photographs of 110 KB on average, one behind the other, of which some are retained."""
+    """Photographs of 110 KB on average, one after the other; some are retained."""
     rng = np.random.default_rng(5)
     sizes = np.clip(rng.lognormal(11.5, 0.45, num_samples), 5_000, 10**6).astype(np.int64)
     ptrs = np.cumsum(sizes) - sizes
@@ -201,7 +173,7 @@ def imagenet(num_samples: int, keep: float) -> tuple[RetainedExtents, NDArray[np
 
 @pytest.mark.parametrize("window_size", [256, 1024, 4096])
 @pytest.mark.parametrize("order", ["random", "sequential"])
-def test_little_is_read_beside_what_is_retained(order: str, window_size: int) -> None:
+def test_little_is_read_in_addition_to_the_retained_bytes(order: str, window_size: int) -> None:
     extents, ids = imagenet(50_000, keep=0.2)
     assert 100_000 < extents.sizes.mean() < 120_000
     if order == "random":

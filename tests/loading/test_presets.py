@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from dp4tl_ffcv import (
-    BetonError,
     Selection,
     evaluation_loader,
     image_fields,
@@ -54,7 +53,7 @@ def test_evaluation_loads_the_given_samples_with_their_own_labels(colours: Any) 
     np.testing.assert_array_equal(labels, colours.labels[[60, 3, 17]])
 
 
-def test_a_selections_labels_are_numbered_anew(colours: Any) -> None:
+def test_a_selections_labels_are_renumbered(colours: Any) -> None:
     selection = Selection.of_classes(colours.index, KEPT)
     expected = selection.label_map[colours.labels[selection.indices]]
     loader = evaluation_loader(
@@ -167,12 +166,3 @@ def test_evaluation_takes_the_middle_of_the_shorter_side(
     small = collect(loader)[0][0].permute(1, 2, 0).numpy().astype(int)
     blocks = crop.reshape(side // 4, 4, side // 4, 4, 3).mean(axis=(1, 3))
     assert np.abs(small - blocks).max() <= 1
-
-
-@pytest.mark.parametrize("make", [training_loader, evaluation_loader])
-def test_a_beton_without_labels_is_refused(make: Any, tmp_path: Any) -> None:
-    fields = {"image": image_fields()["image"]}
-    index = write_beton(tmp_path / "a.beton", [(np.zeros((8, 8, 3), np.uint8),)], fields)
-    options = {"seed": 0} if make is training_loader else {}
-    with pytest.raises(BetonError, match=r"no field 'label'\. Its fields are image\."):
-        make(index.path, batch_size=1, resolution=8, **options)

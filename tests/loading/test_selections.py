@@ -1,4 +1,4 @@
-"""Changing what is retained between epochs: `set_selection`, and `indices` as an attribute."""
+"""Changing the retained samples between epochs: `set_selection`, and `indices` as an attribute."""
 
 from pathlib import Path
 from typing import Any
@@ -11,19 +11,9 @@ from numpy.typing import NDArray
 
 from dp4tl_ffcv import BetonError, BetonIndex, PrunedLoader, Selection, StaleArtifactError
 from dp4tl_ffcv.loading import caches
+from tests.support.loading import CACHE_OPTIONS, ORDER_NAMES, of_classes, pretend_rank, samples_of
 
-CACHES = ["extents", "ram", "os", "auto"]
-ORDERS = ["sequential", "random", "quasi_random"]
 STEPS = [[3], [3, 7, 1], [0, 9], list(range(10)), [7]]  # classes: growing and shrinking
-
-
-def samples_of(batches: Any, dataset: Any) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the ids that the pixels show, and the labels beside them."""
-    ids, labels = [], []
-    for pixels, shown, _ in batches:
-        ids.append(dataset.ids_of(pixels))
-        labels.append(shown.numpy().ravel().copy())
-    return np.concatenate(ids), np.concatenate(labels)
 
 
 def loader_of(dataset: Any, **options: Any) -> PrunedLoader:
@@ -32,12 +22,8 @@ def loader_of(dataset: Any, **options: Any) -> PrunedLoader:
     )
 
 
-def of_classes(dataset: Any, classes: Any) -> Selection:
-    return Selection.of_classes(dataset.index, classes)
-
-
-@pytest.mark.parametrize("cache", CACHES)
-@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("cache", CACHE_OPTIONS)
+@pytest.mark.parametrize("order", ORDER_NAMES)
 def test_a_selection_grows_and_shrinks_between_epochs(order: str, cache: str, paged: Any) -> None:
     loader = loader_of(paged, order=order, cache=cache, selection=of_classes(paged, [2, 5]))
     samples_of(loader, paged)
@@ -53,7 +39,7 @@ def test_a_selection_grows_and_shrinks_between_epochs(order: str, cache: str, pa
     assert loader.next_epoch == 1 + 2 * len(STEPS)
 
 
-@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("order", ORDER_NAMES)
 def test_an_epoch_is_the_one_of_a_loader_made_with_that_selection(order: str, colours: Any) -> None:
     changed, made = (
         loader_of(colours, order=order, selection=of_classes(colours, classes))
@@ -92,7 +78,7 @@ def test_sample_ids_are_set(assign: bool, colours: Any) -> None:
         np.testing.assert_array_equal(samples_of(loader, colours)[0], np.asarray(given))
 
 
-def test_retained_classes_are_numbered_anew(colours: Any) -> None:
+def test_retained_classes_are_renumbered(colours: Any) -> None:
     loader = loader_of(colours, selection=of_classes(colours, [2, 5]), relabel=True)
     for classes in ([2, 5], [5], [9, 0, 5], [2, 5]):
         loader.set_selection(of_classes(colours, classes))
@@ -100,7 +86,7 @@ def test_retained_classes_are_numbered_anew(colours: Any) -> None:
         np.testing.assert_array_equal(np.sort(classes)[labels], colours.labels[ids])
 
 
-@pytest.mark.parametrize("cache", CACHES)
+@pytest.mark.parametrize("cache", CACHE_OPTIONS)
 @pytest.mark.parametrize("relabel", [True, False])
 def test_an_epoch_that_has_begun_goes_on(relabel: bool, cache: str, paged: Any) -> None:
     old, new = of_classes(paged, [2, 5, 6]), of_classes(paged, [5, 6])
@@ -126,14 +112,13 @@ def test_an_epoch_that_has_begun_goes_on(relabel: bool, cache: str, paged: Any) 
     )
 
 
-@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("order", ORDER_NAMES)
 def test_ranks_share_a_new_selection_out(
     order: str, colours: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
     loaders = []
     for rank in range(2):
-        monkeypatch.setattr(torch.distributed, "get_rank", lambda rank=rank: rank)
+        pretend_rank(monkeypatch, rank, 2)
         loaders.append(
             loader_of(
                 colours, order=order, distributed=True, cache="ram", relabel=True,
@@ -149,16 +134,7 @@ def test_ranks_share_a_new_selection_out(
         np.testing.assert_array_equal(np.array([4, 7, 8])[labels], colours.labels[ids])
 
 
-def test_a_loader_may_start_without_a_selection(colours: Any) -> None:
-    loader = loader_of(colours)
-    assert loader.selection is None
-    assert len(loader) == 24
-    loader.set_selection(of_classes(colours, [2]))
-    assert len(loader) == 3
-    assert len(samples_of(loader, colours)[0]) == 12
-
-
-def test_the_cache_is_chosen_anew(colours: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cache_is_chosen_again(colours: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(caches, "available_memory", lambda: 2 * 20 * 3 * 16 * 16)
     loader = loader_of(colours, selection=of_classes(colours, [2]))
@@ -170,7 +146,7 @@ def test_the_cache_is_chosen_anew(colours: Any, monkeypatch: pytest.MonkeyPatch)
     assert loader.cache == "os"
 
 
-def test_what_is_no_longer_retained_is_not_kept(colours: Any) -> None:
+def test_pruned_samples_leave_the_memory(colours: Any) -> None:
     loader = loader_of(colours, cache="ram")
     samples_of(loader, colours)
     before = loader.bytes_read
@@ -229,6 +205,8 @@ def test_refused_ids_change_nothing(
     given: Any, error: type[Exception], match: str, colours: Any
 ) -> None:
     selection = of_classes(colours, [2, 5])
+    with pytest.raises(error, match=match):
+        loader_of(colours, indices=given, order=NeedsTen)
     loader = loader_of(colours, selection=selection, order=NeedsTen)
     with pytest.raises(error, match=match):
         loader.set_selection(given)
@@ -282,7 +260,7 @@ def test_a_selection_of_a_file_that_was_replaced_is_refused(colours: Any, tmp_pa
     other.replace(path)
     with pytest.raises((StaleArtifactError, BetonError), match=r"fingerprint|was replaced"):
         loader.set_selection(Selection.of_classes(BetonIndex.open(path), [1]))
-    # What is open is still the old file.
+    # The old file is still open.
     np.testing.assert_array_equal(samples_of(loader, colours)[0], np.arange(120))
 
 

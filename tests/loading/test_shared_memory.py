@@ -1,4 +1,4 @@
-"""One copy for all processes of a machine, removed with the last one, however that ends."""
+"""One copy for all processes of a machine, removed when the last process ends."""
 
 import errno
 import gc
@@ -15,17 +15,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from numpy.typing import NDArray
 
 from dp4tl_ffcv import BetonError, PrunedLoader
 from dp4tl_ffcv.loading.reading import shared_memory
 from dp4tl_ffcv.loading.reading.shared_memory import shared_bytes
+from tests.support.loading import ids_of, pretend_rank
 
 LONGEST_WAIT = 60.0  # seconds for another process
 SIZE = 3_000_000
 
-# Another process does what it is told, line by line, and answers with a line. It takes the module
+# Another process obeys commands, one per line, and answers each with a line. It loads the module
 # alone, to start fast.
 OTHER = """
 import importlib.util, os, sys, time
@@ -201,19 +201,10 @@ def test_the_others_wait_while_one_fills(folder: Path, other: Callable[[], Other
     assert [process.answer()[:3] for process in waiting] == [["0", str(SIZE), "5"]] * 2
 
 
-def test_memory_that_is_dropped_is_given_back(folder: Path, other: Callable[[], Other]) -> None:
-    process = other()
-    for name in ("a", "b"):
-        process.ask(f"take {name} 100 5 fast")
-        assert len(files(folder)) == 1
-        assert process.ask("drop") == ["dropped"]
-        assert files(folder) == []
-
-
 # Processes that are killed.
 
 
-def test_what_a_killed_process_leaves_is_removed_by_the_next(
+def test_files_of_a_killed_process_are_removed_by_the_next(
     folder: Path, other: Callable[[], Other]
 ) -> None:
     killed = other()
@@ -239,7 +230,7 @@ def test_one_that_is_killed_does_not_take_it_from_the_others(
     assert files(folder) == []
 
 
-def test_what_was_filled_in_part_is_filled_anew(folder: Path, other: Callable[[], Other]) -> None:
+def test_a_partly_filled_memory_is_filled_again(folder: Path, other: Callable[[], Other]) -> None:
     killed = other()
     assert killed.ask(f"take a {SIZE} 5 slowly") == ["filling"]
     killed.kill()
@@ -292,14 +283,8 @@ def test_one_process_may_take_it_more_than_once(
     assert files(folder) == []
 
 
-def test_other_names_are_other_memory(folder: Path) -> None:
-    one, two = (shared_bytes(10, filler(value), name) for value, name in ((1, "a"), (2, "b")))
-    assert (one.tolist(), two.tolist()) == ([1] * 10, [2] * 10)
-    assert len(files(folder)) == 2
-
-
 @pytest.mark.parametrize(("num_bytes", "name"), [(100, None), (0, "a"), (0, None)])
-def test_what_is_not_shared_is_memory_of_its_own(
+def test_memory_without_a_name_is_not_shared(
     num_bytes: int, name: str | None, folder: Path
 ) -> None:
     calls: list[int] = []
@@ -380,17 +365,12 @@ def test_the_memory_is_taken_before_it_is_written(
     assert taken[1:] == [0]
 
 
-# What loaders call it.
+# Through loaders.
 
 
 @pytest.fixture
 def one_rank(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 1)
-    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 0)
-
-
-def ids_of(loader: PrunedLoader, dataset: Any) -> list[int]:
-    return [int(number) for pixels, *_ in loader for number in dataset.ids_of(pixels)]
+    pretend_rank(monkeypatch, 0, 1)
 
 
 def corners(loader: PrunedLoader) -> list[list[int]]:
@@ -453,7 +433,7 @@ def test_a_file_of_the_same_tables_is_another(
     assert sorted(images[0]) == sorted(images[1])
 
 
-def test_a_file_written_anew_in_place_is_another(
+def test_a_file_rewritten_in_place_is_another(
     colours: Any, tmp_path: Path, folder: Path, one_rank: None,
     guarded: Callable[[Callable[[], Any]], Any],
 ) -> None:  # fmt: skip

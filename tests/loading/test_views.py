@@ -5,7 +5,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from ffcv.fields.rgb_image import CenterCropRGBImageDecoder as StockDecoder
 from ffcv.transforms import ToTensor, ToTorchImage
 from numpy.typing import NDArray
 
@@ -73,7 +72,7 @@ def test_views_of_raw_images_are_of_the_same_sample(colours: Any) -> None:
     np.testing.assert_array_equal(colours.ids_of(centre), ids)
 
 
-def test_views_come_behind_all_fields_and_labels_beside_them(photos: Any) -> None:
+def test_views_come_after_all_fields(photos: Any) -> None:
     selection = Selection.of_classes(photos.index, [3, 8])
     views = view_pipelines(decoders(), nothing)
     loader = loader_of(photos, views, selection=selection, relabel=True, order="random")
@@ -121,32 +120,10 @@ def test_views_need_scratch_memory_for_one_image(photos: Any) -> None:
     assert width <= max(needs) + 64
 
 
-def test_one_view_is_a_plain_decoder(photos: Any) -> None:
-    views = {"image": decoders()["image"]}
-    loader = loader_of(photos, {**view_pipelines(views, nothing), **OTHERS})
-    np.testing.assert_array_equal(epoch(loader)[0], alone(photos, "image", epochs=1)[0])
-
-
 def test_random_views_are_numbered_in_turn() -> None:
     views = {str(number): RandomResizedCropRGBImageDecoder((8, 8)) for number in range(4)}
     view_pipelines(views, nothing)
     assert [decoder.view for decoder in views.values()] == [0, 1, 2, 3]
-
-
-def test_no_views_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"^`views` must give each output its own decoder"):
-        view_pipelines({}, nothing)
-
-
-def test_one_decoder_for_two_views_is_refused() -> None:
-    decoder = RandomResizedCropRGBImageDecoder((8, 8))
-    with pytest.raises(ValueError, match=r"^`views` must give each output its own decoder"):
-        view_pipelines({"image": decoder, "image_2": decoder}, nothing)
-
-
-def test_a_decoder_of_ffcv_is_refused() -> None:
-    with pytest.raises((TypeError, ValueError), match=r"^`views` must"):
-        view_pipelines({"image": StockDecoder((8, 8), ratio=1.0)}, nothing)
 
 
 def test_views_of_a_field_that_is_not_there_are_refused(photos: Any) -> None:

@@ -10,7 +10,6 @@ from ffcv.pipeline.allocation_query import AllocationQuery
 from ffcv.pipeline.operation import Operation
 from ffcv.pipeline.state import State
 
-from ..ffcv_adapter.compilation import precompiled
 from .decoders import CropDecoder, RandomResizedCropRGBImageDecoder, crops_decoder, scratch_bytes
 
 
@@ -75,24 +74,14 @@ class _ViewsDecoder(SimpleRGBImageDecoder):
             decoder.output_size = size
 
     def scratch_bytes(self, max_height: int, max_width: int) -> int:
-        """Return the scratch bytes of a thread for images of at most this size."""
         return scratch_bytes(self.decoders, max_height, max_width)
 
     def declare_state_and_memory(self, previous_state: State) -> tuple[State, Any]:
-        """Ask ffcv for the memory of all views."""
         declared = [decoder.declare_state_and_memory(previous_state) for decoder in self.decoders]
         return declared[0][0], tuple(memory for _, memory in declared)
 
     def generate_code(self) -> Callable[..., Any]:
-        """Return the function that ffcv calls for each batch."""
-        decode_crops = crops_decoder(self.decoders)
-
-        @precompiled
-        def decode(batch_indices: Any, destinations: Any, metadata: Any, state: Any) -> Any:
-            decode_crops(batch_indices, destinations, metadata, state)
-            return destinations
-
-        return decode
+        return crops_decoder(self.decoders)
 
 
 class _TakeView(Operation):
@@ -100,21 +89,14 @@ class _TakeView(Operation):
 
     def __init__(self, decoder: _ViewsDecoder, number: int) -> None:
         super().__init__()
-        self._decoder = decoder
+        self._decoder = decoder.decoders[number]
         self._number = number
 
     def generate_code(self) -> Callable[..., Any]:
-        """Return the function that ffcv compiles."""
         number = self._number
-
-        def take(views: Any, _: Any) -> Any:
-            return views[number]
-
-        return take
+        return lambda views, _: views[number]
 
     def declare_state_and_memory(
         self, previous_state: State
     ) -> tuple[State, AllocationQuery | None]:
-        """Describe the view. It needs no memory."""
-        height, width = self._decoder.decoders[self._number].output_size
-        return replace(previous_state, shape=(height, width, 3)), None
+        return replace(previous_state, shape=(*self._decoder.output_size, 3)), None

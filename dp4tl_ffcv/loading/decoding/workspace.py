@@ -9,11 +9,8 @@ from numpy.typing import NDArray
 from ...beton import BetonIndex
 from ...errors import BetonError
 from ...jpeg.crop import BAD_REQUEST, CORRUPT, NOT_A_JPEG, WRONG_SIZE
-from ...kernels.compiled import compiled
+from .crop_kernels import ALIGNMENT, NO_BYTES, WRONG_LENGTH, aligned
 
-ALIGNMENT = 64
-# Failures of raw images, in addition to those of JPEGs.
-NO_BYTES, WRONG_LENGTH = 101, 102
 _FAILURES = {
     NOT_A_JPEG: "is not a JPEG",
     WRONG_SIZE: "is a JPEG of another size than its metadata say",
@@ -25,12 +22,7 @@ _FAILURES = {
 
 
 class Workspace:
-    """Scratch memory for each thread.
-
-    Args:
-        num_threads: number of threads that decode at the same time.
-        num_bytes: bytes of memory per thread.
-    """
+    """Scratch memory of `num_bytes` for each of the threads that decode at the same time."""
 
     def __init__(self, num_threads: int, num_bytes: int) -> None:
         width = aligned(num_bytes)
@@ -62,14 +54,7 @@ def make_workspace(
     samples: NDArray[np.int64],
     num_threads: int,
 ) -> Workspace:
-    """Return the scratch memory for the largest image among `samples`.
-
-    Args:
-        decoders: name of the field and decoder of each pipeline.
-        index: of the beton.
-        samples: ids of the retained samples.
-        num_threads: number of threads that decode at the same time.
-    """
+    """Return scratch memory for the largest image of `samples`, for pairs of field and decoder."""
     num_bytes, height, width = 0, 0, 0
     for field, decoder in decoders:
         if hasattr(decoder, "scratch_bytes"):
@@ -83,9 +68,3 @@ def make_workspace(
             f"images of {height} x {width} pixels in {str(index.path)!r} do not fit into memory. "
             "Check the metadata, or leave the largest images out."
         ) from error
-
-
-@compiled()
-def aligned(num_bytes: int) -> int:
-    """Round up to whole cache lines."""
-    return (num_bytes + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT

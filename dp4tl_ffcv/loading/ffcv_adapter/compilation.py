@@ -46,10 +46,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def precompiled(function: Function) -> Function:
-    """Mark a function that ffcv must not compile, since it only calls compiled code.
-
-    The compiled code belongs to a module, so that numba keeps it on disk for later processes.
-    """
+    """Mark a function that only calls code of a module, which numba keeps compiled on disk."""
     setattr(function, _PRECOMPILED, True)
     return function
 
@@ -73,21 +70,16 @@ def shared_compilation() -> Iterator[None]:
             if getattr(code, _PRECOMPILED, False):
                 return code
 
-            def build() -> Any:
-                return original.__get__(None, cls)(code, signature)
-
+            build = original.__get__(None, cls)
+            # Equal code compiles differently under other settings of the compiler.
+            parallel = getattr(code, "is_parallel", False)
+            settings = (cls.is_enabled, cls.num_threads > 1, parallel, str(signature))
             try:
-                # Equal code compiles differently under other settings of the compiler.
-                settings = (
-                    cls.is_enabled,
-                    cls.num_threads > 1,
-                    getattr(code, "is_parallel", False),
-                )
-                key = (_function_key(code), str(signature), settings)
+                key = (_function_key(code), settings)
             except _NotAConstantError:
-                return build()
+                return build(code, signature)
             if key not in _compiled:
-                _compiled[key] = build()
+                _compiled[key] = build(code, signature)
             return _compiled[key]
 
         Compiler.compile = classmethod(compile_once)

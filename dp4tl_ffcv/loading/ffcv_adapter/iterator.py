@@ -118,15 +118,13 @@ class EpochBatches(Iterator[Any]):
 
     def __init__(self, loader: Any, order: NDArray[Any]) -> None:
         self._thread: _CheckedThread | None = None
-        if not len(order) and not loader.drop_last:
-            raise ValueError(
-                f"this rank gets none of the {len(loader.indices)} samples. Use fewer ranks, or an "
-                "order that pads."
-            )
         if not len(order):
+            samples = f"of the {len(loader.indices)} samples"
             raise ValueError(
-                f"`batch_size` {loader.batch_size} is more than the {len(loader.indices)} samples, "
-                "and `drop_last` drops the only batch. Pass drop_last=False."
+                f"`batch_size` is {loader.batch_size}: none {samples} make a whole batch. Pass "
+                "drop_last=False."
+                if loader.drop_last
+                else f"this rank gets none {samples}. Use fewer ranks, or an order that pads."
             )
         self._thread = _CheckedThread(loader, order)
 

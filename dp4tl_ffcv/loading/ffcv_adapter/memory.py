@@ -14,32 +14,13 @@ from ffcv.pipeline.compiler import Compiler
 from numpy.typing import NDArray
 
 from ...beton import BetonIndex
-from ...kernels.compiled import compiled
 from ..caches.base import BaseCache, EpochReads
+from ..decoding.crop_kernels import bytes_at
 from ..decoding.workspace import Workspace
 
 
-@compiled()
-def bytes_at(address: Any, data: Any, places: Any, ptrs: Any, sizes: Any) -> Any:
-    """Return the bytes of a sample that start at `address` of the file.
-
-    The result is empty for addresses that are not retained or not in memory.
-    """
-    row = np.searchsorted(ptrs, address)
-    if row == len(ptrs) or ptrs[row] != address or places[row] < 0:
-        return data[:0]
-    return data[places[row] : places[row] + sizes[row]]
-
-
 class RetainedMemory(MemoryManager):
-    """Memory manager that reads the retained samples through a cache.
-
-    Args:
-        index: index of the beton.
-        cache: cache of the retained samples.
-        seed: seed of what decoders draw per sample.
-        make_workspace: returns the scratch memory of the decoders for an epoch.
-    """
+    """Memory manager that reads the retained samples through a cache."""
 
     def __init__(
         self,
@@ -51,16 +32,14 @@ class RetainedMemory(MemoryManager):
         # ffcv's constructor is not called: see above.
         self.cache = cache
         self.epoch = 0
-        self.window_size = 1
-        """Number of samples that are read together, a multiple of the batch size."""
+        self.window_size = 1  # samples that are read together, a multiple of the batch size
         self.make_workspace = make_workspace
+        self.seed = seed
         self._index = index
-        self._seed = seed
 
     def schedule_epoch(self, batches: Sequence[NDArray[Any]]) -> "EpochMemory":
         """Return a context manager for an epoch of these batches."""
-        counter = np.array([self._seed, self.epoch], dtype=np.uint64)
-        return EpochMemory(self, batches, counter)
+        return EpochMemory(self, batches)
 
     def compile_reader(self) -> Callable[..., Any]:
         """Return the compiled function that returns the bytes at an address."""
@@ -86,24 +65,14 @@ class RetainedMemory(MemoryManager):
 
 
 class EpochMemory(MemoryContext):
-    """The reads and the scratch memory of one epoch.
+    """The reads and the scratch memory of one epoch."""
 
-    Args:
-        manager: memory manager of the loader.
-        batches: sample ids of each batch.
-        counter: seed and epoch, from which decoders draw crops.
-    """
-
-    def __init__(
-        self,
-        manager: RetainedMemory,
-        batches: Sequence[NDArray[Any]],
-        counter: NDArray[np.uint64],
-    ) -> None:
+    def __init__(self, manager: RetainedMemory, batches: Sequence[NDArray[Any]]) -> None:
         self._manager = manager
         self._cache: BaseCache = manager.cache  # the manager may get another cache during the epoch
         self._batches = batches
-        self._counter = counter
+        # Decoders draw crops from these; the manager's epoch changes while this one runs.
+        self._counter = np.array([manager.seed, manager.epoch], dtype=np.uint64)
         self._reads: EpochReads | None = None
         self._workspace: Workspace | None = None
 

@@ -21,15 +21,8 @@ def order_factory(
 ) -> Callable[[Any], Any]:
     """Return a function that makes the traversal order of a loader.
 
-    The traversal order may have a `window_size`: the number of samples to read together.
-
-    Args:
-        order: option of ffcv, name in `ORDERS`, function such as those, or `TraversalOrder` class.
-        order_kwargs: arguments for a class; an argument of Loader in ffcv's main branch.
-        batch_size: samples per batch.
-
-    Raises:
-        ValueError: the order is none of these.
+    `order_kwargs` are arguments for a class, as in ffcv's main branch. The traversal order may have
+    a `window_size`: the number of samples to read together.
     """
     known = isinstance(order, Hashable)
     if known and order is OrderOption.QUASI_RANDOM:
@@ -64,29 +57,21 @@ class _FunctionOrder(TraversalOrder):
         super().__init__(loader)
         self.window_size = window_size
         self._function = function
-        self._rank, self._world_size = 0, 1
+        self._place = 0, 1
         if loader.distributed:
             from torch import distributed  # not built into every torch
 
-            self._rank, self._world_size = distributed.get_rank(), distributed.get_world_size()
+            self._place = distributed.get_rank(), distributed.get_world_size()
 
     def sample_order(self, epoch: int) -> NDArray[Any]:
+        rank, world_size = self._place
         return self._function(
-            self.indices,
-            seed=self.seed,
-            epoch=epoch,
-            rank=self._rank,
-            world_size=self._world_size,
+            self.indices, seed=self.seed, epoch=epoch, rank=rank, world_size=world_size
         )
 
 
 def check_order(order: Any, retained: NDArray[np.int64], num_samples: int) -> NDArray[Any]:
-    """Return the ids of an order, after a check that each is one of the `retained` samples.
-
-    Raises:
-        TypeError: the order is not an array of ids.
-        ValueError: an id is not retained.
-    """
+    """Return the ids of an order, after a check that each is one of the `retained` samples."""
     ids = np.asarray(order)
     if ids.dtype.kind not in "iu" or ids.ndim != 1:
         raise TypeError(f"`order` must return sample ids (M,); got {ids.dtype} {ids.shape}.")

@@ -11,8 +11,6 @@ from ...beton import BetonIndex
 from ...beton.format import pointers
 from ...beton.tables import FieldInfo
 
-_BLOCK = 1 << 15  # rows of the allocation table that are looked at together
-
 
 @dataclass(frozen=True, slots=True)
 class RetainedExtents:
@@ -68,7 +66,7 @@ def retained_extents(
     Cost: one pass over the allocation table, then O(retained).
     """
     samples = ids if _ascends(ids) else np.unique(ids)
-    table = _allocations(index, samples)
+    table = index.extents(samples)
     used = [field for field in index.fields if field.name in fields]
     if not any(field.kind == "custom" for field in used):  # their pointers are not known
         table = table[_is_wanted(index, samples, used, table)]
@@ -84,38 +82,18 @@ def retained_extents(
     return RetainedExtents(ptrs, table["size"].astype(np.int64), owners, samples, rows, starts)
 
 
-def _allocations(index: BetonIndex, samples: NDArray[np.int64]) -> NDArray[Any]:
-    """Return the rows of the allocation table that belong to `samples`."""
-    retained = np.zeros(index.num_samples, dtype=np.bool_)
-    retained[samples] = True
-    blocks = (
-        index.allocations[at : at + _BLOCK] for at in range(0, len(index.allocations), _BLOCK)
-    )
-    found = [block[retained[block["sample_id"]]] for block in blocks]
-    return np.concatenate([index.allocations[:0], *found])
-
-
 def _ascends(values: NDArray[Any]) -> bool:
     return bool((values[1:] > values[:-1]).all())
 
 
 def _is_wanted(
-    index: BetonIndex,
-    samples: NDArray[np.int64],
-    used: list[FieldInfo],
-    table: NDArray[Any],
+    index: BetonIndex, samples: NDArray[np.int64], used: list[FieldInfo], table: NDArray[Any]
 ) -> NDArray[np.bool_]:
     """Return for each row of `table` whether a field in use points to it."""
-    pointing = [field for field in index.fields if pointers(index.column(field.name), field.kind)]
-    if all(field in used for field in pointing) and not any(
-        field.kind == "custom" for field in index.fields
-    ):
+    columns = {field.name: pointers(index.column(field.name), field.kind) for field in index.fields}
+    names = {field.name for field in used}
+    has_custom = any(field.kind == "custom" for field in index.fields)
+    if not has_custom and all(name in names for name, values in columns.items() if values):
         return np.ones(len(table), dtype=np.bool_)
-    wanted = [
-        values[samples]
-        for field in used
-        for values in pointers(index.column(field.name), field.kind)
-    ]
-    if not wanted:
-        return np.zeros(len(table), dtype=np.bool_)
-    return np.isin(table["ptr"], np.concatenate(wanted))
+    wanted = [values[samples] for name in names for values in columns[name]]
+    return np.isin(table["ptr"], np.concatenate([table["ptr"][:0], *wanted]))

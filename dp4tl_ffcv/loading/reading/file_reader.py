@@ -35,13 +35,7 @@ def _read_requests(file: Any, requests: Any, memory: Any) -> Any:
 
 
 class FileReader:
-    """Reads byte ranges of an open beton.
-
-    The file stays open, so that a beton which is replaced meanwhile is read as it was.
-
-    Args:
-        path: the beton.
-    """
+    """Reads byte ranges of a beton, which stays open: if it is replaced, it is read as it was."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -53,20 +47,14 @@ class FileReader:
     def read(
         self, requests: NDArray[np.int64], memory: NDArray[np.uint8], extents: RetainedExtents
     ) -> None:
-        """Read `size` bytes at `offset` into `memory[place:]`, for each request.
-
-        Args:
-            requests: `(R, 3)`: offset, size and place.
-            memory: destination.
-            extents: byte ranges of the samples, to name the sample in an error.
+        """Read `size` bytes at `offset` into `memory[place:]`, for each request `(R, 3)`.
 
         Raises:
-            BetonError: the file ends early or cannot be read.
+            BetonError: the file ends early or cannot be read; names the sample by `extents`.
         """
         done = 0
         while (done := done + _read_requests(self.file, requests[done:], memory)) < len(requests):
-            offset, size, place = requests[done].tolist()
-            self._read_slowly(offset, size, place, memory, extents)
+            self._read_slowly(requests[done], memory, extents)
             done += 1
         with self._lock:
             self.bytes_read += int(requests[:, 1].sum())
@@ -102,14 +90,10 @@ class FileReader:
             raise self._failure(size, _too_short(end - size), extents)
 
     def _read_slowly(
-        self,
-        offset: int,
-        size: int,
-        place: int,
-        memory: NDArray[np.uint8],
-        extents: RetainedExtents,
+        self, request: NDArray[np.int64], memory: NDArray[np.uint8], extents: RetainedExtents
     ) -> None:
-        """Finish a request that came back short, or raise BetonError."""
+        """Meet a request that came back short in parts, or raise BetonError."""
+        offset, size, place = request.tolist()
         end = place + size
         while place < end:
             try:

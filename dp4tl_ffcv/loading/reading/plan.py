@@ -57,10 +57,7 @@ class EpochPlan:
 
 
 def plan_epoch(extents: RetainedExtents, order: NDArray[np.int64], window_size: int) -> EpochPlan:
-    """Plan the reads of an epoch over `order`, `window_size` samples at a time.
-
-    Cost: O(M log M) for M samples, in numpy.
-    """
+    """Plan the reads of an epoch over `order`, `window_size` samples at a time."""
     rows, at = extents.rows_of(order)
     num_windows = -(-len(order) // window_size)
     # One sort puts the windows in turn, and the rows of each in the order of the file.

@@ -28,10 +28,8 @@ Fill = Callable[[NDArray[np.uint8]], None]
 def shared_bytes(num_bytes: int, fill: Fill, name: str | None) -> NDArray[np.uint8]:
     """Return `num_bytes` of memory, filled by this process or by another one.
 
-    Args:
-        num_bytes: size of the memory.
-        fill: fills the memory; called in one of the processes that ask for the same name.
-        name: letters and digits that identify the content. None does not share the memory.
+    `fill` is called in one of the processes that ask for the same name. The name is made of letters
+    and digits and identifies the content; None does not share the memory.
 
     Raises:
         OSError: there is no room for the memory.

@@ -1,0 +1,57 @@
+"""Helpers for tests of loaders."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from dp4tl_ffcv import Selection
+from dp4tl_ffcv.loading import CACHES, ORDERS
+
+CACHE_OPTIONS = [*CACHES, "auto"]
+ORDER_NAMES = list(ORDERS)
+
+
+def ids_of(batches: Any, dataset: Any) -> list[int]:
+    """Return the ids that the pixels of an epoch show."""
+    return [int(number) for pixels, *_ in batches for number in dataset.ids_of(pixels)]
+
+
+def samples_of(batches: Any, dataset: Any) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the ids that the pixels of an epoch show, and the labels of the batches."""
+    ids, labels = [], []
+    for pixels, shown, *_ in batches:
+        ids.append(dataset.ids_of(pixels))
+        labels.append(torch.as_tensor(shown).numpy().reshape(-1).copy())
+    return np.concatenate(ids), np.concatenate(labels)
+
+
+def of_classes(dataset: Any, classes: Any) -> Selection:
+    return Selection.of_classes(dataset.index, classes)
+
+
+def pretend_rank(patch: pytest.MonkeyPatch, rank: int, world_size: int) -> None:
+    """Let torch.distributed report this rank and world size."""
+    patch.setattr(torch.distributed, "get_rank", lambda: rank)
+    patch.setattr(torch.distributed, "get_world_size", lambda: world_size)
+    patch.setattr(torch.distributed, "is_available", lambda: True)
+
+
+def run_script(script: str, *arguments: str | Path, **options: Any) -> str:
+    """Run Python code in another process; return its output, which must not hold errors."""
+    command = [sys.executable, *options.pop("flags", ()), "-c", script, *map(str, arguments)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=300, check=False, **options
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout + done.stderr
+
+
+def only(**pipelines: Any) -> dict[str, Any]:
+    """Return these pipelines, with all other fields of an image beton disabled."""
+    return {"image": None, "label": None, "identifier": None, **pipelines}
