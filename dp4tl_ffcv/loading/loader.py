@@ -134,8 +134,6 @@ class PrunedLoader(Loader):
         with shared_compilation():
             super().generate_code()
 
-    # Retained samples.
-
     @property
     def indices(self) -> NDArray[np.uint64]:
         """Ids of the retained samples. Assigning ids calls `set_selection`."""
@@ -150,17 +148,9 @@ class PrunedLoader(Loader):
     ) -> None:
         """Load other samples from the next epoch on. An epoch under way is not affected.
 
-        Nothing is compiled, except with `relabel`, which numbers the new classes. If an error is
-        raised, the loader keeps its selection.
-
-        Args:
-            selection: a `Selection`, the path of one, or sample ids; None for all samples.
-
-        Raises:
-            StaleArtifactError: the selection was made for another beton.
-            TypeError: the ids are not integers.
-            ValueError: the ids are empty or out of range, or the loader relabels and needs a
-                selection.
+        Takes a `Selection`, the path of one, or sample ids; None for all samples. A loader with
+        `relabel` needs a selection and compiles the new labels. Raises the errors of the
+        constructor, and then keeps its selection.
         """
         given: Any = selection
         is_selection = isinstance(given, Selection | str | os.PathLike)
@@ -204,8 +194,6 @@ class PrunedLoader(Loader):
         digest.update(extents.ptrs.data)
         return digest.hexdigest()[:32]
 
-    # Epochs.
-
     def __iter__(self) -> EpochBatches:
         """Start the next epoch."""
         Compiler.set_num_threads(self.num_workers)  # another loader may have changed it
@@ -235,9 +223,6 @@ class PrunedLoader(Loader):
         """Height and width of the decoded images. Assign `(h, w)`, or one int for a square.
 
         A new resolution takes effect in the next epoch, in all image decoders of the pipelines.
-
-        Raises:
-            ValueError: no image decoder of the pipelines has an output size.
         """
         height, width = self._resizing_decoders()[0].output_size
         return height, width
@@ -275,7 +260,7 @@ class PrunedLoader(Loader):
         return max(1, -(-int(wanted) // self.batch_size)) * self.batch_size
 
     def _check_order(self, order: Any) -> NDArray[Any]:
-        return check_order(order, self._extents.samples, self._index.num_samples)
+        return check_order(order, self._extents.samples, len(self._index))
 
     @property
     def bytes_read(self) -> int:

@@ -2,12 +2,9 @@
 
 A function of this module called `NAME_order` is the order "NAME".
 
-With ids 0 to 4 and two ranks, `sequential_order` deals the ids out in turn. The last round is
-padded from the start, or dropped, so that all ranks take the same number of steps:
-
-    rank   pad      drop
-    0      0 2 4    0 2
-    1      1 3 0    1 3
+`sequential_order` deals the ids out in turn. The last round is padded from the start, or dropped,
+so that all ranks take the same number of steps: of ids 0 to 4, rank 0 of two gets 0 2 4 and rank 1
+gets 1 3 0 (pad), or 0 2 and 1 3 (drop).
 
 `random_order` deals out a permutation in the same way. `quasi_random_order` shuffles blocks of
 neighbours, gives each rank whole blocks, and then mixes the samples of a few blocks. With ids 0 to

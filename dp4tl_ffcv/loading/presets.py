@@ -17,9 +17,7 @@ from .decoding.decoders import (
     RandomResizedCropRGBImageDecoder,
 )
 from .loader import PrunedLoader, load_selection
-from .orders import random_order, sequential_order
-
-DEFAULT_CROP_RATIO = 224 / 256  # side of the centre crop / shorter side, as for ImageNet
+from .orders import ORDERS
 
 
 def training_loader(  # noqa: PLR0913  # the options of a training loader
@@ -91,7 +89,7 @@ def evaluation_loader(
     resolution: int,
     selection: Selection | str | os.PathLike[str] | None = None,
     indices: ArrayLike | None = None,
-    crop_ratio: float = DEFAULT_CROP_RATIO,
+    crop_ratio: float = 224 / 256,
     num_workers: int | None = None,
     device: str | torch.device = "cpu",
     relabel: bool = False,
@@ -121,13 +119,14 @@ def evaluation_loader(
 
 
 def _cut(order: str) -> Any:
-    """Return an order that drops the remainder of the shares instead of padding them.
+    """Drop the remainder of the shares, so that an epoch has as many steps on any number of ranks.
 
-    An epoch without the last batch then has as many steps in any number of processes. Shares of the
-    quasi-random order are blocks of the file, and differ in any case.
+    The shares of the quasi-random order are blocks of the file, and differ in any case.
     """
-    functions: dict[str, Any] = {"random": random_order, "sequential": sequential_order}
-    return partial(functions[order], pad=False) if order in functions else order
+    if order not in ("random", "sequential"):
+        return order
+    function: Any = ORDERS[order]
+    return partial(function, pad=False)
 
 
 def _pipelines(

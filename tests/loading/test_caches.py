@@ -143,28 +143,18 @@ def test_nothing_retained_has_bytes(name: str, paged: Any) -> None:
 # The pool of "extents".
 
 
-def test_only_the_batch_in_use_has_places(paged: Any, stored: Callable[[int], bytes]) -> None:
-    epochs = Epochs(open_("extents", paged.path))
-    order = shuffled(4)
-    with epochs.context(order) as context:
-        assert all(epochs.sample(number, context) == b"" for number in RETAINED.tolist())
-        for batch, ids in enumerate(batches_of(order)):
-            context.start_batch(batch)
-            for number in RETAINED.tolist():
-                expected = stored(number) if number in ids else b""
-                assert epochs.sample(number, context) == expected
-
-
-def test_a_window_of_several_batches_keeps_its_places(
-    paged: Any, stored: Callable[[int], bytes]
+@pytest.mark.parametrize("windows", [1, 3])
+def test_only_the_window_in_use_has_places(
+    windows: int, paged: Any, stored: Callable[[int], bytes]
 ) -> None:
-    epochs = Epochs(open_("extents", paged.path), windows=3)
+    epochs = Epochs(open_("extents", paged.path), windows)
     order = shuffled(5)
     with epochs.context(order) as context:
+        assert all(epochs.sample(number, context) == b"" for number in RETAINED.tolist())
         for batch in range(9):
             context.start_batch(batch)
-            start = batch // 3 * 3 * BATCH
-            window = set(order[start : start + 3 * BATCH].tolist())
+            start = batch // windows * windows * BATCH
+            window = set(order[start : start + windows * BATCH].tolist())
             for number in RETAINED.tolist():
                 expected = stored(number) if number in window else b""
                 assert epochs.sample(number, context) == expected
@@ -245,22 +235,6 @@ def test_pools_of_epochs_at_once_do_not_pile_up(paged: Any) -> None:
     for context in contexts:
         context.__exit__(None, None, None)
     assert sum(pool.nbytes for pool in cache.spare) <= cache.num_bytes(epochs.plan(shuffled()))
-
-
-@pytest.mark.parametrize("batches", [0, 1, 5, 9])
-def test_an_epoch_may_be_left_at_any_batch(batches: int, paged: Any) -> None:
-    cache = open_("extents", paged.path)
-    epochs = Epochs(cache)
-    for _ in range(2):
-        with epochs.context(shuffled()) as context:
-            for batch in range(batches):
-                context.start_batch(batch)
-        before = cache.reader.bytes_read
-        time.sleep(0.01)
-        assert cache.reader.bytes_read == before  # nobody reads on
-        context.__exit__(None, None, None)  # again does nothing
-        with pytest.raises(RuntimeError, match="only within the epoch's"):
-            _ = context.state
 
 
 # All in memory.

@@ -9,7 +9,7 @@ import pytest
 from ffcv.loader import OrderOption
 from numpy.typing import NDArray
 
-from dp4tl_ffcv import PrunedLoader, Selection
+from dp4tl_ffcv import PrunedLoader
 from dp4tl_ffcv.loading.orders import quasi_random_order, random_order, sequential_order
 from tests.support.loading import CACHE_OPTIONS, pretend_rank
 
@@ -80,50 +80,6 @@ def test_every_sample_comes_once_an_epoch(
                 np.testing.assert_array_equal(
                     np.concatenate(batches), ids[: share // BATCH * BATCH]
                 )
-
-
-@pytest.mark.parametrize("cache", CACHE_OPTIONS)
-@pytest.mark.parametrize("order", list(FUNCTIONS))
-def test_every_sample_of_several_pages_comes_once(
-    order: str, cache: str, paged: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    selection = Selection.of_classes(paged.index, [8, 1, 5])
-    for loaders in (
-        ranks_of(
-            paged, monkeypatch, world_size, batch_size=5, cache=cache, order=order, drop_last=False,
-            selection=selection, read_ahead=1,
-        )
-        for world_size in (1, 2)
-    ):  # fmt: skip
-        epochs = [np.concatenate(batches_of(loader, paged)) for loader in loaders]
-        np.testing.assert_array_equal(np.sort(np.concatenate(epochs)), selection.indices)
-        if cache in ("extents", "ram"):
-            assert {loader.cache for loader in loaders} == {cache}
-
-
-def test_an_epoch_of_fewer_samples_than_ranks_is_filled_up(
-    colours: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for order in FUNCTIONS:
-        loaders = ranks_of(
-            colours, monkeypatch, 3, batch_size=4, order=order, indices=[8, 90], drop_last=False
-        )
-        epochs = [np.concatenate(batches_of(loader, colours)) for loader in loaders]
-        assert [len(ids) for ids in epochs] == [1, 1, 1]
-        assert {8, 90} == set(np.concatenate(epochs).tolist())
-
-
-def test_ids_that_are_given_twice_come_twice(colours: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    wanted = [5, 80, 5, 7, 80, 80]
-    for order in FUNCTIONS:
-        for cache in CACHE_OPTIONS:
-            loaders = ranks_of(
-                colours, monkeypatch, 2, batch_size=2, order=order, cache=cache, indices=wanted
-            )
-            epochs = [np.concatenate(batches_of(loader, colours)) for loader in loaders]
-            found = np.concatenate(epochs)
-            assert [len(ids) for ids in epochs] == [2, 2]  # a whole batch of three samples
-            assert not Counter(found.tolist()) - Counter(wanted)
 
 
 @pytest.mark.parametrize("order", ["random", "quasi_random"])

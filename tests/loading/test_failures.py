@@ -484,27 +484,6 @@ def test_a_raw_image_of_another_length_is_named(
     assert load() == left
 
 
-def test_several_damaged_images_are_named_one_at_a_time(
-    colours: Any, copied: Path, guarded: Guarded
-) -> None:
-    index = BetonIndex.open(copied)
-    metadata = index.metadata.copy()
-    damaged = {3, 4, 5, 33, 90}
-    metadata["f0"]["height"][list(damaged)] += 1
-    put(copied, format.HEADER.itemsize + 3 * format.FIELD.itemsize, metadata.tobytes())
-    steps = [CenterCropRGBImageDecoder((8, 8), ratio=1.0), ToTensor()]
-    load = Recorded(colours, loader_of(copied, "extents", pipelines={"image": steps}), guarded)
-    left, named = set(EPOCH), set()
-    while left & damaged:
-        with pytest.raises(BetonError, match=r"^sample [0-9]+ of") as raised:
-            load()
-        named.add(int(str(raised.value).split()[1]))
-        left -= named
-        load.loader.set_selection(sorted(left)[: len(left) // BATCH * BATCH])
-    assert named == damaged
-    assert load() == sorted(left)[:110]
-
-
 # Loops that are left.
 
 

@@ -274,5 +274,5 @@ def test_a_rank_outside_of_the_group_is_refused(name: str, rank: int, world_size
 @pytest.mark.parametrize("name", ["block", "group"])
 def test_a_block_or_group_of_nothing_is_refused(name: str, value: int) -> None:
     options: dict[str, Any] = {name: value}
-    with pytest.raises(ValueError, match=rf"^`{name}` must be at least 1; got {value}\. "):
+    with pytest.raises(ValueError, match=rf"^`{name}` must be at least 1; got {value}\."):
         quasi_random_order(np.arange(4), seed=0, epoch=0, **options)

@@ -32,6 +32,7 @@ def test_empty_bytes_are_not_what_follows_them(blobs: Path) -> None:
     addresses, owners = index.column("first")["ptr"], index.column("second")["ptr"]
     assert np.isin(addresses[::3], owners).any()  # otherwise the test shows nothing
     loader = PrunedLoader(blobs, 4)
+    np.testing.assert_array_equal(loader.reader.alloc_table, index.allocations)
     read = loader.memory_manager.compile_reader()
     with loader.memory_manager.schedule_epoch([np.arange(NUM_SAMPLES)]) as memory:
         memory.start_batch(0)

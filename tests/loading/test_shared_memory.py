@@ -313,21 +313,6 @@ def test_an_error_of_the_filling_is_raised_and_leaves_nothing(folder: Path) -> N
     assert shared_bytes(SIZE, filler(4), "a")[-1] == 4
 
 
-def test_one_that_waits_fills_after_another_failed(
-    folder: Path, other: Callable[[], Other], guarded: Callable[[Callable[[], Any]], Any]
-) -> None:
-    waiting = other()
-
-    def broken(memory: NDArray[np.uint8]) -> None:
-        waiting.tell(f"take a {SIZE} 6 fast")
-        locks_wait(waiting.process.pid)
-        raise BetonError("the disk")
-
-    with pytest.raises(BetonError, match="the disk"):
-        shared_bytes(SIZE, broken, "a")
-    assert guarded(waiting.answer) == ["1", str(SIZE), "6", "6"]
-
-
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.ENOMEM])
 def test_no_room_is_an_error_that_says_what_to_do(
     code: int, folder: Path, monkeypatch: pytest.MonkeyPatch

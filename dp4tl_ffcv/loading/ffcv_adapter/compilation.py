@@ -11,7 +11,7 @@ import threading
 import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any
 
 import numba
 import numpy as np
@@ -21,17 +21,11 @@ from numba.core.dispatcher import Dispatcher
 from ...validate import resolve_num_workers
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), np.generic, np.dtype)
-_BY_IDENTITY = (
-    Dispatcher,
-    type,
-    types.BuiltinFunctionType,
-    ctypes._CFuncPtr,  # type: ignore[attr-defined]  # documented, but not in the stub
-)
+_C_FUNCTION: Any = ctypes._CFuncPtr  # type: ignore[attr-defined]  # missing in the stub
+_BY_IDENTITY = (Dispatcher, type, types.BuiltinFunctionType, _C_FUNCTION)
 # Packages whose attributes never change. In code that reads another package's attributes, numba may
 # have compiled an old value.
 _FIXED_PACKAGES = {"cmath", "ctypes", "math", "numba", "numpy", "random"}
-
-_PRECOMPILED = "dp4tl_precompiled"
 
 # Kept for the whole process: entries are small, and every Loader uses them.
 _compiled: dict[Any, Any] = {}
@@ -42,12 +36,9 @@ class _NotAConstantError(Exception):
     """A function reads an object that may change, so it must be compiled again."""
 
 
-Function = TypeVar("Function", bound=Callable[..., Any])
-
-
-def precompiled(function: Function) -> Function:
+def precompiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """Mark a function that only calls code of a module, which numba keeps compiled on disk."""
-    setattr(function, _PRECOMPILED, True)
+    function.__dict__["dp4tl_precompiled"] = True
     return function
 
 
@@ -67,7 +58,7 @@ def shared_compilation() -> Iterator[None]:
         original = Compiler.__dict__["compile"]
 
         def compile_once(cls: Any, code: Callable[..., Any], signature: Any = None) -> Any:
-            if getattr(code, _PRECOMPILED, False):
+            if hasattr(code, "dp4tl_precompiled"):
                 return code
 
             build = original.__get__(None, cls)

@@ -16,18 +16,12 @@ from ...beton.tables import FieldInfo
 class RetainedExtents:
     """The byte ranges of S samples: R rows in the order of the file."""
 
-    ptrs: NDArray[np.uint64]
-    """Byte offset in the file, `(R,)` ascending."""
-    sizes: NDArray[np.int64]
-    """Number of bytes, `(R,)`."""
-    owners: NDArray[np.int64]
-    """Sample id, `(R,)`."""
-    samples: NDArray[np.int64]
-    """Ids `(S,)`, ascending."""
-    rows: NDArray[np.int64]
-    """Rows sample by sample: `samples[i]` has the rows `rows[starts[i]:starts[i + 1]]`."""
-    starts: NDArray[np.int64]
-    """`(S + 1,)`."""
+    ptrs: NDArray[np.uint64]  # byte offset in the file (R,), ascending
+    sizes: NDArray[np.int64]  # bytes (R,)
+    owners: NDArray[np.int64]  # sample id (R,)
+    samples: NDArray[np.int64]  # ids (S,), ascending
+    rows: NDArray[np.int64]  # (R,): samples[i] has the rows rows[starts[i]:starts[i + 1]]
+    starts: NDArray[np.int64]  # (S + 1,)
 
     @property
     def num_bytes(self) -> int:

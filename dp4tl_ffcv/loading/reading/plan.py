@@ -24,22 +24,14 @@ ALIGNMENT = 64
 class EpochPlan:
     """The order of an epoch and the reads of its W windows."""
 
-    order: NDArray[np.int64]
-    """Sample ids `(M,)`."""
-    window_size: int
-    """Samples per window; the last may have fewer."""
-    rows: NDArray[np.int64]
-    """Rows of the retained byte ranges, window after window."""
-    places: NDArray[np.int64]
-    """Byte offset of each row in the window's memory."""
-    row_starts: NDArray[np.int64]
-    """`(W + 1,)`: window w has the rows `rows[row_starts[w]:row_starts[w + 1]]`."""
-    requests: NDArray[np.int64]
-    """`(requests, 3)`: byte offset in the file, bytes, byte offset in the window's memory."""
-    request_starts: NDArray[np.int64]
-    """`(W + 1,)`, as `row_starts`."""
-    window_bytes: NDArray[np.int64]
-    """Bytes of memory for each window, `(W,)`."""
+    order: NDArray[np.int64]  # sample ids (M,)
+    window_size: int  # samples per window; the last may have fewer
+    rows: NDArray[np.int64]  # rows of the retained byte ranges, window after window
+    places: NDArray[np.int64]  # byte offset of each row in the window's memory
+    row_starts: NDArray[np.int64]  # (W + 1,): window w has rows[row_starts[w]:row_starts[w + 1]]
+    requests: NDArray[np.int64]  # (N, 3): offset in the file, bytes, offset in the window's memory
+    request_starts: NDArray[np.int64]  # (W + 1,), as row_starts
+    window_bytes: NDArray[np.int64]  # bytes of memory for each window (W,)
 
     @property
     def num_windows(self) -> int:
