@@ -1,7 +1,7 @@
 """Combine scores: average over runs, or rank classes for several targets."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Any, Literal, get_args
 
@@ -29,8 +29,6 @@ def mean_scores(scores: Sequence[Scores]) -> Scores:
         Scores of that method, with the provenance of each run.
 
     Raises:
-        TypeError: `scores` is no list, or an entry is not Scores.
-        ValueError: `scores` is empty, or its entries differ in unit, method or length.
         StaleArtifactError: the scores were made for different sources or clusters.
     """
     provenance = _check_alike(scores)
@@ -43,8 +41,8 @@ def mean_scores(scores: Sequence[Scores]) -> Scores:
         return scores[0]
     share = [1.0 / len(scores)] * len(scores)
     return Scores(
-        scores=_mean([one.scores for one in scores], share),
-        tie_break=_mean([one.tie_break for one in scores], share),
+        scores=_weighted([one.scores for one in scores], share).sum(axis=0),
+        tie_break=_weighted([one.tie_break for one in scores], share).sum(axis=0),
         method=methods[0],
         unit=scores[0].unit,
         provenance=provenance,
@@ -77,9 +75,6 @@ def combine_scores(
         Scores of method `HOW_METHOD`, with the provenance of each target.
 
     Raises:
-        TypeError: `scores` is no list, or an entry is not Scores.
-        ValueError: `scores` is empty, its entries differ in unit or length, or a weight is wrong;
-            or, for `sum` and `max`, scores are negative or all 0.
         StaleArtifactError: the scores were made for different sources or clusters.
     """
     check_choice("how", how, get_args(How))
@@ -91,12 +86,14 @@ def combine_scores(
         combined[order] = np.arange(len(order), 0, -1)
         tie_break = np.zeros_like(combined)
     elif how == "rank":
-        combined = -_mean([_positions(one.scores, one.tie_break) for one in scores], shares)
-        tie_break = -_mean([_positions(one.tie_break) for one in scores], shares)
+        positions = [_positions(one.scores, one.tie_break) for one in scores]
+        combined = -_weighted(positions, shares).sum(axis=0)
+        tie_break = -_weighted([_positions(one.tie_break) for one in scores], shares).sum(axis=0)
     else:
-        join = _mean if how == "sum" else _largest
-        combined = join([_scaled(one.scores, how) for one in scores], shares)
-        tie_break = join([_scaled(one.tie_break, how, zeros=True) for one in scores], shares)
+        join = np.sum if how == "sum" else np.max
+        combined = join(_weighted([_scaled(one.scores, how) for one in scores], shares), axis=0)
+        ties = [_scaled(one.tie_break, how, zeros=True) for one in scores]
+        tie_break = join(_weighted(ties, shares), axis=0)
     return Scores(
         scores=combined,
         tie_break=tie_break,
@@ -106,17 +103,12 @@ def combine_scores(
     )
 
 
-def _mean(values: Sequence[NDArray[np.float64]], shares: Iterable[float]) -> NDArray[np.float64]:
-    total = np.zeros(len(values[0]), dtype=np.float64)
-    for value, share in zip(values, shares, strict=True):
-        total += share * value
-    return total
-
-
-def _largest(values: Sequence[NDArray[np.float64]], shares: Iterable[float]) -> NDArray[np.float64]:
-    weighted = [share * value for value, share in zip(values, shares, strict=True)]
-    largest: NDArray[np.float64] = np.max(weighted, axis=0)
-    return largest
+def _weighted(
+    values: Sequence[NDArray[np.float64]], shares: Sequence[float] | NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return `shares[t] * values[t]` `(T, C)`."""
+    weighted: NDArray[np.float64] = np.asarray(shares)[:, None] * np.array(values)
+    return weighted
 
 
 def _scaled(values: NDArray[np.float64], how: str, *, zeros: bool = False) -> NDArray[np.float64]:

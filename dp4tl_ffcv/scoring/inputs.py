@@ -43,11 +43,7 @@ def features_or_none(values: FeaturesOrArray) -> "Features | None":
 
 
 def whole_source(values: FeaturesOrArray) -> "Features | None":
-    """Return the features of all samples of a source, row i for sample id i; None for an array.
-
-    Raises:
-        ValueError: a sample id is missing or repeated.
-    """
+    """Return the features of all samples of a source, row i for sample id i; None for an array."""
     source = features_or_none(values)
     if source is None:
         return None

@@ -80,7 +80,6 @@ class Scores:
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: the file holds no scores.
         """
         arrays, header = load_artifact(path, _KIND, ("scores", "tie_break"))
         about = {name: header[name] for name in ("method", "unit", "provenance")}

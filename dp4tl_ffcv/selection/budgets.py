@@ -45,12 +45,7 @@ class Budget:
 
 
 def one_budget(**given: Any) -> Budget:
-    """Return the budget that is not None, checked as far as possible without a beton.
-
-    Raises:
-        TypeError: a number has the wrong type.
-        ValueError: none or several are given, or one is out of range.
-    """
+    """Return the budget that is not None, checked as far as possible without a beton."""
     found = {name: value for name, value in given.items() if value is not None}
     if len(found) != 1:
         names = ", ".join(f"`{name}`" for name in given)

@@ -52,8 +52,6 @@ def import_indices(
 
     Raises:
         FileNotFoundError: there is no such file.
-        TypeError: the file does not hold integers.
-        ValueError: the suffix is unknown, the file cannot be read, or an id is out of range.
     """
     suffix = _check_suffix(path)
     try:

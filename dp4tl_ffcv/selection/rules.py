@@ -73,9 +73,6 @@ def select(  # noqa: PLR0913  # options are named at the call
     Raises:
         StaleArtifactError: scores or clusters were made for another beton, or the scores for other
             clusters.
-        TypeError: a number has the wrong type.
-        ValueError: not exactly one budget, or one out of range; scores or clusters of the wrong
-            length; options that do not go together.
     """
     budget = one_budget(
         keep=keep, keep_classes=keep_classes, keep_samples=keep_samples, keep_bytes=keep_bytes
@@ -137,19 +134,19 @@ def _by_classes(
     else:
         groups = index.labels(label_field)
         counts = _class_counts(scores, index, label_field)
-    inside = None
+    inside = np.ones(len(groups), dtype=np.bool_)
     if within is not None and keep_within is not None:
         _check_samples("within", within, index)
         inside = _best_of_each(within, groups, counts, keep_within)
     classes = _best_classes(scores, index, budget, groups, counts, inside)
     if clusters is not None:
         provenance["clusters"]["retained"] = np.sort(classes).tolist()
-        ids = _members(classes, groups, len(counts), inside)
+        ids = np.flatnonzero(np.isin(groups, classes) & inside)
         return _of_samples(index, ids, label_field, provenance)
     selection = Selection.of_classes(
         index, classes, num_classes=len(scores), label_field=label_field, provenance=provenance
     )
-    if inside is None:
+    if within is None:
         return selection
     return replace(selection, indices=selection.indices[inside[selection.indices]])
 
@@ -160,20 +157,18 @@ def _best_classes(
     budget: Budget,
     groups: NDArray[np.int64],
     counts: NDArray[np.int64],
-    inside: NDArray[np.bool_] | None,
+    inside: NDArray[np.bool_],
 ) -> NDArray[np.int64]:
     """Return the best classes within the budget; only samples `inside` count."""
     ranking = scores.ranking()
     ranking = ranking[counts[ranking] > 0]
     if budget.name in ("keep", "keep_classes"):
         return ranking[: budget.number_of(len(ranking))]
+    weights: NDArray[Any] = inside
     if budget.name == "keep_samples":
         check_int(budget.name, budget.value, 1, index.num_samples)
-        weights = np.ones(len(groups), dtype=np.int64)
     else:
-        weights = index.sample_bytes()
-    if inside is not None:
-        weights = weights * inside
+        weights = index.sample_bytes() * inside
     # Exact in bincount's float64: no disk has 2**53 bytes.
     costs = np.bincount(groups, weights, minlength=len(counts)).astype(np.int64)
     return ranking[: budget.first_that_fit(costs[ranking], "class")]
@@ -211,19 +206,6 @@ def _best_of_each(
     best = np.zeros(len(order), dtype=np.bool_)
     best[order] = positions < np.repeat(part_of(keep, counts), counts)
     return best
-
-
-def _members(
-    classes: NDArray[np.int64],
-    groups: NDArray[np.int64],
-    count: int,
-    inside: NDArray[np.bool_] | None,
-) -> NDArray[np.int64]:
-    """Return the samples of the retained groups, ascending."""
-    retained = np.zeros(count, dtype=np.bool_)
-    retained[classes] = True
-    chosen = retained[groups]
-    return np.flatnonzero(chosen if inside is None else chosen & inside)
 
 
 def _of_samples(

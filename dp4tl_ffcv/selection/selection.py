@@ -70,9 +70,6 @@ class Selection:
             num_classes: number of classes C; None takes it from the beton.
             label_field: field of the class ids.
             provenance: facts to record with the selection.
-
-        Raises:
-            ValueError: a class id is out of range or repeated, or no sample is retained.
         """
         index = BetonIndex.of(beton)
         labels = index.labels(label_field)
@@ -108,12 +105,7 @@ class Selection:
         label_field: str = "label",
         provenance: Mapping[str, Any] | None = None,
     ) -> "Selection":
-        """Retain the samples `indices` `(M,)`, in any order; repeats count once.
-
-        Raises:
-            TypeError: the indices are not integers.
-            ValueError: an index is out of range, or there is none.
-        """
+        """Retain the samples `indices` `(M,)`, in any order; repeats count once."""
         index = BetonIndex.of(beton)
         ids = np.unique(check_indices(indices, index.num_samples))
         labels = index.labels(label_field)
@@ -200,7 +192,6 @@ class Selection:
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: the file holds no selection.
         """
         arrays, header = load_artifact(path, _KIND, _ARRAYS)
         about = {name: header[name] for name in ("fingerprint", "label_field", "provenance")}

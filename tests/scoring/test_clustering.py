@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from dp4tl_ffcv import Clusters, class_means, cluster, feature_mapping
+from dp4tl_ffcv import Clusters, cluster, feature_mapping
 from tests.support.scores import clusters_of
 
 faiss = pytest.importorskip("faiss")
@@ -235,18 +235,7 @@ def test_figures_of_a_drawn_sample_are_near_those_of_all(monkeypatch: pytest.Mon
     assert drawn == pytest.approx(exact, abs=0.05)
 
 
-# What they are for, and their file.
-
-
-def test_feature_mapping_votes_for_pseudo_classes() -> None:
-    features, owners = blobs()
-    clusters = cluster(features, 4, seed=1)
-    target = np.eye(8)[[2, 2, 0]]
-    scores = feature_mapping(target, class_means(features, clusters.labels, 4))
-    votes = dict(zip(owners.tolist(), clusters.labels.tolist(), strict=True))
-    expected = np.zeros(4)
-    expected[votes[2]], expected[votes[0]] = 2, 1
-    assert scores.scores.tolist() == expected.tolist()
+# Their file.
 
 
 def test_a_file_brings_back_the_clusters(tmp_path: Path) -> None:

@@ -83,7 +83,6 @@ class Clusters:
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: the file holds no clusters.
         """
         arrays, header = load_artifact(path, _KIND, ("labels", "centroids"))
         return cls(**arrays, provenance=header["provenance"])

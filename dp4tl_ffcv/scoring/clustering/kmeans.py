@@ -65,11 +65,6 @@ def cluster(
         sample: rows per cluster of the first level that the centroids are fitted to.
         out: file (`.npz`) to write the clusters to.
         provenance: facts to record with the clusters.
-
-    Raises:
-        TypeError: a dtype is wrong, or a number is not an integer.
-        ValueError: a number is out of range, a feature is not finite or so large that its square
-            overflows float32, or faiss is not installed.
     """
     about: dict[str, Any] = dict(provenance or {})
     if (source := whole_source(features)) is not None:

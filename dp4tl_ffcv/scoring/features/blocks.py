@@ -196,11 +196,7 @@ class FeatureBlocks:
         labels: NDArray[np.int64],
         logits: NDArray[np.float32] | None,
     ) -> None:
-        """Store one block, and mark it as done once it is on disk.
-
-        Raises:
-            ValueError: a feature or a logit is not finite.
-        """
+        """Store one block, and mark it as done once it is on disk."""
         rows, maps = self._plan.rows(block), self._maps
         ids = self._plan.indices[rows]
         with np.errstate(over="ignore"):  # check_finite reports it, with the sample

@@ -3,11 +3,11 @@
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,10 +44,6 @@ class Features:
 
     To use an encoder of your own: `Features.from_arrays(features, labels).save(folder)`, and pass
     the folder wherever `dp4tl` asks for features.
-
-    Raises:
-        TypeError: a dtype is wrong.
-        ValueError: a shape is wrong, or the arrays differ in their number of rows.
     """
 
     features: NDArray[Any]
@@ -101,10 +97,6 @@ class Features:
             features: `(n, D)`; other types than float16 are converted to float32.
             labels: class ids `(n,)`; None if the samples have no labels.
             ids: sample ids `(n,)` in the beton; None if row i belongs to sample i.
-
-        Raises:
-            TypeError: labels or ids are not integers.
-            ValueError: a shape is wrong, or the arrays differ in their number of rows.
         """
         values = as_array(features)
         if values.dtype != np.float16:
@@ -124,9 +116,6 @@ class Features:
 
         Args:
             num_classes: rows of the result `(num_classes, D)`; NaN for classes without samples.
-
-        Raises:
-            ValueError: a label is out of range, or a feature is not finite.
         """
         if self.sums is None or self.counts is None or len(self.counts) > num_classes:
             return class_means(self.features, self.labels, num_classes)
@@ -146,9 +135,6 @@ class Features:
         """Write to the folder `path`, and replace the features that it holds.
 
         A killed or failing writer leaves the old folder, or none.
-
-        Raises:
-            ValueError: a feature or a logit is not finite, or `path` holds something else.
         """
         target = Path(path)
         check_replaceable("path", target)
@@ -156,9 +142,9 @@ class Features:
             if (values := getattr(self, name)) is not None:
                 check_finite(name, values, self.indices)
         target.parent.mkdir(parents=True, exist_ok=True)
-        part = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
+        part = target.with_name(f".{target.name}.{uuid4().hex}.part")
         try:
-            part.chmod(0o777 & ~_umask())
+            part.mkdir()
             for name, file in FILES.items():
                 if (values := getattr(self, name)) is not None:
                     np.save(part / file, values[None] if name == "soft_votes" else values)
@@ -176,7 +162,6 @@ class Features:
 
         Raises:
             FileNotFoundError: there is no such folder.
-            ValueError: the folder holds no features, or unfinished ones.
         """
         folder, header = Path(path), read_header(path)
         if not header["finished"]:
@@ -225,7 +210,6 @@ def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is no such folder.
-        ValueError: the folder holds no features, or features of a newer format.
     """
     try:
         header = json.loads((Path(path) / HEADER).read_bytes())
@@ -309,9 +293,3 @@ def _not_features(path: str | os.PathLike[str]) -> ValueError:
     return ValueError(
         f"{str(path)!r} is no folder of features, or is corrupt. Make it with `dp4tl features`."
     )
-
-
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current

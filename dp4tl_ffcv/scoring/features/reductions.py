@@ -24,10 +24,6 @@ def class_means(features: Any, labels: Any, num_classes: int) -> NDArray[np.floa
 
     Returns:
         Means `(C, D)`; NaN rows for classes without samples.
-
-    Raises:
-        TypeError: a dtype is wrong.
-        ValueError: a label is out of range, shapes do not fit, or a feature is not finite.
     """
     from ...kernels import class_sums
 

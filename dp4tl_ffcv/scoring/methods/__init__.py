@@ -52,11 +52,7 @@ def names() -> list[str]:
 
 
 def get(name: str) -> Method:
-    """Return the method called `name`.
-
-    Raises:
-        ValueError: there is no such method; the message lists all.
-    """
+    """Return the method called `name`."""
     module = import_module(f".{check_choice('method', name, names())}", __name__)
     method: Method = module.METHOD
     return method
@@ -74,9 +70,6 @@ def score(name: str, /, *, out: str | os.PathLike[str] | None = None, **inputs: 
         name: `label_mapping`, say; `names()` lists all.
         out: file (`.npz`) to write the scores to.
         inputs: arguments of the method's function.
-
-    Raises:
-        ValueError: there is no such method, or an input is wrong.
     """
     scores = get(name).function(**inputs)
     if out is not None:

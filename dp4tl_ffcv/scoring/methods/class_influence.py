@@ -38,10 +38,6 @@ def class_influence(
         included: `(R, C)`, or the path of a .npy file.
         provenance: facts to record with the scores.
 
-    Raises:
-        TypeError: a dtype is wrong.
-        ValueError: shapes do not fit, an outcome is not finite, or a class is in every run or none.
-
     >>> class_influence([[0.9], [0.5], [0.8]], [[True, False], [False, True], [True, True]]).scores
     array([ 0.35, -0.25])
     """
@@ -77,10 +73,6 @@ def class_influences(outcomes: Any, included: Any) -> NDArray[np.float64]:
 
     Returns:
         Influences `(C, n)`, summed in float64 in the order of runs on one thread.
-
-    Raises:
-        TypeError: a dtype is wrong.
-        ValueError: shapes do not fit, an outcome is not finite, or a class is in every run or none.
     """
     from threadpoolctl import threadpool_limits
 

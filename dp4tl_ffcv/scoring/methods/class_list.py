@@ -68,10 +68,6 @@ def class_list(
         label_field: field of the class ids.
         provenance: facts to record with the scores.
 
-    Raises:
-        TypeError: the ids are not integers.
-        ValueError: an id is out of range or listed twice, or there is none.
-
     >>> class_list([3, 1], 4).ranking(), class_list([3, 1], 4, exclude=True).ranking()
     (array([3, 1, 0, 2]), array([0, 2, 1, 3]))
     """
@@ -119,7 +115,6 @@ def read_class_list(
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file holds no list of distinct class ids, or a table without a `column`.
     """
     try:
         with open(path, "rb") as stream:

@@ -59,8 +59,6 @@ def coverage_centric(
         provenance: facts to record with the scores.
 
     Raises:
-        TypeError: a number is not an integer.
-        ValueError: a number is out of range, or the scores are class scores.
         StaleArtifactError: `provenance` names another source than the difficulty.
     """
     difficulty = Scores.of(difficulty)

@@ -38,8 +38,6 @@ def el2n(
         provenance: facts to record with the scores.
 
     Raises:
-        TypeError: a dtype is wrong.
-        ValueError: shapes do not fit, a label is out of range, or a logit is not finite.
         StaleArtifactError: the runs have different sources.
 
     >>> el2n([[4.0, 0.0], [0.0, 4.0]], [0, 0]).ranking()

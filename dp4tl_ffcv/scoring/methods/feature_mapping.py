@@ -58,8 +58,6 @@ def feature_mapping(
         provenance: facts to record with the scores.
 
     Raises:
-        TypeError: a dtype is wrong.
-        ValueError: shapes do not fit, or a value is not finite.
         StaleArtifactError: the features come from different surrogates, or the clusters from
             another source.
 

@@ -79,7 +79,6 @@ def grand(  # noqa: PLR0913  # options are named at the call
 
     Raises:
         CheckpointError: see `load_checkpoint`.
-        ValueError: `models` is empty, or see `gradient_norms`.
     """
     from ...beton import BetonIndex
     from ...distributed import best_device

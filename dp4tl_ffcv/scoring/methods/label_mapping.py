@@ -56,10 +56,6 @@ def label_mapping(
             broken by the lower id.
         provenance: facts to record with the scores.
 
-    Raises:
-        TypeError: class ids are not integers.
-        ValueError: a shape or a value is wrong, or `num_classes` is missing.
-
     >>> label_mapping([2, 0, 2], num_classes=4).scores
     array([1., 0., 2., 0.])
     """

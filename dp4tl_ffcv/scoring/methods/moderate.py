@@ -66,10 +66,6 @@ def moderate(
         median: median distance of the sample's class, or of all samples.
         provenance: facts to record with the scores.
 
-    Raises:
-        TypeError: a dtype is wrong.
-        ValueError: shapes do not fit, a label is out of range, or a feature is not finite.
-
     >>> moderate([[0.0], [4.0], [17.0], [10.0], [9.0]], [0, 0, 1, 1, 1], 2).ranking()
     array([0, 1, 4, 3, 2])
     """

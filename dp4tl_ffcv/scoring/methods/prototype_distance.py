@@ -52,8 +52,6 @@ def prototype_distance(
         provenance: facts to record with the scores.
 
     Raises:
-        TypeError: a dtype is wrong.
-        ValueError: shapes do not fit, or a feature is not finite.
         StaleArtifactError: the clusters were made for another source.
     """
     from ...kernels import nearest_mean

@@ -47,10 +47,6 @@ def random_scores(
         unit: what to score.
         label_field: field of the class ids.
         provenance: facts to record with the scores.
-
-    Raises:
-        TypeError: a number is not an integer.
-        ValueError: a number is out of range.
     """
     check_choice("unit", unit, ("class", "sample"))
     seed = check_int("seed", seed, 0)

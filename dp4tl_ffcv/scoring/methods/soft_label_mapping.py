@@ -39,9 +39,6 @@ def soft_label_mapping(
             surrogate, or their soft votes `(C,)`.
         provenance: facts to record with the scores.
 
-    Raises:
-        ValueError: a shape or a value is wrong.
-
     >>> soft_label_mapping([0.5, 2.5, 0.0]).ranking()
     array([1, 0, 2])
     """
