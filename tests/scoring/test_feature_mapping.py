@@ -162,7 +162,7 @@ ZEROS = np.zeros((3, 2))
         (np.zeros((2, 3)), ZEROS, ValueError, "must have .*got"),
         (np.full((2, 2), np.nan), ZEROS, ValueError, "finite"),
         (np.zeros((2, 2)), np.full((3, 2), np.inf), ValueError, "finite"),
-        (np.zeros((2, 2)), np.full((3, 2), np.nan), ValueError, "must"),
+        (np.zeros((2, 2)), np.full((3, 2), np.nan), ValueError, "no class has samples"),
         (np.zeros((2, 2), int), ZEROS, TypeError, "must be float16, float32 or float64"),
         (np.zeros(2), ZEROS, ValueError, r"must have shape \(N, D\)"),
     ],
