@@ -83,12 +83,9 @@ def pointers(column: NDArray[Any], kind: str) -> list[NDArray[Any]]:
 def uint64_paths(
     dtype: np.dtype[Any], path: tuple[str, ...] = (), *, signed: bool = False
 ) -> Iterator[tuple[str, ...]]:
-    """Yield the path of every 64-bit integer in a record type, as names of nested fields.
+    """Yield the path of every unsigned 64-bit integer in a record type, as names of nested fields.
 
-    Args:
-        dtype: type of the table.
-        path: names that lead to `dtype` from the outermost record.
-        signed: include signed integers.
+    `path` leads to `dtype` from the outermost record. `signed` includes signed integers.
     """
     for name in dtype.base.names or ():
         yield from uint64_paths(dtype.base[name], (*path, name), signed=signed)

@@ -20,11 +20,6 @@ class BetonIndex:
     """Header, metadata and allocation table of a beton. The samples stay on disk.
 
     Use `BetonIndex.open(path)`. `len(index)` is the number of samples.
-
-    Args:
-        path: the beton.
-        tables: its tables, already checked.
-        custom_fields: ffcv field class of each custom field, by name.
     """
 
     def __init__(
@@ -115,11 +110,7 @@ class BetonIndex:
         return int(self.header["page_size"])
 
     def field(self, name: str) -> FieldInfo:
-        """Return the field called `name`.
-
-        Raises:
-            BetonError: there is no such field; the message lists the fields.
-        """
+        """Return the field called `name`, or raise a BetonError that lists the fields."""
         for field in self.fields:
             if field.name == name:
                 return field
@@ -227,13 +218,9 @@ class BetonIndex:
 
     @cached_property
     def page_table(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-        """Which samples lie on which page, as CSR.
+        """Samples of each page, as arrays `pages`, `starts` and `samples`.
 
-        Page p = `pages[i]`, which starts at byte `p * page_size`, holds the samples
-        `samples[starts[i]:starts[i + 1]]`.
-
-        Returns:
-            pages `(P,)` ascending, starts `(P + 1,)`, samples `(rows,)`.
+        Page `pages[i]` holds `samples[starts[i]:starts[i + 1]]`. Pages ascend.
         """
         numbers = (self.allocations["ptr"] // np.uint64(self.page_size)).astype(np.int64)
         order = np.lexsort((self.allocations["ptr"], numbers))
@@ -255,12 +242,7 @@ class BetonIndex:
 
 
 def check_indices(indices: ArrayLike, num_samples: int) -> NDArray[np.int64]:
-    """Return `indices` as int64 sample ids `(M,)`.
-
-    Raises:
-        TypeError: the indices are not integers.
-        ValueError: an index is out of range, or the shape is not `(M,)`.
-    """
+    """Return `indices` as int64 sample ids `(M,)`, or raise TypeError or ValueError."""
     array = np.asarray(indices)
     if array.size == 0 and array.dtype.kind == "f":  # np.asarray([]) is float64
         array = array.astype(np.int64)

@@ -32,9 +32,9 @@ def summarise(index: "BetonIndex", label_field: str) -> dict[str, Any]:
         result["classes"] = len(counts)
         result["classes_without_samples"] = int((counts == 0).sum())
         result["samples_per_class"] = {
-            "min": int(counts.min()),
-            "median": float(np.median(counts)),
-            "max": int(counts.max()),
+            "min": int(counts.min(initial=len(index))),
+            "median": float(np.median(counts)) if len(counts) else 0.0,
+            "max": int(counts.max(initial=0)),
         }
     if index.manifest:
         result["class_names"] = list(index.manifest.class_names)

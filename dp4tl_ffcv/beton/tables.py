@@ -68,12 +68,7 @@ class Tables:
 
 
 def read_tables(path: Path, custom_fields: Mapping[str, Any]) -> Tables:
-    """Read the tables of a beton and check them against each other.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        BetonError: the file is not a beton of version 2, or is unfinished, truncated or corrupt.
-    """
+    """Read the tables of a beton and check them against each other."""
     tables = load_tables(path, custom_fields)
     for start in range(0, len(tables.allocations), BLOCK):
         _check_extents(tables, tables.allocations[start : start + BLOCK], path)
@@ -82,12 +77,7 @@ def read_tables(path: Path, custom_fields: Mapping[str, Any]) -> Tables:
 
 
 def load_tables(path: Path, custom_fields: Mapping[str, Any]) -> Tables:
-    """Read the tables of a beton. Check only what is needed to tell them apart.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        BetonError: the file is not a beton of version 2, is unfinished, or ends within a table.
-    """
+    """Read the tables of a beton. Check only what is needed to tell them apart."""
     with path.open("rb") as stream:
         size = os.fstat(stream.fileno()).st_size
         header = _read_header(stream, path, size)
@@ -183,9 +173,8 @@ def _missing(wanted: NDArray[np.uint64], starts: NDArray[np.uint64]) -> NDArray[
         return wanted[:0]
     if not starts.size:
         return wanted
-    blocks = (wanted[at : at + BLOCK] for at in range(0, len(wanted), BLOCK))
-    found = (starts.take(np.searchsorted(starts, block), mode="clip") == block for block in blocks)
-    lost: NDArray[np.uint64] = wanted[~np.concatenate([np.zeros(0, dtype=np.bool_), *found])]
+    found = starts.take(np.searchsorted(starts, wanted), mode="clip") == wanted
+    lost: NDArray[np.uint64] = wanted[~found]
     return lost
 
 

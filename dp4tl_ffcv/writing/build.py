@@ -64,11 +64,6 @@ def build_beton(target: Path, plan: BuildPlan, num_workers: int) -> BetonIndex:
 
     Memory: two batches per worker and one more, each of at most 16 encoded samples and about
     16 MiB but at least one sample; and the tables of the returned index.
-
-    Raises:
-        ValueError: a sample cannot be encoded or does not fit into a page, or none is left.
-        RuntimeError: a worker process died.
-        OSError: the disk is full or failed.
     """
     journal = Journal(target)
     with locked_part(target) as stream:

@@ -82,12 +82,7 @@ class ImageField(RGBImageField):  # type: ignore[misc]  # ffcv is untyped
         value: ImageValue,
         malloc: Callable[[int], tuple[int, NDArray[np.uint8]]],
     ) -> None:
-        """Store one image.
-
-        Args:
-            destination: metadata of the sample `(1,)`, to be filled.
-            value: the image.
-            malloc: returns place and memory for a number of bytes.
+        """Store one image: fill its metadata `destination`, and memory that `malloc` returns.
 
         Raises:
             ValueError: the image is corrupt, too large, or of an unknown format.

@@ -29,13 +29,10 @@ class WriteState:
 
 
 class Journal:
-    """The files next to the unfinished beton `.NAME.part`.
+    """The files next to `.NAME.part`, the unfinished file of the beton `target`.
 
     `.NAME.part.table` is the allocation table so far. `.NAME.part.json` is the last `WriteState`
     up to which both files are known to be on the disk.
-
-    Args:
-        target: the beton.
     """
 
     def __init__(self, target: Path) -> None:

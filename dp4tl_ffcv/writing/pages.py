@@ -20,18 +20,11 @@ COMMIT_SECONDS = 5.0
 
 
 class PageWriter:
-    """Writes samples to an unfinished beton, and records in the journal how far it came.
+    """Writes samples to an unfinished beton from `state` on, and records its state in the journal.
 
-    A sample never crosses a page, because ffcv's page cache reads single pages. Pages may grow
-    while samples are placed: two pages and the page of twice their size that covers them hold
-    whole samples alike.
-
-    Args:
-        stream: the unfinished file, locked.
-        journal: its journal.
-        state: where to continue.
-        tables_at: first byte of the metadata.
-        grows: double the page size when a sample needs it. Otherwise such a sample is an error.
+    A sample never crosses a page, because ffcv's page cache reads single pages. With `grows`, the
+    page size doubles when a sample needs it: samples on pages of one size do not cross pages of
+    twice that size.
     """
 
     def __init__(
@@ -51,11 +44,7 @@ class PageWriter:
         os.ftruncate(self._table, state.extents * ALLOCATION.itemsize)
 
     def place(self, batch: Batch, data: bytes | memoryview) -> None:
-        """Write the samples of a batch, whose bytes are `data`, one sample after the other.
-
-        Raises:
-            ValueError: a sample does not fit into a page.
-        """
+        """Write the samples of a batch, whose bytes are `data`, one sample after the other."""
         state, rows = self.state, batch.rows
         owners = np.repeat(np.arange(len(rows)), batch.extents)
         rooms = np.maximum(1, batch.sizes)  # ffcv finds bytes by their start: no two may share one

@@ -124,11 +124,6 @@ class TarMembers:
     def __len__(self) -> int:
         return len(self._spans)
 
-    @property
-    def sizes(self) -> NDArray[np.int64]:
-        """Bytes of each member."""
-        return self._spans[:, 2]
-
     def name(self, position: int) -> str:
         """Return a member's path in its archive, after the path of its inner archive if any."""
         return self._names[position]

@@ -109,7 +109,6 @@ def test_the_files_of_an_archive_are_read_without_unpacking(form: int, tmp_path:
     archive = put(tmp_path / "a.tar", tar_of(FILES, format=form))
     members = list_tar(archive)
     assert content(members) == FILES
-    assert members.sizes.tolist() == [3, 0, 1280]
     samples = TarImages(members, [2, 0, 1])
     assert list(samples) == [
         (data, label, i)

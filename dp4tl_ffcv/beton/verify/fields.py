@@ -31,7 +31,7 @@ def check_fields(tables: Tables, problems: Problems) -> NDArray[np.int64]:
         if field.kind == "int" and field.name == "label":
             _check_labels(column, problems)
         for places in pointers(column, field.kind):
-            found = stored.at(places)
+            found = _FoundRanges(stored, places)
             used.append(found.keys[found.own])
             _check_places(field, places, found, problems)
             if field.kind == "rgb_image":
@@ -65,10 +65,6 @@ class _StoredRanges:
         self.keys: NDArray[np.int64] = keys[order]
         self.rows = owned[order]
 
-    def at(self, places: NDArray[np.uint64]) -> "_FoundRanges":
-        """Find the byte range that starts at `places[i]` and belongs to sample i, for every i."""
-        return _FoundRanges(self, places)
-
     def check_unused(self, used: list[NDArray[np.int64]], problems: Problems) -> None:
         """Find byte ranges to which no field points; `used` are the keys that fields point to."""
         wanted = np.sort(np.concatenate([self.keys[:0], *used]))
@@ -85,7 +81,7 @@ class _StoredRanges:
 
 
 class _FoundRanges:
-    """Result of a search for the byte range of each sample, `(N,)` each.
+    """The byte range that starts at `places[i]` and belongs to sample i, for every i.
 
     `somewhere`: a byte range starts there. `own`: it belongs to the sample. `smallest`, `largest`:
     its bytes, where several byte ranges start at one byte.
