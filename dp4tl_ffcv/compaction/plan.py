@@ -14,8 +14,6 @@ from ..beton.index import BetonIndex
 from ..errors import BetonError
 from .pointers import Pointer, find_pointers
 
-_BLOCK = 1 << 20  # rows of the allocation table per step
-
 
 @dataclass(frozen=True, slots=True)
 class Retained:
@@ -73,12 +71,9 @@ def retain(index: BetonIndex, order: NDArray[np.int64]) -> Retained:
     Raises:
         BetonError: a sample's metadata points to bytes of another sample.
     """
-    position = np.full(index.num_samples, -1, dtype=np.int64)
+    position = np.zeros(len(index), dtype=np.int64)
     position[order] = np.arange(len(order))
-    table = index.allocations
-    blocks = (table[at : at + _BLOCK] for at in range(0, len(table), _BLOCK))
-    found = [block[position[block["sample_id"]] >= 0] for block in blocks]
-    extents = np.concatenate([table[:0], *found])
+    extents = index.extents(order)
     extents["sample_id"] = position[extents["sample_id"]]
     # Of the extents at one offset, empty ones come first.
     extents = extents[np.lexsort((extents["size"], extents["ptr"], extents["sample_id"]))]

@@ -86,6 +86,13 @@ def test_byte_ranges_come_in_the_order_of_the_ids(written: Written, ids: list[in
     assert written.index.extents(ids).tolist() == expected
 
 
+def test_byte_ranges_may_be_listed_in_any_order(tiny: Path) -> None:
+    expected = BetonIndex.open(tiny).extents([4, 0, 5]).tolist()
+    with damage(tiny) as parts:
+        parts.table[:] = parts.table[[3, 5, 0, 1, 4, 2]]
+    assert BetonIndex.open(tiny).extents([4, 0, 5]).tolist() == expected
+
+
 def test_the_page_table_lists_the_samples_of_every_page(written: Written) -> None:
     index = written.index
     expected: dict[int, list[int]] = {}

@@ -204,7 +204,9 @@ def test_a_beton_of_other_labels_is_not_continued(with_blobs: bool, tmp_path: Pa
 
 
 @pytest.mark.usefixtures("often")
-@pytest.mark.parametrize("damage", ["part", "table", "json", "no table", "no part", "later"])
+@pytest.mark.parametrize(
+    "damage", ["part", "table", "zeros", "json", "count", "no table", "no part", "later"]
+)
 def test_a_corrupt_unfinished_file_is_written_from_scratch(
     damage: str, tmp_path: Path, whole: bytes
 ) -> None:
@@ -216,6 +218,10 @@ def test_a_corrupt_unfinished_file_is_written_from_scratch(
         os.truncate(part, part.stat().st_size // 2)
     elif damage == "table":
         os.truncate(table, 24)
+    elif damage == "zeros":
+        table.write_bytes(bytes(table.stat().st_size))
+    elif damage == "count":
+        state.write_text(state.read_text().replace('"placed": ', '"placed": 1'))
     elif damage == "json":
         state.write_text(state.read_text()[:-9])
     elif damage == "later":
