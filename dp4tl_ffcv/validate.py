@@ -1,4 +1,7 @@
-"""Argument checks shared by the whole library. Each returns the value as its plain type."""
+"""Argument checks shared by the whole library. Each returns the value as its plain type.
+
+They raise TypeError for a value of the wrong type, and ValueError for a value out of bounds.
+"""
 
 import math
 import os
@@ -15,12 +18,7 @@ _POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 def check_int(
     name: str, value: Any, at_least: int | None = None, at_most: int | None = None
 ) -> int:
-    """Return `value` as an int within the bounds, both inclusive.
-
-    Raises:
-        TypeError: the value is not an integer.
-        ValueError: the value is out of bounds.
-    """
+    """Return `value` as an int within the bounds, both inclusive."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
         raise TypeError(f"`{name}` must be an int; got {value!r}.")
     if (at_least is not None and value < at_least) or (at_most is not None and value > at_most):
@@ -31,12 +29,7 @@ def check_int(
 def check_ints(
     name: str, values: Any, count: int, at_least: int | None = None, at_most: int | None = None
 ) -> tuple[int, ...]:
-    """Return a sequence of `count` ints within the bounds as a tuple.
-
-    Raises:
-        TypeError: a value is not an integer.
-        ValueError: there are not `count` values, or a value is out of bounds.
-    """
+    """Return a sequence of `count` ints within the bounds as a tuple."""
     given = _as_tuple(values)
     if len(given) != count:
         raise ValueError(f"`{name}` must be {count} ints; got {values!r}.")
@@ -51,11 +44,7 @@ def check_number(
     at_least: float | None = None,
     at_most: float | None = None,
 ) -> float:
-    """Return `value` as a float within the bounds; only `above` is exclusive.
-
-    Raises:
-        ValueError: the value is out of bounds or NaN.
-    """
+    """Return `value` as a float within the bounds; only `above` is exclusive."""
     bounds = [
         ("above", above, above is None or value > above),
         ("at least", at_least, at_least is None or value >= at_least),
@@ -68,12 +57,7 @@ def check_number(
 
 
 def check_fraction(name: str, value: Any) -> float:
-    """Return `value` as a float in (0, 1].
-
-    Raises:
-        TypeError: the value is not a number.
-        ValueError: the value is out of bounds.
-    """
+    """Return `value` as a float in (0, 1]."""
     if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
         raise TypeError(f"`{name}` must be a fraction in (0, 1]; got {value!r}.")
     if not 0 < value <= 1:
@@ -81,24 +65,8 @@ def check_fraction(name: str, value: Any) -> float:
     return float(value)
 
 
-def check_probability(name: str, value: Any) -> float:
-    """Return `value` as a float in [0, 1].
-
-    Raises:
-        TypeError: the value is not a number.
-        ValueError: the value is out of bounds.
-    """
-    if not 0 <= float(value) <= 1:
-        raise ValueError(f"`{name}` must be a probability in [0, 1]; got {value}.")
-    return float(value)
-
-
 def check_range(name: str, values: Any, at_most: float | None = None) -> tuple[float, float]:
-    """Return `values` as floats (low, high) with `0 < low <= high <= at_most`.
-
-    Raises:
-        ValueError: `values` is no such pair.
-    """
+    """Return `values` as floats (low, high) with `0 < low <= high <= at_most`."""
     given = _as_tuple(values)
     low, high = (float(value) for value in given) if len(given) == 2 else (math.nan, math.nan)
     if not 0 < low <= high < math.inf or (at_most is not None and high > at_most):
@@ -108,22 +76,14 @@ def check_range(name: str, values: Any, at_most: float | None = None) -> tuple[f
 
 
 def check_choice(name: str, value: Any, choices: Collection[str]) -> str:
-    """Return `value` if it is one of `choices`.
-
-    Raises:
-        ValueError: the value is not one of them.
-    """
+    """Return `value` if it is one of `choices`."""
     if value not in choices:
         raise ValueError(f"`{name}` must be one of {', '.join(choices)}; got {value!r}.")
     return str(value)
 
 
 def parse_bytes(name: str, value: Any) -> int:
-    """Return a number of bytes from an int or from text such as `64GiB`, `500 MB` or `1.5T`.
-
-    Raises:
-        ValueError: the text is not a size, or the number is below 1.
-    """
+    """Return a number of bytes from an int or from text such as `64GiB`, `500 MB` or `1.5T`."""
     if isinstance(value, str) and (found := _BYTES.fullmatch(value.strip())):
         number, unit, binary = found.groups()
         value = float(number) * (1024 if binary else 1000) ** _POWERS[unit.upper()]

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..validate import check_int, check_probability, check_range
+from ..validate import check_int, check_number, check_range
 from .checks import as_ints
 from .compiled import compiled
 
@@ -161,7 +161,7 @@ def random_flips(
         ValueError: a value is out of range.
     """
     samples = as_ints(ids, "ids", at_least=0)
-    chance = check_probability("probability", probability)
+    chance = check_number("probability", probability, at_least=0, at_most=1)
     run, time, crop = _as_counters(seed, epoch, view)
     flips: NDArray[np.bool_] = _draw_flips(samples, run, time, chance, crop)
     return flips

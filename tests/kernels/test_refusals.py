@@ -133,7 +133,13 @@ TABLE: list[tuple[tuple[Any, ...], str, list[Any], type[Exception], str]] = [
         ValueError,
         r"`ratio` must be \(low, high\) with 0 < low <= high; got",
     ),
-    ((random_flips,), "probability", [-0.1, 1.1, NAN], ValueError, r"a probability in \[0, 1\]"),
+    (
+        (random_flips,),
+        "probability",
+        [-0.1, 1.1, NAN],
+        ValueError,
+        "must be at least 0 and at most 1",
+    ),
     (
         (resize_area,),
         "image",

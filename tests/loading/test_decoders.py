@@ -369,7 +369,7 @@ def test_a_loader_of_other_fields_needs_no_scratch_memory(mixed: Dataset) -> Non
         ({"scale": (0.5, 0.2)}, "^`scale` must be"),
         ({"ratio": (0.0, 1.0)}, "^`ratio` must be"),
         ({"ratio": (2.0, 1.0)}, "^`ratio` must be"),
-        ({"flip": 1.5}, r"^`flip` must be a probability in \[0, 1\]; got 1.5"),
+        ({"flip": 1.5}, r"^`flip` must be at least 0 and at most 1; got 1.5"),
         ({"flip": -0.1}, "^`flip` must be"),
         ({"view": -1}, "^`view` must"),
         ({"output_size": (0, 8)}, "^`output_size` must"),

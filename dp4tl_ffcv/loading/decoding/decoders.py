@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from ...jpeg.crop import jpeg_scratch_bytes
 from ...kernels.resize import resize_scratch_bytes
-from ...validate import check_fraction, check_int, check_ints, check_probability, check_range
+from ...validate import check_fraction, check_int, check_ints, check_number, check_range
 from ..ffcv_adapter.compilation import precompiled
 from .crop_kernels import BOX_BYTES, COLUMNS, RATIO, aligned, decode_batch
 
@@ -97,7 +97,7 @@ class RandomResizedCropRGBImageDecoder(CropDecoder):
         super().__init__(output_size)
         self.scale = check_range("scale", scale, at_most=1.0)
         self.ratio = check_range("ratio", ratio)
-        self.flip = check_probability("flip", flip)
+        self.flip = check_number("flip", flip, at_least=0, at_most=1)
         self.view = check_int("view", view, 0, _MOST_VIEWS)
 
     @property

@@ -1,0 +1,97 @@
+"""Shared argument checks: accepted values, rejected values and their errors."""
+
+import math
+import os
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dp4tl_ffcv.validate import (
+    check_choice,
+    check_fraction,
+    check_int,
+    check_ints,
+    check_number,
+    check_range,
+    parse_bytes,
+    resolve_num_workers,
+)
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        (check_int("n", np.uint8(3), 3, 3), 3),
+        (check_int("n", -5), -5),
+        (check_ints("n", np.array([1, 2]), 2, at_least=1), (1, 2)),
+        (check_number("n", 1, above=0, at_most=1), 1.0),
+        (check_fraction("n", 1), 1.0),
+        (check_fraction("n", np.float32(0.5)), 0.5),
+        (check_range("n", [0.5, 1], at_most=1), (0.5, 1.0)),
+        (check_choice("n", "b", ("a", "b")), "b"),
+        (parse_bytes("n", np.int64(7)), 7),
+        (parse_bytes("n", "64GiB"), 64 << 30),
+        (parse_bytes("n", " 500 mb "), 500_000_000),
+        (parse_bytes("n", "1.5T"), 1_500_000_000_000),
+        (resolve_num_workers(0, at_least=0), 0),
+    ],
+)
+def test_good_values_are_returned_as_plain_types(found: Any, expected: Any) -> None:
+    assert found == expected
+    assert type(found) is type(expected)
+
+
+@pytest.mark.parametrize(
+    ("check", "arguments", "error", "match"),
+    [
+        (check_int, (True,), TypeError, "`n` must be an int; got True"),
+        (check_int, (1.0,), TypeError, "`n` must be an int"),
+        (check_int, (0, 1), ValueError, "`n` must be at least 1; got 0"),
+        (check_int, (2, None, 1), ValueError, "`n` must be at most 1; got 2"),
+        (check_int, (4, 1, 3), ValueError, r"`n` must be in \[1, 3\]; got 4"),
+        (check_ints, ((1,), 2), ValueError, "`n` must be 2 ints"),
+        (check_ints, (1, 1), ValueError, "`n` must be 1 ints"),
+        (check_fraction, ("1",), TypeError, r"`n` must be a fraction in \(0, 1\]"),
+        (check_fraction, (math.nan,), ValueError, r"`n` must be a fraction in \(0, 1\]"),
+        (check_fraction, (0,), ValueError, r"`n` must be a fraction in \(0, 1\]; got 0"),
+        (check_range, ((0, 1),), ValueError, r"`n` must be \(low, high\) with 0 < low <= high;"),
+        (check_choice, ("c", ("a", "b")), ValueError, "`n` must be one of a, b; got 'c'"),
+        (parse_bytes, ("many",), ValueError, "`n` must be bytes, or text such as 64GiB"),
+        (parse_bytes, ("9" * 400,), ValueError, "`n` must be bytes"),
+        (parse_bytes, (0,), ValueError, "`n` must be bytes"),
+        (parse_bytes, (True,), ValueError, "`n` must be bytes"),
+    ],
+)
+def test_bad_values_are_rejected(
+    check: Any, arguments: tuple[Any, ...], error: type[Exception], match: str
+) -> None:
+    with pytest.raises(error, match=match):
+        check("n", *arguments)
+
+
+@pytest.mark.parametrize(
+    ("bounds", "value", "match"),
+    [
+        ({"above": 0}, 0, "above 0; got 0"),
+        ({"at_least": 0, "at_most": 1}, 2, "at least 0 and at most 1; got 2"),
+        ({"at_least": 0}, math.nan, "at least 0; got nan"),
+    ],
+)
+def test_numbers_out_of_bounds_are_rejected(
+    bounds: dict[str, float], value: float, match: str
+) -> None:
+    with pytest.raises(ValueError, match=f"`n` must be {match}"):
+        check_number("n", value, **bounds)
+
+
+def test_processes_of_one_machine_share_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(8))
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    assert resolve_num_workers(None) == 8
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    assert resolve_num_workers(None) == 2
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "9")
+    assert resolve_num_workers(None) == 1
+    with pytest.raises(ValueError, match="`num_workers` must be at least 1; got 0"):
+        resolve_num_workers(0)
