@@ -13,6 +13,7 @@ from dp4tl_ffcv import (
     training_loader,
     write_beton,
 )
+from tests.support.loading import pretend_rank
 
 KEPT = [6, 1]
 
@@ -114,6 +115,23 @@ def test_a_small_selection_is_one_batch(colours: Any) -> None:
     selection = Selection.of_classes(colours.index, KEPT)
     loader = training_loader(colours.path, batch_size=25, resolution=8, seed=0, selection=selection)
     assert len(collect(loader)[1]) == len(selection) == 24
+
+
+@pytest.mark.parametrize("order", ["random", "sequential", "quasi_random"])
+def test_the_batches_of_all_ranks_are_those_of_one_process(
+    order: str, colours: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    selection = Selection.of_indices(colours.index, np.arange(119))
+    options = {"resolution": 8, "seed": 3, "selection": selection, "order": order}
+    whole = ids_of(collect(training_loader(colours.path, batch_size=16, **options))[0], colours)
+    shares = []
+    for rank in range(2):
+        pretend_rank(monkeypatch, rank, 2)
+        loader = training_loader(colours.path, batch_size=8, distributed=True, **options)
+        shares.append(ids_of(collect(loader)[0], colours))
+    assert [len(share) for share in shares] == [56, 56]
+    if order != "quasi_random":  # whose shares are blocks of the file
+        np.testing.assert_array_equal(np.stack(shares, axis=1).reshape(-1), whole)
 
 
 @pytest.fixture(scope="module")
