@@ -45,20 +45,13 @@ def run_program(words: Sequence[str]) -> bool:
     Returns:
         Whether `words` name a recipe or a writer.
     """
-    if words[:1] == ["write"]:
-        path = _find("writers", words[1:])
-        if path is not None:
-            common = import_module("dp4tl_ffcv.writers.components.common")
-            common.run(f"dp4tl_ffcv.writers.{path.stem}", words[2:])
-    else:
-        path = _find("train", words)
-        if path is not None:
-            _run_as_main(f"dp4tl_ffcv.train.{path.stem}", [f"dp4tl {words[0]}", *words[1:]])
+    package, skipped = ("writers", 1) if words[:1] == ["write"] else ("train", 0)
+    verb, arguments = words[: skipped + 1], words[skipped + 1 :]
+    path = _files(package).get("".join(verb[skipped:]).replace("_", "-"))
+    if path is not None:
+        program = " ".join(("dp4tl", *verb))
+        _run_as_main(f"dp4tl_ffcv.{package}.{path.stem}", [program, *arguments])
     return path is not None
-
-
-def _find(package: str, words: Sequence[str]) -> Path | None:
-    return _files(package).get(words[0].replace("_", "-")) if words else None
 
 
 def _run_as_main(module: str, arguments: list[str]) -> None:
