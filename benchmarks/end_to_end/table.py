@@ -1,4 +1,4 @@
-"""The README's table of the end-to-end benchmark: one line for each way to feed the training."""
+"""The table of the end-to-end benchmark: one line for each way to feed the training."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -1,17 +1,19 @@
-"""Write the README's tables from the result files of a demo run and of the benchmarks.
+"""Write the tables of README and docs/evidence.md from the registry and the result files.
 
-    python -m train.demo --fresh
+    dp4tl demo --fresh
     python -m benchmarks.loader
     python -m benchmarks.writing
     python -m benchmarks.scoring
     python -m benchmarks.end_to_end
     python -m benchmarks.harness.tables --result runs/demo/result.json
 
-keeps the demo's result in `benchmarks/results/demo.json` and puts all tables into the README.
+The demo's result is kept in `benchmarks/results/demo.json`.
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from dp4tl_ffcv.scoring import methods
 from dp4tl_ffcv.utils import one_line_errors, write_json
 
 ROOT = Path(__file__).resolve().parents[2]
+PAGES = (ROOT / "README.md", ROOT / "docs" / "evidence.md")
 KEPT = ROOT / "benchmarks" / "results" / "demo.json"
 LOADER = ROOT / "benchmarks" / "results" / "loader.jsonl"
 WRITING = ROOT / "benchmarks" / "results" / "writing.jsonl"
@@ -71,7 +74,7 @@ class Config:
     """What to write."""
 
     result: Path | None = None
-    """A demo's result.json to keep; None writes the table of the one that is kept."""
+    """A demo's result.json to keep. Without it, the kept result is used."""
 
 
 def demo_table(result: dict[str, Any]) -> str:
@@ -215,28 +218,38 @@ def _number(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:.3g}"
 
 
-def fill(readme: str, name: str, text: str) -> str:
-    """Return the README with what stands between the markers of table `name` replaced."""
+def fill(page: str, name: str, text: str) -> str:
+    """Return a page with the text between the markers of table `name` replaced."""
     start, end = f"<!-- {name} table -->", f"<!-- end of {name} table -->"
-    head, found, rest = readme.partition(start)
+    head, found, rest = page.partition(start)
     _, found_end, tail = rest.partition(end)
     if not found or not found_end:
-        raise ValueError(f"`readme` must hold {start} and {end}; got neither. Put them back.")
+        raise ValueError(f"The page has no markers {start} and {end}. Put them back.")
     return f"{head}{start}\n{text}\n{end}{tail}"
 
 
-def filled(readme: str) -> str:
-    """Return the README with all tables from the results that are kept."""
-    readme = fill(readme, "demo", demo_table(json.loads(KEPT.read_text())))
-    readme = fill(readme, "loader", loader_table(_lines(LOADER)))
-    readme = fill(readme, "writing", writing_table(_lines(WRITING)))
-    readme = fill(readme, "scoring", scoring_table(_lines(SCORING)))
-    readme = fill(readme, "methods", methods.table())
+def filled(page: Path) -> str:
+    """Return a page with its tables made again."""
+    makers: dict[str, Callable[[], str]] = {
+        "methods": methods.table,
+        "demo": lambda: demo_table(json.loads(KEPT.read_text())),
+        "loader": lambda: loader_table(_lines(LOADER)),
+        "writing": lambda: writing_table(_lines(WRITING)),
+        "scoring": lambda: scoring_table(_lines(SCORING)),
+    }
     for name, path in END_TO_END.items():
-        if path.exists():  # a GPU is not always there
-            lines = _lines(path)
-            readme = fill(readme, name, end_to_end_table(lines, _measured(lines[0])))
-    return readme
+        if path.exists():  # not every machine has a GPU
+            makers[name] = partial(_end_to_end, path)
+    text = page.read_text()
+    for name, make in makers.items():
+        if f"<!-- {name} table -->" in text:
+            text = fill(text, name, make())
+    return text
+
+
+def _end_to_end(path: Path) -> str:
+    lines = _lines(path)
+    return end_to_end_table(lines, _measured(lines[0]))
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
@@ -244,11 +257,11 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 
 
 def main(config: Config) -> None:
-    """Keep the result that was asked for, and write the README."""
+    """Keep the result if one is given, and write both pages."""
     if config.result:
         write_json(KEPT, json.loads(config.result.read_text()))
-    readme = ROOT / "README.md"
-    readme.write_text(filled(readme.read_text()))
+    for page in PAGES:
+        page.write_text(filled(page))
 
 
 if __name__ == "__main__":

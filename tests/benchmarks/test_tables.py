@@ -1,4 +1,4 @@
-"""The README's tables are those of the result files that are kept."""
+"""The tables of README and evidence are those of the kept result files."""
 
 import json
 
@@ -13,9 +13,12 @@ def kept() -> dict[str, object]:
     return content
 
 
-def test_the_readme_shows_the_kept_results() -> None:
-    text = (tables.ROOT / "README.md").read_text()
-    assert tables.filled(text) == text
+def test_the_pages_show_the_kept_results() -> None:
+    for page in tables.PAGES:
+        assert tables.filled(page) == page.read_text()
+    text = "".join(page.read_text() for page in tables.PAGES)
+    for name in ("methods", "demo", "loader", "writing", "scoring", *tables.END_TO_END):
+        assert text.count(f"<!-- {name} table -->") == 1
 
 
 def test_every_figure_of_the_loader_benchmark_is_in_its_table() -> None:
@@ -61,8 +64,8 @@ def test_every_row_of_the_result_is_in_the_table(kept: dict[str, object]) -> Non
         assert any(accuracy in line and f"| {row['keep']:g} |" in line for line in lines)
 
 
-def test_a_readme_without_the_markers_is_refused() -> None:
-    with pytest.raises(ValueError, match="`readme`"):
+def test_a_page_without_markers_is_rejected() -> None:
+    with pytest.raises(ValueError, match="no markers"):
         tables.fill("# no table here", "demo", "table")
 
 
