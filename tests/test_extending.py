@@ -1,0 +1,185 @@
+"""A method, an order, a cache, a writer and a recipe are added by one file each.
+
+The files are added to a copy of the repository and used from the command line.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dp4tl_ffcv import BetonIndex, Scores
+
+ROOT = Path(__file__).resolve().parent.parent
+
+METHOD = '''
+"""Class sizes."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ...beton import BetonIndex
+from ..scores import Scores
+from . import Method
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """Class sizes: the number of samples of each class."""
+
+    beton: Path
+    """Source."""
+
+
+def class_sizes(beton):
+    return Scores(scores=BetonIndex.of(beton).class_counts(), method="class_sizes")
+
+
+METHOD = Method(function=class_sizes, inputs=Inputs, units=("class",))
+'''
+ORDER = '''def reverse_order(ids, *, seed=0, epoch=0, rank=0, world_size=1):
+    """Return this rank's share of the ids, last first."""
+    print("order: reverse")
+    return ids[::-1][rank::world_size]
+
+
+'''
+CACHE = '''
+"""The cache `os`, which says that it was used."""
+
+from .os import Cache as OsCache
+
+
+class Cache(OsCache):
+    def start(self, *args):
+        print("cache: talkative")
+        return super().start(*args)
+'''
+WRITER = '''
+"""Write a beton of grey squares."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from dp4tl_ffcv import image_fields, write_beton
+
+from .components.common import run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Options."""
+
+    out: Path
+    """Folder of the beton."""
+
+
+def write(config):
+    """Write train and return its index."""
+    labels = [0] * 4 + [1] * 8
+    samples = [(np.full((16, 16, 3), 20 * i, np.uint8), label, i) for i, label in enumerate(labels)]
+    path = config.out / "train.beton"
+    return {"train": write_beton(path, samples, image_fields(), class_names=["few", "many"])}
+
+
+if __name__ == "__main__":
+    run(__name__)
+'''
+RECIPE = '''
+"""Train nothing, but count samples."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from dp4tl_ffcv import BetonIndex
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Options."""
+
+    train: Path
+    """Beton."""
+
+
+if __name__ == "__main__":
+    config = tyro.cli(Config, description=__doc__)
+    print(len(BetonIndex.open(config.train)), "samples")
+'''
+FILES = {
+    "dp4tl_ffcv/scoring/methods/class_sizes.py": METHOD,
+    "dp4tl_ffcv/loading/orders.py": ORDER,
+    "dp4tl_ffcv/loading/caches/talkative.py": CACHE,
+    "writers/grey_squares.py": WRITER,
+    "train/count_samples.py": RECIPE,
+}
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the repository with the new files. Compiled code is copied too, to save time."""
+    root = tmp_path_factory.mktemp("copy")
+    for folder in ("dp4tl_ffcv", "train", "writers"):
+        shutil.copytree(ROOT / folder, root / folder)
+    for folder in ("train", "writers"):  # where the installed package has them
+        (root / "dp4tl_ffcv" / folder).symlink_to(root / folder)
+    for name, text in FILES.items():
+        path = root / name
+        old = path.read_text() if path.exists() else ""
+        place = old.find("def random_order(")  # a new order goes before another one
+        path.write_text(old[:place] + text + old[place:] if old else text)
+    return root
+
+
+def dp4tl(copy: Path, *words: object) -> str:
+    code = "from dp4tl_ffcv.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, words)],
+        cwd=copy,
+        env={**os.environ, "PYTHONPATH": str(copy)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def beton(copy: Path) -> Path:
+    """A beton by the new writer."""
+    assert "grey-squares" in dp4tl(copy, "write", "--help")
+    dp4tl(copy, "write", "grey-squares", "--out", copy / "betons")
+    return copy / "betons" / "train.beton"
+
+
+def test_a_writer(beton: Path) -> None:
+    assert BetonIndex.open(beton).class_counts().tolist() == [4, 8]
+
+
+def test_a_scoring_method(copy: Path, beton: Path) -> None:
+    assert "class-sizes" in dp4tl(copy, "score", "--help")
+    dp4tl(copy, "score", "class-sizes", "--beton", beton, "--out", copy / "sizes.npz")
+    scores = Scores.load(copy / "sizes.npz")
+    assert scores.method == "class_sizes"
+    assert scores.scores.tolist() == [4, 8]
+
+
+def test_a_recipe(copy: Path, beton: Path) -> None:
+    assert "count-samples" in dp4tl(copy, "--help")
+    assert "12 samples" in dp4tl(copy, "count-samples", "--train", beton)
+
+
+def test_an_order_and_a_cache(copy: Path, beton: Path) -> None:
+    given = ("--train", beton, "--run", copy / "run", "--arch", "resnet8_w16", "--epochs", 1)
+    size = ("--resolution", 16, "--batch-size", 4, "--lr", 0.1, "--num-workers", 1)
+    shown = dp4tl(copy, "pretrain", *given, *size, "--order", "reverse", "--cache", "talkative")
+    assert "order: reverse" in shown
+    assert "cache: talkative" in shown
