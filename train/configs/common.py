@@ -14,7 +14,7 @@ class RunConfig:
     run: Path
     """Run folder to write."""
     resume: bool = True
-    """Continue a stopped run. With --no-resume it starts over."""
+    """Continue a stopped run. --no-resume starts it over."""
     overwrite: bool = False
     """Replace a finished run with other settings in the same folder."""
     seed: int = 0
@@ -29,13 +29,13 @@ class RunConfig:
     epochs: int
     """Passes over the training samples."""
     batch_size: int
-    """Images per step; see `batch_per`."""
+    """Images per step, over all processes or in each; see `batch_per`."""
     batch_per: Literal["step", "process"] = "step"
-    """`batch_size` counts the images of a step, shared by all processes, or of each process."""
+    """Whether `batch_size` is the total over all processes, or the batch of each process."""
     lr: float
     """Highest learning rate; see `lr_per`."""
     lr_per: Literal["step", "process"] = "step"
-    """The learning rate is `lr`, or `lr` times the number of processes."""
+    """Whether the learning rate is `lr`, or `lr` times the number of processes."""
 
     def __post_init__(self) -> None:
         """Check the settings."""
@@ -64,7 +64,7 @@ class SupervisedConfig(RunConfig):
     warmup: float = 0.0
     """Fraction of all steps over which the learning rate rises linearly."""
     start_factor: float = 0.0
-    """Learning rate at the first step of the warm-up / `lr`. 0 starts one step up the rise."""
+    """Learning rate at the first step of the warm-up / `lr`. 0 takes the rate one step later."""
     end_factor: float = 0.0
     """Learning rate after the last step / `lr`, in the cyclic and cosine schedules."""
     step_length: int = 30

@@ -29,11 +29,11 @@ class Config(SupervisedConfig):
     epochs: int = 50
     """Passes over the training split."""
     batch_size: int = 128
-    """Images per step; see `batch_per`."""
+    """Images per step, over all processes or in each; see `batch_per`."""
     lr: float = 1e-2
     """Highest learning rate; see `lr_per`. 1e-4 suits full finetuning with Adam."""
     save_every: int = 10
-    """Epochs between two saved states to resume from. A linear probe saves none."""
+    """Epochs between two saved states to resume from. A linear probe saves no state."""
 
     def __post_init__(self) -> None:
         """Check the settings."""

@@ -39,7 +39,7 @@ class Config(SupervisedConfig):
     iterations: int | None = None
     """Optimiser steps instead of epochs, to compare selections at equal compute."""
     batch_size: int = 1024
-    """Images per step; see `batch_per`."""
+    """Images per step, over all processes or in each; see `batch_per`."""
     val_batch_size: int | None = None
     """Images of a validation batch in each process. None takes the training batch."""
     lr: float = 0.5

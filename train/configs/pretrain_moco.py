@@ -81,7 +81,7 @@ class Config(Augmentation, RunConfig):
     iterations: int | None = None
     """Optimiser steps instead of epochs, to compare selections at equal compute."""
     batch_size: int = 256
-    """Images per step; see `batch_per`."""
+    """Images per step, over all processes or in each; see `batch_per`."""
     lr: float = 0.03
     """Highest learning rate of SGD, which falls to zero as a cosine; MoCo's for 256 images."""
     warmup: float = 0.0
