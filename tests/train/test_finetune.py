@@ -196,7 +196,7 @@ def test_the_first_of_equally_good_epochs_is_kept() -> None:
 
 def test_a_checkpoint_of_another_architecture_is_rejected(configure: Configure) -> None:
     config = configure(arch="resnet18")
-    with pytest.raises(CheckpointError, match=r"resnet18.*resnet8_w16"):
+    with pytest.raises(CheckpointError, match="resnet8_w16"):
         finetune.finetune(config)
     assert not config.run.exists()
 

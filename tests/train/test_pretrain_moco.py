@@ -260,7 +260,7 @@ def test_the_encoder_gives_pseudo_classes_scores_and_a_pruned_run(
 
     for name, images in (("source", photos), ("target", other_photos)):
         options = ("--resolution", 32, "--crop-ratio", 1.0, "--num-workers", 1)
-        checkpoint = ("--checkpoint", trained["checkpoint"])
+        checkpoint = ("--model", trained["checkpoint"])
         dp4tl("features", images.path, *checkpoint, *options, "--out", tmp_path / name)
     clusters, scores, selection = (tmp_path / f"{name}.npz" for name in ("c", "fm", "selection"))
     dp4tl("cluster", tmp_path / "source", "--num-clusters", 6, "--out", clusters)
