@@ -41,7 +41,7 @@ from dp4tl_ffcv.utils import RunFolder, environment, sha256_of_file, write_json
 from dp4tl_ffcv.writers import digits
 
 from . import finetune, pretrain
-from .components.demo_plan import METHODS, Run, plan
+from .components.demo_plan import MAPPINGS, METHODS, Run, plan
 from .components.demo_results import DEFINITIONS, print_table, summarise, uneven_rates
 from .configs.finetune import Config as FinetuneConfig
 from .configs.pretrain import Config as PretrainConfig
@@ -160,12 +160,12 @@ class Demo:
         feature_mapping(warm, warm)
 
         started = time.perf_counter()
-        label_mapping(features("target_train")).save(run.path / "lm.npz")
-        seconds = {"lm": time.perf_counter() - started}
+        label_mapping(features("target_train")).save(run.path / "label_mapping.npz")
+        seconds = {"label_mapping": time.perf_counter() - started}
         started = time.perf_counter()
         scores = feature_mapping(features("target_train"), features("source_train"))
-        scores.save(run.path / "fm.npz")
-        seconds["fm"] = time.perf_counter() - started
+        scores.save(run.path / "feature_mapping.npz")
+        seconds["feature_mapping"] = time.perf_counter() - started
         started = time.perf_counter()
         for seed in self.config.seeds:
             random_scores(index, seed=seed).save(run.path / f"random_seed{seed}.npz")
@@ -173,7 +173,7 @@ class Demo:
 
         for method, spent in self.select(index, run.path).items():
             seconds[method] += spent
-        for method in ("lm", "fm"):
+        for method in MAPPINGS:
             seconds[method] += surrogate["pretrain_seconds"]
         run.finish({"seconds": seconds})
         return seconds
@@ -278,12 +278,12 @@ def run_demo(config: Config) -> Path:
         "classes": {  # shown by the report
             "source": "data/source_train.beton",
             "relevant": np.flatnonzero(relevant).tolist(),
-            "scores": {method: f"scores/{method}.npz" for method in ("lm", "fm")},
+            "scores": {method: f"scores/{method}.npz" for method in MAPPINGS},
             "selections": {
                 f"{method}, keep {config.control_keep:g}": (
                     f"selections/{method}_{config.control_keep:g}.npz"
                 )
-                for method in ("lm", "fm")
+                for method in MAPPINGS
             },
         },
     }

@@ -33,7 +33,7 @@ END_TO_END = {
     "end-to-end": ROOT / "benchmarks" / "results" / "end_to_end.jsonl",
     "end-to-end GPU": ROOT / "benchmarks" / "results" / "end_to_end_gpu.jsonl",
 }
-NAMES = {"full": "full source", "lm": "LM", "fm": "FM", "random": "random"}
+NAMES = {"full": "full source", "label_mapping": "LM", "feature_mapping": "FM", "random": "random"}
 HEAD = (
     "| selection | keep | classes | pretraining | speed-up | with selection cost | linear probe "
     "| full finetuning | relevant |\n|---|---|---|---|---|---|---|---|---|"

@@ -15,7 +15,7 @@ from ..scoring import Scores
 _KEYS = ("environment", "seeds", "rows", "stages", "definitions", "classes")
 _TEXT = ("method", "finetuning", "budget")
 _REQUIRED = ("keep", "retained_classes", "retained_samples", "test_accuracy_mean")
-_LABELS = {"full": "full source", "lm": "LM", "fm": "FM"}
+_LABELS = {"full": "full source", "label_mapping": "LM", "feature_mapping": "FM"}
 _UNKNOWN = "\N{EN DASH}"
 _TOLERANCE = 1e-9  # rounding must not decide whether equal accuracies count as reached
 

@@ -46,11 +46,20 @@ def result() -> dict[str, Any]:
     for finetuning in ("linear_probe", "full_finetuning"):
         rows.append(row("full", 1.0, 0.93, finetuning=finetuning))
         for keep in (0.25, 0.5):
-            rows.append(row("lm", keep, 0.95, finetuning=finetuning, relevant_share=1.0))
-            rows.append(row("fm", keep, 0.90 + 0.1 * (keep - 0.25), finetuning=finetuning))
+            rows.append(row("label_mapping", keep, 0.95, finetuning=finetuning, relevant_share=1.0))
+            rows.append(
+                row("feature_mapping", keep, 0.90 + 0.1 * (keep - 0.25), finetuning=finetuning)
+            )
             rows.append(row("random", keep, 0.7, finetuning=finetuning))
         rows.append(
-            row("lm", 0.25, 0.96, finetuning=finetuning, budget="equal_iterations", speedup=0.99)
+            row(
+                "label_mapping",
+                0.25,
+                0.96,
+                finetuning=finetuning,
+                budget="equal_iterations",
+                speedup=0.99,
+            )
         )
     return {
         "environment": {"cpu": "a <fast> one", "cores": 2},
@@ -61,8 +70,11 @@ def result() -> dict[str, Any]:
         "classes": {
             "source": "source.beton",
             "relevant": [0, 1, 2],
-            "scores": {"lm": "lm.npz", "fm": "fm.npz"},
-            "selections": {"lm, keep 0.25": "lm_0.25.npz"},
+            "scores": {
+                "label_mapping": "label_mapping.npz",
+                "feature_mapping": "feature_mapping.npz",
+            },
+            "selections": {"label_mapping, keep 0.25": "label_mapping_0.25.npz"},
         },
     }
 
@@ -75,9 +87,9 @@ def write_run(folder: Path, **other: Any) -> Path:
     samples = [(image, label, 0) for label, image in enumerate(images)]
     path = folder / "source.beton"
     index = write_beton(path, samples, image_fields(mode="raw"), class_names=NAMES, seed=None)
-    for method, scores in (("lm", SCORES), ("fm", SCORES[::-1])):
-        Scores(scores=scores, tie=np.zeros(12), method=method).save(folder / f"{method}.npz")
-    Selection.of_classes(index, [0, 1, 2]).save(folder / "lm_0.25.npz")
+    for method, scores in (("label_mapping", SCORES), ("feature_mapping", SCORES[::-1])):
+        Scores(scores=scores, tie_break=np.zeros(12), method=method).save(folder / f"{method}.npz")
+    Selection.of_classes(index, [0, 1, 2]).save(folder / "label_mapping_0.25.npz")
     (folder / "result.json").write_text(json.dumps(result() | other))
     return folder
 
@@ -157,10 +169,13 @@ def test_the_tables_contain_every_row(page: Page) -> None:
     table = [[cell.strip() for cell in cells] for cells in page.cells]
     wanted = result()["rows"]
     assert sum(len(cells) == 13 and cells[0] != "Method" for cells in table) == len(wanted)
-    label = {"full": "full source", "lm": "LM", "fm": "FM"}
+    label = {"full": "full source", "label_mapping": "LM", "feature_mapping": "FM"}
     for each in wanted:
         accuracy = f"{100 * each['test_accuracy_mean']:.2f}% ± 1.00"
-        reaches = each["method"] == "lm" or (each["method"], each["keep"]) == ("fm", 0.5)
+        reaches = each["method"] == "label_mapping" or (each["method"], each["keep"]) == (
+            "feature_mapping",
+            0.5,
+        )
         start = [
             label.get(each["method"], each["method"]),
             f"{each['keep']:g}",
@@ -199,8 +214,9 @@ def test_figures_are_png_files_and_the_same_in_every_run(folder: Path, tmp_path:
     assert dict(mpl.rcParams) == before
     figures = {path.stem: path for path in (folder / "figures").iterdir()}
     assert figures.keys() == {
-        "accuracy_vs_keep", "speedup_vs_keep", "class_scores_lm", "class_scores_fm",
-        "classes_lm_keep_0.25_kept", "classes_lm_keep_0.25_pruned",
+        "accuracy_vs_keep", "speedup_vs_keep", "class_scores_label_mapping",
+        "class_scores_feature_mapping",
+        "classes_label_mapping_keep_0.25_kept", "classes_label_mapping_keep_0.25_pruned",
     }  # fmt: skip
     for path in figures.values():
         with Image.open(path) as image:
@@ -218,10 +234,12 @@ def test_a_report_of_a_thousand_classes_stays_small(tmp_path: Path) -> None:
     fields = image_fields(mode="raw")
     write_run(tmp_path)
     index = write_beton(tmp_path / "source.beton", samples, fields, class_names=names, seed=None)
-    for method in ("lm", "fm"):
+    for method in ("label_mapping", "feature_mapping"):
         scores = rng.poisson(1.0, 1000).astype(np.float64)
-        Scores(scores=scores, tie=np.zeros(1000), method=method).save(tmp_path / f"{method}.npz")
-    Selection.of_classes(index, np.arange(400)).save(tmp_path / "lm_0.25.npz")
+        Scores(scores=scores, tie_break=np.zeros(1000), method=method).save(
+            tmp_path / f"{method}.npz"
+        )
+    Selection.of_classes(index, np.arange(400)).save(tmp_path / "label_mapping_0.25.npz")
     page = Page(write_report(tmp_path))
     assert "400 classes, the first 40 shown" in page.text
     assert len(page.source) < 1_500_000
@@ -249,13 +267,19 @@ def test_the_summary_names_the_smallest_keep_that_reaches_the_full_run(page: Pag
 @pytest.mark.parametrize(
     ("rows", "words"),
     [
-        ([("lm", 0.25, 0.9), ("lm", 0.5, 0.9199)], "no keep: its best is 91.99% at keep 0.5."),
-        ([("fm", 0.25, 0.92), ("fm", 0.5, 0.91)], "; it misses it at keep 0.5."),
+        (
+            [("label_mapping", 0.25, 0.9), ("label_mapping", 0.5, 0.9199)],
+            "no keep: its best is 91.99% at keep 0.5.",
+        ),
+        (
+            [("feature_mapping", 0.25, 0.92), ("feature_mapping", 0.5, 0.91)],
+            "; it misses it at keep 0.5.",
+        ),
     ],
     ids=["never reached", "missed at a larger keep"],
 )
 def test_the_summary_admits_misses(rows: list[Any], words: str, tmp_path: Path) -> None:
-    control = row("lm", 0.25, 0.95, budget="equal_iterations")  # does not count
+    control = row("label_mapping", 0.25, 0.95, budget="equal_iterations")  # does not count
     measured = [row("full", 1.0, 0.93), control, *(row(*each) for each in rows)]
     assert words in text_with(tmp_path, rows=measured)
 
@@ -264,7 +288,7 @@ def test_the_summary_admits_misses(rows: list[Any], words: str, tmp_path: Path) 
 def test_a_single_seed_has_no_spread(tmp_path: Path, spread: float | None) -> None:
     one: dict[str, Any] = {"test_accuracy_spread": spread, "relevant_share": None}
     one |= {"test_accuracies": [0.93], "speedup_with_selection": None}
-    rows = [row("full", 1.0, 0.93, **one), row("lm", 0.5, 0.93, **one)]
+    rows = [row("full", 1.0, 0.93, **one), row("label_mapping", 0.5, 0.93, **one)]
     text = text_with(tmp_path, rows=rows, seeds=[0], warning="the machine was busy")
     assert "93.00% test accuracy over 1 seed. Its mean, without a spread, 93.00%, is" in text
     assert "nan" not in text.lower()

@@ -19,7 +19,7 @@ from train import demo, finetune, pretrain
 from train.components import demo_plan, demo_results
 
 ALL_ORIGINALS = digits.ORIGINALS
-METHODS = {"full", "lm", "fm", "random"}
+METHODS = {"full", "label_mapping", "feature_mapping", "random"}
 FINETUNING = {"linear_probe", "full_finetuning"}
 SPLITS = ("train", "val", "test")
 KEYS = {
@@ -261,10 +261,15 @@ def outcome(seconds: float, rate: float, *accuracies: float) -> dict[str, Any]:
 def test_speed_ups_compare_the_fastest_seeds_and_accuracies_their_mean() -> None:
     outcomes = {
         ("full", 1.0, "equal_epochs"): [outcome(40, 500, 0.9, 0.8), outcome(20, 1000, 0.8, 0.8)],
-        ("lm", 0.5, "equal_epochs"): [outcome(10, 990, 0.7, 0.6), outcome(12, 960, 0.9, 0.6)],
+        ("label_mapping", 0.5, "equal_epochs"): [
+            outcome(10, 990, 0.7, 0.6),
+            outcome(12, 960, 0.9, 0.6),
+        ],
     }
-    rows = demo_results.summarise(outcomes, {"lm": 6.0}, digits.relevant_classes())
-    probe = next(r for r in rows if r["method"] == "lm" and r["finetuning"] == "linear_probe")
+    rows = demo_results.summarise(outcomes, {"label_mapping": 6.0}, digits.relevant_classes())
+    probe = next(
+        r for r in rows if r["method"] == "label_mapping" and r["finetuning"] == "linear_probe"
+    )
     assert probe["pretrain_seconds"] == 10
     assert probe["pretrain_seconds_all"] == [10, 12]
     assert probe["speedup"] == 2.0
@@ -276,7 +281,7 @@ def test_speed_ups_compare_the_fastest_seeds_and_accuracies_their_mean() -> None
 def test_uneven_rates_are_named() -> None:
     even = {("full", 1.0, "equal_epochs"): [outcome(1, 1000, 0, 0), outcome(1, 1200, 0, 0)]}
     assert demo_results.uneven_rates(even) is None
-    busy = {**even, ("lm", 0.5, "equal_epochs"): [outcome(1, 500, 0, 0)]}
+    busy = {**even, ("label_mapping", 0.5, "equal_epochs"): [outcome(1, 500, 0, 0)]}
     warning = demo_results.uneven_rates(busy)
     assert warning is not None
     assert "500 to 1200 images/s" in warning
@@ -298,7 +303,7 @@ def test_the_whole_demo_shows_what_the_paper_claims(
     demo.run_demo(config)
     rows = json.loads((config.out / "result.json").read_text())["rows"]
     equal = [row for row in rows if row["budget"] == "equal_epochs"]
-    for method in ("lm", "fm"):
+    for method in ("label_mapping", "feature_mapping"):
         assert any(shows_the_claim(row, equal) for row in equal if row["method"] == method)
 
 

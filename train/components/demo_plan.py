@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 from ..configs.demo import Config
 
-METHODS = ("lm", "fm", "random")
+MAPPINGS = ("label_mapping", "feature_mapping")
+METHODS = (*MAPPINGS, "random")
 
 
 @dataclass(frozen=True)
