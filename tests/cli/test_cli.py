@@ -49,7 +49,7 @@ def files(photos: Images, other_photos: Images, tmp_path_factory: pytest.TempPat
     model = build_model("resnet8_w16", 10)
     save_checkpoint(folder / "surrogate.pt", model)
     save_checkpoint(folder / "wide.pt", build_model("resnet8_w32", 10))
-    checkpoint = ("--checkpoint", str(folder / "surrogate.pt"))
+    checkpoint = ("--model", str(folder / "surrogate.pt"))
     for name, images in (("source", photos), ("target", other_photos)):
         main(["features", str(images.path), *checkpoint, *PASS, "--out", f"{folder}/{name}"])
     target = Features.load(folder / "target")
@@ -88,7 +88,7 @@ def test_features_are_those_of_the_model(
     run: Callable[..., Any], files: Files, other_photos: Images, tmp_path: Path
 ) -> None:
     out = tmp_path / "target"
-    checkpoint = ("--checkpoint", files.surrogate_pt, "--arch", "resnet8_w16")
+    checkpoint = ("--model", files.surrogate_pt, "--arch", "resnet8_w16")
     result = run("features", other_photos.path, *checkpoint, *PASS, "--logits", "--out", out)
     assert result == {"out": str(out), "samples": 40, "classes": 10, "features": 64}
     features = Features.load(out)
@@ -187,9 +187,9 @@ def test_labels_that_are_no_class_ids_are_one_line(
 @pytest.mark.parametrize(
     ("options", "advice"),
     [
-        (("--checkpoint", "wide.pt", "--arch", "resnet8_w16"), "pass another checkpoint"),
-        (("--checkpoint", "lm.npz"), "state dict"),
-        (("--checkpoint", "nowhere.pt"), "check the path"),
+        (("--model", "wide.pt", "--arch", "resnet8_w16"), "pass another checkpoint"),
+        (("--model", "lm.npz"), "state dict"),
+        (("--model", "nowhere.pt"), "check the path"),
     ],
     ids=["architecture", "no checkpoint", "nowhere"],
 )
@@ -216,7 +216,7 @@ def test_features_of_another_surrogate_are_one_line(
     fail: Callable[..., str], files: Files, photos: Images, tmp_path: Path
 ) -> None:
     source = tmp_path / "source"
-    checkpoint = ("--checkpoint", str(files.wide_pt))
+    checkpoint = ("--model", str(files.wide_pt))
     main(["features", str(photos.path), *checkpoint, *PASS, "--out", str(source)])
     inputs = ("--target", files.target, "--source", source)
     line = fail("score", "feature-mapping", *inputs, "--out", tmp_path / "fm.npz")
