@@ -130,7 +130,7 @@ def bad_betons(unfinished: Path, truncated: Path, photos: Images, tmp_path: Path
 
 BAD_BETONS = {
     "unfinished": "write it again",
-    "truncated": "copy it again",
+    "truncated": "copy it",
     "text": "write it again",
     "empty": "pass a file written by ffcv",
     "newer": "version 3",
