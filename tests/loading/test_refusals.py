@@ -49,7 +49,7 @@ ONE_OF = "^`order` must be an OrderOption, one of sequential, random, quasi_rand
         ({"pipelines": {"picture": [ToTensor()]}}, "'picture', which reads the field 'picture'"),
         ({"pipelines": {"image": WRONG_SOURCE}}, "'image', which reads the field 'picture'"),
     ],
-    ids=str,
+
 )  # fmt: skip
 def test_bad_arguments_are_refused(options: Any, match: str, colours: Any) -> None:
     if "selection" in options:
