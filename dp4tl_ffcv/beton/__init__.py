@@ -1,4 +1,4 @@
-"""Reading and writing beton files, FFCV's dataset format (version 2)."""
+"""Read and verify betons, the dataset files of FFCV (format version 2)."""
 
 from .images import read_image
 from .index import BetonIndex

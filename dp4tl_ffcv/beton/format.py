@@ -1,6 +1,6 @@
 """The binary layout of a beton: header, field descriptors, metadata, pages, allocation table.
 
-Taken from files written by ffcv 1.0.2 and from its documentation. All integers are little-endian.
+It is that of files written by ffcv 1.0.2. All integers are little-endian.
 """
 
 from collections.abc import Iterator, Sequence
@@ -42,7 +42,7 @@ FIELD_KINDS = {
 
 _EXTENT = np.dtype([("ptr", "<u8"), ("size", "<u8")])
 _IMAGE = np.dtype([("mode", "<u1"), ("width", "<u2"), ("height", "<u2"), ("data_ptr", "<u8")])
-# What a field of each type stores per sample in the metadata table.
+# Metadata of one sample, for each type of field.
 FIELD_METADATA: dict[int, np.dtype[Any]] = {
     0: np.dtype("<f8"),
     1: np.dtype("<i8"),
@@ -74,7 +74,7 @@ def metadata_dtype(columns: Sequence[np.dtype[Any]]) -> np.dtype[Any]:
 
 
 def pointers(column: NDArray[Any], kind: str) -> list[NDArray[Any]]:
-    """Return the parts of a metadata column that hold the first byte of a sample's data."""
+    """Return the parts of a metadata column that hold byte offsets of the samples' data."""
     if column.dtype.names:
         return [column[name] for name in column.dtype.names if name in _POINTERS]
     return [column] if kind in _BARE_POINTERS else []
@@ -85,7 +85,7 @@ def uint64_paths(
 ) -> Iterator[tuple[str, ...]]:
     """Yield the path of every unsigned 64-bit integer in a record type, as names of nested fields.
 
-    `path` leads to `dtype` from the outermost record. `signed` includes signed integers.
+    `path` leads from the outermost record to `dtype`. With `signed`, signed integers are included.
     """
     for name in dtype.base.names or ():
         yield from uint64_paths(dtype.base[name], (*path, name), signed=signed)
@@ -94,7 +94,7 @@ def uint64_paths(
 
 
 def leaf(table: NDArray[Any], path: tuple[str, ...]) -> NDArray[Any]:
-    """Return a view `(N, values)` of the part of a table that `path` names."""
+    """Return a view `(N, values)` of the part of a table at `path`."""
     for name in path:
         table = table[name]
     # copy=False raises where a view is impossible: writes to a copy would be lost.

@@ -1,4 +1,4 @@
-"""Read single images of a beton, for contact sheets and checks."""
+"""Read single images of a beton."""
 
 import io
 import os
@@ -15,15 +15,7 @@ from .index import BetonIndex, check_indices
 def read_image(
     beton: BetonIndex | str | os.PathLike[str], sample_id: int, field: str = "image"
 ) -> NDArray[np.uint8]:
-    """Read and decode one image.
-
-    Args:
-        beton: path of a beton, or its open index.
-        sample_id: id of the sample.
-        field: name of an RGB image field.
-
-    Returns:
-        RGB pixels `(H, W, 3)`.
+    """Return the RGB pixels `(H, W, 3)` of the image of one sample.
 
     Raises:
         BetonError: the field holds no RGB images, or the image cannot be decoded.

@@ -1,4 +1,4 @@
-"""What a beton says about its samples, read with numpy and without decoding any of them."""
+"""The index of a beton: its tables, read with numpy. Samples are neither read nor decoded."""
 
 import hashlib
 import os
@@ -11,13 +11,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import BetonError
+from .format import IMAGE_MODES
 from .manifest import Manifest, read_manifest
-from .summary import summarise
 from .tables import BLOCK, FieldInfo, Tables, read_tables
 
 
 class BetonIndex:
-    """Header, metadata and allocation table of a beton. The samples stay on disk.
+    """Header, metadata and allocation table of a beton.
 
     Use `BetonIndex.open(path)`. `len(index)` is the number of samples.
     """
@@ -39,17 +39,15 @@ class BetonIndex:
     def open(
         cls, path: str | os.PathLike[str], *, custom_fields: Mapping[str, Any] | None = None
     ) -> "BetonIndex":
-        """Read and check the tables of a beton.
-
-        Cost: one read of the metadata and of the allocation table, O(samples) in numpy.
+        """Read and check the tables of a beton, in O(samples).
 
         Args:
             path: the beton.
-            custom_fields: ffcv field class of each custom field, by name, as for
-                `ffcv.loader.Loader`. The file does not say what a custom field stores per sample.
+            custom_fields: class of each custom field by name, as for `ffcv.loader.Loader`. The
+                file does not describe the metadata of custom fields.
 
         Raises:
-            FileNotFoundError: there is no such file.
+            FileNotFoundError: the file does not exist.
             BetonError: the file is not a beton of version 2, is unfinished or truncated, or its
                 tables contradict each other.
         """
@@ -68,11 +66,7 @@ class BetonIndex:
 
     @property
     def allocations(self) -> NDArray[Any]:
-        """One record per byte range: `sample_id`, `ptr` (byte offset), `size` (bytes).
-
-        Raises:
-            BetonError: the table was released and the file has been replaced since.
-        """
+        """One record per byte range: `sample_id`, `ptr` (byte offset), `size` (bytes)."""
         if self._allocations is None:
             again = BetonIndex.open(self.path, custom_fields=self.custom_fields)
             if again.header != self.header or again.metadata.tobytes() != self.metadata.tobytes():
@@ -84,7 +78,7 @@ class BetonIndex:
         return self._allocations
 
     def release_allocations(self) -> None:
-        """Free the allocation table, 24 bytes per row. The next use reads it again."""
+        """Free the allocation table, 24 bytes per row. The next access reads it again."""
         self._allocations = None
 
     def __len__(self) -> int:
@@ -97,10 +91,9 @@ class BetonIndex:
 
     @cached_property
     def num_classes(self) -> int:
-        """Number of classes C of the field `label`.
+        """Number of classes C: the largest label + 1, or the number of class names if larger.
 
-        C is the largest label + 1, or the number of class names in the manifest if that is larger.
-        For another field, use `len(index.class_counts(field))`.
+        For a label field other than `label`, use `len(index.class_counts(field))`.
         """
         return len(self.class_counts())
 
@@ -126,7 +119,7 @@ class BetonIndex:
         """Return the class id of every sample `(N,)`.
 
         Raises:
-            BetonError: there is no such field, it does not hold integers, or one is negative.
+            BetonError: the field does not exist, holds no integers, or holds a negative one.
         """
         found = self.field(field)
         if found.kind != "int":
@@ -143,10 +136,9 @@ class BetonIndex:
         return labels
 
     def class_names(self, field: str = "label") -> tuple[str, ...]:
-        """Return the name of each class id of a field; empty when the manifest has no names."""
+        """Return the name of each class id. Empty without a manifest that names them."""
         manifest = self.manifest
-        named = manifest is not None and manifest.label_field == field
-        return manifest.class_names if manifest and named else ()
+        return manifest.class_names if manifest and manifest.label_field == field else ()
 
     def class_counts(self, field: str = "label") -> NDArray[np.int64]:
         """Return the number of samples of each class `(C,)`."""
@@ -154,23 +146,20 @@ class BetonIndex:
 
     @cached_property
     def manifest(self) -> Manifest | None:
-        """The manifest next to the file, or None if there is none or it describes another file."""
+        """The manifest next to the file, or None if it is missing or describes another file."""
         manifest = read_manifest(self.path)
         if manifest and manifest.fingerprint not in ("", self.fingerprint):
-            return None  # left over from a beton that was replaced since
+            return None
         return manifest
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of header, fields, metadata and allocation table, as hexadecimal digits.
-
-        It changes with any label, size or place of a sample. No sample is read for it.
-        """
+        """SHA-256 of header, fields, metadata and allocation table, as hexadecimal digits."""
         digest = hashlib.sha256()
         digest.update(self.header.tobytes())
         for field in self.fields:
             digest.update(f"{field.name}:{field.type_id};".encode())
-        for table in (self.metadata, self.allocations):  # without copying either
+        for table in (self.metadata, self.allocations):
             digest.update(np.ascontiguousarray(table).view(np.uint8).data)
         return digest.hexdigest()
 
@@ -182,15 +171,12 @@ class BetonIndex:
         return totals
 
     def extents(self, indices: ArrayLike) -> NDArray[Any]:
-        """Return the byte ranges of the samples `indices`, sample after sample in that order.
+        """Return the rows of `allocations` of the samples `indices`, in the order of `indices`.
 
-        A sample has one byte range per field of variable length, or none.
+        A sample has one byte range for each field of variable length. Its rows keep the order of
+        the allocation table.
 
         Cost: one pass over the allocation table, then O(retained).
-
-        Returns:
-            Records `sample_id`, `ptr` (byte offset), `size` (bytes); of one sample, in the order
-            of the allocation table.
 
         Raises:
             TypeError: the indices are not integers.
@@ -218,9 +204,9 @@ class BetonIndex:
 
     @cached_property
     def page_table(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-        """Samples of each page, as arrays `pages`, `starts` and `samples`.
+        """Arrays `pages` (ascending), `starts` and `samples`.
 
-        Page `pages[i]` holds `samples[starts[i]:starts[i + 1]]`. Pages ascend.
+        Page `pages[i]` holds the samples `samples[starts[i]:starts[i + 1]]`.
         """
         numbers = (self.allocations["ptr"] // np.uint64(self.page_size)).astype(np.int64)
         order = np.lexsort((self.allocations["ptr"], numbers))
@@ -229,12 +215,37 @@ class BetonIndex:
         return pages, np.append(starts, len(order)), samples
 
     def summary(self, label_field: str = "label") -> dict[str, Any]:
-        """Return what the beton contains, as JSON-able values: sizes, fields, images, classes.
-
-        Raises:
-            BetonError: a `label_field` other than the default does not exist or has no class ids.
-        """
-        return summarise(self, label_field)
+        """Return the sizes, fields, images and classes of the beton as JSON-able values."""
+        result: dict[str, Any] = {
+            "beton": str(self.path),
+            "fingerprint": self.fingerprint,
+            "samples": len(self),
+            "file_bytes": self.path.stat().st_size,
+            "sample_bytes": int(self.sample_bytes().sum()),
+            "page_bytes": self.page_size,
+            "fields": {field.name: field.kind for field in self.fields},
+        }
+        for field in self.fields:
+            if field.kind == "rgb_image" and len(self):
+                images = self.column(field.name)
+                jpg, raw = (int((images["mode"] == mode).sum()) for mode in IMAGE_MODES)
+                result[f"{field.name}_stored"] = {"jpg": jpg, "raw": raw}
+                for side in ("width", "height"):
+                    sides = images[side]
+                    result[f"{field.name}_{side}"] = [int(sides.min()), int(sides.max())]
+        if label_field != "label" or "label" in result["fields"]:
+            counts = self.class_counts(label_field)
+            result["classes"] = len(counts)
+            result["classes_without_samples"] = int((counts == 0).sum())
+            result["samples_per_class"] = {
+                "min": int(counts.min(initial=len(self))),
+                "median": float(np.median(counts)) if len(counts) else 0.0,
+                "max": int(counts.max(initial=0)),
+            }
+        if self.manifest:
+            result["class_names"] = list(self.manifest.class_names)
+            result["written_by"] = self.manifest.written_by
+        return result
 
     def __repr__(self) -> str:
         fields = ", ".join(f"{field.name}: {field.kind}" for field in self.fields)

@@ -12,7 +12,7 @@ from ..version import __version__
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """Description of a beton: what the file itself has no room for."""
+    """Description of a beton, stored in the file `NAME.beton.json` next to it."""
 
     fields: dict[str, str]
     """Kind of each field by name, in the order of the file."""
@@ -29,22 +29,22 @@ class Manifest:
     """Samples that could not be read and were left out: `sample`, `name`, `error`."""
     tool: str = f"dp4tl_ffcv {__version__}"
     fingerprint: str = ""
-    """Fingerprint of the beton that this manifest was written for."""
+    """Fingerprint of the beton that the manifest was written for."""
 
 
 def manifest_path(beton: str | os.PathLike[str]) -> Path:
-    """Return the path of the manifest of `beton`: the same name with `.json` appended."""
+    """Return the path of a beton's manifest: `.json` is appended to the name of the beton."""
     path = Path(beton)
     return path.with_name(path.name + ".json")
 
 
 def write_manifest(beton: str | os.PathLike[str], manifest: Manifest) -> None:
-    """Write the manifest of `beton`, atomically."""
+    """Write the manifest of a beton, atomically."""
     write_json(manifest_path(beton), asdict(manifest))
 
 
 def read_manifest(beton: str | os.PathLike[str]) -> Manifest | None:
-    """Read the manifest of `beton`. Return None when there is none.
+    """Read the manifest of a beton. Return None if there is none.
 
     Raises:
         ValueError: the file is not a manifest.

@@ -1,4 +1,4 @@
-"""Read the tables of a beton, and refuse a file that is unfinished, truncated or corrupt."""
+"""Read the tables of a beton, and reject a file that is unfinished, truncated or corrupt."""
 
 import os
 from collections.abc import Mapping
@@ -22,12 +22,12 @@ from .format import (
     pointers,
 )
 
-# Rows of a table that are compared at a time: temporary arrays stay in the processor's cache.
+# Rows of a table that are checked at a time, so that temporary arrays fit the processor's cache.
 BLOCK = 1 << 15
 
 
 class CustomFieldError(BetonError):
-    """The class of a custom field was not given, so that the metadata cannot be read."""
+    """The metadata cannot be read, because the class of a custom field was not passed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +77,7 @@ def read_tables(path: Path, custom_fields: Mapping[str, Any]) -> Tables:
 
 
 def load_tables(path: Path, custom_fields: Mapping[str, Any]) -> Tables:
-    """Read the tables of a beton. Check only what is needed to tell them apart."""
+    """Read the tables of a beton. Check only the places of the tables."""
     with path.open("rb") as stream:
         size = os.fstat(stream.fileno()).st_size
         header = _read_header(stream, path, size)
@@ -146,16 +146,16 @@ def _describe_fields(
 def _check_extents(tables: Tables, rows: NDArray[Any], path: Path) -> None:
     largest, num_samples = rows["sample_id"].max(), len(tables.metadata)
     if largest >= num_samples:
-        raise _damaged(path, f"it stores bytes of sample {largest} and has {num_samples} samples")
+        raise _damaged(path, f"it holds bytes of sample {largest}, but has {num_samples} samples")
     outside = ~tables.contains(rows["ptr"], rows["size"])
     outside &= rows["size"] > 0  # ffcv places empty bytes of the first samples at byte 0
     if outside.any():
         sample_id = rows["sample_id"][np.argmax(outside)]
-        raise _damaged(path, f"sample {sample_id} lies outside of the data region")
+        raise _damaged(path, f"the bytes of sample {sample_id} are outside of the data region")
 
 
 def _check_pointers(tables: Tables, path: Path) -> None:
-    # A table that was cut between two rows looks whole, but lacks byte ranges of some samples.
+    # A table truncated between two rows looks complete, but lacks byte ranges of some samples.
     starts = np.sort(tables.allocations["ptr"])
     for field in tables.fields:
         for values in pointers(tables.metadata[field.column], field.kind):
@@ -164,7 +164,7 @@ def _check_pointers(tables: Tables, path: Path) -> None:
                 lost = lost[lost != 0]  # a custom field may use 0 for "no bytes"
             if lost.size:
                 sample_id = int(np.argmax(values == lost[0]))
-                raise _damaged(path, f"sample {sample_id} has no bytes for {field.name!r}")
+                raise _damaged(path, f"the field {field.name!r} of sample {sample_id} has no bytes")
 
 
 def _missing(wanted: NDArray[np.uint64], starts: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -174,8 +174,7 @@ def _missing(wanted: NDArray[np.uint64], starts: NDArray[np.uint64]) -> NDArray[
     if not starts.size:
         return wanted
     found = starts.take(np.searchsorted(starts, wanted), mode="clip") == wanted
-    lost: NDArray[np.uint64] = wanted[~found]
-    return lost
+    return np.asarray(wanted[~found])
 
 
 def _damaged(path: Path, found: str) -> BetonError:

@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,11 +14,11 @@ from ..beton import BetonIndex, Manifest
 from ..beton.index import check_indices
 from ..beton.manifest import manifest_path
 from ..selection.selection import Selection
-from ..validate import check_choice, check_int, resolve_num_workers
+from ..validate import check_choice, check_int, parse_bytes, resolve_num_workers
 from .copy_samples import copy_samples
 from .plan import retain
 from .source import SourceBeton
-from .transcode import ImageOptions, Transcoder, transcode_samples
+from .transcode import ImageOptions, Transcoder
 
 
 def compact(  # noqa: PLR0913  # options are named at the call
@@ -36,7 +36,7 @@ def compact(  # noqa: PLR0913  # options are named at the call
     num_workers: int | None = None,
     custom_fields: Mapping[str, Any] | None = None,
 ) -> BetonIndex:
-    """Write a new beton of the retained samples, atomically.
+    """Write the retained samples of a beton to a new beton, atomically.
 
     Samples are copied byte for byte unless an option changes their images. The same arguments give
     the same bytes for any `num_workers`.
@@ -44,35 +44,36 @@ def compact(  # noqa: PLR0913  # options are named at the call
     Memory: the tables of both files, and about 200 bytes per stored image or array.
 
     Args:
-        beton: the beton to copy from. It must not change meanwhile.
+        beton: the beton to copy from. It must not change during the call.
         selection: a `Selection`, the path of one, sample ids, or None for all samples.
         out: the beton to write. An existing file is replaced; the manifest is written next to it.
-        layout: order of the samples: `shuffled`, drawn from `seed`, or by `class`, then by id.
+        layout: `shuffled` samples in an order drawn from `seed`, or sorted by `class`, then by id.
         seed: seed of the shuffled order.
         relabel: number the retained classes from 0, as the selection does.
         max_resolution: longest side in pixels; larger images are shrunk. None keeps them.
         images: `keep` images as they are stored, or store all as `jpeg` or as `raw` pixels.
-        raw_budget: size of the new file, in bytes or as text such as `64GiB`. As many images as
-            fit are stored as raw pixels, starting with those that save the most decoding time per
-            byte. Images too large for a page stay JPEGs. With `max_resolution`, the size is met
-            approximately, else exactly.
-        fields: names of the fields to keep, for recipes that accept no others; None keeps all.
+        raw_budget: largest size of the new file, in bytes or as text such as `64GiB`. As many
+            images as fit are stored as raw pixels, starting with those that save the most decoding
+            time per byte. Images too large for a page stay JPEGs. With `max_resolution`, the limit
+            is approximate.
+        fields: names of the fields to keep, for recipes that accept no others. None keeps all.
             Only numbers can be left out, and not the class ids.
-        num_workers: threads that copy, or processes that encode images; None takes all cores.
-        custom_fields: class of each field of a custom type, by name, as for `BetonIndex.open`.
+        num_workers: threads that copy, or processes that encode images. None uses all cores.
+        custom_fields: class of each custom field, as for `BetonIndex.open`.
 
     Returns:
         The index of the new beton.
 
     Raises:
         StaleArtifactError: the selection was made for another beton.
-        BetonError: the beton is damaged, or changed during the copy.
+        BetonError: the beton is corrupt, or changed during the call.
         ValueError: nothing is retained, an option is out of range, `out` is the beton or a folder,
             the disk has too little space, or an image cannot be decoded.
         RuntimeError: a worker process died.
         BlockingIOError: another process is writing `out`.
     """
-    image_options = ImageOptions.of(images, max_resolution, raw_budget)
+    budget = None if raw_budget is None else parse_bytes("raw_budget", raw_budget)
+    image_options = ImageOptions(images=images, max_resolution=max_resolution, raw_budget=budget)
     options = {
         "layout": check_choice("layout", layout, ("shuffled", "class")),
         "seed": check_int("seed", seed, at_least=0),
@@ -93,10 +94,11 @@ def compact(  # noqa: PLR0913  # options are named at the call
         retained = retain(index, order)
         if chosen is not None and relabel:
             _relabel(retained.metadata[index.field(label_field).column], chosen.label_map)
-        class_ids = _class_ids(index, label_field, chosen if relabel else None)
+        relabelled = chosen if relabel else None
+        label_field, names, num_classes = _class_ids(index, label_field, relabelled)
         if fields is not None:
-            if class_ids.num_classes and class_ids.field not in fields:
-                raise ValueError(f"`fields` leaves out the class ids; add {class_ids.field!r}.")
+            if num_classes and label_field not in fields:
+                raise ValueError(f"`fields` leaves out the class ids. Add {label_field!r}.")
             options["fields"] = [field.name for field in source.kept]
             retained = retained.with_columns(source.dtype)
         written_by = {
@@ -104,59 +106,50 @@ def compact(  # noqa: PLR0913  # options are named at the call
             "source": index.path.name,
             "source_fingerprint": index.fingerprint,
             **options,
-            "selection": None if chosen is None else _provenance(chosen),
+            "selection": None
+            if chosen is None
+            else {"digest": chosen.digest(), "provenance": dict(chosen.provenance)},
         }
         json.dumps(written_by, allow_nan=False)  # an error now rather than after the copy
 
         def describe(written: BetonIndex) -> Manifest:
             source.file.check_unchanged()
+            counts = []
+            if num_classes:
+                counts = np.bincount(written.labels(label_field), minlength=num_classes).tolist()
             return Manifest(
                 fields={field.name: field.kind for field in written.fields},
                 num_samples=written.num_samples,
-                class_names=class_ids.names,
-                class_counts=class_ids.count(written),
-                label_field=class_ids.field,
+                class_names=names,
+                class_counts=tuple(counts),
+                label_field=label_field,
                 written_by=written_by,
                 fingerprint=written.fingerprint,
             )
 
         transcoder = Transcoder(source, retained, order, image_options)
         if transcoder.changes:
-            return transcode_samples(transcoder, target, describe, num_workers)
+            return transcoder.write(target, describe, num_workers)
         return copy_samples(source, retained, target, describe, num_workers)
 
 
-@dataclass(frozen=True)
-class _ClassIds:
-    """The class ids of the new beton, as its manifest describes them."""
+def _class_ids(
+    index: BetonIndex, label_field: str, relabelled: Selection | None
+) -> tuple[str, tuple[str, ...], int]:
+    """Return the label field, class names and number of classes of the new beton's manifest.
 
-    field: str
-    names: tuple[str, ...]
-    num_classes: int  # 0 if the field holds no class ids
-
-    def count(self, written: BetonIndex) -> tuple[int, ...]:
-        if not self.num_classes:
-            return ()
-        counts = np.bincount(written.labels(self.field), minlength=self.num_classes)
-        return tuple(counts.tolist())
-
-
-def _class_ids(index: BetonIndex, label_field: str, relabelled: Selection | None) -> _ClassIds:
+    The number is 0 if the field holds no class ids.
+    """
     if relabelled is not None:
         names, classes = index.class_names(label_field), relabelled.classes.tolist()
         named = dict(enumerate(names))
         new_names = tuple(named.get(each, str(each)) for each in classes) if names else ()
-        return _ClassIds(label_field, new_names, len(classes))
-    # Without new numbers the manifest describes the same field as before.
+        return label_field, new_names, len(classes)
+    # Without relabelling, the manifest describes the same field as before.
     field = index.manifest.label_field if index.manifest else label_field
     is_int = any(each.name == field and each.kind == "int" for each in index.fields)
     counted = is_int and bool((index.column(field) >= 0).all())
-    num_classes = len(index.class_counts(field)) if counted else 0
-    return _ClassIds(field, index.class_names(field), num_classes)
-
-
-def _provenance(selection: Selection) -> dict[str, Any]:
-    return {"digest": selection.digest(), "provenance": dict(selection.provenance)}
+    return field, index.class_names(field), len(index.class_counts(field)) if counted else 0
 
 
 def _relabel(labels: NDArray[np.int64], label_map: NDArray[np.int64]) -> None:
@@ -164,7 +157,7 @@ def _relabel(labels: NDArray[np.int64], label_map: NDArray[np.int64]) -> None:
     if mapped.min() < 0:
         raise ValueError(
             f"`selection` retains samples of class {labels[mapped < 0][0]}, which it prunes. Make "
-            "it with `select` or `Selection.of_indices`."
+            "the selection with `select` or `Selection.of_indices`."
         )
     labels[...] = mapped
 
@@ -172,7 +165,7 @@ def _relabel(labels: NDArray[np.int64], label_map: NDArray[np.int64]) -> None:
 def _choose(
     selection: Any, index: BetonIndex, relabel: bool
 ) -> tuple[Selection | None, NDArray[np.int64]]:
-    """Return the selection, if there is one, and the retained ids in ascending order."""
+    """Return the selection, if any, and the retained ids in ascending order."""
     if isinstance(selection, str | os.PathLike):
         selection = Selection.load(selection)
     if not isinstance(selection, Selection):
@@ -189,9 +182,7 @@ def _choose(
 
 def _check_target(target: Path, source: Path) -> None:
     if target.is_dir():
-        raise ValueError(f"`out` is the folder {str(target)!r}; add a file name.")
+        raise ValueError(f"`out` is the folder {str(target)!r}. Add a file name.")
     for path, role in ((target, "`out`"), (manifest_path(target), "the manifest of `out`")):
         if path.exists() and path.samefile(source):
-            raise ValueError(
-                f"{role} would overwrite the beton {str(source)!r}; name another file."
-            )
+            raise ValueError(f"{role} would overwrite {str(source)!r}. Name another file.")

@@ -1,4 +1,4 @@
-"""Copy many byte ranges of one file to their places in another, as fast as the system can."""
+"""Copy many byte ranges from one file to their places in another."""
 
 import errno
 import os
@@ -12,15 +12,16 @@ from numpy.typing import NDArray
 from ..artifacts import part_path
 from ..parallel import map_ordered
 from ..progress import track
+from ..writing.pages import write_all
 from .source import SourceFile
 
-# The kernel copies ranges of at least this size. For smaller ones, one call per range costs more
-# than reading many into a buffer and writing that.
+# The kernel copies ranges of at least this size. It is faster to collect shorter ranges in a
+# buffer and to write the buffer.
 _LONG = 1 << 20
-# A buffer is written at multiples of this size, so that the data is still in the CPU's cache.
+# A buffer is written at multiples of this size, while its data is still in the CPU's cache.
 _BLOCK = 1 << 19
 _TASK = 1 << 23  # bytes per task of a thread
-# The kernel cannot copy between these files, or a sandbox forbids it.
+# Errors when the kernel cannot copy between two files, or a sandbox forbids it.
 _NO_KERNEL_COPY = {errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EPERM}
 _STAT_BLOCK = 512  # bytes, on any file system
 
@@ -49,18 +50,10 @@ def copy_ranges(
 ) -> None:
     """Copy `sizes[i]` bytes from `starts[i]` of a file to `places[i]` of another, for every i.
 
-    Bytes between two ranges that are close together in the target become zero. Memory: 40 bytes
-    per range, and a buffer of 1.5 MiB per thread.
+    `target` is a file descriptor. Places ascend, and the ranges do not overlap in the target. Short
+    gaps between them are filled with zeros.
 
-    Args:
-        source: the file to read.
-        target: descriptor of the file to write.
-        ranges: starts, places and sizes `(R,)`. Places ascend; ranges do not overlap there.
-        num_threads: threads that copy.
-        description: title of the progress bar.
-
-    Raises:
-        BetonError: the source ends inside a range.
+    Memory: 40 bytes per range, and a buffer of 1.5 MiB per thread.
     """
     runs = _join(*ranges)
     if not len(runs[0]):
@@ -73,7 +66,7 @@ def copy_ranges(
 
 
 class _Copier:
-    """Copies runs: ranges without gaps in either file, joined."""
+    """Copies runs. A run joins ranges that follow each other in both files."""
 
     def __init__(
         self,
@@ -86,7 +79,7 @@ class _Copier:
         self._source = source
         self._target = target
         self._starts, self._places, self._sizes = starts, places, sizes
-        # Runs `chunks[c]` to `chunks[c + 1]` are written together; a long run is a chunk.
+        # The runs `chunks[c]` to `chunks[c + 1]` are written together. A long run is a chunk.
         changes = np.diff(places // _BLOCK) != 0
         long = sizes >= _LONG
         changes |= long[1:] | long[:-1]
@@ -128,7 +121,7 @@ class _Copier:
             read = os.preadv(handle, (part,), start)
             if read != size:
                 self._source.read_into(part[read:], start + read)
-        self._write(view[:span], base)
+        write_all(self._target, view[:span], base)
 
     def _copy_run(self, start: int, place: int, size: int) -> None:
         while size and self._kernel_copies:
@@ -139,20 +132,15 @@ class _Copier:
                     raise
                 self._kernel_copies = False  # the next run would fail in the same way
                 break
-            if not copied:  # the end of the source, or no support: the read below tells which
+            if not copied:  # the source ends here (the read below will fail) or no support
                 break
             start, place, size = start + copied, place + copied, size - copied
         view = self._buffer().data
         while size:
             part = view[: min(size, _LONG)]
             self._source.read_into(part, start)
-            self._write(part, place)
+            write_all(self._target, part, place)
             start, place, size = start + len(part), place + len(part), size - len(part)
-
-    def _write(self, data: memoryview, place: int) -> None:
-        while data:
-            written = os.pwrite(self._target, data, place)
-            data, place = data[written:], place + written
 
     def _buffer(self) -> NDArray[np.uint8]:
         if not hasattr(self._local, "buffer"):
@@ -162,9 +150,9 @@ class _Copier:
 
 
 def _join(starts: NDArray[np.int64], places: NDArray[np.int64], sizes: NDArray[np.int64]) -> Ranges:
-    """Drop empty ranges, and join those that follow each other in both files.
+    """Return runs: ranges that follow each other in both files are joined, empty ones dropped.
 
-    A run ends where its task does, so that several threads share a file that keeps its order.
+    A run ends with its task, so that several threads can copy a file whose order is kept.
     """
     filled = sizes > 0
     starts, places, sizes = starts[filled], places[filled], sizes[filled]

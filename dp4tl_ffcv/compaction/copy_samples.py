@@ -3,10 +3,8 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..artifacts import part_file, part_path
 from ..beton.format import header_bytes
@@ -14,7 +12,7 @@ from ..beton.index import BetonIndex
 from ..beton.manifest import Manifest, write_manifest
 from ..writing.journal import Journal
 from .copy_ranges import check_free_space, copy_ranges
-from .plan import Placement, Retained, place
+from .plan import Retained, place
 from .source import SourceBeton
 
 
@@ -25,13 +23,9 @@ def copy_samples(
     describe: Callable[[BetonIndex], Manifest],
     num_threads: int,
 ) -> BetonIndex:
-    """Write the beton `target` and its manifest, which `describe` returns for its index.
+    """Write the beton `target`, and the manifest that `describe` returns for its index.
 
-    Moves the pointers of `retained`.
-
-    Raises:
-        BetonError: the source is truncated.
-        ValueError: the disk has too little space.
+    The pointers in `retained` are changed to places in the new file.
     """
     sizes = retained.extents["size"].astype(np.int64)
     tables = source.table_bytes(len(retained.metadata))
@@ -42,34 +36,23 @@ def copy_samples(
         moved = pointer.rows >= 0
         pointer.of(retained.metadata)[moved] = places[pointer.rows[moved]]
     with part_file(target) as stream:
-        Journal(target).remove()  # of a killed run with other options
-        _write_tables(stream, source, retained, placement, places)
+        Journal(target).remove()  # a killed run with other options may have left one
+        fields, count = source.descriptors(), len(retained.metadata)
+        stream.write(header_bytes(len(fields), placement.page_size, count, placement.table_at))
+        stream.write(fields.tobytes())
+        stream.write(retained.metadata.view(np.uint8).data)
+        stream.truncate(placement.table_at)
+        allocations = retained.extents.copy()
+        allocations["ptr"] = places
+        stream.seek(placement.table_at)
+        stream.write(allocations.view(np.uint8).data)
+        stream.flush()
         starts = retained.extents["ptr"].astype(np.int64)
         title = f"compact {target.name}"
         copy_ranges(source.file, stream.fileno(), (starts, places, sizes), num_threads, title)
         written = BetonIndex.open(part_path(target), custom_fields=source.custom_fields)
-        os.fsync(stream.fileno())  # now, so that the two renames follow each other at once
+        # Flush the file before its manifest is renamed, so that its own rename follows at once.
+        os.fsync(stream.fileno())
         write_manifest(target, describe(written))
     written.path = target
     return written
-
-
-def _write_tables(
-    stream: IO[bytes],
-    source: SourceBeton,
-    retained: Retained,
-    placement: Placement,
-    places: NDArray[np.int64],
-) -> None:
-    """Write everything but the samples' bytes into an empty file."""
-    fields = source.descriptors()
-    count = len(retained.metadata)
-    stream.write(header_bytes(len(fields), placement.page_size, count, placement.table_at))
-    stream.write(fields.tobytes())
-    stream.write(retained.metadata.view(np.uint8).data)
-    stream.truncate(placement.table_at)
-    allocations = retained.extents.copy()
-    allocations["ptr"] = places
-    stream.seek(placement.table_at)
-    stream.write(allocations.view(np.uint8).data)
-    stream.flush()

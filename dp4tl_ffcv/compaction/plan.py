@@ -1,7 +1,4 @@
-"""Plan a compacted beton: the bytes of each retained sample, and their places in the new file.
-
-Everything is computed in numpy over whole tables before the first byte is copied.
-"""
+"""Plan a compacted beton: the byte ranges of the retained samples, and their new places."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -22,9 +19,10 @@ class Retained:
     metadata: NDArray[Any]
     """Records `(M,)`, a copy that may be changed."""
     extents: NDArray[Any]
-    """Extents `(R,)`. `sample_id` counts in the new order; `ptr` is an offset in the source."""
+    """Byte ranges `(R,)`: `sample_id` in the new order, `ptr` (byte offset in the source), `size`.
+    """
     starts: NDArray[np.int64]
-    """Sample i has the extents `starts[i]` to `starts[i + 1]`."""
+    """Sample i has the rows `starts[i]` to `starts[i + 1]` of `extents`."""
     pointers: tuple[Pointer, ...]
 
     def with_columns(self, dtype: np.dtype[Any]) -> "Retained":
@@ -43,7 +41,7 @@ class Retained:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Where samples go, so that none crosses a page."""
+    """Places of the samples in the new file. No sample crosses a page."""
 
     page_size: int
     places: NDArray[np.int64]
@@ -64,22 +62,16 @@ class Placement:
 
 
 def retain(index: BetonIndex, order: NDArray[np.int64]) -> Retained:
-    """Collect the samples `order`, in that order.
-
-    Cost: one pass over the allocation table, then O(retained log retained).
-
-    Raises:
-        BetonError: a sample's metadata points to bytes of another sample.
-    """
+    """Collect the metadata, byte ranges and pointers of the samples `order`, in that order."""
     position = np.zeros(len(index), dtype=np.int64)
     position[order] = np.arange(len(order))
     extents = index.extents(order)
     extents["sample_id"] = position[extents["sample_id"]]
-    # Of the extents at one offset, empty ones come first.
+    # Where several extents of a sample have the same offset, empty ones come first.
     extents = extents[np.lexsort((extents["size"], extents["ptr"], extents["sample_id"]))]
     counts = np.bincount(extents["sample_id"].astype(np.int64), minlength=len(order))
     starts = np.concatenate(([0], np.cumsum(counts)))
-    # As plain bytes: indexing records would leave their padding undefined.
+    # Copy records as plain bytes: indexing them by field would leave their padding undefined.
     records = index.metadata.view(np.dtype((np.void, index.metadata.dtype.itemsize)))
     metadata = records[order].view(index.metadata.dtype)
     pointers = tuple(find_pointers(index, metadata, extents, starts))
@@ -89,17 +81,14 @@ def retain(index: BetonIndex, order: NDArray[np.int64]) -> Retained:
 def place(rooms: NDArray[np.int64], tables: int, page_size: int) -> Placement:
     """Place samples of `rooms` bytes `(M,)` after `tables` bytes, each within a page.
 
-    `page_size` is doubled until the largest sample fits.
-
-    Raises:
-        BetonError: no page can hold the largest sample.
+    The page size is doubled until the largest sample fits.
     """
     largest = int(rooms.max(initial=0))
     while page_size < largest:
         page_size *= 2
     if page_size > LARGEST_PAGE:
         raise BetonError(
-            f"A sample takes {largest} bytes, more than the largest page of {LARGEST_PAGE}. Leave "
+            f"A sample has {largest} bytes, more than the largest page of {LARGEST_PAGE}. Leave "
             "it out."
         )
     ends = np.cumsum(rooms)
@@ -115,6 +104,6 @@ def place(rooms: NDArray[np.int64], tables: int, page_size: int) -> Placement:
 
 
 def _ends(sizes: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return 0 and the end of each extent, if they follow each other without gaps."""
-    # ffcv finds an extent by its start: an empty one takes a byte, so that no two share a start.
+    """Return 0, and the end of each extent if they follow each other without gaps."""
+    # ffcv identifies an extent by its start: an empty one gets a byte, so that no two share one.
     return np.concatenate(([0], np.cumsum(np.maximum(sizes, 1))))

@@ -1,4 +1,4 @@
-"""Find the parts of a beton's metadata that hold offsets of the samples' bytes in the file."""
+"""Find the parts of a beton's metadata that are byte offsets in the file."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,12 +14,12 @@ from ..errors import BetonError
 
 @dataclass(frozen=True, slots=True)
 class Pointer:
-    """A part of the metadata that holds offsets in the file."""
+    """A part of the metadata that holds byte offsets in the file."""
 
     path: tuple[str, ...]
-    """Names of the nested fields that lead to it in a sample's record."""
+    """Names of the nested fields that lead to this part of a record."""
     rows: NDArray[np.int64]
-    """Row in `Retained.extents` of each value `(M, values)`; -1 if it points nowhere."""
+    """Row in `Retained.extents` for each value `(M, values)`; -1 if the value points nowhere."""
 
     def of(self, metadata: NDArray[Any]) -> NDArray[np.uint64]:
         """Return a view `(M, values)` of this part of a metadata table."""
@@ -31,15 +31,11 @@ def find_pointers(
 ) -> Iterator[Pointer]:
     """Find all offsets that change when the samples' bytes move.
 
-    The file does not say what the 64-bit numbers of a custom field mean. They count as offsets if
-    each is 0 or the start of one of the sample's own extents. It is an error if no pointer leads to
-    some of a sample's bytes, because they could not be found again after they moved.
+    The file does not say what the 64-bit numbers of a custom field mean. They are offsets if each
+    is 0 or the start of an extent of the same sample. Extents without a pointer are an error,
+    because nothing would lead to them after the move.
 
     See `Retained` for `metadata`, `extents` and `starts`.
-
-    Raises:
-        BetonError: a sample's metadata points to bytes of another sample, or some bytes have no
-            pointer.
     """
     found = extents["size"] == 0
     for field in index.fields:
@@ -73,9 +69,9 @@ def _rows_of(
     extents: NDArray[Any],
     starts: NDArray[np.int64],
 ) -> NDArray[np.int64]:
-    """Return which extent of its sample each value `(M, values)` is the start of, or -1.
+    """Return the row of the extent of its sample that starts at each value `(M, values)`, or -1.
 
-    Where an empty extent starts at the same byte as another, `sizes` decides which is meant.
+    Where an empty extent starts at the same byte as another, `sizes` decides between them.
     """
     rows = np.full(values.shape, -1, dtype=np.int64)
     counts = np.diff(starts)

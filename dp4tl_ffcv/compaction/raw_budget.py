@@ -12,16 +12,16 @@ from .plan import Retained
 
 @dataclass(frozen=True, slots=True)
 class ImagePlan:
-    """How to store the images of one field; arrays have one entry per sample `(M,)`."""
+    """How to store the images of one field. Arrays have one entry per sample `(M,)`."""
 
     column: str
     rows: NDArray[np.int64]
-    """Rows of their extents."""
+    """Row of each image in `Retained.extents`."""
     sizes: NDArray[np.int64]
     """New height and width `(M, 2)`."""
     shrunk: NDArray[np.bool_]
     raw: NDArray[np.bool_]
-    """Stored as raw pixels in the new beton."""
+    """Whether the new beton stores raw pixels."""
     was_raw: NDArray[np.bool_]
 
     @property
@@ -45,31 +45,22 @@ def choose_raw(
     sizes: NDArray[np.int64],
     placed: Callable[[NDArray[np.int64]], tuple[int, int]],
 ) -> list[NDArray[np.int64]]:
-    """Choose as many images as fit, those that cost most to decode per byte of pixels first.
+    """Choose as many images as fit into a file of `budget` bytes.
 
-    Samples that would need a larger page as pixels keep their JPEGs. With larger pages, all other
-    samples would lose room at the ends of pages, and the file size would no longer grow with the
-    number of images chosen, which the search here requires.
+    Images that save the most decoding time per byte come first; among equal ones, those with lower
+    `ids`. Samples that would need a larger page as pixels keep their JPEGs: with larger pages, the
+    file size would no longer grow with the number of images chosen, which the search requires.
 
-    Args:
-        budget: bytes of the whole file.
-        fields: images of each field; those not yet raw may be chosen.
-        ids: sample ids `(M,)`; among equal images, lower ids are chosen first.
-        retained: all samples.
-        sizes: bytes of each extent `(R,)` if no image is chosen.
-        placed: returns page size and file size, given the bytes of each extent.
+    `sizes` are the bytes of each extent if no image is chosen. `placed` returns the page size and
+    the file size, given the bytes of each extent.
 
     Returns:
         For each field, the positions of the chosen images in the new order.
-
-    Raises:
-        ValueError: the budget is too small for any file.
-        BetonError: no page can hold the largest sample.
     """
     page_size, least = placed(sizes)
     if least > budget:
         raise ValueError(
-            f"`raw_budget` of {budget} bytes is too small: without raw images the file takes "
+            f"`raw_budget` of {budget} bytes is too small: without raw images the file has "
             f"{least}. Raise it, or retain less."
         )
     candidates = [~field.raw for field in fields]
@@ -81,7 +72,7 @@ def choose_raw(
     as_pixels = sizes.copy()
     as_pixels[rows] = pixels
     extra = pixels - sizes[rows]
-    # The pixels of a tiny image can take fewer bytes than its JPEG.
+    # The pixels of a tiny image can be smaller than its JPEG.
     cost = np.where(extra > 0, sizes[rows] / np.maximum(extra, 1), np.inf)
     order = np.lexsort((owners, ids[samples], -cost))
     order = order[retained.rooms(as_pixels)[samples[order]] <= page_size]

@@ -1,5 +1,6 @@
-"""The beton that is compacted, open for reading. It must not change while it is read."""
+"""The beton that is compacted, open for reading. It must not change during the call."""
 
+import io
 import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -14,21 +15,17 @@ from ..beton.tables import FieldInfo
 from ..errors import BetonError
 
 
-class SourceFile:
+class SourceFile(io.FileIO):
     """A file open for reading, by any number of threads."""
 
     def __init__(self, path: Path) -> None:
+        super().__init__(path)
         self.path = path
-        self._stream = path.open("rb", buffering=0)
         self.signature = _signature(os.fstat(self.fileno()))
         """Identifies the file, its size, and its last write."""
 
-    def fileno(self) -> int:
-        """Return the file descriptor."""
-        return self._stream.fileno()
-
-    def read(self, offset: int, size: int) -> bytearray:
-        """Return `size` bytes starting at `offset`, or raise BetonError if the file ends before."""
+    def read_at(self, offset: int, size: int) -> bytearray:
+        """Return `size` bytes starting at `offset`, or raise BetonError if the file is shorter."""
         data = bytearray(size)
         self.read_into(memoryview(data), offset)
         return data
@@ -53,22 +50,15 @@ class SourceFile:
             now = None
         if now != self.signature or _signature(os.fstat(self.fileno())) != self.signature:
             raise BetonError(
-                f"{str(self.path)!r} changed while it was copied. Run this again when it is "
-                "finished."
+                f"{str(self.path)!r} changed while it was copied. Wait until nothing writes to "
+                "it, and run this again."
             )
-
-    def close(self) -> None:
-        """Close the file."""
-        self._stream.close()
 
 
 class SourceBeton:
-    """The beton that is compacted: its file, its index, and the fields that the new one keeps.
+    """The beton that is compacted: its file, its index, and the fields to keep.
 
-    Args:
-        beton: the beton. An open index is read again, because the file may have changed since.
-        custom_fields: class of each field of a custom type, by name.
-        fields: names of the fields to keep; None keeps all.
+    The file of an open index is read again, because it may have changed since.
     """
 
     def __init__(
@@ -92,14 +82,14 @@ class SourceBeton:
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Record type of the new beton's metadata; columns keep their names."""
+        """Record type of the new beton's metadata. Columns keep their names."""
         whole = self.index.metadata.dtype
         return np.dtype([(field.column, whole[field.column]) for field in self.kept], align=True)
 
     def descriptors(self) -> NDArray[Any]:
         """Read the descriptors of the kept fields."""
         num_bytes = len(self.index.fields) * format.FIELD.itemsize
-        data = self.file.read(format.HEADER.itemsize, num_bytes)
+        data = self.file.read_at(format.HEADER.itemsize, num_bytes)
         kept = [field in self.kept for field in self.index.fields]
         return np.frombuffer(data, dtype=format.FIELD)[kept]
 
@@ -120,9 +110,9 @@ def _kept_fields(index: BetonIndex, names: Collection[str] | None) -> tuple[Fiel
         return index.fields
     wanted = {index.field(name).name for name in names}
     if not wanted:
-        raise ValueError("`fields` is empty; name at least one field.")
+        raise ValueError("`fields` is empty. Name at least one field.")
     for field in index.fields:
-        # The allocation table does not say which bytes belong to which field.
+        # The allocation table does not tell to which field a byte range belongs.
         if field.name not in wanted and field.kind not in ("int", "float"):
             raise ValueError(f"`fields` must keep {field.name!r}: only numbers can be left out.")
     return tuple(field for field in index.fields if field.name in wanted)

@@ -1,10 +1,9 @@
-"""Write a compacted beton whose images are stored in another way: shrunk, as JPEG, or raw."""
+"""Write a compacted beton whose images are shrunk, or stored as JPEG or raw pixels."""
 
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +14,7 @@ from ..beton.manifest import Manifest
 from ..errors import BetonError
 from ..jpeg import turbojpeg
 from ..kernels import resize_area
-from ..validate import check_choice, check_int, parse_bytes
+from ..validate import check_choice, check_int
 from ..writing.build import DEFAULT_PAGE_SIZE, BuildPlan, build_beton, cannot_encode
 from ..writing.encode import MARK, Encoded
 from .copy_ranges import check_free_space
@@ -25,45 +24,28 @@ from .source import SourceBeton
 
 _JPG, _RAW = 0, 1  # modes of an image in the metadata
 _QUALITY = 90  # of new JPEGs
-_PROBES = 64  # images that are encoded to estimate the size of the others
-_FORMAT = 1  # part of the key of unfinished files: raise it when their bytes change
+_PROBES = 64  # images that are encoded to estimate the sizes of the others
+_FORMAT = 1  # part of the key of unfinished files: increase it when their bytes change
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageOptions:
-    """How the new beton stores images; see `compact`."""
+    """How the new beton stores images. See `compact`."""
 
     images: str = "keep"
     max_resolution: int | None = None
     raw_budget: int | None = None
 
-    @classmethod
-    def of(
-        cls,
-        images: Literal["keep", "jpeg", "raw"],
-        max_resolution: int | None,
-        raw_budget: int | str | None,
-    ) -> "ImageOptions":
-        """Check the arguments of `compact`."""
-        check_choice("images", images, ("keep", "jpeg", "raw"))
-        if raw_budget is not None and images != "keep":
-            raise ValueError(f"`raw_budget` cannot be combined with images={images!r}.")
-        return cls(
-            images=images,
-            max_resolution=None
-            if max_resolution is None
-            else check_int("max_resolution", max_resolution, 1, LONGEST_SIDE),
-            raw_budget=None if raw_budget is None else parse_bytes("raw_budget", raw_budget),
-        )
+    def __post_init__(self) -> None:
+        check_choice("images", self.images, ("keep", "jpeg", "raw"))
+        if self.max_resolution is not None:
+            check_int("max_resolution", self.max_resolution, 1, LONGEST_SIDE)
+        if self.raw_budget is not None and self.images != "keep":
+            raise ValueError(f"`raw_budget` cannot be combined with images={self.images!r}.")
 
 
 class Transcoder:
-    """Encodes the retained samples, whose ids are `ids`, with their images as the options say.
-
-    Raises:
-        ValueError: there are no images, one cannot be decoded, or the budget is too small.
-        BetonError: no page can hold the largest sample.
-    """
+    """Encodes the retained samples, whose ids are `ids`, and stores their images by `options`."""
 
     def __init__(
         self,
@@ -81,17 +63,16 @@ class Transcoder:
         ]
         if not self._fields and options != ImageOptions():
             raise ValueError(
-                f"{str(source.file.path)!r} has no RGB images; leave out `images`, "
+                f"{str(source.file.path)!r} has no RGB images. Leave out `images`, "
                 "`max_resolution` and `raw_budget`."
             )
         if any(field.shrunk.any() for field in self._fields):
-            # Compile it here, once, and not in every worker process.
+            # Compile it once here, not in every worker process.
             resize_area(np.zeros((2, 2, 3), dtype=np.uint8), (1, 1))
         self.sizes = self._estimate_sizes()
-        """Bytes of each extent `(R,)`; estimated for new JPEGs."""
+        """Bytes of each extent `(R,)`, estimated for new JPEGs."""
         self._page_size = source.index.page_size
-        self.grows = False
-        """Whether a page may need more bytes than `placed` says."""
+        self._grows = False  # whether pages may have to grow while samples are written
         if any((field.changed & ~field.raw).any() for field in self._fields):
             self._choose_pages()
         if options.raw_budget is not None:
@@ -104,10 +85,32 @@ class Transcoder:
 
     @property
     def changes(self) -> bool:
-        """Whether the new beton stores any image in another way."""
+        """Whether the new beton stores any image in another way than the source."""
         return any(field.changed.any() for field in self._fields)
 
-    def key(self) -> str:
+    def write(
+        self, target: Path, describe: Callable[[BetonIndex], Manifest], num_workers: int
+    ) -> BetonIndex:
+        """Write the beton `target`, and the manifest that `describe` returns for its index.
+
+        The unfinished file of a killed run is continued.
+        """
+        page_size, num_bytes = self.placed(self.sizes)
+        check_free_space(target, num_bytes)
+        plan = BuildPlan(
+            descriptors=self.source.descriptors(),
+            dtype=self.source.dtype,
+            order=np.arange(len(self.ids)),
+            encode=self.encode,
+            key=self._key(),
+            describe=lambda written, _: describe(written),
+            name_of=self.name_of,
+            custom_fields=self.source.custom_fields,
+            page_size=None if self._grows else page_size,
+        )
+        return build_beton(target, plan, num_workers)
+
+    def _key(self) -> str:
         """Return a key that identifies the output file."""
         digest = hashlib.sha256(f"{_FORMAT} {_QUALITY} {self.source.file.signature}".encode())
         digest.update(self.source.index.fingerprint.encode())
@@ -119,11 +122,11 @@ class Transcoder:
         return digest.hexdigest()
 
     def name_of(self, position: int) -> str:
-        """Return the name of a sample for messages, given its position in the new order."""
+        """Return the name of the sample at `position` in the new order, for messages."""
         return f"{self.source.file.path.name}, sample {self.ids[position]}"
 
     def encode(self, position: int) -> Encoded:
-        """Return the sample at `position` in the new order, with new images where they change."""
+        """Return the sample at `position` in the new order, with its new images."""
         retained = self._retained
         first, end = retained.starts[position], retained.starts[position + 1]
         stored = [self._read(row) for row in range(first, end)]
@@ -150,13 +153,13 @@ class Transcoder:
 
     def _read(self, row: int | np.int64) -> NDArray[np.uint8]:
         extent = self._retained.extents[row]
-        data = self.source.file.read(int(extent["ptr"]), int(extent["size"]))
+        data = self.source.file.read_at(int(extent["ptr"]), int(extent["size"]))
         return np.frombuffer(data, dtype=np.uint8)
 
     def _transcode(
         self, field: ImagePlan, position: int, data: NDArray[np.uint8]
     ) -> NDArray[np.uint8]:
-        """Return the new stored form of an image, given its present one."""
+        """Return the new stored bytes of an image, given those in the source."""
         stored = self._retained.metadata[field.column][position]
         size = (int(stored["height"]), int(stored["width"]))
         if field.was_raw[position]:
@@ -192,7 +195,7 @@ class Transcoder:
         return sizes
 
     def _probe(self, field: ImagePlan, position: int) -> int:
-        """Return the bytes of a new image."""
+        """Encode an image and return its number of bytes."""
         data = self._read(field.rows[position])
         try:
             return self._transcode(field, position, data).size
@@ -204,7 +207,8 @@ class Transcoder:
     def _choose_pages(self) -> None:
         """Choose pages that hold any new JPEG, or pages that can grow.
 
-        JPEGs are far smaller than their upper limit, which must not make all pages large.
+        Pages grow where a JPEG of the largest possible size would not fit the default page: real
+        JPEGs are far smaller.
         """
         most = self.sizes.copy()
         for field in self._fields:
@@ -212,40 +216,8 @@ class Transcoder:
             padded = (field.sizes[estimated] + 15) // 16 * 16
             most[field.rows[estimated]] = 3 * padded.prod(axis=1) + 2048  # TurboJPEG's own limit
         largest = int(self._retained.rooms(most).max(initial=0))
-        self.grows = self.placed(self.sizes)[0] <= DEFAULT_PAGE_SIZE < largest
-        self._page_size = DEFAULT_PAGE_SIZE if self.grows else self.placed(most)[0]
-
-
-def transcode_samples(
-    transcoder: Transcoder,
-    target: Path,
-    describe: Callable[[BetonIndex], Manifest],
-    num_workers: int,
-) -> BetonIndex:
-    """Write the beton `target` and its manifest, which `describe` returns for its index.
-
-    The file of a killed run is continued.
-
-    Raises:
-        BetonError: the source is truncated.
-        ValueError: the disk has too little space, or an image cannot be decoded.
-        RuntimeError: a worker process died.
-    """
-    page_size, num_bytes = transcoder.placed(transcoder.sizes)
-    check_free_space(target, num_bytes)
-    source = transcoder.source
-    plan = BuildPlan(
-        descriptors=source.descriptors(),
-        dtype=source.dtype,
-        order=np.arange(len(transcoder.ids)),
-        encode=transcoder.encode,
-        key=transcoder.key(),
-        describe=lambda written, _: describe(written),
-        name_of=transcoder.name_of,
-        custom_fields=source.custom_fields,
-        page_size=None if transcoder.grows else page_size,
-    )
-    return build_beton(target, plan, num_workers)
+        self._grows = self.placed(self.sizes)[0] <= DEFAULT_PAGE_SIZE < largest
+        self._page_size = DEFAULT_PAGE_SIZE if self._grows else self.placed(most)[0]
 
 
 def _plan_images(retained: Retained, column: str, options: ImageOptions) -> ImagePlan:

@@ -1,7 +1,7 @@
 """Build a beton from samples that are encoded in parallel, and continue an unfinished one.
 
-The bytes of the file depend on the samples, their order and the page size alone: workers encode
-batches of samples, and one process places the batches in order.
+Workers encode batches of samples, and one process places the batches in order. The bytes of the
+file depend only on the samples, their order and the page size.
 """
 
 import os
@@ -29,7 +29,7 @@ _PROBES = 4  # samples of an unfinished file that are compared before it is cont
 
 @dataclass(frozen=True, kw_only=True)
 class BuildPlan:
-    """Everything that `build_beton` needs to know about a new beton."""
+    """Description of a new beton for `build_beton`."""
 
     descriptors: NDArray[Any]
     """Field descriptors `(F,)`."""
@@ -38,13 +38,13 @@ class BuildPlan:
     order: NDArray[np.int64]
     """Numbers of the samples `(N,)`, in the order of the file."""
     encode: Callable[[int], Encoded]
-    """Encodes the sample of a number. Called in worker processes."""
+    """Encodes the sample with a given number. Called in worker processes."""
     key: str
-    """Two plans with the same key make the same file."""
+    """Plans with the same key make the same file."""
     describe: Callable[[BetonIndex, tuple[dict[str, Any], ...]], Manifest]
-    """Returns the manifest, from the index of the new file and the skipped samples."""
+    """Returns the manifest, given the index of the new file and the skipped samples."""
     check: Callable[[NDArray[Any]], None] | None = None
-    """Raises ValueError for metadata that must not be written."""
+    """Raises ValueError for invalid metadata."""
     name_of: Callable[[int], str] = "sample {}".format
     """Returns the name of a sample for messages and for the manifest."""
     custom_fields: Mapping[str, Any] = field(default_factory=dict)
@@ -73,10 +73,10 @@ def build_beton(target: Path, plan: BuildPlan, num_workers: int) -> BetonIndex:
             with PageWriter(stream, journal, state, plan.row_at(0), grows=grows) as pages:
                 _write_samples(pages, plan, num_workers, f"write {target.name}")
                 index = _finish(stream, journal, pages, plan)
-            # On the disk now, so that the two renames below follow each other at once.
+            # Flush the file before its manifest is renamed, so that its own rename follows at once.
             os.fsync(stream.fileno())
             write_manifest(target, plan.describe(index, pages.state.skipped))
-            journal.remove()  # before the lock ends with the rename: others may write then
+            journal.remove()  # the rename below releases the lock, and others may write then
             publish(stream, journal.part, target)
         except BaseException as error:
             if journal.exists():
@@ -91,11 +91,11 @@ def build_beton(target: Path, plan: BuildPlan, num_workers: int) -> BetonIndex:
 
 def _write_samples(pages: PageWriter, plan: BuildPlan, num_workers: int, title: str) -> None:
     left = plan.order[pages.state.done :]
-    # One slot per batch in the workers, and one for the batch that is placed here.
+    # One slot for each batch in the workers, and one for the batch that is being placed.
     slots = Slots(TASKS_PER_WORKER * num_workers + 1 if num_workers else 0, SLOT_BYTES)
     encoder = BatchEncoder(plan.encode, plan.name_of, plan.dtype, slots)
     tasks = Tasks(left)
-    # Workers that outlive a failure would keep the lock of the file.
+    # All workers must end in case of an error: they hold the lock of the file.
     with map_ordered(encoder, tasks, num_workers) as batches:
         tracked = track(
             batches, total=len(left), description=title, unit="samples", scale=Batch.__len__
@@ -112,7 +112,7 @@ def _write_samples(pages: PageWriter, plan: BuildPlan, num_workers: int, title: 
 
 
 def cannot_encode(skipped: Mapping[str, Any]) -> ValueError:
-    """Return the error of a sample, given its `name` and `error`."""
+    """Return the error of a sample, given its entry in the manifest."""
     return ValueError(
         f"Cannot encode {skipped['name']}: {skipped['error']}. Fix this sample or leave it out."
     )
@@ -123,7 +123,7 @@ def _finish(stream: IO[bytes], journal: Journal, pages: PageWriter, plan: BuildP
     header = header_bytes(len(plan.descriptors), state.page_size, state.placed, table_at)
     stream.seek(0)
     stream.write(header + plan.descriptors.tobytes())
-    # A killed run may have written more rows than there are samples now.
+    # Clear rows of a killed run that placed more samples than this one.
     stream.seek(plan.row_at(state.placed))
     stream.write(bytes((len(plan.order) - state.placed) * plan.dtype.itemsize))
     stream.flush()
@@ -139,7 +139,7 @@ def _start(stream: IO[bytes], journal: Journal, plan: BuildPlan) -> WriteState:
 
 
 def _resume(stream: IO[bytes], journal: Journal, plan: BuildPlan) -> WriteState | None:
-    """Return the state of an unfinished file of the same plan, if some of its samples agree."""
+    """Return the state of an unfinished file of the same plan, if sample probes agree with it."""
     state = journal.read()
     if state is None or state.key != plan.key or not state.placed:
         return None
@@ -147,7 +147,7 @@ def _resume(stream: IO[bytes], journal: Journal, plan: BuildPlan) -> WriteState 
     if skipped and not plan.skip_errors:
         return None
     if any(_encode_or_none(plan, number) for number in skipped):
-        return None  # it can be encoded now
+        return None  # a skipped sample can be encoded now
     kept = plan.order[: state.done]
     kept = kept[~np.isin(kept, np.array(skipped, dtype=np.int64))]
     if len(kept) != state.placed:
@@ -162,14 +162,14 @@ def _resume(stream: IO[bytes], journal: Journal, plan: BuildPlan) -> WriteState 
 def _encode_or_none(plan: BuildPlan, number: int) -> Encoded | None:
     try:
         return plan.encode(number)
-    except Exception:  # datasets and codecs raise anything
+    except Exception:  # datasets and codecs may raise any error
         return None
 
 
 def _is_stored(
     stream: IO[bytes], table: NDArray[Any], sample_id: int, number: int, plan: BuildPlan
 ) -> bool:
-    """Return whether the file holds the bytes and the metadata of a sample."""
+    """Return whether the file holds the bytes and metadata of a sample."""
     encoded = _encode_or_none(plan, number)
     if encoded is None:
         return False

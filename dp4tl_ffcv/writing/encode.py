@@ -1,4 +1,4 @@
-"""Encode samples in batches, in worker processes, before they have a place in the file."""
+"""Encode samples in batches, in worker processes. Their places in the file are not yet known."""
 
 import mmap
 from collections.abc import Callable, Iterator
@@ -11,23 +11,23 @@ from numpy.typing import NDArray
 BATCH = 16  # samples per batch, unless they are large
 SLOT_BYTES = 16 << 20  # bytes that a batch should not exceed
 
-# Pointers of a sample without a place count from this random number, which tells them apart from
-# other 64-bit values of a field.
+# Pointers of an encoded sample start at this random number, so that they can be told apart from
+# other 64-bit values.
 MARK = 0x6D1F_83A9_50C7_E42B
 
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """One encoded sample without a place."""
+    """One encoded sample."""
 
     row: NDArray[Any]
-    """Metadata `(1,)`. Pointers count from `MARK`, the first byte of the sample."""
+    """Metadata `(1,)`. The first byte of the sample has the pointer `MARK`."""
     blobs: list[NDArray[np.uint8]]
-    """The bytes of its fields of variable length, in order."""
+    """The bytes of each field of variable length, in order."""
 
 
 class Allocator:
-    """The `malloc` that a field's `encode` calls. `blobs` collects the memory."""
+    """The `malloc` argument of a field's `encode`. `blobs` collects the memory."""
 
     def __init__(self) -> None:
         self.blobs: list[NDArray[np.uint8]] = []
@@ -43,18 +43,18 @@ class Allocator:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Encoded samples without a place."""
+    """A batch of encoded samples."""
 
     numbers: list[int]
     """Numbers of the samples that could be encoded."""
     rows: NDArray[Any]
-    """Metadata `(n,)`. Pointers count from `MARK`, the first byte of their sample."""
+    """Metadata `(n,)`, as in `Encoded`."""
     extents: NDArray[np.int64]
     """Number of blobs of each sample `(n,)`."""
     sizes: NDArray[np.int64]
     """Bytes of each blob, over all samples."""
     data: bytes | None
-    """The blobs, one after the other; an empty one takes a byte. None: they are in the slot."""
+    """All blobs in order; an empty blob has one byte. None if they are in the task's slot."""
     skipped: list[dict[str, Any]]
     """Samples that could not be encoded: `sample`, `name`, `error`."""
 
@@ -63,7 +63,7 @@ class Batch:
 
 
 class Tasks:
-    """Divides the samples `numbers` into numbered tasks; large samples make smaller batches."""
+    """Divides the samples `numbers` into numbered tasks. Large samples make smaller tasks."""
 
     def __init__(self, numbers: NDArray[np.int64]) -> None:
         self._numbers = numbers
@@ -77,17 +77,16 @@ class Tasks:
             task, start = task + 1, end
 
     def adapt(self, batch: Batch) -> None:
-        """Let later batches fill about half a slot if their samples are as large as these."""
+        """Size later tasks so that samples as large as those of `batch` fill half a slot."""
         if len(batch.rows):
             each = int(batch.sizes.sum()) // len(batch.rows) + 1
             self._size = min(BATCH, max(1, SLOT_BYTES // (2 * each)))
 
 
 class Slots:
-    """Memory shared with worker processes, through which batches return without a copy in a pipe.
+    """Shared memory through which worker processes return batches, faster than through a pipe.
 
-    Create the slots before the workers are forked. Task k uses slot `k % count`. Unused memory is
-    not allocated.
+    Create the slots before the workers are forked. Task k uses slot `k % count`.
     """
 
     def __init__(self, count: int, size: int) -> None:
@@ -104,7 +103,7 @@ class Slots:
 
 @dataclass(frozen=True)
 class BatchEncoder:
-    """Encodes batches of samples: `encode(number)` makes a sample of record type `dtype`."""
+    """Encodes batches of samples. `encode(number)` returns a sample of record type `dtype`."""
 
     encode: Callable[[int], Encoded]
     name_of: Callable[[int], str]
@@ -118,12 +117,12 @@ class BatchEncoder:
             try:
                 samples.append(self.encode(number))
                 numbers.append(number)
-            except MemoryError as error:  # may have nothing to do with the sample: never skipped
+            except MemoryError as error:  # not a fault of the sample, so it is never skipped
                 raise MemoryError(f"no memory for sample {number}") from error
-            except Exception as error:  # datasets and codecs raise anything
+            except Exception as error:  # datasets and codecs may raise any error
                 text = _text_of(error)
                 skipped.append({"sample": number, "name": self.name_of(number), "error": text})
-        rows = np.zeros(len(samples), dtype=self.dtype)  # padding between the columns is zero too
+        rows = np.zeros(len(samples), dtype=self.dtype)  # with zeros between the columns
         for place, sample in enumerate(samples):
             rows[place] = sample.row[0]
         blobs = [blob for sample in samples for blob in sample.blobs]
@@ -151,7 +150,7 @@ class BatchEncoder:
 
 
 def _text_of(error: Exception) -> str:
-    """Return the error's text, with its type where the text alone says little."""
+    """Return the error's text, with its type if the text alone is not clear."""
     if isinstance(error, ValueError | OSError) and str(error):
         return str(error)
     return f"{type(error).__name__}: {error}"

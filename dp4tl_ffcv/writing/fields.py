@@ -1,4 +1,4 @@
-"""The field of images: stores a JPEG unchanged where possible, and encodes other images."""
+"""The field of images. It stores a JPEG unchanged if possible, and encodes other images."""
 
 import io
 import os
@@ -12,7 +12,7 @@ from PIL import Image, UnidentifiedImageError
 
 from ..beton.format import IMAGE_MODES, LONGEST_SIDE
 from ..jpeg import turbojpeg
-from ..jpeg.markers import JpegStructure, orientation_of, read_structure
+from ..jpeg.markers import orientation_of, read_structure
 from ..kernels import resize_area
 from ..validate import check_choice, check_int
 
@@ -21,7 +21,7 @@ ImageValue: TypeAlias = "bytes | str | os.PathLike[str] | Image.Image | NDArray[
 _MODES = {name: number for number, name in IMAGE_MODES.items()}
 _MOST_GREY = (1 << 16) - 1
 _UPRIGHT = 1
-# Makes an image of each other EXIF orientation upright.
+# Functions that turn an image upright, for each other EXIF orientation.
 _TURNS: dict[int, Callable[[NDArray[np.uint8]], NDArray[np.uint8]]] = {
     2: np.fliplr,
     3: lambda pixels: np.rot90(pixels, 2),
@@ -35,23 +35,23 @@ _TO_RGB = (0, 1, 2)  # TJCS_RGB, TJCS_YCbCr, TJCS_GRAY: colour spaces that Turbo
 
 
 class ImageField(RGBImageField):  # type: ignore[misc]  # ffcv is untyped
-    """RGB images, stored as ffcv's own `RGBImageField` stores them.
+    """RGB images, stored in the format of ffcv's own `RGBImageField`.
 
     A value is the content of an image file, its path, a PIL image, or uint8 pixels `(H, W, 3)`.
 
     A baseline or progressive JPEG with three components is stored byte for byte if nothing has to
     change. Any other image is decoded, turned upright by its EXIF orientation, converted to RGB
     (16-bit grey is scaled, alpha is dropped), shrunk by area averaging, and stored as JPEG 4:2:0
-    or raw pixels. A JPEG that is decoded must be free of detectable damage; other decoders
-    silently turn damage into grey or coloured blocks.
+    or raw pixels. A JPEG in which decoding detects damage is an error; many decoders would turn
+    the damage into grey or coloured blocks.
 
     Args:
         mode: `jpg` or `raw`.
         jpeg_quality: quality of new JPEGs, 1 to 100.
-        max_resolution: longer side in pixels above which images are shrunk. None keeps them.
-        short_side: shorter side in pixels above which images are shrunk. None keeps them.
-        decode_check: also decode JPEGs that are stored unchanged, to detect corrupt ones. Without
-            it only their markers are checked, from the first to the last.
+        max_resolution: largest longer side in pixels; larger images are shrunk. None keeps them.
+        short_side: largest shorter side in pixels; larger images are shrunk. None keeps them.
+        decode_check: also decode JPEGs that are stored unchanged, to detect corrupt ones.
+            Otherwise only their markers are checked.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class ImageField(RGBImageField):  # type: ignore[misc]  # ffcv is untyped
         self.mode = mode
         self.short_side = short_side
         self.decode_check = decode_check
-        if max_resolution or short_side:  # compile once here, not in every worker
+        if max_resolution or short_side:  # compile it once here, not in every worker
             resize_area(np.zeros((2, 2, 3), dtype=np.uint8), (1, 1))
 
     def encode(
@@ -82,11 +82,11 @@ class ImageField(RGBImageField):  # type: ignore[misc]  # ffcv is untyped
         value: ImageValue,
         malloc: Callable[[int], tuple[int, NDArray[np.uint8]]],
     ) -> None:
-        """Store one image: fill its metadata `destination`, and memory that `malloc` returns.
+        """Store one image: fill its metadata `destination`, and memory from `malloc`.
 
         Raises:
             ValueError: the image is corrupt, too large, or of an unknown format.
-            OSError: its file cannot be read.
+            OSError: the file cannot be read.
         """
         data, (height, width) = self._stored(value)
         destination["mode"] = _MODES[self.mode]
@@ -100,28 +100,19 @@ class ImageField(RGBImageField):  # type: ignore[misc]  # ffcv is untyped
         if content is None:
             return self._made(_pixels_of(value))
         structure = read_structure(content)
-        if structure is not None and self.mode == "jpg":
-            kept = self._kept(content, structure)
-            if kept:
-                return kept
-        return self._made(_decode(content, structure))
-
-    def _kept(
-        self, content: bytes, structure: JpegStructure
-    ) -> tuple[bytes, tuple[int, int]] | None:
-        """Return content and size of a JPEG that can be stored unchanged, else None."""
-        if not structure.is_whole or structure.components != 3 or structure.orientation != _UPRIGHT:
-            return None
-        try:
-            header = turbojpeg.read_header(content)
-        except turbojpeg.JpegError:
-            return None  # Pillow may be able to read it
+        header = _read_header(content) if structure else None
+        if structure is None or header is None:
+            return self._made(_decode_with_pillow(content))
         size = (header.height, header.width)
-        if self._shrunk(size) != size:
-            return None
-        if self.decode_check:
-            turbojpeg.check(content)
-        return content, size
+        is_usual = structure.is_whole and structure.components == 3
+        is_right = structure.orientation == _UPRIGHT and self._shrunk(size) == size
+        if self.mode == "jpg" and is_usual and is_right:
+            if self.decode_check:
+                turbojpeg.check(content)
+            return content, size
+        if structure.components and header.colorspace in _TO_RGB:
+            return self._made(_upright(turbojpeg.decode(content), structure.orientation))
+        return self._made(_decode_with_pillow(content))
 
     def _made(self, pixels: NDArray[np.uint8]) -> tuple[bytes, tuple[int, int]]:
         size = self._shrunk((pixels.shape[0], pixels.shape[1]))
@@ -147,7 +138,7 @@ class ImageField(RGBImageField):  # type: ignore[misc]  # ffcv is untyped
 
 
 def _content_of(value: ImageValue) -> bytes | None:
-    """Return the content of an image file if the value is one, else None."""
+    """Return the content of an image file, or None if the value is an open image."""
     if isinstance(value, bytes | bytearray | memoryview):
         return bytes(value)
     if isinstance(value, str | os.PathLike):
@@ -156,10 +147,14 @@ def _content_of(value: ImageValue) -> bytes | None:
     return None
 
 
-def _decode(content: bytes, structure: JpegStructure | None) -> NDArray[np.uint8]:
-    """Decode the content of an image file to upright RGB."""
-    if structure is not None and structure.components and _turbojpeg_decodes(content):
-        return _upright(turbojpeg.decode(content), structure.orientation)
+def _read_header(content: bytes) -> turbojpeg.JpegHeader | None:
+    try:
+        return turbojpeg.read_header(content)
+    except turbojpeg.JpegError:  # Pillow may be able to read the file
+        return None
+
+
+def _decode_with_pillow(content: bytes) -> NDArray[np.uint8]:
     try:
         with Image.open(io.BytesIO(content)) as image:
             return _pixels_of(image)
@@ -169,14 +164,6 @@ def _decode(content: bytes, structure: JpegStructure | None) -> NDArray[np.uint8
         raise ValueError(f"a corrupt image: {error}") from error
 
 
-def _turbojpeg_decodes(content: bytes) -> bool:
-    """Return whether TurboJPEG decodes JPEGs of this kind to RGB."""
-    try:
-        return turbojpeg.read_header(content).colorspace in _TO_RGB
-    except turbojpeg.JpegError:
-        return False
-
-
 def _upright(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
     return np.ascontiguousarray(_TURNS[orientation](pixels)) if orientation in _TURNS else pixels
 
@@ -184,7 +171,7 @@ def _upright(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
 def _pixels_of(value: Any) -> NDArray[np.uint8]:
     """Return upright RGB pixels `(H, W, 3)` of a PIL image or an array."""
     if isinstance(value, Image.Image):
-        orientation = orientation_of(value.getexif)  # before the conversion, which may lose it
+        orientation = orientation_of(value.getexif)  # the conversion may lose it
         return _upright(np.asarray(_to_rgb(value)), orientation)
     if not isinstance(value, np.ndarray):
         raise TypeError(

@@ -31,8 +31,8 @@ class WriteState:
 class Journal:
     """The files next to `.NAME.part`, the unfinished file of the beton `target`.
 
-    `.NAME.part.table` is the allocation table so far. `.NAME.part.json` is the last `WriteState`
-    up to which both files are known to be on the disk.
+    `.NAME.part.table` is its allocation table so far. `.NAME.part.json` is the last `WriteState`
+    for which both files are known to be on the disk.
     """
 
     def __init__(self, target: Path) -> None:
@@ -42,7 +42,7 @@ class Journal:
         self._new_state = self.part.with_name(f"{self.part.name}.json.new")
 
     def read(self) -> WriteState | None:
-        """Return the recorded state, or None if the files do not reach that far."""
+        """Return the recorded state, or None if there is none or the files are too short."""
         try:
             stored = json.loads(self._state.read_text())
             state = WriteState(**{**stored, "skipped": tuple(stored["skipped"])})
@@ -60,7 +60,7 @@ class Journal:
         return np.fromfile(self.table, dtype=ALLOCATION, count=state.extents)
 
     def write(self, state: WriteState) -> None:
-        """Record `state`. The part and its table must be on the disk up to there."""
+        """Record `state`. The data and table up to `state` must be on the disk already."""
         self._new_state.write_text(json.dumps(asdict(state)))
         self._new_state.replace(self._state)
 
@@ -69,6 +69,6 @@ class Journal:
         return self._state.exists()
 
     def remove(self) -> None:
-        """Delete the journal, the recorded state first."""
+        """Delete the files of the journal, the recorded state first."""
         for path in (self._new_state, self._state, self.table):
             path.unlink(missing_ok=True)

@@ -14,17 +14,17 @@ from ..beton.format import ALLOCATION, LARGEST_PAGE, leaf, uint64_paths
 from .encode import MARK, Batch
 from .journal import Journal, WriteState
 
-# A killed process loses no more than this.
+# The state is recorded this often: a killed process loses no more.
 COMMIT_BYTES = 128 << 20
 COMMIT_SECONDS = 5.0
 
 
 class PageWriter:
-    """Writes samples to an unfinished beton from `state` on, and records its state in the journal.
+    """Continues an unfinished beton at `state`, and records its progress in the journal.
 
     A sample never crosses a page, because ffcv's page cache reads single pages. With `grows`, the
-    page size doubles when a sample needs it: samples on pages of one size do not cross pages of
-    twice that size.
+    page size doubles when a sample needs it. Samples that were placed before do not cross the
+    larger pages either.
     """
 
     def __init__(
@@ -39,15 +39,15 @@ class PageWriter:
         self._saving: Future[None] | None = None
         self._saver = ThreadPoolExecutor(1)
         self._table = os.open(journal.table, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        # Bytes that a killed run wrote after its last record must not show in gaps of this one.
+        # Remove bytes that a killed run wrote after its last record: gaps must be zero.
         os.ftruncate(self._file, state.position)
         os.ftruncate(self._table, state.extents * ALLOCATION.itemsize)
 
     def place(self, batch: Batch, data: bytes | memoryview) -> None:
-        """Write the samples of a batch, whose bytes are `data`, one sample after the other."""
+        """Write the samples of a batch, whose bytes are `data`."""
         state, rows = self.state, batch.rows
         owners = np.repeat(np.arange(len(rows)), batch.extents)
-        rooms = np.maximum(1, batch.sizes)  # ffcv finds bytes by their start: no two may share one
+        rooms = np.maximum(1, batch.sizes)  # no two byte ranges may share a start in ffcv
         sizes = np.bincount(owners, weights=rooms, minlength=len(rows)).astype(np.int64)
         starts = self._find_places(sizes.tolist(), batch.numbers)
         ends = np.cumsum(sizes)
@@ -56,14 +56,14 @@ class PageWriter:
         view = memoryview(data)
         for first, last in pairwise([0, *breaks.tolist(), len(rows)]):
             if first < last:
-                _write_all(self._file, view[begins[first] : ends[last - 1]], int(starts[first]))
+                write_all(self._file, view[begins[first] : ends[last - 1]], int(starts[first]))
         move_pointers(rows, starts, sizes)
-        _write_all(self._file, rows.tobytes(), self._tables_at + state.placed * rows.itemsize)
+        write_all(self._file, rows.tobytes(), self._tables_at + state.placed * rows.itemsize)
         table = np.zeros(len(rooms), dtype=ALLOCATION)
         table["sample_id"] = state.placed + owners
         table["ptr"] = starts[owners] + np.cumsum(rooms) - rooms - begins[owners]
         table["size"] = batch.sizes
-        _write_all(self._table, table.tobytes(), state.extents * table.itemsize)
+        write_all(self._table, table.tobytes(), state.extents * table.itemsize)
         self.state = replace(
             self.state,
             position=int(starts[-1] + sizes[-1]) if len(rows) else state.position,
@@ -84,7 +84,7 @@ class PageWriter:
             table.seek(0)
             position = end
             while block := table.read(1 << 22):
-                _write_all(self._file, block, position)
+                write_all(self._file, block, position)
                 position += len(block)
         return end
 
@@ -102,8 +102,8 @@ class PageWriter:
                 page *= 2
             if size > page:
                 raise ValueError(
-                    f"Sample {number} takes {size} bytes and does not fit into a page. Pass a "
-                    f"larger `page_size` than {page}, a power of two."
+                    f"Sample {number} has {size} bytes and does not fit into a page. Pass a larger "
+                    f"`page_size` than {page}, a power of two."
                 )
             left = page - position % page
             if size > left:
@@ -119,7 +119,7 @@ class PageWriter:
         return is_idle and (is_much or time.monotonic() - self._saved_at >= COMMIT_SECONDS)
 
     def _save(self) -> None:
-        """Record the state in the background, once all bytes up to there are on the disk."""
+        """Record the state in the background, after its bytes were flushed to the disk."""
         self._wait()
         self._saved, self._saved_at = self.state, time.monotonic()
         self._saving = self._saver.submit(self._record, self.state)
@@ -136,18 +136,19 @@ class PageWriter:
 
 
 def move_pointers(rows: NDArray[Any], starts: NDArray[np.int64], sizes: NDArray[np.int64]) -> None:
-    """Turn pointers that count from `MARK` into places in the file, in the metadata `rows`.
+    """Replace pointers that count from `MARK` by places in the file, in the metadata `rows`.
 
-    `starts` and `sizes` are the first byte and the bytes of each sample.
+    `starts` and `sizes` are the first byte and the number of bytes of each sample.
     """
     base, room = starts.astype(np.uint64)[:, None], sizes.astype(np.uint64)[:, None]
     for path in uint64_paths(rows.dtype, signed=True):
         values = leaf(rows, path).view(np.uint64)
-        offsets = values - np.uint64(MARK)  # wraps around for values that are not pointers
+        offsets = values - np.uint64(MARK)  # wraps to a large number for values below MARK
         np.copyto(values, offsets + base, where=offsets <= room)
 
 
-def _write_all(file: int, data: bytes | memoryview, position: int) -> None:
+def write_all(file: int, data: bytes | memoryview, position: int) -> None:
+    """Write all of `data` at byte `position` of a file descriptor."""
     view = memoryview(data)
     while len(view):
         written = os.pwrite(file, view, position)

@@ -1,7 +1,7 @@
-"""Samples in image files or tar archives, as arguments of `write_beton`. They are read on demand.
+"""Samples in image files or tar archives, for `write_beton`. They are read on demand.
 
-A listing needs tens of bytes per image in addition to its name, and no Python object per image:
-forked workers share it, and touching an object would copy its page of memory.
+A listing holds arrays, not Python objects: forked workers share it, and access to an object would
+copy its page of memory.
 """
 
 import os
@@ -25,7 +25,7 @@ _MAGIC = {
 
 
 class _Names:
-    """Strings, stored as one blob of bytes and the end of each."""
+    """Strings, stored in one blob of bytes."""
 
     def __init__(self, blob: bytes, ends: NDArray[np.int64]) -> None:
         self._blob, self._ends = blob, ends
@@ -55,25 +55,22 @@ class _Labelled:
     def __init__(self, count: int, labels: ArrayLike, identifiers: ArrayLike | None) -> None:
         self.labels = _column("labels", labels, count)
         """Class id of each image."""
-        self.identifiers = (
-            np.arange(count, dtype=np.int64)
-            if identifiers is None
-            else _column("identifiers", identifiers, count)
-        )
-        """Identifier of each image; by default its position."""
+        given = np.arange(count) if identifiers is None else identifiers
+        self.identifiers = _column("identifiers", given, count)
+        """Identifier of each image."""
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def _check(self, position: int) -> int:
-        """Return `position`, counted from the end if negative. An IndexError ends an iteration."""
+        """Return `position`, counted from the end if negative. An IndexError ends iterations."""
         if not -len(self) <= position < len(self):
             raise IndexError(f"position {position} is out of range for {len(self)} images")
         return position % len(self)
 
 
 class ImageFiles(_Labelled, Sequence[tuple[Path, int, int]]):
-    """Image files as samples (path, label, identifier), for `image_fields()`.
+    """Image files as samples (path, label, identifier) for `image_fields()`.
 
     Args:
         paths: path of each image. No file is opened.
@@ -101,7 +98,7 @@ class ImageFiles(_Labelled, Sequence[tuple[Path, int, int]]):
 
 
 class TarMembers:
-    """Files in tar archives: the name of each and the place of its bytes."""
+    """Files in tar archives: their names, and the places of their bytes."""
 
     def __init__(self, archives: Sequence[Path], names: _Names, spans: NDArray[np.int64]) -> None:
         self.archives = tuple(archives)
@@ -111,7 +108,7 @@ class TarMembers:
 
     @classmethod
     def joined(cls, parts: Iterable["TarMembers"]) -> "TarMembers":
-        """Join the members of several archives to one listing, in the order of `parts`."""
+        """Join several listings to one, in the order of `parts`."""
         parts = list(parts)
         archives: list[Path] = []
         spans = [np.zeros((0, 3), dtype=np.int64)]
@@ -125,7 +122,7 @@ class TarMembers:
         return len(self._spans)
 
     def name(self, position: int) -> str:
-        """Return a member's path in its archive, after the path of its inner archive if any."""
+        """Return the path of a member in its archive, after that of its inner archive if any."""
         return self._names[position]
 
     def names(self) -> Iterator[str]:
@@ -137,14 +134,14 @@ class TarMembers:
         return self.archives[int(self._spans[position, 0])]
 
     def read(self, position: int) -> bytes:
-        """Return a member's bytes. Safe to call from several threads and processes.
+        """Return the bytes of a member. Safe to call from several threads and processes.
 
         Raises:
             ValueError: the archive is shorter than when it was listed.
         """
         _, start, size = self._spans[position].tolist()
-        # Opening the archive takes 1 % of the time of decoding an image. A file that is kept open
-        # would be shared between processes and threads, and there may be a thousand shards.
+        # Opening the archive takes 1 % of the time to decode an image. There may be a thousand
+        # archives, too many to keep open.
         handle = os.open(self.archive(position), os.O_RDONLY | os.O_CLOEXEC)
         try:
             data = os.pread(handle, size, start)
@@ -165,7 +162,7 @@ class TarMembers:
 
 
 class TarImages(_Labelled, Sequence[tuple[bytes, int, int]]):
-    """Images in tar archives as samples (bytes, label, identifier), for `image_fields()`.
+    """Images in tar archives as samples (bytes, label, identifier) for `image_fields()`.
 
     Args:
         members: the images. Archives are not unpacked.
@@ -196,28 +193,29 @@ def list_tar(path: str | os.PathLike[str], *, nested: bool = False) -> TarMember
 
     Args:
         path: the archive.
-        nested: list the files in members called `*.tar` too, as `INNER.tar/NAME`. Archives inside
-            of those are listed as files.
+        nested: open members called `*.tar` and list their files as `INNER.tar/NAME`, one level
+            deep.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
         ValueError: the file is compressed, truncated, corrupt or not a tar archive.
     """
-    archive = Path(path)
-    names, ends, spans = bytearray(), array("q"), array("q")
-    with open(archive, "rb", buffering=0) as stream:  # a buffer would read more than the headers
+    archive, spans = Path(path), array("q")
+
+    def names(stream: IO[bytes]) -> Iterator[str]:
         size = os.fstat(stream.fileno()).st_size
         for member in _files_of(archive, stream, 0, size):
-            inner_end = member.offset_data + member.size
-            found: Iterable[tuple[str, tarfile.TarInfo]] = [(member.name, member)]
             if nested and member.name.endswith(".tar"):
-                inside = _files_of(archive, stream, member.offset_data, inner_end, member.name)
-                found = ((f"{member.name}/{each.name}", each) for each in inside)
-            for name, each in found:
-                names += os.fsencode(name)
-                ends.append(len(names))
-                spans.extend((0, each.offset_data, each.size))
-    listed = _Names(bytes(names), np.array(ends, dtype=np.int64))
+                start, end = member.offset_data, member.offset_data + member.size
+                for inner in _files_of(archive, stream, start, end, member.name):
+                    spans.extend((0, inner.offset_data, inner.size))
+                    yield f"{member.name}/{inner.name}"
+            else:
+                spans.extend((0, member.offset_data, member.size))
+                yield member.name
+
+    with open(archive, "rb", buffering=0) as file:  # a buffer would read more than the headers
+        listed = _Names.of(names(file))
     return TarMembers([archive], listed, np.array(spans, dtype=np.int64).reshape(-1, 3))
 
 
@@ -226,7 +224,7 @@ def _files_of(
 ) -> Iterator[tarfile.TarInfo]:
     """Yield the regular files of the archive at bytes `start` to `end` of `stream`."""
     what = repr(f"{archive}:{inner}" if inner else str(archive))
-    # An inner archive is read in place, so that all positions are positions in the file.
+    # An inner archive is read in place, so that all offsets refer to the file.
     stream.seek(start)
     head = stream.read(_BLOCK)[:8]
     for magic, kind in _MAGIC.items():
@@ -239,11 +237,11 @@ def _files_of(
     try:
         with tarfile.TarFile(fileobj=stream, mode="r", errorlevel=2) as tar:
             while (member := tar.next()) is not None:
-                tar.members.clear()  # type: ignore[attr-defined]  # or tarfile would keep them all
+                tar.members.clear()  # type: ignore[attr-defined]  # tarfile would keep them all
                 if member.issparse():
                     raise ValueError(
-                        f"{what} holds the sparse file {member.name!r}, whose bytes are not in "
-                        "one piece. Make the archive again without --sparse."
+                        f"{what} holds the sparse file {member.name!r}, whose bytes are not "
+                        "contiguous. Make the archive again without --sparse."
                     )
                 if member.isreg():
                     yield member
@@ -252,8 +250,8 @@ def _files_of(
         if isinstance(error, tarfile.ReadError) and "end of data" in str(error):
             raise _damaged(what, "it is truncated") from error
         raise _damaged(what, "it is corrupt or not a tar archive") from error
-    # tarfile takes a corrupt header for the end of the archive; the real end is a block of zeros.
-    # This also rejects what tarfile read after the end of an inner archive.
+    # tarfile mistakes a corrupt header for the end of the archive, which is a block of zeros. It
+    # may also have read past the end of an inner archive.
     stream.seek(last)
     if last + _BLOCK > end:
         raise _damaged(what, "it is truncated")

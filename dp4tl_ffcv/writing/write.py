@@ -1,15 +1,14 @@
 """Write betons from samples.
 
-Worker processes encode samples with the fields' own classes; one process places them in order. An
-error in a sample is raised by the call, whereas ffcv's own writer then waits for ever and leaves a
-file that opens as if it were valid.
+An error in a sample is raised by the call. ffcv's own writer then waits forever, and leaves a file
+that opens as if it were valid.
 """
 
 import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,10 +27,10 @@ from .fields import ImageField
 
 MIN_PAGE_SIZE = 1 << 21  # ffcv rejects smaller pages
 MOST_CLASSES = 1 << 24  # arrays over classes must fit in memory
-_FORMAT = 1  # part of the key of unfinished files: raise it when the bytes of betons change
+_FORMAT = 1  # part of the key of unfinished files: increase it when the bytes of betons change
 
 _TYPE_IDS: dict[Any, int] = {handler: type_id for type_id, handler in TYPE_ID_HANDLER.items()}
-_TYPE_IDS[ImageField] = 2  # ffcv reads its images as those of an RGBImageField
+_TYPE_IDS[ImageField] = 2  # ffcv reads it as an RGBImageField
 
 
 def image_fields(
@@ -42,14 +41,9 @@ def image_fields(
     short_side: int | None = None,
     decode_check: bool = False,
 ) -> dict[str, Any]:
-    """Return the fields that every writer of this project uses: `image`, `label`, `identifier`.
+    """Return the fields `image`, `label` and `identifier` for `write_beton`.
 
-    Args:
-        mode: `jpg` or `raw`.
-        jpeg_quality: quality of new JPEGs, 1 to 100.
-        max_resolution: longer side in pixels above which images are shrunk. None keeps them.
-        short_side: shorter side in pixels above which images are shrunk. None keeps them.
-        decode_check: also decode JPEGs that are stored unchanged, to detect corrupt ones.
+    The arguments are those of `ImageField`.
     """
     image = ImageField(mode, jpeg_quality, max_resolution, short_side, decode_check)
     return {"image": image, "label": IntField(), "identifier": IntField()}
@@ -68,40 +62,39 @@ def write_beton(
     num_workers: int | None = None,
     on_error: Literal["raise", "skip"] = "raise",
 ) -> BetonIndex:
-    """Write `samples` to a beton and its manifest, atomically. ffcv reads the file.
+    """Write `samples` to a beton that ffcv can read, and its manifest, atomically.
 
-    A run that was killed or failed leaves `.NAME.part` and its journal next to `path`, once it has
-    written 128 MiB or for 5 s. The same call continues it and yields the same bytes as a run
-    without interruption. Calls are the same if their arguments, the number of samples and four
-    samples that were already written agree.
+    A run that is killed or fails leaves the unfinished file `.NAME.part` and its journal if it has
+    written 128 MiB or for 5 s. The same call continues the file, which then has the same bytes as
+    without an interruption. Calls are the same if their arguments and the number of samples agree,
+    and four samples that were already written.
 
     Memory: 32 encoded samples per worker; per sample its metadata and 24 bytes per field of
     variable length.
 
     Args:
         path: the beton. Its manifest is `path` with `.json` appended.
-        samples: indexable; each item is a tuple of one value per field. An optional method
-            `name(i)` returns the name of item i for messages.
-        fields: ffcv field objects by name, at most 16 ASCII characters each, or `image_fields()`.
+        samples: indexable. Each item is a tuple of one value per field. If there is a method
+            `name(i)`, messages use the name that it returns for item i.
+        fields: `image_fields()`, or ffcv field objects by name, at most 16 ASCII characters each.
         class_names: name of each class id, or empty.
         label_field: integer field of the class ids.
         written_by: the writer's arguments, stored in the manifest.
         seed: seed of the random order in which samples are stored. None keeps their order.
-        page_size: bytes per page, a power of two of at least 2 MiB. A sample must fit into a
-            page. None starts at 8 MiB and doubles it until the largest sample fits.
-        num_workers: processes that encode, forked from this one. None takes all cores, 0 encodes
-            in this process.
+        page_size: bytes per page, a power of two of at least 2 MiB. Each sample must fit into a
+            page. None starts at 8 MiB and doubles the size until the largest sample fits.
+        num_workers: processes that encode. None uses all cores, 0 encodes in this process.
         on_error: `raise` the first error of a sample, or `skip` samples with errors and list them
             in the manifest.
 
     Returns:
-        The index of the finished file.
+        The index of the new beton.
 
     Raises:
         ValueError: there are no samples, an argument is out of range, a sample cannot be encoded
             or does not fit into a page, or a label has no class name.
         RuntimeError: a worker process died.
-        BlockingIOError: another process writes to `path`.
+        BlockingIOError: another process is writing to `path`.
     """
     _check_fields(fields, label_field)
     if not len(samples):
@@ -144,7 +137,7 @@ def write_beton(
         descriptors=_descriptors(fields),
         dtype=dtype,
         order=order,
-        encode=_Encoder(samples, fields, dtype),
+        encode=partial(_encode, samples, fields, dtype),
         key=_key(fields, label_field, names, written_by or {}, len(samples), seed, page_size),
         describe=describe,
         check=check,
@@ -158,24 +151,17 @@ def write_beton(
     return build_beton(Path(path), plan, resolve_num_workers(num_workers, at_least=0))
 
 
-@dataclass(frozen=True)
-class _Encoder:
-    """Encodes a sample with the fields."""
-
-    samples: Sequence[tuple[Any, ...]]
-    fields: Mapping[str, Any]
-    dtype: np.dtype[Any]
-
-    def __call__(self, number: int) -> Encoded:
-        sample = self.samples[number]
-        if len(sample) != len(self.fields):
-            raise ValueError(f"{len(sample)} values for {len(self.fields)} fields")
-        row = np.zeros(1, dtype=self.dtype)
-        malloc = Allocator()
-        columns = self.dtype.names or ()
-        for column, field, value in zip(columns, self.fields.values(), sample, strict=True):
-            field.encode(row[column], value, malloc)
-        return Encoded(row, malloc.blobs)
+def _encode(
+    samples: Sequence[tuple[Any, ...]], fields: Mapping[str, Any], dtype: np.dtype[Any], number: int
+) -> Encoded:
+    sample = samples[number]
+    if len(sample) != len(fields):
+        raise ValueError(f"{len(sample)} values for {len(fields)} fields")
+    row = np.zeros(1, dtype=dtype)
+    malloc = Allocator()
+    for column, field, value in zip(dtype.names or (), fields.values(), sample, strict=True):
+        field.encode(row[column], value, malloc)
+    return Encoded(row, malloc.blobs)
 
 
 def _check_labels(labels: NDArray[np.int64], field: str, num_names: int) -> None:
@@ -192,7 +178,7 @@ def _check_labels(labels: NDArray[np.int64], field: str, num_names: int) -> None
 
 
 def _key(fields: Mapping[str, Any], *others: Any) -> str:
-    """Return a digest of everything that determines the file, except for the samples."""
+    """Return a digest of everything except the samples that determines the file."""
     kinds = {name: [type(field).__qualname__, vars(field)] for name, field in fields.items()}
     text = json.dumps([_FORMAT, kinds, *others], default=repr)
     return hashlib.sha256(text.encode()).hexdigest()

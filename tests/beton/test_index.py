@@ -280,8 +280,8 @@ def test_an_unfinished_file_of_ffcvs_writer_is_rejected(tmp_path: Path) -> None:
         ("num_fields", 0, "is not a beton"),
         ("num_fields", 3, REJECTED),
         ("num_fields", 65535, REJECTED),
-        ("num_samples", 0, "bytes of sample 5 and has 0"),
-        ("num_samples", 5, "bytes of sample 5 and has 5"),
+        ("num_samples", 0, "bytes of sample 5, but has 0"),
+        ("num_samples", 5, "bytes of sample 5, but has 5"),
         ("num_samples", 7, "sample 6"),
         ("num_samples", 2**40, "is truncated or corrupt"),
         ("num_samples", MAX, "is truncated or corrupt"),
@@ -327,7 +327,7 @@ def test_bytes_outside_of_the_data_are_rejected(values: dict[str, int], tiny: Pa
     with damage(tiny) as parts:
         for name, value in values.items():
             parts.table[name][2] = value
-    found = "(sample 2 lies outside of the data region|bytes of sample [0-9]+ and has 6)"
+    found = "(bytes of sample 2 are outside of the data region|bytes of sample [0-9]+, but has 6)"
     with pytest.raises(BetonError, match=f"is truncated or corrupt: .*{found}"):
         BetonIndex.open(tiny)
 
@@ -335,7 +335,7 @@ def test_bytes_outside_of_the_data_are_rejected(values: dict[str, int], tiny: Pa
 def test_a_pointer_to_no_bytes_is_rejected(tiny: Path) -> None:
     with damage(tiny) as parts:
         parts.metadata["f0"]["data_ptr"][4] += 1
-    with pytest.raises(BetonError, match="sample 4 has no bytes for 'image'"):
+    with pytest.raises(BetonError, match="the field .image. of sample 4 has no bytes"):
         BetonIndex.open(tiny)
 
 

@@ -145,7 +145,7 @@ def test_reading_takes_the_memory_of_the_bytes_once(source: Path) -> None:
     file = SourceFile(source)
     tracemalloc.start()
     try:
-        data = file.read(MIB, 8 * MIB)
+        data = file.read_at(MIB, 8 * MIB)
         assert tracemalloc.get_traced_memory()[1] < 9 * MIB
     finally:
         tracemalloc.stop()

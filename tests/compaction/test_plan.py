@@ -251,7 +251,7 @@ def test_a_page_is_the_smallest_that_holds_the_largest_sample(rooms: list[int], 
 
 def test_a_sample_that_no_page_can_hold_is_an_error() -> None:
     assert place(np.array([1 << 31]), 0, PAGE_SIZE).page_size == 1 << 31
-    with pytest.raises(BetonError, match="takes 2147483649 bytes, more than the largest page"):
+    with pytest.raises(BetonError, match="has 2147483649 bytes, more than the largest page"):
         place(np.array([5, (1 << 31) + 1]), 0, PAGE_SIZE)
 
 

@@ -198,13 +198,13 @@ def test_a_sample_is_read_once(source: Path, monkeypatch: pytest.MonkeyPatch) ->
         order = np.arange(36)
         retained = retain(opened.index, order)
         transcoder = Transcoder(opened, retained, order, ImageOptions(images="raw"))
-        read, sizes = opened.file.read, []
+        read, sizes = opened.file.read_at, []
 
         def count(offset: int, size: int) -> bytearray:
             sizes.append(size)
             return read(offset, size)
 
-        monkeypatch.setattr(opened.file, "read", count)
+        monkeypatch.setattr(opened.file, "read_at", count)
         transcoder.encode(7)
         assert sum(sizes) == opened.index.sample_bytes()[7]
 
@@ -279,7 +279,7 @@ def test_the_smallest_budget_is_the_size_without_raw_images(source: Path, tmp_pa
     compact(source, None, tmp_path / "plain.beton")
     size = (tmp_path / "plain.beton").stat().st_size
     for budget, found in ((size - 1, size - 1), ("1KiB", 1024), ("0.5 MB", 500_000)):
-        message = f"`raw_budget` of {found} bytes is too small: .* takes {size}"
+        message = f"`raw_budget` of {found} bytes is too small: .* has {size}"
         with pytest.raises(ValueError, match=message):
             compact(source, None, tmp_path / "out.beton", raw_budget=budget)
     assert not (tmp_path / "out.beton").exists()

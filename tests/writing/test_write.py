@@ -277,7 +277,7 @@ def test_a_lack_of_memory_skips_no_sample(workers: int, tmp_path: Path) -> None:
 
 def test_a_sample_larger_than_a_page_is_named(tmp_path: Path) -> None:
     samples = blobs(5, PAGE_SIZE + 1, 5)
-    message = f"^Sample 1 takes {PAGE_SIZE + 1} bytes and does not fit into a page"
+    message = f"^Sample 1 has {PAGE_SIZE + 1} bytes and does not fit into a page"
     with pytest.raises(ValueError, match=message):
         write_blobs(tmp_path / "a.beton", samples, seed=None)
     assert list(tmp_path.iterdir()) == []

@@ -1,4 +1,4 @@
-"""Check the allocation table of a beton: each byte of the data may belong to one sample only."""
+"""Check the allocation table of a beton: a byte of the data may belong to one sample only."""
 
 import numpy as np
 
@@ -7,7 +7,7 @@ from .problems import Problems
 
 
 def check_allocations(tables: Tables, problems: Problems) -> None:
-    """Find byte ranges that have no sample, leave the data, cross a page or overlap another."""
+    """Find byte ranges without a sample, outside of the data, across pages, or overlapping."""
     table, num_samples = tables.allocations, len(tables.metadata)
     outside = ~tables.contains(table["ptr"], table["size"])
     outside &= table["size"] > 0  # ffcv places empty bytes of the first samples at byte 0
@@ -23,7 +23,7 @@ def check_allocations(tables: Tables, problems: Problems) -> None:
     )
     data = f"bytes {tables.data_start} to {tables.data_end}"
     problems.add_rows(
-        "bounds", outside, lambda row: describe(row, f"lie outside of the data, {data}")
+        "bounds", outside, lambda row: describe(row, f"are outside of the data, {data}")
     )
     rows = np.flatnonzero(~outside & (table["size"] > 0))
     rows = rows[np.argsort(table["ptr"][rows], kind="stable")]

@@ -11,17 +11,16 @@ from ..format import IMAGE_MODES, pointers
 from ..tables import FieldInfo, Tables
 from .problems import Problems
 
-# How ffcv describes the arrays of a field: the shape, padded with zeros, and the length of the
-# numpy type, which follows as JSON.
+# ffcv describes an array field by its shape, padded with zeros, and the length of its numpy type,
+# which follows as JSON.
 _ARRAYS = np.dtype([("shape", "<u8", 32), ("type_length", "<u8")])
 
 
 def check_fields(tables: Tables, problems: Problems) -> NDArray[np.int64]:
-    """Check that the records of each field and the byte ranges of their samples agree.
+    """Check that the records of each field agree with the byte ranges of their samples.
 
-    Returns:
-        The images whose tables have no problem, `(n, 6)`: sample id, first byte, bytes, mode,
-        height and width.
+    Return the images whose tables have no problem, `(n, 6)`: sample id, first byte, bytes, mode,
+    height and width.
     """
     stored = _StoredRanges(tables)
     used: list[NDArray[np.int64]] = []
@@ -51,9 +50,9 @@ def check_fields(tables: Tables, problems: Problems) -> NDArray[np.int64]:
 
 
 class _StoredRanges:
-    """The byte ranges of the samples, found by a key that stands for first byte and sample.
+    """The byte ranges of the samples, sorted by a key made of first byte and sample.
 
-    Several byte ranges may have one key: ffcv places empty bytes where the next bytes start.
+    Several byte ranges may share a key, because ffcv places empty bytes where the next ones start.
     """
 
     def __init__(self, tables: Tables) -> None:
@@ -66,7 +65,7 @@ class _StoredRanges:
         self.rows = owned[order]
 
     def check_unused(self, used: list[NDArray[np.int64]], problems: Problems) -> None:
-        """Find byte ranges to which no field points; `used` are the keys that fields point to."""
+        """Find byte ranges to which no field points. `used` holds the keys in use."""
         wanted = np.sort(np.concatenate([self.keys[:0], *used]))
         if np.array_equal(wanted, self.keys):
             return
@@ -81,10 +80,10 @@ class _StoredRanges:
 
 
 class _FoundRanges:
-    """The byte range that starts at `places[i]` and belongs to sample i, for every i.
+    """For every sample i, the byte range that starts at `places[i]`.
 
-    `somewhere`: a byte range starts there. `own`: it belongs to the sample. `smallest`, `largest`:
-    its bytes, where several byte ranges start at one byte.
+    `somewhere`: there is one. `own`: it belongs to the sample. `smallest` and `largest`: its
+    bytes; they differ where empty bytes start at the same place.
     """
 
     def __init__(self, stored: _StoredRanges, places: NDArray[np.uint64]) -> None:
@@ -122,7 +121,7 @@ def _check_places(
     problems.add_rows(
         "pointer",
         lost,
-        lambda i: (i, f"{field.name!r} points to byte {places[i]}, where no sample's bytes start"),
+        lambda i: (i, f"{field.name!r} points to byte {places[i]}, where no byte range starts"),
     )
 
 
@@ -180,7 +179,7 @@ def _check_sizes(
     expected: NDArray[np.uint64],
     problems: Problems,
 ) -> NDArray[np.bool_]:
-    """Check the stored bytes of the samples `among`. Return which of them are as expected."""
+    """Compare the stored bytes of the samples `among`. Return which of them are as expected."""
     fits = (found.largest == expected) | (found.smallest == expected)
     problems.add_rows(
         "size",

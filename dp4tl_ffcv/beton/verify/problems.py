@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-MAX_KEPT = 1000  # a file with more problems is not repaired one by one
+MAX_KEPT = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,13 +17,13 @@ class Problem:
     """`tables`, `manifest`, `owner`, `bounds`, `page`, `start`, `overlap`, `pointer`, `unused`,
     `size`, `image`, `label`, `read` or `jpeg`."""
     sample_id: int | None
-    """The affected sample, or None for a problem of the whole file."""
+    """The affected sample; None if the problem affects the whole file."""
     message: str
 
 
 @dataclass(slots=True)
 class Problems:
-    """The first `MAX_KEPT` problems in the order of discovery, and the number of all."""
+    """The first `MAX_KEPT` problems in the order of discovery, and the number of all problems."""
 
     kept: list[Problem] = field(default_factory=list)
     count: int = 0
@@ -37,10 +37,7 @@ class Problems:
     def add_rows(
         self, kind: str, wrong: NDArray[np.bool_], describe: Callable[[int], tuple[int, str]]
     ) -> None:
-        """Add one problem for each true entry of `wrong`.
-
-        `describe(i)` returns the sample and the message of entry i.
-        """
+        """Add a problem for each true `wrong[i]`; `describe(i)` returns its sample and message."""
         rows = np.flatnonzero(wrong)
         for row in rows[: MAX_KEPT - len(self.kept)].tolist():
             self.kept.append(Problem(kind, *describe(row)))

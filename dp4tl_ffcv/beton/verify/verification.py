@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ...errors import BetonError
 from ...validate import resolve_num_workers
 from ..index import BetonIndex
-from ..manifest import Manifest, read_manifest
+from ..manifest import read_manifest
 from ..tables import CustomFieldError, Tables, load_tables
 from .allocations import check_allocations
 from .fields import check_fields
@@ -30,7 +30,7 @@ class Verification:
     extents: int
     """Byte ranges in the allocation table."""
     decoded: int
-    """Images that were read, and decoded unless raw, without a problem."""
+    """Images that were read without a problem, and decoded unless they are raw."""
     problems: tuple[Problem, ...]
     """The first 1000 problems."""
     num_problems: int
@@ -42,7 +42,7 @@ class Verification:
         return self.num_problems == 0
 
     def summary(self) -> dict[str, Any]:
-        """Return counts and problems as plain values for JSON."""
+        """Return counts and problems as JSON-able values."""
         return {
             "beton": str(self.beton),
             "file_bytes": self.file_bytes,
@@ -61,13 +61,13 @@ def verify(
     num_workers: int | None = None,
     custom_fields: Mapping[str, Any] | None = None,
 ) -> Verification:
-    """Check header, tables and manifest of a beton, and decode its images if asked for.
+    """Check the header, tables and manifest of a beton, and optionally decode its images.
 
-    `BetonIndex.open` rejects a file at the first problem that could make it misread a sample;
+    `BetonIndex.open` raises an error for the first problem that could make it misread a sample;
     `verify` lists all problems:
 
     * tables that are truncated or contradict each other
-    * bytes of samples that leave the data, overlap, cross a page, or belong to no record
+    * bytes of samples outside of the data, overlapping, across a page boundary, or without a record
     * records that point to no bytes of their sample, or to bytes of the wrong size
     * negative labels
     * a manifest that was written for another file
@@ -77,22 +77,21 @@ def verify(
 
     Args:
         beton: path of a beton, or its open index. The file is read again either way.
-        decode: read and decode every image. Without it, no sample is read.
-        num_workers: threads that decode. None takes all cores, 0 the calling thread.
-        custom_fields: ffcv field class of each custom field, as for `BetonIndex.open`.
+        decode: read and decode every image. Otherwise no sample is read.
+        num_workers: threads that decode. None uses all cores, 0 the calling thread.
+        custom_fields: class of each custom field, as for `BetonIndex.open`.
 
     Returns:
         Counts, and the problems in the order of discovery.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
         BetonError: `custom_fields` lacks the class of a custom field.
-        ValueError: `num_workers` is negative.
     """
     workers = resolve_num_workers(num_workers, at_least=0)
     if isinstance(beton, BetonIndex):
-        custom_fields = custom_fields or beton.custom_fields
-    path = beton.path if isinstance(beton, BetonIndex) else Path(beton)
+        custom_fields, beton = custom_fields or beton.custom_fields, beton.path
+    path = Path(beton)
     problems, counts = Problems(), (0, 0, 0)
     try:
         tables = load_tables(path, custom_fields or {})
@@ -122,10 +121,6 @@ def _manifest_problems(path: Path, tables: Tables) -> Iterator[str]:
     if manifest.fingerprint not in ("", BetonIndex(path, tables).fingerprint):
         yield "it was written for another beton"
         return  # its content describes the other beton
-    yield from _contradictions(manifest, tables)
-
-
-def _contradictions(manifest: Manifest, tables: Tables) -> Iterator[str]:
     if manifest.num_samples != len(tables.metadata):
         yield f"it counts {manifest.num_samples} samples, the beton has {len(tables.metadata)}"
     fields = {field.name: field.kind for field in tables.fields}
@@ -133,17 +128,16 @@ def _contradictions(manifest: Manifest, tables: Tables) -> Iterator[str]:
         yield f"it names the fields {manifest.fields}, the beton has {fields}"
     columns = {field.name: field.column for field in tables.fields if field.kind == "int"}
     column = columns.get(manifest.label_field)
-    counts = np.array(manifest.class_counts, dtype=np.int64)
-    if len(counts) and (column is None or not _counts_are(counts, tables.metadata[column])):
-        yield f"its class counts are not those of the field {manifest.label_field!r}"
+    counts = list(manifest.class_counts)
+    if counts and (column is None or _class_counts(tables.metadata[column], len(counts)) != counts):
+        yield f"its class counts differ from those of the field {manifest.label_field!r}"
     names = len(manifest.class_names)
-    if names and len(counts) and names != len(counts):
+    if names and counts and names != len(counts):
         yield f"it names {names} classes and counts {len(counts)}"
 
 
-def _counts_are(counts: NDArray[np.int64], column: NDArray[Any]) -> bool:
-    in_range = not len(column) or (column.min() >= 0 and column.max() < len(counts))
-    return bool(
-        in_range
-        and np.array_equal(np.bincount(column.astype(np.int64), minlength=len(counts)), counts)
-    )
+def _class_counts(labels: NDArray[Any], num_classes: int) -> list[int] | None:
+    if len(labels) and not 0 <= labels.min() <= labels.max() < num_classes:
+        return None
+    counts: list[int] = np.bincount(labels.astype(np.int64), minlength=num_classes).tolist()
+    return counts
