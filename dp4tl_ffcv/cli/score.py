@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Union
 
 import tyro
 
-from ..scoring import methods, score
+from ..scoring import methods
 from .output import Output
 
 if TYPE_CHECKING:
@@ -29,4 +29,6 @@ class Score:
 
     def run(self) -> Any:
         """Score and save."""
+        from ..scoring import score
+
         return score(methods.name_of(self.method), out=self.out, **vars(self.method))

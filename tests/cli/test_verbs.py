@@ -11,6 +11,7 @@ from unittest.mock import MagicMock
 import pytest
 
 import dp4tl_ffcv
+from dp4tl_ffcv import scoring
 from dp4tl_ffcv.cli import main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -19,6 +20,8 @@ VERBS = {
     "BetonIndex.open": "inspect nowhere.beton",
     "verify": "verify nowhere.beton --decode",
     "extract_features": "features nowhere.beton --model resnet18 --out features",
+    "cluster": "cluster features --num-clusters 3 --out clusters.npz",
+    "score": "score label-mapping --target features --out a.npz",
     "select": "select --scores a.npz b.npz --beton nowhere.beton --keep 0.4 --out c.npz",
     "compact": "compact nowhere.beton --selection c.npz --out d.beton",
     "export_indices": "export c.npz --out ids.npy",
@@ -35,6 +38,8 @@ def public(monkeypatch: pytest.MonkeyPatch) -> MagicMock:
         for each in (function, function.open, function.load):
             each.return_value.summary.return_value = SUMMARY
         monkeypatch.setattr(dp4tl_ffcv, name, function)
+    recorder.score.return_value.summary.return_value = SUMMARY
+    monkeypatch.setattr(scoring, "score", recorder.score)
     return recorder
 
 
