@@ -37,7 +37,7 @@ _DAMAGE = (
 def atomic_open(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     """Open a temporary file that is renamed to `path` when the block succeeds.
 
-    A killed or failing writer leaves the old file or none, never half a file.
+    A writer that fails or is killed leaves the old file or none, never half a file.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -97,7 +97,7 @@ def locked_part(target: Path) -> Iterator[IO[bytes]]:
                     yield stream
                 except OSError as error:
                     if error.errno in _FULL and error.filename is None:
-                        error.filename = str(target)  # calls by descriptor name no file
+                        error.filename = str(target)  # errors of calls by descriptor name no file
                     raise
                 return
         if time.monotonic() > deadline:
@@ -142,11 +142,7 @@ def save_artifact(
     arrays: Mapping[str, NDArray[Any]],
     header: Mapping[str, Any],
 ) -> None:
-    """Write an artifact: `arrays` and a JSON header of `kind`, versions and `header`.
-
-    Raises:
-        ValueError: `path` does not end in `.npz`.
-    """
+    """Write `arrays` and a JSON header (`header`, the kind and the versions) to an `.npz` file."""
     if Path(path).suffix != ".npz":
         raise ValueError(f"`path` must end in .npz; got {str(path)!r}.")
     full = {**header, "kind": kind, "format": _FORMAT_VERSION, "tool": f"dp4tl_ffcv {__version__}"}
@@ -171,9 +167,9 @@ def load_artifact(
             arrays = {name: stored[name] for name in names} if is_readable else {}
     except _DAMAGE as error:
         if isinstance(error, OSError) and error.filename is not None:
-            raise  # the file cannot be opened; errors while reading carry no file name
+            raise  # the file cannot be opened: errors while reading carry no file name
         raise ValueError(
-            f"{str(path)!r} is not a {kind} file of dp4tl, or it is damaged. Make it again."
+            f"{str(path)!r} is damaged or not a {kind} file of dp4tl. Make it again."
         ) from error
     if found != kind:
         raise ValueError(f"{str(path)!r} is a {found} file; a {kind} file is needed.")

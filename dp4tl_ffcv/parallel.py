@@ -31,10 +31,10 @@ def map_ordered(
     *,
     threads: bool = False,
 ) -> Iterator[Iterator[_Result]]:
-    """Open an iterator over `function(task)`, in the order of the tasks.
+    """Call a function on every task in parallel; yield an iterator over the results, in order.
 
-    At most `TASKS_PER_WORKER` tasks per worker are taken ahead of the consumer. Leaving the block
-    cancels queued tasks, waits for running ones and ends the workers.
+    At most `TASKS_PER_WORKER` tasks per worker are started ahead of the consumer. Leaving the block
+    cancels queued tasks, waits for running tasks and ends the workers.
 
     Worker processes are forked: `function` need not be picklable and sees the memory of this
     process, while tasks and results are pickled.

@@ -47,15 +47,14 @@ class RunFolder:
         return result if result is not None and config == self.config else None
 
     def start(self, *, resume: bool = False) -> None:
-        """Record the configuration and delete what an unfinished run left.
+        """Record the configuration and delete the files of an unfinished run.
 
         Args:
             resume: keep checkpoints and log of an unfinished run of the same configuration.
 
         Raises:
-            ValueError: without `overwrite`, the folder holds a finished run of another
-                configuration or, with `resume`, checkpoints of an unfinished one; or it holds
-                checkpoints that are not a run's.
+            ValueError: the folder holds checkpoints that are not a run's; or, without `overwrite`,
+                a finished run of another configuration or, with `resume`, an unfinished one.
         """
         before = _read(self.path / "config.json")
         is_finished = _read(self.path / "result.json") is not None
@@ -63,7 +62,7 @@ class RunFolder:
             self._check_replaceable(before, is_finished, resume)
         if not (self.path / "config.json").exists() and self.checkpoints.exists():
             raise ValueError(
-                f"{str(self.path)!r} holds checkpoints of something else. Choose another folder."
+                f"{str(self.path)!r} holds checkpoints but no run. Choose another folder."
             )
         if resume and before == self.config and not is_finished and self.checkpoints.exists():
             self._delete_unfinished_writes()
@@ -152,12 +151,12 @@ def _cpu_name() -> str:
 
 
 def _gpu_name() -> str:
-    # Read the driver's files, because torch would take long to import and open a context.
+    # Read the driver's files: importing torch and opening a context would take seconds.
     for card in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
         for line in card.read_text().splitlines():
             if line.startswith("Model:"):
                 return line.split(":", 1)[1].strip()
-    # Containers may hide these files. A process that computes on the GPU has a context already.
+    # Containers may hide these files. A process that computes on the GPU already has a context.
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         return str(torch.cuda.get_device_name())

@@ -98,13 +98,9 @@ def resolve_num_workers(num_workers: int | None, *, at_least: int = 1) -> int:
     """Return the number of workers of this process.
 
     Args:
-        num_workers: number of workers. None takes all cores, shared among the processes that
+        num_workers: number of workers. None uses all cores, shared among the processes that
             `torchrun` started on this machine.
-        at_least: smallest number allowed: 0 where the calling process can do the work itself.
-
-    Raises:
-        TypeError: the number is not an integer.
-        ValueError: the number is below `at_least`.
+        at_least: smallest number allowed. Pass 0 if the calling process can do the work.
     """
     if num_workers is None:
         processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

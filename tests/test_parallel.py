@@ -44,7 +44,6 @@ def test_few_tasks_are_taken_ahead(num_workers: int, threads: bool) -> None:
 
 @kinds
 def test_an_exception_of_the_function_is_raised(num_workers: int, threads: bool) -> None:
-    seen = []
     seen: list[int] = []
     with (
         pytest.raises(ValueError, match="thirteen"),

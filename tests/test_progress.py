@@ -17,7 +17,7 @@ class Terminal(io.StringIO):
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every look at the clock finds it six seconds later."""
+    """The clock advances by six seconds per call."""
     times = iter(range(0, 6000, 6))
     monkeypatch.setattr(progress.time, "monotonic", lambda: float(next(times)))
 
@@ -25,9 +25,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_terminal_shows_a_bar_with_a_rate(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = Terminal()
     monkeypatch.setattr("sys.stderr", terminal)
-    assert list(track(range(5), total=50, description="write a", unit="images", scale=10)) == [
-        *range(5)
-    ]
+    tracked = track(range(5), total=50, description="write a", unit="images", scale=10)
+    assert list(tracked) == [*range(5)]
     shown = terminal.getvalue()
     assert "write a" in shown
     assert "/50" in shown
@@ -61,6 +60,6 @@ def test_a_note_follows_in_the_line_and_on_the_bar(
     assert "2% waiting" in terminal.getvalue()
 
 
-def test_work_that_is_over_soon_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+def test_short_work_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     assert list(track("abc", total=3, description="x")) == [*"abc"]
     assert not re.search(r"\S", capsys.readouterr().err)

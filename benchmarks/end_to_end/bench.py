@@ -122,7 +122,7 @@ Epochs = dict[Side, list[Epoch]]
 
 @dataclass(frozen=True)
 class Bench:
-    """The files, and the epochs, which are trained once."""
+    """The files and the trained epochs, each made once."""
 
     scale: Scale
     data: Path
@@ -253,7 +253,7 @@ class Bench:
 
 @contextmanager
 def open_benches(quick: bool, data: Path) -> Iterator[list[Bench]]:
-    """Yield what is measured, one bench per network."""
+    """Yield one bench per network."""
     yield [Bench(scale, data) for scale in scales(quick=quick)]
 
 

@@ -56,11 +56,8 @@ class Network:
 def retain_batches(beton: dp4tl_ffcv.BetonIndex, keep: float, batch_size: int) -> NDArray[np.int64]:
     """Return the sample ids of a random fraction `keep` of the classes, cut to whole batches.
 
-    A short last batch costs more per image, and a GPU tunes its kernels again for it. Both weigh
-    most where little is retained.
-
-    Raises:
-        ValueError: the samples do not fill a batch.
+    A short last batch costs more per image, above all where few samples are retained, and a GPU
+    tunes its kernels again for it.
     """
     ids = retain(beton.labels(), keep)
     whole = len(ids) // batch_size * batch_size
@@ -76,7 +73,7 @@ class Side:
     """One way to feed the training."""
 
     how: str
-    """What the results call it."""
+    """Name in the results."""
     keep: float = 1.0
     """Fraction of the classes retained."""
     beton: Path | None = None

@@ -3,21 +3,19 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmarks.end_to_end.bench import FULLS
-
 HEAD = (
     "| trained | keep | fed by | speed-up | x keep | cold, x keep | x keep with LM, FM "
     "| images/s | waiting | read / retained |\n|---|---|---|---|---|---|---|---|---|---|"
 )
-Key = tuple[str, str, float]  # architecture, what feeds it, keep
+Key = tuple[str, str, float]  # architecture, side, keep
 
 
 def end_to_end_table(lines: Sequence[Mapping[str, Any]], measured: str) -> str:
     """Return the benchmark's rows as a Markdown table with its caption.
 
     Args:
-        lines: of the result file: the environment, then the rows.
-        measured: says on what machine.
+        lines: lines of the result file: the environment, then the rows.
+        measured: start of the caption, which names the machine.
     """
     rows = lines[1:]
     sides: dict[Key, None] = {}  # in the order of the file, the full source first
@@ -25,22 +23,22 @@ def end_to_end_table(lines: Sequence[Mapping[str, Any]], measured: str) -> str:
         for how in (row["params"]["how"], row["other_name"]):
             if "Loader" in how or how.startswith("compacted"):
                 sides[row["params"]["arch"], how, row["params"]["keep"]] = None
-    order = sorted(sides, key=lambda key: (key[0], key[1] not in FULLS, key[2]))
+    order = sorted(sides, key=lambda key: (key[0], not key[1].endswith(", full"), key[2]))
     first = rows[0]["params"]
     caption = (
         f"{measured}, by `python -m benchmarks.end_to_end`: {first['samples']:,} images of 400 px, "
         f"crops of {first['resolution']} px, batches of {first['batch_size']:,}; medians of epochs "
         "that alternate. *Speed-up*: against the full source by the same loader; the ideal is "
         "1 / keep, *x keep* 1. *Cold*: the file was dropped from the page cache before each "
-        "epoch, and bytes are read as needed; else it is in memory. *With LM, FM*: a run of 16 "
-        "epochs, with the surrogate's inference, scores, selection and, for compacted files, "
-        "`compact`; the training of the surrogate is not counted. *Waiting*: share of the time "
-        "in which the step had no batch to work on."
+        "epoch, and bytes are read as needed; otherwise the file is in memory. *With LM, FM*: a "
+        "run of 16 epochs, with the surrogate's inference, scores, selection and, for compacted "
+        "files, `compact`; the training of the surrogate is not counted. *Waiting*: share of the "
+        "time in which the step had no batch to work on."
     )
     if not any(row["figure"] == "gpu_limit_share" for row in rows):
-        caption += " Loading and training share the processor here, so some waiting is left."
+        caption += " Loading and training share the processor here, so some waiting remains."
         return "\n".join([HEAD, *(_line(rows, key) for key in order), "", caption])
-    caption += " *Of the limit*: images/s against the same GPU fed with pixels that are there."
+    caption += " *Of the limit*: images/s against the same GPU fed with pixels from its own memory."
     head = "\n".join(
         f"{part}{more}"
         for part, more in zip(HEAD.split("\n"), (" of the limit |", "---|"))  # noqa: B905
@@ -84,7 +82,7 @@ def _value(
     page_cache: str = "warm",
     part: str = "ours",
 ) -> float | None:
-    """Return what a side measured, from its own row or as the other side of one."""
+    """Return the measurement of a side, from its own row or from a row that compares with it."""
     found = _find(rows, figure, key, page_cache=page_cache)
     if found:
         return found[part]  # type: ignore[no-any-return]  # a JSON object

@@ -1,9 +1,9 @@
-"""The command line that all benchmarks of two sides share, and how their figures are found.
+"""The command line of the benchmarks that compare two sides.
 
-`benchmarks/NAME/` holds `bench.py`, which prepares what the figures share, and `figures/`, whose
-modules each have a function `measure(bench)` that returns rows. A new module there is a new figure.
-`bench.py` defines `DETAILS` (parameters shown in the table) and `open_benches(quick, data)`, a
-context manager that yields the benches to measure, mostly one.
+`benchmarks/NAME/` holds `bench.py`, which prepares the data that figures share, and `figures/`.
+Each module in `figures/` has a function `measure(bench)` that returns rows, so a new module is a
+new figure. `bench.py` defines `DETAILS` (parameters shown in the table) and `open_benches(quick,
+data)`, a context manager that yields a list of benches to measure, usually one.
 """
 
 import time
@@ -68,10 +68,7 @@ def load_figures(
 ) -> dict[tuple[str, ...], Callable[..., Any]]:
     """Return the functions that measure the figures `only` (all if empty), by the figures' names.
 
-    A module measures the figure of its own name, or those that its `FIGURES` lists.
-
-    Raises:
-        ValueError: there is no figure of a name.
+    A module measures the figure of its own name, or the figures in its tuple `FIGURES`.
     """
     found = {}
     for module_name in _modules(name):

@@ -1,9 +1,9 @@
 """Generate betons and folders of JPEG files with ImageNet's statistics from photographs.
 
-scikit-learn and scikit-image ship a few photographs. Crops of these at several scales, in
-ImageNet's shapes, sharpened and with grain (which gives them ImageNet's bytes per pixel at JPEG
-quality 90), make the distinct images. A file repeats them in random order until it is large enough
-for what is measured. Nothing is downloaded.
+scikit-learn and scikit-image ship a few photographs. The distinct images are crops of these at
+several scales, in ImageNet's shapes. Sharpening and grain give them ImageNet's bytes per pixel at
+JPEG quality 90. A file repeats the images in random order until it is large enough for a figure.
+Nothing is downloaded.
 """
 
 from collections.abc import Sequence
@@ -38,7 +38,7 @@ PHOTOGRAPHS = {
 }
 PAGE_SIZE = 1 << 23  # ffcv's default
 JPEG_QUALITY = 90
-MEAN_BYTES = 110_000  # of an ImageNet image of 500 pixels
+MEAN_BYTES = 110_000  # per ImageNet image of 500 pixels
 
 # Width : height of ImageNet's images, and the share of each, reduced to two shapes and two
 # orientations.
@@ -90,7 +90,7 @@ def prepare(images: Images, folder: Path) -> Path:
 def prepare_files(images: Images, folder: Path) -> Path:
     """Return the folder of the JPEG files of `images`, `000000.jpg` and so on.
 
-    Repeated images are files of their own, not links, so that each has its own pages in memory.
+    Repeated images are separate files, not links, so that each has its own pages in memory.
     """
     path = folder / Path(images.name).stem
     if not path.exists():

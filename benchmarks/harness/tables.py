@@ -1,6 +1,6 @@
-"""Write the tables of README and docs/evidence.md from the registry and the result files.
+"""Write the tables of README.md and docs/evidence.md from the result files.
 
-    dp4tl demo --fresh
+    python -m train.demo --fresh
     python -m benchmarks.loader
     python -m benchmarks.writing
     python -m benchmarks.scoring
@@ -25,48 +25,93 @@ from dp4tl_ffcv.utils import one_line_errors, write_json
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = (ROOT / "README.md", ROOT / "docs" / "evidence.md")
-KEPT = ROOT / "benchmarks" / "results" / "demo.json"
-LOADER = ROOT / "benchmarks" / "results" / "loader.jsonl"
-WRITING = ROOT / "benchmarks" / "results" / "writing.jsonl"
-SCORING = ROOT / "benchmarks" / "results" / "scoring.jsonl"
-END_TO_END = {
-    "end-to-end": ROOT / "benchmarks" / "results" / "end_to_end.jsonl",
-    "end-to-end GPU": ROOT / "benchmarks" / "results" / "end_to_end_gpu.jsonl",
-}
+RESULTS = ROOT / "benchmarks" / "results"
+DEMO = RESULTS / "demo.json"
+END_TO_END = {"end-to-end": "end_to_end.jsonl", "end-to-end GPU": "end_to_end_gpu.jsonl"}
 NAMES = {"full": "full source", "label_mapping": "LM", "feature_mapping": "FM", "random": "random"}
-HEAD = (
+DEMO_HEAD = (
     "| selection | keep | classes | pretraining | speed-up | with selection cost | linear probe "
     "| full finetuning | relevant |\n|---|---|---|---|---|---|---|---|---|"
 )
 LOADER_HEAD = "| what | stock ffcv | `PrunedLoader` | ratio |\n|---|---|---|---|"
-FIGURES = {
-    "read_amplification": "bytes read / bytes retained",
-    "pool_bytes": "memory for bytes read",
-    "construct_seconds": "construction to first planned epoch",
-    "construct_bytes": "memory for that",
-    "planning_seconds": "planning an epoch",
-    "second_loader_seconds": "second loader of a process, to its first batch",
-    "jpeg_rrc_throughput": "JPEG of 400 px, random resized crop to 160",
-    "raw_rrc_throughput": "raw of 400 px, random resized crop to 160",
-    "leaked_threads": "threads left by 5 early breaks",
+HEAD = "| what | against | other | ours | ratio |\n|---|---|---|---|---|"
+
+# Parameters of a row that tables show, and how.
+DETAILS: dict[str, Callable[[Any], str]] = {
+    "targets": "{:,} targets".format,
+    "samples": "{:,} samples".format,
+    "images": "{:,} images".format,
+    "keep": "keep {:g}".format,
+    "order": str,
+    "file_bytes": lambda size: f"{size / 1e6:,.0f} MB",
+    "how": str,
+    "flush": "flushed: {}".format,
 }
-WRITING_HEAD = "| what | against | other | ours | ratio |\n|---|---|---|---|---|"
-WRITING_FIGURES = {
-    "write_passthrough": "write JPEG files of 400 px",
-    "write_resize": "write JPEG files, shrunk",
-    "compact_copy": "compact to a fifth, byte for byte",
-    "compact_raw_throughput": "load a fifth at 160 px: compacted to raw, against the JPEG original",
-    "write_peak_bytes": "memory to write",
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """The table of a benchmark that compares two sides."""
+
+    figures: dict[str, str]
+    """Descriptions of the figures."""
+    details: tuple[str, ...]
+    """Parameters that a description is followed by."""
+    notes: str = ""
+    """End of the caption."""
+
+
+COMPARISONS = {
+    "loader": Comparison(
+        figures={
+            "read_amplification": "bytes read / bytes retained",
+            "pool_bytes": "memory for bytes read",
+            "construct_seconds": "construction to first planned epoch",
+            "construct_bytes": "memory for that",
+            "planning_seconds": "planning an epoch",
+            "second_loader_seconds": "second loader of a process, to its first batch",
+            "jpeg_rrc_throughput": "JPEG of 400 px, random resized crop to 160",
+            "raw_rrc_throughput": "raw of 400 px, random resized crop to 160",
+            "leaked_threads": "threads left by 5 early breaks",
+        },
+        details=("samples", "keep", "order", "how"),
+    ),
+    "writing": Comparison(
+        figures={
+            "write_passthrough": "write JPEG files of 400 px",
+            "write_resize": "write JPEG files, shrunk",
+            "compact_copy": "compact to a fifth, byte for byte",
+            "compact_raw_throughput": (
+                "load a fifth at 160 px: compacted to raw, against the JPEG original"
+            ),
+            "write_peak_bytes": "memory to write",
+        },
+        details=("images", "file_bytes", "how", "flush"),
+        notes=(
+            " The input files are in the page cache. `write_beton` and `compact` flush to the disk "
+            "before the clock stops; ffcv does not, and `cp` does where the row says so. Memory: "
+            "growth over the process and its workers. `write_beton` needs, for each image, its "
+            "name and 24 bytes of numbers in the listing, 64 bytes of order and tables, and, for a "
+            "moment, copies of some of these."
+        ),
+    ),
+    "scoring": Comparison(
+        figures={
+            "fm_assign": "votes of feature mapping, and the tie-break scores",
+            "fm_assign_roofline": "the same",
+            "class_means": "means of classes, from a memory map of float16",
+            "histogram": "samples of each class",
+            "select_indices": "sample ids of the retained classes",
+            "grand": "norms of per-sample gradients, exact",
+        },
+        details=("targets", "samples", "images", "keep", "how"),
+        notes=(
+            " Both sides have the same arrays and threads, and their results are compared. The "
+            "published loop is measured on some images and extrapolated. The bare product, without "
+            "votes, is the fastest of numpy's, torch's and one computed in blocks."
+        ),
+    ),
 }
-SCORING_FIGURES = {
-    "fm_assign": "votes of feature mapping, and the tie-break scores",
-    "fm_assign_roofline": "the same",
-    "class_means": "means of classes, from a memory map of float16",
-    "histogram": "samples of each class",
-    "select_indices": "sample ids of the retained classes",
-    "grand": "norms of per-sample gradients, exact",
-}
-MEDIANS = "medians of both sides in alternation and of their ratio; above 1 is better for"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +122,30 @@ class Config:
     """A demo's result.json to keep. Without it, the kept result is used."""
 
 
+def comparison_table(name: str) -> str:
+    """Return the kept rows of benchmark `name` as a Markdown table with its caption."""
+    table = COMPARISONS[name]
+    head, *rows = _lines(RESULTS / f"{name}.jsonl")
+    against = f", against {rows[0]['other_name']}" if name == "loader" else ""
+    caption = (
+        f"{_measured(head)}{against}, by `python -m benchmarks.{name}`: medians of both sides in "
+        "alternation and of their ratio; above 1 is better for "
+        f"{'`PrunedLoader`' if name == 'loader' else 'ours'}.{table.notes}"
+    )
+    lines = []
+    for row in rows:
+        shown = [
+            DETAILS[each](row["params"][each]) for each in table.details if each in row["params"]
+        ]
+        cells = [f"{table.figures[row['figure']]} ({', '.join(shown)})"]
+        if name != "loader":  # whose head names the other side
+            cells.append(row["other_name"])
+        cells += [_amount(row[side], row["unit"]) for side in ("other", "ours")]
+        cells.append("" if row["ratio"] is None else _number(row["ratio"]))
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([LOADER_HEAD if name == "loader" else HEAD, *lines, "", caption])
+
+
 def demo_table(result: dict[str, Any]) -> str:
     """Return the demo's rows as a Markdown table with its caption."""
     rows: dict[tuple[str, float, str], dict[str, Any]] = {}
@@ -84,20 +153,20 @@ def demo_table(result: dict[str, Any]) -> str:
         rows.setdefault((row["budget"], -row["keep"], row["method"]), {})[row["finetuning"]] = row
     torch, seeds = result["environment"]["torch"], len(result["seeds"])
     lines = [
-        HEAD,
-        *(_line(cells) for _, cells in sorted(rows.items(), key=lambda item: item[0][:2])),
+        DEMO_HEAD,
+        *(_demo_line(cells) for _, cells in sorted(rows.items(), key=lambda item: item[0][:2])),
         "",
         f"{_measured(result)}, torch {torch}. Accuracy on the target's test images: mean of "
         f"{seeds} seeds ± standard deviation. Pretraining: seconds of the faster seed; *with "
         "selection cost* adds the training of the surrogate, features, scores and selection. *=* "
-        "marks the control, which takes as many steps as the full source; all others make as many "
-        "epochs. "
+        "marks the control, which trains for as many steps as the full source; all other runs "
+        "train for as many epochs. "
         "*Relevant*: share of the retained classes that are in the target's rendering.",
     ]
     return "\n".join(lines)
 
 
-def _line(cells: dict[str, Any]) -> str:
+def _demo_line(cells: dict[str, Any]) -> str:
     row = cells["linear_probe"]
     control = " *=*" if row["budget"] == "equal_iterations" else ""
     accuracies = []
@@ -118,88 +187,9 @@ def _line(cells: dict[str, Any]) -> str:
     return f"| {' | '.join(parts)} |"
 
 
-def loader_table(lines: list[dict[str, Any]]) -> str:
-    """Return the loader benchmark's rows as a Markdown table with its caption."""
-    head, *rows = lines
-    caption = (
-        f"{_measured(head)}, against {rows[0]['other_name']}, by `python -m benchmarks.loader`: "
-        f"{MEDIANS} `PrunedLoader`."
-    )
-    return "\n".join([LOADER_HEAD, *(_cells(row, _loaded(row)) for row in rows), "", caption])
-
-
-def writing_table(lines: list[dict[str, Any]]) -> str:
-    """Return the writing benchmark's rows as a Markdown table with its caption."""
-    head, *rows = lines
-    caption = (
-        f"{_measured(head)}, by `python -m benchmarks.writing`: {MEDIANS} ours. What is read is in "
-        "memory. `write_beton` and `compact` flush to the disk before the clock stops; ffcv does "
-        "not, `cp` where it says so. Memory: growth over the process and its workers. What "
-        "`write_beton` needs for each image: its name and 24 bytes of numbers in the listing, 64 "
-        "bytes of order and tables, and copies of some of these for a moment."
-    )
-    cells = [_cells(row, _written(row), row["other_name"]) for row in rows]
-    return "\n".join([WRITING_HEAD, *cells, "", caption])
-
-
-def scoring_table(lines: list[dict[str, Any]]) -> str:
-    """Return the scoring benchmark's rows as a Markdown table with its caption."""
-    head, *rows = lines
-    caption = (
-        f"{_measured(head)}, by `python -m benchmarks.scoring`: {MEDIANS} ours. Both sides have "
-        "the same arrays and threads, and their results are compared. The published loop is "
-        "measured on some images and extrapolated; a product is the fastest of numpy's, torch's "
-        "and one by blocks, without votes."
-    )
-    cells = [_cells(row, _scored(row), row["other_name"]) for row in rows]
-    return "\n".join([WRITING_HEAD, *cells, "", caption])
-
-
 def _measured(head: dict[str, Any]) -> str:
     machine = head["environment"]
     return f"Measured on {machine['cores']} cores of {machine['cpu']}, GPU: {machine['gpu']}"
-
-
-def _cells(row: dict[str, Any], *first: str) -> str:
-    ratio = "" if row["ratio"] is None else _number(row["ratio"])
-    sides = (_amount(row[side], row["unit"]) for side in ("other", "ours"))
-    return f"| {' | '.join([*first, *sides, ratio])} |"
-
-
-def _loaded(row: dict[str, Any]) -> str:
-    params = row["params"]
-    details = [
-        f"{params['samples']:,} samples",
-        f"keep {params['keep']:g}",
-        params["order"],
-        *([params["how"]] if "how" in params else []),
-    ]
-    return f"{FIGURES[row['figure']]} ({', '.join(details)})"
-
-
-def _written(row: dict[str, Any]) -> str:
-    params = row["params"]
-    details = [
-        *([f"{params['images']:,} images"] if "images" in params else []),
-        *([f"{params['file_bytes'] / 1e6:,.0f} MB"] if "file_bytes" in params else []),
-        *([params["how"]] if "how" in params else []),
-        *([f"flushed: {params['flush']}"] if "flush" in params else []),
-    ]
-    return f"{WRITING_FIGURES[row['figure']]} ({', '.join(details)})"
-
-
-def _scored(row: dict[str, Any]) -> str:
-    params = row["params"]
-    details = [
-        *(
-            f"{params[name]:,} {name}"
-            for name in ("targets", "samples", "images")
-            if name in params
-        ),
-        *([f"keep {params['keep']:g}"] if "keep" in params else []),
-        *([params["how"]] if "how" in params else []),
-    ]
-    return f"{SCORING_FIGURES[row['figure']]} ({', '.join(details)})"
 
 
 def _amount(value: float | None, unit: str) -> str:
@@ -219,27 +209,25 @@ def _number(value: float) -> str:
 
 
 def fill(page: str, name: str, text: str) -> str:
-    """Return a page with the text between the markers of table `name` replaced."""
+    """Return a page with `text` between the markers of table `name`."""
     start, end = f"<!-- {name} table -->", f"<!-- end of {name} table -->"
     head, found, rest = page.partition(start)
     _, found_end, tail = rest.partition(end)
     if not found or not found_end:
-        raise ValueError(f"The page has no markers {start} and {end}. Put them back.")
+        raise ValueError(f"the page has no markers {start} and {end}. Put them back.")
     return f"{head}{start}\n{text}\n{end}{tail}"
 
 
 def filled(page: Path) -> str:
-    """Return a page with its tables made again."""
+    """Return a page with its tables made from the result files."""
     makers: dict[str, Callable[[], str]] = {
         "methods": methods.table,
-        "demo": lambda: demo_table(json.loads(KEPT.read_text())),
-        "loader": lambda: loader_table(_lines(LOADER)),
-        "writing": lambda: writing_table(_lines(WRITING)),
-        "scoring": lambda: scoring_table(_lines(SCORING)),
+        "demo": lambda: demo_table(json.loads(DEMO.read_text())),
+        **{name: partial(comparison_table, name) for name in COMPARISONS},
     }
-    for name, path in END_TO_END.items():
-        if path.exists():  # not every machine has a GPU
-            makers[name] = partial(_end_to_end, path)
+    for name, file in END_TO_END.items():
+        if (RESULTS / file).exists():  # not every machine has a GPU
+            makers[name] = partial(_end_to_end, RESULTS / file)
     text = page.read_text()
     for name, make in makers.items():
         if f"<!-- {name} table -->" in text:
@@ -257,9 +245,9 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 
 
 def main(config: Config) -> None:
-    """Keep the result if one is given, and write both pages."""
+    """Keep the given result, if any, and write both pages."""
     if config.result:
-        write_json(KEPT, json.loads(config.result.read_text()))
+        write_json(DEMO, json.loads(config.result.read_text()))
     for page in PAGES:
         page.write_text(filled(page))
 

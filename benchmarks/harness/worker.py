@@ -1,4 +1,4 @@
-"""Run each side of a benchmark in a process of its own."""
+"""Run each side of a benchmark in its own process."""
 
 import multiprocessing
 import os
@@ -14,15 +14,15 @@ from typing import Any
 from benchmarks.harness.rows import progress
 
 PATIENCE = 600.0  # seconds
-# OpenMP threads that wait must not keep the cores from the other side for long.
+# Idle OpenMP threads spin only briefly, so that the other side gets the cores.
 SPIN_COUNT = "10000"
 
 
 class Worker:
-    """A process that makes an object and calls its methods on request.
+    """A process that creates an object and calls its methods on request.
 
-    The process leads a session, so that its child processes are found and ended with it. Its output
-    is shown only if it fails.
+    The process leads a session, so that its child processes can be found and end with it. Its
+    output is shown only if it fails.
 
     Args:
         make: function or class of an importable module.
@@ -97,7 +97,7 @@ class Worker:
 
 def _serve(connection: Connection, log: str, make: Callable[..., Any], args: Any) -> None:
     os.setsid()
-    # This process was spawned, but its own children start as those of any program do.
+    # This process was spawned, but its own children start by the usual method.
     multiprocessing.set_start_method(None, force=True)
     with open(log, "ab", buffering=0) as printed:
         os.dup2(printed.fileno(), 1)

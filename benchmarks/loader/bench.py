@@ -50,7 +50,7 @@ class Bench:
 
     @cached_property
     def readers(self) -> Sides:
-        """One process per side, for figures that compile next to nothing."""
+        """One process per side, for figures that compile almost nothing."""
         return self.processes.enter_context(both())
 
     @property
@@ -104,7 +104,7 @@ class Bench:
 
 @contextmanager
 def open_benches(quick: bool, data: Path) -> Iterator[list[Bench]]:
-    """Yield what is measured."""
+    """Yield the bench."""
     with ExitStack() as processes:
         yield [Bench(QUICK if quick else Scale(), data, processes)]
 

@@ -33,7 +33,7 @@ LEAK_SECONDS = 1.0  # time for threads to end
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What both sides load."""
+    """What to load, on both sides."""
 
     beton: Path
     keep: float = 0.2
@@ -92,7 +92,7 @@ class Side:
     # -- one loader, many epochs -------------------------------------------------------------------
     def open(self, setting: Setting) -> None:
         """Build the loader whose epochs are measured."""
-        self.loader: Any = None  # frees what an earlier loader held
+        self.loader: Any = None  # frees the memory of an earlier loader
         gc.collect()
         self.loader = self.build(setting, setting.retained())
 
@@ -145,7 +145,7 @@ class Side:
 
     # -- new loaders -------------------------------------------------------------------------------
     def warm_up(self, setting: Setting) -> None:
-        """Compile and import what only the first loader of a process has to."""
+        """Build a loader, so that the next one neither imports nor compiles."""
         with self.uncompiled():
             loader = self.build(setting, setting.retained())
             self.plan(loader, 0)

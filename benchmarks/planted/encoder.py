@@ -1,4 +1,4 @@
-"""A self-supervised encoder for the planted benchmark: features that no label went into."""
+"""A self-supervised encoder for the planted benchmark, whose features depend on no label."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from dp4tl_ffcv import build_model, evaluation_loader
 from dp4tl_ffcv.utils import Classifier
 
-OUTPUTS = 64  # of the projection that the views are compared by
+OUTPUTS = 64  # size of the projection that views are compared in
 
 
 @dataclass(frozen=True)
@@ -23,9 +23,10 @@ class Contrast:
 
 
 def train_encoder(beton: Path, arch: str, resolution: int, settings: Contrast) -> Classifier:
-    """Train a network to tell images apart whatever their crop and colours.
+    """Train a network to recognise an image in another crop and other colours.
 
-    Two views of each image, the other images of the batch as negatives (SimCLR, arXiv 2002.05709).
+    Each image gives two views; the other images of the batch are the negatives (SimCLR, arXiv
+    2002.05709).
     """
     loader = evaluation_loader(beton, batch_size=512, resolution=resolution, crop_ratio=1.0)
     images = torch.cat([batch.clone() for batch, _ in loader]).float()
@@ -58,7 +59,7 @@ def contrastive_loss(outputs: Tensor, temperature: float) -> Tensor:
 
 
 def view(images: Tensor) -> Tensor:
-    """Return images `(B, 3, H, W)` cropped, and each channel's contrast and level changed."""
+    """Crop images `(B, 3, H, W)` at random, and change the contrast and level of each channel."""
     count = len(images)
     scale = torch.empty(count).uniform_(0.75, 1.0)
     shift = (1 - scale[:, None]) * torch.empty(count, 2).uniform_(-1, 1)

@@ -16,12 +16,12 @@ from benchmarks.planted.scores import COMBINED, variants
 README = Path(__file__).resolve().parents[1] / "README.md"
 FIGURE = "results/planted.png"
 HEAD = (
-    "# Benchmarks\n\nEvery section is written from a result file in `results/` by the command that "
-    "it names.\n"
+    "# Benchmarks\n\nEvery section is generated from a result file in `results/` by the command "
+    "that it names.\n"
 )
 MODES = {"linear_probe": "linear probe", "full_finetuning": "full finetuning"}
 OURS = ("label_mapping", "feature_mapping")
-# Of Student's t with n - 1 degrees of freedom, 95 %, one-sided.
+# Student's t, one-sided 95 %, by n, with n - 1 degrees of freedom.
 T_95 = {2: 6.314, 3: 2.920, 4: 2.353, 5: 2.132}
 COLOURS = ("#0072B2", "#D55E00", "#CC79A7", "#56B4E9", "#E69F00", "#009E73", "#8C564B")
 BASELINES, MARKERS = "#8C8C8C", "os^vDxP*+1234"
@@ -78,28 +78,28 @@ def section(head: dict[str, Any], rows: list[dict[str, Any]], runs: Runs) -> str
     parts = [
         f"`python -m benchmarks.planted`, on {machine['cores']} cores of {machine['cpu']}, GPU: "
         f"{machine['gpu']}, torch {machine['torch']}. Source: ten digits in eight renderings, 80 "
-        "classes of 70 images (`writers.digits`); the classes in a target's rendering, of its "
-        f"digits, count as relevant. {params['arch']} at {params['resolution']} px, "
-        f"{params['epochs']} epochs over what is retained (equal epochs), surrogate "
+        "classes of 70 images (`writers.digits`). The classes of a target's digits in its "
+        f"rendering count as relevant. {params['arch']} at {params['resolution']} px, "
+        f"{params['epochs']} epochs of the retained samples (equal epochs), surrogate "
         f"{params['surrogate_epochs']} epochs on the full source, {seeds} seeds; means over seeds. "
         "One surrogate serves all seeds. *combined*: all targets at once, scores by "
         "`combine_scores` (sum; influences, which may be negative, by rank), accuracy the mean "
         "over targets.",
         f"![Accuracy of every method over keep]({FIGURE})",
-        *(f"{finding(runs, target, mode)}" for mode in MODES for target in targets),
+        *(finding(runs, target, mode) for mode in MODES for target in targets),
         votes(rows),
     ]
     for mode, name in MODES.items():
         parts += [
             f"**Largest pruning with no loss, {name}**: by the mean of the paired differences to "
-            "the full run, at least 0 / by a one-sided paired t-test at 5 %, which with "
-            f"{seeds} seeds lets much pass. The keep and all larger ones of the grid must pass.",
+            "the full run, at least 0 / by a one-sided paired t-test at 5 %, which is a weak test "
+            f"with {seeds} seeds. The keep and all larger keeps must pass.",
             pruning_table(runs, targets, mode),
         ]
     parts += [
         "**At keep 0.2**: precision and recall are of retained samples in relevant classes, mean "
-        "over single targets; accuracy likewise, linear probe / full finetuning. Scoring is "
-        "seconds for one target with features, clusters and (GraNd) gradients; *with training* "
+        "over single targets; accuracy is the same mean, linear probe / full finetuning. Scoring "
+        "is seconds for one target with features, clusters and (GraNd) gradients. *With training* "
         "adds the surrogate, the encoder or the influence runs, which all targets share.",
         detail_table(rows, runs, targets, 0.2),
     ]
@@ -107,7 +107,7 @@ def section(head: dict[str, Any], rows: list[dict[str, Any]], runs: Runs) -> str
 
 
 def finding(runs: Runs, target: str, mode: str) -> str:
-    """Say what LM and FM can prune of a target's source, and what the best of the others can."""
+    """Return a line: how much LM, FM and the best baseline can prune for a target."""
     by_method = {m: pruned(runs, m, target, mode, "mean") for m in methods_in(runs)}
     best = max(by_method[m] for m in by_method if is_baseline(m))
     names = [label_of(m) for m, share in by_method.items() if is_baseline(m) and share == best]
@@ -132,7 +132,7 @@ def label_of(method: str) -> str:
 
 
 def votes(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Say which renderings LM and FM map each target to."""
+    """List the renderings that LM and FM map each target to."""
     lines = ["**Where the targets' votes go** (share of images; the relevant rendering first):", ""]
     for row in rows:
         if row["figure"] == "votes":

@@ -29,7 +29,7 @@ MODES = ("linear_probe", "full_finetuning")
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """What all runs share."""
+    """Settings that all runs share."""
 
     data: Path
     """Folder of the betons."""
@@ -44,9 +44,9 @@ class Training:
     modes: tuple[str, ...] = MODES
 
     def facts(self) -> dict[str, Any]:
-        """Return everything that a run's result depends on, but for what it is asked to do."""
-        prints = {p.stem: BetonIndex.open(p).fingerprint for p in sorted(self.data.glob("*.beton"))}
-        return {**asdict(self), "data": prints}
+        """Return everything except the job that a run's result depends on."""
+        betons = sorted(self.data.glob("*.beton"))
+        return {**asdict(self), "data": {p.stem: BetonIndex.open(p).fingerprint for p in betons}}
 
     def pretraining(self, run: Path, **changes: Any) -> pretrain.Config:
         """Return the settings of a pretraining run."""
@@ -90,25 +90,25 @@ class Training:
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One pretraining and what is finetuned from it."""
+    """One pretraining run and the finetuning runs that start from it."""
 
     selection: Path | None
     """None is the full source."""
     digest: str
-    """Of the selection."""
+    """Digest of the selection."""
     seed: int
     targets: tuple[str, ...]
     images: int
-    """Samples retained: how long the job takes."""
+    """Number of retained samples, which sets how long the job takes."""
 
     def key(self, facts: dict[str, Any]) -> str:
-        """Return the name under which the result is kept."""
+        """Return the name of the result's file."""
         about = {**facts, "digest": self.digest, "seed": self.seed, "targets": sorted(self.targets)}
         return sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:24]
 
 
 def run_job(training: Training, job: Job) -> dict[str, Any]:
-    """Pretrain and finetune; return test accuracies by target and mode."""
+    """Pretrain and finetune. Return the test accuracies by target and mode."""
     with quiet(), tempfile.TemporaryDirectory() as folder:
         pretrained = pretrain.pretrain(
             training.pretraining(Path(folder) / "pretrain", selection=job.selection, seed=job.seed)
@@ -130,7 +130,7 @@ def run_job(training: Training, job: Job) -> dict[str, Any]:
 
 
 def influence_run(training: Training, job: Job) -> dict[str, Any]:
-    """Pretrain and probe; return which validation images of each target are then right."""
+    """Pretrain and probe. Return which validation images of each target are right."""
     hits: dict[str, list[int]] = {}
     with quiet(), tempfile.TemporaryDirectory() as folder:
         pretrained = pretrain.pretrain(
@@ -161,7 +161,7 @@ def run_all(
     processes: int,
     name: str,
 ) -> list[dict[str, Any]]:
-    """Run the jobs that `folder` has no result of, several at a time; return all results."""
+    """Run the jobs without a result in `folder`, several at a time. Return all results."""
     facts = training.facts()
     paths = [folder / f"{job.key(facts)}.json" for job in jobs]
     todo = [(job, path) for job, path in zip(jobs, paths, strict=True) if not path.exists()]
@@ -208,7 +208,7 @@ def _results(
 
 
 def one_thread() -> None:
-    """Compute on one core: small networks gain more from a process for each than from threads."""
+    """Compute on one core: for small networks, a process per run is faster than threads."""
     torch.set_num_threads(1)
 
 

@@ -1,10 +1,11 @@
-"""Scores of the planted benchmark: every method on the same surrogate, and what each costs."""
+"""Scores of the planted benchmark: every method on the same surrogate, with its cost."""
 
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,22 +31,23 @@ from train import pretrain
 COMBINED = "combined"
 NUM_CLUSTERS = 80
 INFLUENCE_SEED = 5000
-# Inputs that the benchmark can give. Methods that need others are left out.
+# Inputs that the benchmark can provide. Methods that require others are left out.
 OF_TARGET = {"target", "outcomes", "included"}
 GIVEN = {*OF_TARGET, "source", "clusters", "beton", "seed", "models", "difficulty"}
 # What is trained for scoring, in addition to features and clusters.
 TRAINED = {"surrogate", "encoder", "influence runs"}
 
+_Part = TypeVar("_Part")
+
 
 @dataclass(frozen=True)
 class Variant:
-    """A scoring method, with the options that make several runs of it."""
+    """A scoring method with fixed options."""
 
     method: methods.Method
     options: Mapping[str, Any]
     encoder: str = "surrogate"
-    """Network whose features are used: `surrogate`, or `encoder`, which is trained without labels.
-    """
+    """Network of the features: `surrogate`, or `encoder`, which is trained without labels."""
     clusters: bool = False
     """Score pseudo-classes."""
 
@@ -91,7 +93,7 @@ class Scored:
 
 @dataclass
 class Scorer:
-    """Makes scores. Shared parts are made once, and their seconds are counted for each method."""
+    """Scores of every variant. The parts that variants share are made once."""
 
     training: Training
     folder: Path
@@ -100,166 +102,134 @@ class Scorer:
     processes: int
     influence_runs: int = 40
     influence_epochs: int = 4
-    made: dict[str, tuple[Any, float]] = field(default_factory=dict)
+    parts: dict[str, tuple[Any, float]] = field(default_factory=dict)
+    """Shared parts, and the seconds that each took, by name."""
+    used: set[str] = field(default_factory=set)
+    """Names of the parts that the current variant has used."""
 
     @property
     def index(self) -> BetonIndex:
         """The source."""
         return BetonIndex.open(self.training.data / "source_train.beton")
 
-    def of(self, name: str, target: str, seed: int) -> Scored:
+    def score(self, name: str, target: str, seed: int) -> Scored:
         """Return the scores of a variant for a target, or for all targets."""
         variant = variants()[name]
+        if not self.parts:
+            self._extract("surrogate", self.targets[0])  # compiles, which counts for no variant
+        self.used.clear()
         several = target == COMBINED and variant.sees_target
-        parts: list[Scores] = []
-        own, used, clusters = 0.0, set[str](), None
+        found: list[Scores] = []
+        seconds, inputs = 0.0, dict[str, Any]()
         for one in self.targets if several else (target,):
-            inputs = self._inputs(variant, one, seed, used)
-            started = time.perf_counter()
-            parts.append(variant.method.function(**inputs))
-            own += time.perf_counter() - started
-            clusters = inputs.get("clusters")
-        started = time.perf_counter()
-        scores = parts[0]
+            inputs = self._inputs(variant, one, seed)
+            scores, spent = timed(partial(variant.method.function, **inputs))
+            found.append(scores)
+            seconds += spent
         if several:
             # Negative scores have no sum to be divided by.
-            negative = any((part.scores < 0).any() for part in parts)
-            scores = combine_scores(parts, how="rank" if negative else "sum")
-        own += time.perf_counter() - started
+            how: Any = "rank" if any((each.scores < 0).any() for each in found) else "sum"
+            scores, spent = timed(partial(combine_scores, found, how=how))
+            seconds += spent
         return Scored(
             scores,
-            own + self._seconds(used - TRAINED),
-            self._seconds(used & TRAINED),
-            clusters if scores.unit == "class" else None,
+            seconds + self._seconds(self.used - TRAINED),
+            self._seconds(self.used & TRAINED),
+            inputs.get("clusters") if scores.unit == "class" else None,
         )
 
-    def _inputs(self, variant: Variant, target: str, seed: int, used: set[str]) -> dict[str, Any]:
-        """Return the arguments of a variant; add the names of the shared parts to `used`."""
-        suffix = "" if variant.encoder == "surrogate" else f" {variant.encoder}"
-
-        def features(dataset: str) -> Features:
-            used.update((f"features {dataset}{suffix}", variant.encoder))
-            return self.features(dataset, variant.encoder)
-
-        def clusters() -> Clusters:
-            used.add(f"clusters{suffix}")
-            return self.clusters(variant.encoder)
-
-        def outcomes() -> NDArray[Any]:
-            used.add("influence runs")
-            return influences_of(self.influences()[1], target)
-
-        def models() -> list[Classifier]:
-            self.features("source")  # compiles
-            used.add("surrogate")
-            return [self.surrogate()]
-
+    def _inputs(self, variant: Variant, target: str, seed: int) -> dict[str, Any]:
+        """Return the arguments of a variant's function."""
         given: dict[str, Callable[[], Any]] = {
-            "target": lambda: features(target),
-            "source": lambda: features("source"),
-            "outcomes": outcomes,
+            "target": lambda: self.features(variant.encoder, target),
+            "source": lambda: self.features(variant.encoder, "source"),
+            "outcomes": lambda: influences_of(self.influences()[1], target),
             "included": lambda: self.influences()[0],
-            "models": models,
+            "models": lambda: [self.surrogate()],
             "beton": lambda: self.index,
-            "difficulty": lambda: score("el2n", source=features("source")),
+            "difficulty": lambda: score("el2n", source=self.features("surrogate", "source")),
             "seed": lambda: seed,
             "resolution": lambda: self.training.resolution,
             "crop_ratio": lambda: 1.0,
         }
         if variant.clusters or "clusters" in variant.method.required:
-            given["clusters"] = clusters
+            given["clusters"] = lambda: self.clusters(variant.encoder)
         made = {name: make() for name, make in given.items() if name in variant.inputs}
         return {**made, **variant.options}
 
     def _seconds(self, names: Iterable[str]) -> float:
-        return sum(self.made[name][1] for name in names)
+        return sum(self.parts[name][1] for name in names)
 
     # -- shared parts ----------------------------------------------------------------------------
-    def once(self, name: str, make: Callable[[], Any]) -> Any:
-        """Return the part called `name`; the first call makes it and takes the time."""
-        if name not in self.made:
+    def part(self, name: str, make: Callable[[], tuple[_Part, float]]) -> _Part:
+        """Return the part `name`. The first call makes it; `make` also returns its seconds."""
+        if name not in self.parts:
             progress(f"{name} ...")
-            started = time.perf_counter()
-            value = make()
-            self.made[name] = value, time.perf_counter() - started
-        return self.made[name][0]
+            self.parts[name] = make()
+        self.used.add(name)
+        part: _Part = self.parts[name][0]
+        return part
 
     def surrogate(self) -> Classifier:
-        """Return a network trained on the full source; its seconds are those of the loop."""
-        if "surrogate" not in self.made:
+        """Return a network trained on the full source. Its seconds are those of the loop."""
+
+        def train() -> tuple[Classifier, float]:
+            config = self.training.pretraining(
+                self.folder / "surrogate",
+                epochs=self.surrogate_epochs,
+                seed=1000,
+                overwrite=True,
+            )
             with quiet():
-                result = pretrain.pretrain(
-                    self.training.pretraining(
-                        self.folder / "surrogate",
-                        epochs=self.surrogate_epochs,
-                        seed=1000,
-                        overwrite=True,
-                    )
-                )
-            model = load_checkpoint(result["checkpoint"])
-            self.made["surrogate"] = model, result["pretrain_seconds"]
-        return self.made["surrogate"][0]  # type: ignore[no-any-return]  # of several kinds
+                result = pretrain.pretrain(config)
+            return load_checkpoint(result["checkpoint"]), result["pretrain_seconds"]
+
+        return self.part("surrogate", train)
 
     def encoder(self) -> Classifier:
         """Return a network trained without labels."""
-        source, training = self.training.data / "source_train.beton", self.training
-        return self.once(  # type: ignore[no-any-return]  # of several kinds
-            "encoder",
-            lambda: train_encoder(source, training.arch, training.resolution, Contrast()),
-        )
+        training = self.training
+        source = training.data / "source_train.beton"
+        train = partial(train_encoder, source, training.arch, training.resolution, Contrast())
+        return self.part("encoder", partial(timed, train))
 
-    def beton(self, dataset: str) -> Path:
-        """Return the training split of a dataset."""
-        return self.training.data / f"{dataset}_train.beton"
+    def features(self, encoder: str, dataset: str) -> Features:
+        """Return a network's features and logits of a training split."""
+        _ = self.surrogate() if encoder == "surrogate" else self.encoder()
+        extract = partial(self._extract, encoder, dataset)
+        return self.part(f"features {encoder} {dataset}", partial(timed, extract))
 
-    def features(self, dataset: str, encoder: str = "surrogate") -> Features:
-        """Return a network's features and logits on a training split."""
-        model = self.surrogate() if encoder == "surrogate" else self.encoder()
-        suffix = "" if encoder == "surrogate" else f" {encoder}"
-
-        def extract(name: str) -> Features:
-            with quiet():
-                return extract_features(
-                    model,
-                    self.beton(name),
-                    self.folder / "features" / f"{encoder}_{name}",
-                    resolution=self.training.resolution,
-                    crop_ratio=1.0,
-                    logits=True,
-                    restart=True,
-                )
-
-        if not any(name.startswith("features") for name in self.made):
-            extract(self.targets[0])  # what is compiled at first use is not counted
-        return self.once(  # type: ignore[no-any-return]  # of several kinds
-            f"features {dataset}{suffix}", lambda: extract(dataset)
-        )
+    def _extract(self, encoder: str, dataset: str) -> Features:
+        with quiet():
+            return extract_features(
+                self.surrogate() if encoder == "surrogate" else self.encoder(),
+                self.training.data / f"{dataset}_train.beton",
+                self.folder / "features" / f"{encoder}_{dataset}",
+                resolution=self.training.resolution,
+                crop_ratio=1.0,
+                logits=True,
+                restart=True,
+            )
 
     def clusters(self, encoder: str) -> Clusters:
-        """Return pseudo-classes of the source, as many as it has classes."""
-        features = self.features("source", encoder).features
-        suffix = "" if encoder == "surrogate" else f" {encoder}"
-        return self.once(  # type: ignore[no-any-return]  # of several kinds
-            f"clusters{suffix}", lambda: cluster(np.asarray(features), NUM_CLUSTERS)
+        """Return as many pseudo-classes of the source as it has classes."""
+        features = np.asarray(self.features(encoder, "source").features)
+        return self.part(
+            f"clusters {encoder}", partial(timed, partial(cluster, features, NUM_CLUSTERS))
         )
 
     def influences(self) -> tuple[NDArray[np.bool_], list[dict[str, Any]]]:
-        """Return which classes each run held `(R, C)`, and the runs' results."""
-        if "influence runs" not in self.made:
-            included, results = self._influences()
-            # Only the pretraining loops count, on as many cores as there are processes.
-            seconds = sum(result["pretrain_seconds"] for result in results) / self.processes
-            self.made["influence runs"] = (included, results), float(seconds)
-        return self.made["influence runs"][0]  # type: ignore[no-any-return]  # of several kinds
+        """Return which classes each run included `(R, C)`, and the runs' results."""
+        return self.part("influence runs", self._run_influences)
 
-    def _influences(self) -> tuple[NDArray[np.bool_], list[dict[str, Any]]]:
+    def _run_influences(self) -> tuple[tuple[NDArray[np.bool_], list[dict[str, Any]]], float]:
         index, rng = self.index, np.random.default_rng(0)
         count = index.num_classes
         included = np.zeros((self.influence_runs, count), dtype=np.bool_)
         jobs = []
-        for run, held in enumerate(included):
+        for run, row in enumerate(included):
             classes = np.sort(rng.permutation(count)[: count // 2])
-            held[classes] = True
+            row[classes] = True
             selection = Selection.of_classes(index, classes, num_classes=count)
             path = self.folder / "selections" / f"influence_{run}.npz"
             selection.save(path)
@@ -276,7 +246,16 @@ class Scorer:
         results = run_all(
             influence_run, training, jobs, self.folder / "influence", self.processes, "influence"
         )
-        return included, results
+        # Only the pretraining loops count, on as many cores as there are processes.
+        seconds = sum(result["pretrain_seconds"] for result in results) / self.processes
+        return (included, results), float(seconds)
+
+
+def timed(call: Callable[[], _Part]) -> tuple[_Part, float]:
+    """Return the result of a call, and its seconds."""
+    started = time.perf_counter()
+    result = call()
+    return result, time.perf_counter() - started
 
 
 def votes_of(scores: Scores, renderings: list[str]) -> Mapping[str, float]:

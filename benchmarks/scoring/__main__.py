@@ -1,7 +1,7 @@
-"""Time scoring against what it replaces.
+"""Time scoring against the code that it replaces.
 
 Both sides work on the same arrays with the same number of threads. Every figure compares their
-results, and fails where these differ.
+results, and fails where the results differ.
 """
 
 from benchmarks.harness.command import main

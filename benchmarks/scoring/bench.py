@@ -32,13 +32,13 @@ class Scale:
     targets: int = 50_500
     """Target images that are assigned to class means."""
     looped: int = 100
-    """Images of these for the published loop, per round."""
+    """Target images that the published loop assigns, per round."""
     samples: int = IMAGENET_SAMPLES
     """Samples of the source."""
     images: int = 170
     """Images whose gradient norms are computed at once, per round."""
     backward: int = 24
-    """Images of these with one backward pass each, per round."""
+    """Images with a separate backward pass each, per round."""
     rounds: int = 9
     """Rounds of figures that take about a second."""
     short_rounds: int = 51
@@ -72,7 +72,7 @@ class Bench:
 
 @contextmanager
 def open_benches(quick: bool, data: Path) -> Iterator[list[Bench]]:
-    """Yield what is measured."""
+    """Yield the bench."""
     torch.set_num_threads(CORES)
     yield [Bench(QUICK if quick else Scale(), data)]
 
@@ -97,7 +97,7 @@ def fastest(times: Mapping[str, Times], ways: Collection[str]) -> tuple[str, lis
 
 
 def compare_pairs(figure: str, what: str, sides: Sides, rounds: int, **params: Any) -> Row:
-    """Time two sides, ours first, whose results `what` must be equal in every round."""
+    """Time two sides, ours first. Their results (`what`, in the error) must be equal."""
     times = alternate_timed(sides, rounds)
     for (_, mine), (_, its) in zip(*times.values(), strict=True):
         check_same(what, mine, its)

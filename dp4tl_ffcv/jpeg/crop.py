@@ -87,8 +87,8 @@ def jpeg_scratch_bytes(max_height: int, max_width: int) -> int:
 def _size_position(data: Any) -> int:
     """Return the position of height and width in a JPEG, or 0 if `_decode_blocks` cannot be used.
 
-    That holds for JPEGs that are not sequential with one scan for all components, that have restart
-    markers, or whose header is anything but consecutive segments.
+    `_decode_blocks` needs a sequential JPEG with one scan for all components and without restart
+    markers, whose header consists of consecutive segments.
     """
     found, components, position = 0, 0, 2
     while position + 10 <= data.size and data[position] == 0xFF:
@@ -119,11 +119,11 @@ def _decode_blocks(
     strides: Any,
     copy: Any,
 ) -> bool:
-    """Decode the first `rows` rows to planes of `columns` columns; return whether that succeeded.
+    """Decode the first `rows` rows to planes of `columns` columns, and return whether it worked.
 
-    Both are whole blocks, and a copy of the JPEG states them as its size. libjpeg then decodes in
-    place, skips the remaining rows and warns of them. It reports the first warning only, so damage
-    in the decoded rows shows as another warning, which is a failure.
+    Both numbers are whole blocks, and a copy of the JPEG states them as its size. libjpeg then
+    decodes in place, skips the remaining rows and warns about them. It reports the first warning
+    only. Damage in the decoded rows therefore gives another warning, which counts as a failure.
     """
     position = _size_position(data)
     if position == 0 or data.size > copy.size:

@@ -46,7 +46,7 @@ _INTERFACE: dict[str, tuple[Any, list[Any]]] = {
 
 
 class JpegError(ValueError):
-    """TurboJPEG rejects or warns of a JPEG or of pixels. The message is the library's."""
+    """TurboJPEG rejects a JPEG or pixels, or warns about them. The message is TurboJPEG's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,11 +102,7 @@ def decode(data: Data, *, fast: bool = False) -> NDArray[np.uint8]:
 
 
 def check(data: Data) -> None:
-    """Raise the errors of `decode` in about half of its time, by decoding at an eighth of the size.
-
-    Raises:
-        JpegError: as for `decode`.
-    """
+    """Raise the errors of `decode` in about half its time, by decoding at an eighth of the size."""
     with _decompressor(data) as (handle, source, header):
         _decompress(handle, source, -(-header.height // 8), -(-header.width // 8), fast=True)
 

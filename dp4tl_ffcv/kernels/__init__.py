@@ -1,7 +1,9 @@
-"""Kernels: counting for the scores; cropping, resizing and colour conversion for the decoders.
+"""Compiled kernels: counting for the scores; crops, resizing and colours for the decoders.
 
-Every kernel validates its arguments before compiled code runs (numba does not check bounds), gives
-the same bits for any number of threads, and has a numpy twin of its name in `tests/reference`.
+Every kernel checks its arguments before compiled code runs, because numba does not check bounds: it
+raises TypeError for a wrong type, and ValueError for a wrong shape or a value out of range. A
+kernel gives the same bits for any number of threads. `tests/reference` holds a plain numpy function
+of the same name for each.
 """
 
 from .crops import random_crops, random_flips

@@ -11,12 +11,7 @@ from ..validate import check_ints
 def as_ints(
     values: ArrayLike, name: str, at_least: int | None = None, below: int | None = None
 ) -> NDArray[np.int64]:
-    """Return integers `(N,)` as contiguous int64; uint64 values from 2**63 on become negative.
-
-    Raises:
-        TypeError: the values are not integers.
-        ValueError: the shape is not `(N,)`, or a value is out of bounds.
-    """
+    """Return integers `(N,)` as contiguous int64; uint64 values from 2**63 on become negative."""
     array = np.asarray(values)
     if array.size == 0 and array.dtype.kind == "f":  # np.asarray([]) is float64
         array = array.astype(np.int64)
@@ -32,12 +27,7 @@ def as_ints(
 
 
 def as_labels(labels: ArrayLike, num_classes: int, name: str = "labels") -> NDArray[np.int64]:
-    """Return class ids `(N,)` in `[0, num_classes)` as contiguous int64.
-
-    Raises:
-        TypeError: the labels are not integers.
-        ValueError: the shape is not `(N,)`, or a label is out of range.
-    """
+    """Return class ids `(N,)` in `[0, num_classes)` as contiguous int64."""
     return as_ints(labels, name, below=num_classes)
 
 
@@ -50,12 +40,7 @@ def out_of_range(labels: ArrayLike, num_classes: int, name: str = "labels") -> V
 
 
 def as_features(features: ArrayLike, name: str = "features") -> NDArray[Any]:
-    """Return features `(N, D)` as a contiguous array of float16, float32 or float64.
-
-    Raises:
-        TypeError: the features are not floating point.
-        ValueError: the shape is not `(N, D)` with D >= 1.
-    """
+    """Return features `(N, D)` as a contiguous array of float16, float32 or float64."""
     array = np.asarray(features)
     if array.dtype not in (np.float16, np.float32, np.float64):
         raise TypeError(f"`{name}` must be float16, float32 or float64; got dtype {array.dtype}.")
@@ -71,10 +56,6 @@ def as_pixels(image: ArrayLike, name: str, shape: str) -> NDArray[np.uint8]:
         image: pixels of one plane or of three channels.
         name: argument that errors name.
         shape: "(H, W)" or "(H, W, 3)".
-
-    Raises:
-        TypeError: the pixels are not uint8.
-        ValueError: the array has another shape or no pixels.
     """
     array = np.asarray(image)
     if array.dtype != np.uint8:
@@ -86,12 +67,7 @@ def as_pixels(image: ArrayLike, name: str, shape: str) -> NDArray[np.uint8]:
 
 
 def as_box(box: tuple[int, int, int, int] | None, image: NDArray[Any]) -> tuple[int, int, int, int]:
-    """Return a box as ints (top, left, height, width); None is the whole image.
-
-    Raises:
-        TypeError: a value is not an integer.
-        ValueError: the box is empty or leaves the image.
-    """
+    """Return a box as ints (top, left, height, width); None is the whole image."""
     rows, columns = image.shape[:2]
     if box is None:
         return 0, 0, rows, columns

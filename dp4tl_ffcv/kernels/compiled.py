@@ -12,16 +12,15 @@ from numba import njit
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 _RELATIVE_IMPORT = re.compile(r"^\s*from (\.+)([\w.]*) import (\([^)]*\)|.*)", re.MULTILINE)
-_MAKES_CODE = re.compile(
-    r"\b(numba|compiled)\b"
-)  # other functions cannot be called by compiled code
+# Compiled code can call functions of these files only.
+_MAKES_CODE = re.compile(r"\b(numba|compiled)\b")
 
 
 def compiled(**options: Any) -> Callable[[_Function], _Function]:
     """Return a decorator: numba's `njit` with these options, without the GIL, cached on disk.
 
-    Numba recompiles a function when its own file changes. Machine code also contains functions and
-    constants of other files, so here a change in a file that they are imported from counts as well.
+    Numba recompiles a function when its file changes. Machine code also contains constants and
+    functions that the file imports, so here a change in one of the imported files counts as well.
     """
 
     def decorate(function: _Function) -> _Function:

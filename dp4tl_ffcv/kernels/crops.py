@@ -15,8 +15,8 @@ from ..validate import check_int, check_number, check_range
 from .checks import as_ints
 from .compiled import compiled
 
-_TRIES = 10  # crops drawn before the largest centred one is taken, as in torchvision
-_FLIP_DRAW = 4 * _TRIES  # crops use the draws before
+_TRIES = 10  # as in torchvision
+_FLIP_DRAW = 4 * _TRIES  # the first draw that no crop uses
 
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 _FIRST = np.uint64(0xBF58476D1CE4E5B9)
@@ -107,9 +107,9 @@ def random_crops(
 ) -> NDArray[np.int64]:
     """Draw the random resized crop of each sample (Szegedy et al., arXiv 1409.4842).
 
-    Up to ten tries draw an area H W u, u uniform in `scale`, and a log aspect ratio uniform in log
-    `ratio`. The first crop that fits into the image is placed uniformly. If none fits, the largest
-    centred crop of an allowed aspect ratio is taken.
+    Up to ten tries draw an area H W u, with u uniform in `scale`, and an aspect ratio whose
+    logarithm is uniform. The first crop that fits into the image is placed uniformly. If no crop
+    fits, the result is the largest centred crop of an allowed aspect ratio.
 
     Args:
         heights: image heights in pixels `(N,)`, at least 1.
@@ -123,10 +123,6 @@ def random_crops(
 
     Returns:
         Boxes `(N, 4)`: top, left, height, width.
-
-    Raises:
-        TypeError: an argument that must hold integers does not.
-        ValueError: shapes differ, or a value is out of range.
     """
     samples = as_ints(ids, "ids", at_least=0)
     rows, columns = as_ints(heights, "heights", at_least=1), as_ints(widths, "widths", at_least=1)
@@ -155,10 +151,6 @@ def random_flips(
 
     Returns:
         Flags `(N,)`, true for mirrored samples.
-
-    Raises:
-        TypeError: an argument that must hold integers does not.
-        ValueError: a value is out of range.
     """
     samples = as_ints(ids, "ids", at_least=0)
     chance = check_number("probability", probability, at_least=0, at_most=1)

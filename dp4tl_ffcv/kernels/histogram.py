@@ -16,8 +16,8 @@ _LABELS_PER_THREAD = 1 << 18
 
 @compiled()
 def _count_range(labels: Any, counts: Any) -> None:
-    # The last counter takes labels out of range; negative labels are huge as unsigned.
-    # Four rows of counters alternate: increments of one counter would wait for each other.
+    # The last counter counts labels out of range; negative labels are huge as unsigned.
+    # Four rows of counters alternate, because increments of one counter wait for each other.
     outside = np.uint64(counts.shape[1] - 1)
     first, second, third, fourth = counts[0], counts[1], counts[2], counts[3]
     whole = labels.size // 4 * 4
@@ -48,10 +48,6 @@ def class_histogram(labels: ArrayLike, num_classes: int) -> NDArray[np.int64]:
 
     Returns:
         Counts `(C,)`.
-
-    Raises:
-        TypeError: `labels` or `num_classes` are not integers.
-        ValueError: a label is out of range, or a shape is wrong.
     """
     num_classes = check_int("num_classes", num_classes, 1)
     ids = as_ints(labels, "labels")

@@ -56,7 +56,7 @@ def _typed_exponential(x):  # type: ignore[no-untyped-def]  # numba compares it 
 
 
 def as_words(values: Any) -> Any:
-    """Return float16 values in a form that `widened` takes; other arrays unchanged.
+    """Return float16 values in a form that `widened` accepts; other arrays unchanged.
 
     The form is uint16 words, or float32 on processors that cannot convert float16.
     """

@@ -50,10 +50,6 @@ def class_members(labels: ArrayLike, retained: ArrayLike) -> NDArray[np.int64]:
 
     Returns:
         Sample ids `(M,)`, ascending.
-
-    Raises:
-        TypeError: `labels` are not integers, or `retained` is not bool.
-        ValueError: a label is out of range, or a shape is wrong.
     """
     flags = np.asarray(retained)
     if flags.dtype != np.bool_:

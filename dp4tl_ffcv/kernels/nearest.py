@@ -149,11 +149,11 @@ def nearest_mean(
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Find the mean nearest to each sample: `nearest[n] = argmin_c ||features[n] - means[c]||_2`.
 
-    The distances come from a matrix product; near ties are compared again in float64, and exact
+    The distances come from a matrix product. Near ties are compared again in float64, and exact
     ties go to the lowest class. Soft votes spread each sample over all classes,
-    `votes[c] = sum_n softmax_c(-d_nc / s_n)`, where `d_nc` is the squared distance minus the
-    smallest of the row and `s_n`, the mean of `d_nc` over c, is a temperature per sample. They have
-    the precision of the product: float64 for float64 `features`, otherwise float32.
+    `votes[c] = sum_n softmax_c(-d_nc / s_n)`. Here `d_nc` is the squared distance minus the row's
+    smallest, and `s_n`, the mean of `d_nc` over c, is a temperature per sample. Soft votes have the
+    precision of the product: float64 for float64 `features`, otherwise float32.
 
     Args:
         features: `(N, D)`, float16, float32 or float64, finite and at most 1e150.
@@ -161,10 +161,6 @@ def nearest_mean(
 
     Returns:
         Class ids `(N,)` and soft votes `(C,)`, zero for classes without samples.
-
-    Raises:
-        TypeError: a dtype is wrong.
-        ValueError: shapes do not match, a value is not finite or too large, or all means are NaN.
     """
     values = as_features(features)
     centres = as_features(means, "means").astype(np.float64)

@@ -262,10 +262,6 @@ def resize_area(
 
     Returns:
         uint8 `(height, width, 3)`.
-
-    Raises:
-        TypeError: the image is not uint8, or a size is not an int.
-        ValueError: the image is not `(H, W, 3)`, a size is below 1, or the box leaves the image.
     """
     pixels = as_pixels(image, "image", "(H, W, 3)")
     rows, columns = check_ints("size", size, 2, at_least=1)

@@ -98,8 +98,8 @@ def times(_: Any, _a: Any, _b: Any) -> Any:
     """Return `a * b / 65536` rounded down: a product with a fraction."""
 
     def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-        # One instruction on most machines. A sequence of widen, multiply, shift and narrow would be
-        # one too, until the optimiser moves a widening out of the loop.
+        # One instruction on most machines. LLVM also recognises widen, multiply, shift and narrow,
+        # but not after the optimiser has moved a widening out of the loop.
         kind = ir.FunctionType(_VECTOR, [_VECTOR, _VECTOR, _INDEX])
         name = f"llvm.umul.fix.v{LANES}i16"
         multiply = cgutils.get_or_insert_function(  # type: ignore[no-untyped-call]

@@ -85,10 +85,6 @@ def class_sums(
 
     Returns:
         Sums `(C, D)`, accumulated in float64 in ascending sample order, and counts `(C,)`.
-
-    Raises:
-        TypeError: a dtype is wrong.
-        ValueError: a label is out of range, or shapes do not match.
     """
     num_classes = check_int("num_classes", num_classes, 1)
     values = as_features(features)

@@ -166,9 +166,9 @@ def ycc_to_rgb(
     """Convert a box of a JPEG's planes to RGB, bit for bit like libjpeg-turbo.
 
     `R = Y + 1.402 r`, `G = Y - 0.34414 b - 0.71414 r` and `B = Y + 1.772 b`, clamped to [0, 255],
-    where b and r are the upsampled chroma minus 128. Products are in units of 2^-16 and sums are
-    rounded half up. An upsampled chroma pixel is 3/4 of the nearest and 1/4 of the second nearest
-    pixel along each subsampled axis; pixels of planes with one or two columns are repeated instead.
+    where b and r are the upsampled chroma minus 128. Products are in units of 2^-16, and sums are
+    rounded half up. Along each subsampled axis, an upsampled chroma pixel is 3/4 of the nearest and
+    1/4 of the second nearest pixel. Planes of one or two columns are upsampled by repetition.
 
     Args:
         luma: Y plane, uint8 `(H, W)`.
@@ -179,11 +179,6 @@ def ycc_to_rgb(
 
     Returns:
         uint8 `(height, width, 3)`.
-
-    Raises:
-        TypeError: a plane is not uint8.
-        ValueError: shapes do not match, the subsampling is not supported, or the box leaves the
-            image.
     """
     planes = {"luma": luma, "blue": blue, "red": red}
     y, b, r = (as_pixels(plane, name, "(H, W)") for name, plane in planes.items())

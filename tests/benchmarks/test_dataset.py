@@ -1,4 +1,4 @@
-"""The betons of the benchmarks: readable by stock ffcv, deterministic, with ImageNet's numbers."""
+"""The betons of the benchmarks: readable by ffcv, reproducible, with ImageNet's statistics."""
 
 from pathlib import Path
 
@@ -49,7 +49,7 @@ def test_images_have_the_bytes_and_shapes_of_imagenet(index: BetonIndex, folder:
         assert 0.6 < (sides[:, 0] > sides[:, 1]).mean() < 0.95
 
 
-def test_raw_images_are_those_that_the_jpegs_show(index: BetonIndex, folder: Path) -> None:
+def test_raw_images_show_the_same_as_the_jpegs(index: BetonIndex, folder: Path) -> None:
     raw = BetonIndex.open(prepare(Images(**SMALL, long_side=400, mode="raw"), folder))
     np.testing.assert_array_equal(raw.labels(), index.labels())
     for sample in (0, 17, 299):
@@ -69,7 +69,7 @@ def test_the_same_arguments_make_the_same_file(
     assert prepare(images, folder).stat() == written  # not written again
 
 
-def test_no_extent_crosses_a_page_nor_meets_another(index: BetonIndex, tables: BetonIndex) -> None:
+def test_samples_neither_cross_a_page_nor_overlap(index: BetonIndex, tables: BetonIndex) -> None:
     for found in (index, tables):
         starts = found.allocations["ptr"].astype(np.int64)
         ends = starts + found.allocations["size"].astype(np.int64)
@@ -86,7 +86,7 @@ def test_the_samples_are_shuffled(index: BetonIndex) -> None:
     np.testing.assert_array_equal(np.sort(np.bincount(labels)), np.sort(sizes))
 
 
-def test_class_sizes_are_those_of_imagenet() -> None:
+def test_class_sizes_have_imagenets_proportions() -> None:
     sizes = class_sizes(dataset.IMAGENET_SAMPLES, 1000)
     assert sizes.sum() == dataset.IMAGENET_SAMPLES
     assert (sizes.min(), sizes.max()) == (732, 1300)
@@ -96,7 +96,7 @@ def test_class_sizes_are_those_of_imagenet() -> None:
     assert fewer.min() / fewer.max() == pytest.approx(732 / 1300, abs=0.03)
 
 
-def test_tables_take_no_room_for_images(tables: BetonIndex) -> None:
+def test_a_beton_of_tables_uses_no_disk_space_for_images(tables: BetonIndex) -> None:
     status = tables.path.stat()
     assert tables.num_samples == TABLES
     assert tables.num_classes == 1000

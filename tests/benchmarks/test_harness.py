@@ -62,7 +62,7 @@ def row(unit: str, ours: list[float], other: list[float], **params: Any) -> Row:
 
 
 # -- rows ------------------------------------------------------------------------------------------
-def test_a_higher_rate_is_better_and_less_of_anything_else() -> None:
+def test_a_ratio_above_one_means_a_higher_rate_or_a_smaller_amount() -> None:
     assert row("images/s", [30.0], [10.0]).ratio == 3
     assert row("s", [30.0], [10.0]).ratio == pytest.approx(1 / 3)
     assert row("bytes", [10], [30]).ratio == 3
@@ -140,7 +140,7 @@ def test_only_a_full_run_of_all_figures_replaces_the_results(
     assert [path.name for path in tmp_path.glob("*.jsonl")] == (["scoring.jsonl"] if kept else [])
 
 
-def test_lines_go_to_stdout_and_to_a_file_that_names_the_machine(
+def test_rows_go_to_stdout_and_to_a_file_that_names_the_machine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     made = [row("s", [1.0], [2.0]), row("s", [1.0], [3.0])]
@@ -168,14 +168,13 @@ def test_a_worker_keeps_its_object_in_its_own_process() -> None:
     with Worker(list, [1, 2]) as worker:
         worker.call("append", 3)
         assert worker.call("__len__") == 3
-    with Worker(__import__, "os") as worker:
-        assert worker.call("getpid") != os.getpid()
 
 
 def test_output_of_a_worker_is_shown_only_when_it_fails(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     with Worker(__import__, "os") as worker:
+        assert worker.call("getpid") != os.getpid()
         worker.call("system", "echo noise")
         assert capfd.readouterr() == ("", "")
         with pytest.raises(RuntimeError, match="a worker failed in 'rmdir': FileNotFoundError"):
@@ -247,17 +246,15 @@ def no_sample_in_the_background(session: int) -> int:
     return 0
 
 
-def test_memory_that_cannot_be_sampled_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "tree_bytes", no_sample_in_the_background)
-    with pytest.raises(PermissionError, match="no access"), TreePeak(1):
-        time.sleep(0.2)
-
-
-def test_an_error_of_the_measured_code_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    def measured() -> None:
+def test_a_failed_sample_is_an_error_unless_the_measured_code_failed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail() -> None:
         time.sleep(0.2)
         raise RuntimeError("the measured code failed")
 
     monkeypatch.setattr(memory, "tree_bytes", no_sample_in_the_background)
+    with pytest.raises(PermissionError, match="no access"), TreePeak(1):
+        time.sleep(0.2)
     with pytest.raises(RuntimeError, match="the measured code failed"), TreePeak(1):
-        measured()
+        fail()

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks.planted import report
-from benchmarks.planted.__main__ import QUICK, Case, merged, run_row
+from benchmarks.planted.cases import QUICK, Case, merge, run_row
 from benchmarks.planted.encoder import contrastive_loss
 from benchmarks.planted.report import largest_pruning, write_report
 from benchmarks.planted.runs import Job, Training, run_all
@@ -21,7 +21,7 @@ JOB = Job(selection=None, digest="one", seed=0, targets=("target",), images=10)
 
 
 @pytest.mark.parametrize("rule", ["mean", "t"])
-def test_the_largest_pruning_is_that_of_the_smallest_keep_before_the_first_loss(rule: str) -> None:
+def test_all_keeps_from_the_largest_down_must_pass(rule: str) -> None:
     full = [0.80, 0.82, 0.84]
     kept = {
         0.1: [0.9, 0.9, 0.9],  # passes, but a larger keep does not
@@ -32,26 +32,22 @@ def test_the_largest_pruning_is_that_of_the_smallest_keep_before_the_first_loss(
     assert largest_pruning(full, kept, rule) == pytest.approx(0.6)
 
 
-def test_a_loss_that_varies_passes_the_t_test_alone() -> None:
-    full, kept = [0.80, 0.82, 0.84], {0.5: [0.80, 0.80, 0.84]}
-    assert largest_pruning(full, kept, "mean") == 0.0
-    assert largest_pruning(full, kept, "t") == 0.5  # -0.0067 + 2.92 * 0.0115 / sqrt(3) > 0
+def test_a_small_loss_passes_the_t_test_if_it_varies_and_never_the_rule_of_the_mean() -> None:
+    full, varied, steady = [0.80, 0.82, 0.84], [0.80, 0.80, 0.84], [0.79, 0.80, 0.83]
+    assert largest_pruning(full, {0.5: varied}, "mean") == 0.0
+    assert largest_pruning(full, {0.5: varied}, "t") == 0.5  # -0.0067 + 2.92 * 0.0115 / sqrt(3) > 0
+    assert largest_pruning(full, {0.5: steady}, "mean") == 0.0
+    assert largest_pruning(full, {0.5: steady}, "t") == 0.0
 
 
-def test_a_steady_loss_passes_neither_rule() -> None:
-    full, kept = [0.80, 0.82, 0.84], {0.5: [0.79, 0.80, 0.83]}
-    for rule in ("mean", "t"):
-        assert largest_pruning(full, kept, rule) == 0.0
-
-
-def test_one_pretraining_serves_all_targets_that_want_the_same_selection() -> None:
+def test_targets_with_the_same_selection_share_a_pretraining_run() -> None:
     jobs = [
         replace(JOB, targets=("b",)),
         replace(JOB, targets=("a",)),
         replace(JOB, seed=1),
         replace(JOB, digest="two"),
     ]
-    found = merged(iter(jobs))
+    found = merge(iter(jobs))
     assert list(found) == [("one", 0), ("one", 1), ("two", 0)]
     assert found["one", 0].targets == ("a", "b")
 
@@ -67,7 +63,7 @@ def test_a_row_counts_retained_samples_and_averages_targets() -> None:
     assert row["accuracy"] == {"linear_probe": pytest.approx(0.6)}
 
 
-def test_finished_runs_are_taken_over_and_others_are_not(tmp_path: Path) -> None:
+def test_finished_runs_with_the_same_settings_are_reused(tmp_path: Path) -> None:
     training, called = Training(data=tmp_path), []
 
     def call(_: Training, job: Job) -> dict[str, int]:
@@ -121,7 +117,7 @@ def rows() -> list[dict[str, object]]:
     return made
 
 
-def test_the_report_comes_from_the_file_alone_and_says_who_may_prune_what(
+def test_the_report_is_made_from_the_result_file_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     params = {"seeds": [0, 1, 2], "arch": "a", "resolution": 1, "epochs": 1, "surrogate_epochs": 1}

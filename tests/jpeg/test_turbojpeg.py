@@ -164,7 +164,7 @@ def test_a_small_file_that_promises_gigabytes_is_rejected_at_once() -> None:
         decode(bytes(data))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.integers(0, 10**6), st.integers(0, 255))
 def test_a_damaged_byte_gives_pixels_or_an_error(position: int, value: int) -> None:
     data = bytearray(jpeg(picture(24, 24), subsampling=1))

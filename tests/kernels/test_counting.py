@@ -32,7 +32,7 @@ def assert_like_twins(labels: Any, retained: NDArray[np.bool_]) -> None:
     np.testing.assert_array_equal(found, reference.class_members(labels, retained))
 
 
-@settings(derandomize=True, deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(labelled())
 def test_counts_and_members_equal_the_twins(case: tuple[NDArray[Any], NDArray[np.bool_]]) -> None:
     assert_like_twins(*case)

@@ -73,7 +73,7 @@ def assert_same_distribution(one: NDArray[Any], other: NDArray[Any]) -> None:
     assert np.abs(shares[0] - shares[1]).max() < 1.95 * math.sqrt(1 / len(one) + 1 / len(other))
 
 
-@settings(derandomize=True, deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(
     st.lists(st.tuples(SIDES, SIDES, IDS), min_size=1, max_size=8),
     COUNTERS, COUNTERS, RANGES, RATIOS, COUNTERS,
@@ -88,7 +88,7 @@ def test_crops_equal_the_twins_and_lie_inside_the_image(
     assert_inside(boxes, arguments[0], arguments[1])
 
 
-@settings(derandomize=True, deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(st.lists(IDS, max_size=8), COUNTERS, COUNTERS, st.floats(0, 1), COUNTERS)
 def test_flips_equal_the_twins(
     ids: list[int], seed: int, epoch: int, probability: float, view: int

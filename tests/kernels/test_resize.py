@@ -58,7 +58,7 @@ def aligned(size: int, fill: int) -> NDArray[np.uint8]:
     return raw[-raw.ctypes.data % 64 :]
 
 
-@settings(derandomize=True, deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(crops())
 def test_pixels_match_the_twin_and_opencv(case: Any) -> None:
     image, size, box, mirrored = case
@@ -110,7 +110,7 @@ def test_odd_shapes_match_opencv(shape: tuple[int, int], size: tuple[int, int]) 
         assert gap(result, reference(image, size)) <= 1
 
 
-@settings(derandomize=True, deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(crops(), st.sampled_from((0, 1, 100, 254, 255)))
 def test_a_constant_image_stays_constant(case: Any, level: int) -> None:
     image, size, box, mirrored = case
@@ -118,7 +118,7 @@ def test_a_constant_image_stays_constant(case: Any, level: int) -> None:
     assert np.all(result == level)
 
 
-@settings(derandomize=True, deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(crops())
 def test_mirroring_and_cropping_are_exact(case: Any) -> None:
     image, size, box, _ = case
@@ -135,7 +135,7 @@ def test_a_read_only_image_of_the_requested_size_is_unchanged() -> None:
     np.testing.assert_array_equal(resize_area(image, (50, 70)), image)
 
 
-@settings(derandomize=True, deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(crops(), st.integers(0, 255))
 def test_only_scratch_and_destination_are_written(case: Any, fill: int) -> None:
     image, size, box, mirrored = case

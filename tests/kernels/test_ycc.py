@@ -35,7 +35,7 @@ def cases(draw: Any) -> tuple[list[Any], tuple[int, int], tuple[int, int, int, i
     return planes(height, width, subsampling, draw(st.integers(0, 99))), subsampling, box
 
 
-@settings(derandomize=True, deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(cases())
 def test_boxes_equal_the_twins(case: Any) -> None:
     values, subsampling, box = case
@@ -85,7 +85,7 @@ def guarded(size: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     return whole, whole[GUARD : GUARD + size]
 
 
-@settings(derandomize=True, deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(cases())
 def test_padding_columns_are_not_read_and_only_outputs_are_written(case: Any) -> None:
     values, subsampling, box = case
