@@ -25,24 +25,18 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dp4tl_ffcv import (
-    BetonIndex,
-    PrunedLoader,
-    build_model,
-    evaluation_loader,
-    load_checkpoint,
-    training_loader,
-)
+from dp4tl_ffcv import BetonIndex, PrunedLoader, build_model, load_checkpoint, training_loader
 from dp4tl_ffcv.utils import Classifier, replace_head, sha256_of_file
 
 from .components.data import open_splits
-from .components.optimizers import BestWeights, make_optimizer, set_learning_rate
+from .components.optimizers import BestWeights, make_optimizer, take_step
 from .components.precision import autocast, loss_scaler
 from .components.processes import Processes, processes
 from .components.schedules import learning_rate
@@ -133,10 +127,9 @@ class TrainState:
 
 def set_up(model: Classifier, index: BetonIndex, config: Config, group: Processes) -> TrainState:
     """Make the loader and the optimiser."""
-    per_step = config.batch_per == "step"
     loader = training_loader(
         index,
-        batch_size=group.per_process(config.batch_size) if per_step else config.batch_size,
+        batch_size=group.batch_size(config),
         resolution=config.resolution,
         seed=config.seed,
         min_scale=config.min_scale,
@@ -159,12 +152,8 @@ def set_up(model: Classifier, index: BetonIndex, config: Config, group: Processe
 
 def train_step(state: TrainState, images: Tensor, labels: Tensor, step: int) -> Tensor:
     """Train on one batch and return its loss, without waiting for the GPU."""
-    set_learning_rate(state.optimizer, state.learning_rate(step))
     loss = loss_of(state, images, labels)
-    state.optimizer.zero_grad(set_to_none=True)
-    state.scaler.scale(loss).backward()
-    state.scaler.step(state.optimizer)
-    state.scaler.update()
+    take_step(state.optimizer, loss, lr=state.learning_rate(step), scaler=state.scaler)
     return loss.detach()
 
 
@@ -181,22 +170,20 @@ def train_probe(
 ) -> dict[str, Any]:
     """Train the head on features that are computed once, and leave the head of the best epoch."""
     session.resume()
-    loaders = [evaluate_on(splits[name], config, session) for name in ("train", "val")]
-    session.warm_up(lambda: first_features(model, loaders[0]))
+    device = session.processes.device
+    train, val = (evaluation(splits[name], config) for name in ("train", "val"))
+    session.warm_up(lambda: frozen_features(model, train, device, num_batches=1))
     started = time.perf_counter()
-    features, labels = frozen_features(model, loaders[0])
-    val_features, val_labels = frozen_features(model, loaders[1])
+    features, labels = frozen_features(model, train, device)
+    val_features, val_labels = frozen_features(model, val, device)
     head, best = model.head, BestWeights(model.head)
     optimizer = make_optimizer(head, **config.optimizer_settings())
     criterion = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
     rate = learning_rate(config, config.epochs * -(-len(labels) // config.batch_size))
     for epoch in range(config.epochs):
         for rows in torch.randperm(len(labels)).to(labels.device).split(config.batch_size):
-            set_learning_rate(optimizer, rate(session.step))
             loss = criterion(head(features[rows]), labels[rows])
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
+            take_step(optimizer, loss, lr=rate(session.step))
             session.count(loss.detach(), len(rows))
         with torch.inference_mode():
             accuracy = (head(val_features).argmax(1) == val_labels).float().mean().item()
@@ -213,30 +200,15 @@ def train_probe(
 
 
 @torch.no_grad()
-def frozen_features(model: Classifier, loader: PrunedLoader) -> tuple[Tensor, Tensor]:
-    """Return the inputs of the head `(n, D)` and the labels `(n,)`."""
+def frozen_features(
+    model: Classifier, split: Validation, device: torch.device, num_batches: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return the inputs of the head `(n, D)` and the labels `(n,)`, of all batches or the first."""
     model.eval()
-    batches = [(model.features(images)[1].float(), labels.clone()) for images, labels in loader]
-    features, labels = (torch.cat(part) for part in zip(*batches, strict=True))
+    batches = islice(split.batches(split.ids, device), num_batches)
+    parts = [(model.features(images)[1].float(), labels.clone()) for images, labels in batches]
+    features, labels = (torch.cat(part) for part in zip(*parts, strict=True))
     return features, labels
-
-
-@torch.no_grad()
-def first_features(model: Classifier, loader: PrunedLoader) -> None:
-    """Compute the features of one batch."""
-    model.eval().features(next(iter(loader))[0])
-
-
-def evaluate_on(index: BetonIndex, config: Config, session: Session) -> PrunedLoader:
-    """Return a loader of centre crops, each sample once."""
-    return evaluation_loader(
-        index,
-        batch_size=config.batch_size,
-        resolution=config.val_resolution or config.resolution,
-        crop_ratio=config.crop_ratio,
-        num_workers=config.num_workers,
-        device=session.processes.device,
-    )
 
 
 # -- data, model and evaluation ------------------------------------------------------------------
@@ -273,7 +245,15 @@ def accuracies(
     model: Classifier, index: BetonIndex, config: Config, group: Processes
 ) -> tuple[float, dict[str, float]]:
     """Return the accuracy on a split, and the accuracy of each class."""
-    validation = Validation(
+    amp = "off" if config.mode == "linear_probe" else config.amp
+    precision = autocast(amp, group.device)
+    found = evaluation(index, config).accuracies(model, group, precision)
+    return found["val_accuracy"], found["val_accuracy_per_class"]
+
+
+def evaluation(index: BetonIndex, config: Config) -> Validation:
+    """Return the evaluation of a split: the centre crop of each sample."""
+    return Validation(
         index=index,
         ids=np.arange(len(index)),
         batch_size=config.batch_size,
@@ -281,9 +261,6 @@ def accuracies(
         crop_ratio=config.crop_ratio,
         num_workers=config.num_workers,
     )
-    amp = "off" if config.mode == "linear_probe" else config.amp
-    found = validation.accuracies(model, group, autocast(amp, group.device))
-    return found["val_accuracy"], found["val_accuracy_per_class"]
 
 
 if __name__ == "__main__":

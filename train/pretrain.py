@@ -32,12 +32,7 @@ from dp4tl_ffcv.utils import Classifier
 
 from .components.attacks import adversarial_loss, make_attack
 from .components.data import Source, open_source
-from .components.optimizers import (
-    AveragedWeights,
-    add_blurpool,
-    make_optimizer,
-    set_learning_rate,
-)
+from .components.optimizers import AveragedWeights, add_blurpool, make_optimizer, take_step
 from .components.precision import autocast, loss_scaler
 from .components.processes import Processes, processes
 from .components.schedules import learning_rate, resolution_at
@@ -141,7 +136,7 @@ def set_up(config: Config, source: Source, group: Processes) -> TrainState:
         network = torch.compile(model, mode=config.compile, dynamic=False)
     loader = training_loader(
         source.index,
-        batch_size=batch_of_process(config, group),
+        batch_size=group.batch_size(config),
         resolution=config.resolution,
         seed=config.seed,
         selection=source.selection,
@@ -194,19 +189,13 @@ def make_validation(config: Config, source: Source, group: Processes) -> Validat
         index=source.val,
         ids=selection.transfer(source.val).indices if selection else np.arange(len(source.val)),
         label_map=selection.label_map if selection and not config.full_head else None,
-        batch_size=config.val_batch_size or batch_of_process(config, group),
+        batch_size=config.val_batch_size or group.batch_size(config),
         resolution=config.val_resolution or config.end_resolution or config.resolution,
         crop_ratio=config.crop_ratio,
         num_workers=config.num_workers,
         tta=config.tta,
         attack=attack,
     )
-
-
-def batch_of_process(config: Config, group: Processes) -> int:
-    """Return the images of this process in a step."""
-    per_step = config.batch_per == "step"
-    return group.per_process(config.batch_size) if per_step else config.batch_size
 
 
 # -- training ------------------------------------------------------------------------------------
@@ -217,25 +206,20 @@ def set_resolution(state: TrainState, epoch: int) -> None:
     # the same fraction of the run.
     epoch = epoch * config.epochs * len(state.loader) // state.num_steps
     state.loader.resolution = resolution_at(
-        epoch,
-        resolution=config.resolution,
-        end_resolution=config.end_resolution,
-        ramp=config.ramp,
+        epoch, config.resolution, config.end_resolution, config.ramp
     )
 
 
 def train_step(state: TrainState, images: Tensor, labels: Tensor, step: int) -> Tensor:
     """Train on one batch and return its loss, without waiting for the GPU."""
-    config = state.config
-    set_learning_rate(state.optimizer, state.learning_rate(step))
     loss = loss_of(state, images, labels)
-    state.optimizer.zero_grad(set_to_none=True)
-    state.scaler.scale(loss).backward()
-    if config.grad_clip is not None:
-        state.scaler.unscale_(state.optimizer)
-        nn.utils.clip_grad_norm_(state.model.parameters(), config.grad_clip)
-    state.scaler.step(state.optimizer)
-    state.scaler.update()
+    take_step(
+        state.optimizer,
+        loss,
+        lr=state.learning_rate(step),
+        scaler=state.scaler,
+        grad_clip=state.config.grad_clip,
+    )
     if state.averaged:
         state.averaged.update()
     return loss.detach()

@@ -36,7 +36,7 @@ from dp4tl_ffcv import PrunedLoader, RandomResizedCropRGBImageDecoder, view_pipe
 from .components.augmentations import augment, draw
 from .components.data import Source, open_source
 from .components.moco import MoCo, require_lightly
-from .components.optimizers import make_optimizer, set_learning_rate
+from .components.optimizers import make_optimizer, take_step
 from .components.precision import autocast
 from .components.processes import Processes, processes
 from .components.schedules import learning_rate_factor
@@ -136,8 +136,7 @@ def batch_of_process(config: Config, group: Processes, num_samples: int) -> int:
     Raises:
         ValueError: the batch does not fit the queue, or there are too few samples.
     """
-    per_step = config.batch_per == "step"
-    batch_size = group.per_process(config.batch_size) if per_step else config.batch_size
+    batch_size = group.batch_size(config)
     in_all = batch_size * group.world_size
     if in_all > num_samples:
         raise ValueError(
@@ -192,11 +191,8 @@ def train_step(state: TrainState, first: Tensor, second: Tensor, epoch: int, ste
         schedule="cosine",
         warmup=config.warmup,
     )
-    set_learning_rate(state.optimizer, highest * factor)
     loss = loss_of(state, first, second, (epoch, step))
-    state.optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    state.optimizer.step()
+    take_step(state.optimizer, loss, lr=highest * factor)
     return loss.detach()
 
 

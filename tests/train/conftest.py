@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 
 from tests.support.training import (  # noqa: F401  # fixtures
     configure,
@@ -16,6 +17,8 @@ from tests.support.training import (  # noqa: F401  # fixtures
     target,
     three_classes,
 )
+
+torch.set_num_threads(1)  # more threads than cores, in parallel test processes, wait for each other
 
 
 @pytest.fixture

@@ -152,7 +152,7 @@ REJECTED: dict[str, tuple[Any, dict[str, Any], list[tuple[str, Any]]]] = {
             ("attack", "PGD"), ("amp", "float16"), ("batch_per", "gpu"), ("ramp", (11, 13)),
             ("end_resolution", 192), ("val_every", -1), ("save_every", 0), ("num_workers", 0),
             ("attack_epsilon", -1.0), ("attack_step_size", 0.0), ("attack_step_size", 256.0),
-            ("val_batch_size", 0), ("step_length", 0), ("seed", -1),
+            ("attack_steps", 0), ("val_batch_size", 0), ("step_length", 0), ("seed", -1),
         ],
     ),
     "finetune": (
@@ -243,13 +243,17 @@ def test_what_is_no_configuration_ends_the_program(
     assert all(word in message for word in words)
 
 
-def test_help_names_the_configurations_and_the_fields(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(("given", "rate"), [([], 0.5), (["--config", "vit_b_16_100"], 0.003)])
+def test_help_names_the_configurations_and_shows_the_values_of_the_chosen_one(
+    given: list[str], rate: float, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as caught:
-        parsed("--help")
+        parsed(*given, "--help")
     assert caught.value.code == 0
-    message = capsys.readouterr().out
+    message = " ".join(capsys.readouterr().out.replace("│", "").split())
     for word in ("Pretrain.", "--config", "vit_b_16_100", "--config-file", "--attack-epsilon"):
         assert word in message
+    assert f"see `lr_per`. (default: {rate})" in message
 
 
 @pytest.mark.parametrize("mode", MODES)

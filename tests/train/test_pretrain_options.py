@@ -144,14 +144,6 @@ def test_the_trained_network_is_compiled_and_the_bare_one_saved(
     assert modes == ([] if mode == "off" else [mode])
 
 
-@pytest.mark.parametrize(("batch_per", "expected"), [("step", 8), ("process", 32)])
-def test_the_batch_is_per_step_or_per_process(
-    batch_per: str, expected: int, configure: Configure
-) -> None:
-    group = Processes(torch.device("cpu"), 0, 4)
-    assert pretrain.batch_of_process(configure(batch_per=batch_per), group) == expected
-
-
 @pytest.mark.parametrize(("val_batch_size", "sizes"), [(None, [32, 8]), (30, [30, 10])])
 def test_validation_has_its_own_batch_size(
     val_batch_size: int | None, sizes: list[int], configure: Configure, other_photos: Images

@@ -275,11 +275,15 @@ def test_shares_cover_every_id_once(count: int, world_size: int) -> None:
     assert sorted(np.concatenate(shares).tolist()) == list(range(count))
 
 
-def test_a_batch_that_processes_cannot_share_is_refused() -> None:
-    group = Processes(torch.device("cpu"), 0, 3)
-    assert group.per_process(24) == 8
-    with pytest.raises(ValueError, match="`batch_size`"):
-        group.per_process(32)
+def test_the_batch_size_is_per_step_or_per_process(settings_of_recipe: Configure) -> None:
+    def config(**changes: Any) -> Any:
+        return settings_of_recipe("pretrain", Path("run"), batch_size=32, **changes)
+
+    four, three = (Processes(torch.device("cpu"), 0, count) for count in (4, 3))
+    assert four.batch_size(config()) == 8
+    assert three.batch_size(config(batch_per="process")) == 32
+    with pytest.raises(ValueError, match="`batch_size` must be a multiple of the 3 processes"):
+        three.batch_size(config())
 
 
 def test_draws_follow_from_the_seed_and_the_epoch() -> None:

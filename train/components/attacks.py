@@ -16,14 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from dp4tl_ffcv.validate import check_int, check_number
-
 Kind = Literal["pgd", "fgsm", "trades"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Attack:
-    """Bounds and steps of a projected gradient ascent on the loss."""
+    """Bounds and steps of a projected gradient ascent on the loss, from a random start."""
 
     epsilon: float
     """Largest change of a pixel value, of 255."""
@@ -31,14 +29,6 @@ class Attack:
     """Change of a pixel value in a step, of 255."""
     steps: int
     """Number of steps."""
-    random_start: bool = True
-    """Start at a uniformly random point within `epsilon`, instead of at the image."""
-
-    def __post_init__(self) -> None:
-        """Check the settings."""
-        check_number("epsilon", self.epsilon, above=0, at_most=255)
-        check_number("step_size", self.step_size, above=0, at_most=255)
-        check_int("steps", self.steps, at_least=1)
 
 
 def make_attack(
@@ -56,7 +46,7 @@ def make_attack(
     if kind == "fgsm":
         steps, usual = 1, 1.25 * epsilon
     else:
-        usual = 2 * epsilon / max(1, steps)
+        usual = 2 * epsilon / steps
     return Attack(epsilon=epsilon, step_size=usual if step_size is None else step_size, steps=steps)
 
 
@@ -66,45 +56,33 @@ def pgd(
     labels: Tensor,
     attack: Attack,
     *,
-    generator: torch.Generator | None = None,
     loss: Literal["cross_entropy", "kl"] = "cross_entropy",
 ) -> Tensor:
     """Return adversarial images, by gradient ascent on the loss within the bounds.
 
-    The model is attacked in evaluation mode and without its DistributedDataParallel, which would
-    broadcast in every step. The caller's autocast applies.
+    The start is uniformly random within `epsilon` of the images. The model is attacked in
+    evaluation mode and without its DistributedDataParallel, which would broadcast in every step.
+    The caller's autocast applies.
 
     Args:
         model: a model that takes pixel values.
         images: pixel values 0 to 255 `(B, 3, H, W)`, uint8 or float.
         labels: true classes `(B,)`.
         attack: bounds and steps.
-        generator: random numbers for the start, on the images' device. None takes torch's default.
         loss: the loss to raise: the cross-entropy with the labels, or the divergence KL(clean ||
             adversarial) of the model's outputs, as in TRADES, which does not use the labels.
 
     Returns:
         Float32 `(B, 3, H, W)` within [0, 255], and within `epsilon` (rounded to float32) of the
-        images, exactly. A pixel with a NaN gradient does not change.
-
-    Raises:
-        ValueError: the divergence without a random start: its gradient at the image is zero.
+        images, exactly. A pixel with a NaN gradient stays at its start.
     """
-    if loss == "kl" and not attack.random_start:
-        raise ValueError(
-            "`random_start` must be true for the divergence, whose gradient is zero at the image."
-        )
     network = _unwrapped(model)
     # The caller may be in inference mode, where nothing has a gradient.
     with torch.inference_mode(False), torch.enable_grad(), _untouched(network):
         clean = images.detach().float()
         lower, upper = _bounds(clean, attack.epsilon)
-        adversarial = clean
-        if attack.random_start:
-            noise = torch.empty_like(clean).uniform_(
-                -attack.epsilon, attack.epsilon, generator=generator
-            )
-            adversarial = (clean + noise).clamp(lower, upper)
+        noise = torch.empty_like(clean).uniform_(-attack.epsilon, attack.epsilon)
+        adversarial = (clean + noise).clamp(lower, upper)
         objective = _objective(network, clean, labels, loss)
         for _ in range(attack.steps):
             leaf = adversarial.detach().requires_grad_()
@@ -124,7 +102,6 @@ def adversarial_loss(
     attack: Attack,
     criterion: nn.Module,
     beta: float = 6.0,
-    generator: torch.Generator | None = None,
 ) -> Tensor:
     """Return the loss of a training step, from one forward pass of `model`.
 
@@ -141,25 +118,19 @@ def adversarial_loss(
         attack: bounds and steps.
         criterion: function of logits `(B, C)` and labels that returns a scalar.
         beta: weight of the divergence in TRADES.
-        generator: random numbers for the start, on the images' device. None takes torch's default.
     """
     loss: Tensor
     if kind != "trades":
-        adversarial = pgd(model, images, labels, attack, generator=generator)
-        loss = criterion(model(adversarial), labels)
+        loss = criterion(model(pgd(model, images, labels, attack)), labels)
         return loss
-    adversarial = pgd(model, images, labels, attack, generator=generator, loss="kl")
+    adversarial = pgd(model, images, labels, attack, loss="kl")
     on_clean, on_adversarial = model(torch.cat((images.float(), adversarial))).chunk(2)
     loss = criterion(on_clean, labels)
     return loss + beta * _divergence(_log_softmax(on_clean), on_adversarial) / len(labels)
 
 
 def robust_accuracy(
-    model: nn.Module,
-    loader: Iterable[tuple[Tensor, Tensor]],
-    attack: Attack,
-    *,
-    generator: torch.Generator | None = None,
+    model: nn.Module, loader: Iterable[tuple[Tensor, Tensor]], attack: Attack
 ) -> Tensor:
     """Return for each sample whether it is classified correctly under attack.
 
@@ -167,7 +138,6 @@ def robust_accuracy(
         model: the model, which is left in evaluation mode.
         loader: batches of images `(B, 3, H, W)` and labels `(B,)` on the model's device.
         attack: bounds and steps.
-        generator: random numbers for the start, on the model's device. None takes torch's default.
 
     Returns:
         Bool `(n,)` on the model's device, in the order of the loader. Its mean is the accuracy.
@@ -175,7 +145,7 @@ def robust_accuracy(
     network = _unwrapped(model).eval()  # the number of batches may differ between processes
     hits: list[Tensor] = []
     for images, labels in loader:
-        adversarial = pgd(network, images, labels, attack, generator=generator)
+        adversarial = pgd(network, images, labels, attack)
         with torch.no_grad():
             hits.append(network(adversarial).argmax(1) == labels)
     return torch.cat(hits)

@@ -64,10 +64,34 @@ def make_optimizer(
     return optimizer
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Set the learning rate of all weights."""
+def take_step(
+    optimizer: torch.optim.Optimizer,
+    loss: Tensor,
+    *,
+    lr: float,
+    scaler: torch.amp.GradScaler | None = None,
+    grad_clip: float | None = None,
+) -> None:
+    """Compute the gradient of a loss and take one optimiser step, without waiting for the GPU.
+
+    Args:
+        optimizer: optimiser of the weights.
+        loss: loss of the batch.
+        lr: learning rate of the step.
+        scaler: scaler of the loss in fp16. None does not scale.
+        grad_clip: largest norm of the gradient of all weights. None does not clip.
+    """
+    scaler = scaler or torch.amp.GradScaler(enabled=False)
     for group in optimizer.param_groups:
         group["lr"] = lr
+    optimizer.zero_grad(set_to_none=True)
+    scaler.scale(loss).backward()
+    if grad_clip is not None:
+        scaler.unscale_(optimizer)
+        weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+        nn.utils.clip_grad_norm_(weights, grad_clip)
+    scaler.step(optimizer)
+    scaler.update()
 
 
 class AveragedWeights:

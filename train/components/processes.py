@@ -19,6 +19,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from dp4tl_ffcv.utils import process_group, rank, world_size
 
+from ..configs.common import RunConfig
+
 # Each process keeps its own batch statistics. torch 2.9 renamed the argument.
 _SYNC = "forward_sync_buffers"
 _NAMES = inspect.signature(DistributedDataParallel.__init__).parameters
@@ -33,18 +35,20 @@ class Processes:
     rank: int = 0
     world_size: int = 1
 
-    def per_process(self, batch_size: int) -> int:
-        """Return the images of this process in a step of `batch_size` images.
+    def batch_size(self, config: RunConfig) -> int:
+        """Return the images of this process in a step.
 
         Raises:
             ValueError: the batch cannot be divided equally.
         """
-        if batch_size % self.world_size:
+        if config.batch_per == "process":
+            return config.batch_size
+        if config.batch_size % self.world_size:
             raise ValueError(
                 f"`batch_size` must be a multiple of the {self.world_size} processes; got "
-                f"{batch_size}."
+                f"{config.batch_size}."
             )
-        return batch_size // self.world_size
+        return config.batch_size // self.world_size
 
     def sum_over(self, values: Tensor) -> Tensor:
         """Return the sum of a tensor over all processes."""

@@ -87,7 +87,6 @@ def learning_rate_factor(
 
 def resolution_at(
     epoch: int,
-    *,
     resolution: int,
     end_resolution: int | None = None,
     ramp: tuple[int, int] | None = None,

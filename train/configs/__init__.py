@@ -1,1 +1,1 @@
-"""Complete configurations by name, and how flags and files change them."""
+"""Settings of the recipes, configurations by name, and the command line."""

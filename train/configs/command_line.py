@@ -3,7 +3,7 @@
 import argparse
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
@@ -33,30 +33,39 @@ def parse(
 
     Args:
         config_type: a dataclass.
-        configs: values of fields, by the name that `--config` takes.
+        configs: values of fields, by the name of the configuration.
         description: text for `--help`.
-        args: arguments of the command line. None takes those of the program.
+        args: arguments of the command line. None reads the arguments of the program.
 
     Raises:
-        ValueError: the file has no mapping, or sets a field that `config_type` does not have.
+        ValueError: the file is not a mapping, or sets a field that `config_type` does not have.
         SystemExit: the arguments are invalid, or ask for help.
     """
     sources = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     sources.add_argument("--config", choices=sorted(configs))
     sources.add_argument("--config-file", type=Path)
     chosen, rest = sources.parse_known_args(args)
-    hints = get_type_hints(config_type)
-    words = _flags(configs[chosen.config], hints) if chosen.config else []
+    words: list[str] = []
     if chosen.config_file is not None:
-        words += _flags(_file_values(chosen.config_file, config_type), hints)
-    text = f"{description or ''}\n\n{_SOURCES.format(names=', '.join(configs))}"
-    # tyro takes the last value of a flag.
-    return tyro.cli(config_type, args=[*words, *rest], description=text)
+        hints = get_type_hints(config_type)
+        for name, value in _file_values(chosen.config_file, config_type).items():
+            words += _flag(name, value, hints[name])
+    named = configs[chosen.config] if chosen.config else {}
+    return tyro.cli(
+        config_type,
+        default=_defaults(config_type, named),
+        args=[*words, *rest],  # tyro takes the last value of a flag
+        description=f"{description or ''}\n\n{_SOURCES.format(names=', '.join(configs))}",
+    )
 
 
-def _flags(values: Mapping[str, Any], hints: Mapping[str, Any]) -> list[str]:
-    """Return values of fields as flags."""
-    return [word for name, value in values.items() for word in _flag(name, value, hints[name])]
+def _defaults(config_type: type[Config], values: Mapping[str, Any]) -> Config:
+    """Return an instance with `values` and defaults, without checks, since paths are missing."""
+    instance = object.__new__(config_type)
+    for field in fields(config_type):  # type: ignore[arg-type]
+        default = tyro.MISSING if field.default is MISSING else field.default
+        object.__setattr__(instance, field.name, values.get(field.name, default))
+    return instance
 
 
 def _flag(name: str, value: Any, hint: Any) -> list[str]:

@@ -45,9 +45,10 @@ class Config(SupervisedConfig):
 
 # -- by name -------------------------------------------------------------------------------------
 # The values are those of DP4TL's files (OPTML-Group/DP4TL, configs/imagenet_transfer_to_downstream
-# and configs/downstream_train_from_scratch); seed, number of threads and precision are ours. DP4TL
-# chooses the epoch on the test split. Its linear probe trains on the whole centre square and tests
-# on a crop of 7/8 of its side; here both take 7/8.
+# and configs/downstream_train_from_scratch). What is not set here has the same value in the files
+# and in `Config`, except for the seed, the number of threads and the precision, which are ours.
+# DP4TL chooses the epoch on the test split. Its linear probe trains on the whole centre square and
+# tests on a crop of 7/8 of its side; here both crop to 7/8.
 
 TARGETS = (
     "cifar10",
@@ -64,11 +65,11 @@ TARGETS = (
 _SMALL_IMAGES = ("cifar10", "cifar100")  # 32 pixels
 _FINETUNED_WITH_SGD = ("food101", "stanford_cars", "sun397", "waterbirds")
 _ADAM = {"optimizer": "adam", "weight_decay": 0.0}
-_SGD = {"optimizer": "sgd", "momentum": 0.9, "nesterov": False, "weight_decay": 5e-4}
+_SGD = {"optimizer": "sgd", "weight_decay": 5e-4}
 
 
 def _dp4tl(target: str, mode: str) -> dict[str, Any]:
-    """Return DP4TL's settings. Of its two architectures from scratch, take the smaller one."""
+    """Return DP4TL's settings; from scratch, for the smaller of its two architectures."""
     if mode == "linear_probe":
         own = {**_ADAM, "lr": 1e-2, "epochs": 50}
     elif mode == "from_scratch":
@@ -82,14 +83,6 @@ def _dp4tl(target: str, mode: str) -> dict[str, Any]:
         "mode": mode,
         **own,
         "resolution": 160 if target in _SMALL_IMAGES else 224,
-        "crop_ratio": 224 / 256,
-        "min_scale": 0.08,
-        "flip": True,
-        "batch_size": 128,
-        "schedule": "cosine",
-        "warmup": 0.0,
-        "end_factor": 0.0,
-        "label_smoothing": 0.0,
     }
 
 

@@ -112,8 +112,9 @@ class Config(SupervisedConfig):
 
 
 # -- by name -------------------------------------------------------------------------------------
-# The values are those of the published files. The seed, the number of threads and the order of the
-# samples are ours, and the last batch is dropped.
+# The values are those of the published files. What is not set here has the same value in the files
+# and in `Config`, except for the seed, the number of threads and the order of the samples, which
+# are ours. The last batch is dropped.
 
 # First and last epoch of the ramp from 160 to 192 pixels, by the number of epochs.
 _RAMPS = {16: (11, 13), 24: (17, 20), 32: (23, 27), 40: (29, 34), 56: (41, 48), 88: (65, 76)}
@@ -124,19 +125,12 @@ def _resnet(depth: int, epochs: int, batch_size: int) -> dict[str, Any]:
     return {
         "arch": f"resnet{depth}",
         "full_head": True,
-        "resolution": 160,
         "end_resolution": 192,
         "ramp": _RAMPS[epochs],
         "val_resolution": 256,
-        "crop_ratio": 224 / 256,
-        "min_scale": 0.08,
-        "flip": True,
         "epochs": epochs,
         "batch_size": batch_size,
-        "schedule": "cyclic",
         "warmup": 2 / epochs,
-        "optimizer": "sgd",
-        "momentum": 0.9,
         "nesterov": False,
         "amp": "fp16",
     }
@@ -153,11 +147,6 @@ def _dp4tl(depth: int, epochs: int, batch_size: int) -> dict[str, Any]:
         "lr": 0.5,
         "start_factor": 1e-4 / 0.5,
         "end_factor": 1e-4 / 0.5,
-        "weight_decay": 5e-5,
-        "norm_weight_decay": True,
-        "label_smoothing": 0.0,
-        "blurpool": False,
-        "tta": False,
     }
 
 
@@ -170,7 +159,6 @@ def _ffcv(depth: int, epochs: int, batch_size: int, **values: float) -> dict[str
         **_resnet(depth, epochs, batch_size),
         **values,
         "start_factor": 1e-4,
-        "end_factor": 0.0,
         "norm_weight_decay": False,
         "label_smoothing": 0.1,
         "blurpool": True,
@@ -185,22 +173,15 @@ _VIT = {
     "full_head": True,
     "resolution": 224,
     "val_resolution": 224,
-    "crop_ratio": 224 / 256,
-    "min_scale": 0.08,
-    "flip": True,
-    "tta": False,
     "epochs": 100,
     "batch_size": 4 * 100,
     "lr": 3e-3,
     "schedule": "cosine",
     "warmup": 10 / 100,
     "start_factor": 1e-3,
-    "end_factor": 0.0,
     "optimizer": "adamw",
     "weight_decay": 0.3,
-    "norm_weight_decay": True,
     "label_smoothing": 0.11,
-    "blurpool": False,
     "amp": "fp16",
 }
 
