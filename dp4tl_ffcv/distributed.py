@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 import torch
 from torch import distributed
 
-# How long a process waits for the others, which may open a large beton, compile, or have slower
-# disks. After a failure torchrun stops all processes, so that nothing waits this long in vain.
+# How long a process waits for the others, which may be compiling or have slower disks. After a
+# failure torchrun stops all processes, so none waits this long for a failed one.
 _TIMEOUT = timedelta(days=1)
 
 Result = TypeVar("Result")
@@ -25,8 +25,7 @@ def best_device() -> torch.device:
 def process_group() -> Iterator[torch.device]:
     """Join the processes that `torchrun` started, if any, and yield the device of this process.
 
-    Without `torchrun` there is one process. A group that the caller has initialised is used, and
-    left initialised.
+    A process group that the caller has initialised is used, and left initialised.
 
     Raises:
         ValueError: this machine runs more processes than it has GPUs.
@@ -47,7 +46,7 @@ def process_group() -> Iterator[torch.device]:
 
 
 def rank() -> int:
-    """Return the rank of this process: 0 if it is the only one."""
+    """Return the rank of this process, 0 without `torchrun`."""
     return distributed.get_rank() if distributed.is_initialized() else 0
 
 
@@ -65,9 +64,8 @@ def barrier() -> None:
 def on_rank_zero(action: Callable[[], Result]) -> Result:
     """Call `action` on rank 0 and return its result on every rank.
 
-    Raises:
-        Exception: whatever `action` raised, on rank 0.
-        ValueError: `action` failed on rank 0, on the other ranks.
+    If `action` raises, rank 0 raises the same exception, and the other ranks raise a ValueError
+    with its message.
     """
     if world_size() == 1:
         return action()

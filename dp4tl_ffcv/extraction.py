@@ -50,14 +50,14 @@ def extract_features(  # noqa: PLR0913  # options are named at the call
 ) -> Features:
     """Run a model over the images of a beton, and keep its features and predictions in a folder.
 
-    The model runs in evaluation mode on centre crops. Calling this again after a killed run
-    continues it, with the same bytes as result; a finished folder is returned as it is. The
-    processes that `torchrun` started share the work and return the same features; a program that
-    calls this more than once joins them itself, with `utils.process_group`.
+    The model runs in evaluation mode on centre crops. After a killed run, the same call continues
+    and writes the same bytes as an uninterrupted run. A finished folder is loaded. Processes that
+    `torchrun` started share the work, and all return the same features; a program that calls this
+    function more than once must be inside `utils.process_group`.
 
     Args:
-        model: a classifier or encoder; the path of a checkpoint; or the name of an architecture,
-            which loads the pretrained weights of torchvision or, for `timm:NAME`, of timm.
+        model: a classifier or encoder; the path of a checkpoint; or the name of an architecture of
+            torchvision or `timm:NAME`, which loads its pretrained weights.
         beton: source or target, with fields `image` and `label`.
         out: folder to write.
         indices: sample ids `(n,)`; None takes all samples.
@@ -65,17 +65,17 @@ def extract_features(  # noqa: PLR0913  # options are named at the call
         num_classes: for a checkpoint: its number of classes.
         mean: for a checkpoint: mean per channel.
         std: for a checkpoint: standard deviation per channel.
-        headless: for a checkpoint: leave the classifier off and keep features alone.
+        headless: for a checkpoint: leave the classifier off and keep only features.
         resolution: side of the centre crop in pixels, after resizing.
         crop_ratio: side of the centre crop / shorter side of the image.
         logits: keep the logits `(n, C)` in addition to predictions and soft votes.
         dtype: type of the features on disk.
         amp: on a GPU, compute in mixed precision.
         restart: delete the folder of another run instead of raising StaleArtifactError.
-        batch_size: images per pass, rounded down to a power of two of at most 4096.
+        batch_size: images per forward pass. Rounded down to a power of two (300 runs as 256) of at
+            most 4096: then a continued run forms the same batches, and writes the same bytes.
         num_workers: loading threads per process; None shares all cores among the processes.
-        device: where the model is moved to and run; None takes the GPU of this process if there
-            is one.
+        device: where the model is moved to and run; None takes this process's GPU, else the CPU.
 
     Raises:
         BlockingIOError: another run is writing `out`.
@@ -92,7 +92,7 @@ def extract_features(  # noqa: PLR0913  # options are named at the call
     classifier, weights = load_model(
         model, arch=arch, num_classes=num_classes, mean=mean, std=std, headless=headless
     )
-    size = _batch_size(batch_size)
+    batch_size = _dividing_a_block(batch_size)
     with ExitStack() as held:
         own_device = held.enter_context(process_group())
         device = torch.device(own_device if device is None else device)
@@ -104,7 +104,7 @@ def extract_features(  # noqa: PLR0913  # options are named at the call
         def load(ids: NDArray[np.int64]) -> Iterable[tuple[Tensor, Tensor]]:
             return evaluation_loader(
                 index,
-                batch_size=size,
+                batch_size=batch_size,
                 resolution=resolution,
                 crop_ratio=crop_ratio,
                 num_workers=num_workers,
@@ -156,7 +156,7 @@ def _write_blocks(
     plan: Plan,
     missing: Sequence[int],
 ) -> None:
-    """Compute and store the blocks `missing`; every block starts with a new batch."""
+    """Compute and store the blocks `missing`. Each block starts with a new batch."""
     writer, remaining = FeatureBlocks(plan), iter(missing)
     block, parts = next(remaining), []
     for images, labels in batches:
@@ -189,20 +189,20 @@ def _tracked(batches: Iterable[tuple[Tensor, Tensor]], total: int) -> Any:
     )
 
 
-def _batch_size(wanted: int) -> int:
-    """Return the largest size up to `wanted` that divides a block.
+def _dividing_a_block(batch_size: int) -> int:
+    """Return the largest size up to `batch_size` that divides a block.
 
-    How a network rounds depends on what else is in a batch: if batches start at the same rows
-    whichever blocks are missing, a continued run gives the same bytes.
+    A sample's features depend, by rounding, on the other samples of its batch. With such a size,
+    batches are the same whichever blocks are missing.
     """
-    size = min(check_int("batch_size", wanted, at_least=1), BLOCK_ROWS)
+    size = min(check_int("batch_size", batch_size, at_least=1), BLOCK_ROWS)
     while BLOCK_ROWS % size:
         size -= 1
     return size
 
 
 def _digest(model: torch.nn.Module) -> str:
-    """Return the SHA-256 of everything that the model computes with."""
+    """Return the SHA-256 of the parameters and buffers."""
     digest = hashlib.sha256()
     for name, value in chain(model.named_parameters(), model.named_buffers()):
         content = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)

@@ -207,9 +207,9 @@ def test_imports_follow_the_table() -> None:
         ("dp4tl_ffcv.loading.loader", "import train.pretrain", "loading may import"),
         ("dp4tl_ffcv.report.page", "from ..cli import main", "report may import"),
         ("dp4tl_ffcv.plots", "import numpy", "no row"),
-        ("writers.components.cifar", "import train.pretrain", "writers may import"),
-        ("writers.components.cifar", "from dp4tl_ffcv.beton import _pages", "public names"),
-        ("train.pretrain", "from writers import cifar", "train may import"),
+        ("writers.components.files", "import train.pretrain", "writers may import"),
+        ("writers.components.files", "from dp4tl_ffcv.beton import _pages", "public names"),
+        ("train.pretrain", "from writers import imagefolder", "train may import"),
         ("train.pretrain", "from dp4tl_ffcv.loading._pool import Pool", "public names"),
     ],
 )

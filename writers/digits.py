@@ -1,9 +1,9 @@
 """Write a source and small targets made from scikit-learn's 1,797 handwritten digits.
 
-The source has every digit in eight renderings: 80 classes `DIGIT-RENDERING`. A target has digits in
-one of these renderings, with other colours, noise and scale; the demo's target has all ten digits,
-upright. The source classes that are relevant to a target are known: its digits in its rendering.
-Source and targets share no original image, and neither do their splits.
+The source has every digit in eight renderings, which make 80 classes `DIGIT-RENDERING`. A target
+has digits in one of these renderings, with other colours, noise and scale; the demo's target has
+all ten digits, upright. So the relevant source classes are known: the target's digits in the
+target's rendering. Source and targets share no original image, and neither do their splits.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ CLASS_NAMES = {
 
 @dataclass(frozen=True)
 class RenderedDigits(Sequence[tuple[NDArray[np.uint8], int, int]]):
-    """Samples (pixels, label, original) that are rendered when they are read, equal each time."""
+    """Samples (pixels, label, original). Each read renders the sample, with the same pixels."""
 
     originals: NDArray[np.float64]  # (1797, 8, 8), 0 to 1
     items: list[tuple[int, int]]  # original, class id
@@ -163,11 +163,7 @@ class RenderedDigits(Sequence[tuple[NDArray[np.uint8], int, int]]):
 
 
 def write(config: Config) -> dict[str, dp4tl_ffcv.BetonIndex]:
-    """Write three betons for the source and for each target; return the indices by `DATASET_SPLIT`.
-
-    Raises:
-        ValueError: a target is unknown.
-    """
+    """Write the betons of the source and of each target; return the indices by `DATASET_SPLIT`."""
     for target in config.targets:
         check_choice("--targets", target, TARGETS)
     from sklearn.datasets import load_digits
@@ -216,7 +212,7 @@ def relevant_classes(target: str = "target") -> NDArray[np.bool_]:
 
 
 def _split_originals(digits: NDArray[Any], seed: int) -> dict[tuple[str, str], NDArray[np.int64]]:
-    """Distribute the originals of each digit to the splits of source and target."""
+    """Distribute the originals of each digit among the splits of source and target."""
     parts: dict[tuple[str, str], list[NDArray[np.int64]]] = {}
     rng = np.random.default_rng(seed)
     for digit in range(10):

@@ -7,13 +7,13 @@ file or of its folder gives the split; validation, valid and dev are written as 
     train.parquet                          train/0000.parquet
     README.md                              numbers of images per split, class names
 
-Images are a column of {bytes, path} or of bytes, labels a column of class ids (ClassLabel or
-integers). The columns and the class names come from the metadata in each file, or else from
-README.md. This needs pyarrow, and pyyaml to read README.md. The identifier of an image is its row,
-counted through the files of its split.
+The column of images holds {bytes, path} or bytes, the column of labels class ids (ClassLabel or
+integers). The names of the columns and of the classes come from the metadata in each file, or else
+from README.md. This needs pyarrow, and pyyaml to read README.md. The identifier of an image is its
+row, counted through the files of its split.
 
-Parquet is decompressed by groups of rows. So samples are not shuffled one by one: groups are in
-random order, and images are shuffled within windows of 64 MiB (at least one group). Each worker
+Parquet is decompressed by groups of rows, so the order of samples is not fully random: groups are
+in random order, and images are shuffled within windows of 64 MiB (at least one group). Each worker
 process holds one window in memory.
 """
 
@@ -75,12 +75,7 @@ def write(config: Config) -> dict[str, dp4tl_ffcv.BetonIndex]:
 
 
 def files_of(root: Path) -> dict[str, list[Path]]:
-    """Return the parquet files below `root` by split, in order.
-
-    Raises:
-        ValueError: there are no files, a file of a split is missing, or a split is in several
-            folders.
-    """
+    """Return the parquet files below `root` by split, in order."""
     splits: dict[str, list[Path]] = {}
     for path in sorted(root.rglob("*.parquet")):
         if is_hidden(path.relative_to(root).as_posix()):
@@ -119,11 +114,7 @@ def _check_complete(split: str, files: Sequence[Path]) -> None:
 def columns_of(
     path: Path, card: dict[str, Any], config: Config
 ) -> tuple[str, str, tuple[str, ...]]:
-    """Return the columns of images and labels in a file, and the class names, if they are known.
-
-    Raises:
-        ValueError: the file has no such column, or several and the configuration names none.
-    """
+    """Return the columns of images and labels in a file, and the class names, () if unknown."""
     with open_parquet(path) as parquet:
         schema = parquet.schema_arrow
     metadata = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))

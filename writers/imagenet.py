@@ -90,11 +90,7 @@ def write(config: Config) -> dict[str, dp4tl_ffcv.BetonIndex]:
 
 
 def read_devkit(root: Path) -> Devkit | None:
-    """Read the development kit below `root`; return None if there is none.
-
-    Raises:
-        ValueError: the kit is incomplete, or scipy is not installed.
-    """
+    """Read the development kit below `root`; return None if there is none."""
     folder, archive = root / DEVKIT, root / f"{DEVKIT}.tar.gz"
     if not folder.is_dir() and not archive.is_file():
         return None
@@ -183,7 +179,7 @@ def _truth_of(names: Sequence[str], devkit: Devkit | None) -> list[str]:
 
 
 def _class_names(wnids: Sequence[str], devkit: Devkit | None) -> list[str]:
-    """Name the classes, and add the WNID to a name that two classes have, such as crane."""
+    """Name the classes, with the WNID added to a name that two classes have, such as crane."""
     names = [devkit.names.get(wnid, wnid) if devkit else wnid for wnid in wnids]
     times = Counter(names)
     return [

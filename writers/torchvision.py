@@ -46,7 +46,10 @@ class Known:
 
 
 def _known(classes: int, argument: str = "split", **splits: int | tuple[int, Any]) -> Known:
-    """Describe each split by its number of images and the value of `argument`, or its own name."""
+    """Describe each split by its number of images and the value of `argument`.
+
+    The value is the split's name if only the number is given.
+    """
     pairs = {s: each if isinstance(each, tuple) else (each, s) for s, each in splits.items()}
     return Known(classes, {s: (count, {argument: value}) for s, (count, value) in pairs.items()})
 
@@ -101,7 +104,7 @@ class Config(Options):
     name: str
     """Name of the class in torchvision.datasets."""
     root: Path
-    """Value for the `root` of torchvision's class."""
+    """Folder that torchvision's class takes as `root`."""
     splits: tuple[str, ...] = ()
     """Splits to write; by default all."""
     arguments: tuple[str, ...] = ()
@@ -111,7 +114,7 @@ class Config(Options):
 
 
 class DatasetImages(Sequence[tuple[Any, int, int]]):
-    """Samples (image, label, index) of a dataset that opens or makes its images itself."""
+    """Samples (image, label, index) of a dataset that returns images instead of paths."""
 
     def __init__(self, dataset: Any, name: str) -> None:
         self._dataset, self._name = dataset, name
@@ -144,7 +147,7 @@ def write(config: Config) -> dict[str, dp4tl_ffcv.BetonIndex]:
     if len(names) > 1:
         raise ValueError(
             f"The splits {', '.join(splits)} of {config.name} have different classes. "
-            "Write each to a folder of its own, by --splits and --out."
+            "Write each split to another --out, with --splits."
         )
     counts = {split: count for split, (count, _) in known.splits.items()}
     expected = None if extra else Expected(known.classes, counts)
@@ -176,7 +179,7 @@ def _files_of(dataset: Any) -> tuple[Sequence[Any], Sequence[Any]]:
 
 
 def _take(dataset: Any, position: int) -> tuple[Any, Any]:
-    """Return image and label; of an opened image file that is unchanged, return the path."""
+    """Return image and label, with the path in place of an opened image file."""
     from PIL import ImageFile
 
     image, label = dataset[position]
@@ -188,7 +191,7 @@ def _take(dataset: Any, position: int) -> tuple[Any, Any]:
 
 def _labels(name: str, labels: Sequence[Any]) -> NDArray[np.int64]:
     if any(label is None for label in labels):
-        raise ValueError(f"A split of {name} has no labels. Choose other splits by --splits.")
+        raise ValueError(f"A split of {name} has no labels. Choose other splits with --splits.")
     return np.array([int(label) for label in labels], dtype=np.int64)
 
 

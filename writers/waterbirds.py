@@ -9,9 +9,8 @@ nlp.stanford.edu/data/dro:
 
 2 classes; 4,795 images for training, 1,199 for validation, 5,794 for testing.
 
-The identifier of a sample is its img_id, which leads to its row in metadata.csv. Worst-group
-accuracy uses the groups 2 * y + place: landbirds on land and on water, waterbirds on land and on
-water.
+The identifier of a sample is its img_id in metadata.csv. Worst-group accuracy uses the groups
+2 * y + place: landbirds on land, landbirds on water, waterbirds on land, waterbirds on water.
 """
 
 from __future__ import annotations
@@ -47,11 +46,7 @@ def write(config: Config) -> dict[str, dp4tl_ffcv.BetonIndex]:
 
 
 def read_metadata(path: Path) -> dict[str, list[tuple[str, int, int]]]:
-    """Return path, class and img_id of each image by split.
-
-    Raises:
-        ValueError: a column is missing or has an invalid value.
-    """
+    """Return path, class and img_id of each image by split."""
     splits: dict[str, list[tuple[str, int, int]]] = {split: [] for split in SPLITS}
     seen: set[int] = set()
     with open(path, newline="", encoding="utf-8") as stream:

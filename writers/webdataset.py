@@ -1,9 +1,9 @@
 """Write betons from WebDataset shards: tar archives in which files that share a name make a sample.
 
-Give each split as a folder of `*.tar`, a glob, or a brace pattern, of which every shard must exist:
-`--train 'shards/imagenet-train-{000000..000146}.tar'`. A sample is a run of neighbouring files
-whose paths are equal up to the first dot of the file name, such as `n01/0007.jpg` and
-`n01/0007.cls`. Shards must not be compressed, and are not extracted.
+Give each split as a folder of `*.tar`, a glob, or a brace pattern, whose shards must all exist:
+`--train 'shards/imagenet-train-{000000..000146}.tar'`. Neighbouring files whose paths are equal up
+to the first dot of the file name make a sample, such as `n01/0007.jpg` and `n01/0007.cls`. Shards
+must not be compressed, and are not extracted.
 
 The label is the content of the `.cls` file, or a field of the `.json` file: an integer or text.
 Integers are class ids. Text labels are numbered in the order of --class-names, or alphabetically.
@@ -75,11 +75,7 @@ def write(config: Config) -> dict[str, dp4tl_ffcv.BetonIndex]:
 
 
 def shards_of(split: str, pattern: str) -> list[Path]:
-    """Return the shards that `pattern` names.
-
-    Raises:
-        ValueError: there are none, or a shard of a brace pattern is missing.
-    """
+    """Return the shards that `pattern` names, all of which exist."""
     if Path(pattern).is_dir():
         shards = sorted(Path(pattern).glob("*.tar"))
     elif Path(pattern).is_file():

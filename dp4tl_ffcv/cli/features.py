@@ -47,7 +47,7 @@ class Features:
     restart: bool = False
     """Delete the folder if it comes from another run, and start over."""
     batch_size: int = 256
-    """Images per pass, rounded down to a power of two of at most 4096."""
+    """Images per forward pass, rounded down to a power of two (300 runs as 256) of at most 4096."""
     num_workers: int | None = None
     """Loading threads per process. Without it, the processes share all cores."""
     output: Output = field(default_factory=Output)

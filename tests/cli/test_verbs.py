@@ -66,7 +66,7 @@ def test_every_recipe_and_writer_is_a_verb(capsys: pytest.CaptureFixture[str]) -
 
 
 @pytest.mark.parametrize(
-    "verb", ["", "features", "score random", "write oxford_pets", "pretrain-moco", "demo"]
+    "verb", ["", "features", "score random", "write coop", "pretrain-moco", "demo"]
 )
 def test_help_imports_nothing_heavy_and_no_strangers_file(verb: str, tmp_path: Path) -> None:
     (tmp_path / "train.py").write_text("raise SystemExit('a stranger ran')")

@@ -16,7 +16,7 @@ from dp4tl_ffcv.utils import Classifier, replace_head
 from tests.support.models import assert_same_state, images, make, outputs
 
 UNREADABLE = r"^cannot load '.*': it is damaged, not a checkpoint, or holds objects"
-NO_STATE = r"^cannot load '.*': it holds no state dict"
+NO_STATE = r"^cannot load '.*': it is no state dict"
 
 
 @pytest.fixture(scope="module")

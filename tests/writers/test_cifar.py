@@ -5,7 +5,6 @@ import os
 import pickle
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -14,54 +13,51 @@ import torchvision.datasets
 from numpy.typing import NDArray
 
 from dp4tl_ffcv import BetonIndex, read_image
-from tests.writers.support import Trap, check_refused, names_of, put_all, python2, tar_of, write
-from writers import cifar10, cifar100
-from writers.components.cifar import Cifar, Version
+from tests.writers import support
+from tests.writers.support import Trap, check_refused, names_of, put_all, python2, tar_of
+from writers import cifar
+from writers.cifar import DATASETS, Cifar, Version
 
-MODULES = {"cifar10": cifar10, "cifar100": cifar100}
 FORMS = ("binary folder", "binary archive", "python folder", "python archive")
 NUM_TEST = 20
 
-each_dataset = pytest.mark.parametrize("module", MODULES.values(), ids=MODULES)
+each_dataset = pytest.mark.parametrize("name", DATASETS)
 
 
 # Small copies of the published files.
 
 
-def train_size(module: ModuleType) -> int:
-    return 5 * 20 if module is cifar10 else 300
+def names_in(name: str) -> list[str]:
+    return [f"thing_{i}" for i in range(DATASETS[name].classes)]
 
 
-def names_in(module: ModuleType) -> list[str]:
-    return [f"thing_{i}" for i in range(module.DATASET.expected.classes)]
-
-
-def images_in(module: ModuleType, split: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+def images_in(name: str, split: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """Return images (N, 32, 32, 3) and labels. CIFAR-10's classes have equally many images."""
-    count = train_size(module) if split == "train" else NUM_TEST
-    rng = np.random.default_rng([count, module.DATASET.expected.classes])
-    labels = rng.permutation(np.arange(count) % module.DATASET.expected.classes)
+    classes = DATASETS[name].classes
+    count = NUM_TEST if split == "test" else {10: 5 * 20, 100: 300}[classes]
+    rng = np.random.default_rng([count, classes])
+    labels = rng.permutation(np.arange(count) % classes)
     return rng.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8), labels
 
 
-def files_in(module: ModuleType, version: Version) -> dict[str, bytes]:
-    dataset: Cifar = module.DATASET
+def files_in(kind: str, name: str = "cifar10") -> dict[str, bytes]:
+    """Return the files of the binary or the Python version."""
+    dataset = DATASETS[name]
+    version: Version = getattr(dataset, kind)
     files = {}
     for split, names in (("train", version.train), ("test", (version.test,))):
-        images, labels = images_in(module, split)
+        images, labels = images_in(name, split)
         planes = images.transpose(0, 3, 1, 2).reshape(len(images), -1)
         parts = zip(names, np.split(planes, len(names)), np.split(labels, len(names)), strict=True)
-        for name, pixels, ids in parts:
-            make = binary_file if version is dataset.binary else python_file
-            files[f"{version.folder}/{name}"] = make(dataset, pixels, ids)
-    names_file = f"{version.folder}/{version.names}"
-    if version is dataset.binary:
-        files[names_file] = ("\n".join(names_in(module)) + "\n\n").encode()
+        for file, pixels, ids in parts:
+            content = binary_file if kind == "binary" else python_file
+            files[f"{version.folder}/{file}"] = content(dataset, pixels, ids)
+    if kind == "binary":
+        class_names = ("\n".join(names_in(name)) + "\n\n").encode()
     else:
-        key = b"label_names" if module is cifar10 else b"fine_label_names"
-        names_of_classes = [name.encode() for name in names_in(module)]
-        files[names_file] = python2({key: names_of_classes, b"num_vis": 3072})
-    return files
+        key = b"label_names" if name == "cifar10" else b"fine_label_names"
+        class_names = python2({key: [each.encode() for each in names_in(name)], b"num_vis": 3072})
+    return files | {f"{version.folder}/{version.names}": class_names}
 
 
 def binary_file(dataset: Cifar, pixels: NDArray[np.uint8], labels: NDArray[np.int64]) -> bytes:
@@ -82,35 +78,41 @@ def python_file(dataset: Cifar, pixels: NDArray[np.uint8], labels: NDArray[np.in
     return python2(entry)
 
 
-def make(module: ModuleType, root: Path, form: str, monkeypatch: pytest.MonkeyPatch) -> Path:
+def make(name: str, root: Path, form: str, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Put one form of a small copy into `root`. An archive becomes the published one."""
     kind, _, place = form.partition(" ")
-    version: Version = getattr(module.DATASET, kind)
-    files = files_in(module, version)
+    version: Version = getattr(DATASETS[name], kind)
+    files = files_in(kind, name)
     if place == "folder":
         return put_all(root, files)
     data = tar_of({**files, f"{version.folder}/readme.html": b"about"}, "w:gz")
-    publish(module, kind, data, monkeypatch)
+    publish(name, kind, data, monkeypatch)
     return put_all(root, {version.archive: data})
 
 
-def publish(module: ModuleType, kind: str, archive: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+def publish(name: str, kind: str, archive: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     """Give a version the MD5 of `archive`."""
-    version = getattr(module.DATASET, kind)
     md5 = hashlib.md5(archive, usedforsecurity=False).hexdigest()
-    changed = replace(module.DATASET, **{kind: replace(version, md5=md5)})
-    monkeypatch.setattr(module, "DATASET", changed)
-    monkeypatch.setattr(module, "write", changed.write)
+    version = replace(getattr(DATASETS[name], kind), md5=md5)
+    monkeypatch.setitem(DATASETS, name, replace(DATASETS[name], **{kind: version}))
+
+
+def write(out: Path, name: str = "cifar10", **options: Any) -> dict[str, BetonIndex]:
+    return support.write(cifar, out, name=name, **options)
+
+
+def refused(root: Path, why: str, name: str = "cifar10", **options: Any) -> None:
+    check_refused(cifar, root / "out", why, name=name, root=root, **options)
 
 
 @pytest.fixture
 def binary_root(tmp_path: Path) -> Path:
-    return put_all(tmp_path / "root", files_in(cifar10, cifar10.DATASET.binary))
+    return put_all(tmp_path / "root", files_in("binary"))
 
 
-def check_images(module: ModuleType, split: str, index: BetonIndex) -> None:
+def check_images(name: str, split: str, index: BetonIndex) -> None:
     """Check that each sample of `index` is the image of `split` that its identifier counts."""
-    images, labels = images_in(module, split)
+    images, labels = images_in(name, split)
     numbers = index.column("identifier")
     assert index.labels().tolist() == labels[numbers].tolist()
     for sample_id, number in enumerate(numbers.tolist()):
@@ -120,35 +122,33 @@ def check_images(module: ModuleType, split: str, index: BetonIndex) -> None:
 @each_dataset
 @pytest.mark.parametrize("form", FORMS)
 def test_every_published_form_gives_the_same_samples(
-    form: str, module: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    form: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    root = make(module, tmp_path / "root", form, monkeypatch)
-    written = write(module, tmp_path / "out", root=root)
+    root = make(name, tmp_path / "root", form, monkeypatch)
+    written = write(tmp_path / "out", name, root=root)
     assert list(written) == ["train", "test"]
     for split, index in written.items():
-        count = len(images_in(module, split)[1])
+        count = len(images_in(name, split)[1])
         assert sorted(index.column("identifier").tolist()) == list(range(count))
-        check_images(module, split, index)
-        assert names_of(index) == tuple(names_in(module))
+        check_images(name, split, index)
+        assert names_of(index) == tuple(names_in(name))
         assert (index.column("image")["mode"] == 1).all()  # ffcv's number of raw
 
 
 @each_dataset
-def test_other_counts_than_the_published_ones_are_refused(
-    module: ModuleType, tmp_path: Path
-) -> None:
-    root = put_all(tmp_path / "root", files_in(module, module.DATASET.binary))
+def test_other_counts_than_the_published_ones_are_refused(name: str, tmp_path: Path) -> None:
+    root = put_all(tmp_path, files_in("binary", name))
     why = f"images in train instead of 50000, {NUM_TEST} images in test instead of 10000"
-    check_refused(module, tmp_path / "out", why, root=root, check_counts=True)
-    classes = module.DATASET.expected.classes
+    refused(root, why, name, check_counts=True)
+    classes = DATASETS[name].classes
     why = f"images in train instead of {50_000 - classes}, "
-    check_refused(module, tmp_path / "out", why, root=root, check_counts=True, val=classes)
+    refused(root, why, name, check_counts=True, val=classes)
 
 
 @each_dataset
-def test_torchvision_knows_the_same_archives(module: ModuleType) -> None:
-    dataset: Cifar = module.DATASET
-    known = getattr(torchvision.datasets, dataset.torchvision)
+def test_torchvision_knows_the_same_archives(name: str) -> None:
+    dataset = DATASETS[name]
+    known = getattr(torchvision.datasets, name.upper())
     assert known.filename == dataset.python.archive
     assert known.tgz_md5 == dataset.python.md5
     assert known.base_folder == dataset.python.folder
@@ -163,7 +163,7 @@ def test_torchvision_knows_the_same_archives(module: ModuleType) -> None:
 def test_validation_images_are_drawn_evenly_from_the_classes_of_train(
     binary_root: Path, tmp_path: Path
 ) -> None:
-    written = write(cifar10, tmp_path / "out", root=binary_root, val=30, mode="jpg")
+    written = write(tmp_path / "out", root=binary_root, val=30, mode="jpg")
     assert list(written) == ["train", "val", "test"]
     assert written["val"].class_counts().tolist() == [3] * 10
     assert written["train"].class_counts().tolist() == [7] * 10
@@ -172,16 +172,16 @@ def test_validation_images_are_drawn_evenly_from_the_classes_of_train(
     assert sorted(both) == list(range(100))
     assert (written["val"].column("image")["mode"] == 0).all()  # ffcv's number of jpg
     with pytest.raises(ValueError, match=r"val\.beton is from an earlier run"):
-        write(cifar10, tmp_path / "out", root=binary_root)
+        write(tmp_path / "out", root=binary_root)
 
 
 def test_validation_images_depend_on_the_seed_alone(binary_root: Path, tmp_path: Path) -> None:
     one, same, other = (
-        write(cifar10, tmp_path / name, root=binary_root, val=30, seed=seed)
-        for name, seed in (("one", 1), ("same", 1), ("other", 2))
+        write(tmp_path / out, root=binary_root, val=30, seed=seed)
+        for out, seed in (("one", 1), ("same", 1), ("other", 2))
     )
     for split in ("train", "val"):
-        check_images(cifar10, "train", one[split])
+        check_images("cifar10", "train", one[split])
     drawn = [set(each["val"].column("identifier")) for each in (one, same, other)]
     assert drawn[0] == drawn[1] != drawn[2]
 
@@ -197,45 +197,37 @@ def test_validation_images_depend_on_the_seed_alone(binary_root: Path, tmp_path:
 def test_an_invalid_number_of_validation_images_is_refused(
     val: int, why: str, binary_root: Path, tmp_path: Path
 ) -> None:
-    check_refused(cifar10, tmp_path / "out", why, root=binary_root, val=val)
+    refused(binary_root, why, val=val)
 
 
 # Missing and damaged files.
 
 
 @each_dataset
-def test_the_error_for_an_empty_folder_names_every_form(module: ModuleType, tmp_path: Path) -> None:
-    versions = (module.DATASET.binary, module.DATASET.python)
+def test_the_error_for_an_empty_folder_names_every_form(name: str, tmp_path: Path) -> None:
+    versions = (DATASETS[name].binary, DATASETS[name].python)
     names = [name for version in versions for name in (version.folder, version.archive)]
     why = f"No {' or '.join(map(repr, names))} in .*--download gets it"
-    check_refused(module, tmp_path / "out", why, root=tmp_path)
+    refused(tmp_path, why, name)
 
 
 @pytest.mark.parametrize("kind", ["binary", "python"])
 def test_an_archive_with_another_md5_is_refused(kind: str, tmp_path: Path) -> None:
-    version = getattr(cifar10.DATASET, kind)
-    put_all(tmp_path, {version.archive: tar_of(files_in(cifar10, version), "w:gz")})
-    check_refused(cifar10, tmp_path / "out", f"its MD5 is .*, not {version.md5}", root=tmp_path)
+    version = getattr(DATASETS["cifar10"], kind)
+    put_all(tmp_path, {version.archive: tar_of(files_in(kind), "w:gz")})
+    refused(tmp_path, f"its MD5 is .*, not {version.md5}")
 
 
 @pytest.mark.parametrize("kind", ["binary", "python"])
-def test_a_folder_that_lacks_a_file_is_refused(kind: str, tmp_path: Path) -> None:
-    version = getattr(cifar10.DATASET, kind)
-    root = put_all(tmp_path / "root", files_in(cifar10, version))
-    (root / version.folder / version.train[2]).unlink()
-    check_refused(cifar10, tmp_path / "out", f"No '{version.train[2]}' in", root=root)
-
-
-@pytest.mark.parametrize("kind", ["binary", "python"])
-@pytest.mark.parametrize("place", ["train", "test", "names"])
-def test_a_damaged_file_is_named(place: str, kind: str, tmp_path: Path) -> None:
-    version = getattr(cifar10.DATASET, kind)
-    root = put_all(tmp_path / "root", files_in(cifar10, version))
-    name = version.train[4] if place == "train" else getattr(version, place)
-    path = root / version.folder / name
-    damaged = b"\xff" if place == "names" else path.read_bytes()[:-100]
-    path.write_bytes(damaged)
-    check_refused(cifar10, tmp_path / "out", f"{name} is damaged", root=root)
+def test_a_missing_or_damaged_file_is_named(kind: str, tmp_path: Path) -> None:
+    version = getattr(DATASETS["cifar10"], kind)
+    files = files_in(kind)
+    for file in (version.train[4], version.test, version.names):
+        path = put_all(tmp_path, files) / version.folder / file
+        path.write_bytes(b"\xff" if file == version.names else path.read_bytes()[:-100])
+        refused(tmp_path, f"{file} is damaged")
+        path.unlink()
+        refused(tmp_path, f"No '{file}' in")
 
 
 @pytest.mark.parametrize(
@@ -247,10 +239,10 @@ def test_a_damaged_file_is_named(place: str, kind: str, tmp_path: Path) -> None:
     ],
 )
 def test_each_image_needs_an_integer_label(labels: Any, why: str, tmp_path: Path) -> None:
-    root = put_all(tmp_path / "root", files_in(cifar10, cifar10.DATASET.python))
+    put_all(tmp_path, files_in("python"))
     entry = python2({b"labels": labels, b"data": np.zeros((2, 3072), dtype=np.uint8)})
-    put_all(root, {"cifar-10-batches-py/test_batch": entry})
-    check_refused(cifar10, tmp_path / "out", why, root=root)
+    put_all(tmp_path, {"cifar-10-batches-py/test_batch": entry})
+    refused(tmp_path, why)
 
 
 # Downloads, by a stand-in for torchvision's function that needs no network.
@@ -258,8 +250,8 @@ def test_each_image_needs_an_integer_label(labels: Any, why: str, tmp_path: Path
 
 @pytest.fixture
 def fetched(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
-    data = tar_of(files_in(cifar10, cifar10.DATASET.python), "w:gz")
-    publish(cifar10, "python", data, monkeypatch)
+    data = tar_of(files_in("python"), "w:gz")
+    publish("cifar10", "python", data, monkeypatch)
     calls: list[tuple[str, ...]] = []
 
     def fetch(url: str, root: str, filename: str, md5: str) -> None:
@@ -275,9 +267,9 @@ def test_the_python_version_is_downloaded_unless_it_is_complete(
     partial: bool, tmp_path: Path, fetched: list[tuple[str, ...]]
 ) -> None:
     if partial:
-        put_all(tmp_path / "root", {cifar10.DATASET.python.archive: b"the first bytes"})
-    index = write(cifar10, tmp_path / "out", root=tmp_path / "root", download=True)["train"]
-    check_images(cifar10, "train", index)
+        put_all(tmp_path / "root", {DATASETS["cifar10"].python.archive: b"the first bytes"})
+    index = write(tmp_path / "out", root=tmp_path / "root", download=True)["train"]
+    check_images("cifar10", "train", index)
     url = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
     assert fetched == [(url, "cifar-10-python.tar.gz", "c58f30108f718f92721af3b95e74349a")]
 
@@ -286,20 +278,20 @@ def test_other_forms_are_not_downloaded(
     tmp_path: Path, fetched: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for number, form in enumerate(FORMS[:3]):
-        root = make(cifar10, tmp_path / str(number), form, monkeypatch)
-        write(cifar10, root / "out", root=root, download=True)
+        root = make("cifar10", tmp_path / str(number), form, monkeypatch)
+        write(root / "out", root=root, download=True)
     assert fetched == []
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
-@pytest.mark.parametrize("name", ["data_batch_1", "test_batch", "batches.meta"])
+@pytest.mark.parametrize("file", ["data_batch_1", "test_batch", "batches.meta"])
 def test_a_pickle_that_calls_a_function_is_refused_without_calling_it(
-    name: str, protocol: int, tmp_path: Path
+    file: str, protocol: int, tmp_path: Path
 ) -> None:
-    root = put_all(tmp_path / "root", files_in(cifar10, cifar10.DATASET.python))
+    put_all(tmp_path, files_in("python"))
     trap = pickle.dumps({"data": Trap(os.mkdir, str(tmp_path / "sprung"))}, protocol)
-    put_all(root, {f"cifar-10-batches-py/{name}": trap})
-    check_refused(cifar10, tmp_path / "out", r"the pickle names \w+\.mkdir", root=root)
+    put_all(tmp_path, {f"cifar-10-batches-py/{file}": trap})
+    refused(tmp_path, r"the pickle names \w+\.mkdir")
     assert not (tmp_path / "sprung").exists()
     pickle.loads(trap)
     assert (tmp_path / "sprung").exists()  # the trap works

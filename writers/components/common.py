@@ -18,7 +18,7 @@ import dp4tl_ffcv  # loads each name when it is first used
 from dp4tl_ffcv.utils import one_line_errors
 
 MAX_CLASS_ID = (1 << 24) - 1  # each id up to the largest gets a name and a count
-# These options change no sample's bytes: a killed run continues with other values of them.
+# A killed run can be continued with other values of these options: they change no sample's bytes.
 _NOT_RECORDED = ("out", "num_workers", "check_counts", "download", "on_error")
 
 
@@ -52,11 +52,11 @@ class Options:
 
 @dataclass(frozen=True)
 class Expected:
-    """Known size of a complete dataset."""
+    """Size of a complete dataset."""
 
     classes: int
     images: Mapping[str, int]
-    """Number of images by split. Splits without a number are not checked."""
+    """Number of images by split. A split that is not listed is not checked."""
 
 
 def write_splits(
@@ -68,25 +68,24 @@ def write_splits(
 ) -> dict[str, dp4tl_ffcv.BetonIndex]:
     """Check all splits, then write each to `OUT/SPLIT.beton`.
 
-    A split is not written again if an earlier run finished it with the same options and samples of
-    the same names and labels.
+    A split is skipped if an earlier run finished it with the same options, sample names and labels.
 
     Args:
         name: name of the writer.
-        splits: samples (image, label, identifier) by split. A sequence whose items are slow to read
-            should have `labels` and `name(i)`, as `ImageFiles` has: both are read for all samples
-            before the first byte is written. A sequence that is slow to read in a fully random
-            order should have `shuffled(seed)`, which returns its samples in a faster random order.
+        splits: samples (image, label, identifier) by split. If samples are slow to read, the
+            sequence should have `labels` and `name(i)`, as `ImageFiles` has: all of them are needed
+            before the first byte is written. If a random order is slow to read, the sequence
+            should have `shuffled(seed)`, which returns the samples in a faster random order.
         class_names: name of each class id.
         options: the writer's options.
-        expected: known size of the dataset, or None.
+        expected: size of the dataset, None if it is not known.
 
     Raises:
         ValueError: the size is not the expected one, a split has no images, or a label has no
             class name.
     """
     if expected is not None and options.check_counts:
-        _check_counts(name, splits, class_names, expected)
+        _check_counts(splits, class_names, expected)
     for split, samples in splits.items():
         _check_labels(split, _labels_of(samples), class_names)
     if options.shuffle:
@@ -128,7 +127,7 @@ def write_splits(
 def _already_written(
     path: Path, written_by: Mapping[str, Any], class_names: Sequence[str]
 ) -> dp4tl_ffcv.BetonIndex | None:
-    """Return the index of a complete beton that an equal run wrote, or None."""
+    """Return the index of a beton that an equal run finished, or None."""
     try:
         index = dp4tl_ffcv.BetonIndex.open(path)
         manifest = index.manifest
@@ -147,8 +146,8 @@ def run(module: str, arguments: Sequence[str] | None = None) -> None:
     """Run a writer as a command: parse its options, write, print each beton.
 
     Args:
-        module: name of the writer's module, such as `writers.dtd`. A writer passes its `__name__`.
-        arguments: command-line arguments. None takes those of this process.
+        module: name of the writer's module; a writer passes its `__name__`.
+        arguments: command-line arguments; None takes `sys.argv[1:]`.
     """
     import tyro
 
@@ -178,14 +177,9 @@ def _notices(index: dp4tl_ffcv.BetonIndex) -> Iterator[str]:
 
 
 def check_no_stale(out: Path, splits: Iterable[str]) -> None:
-    """Reject betons of an earlier run that may share images with the betons of this run.
+    """Raise ValueError if `out` has one of `splits`, which this run does not write.
 
-    Args:
-        out: folder of the betons.
-        splits: splits that this run does not write.
-
-    Raises:
-        ValueError: one of the splits is in the folder.
+    Such a beton of an earlier run may have images that this run writes to another split.
     """
     for split in splits:
         path = out / f"{split}.beton"
@@ -197,13 +191,12 @@ def check_no_stale(out: Path, splits: Iterable[str]) -> None:
 
 
 def say(line: str) -> None:
-    """Print a line, with escapes for characters that the output's encoding does not have."""
+    """Print a line, with escapes for characters that the output's encoding lacks."""
     encoding = sys.stdout.encoding or "utf-8"
     print(line.encode(encoding, "backslashreplace").decode(encoding))
 
 
 def _check_counts(
-    name: str,
     splits: Mapping[str, Sequence[tuple[Any, ...]]],
     class_names: Sequence[str],
     expected: Expected,
@@ -217,8 +210,8 @@ def _check_counts(
         wrong.append(f"{len(class_names)} classes instead of {expected.classes}")
     if wrong:
         raise ValueError(
-            f"{name} has {', '.join(wrong)}. "
-            "Get the missing files, or pass --no-check-counts to write what is there."
+            f"The dataset is not complete: {', '.join(wrong)}. Get the missing files, or pass "
+            "--no-check-counts."
         )
 
 
@@ -241,7 +234,7 @@ def _labels_of(samples: Sequence[tuple[Any, ...]]) -> NDArray[np.int64]:
 
 
 def _digest(samples: Sequence[tuple[Any, ...]]) -> str:
-    """Hash labels and names, which a run that continues another must share with it."""
+    """Hash the labels and names, which are equal if a run continues another."""
     name_of = getattr(samples, "name", str)
     digest = hashlib.sha256(_labels_of(samples).astype("<i8").tobytes())
     for i in range(len(samples)):

@@ -15,7 +15,7 @@ def find(root: Path, *names: str, layout: str) -> Path:
     Args:
         root: folder of the dataset.
         names: paths below `root`; "." is `root` itself.
-        layout: content of a correct `root`, for the error message.
+        layout: what `root` must hold, for the error message.
 
     Raises:
         ValueError: none of the paths exists.
@@ -36,9 +36,7 @@ def folders_of(root: Path) -> list[str]:
 def images_below(folder: Path, others: list[str] | None = None) -> list[str]:
     """Return the sorted paths of all image files below `folder`, without hidden ones.
 
-    Args:
-        folder: where to look.
-        others: receives the paths of ignored entries: other files, and links to folders.
+    `others` receives the paths of ignored entries: other files, and links to folders.
     """
     return list(_walk(os.fspath(folder), [] if others is None else others))
 
@@ -46,9 +44,7 @@ def images_below(folder: Path, others: list[str] | None = None) -> list[str]:
 def images_by_class(root: Path, others: list[str] | None = None) -> tuple[list[str], list[str]]:
     """Return the paths of the images in the class folders of `root`, and the class of each.
 
-    Args:
-        root: folder of class folders.
-        others: as in `images_below`.
+    `others` is described at `images_below`.
     """
     found = {name: images_below(root / name, others) for name in folders_of(root)}
     paths = [path for each in found.values() for path in each]
@@ -61,7 +57,7 @@ def is_hidden(name: str) -> bool:
 
 
 def _walk(folder: str, others: list[str]) -> Iterator[str]:
-    """Yield paths as strings, because a dataset may have a million files."""
+    """Yield paths, as strings because a dataset may have a million files."""
     with os.scandir(folder) as entries:
         visible = sorted((e for e in entries if e.name[0] != "."), key=lambda e: e.name)
     for each in visible:

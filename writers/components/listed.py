@@ -1,4 +1,4 @@
-"""Samples from a dataset's own list of images. Each path is checked: inside, unique, present."""
+"""Samples from a file that lists a dataset's images. Each listed path is checked."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def image_files(
     """Return the samples of each split after checking that every file exists.
 
     Args:
-        folder: folder that the paths are relative to.
+        folder: folder of the images.
         splits: the images by split.
         listing: file that lists the images, for error messages.
 

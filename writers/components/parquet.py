@@ -1,8 +1,8 @@
 """Read images from a column of parquet files, by groups of rows and with bounded memory.
 
-A group of rows, often 100 or 1,000 images, is the smallest unit that parquet can decompress. In a
-fully random order each image would need a group of its own. So samples are shuffled in windows: a
-window has a few random groups of all files, and a process holds one window in memory.
+Parquet can only decompress whole groups of rows, often 100 or 1,000 images. In a fully random
+order, a group would be decompressed for each image. So samples are shuffled within windows: a
+window is a few groups, drawn at random from all files, and a process holds one window in memory.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dp4tl_ffcv.validate import check_int
 
 from .common import MAX_CLASS_ID
 
-WINDOW = 64 << 20  # bytes of images in a window, which has at least one group
+WINDOW = 64 << 20  # bytes of images in a window; a larger group is a window alone
 
 Image = bytes | Path
 

@@ -1,7 +1,6 @@
 """Read pickles of dictionaries, lists, numbers, strings and byte arrays without running any code.
 
-numpy's functions are replaced by objects that only record their arguments. Any other name in a
-pickle is rejected.
+Objects that only record their arguments replace numpy's functions. Any other name is rejected.
 """
 
 import io
@@ -15,7 +14,7 @@ _NUMPY = {("numpy.core.multiarray", "_reconstruct"), ("numpy", "ndarray"), ("num
 
 
 class _Recorded:
-    """Records the arguments and the state that a pickle gives to numpy's array or dtype."""
+    """Arguments and state that a pickle gives to numpy's array or dtype."""
 
     arguments: tuple[Any, ...] = ()
     state: Any = None
@@ -50,11 +49,7 @@ def read_dict(data: bytes) -> dict[Any, Any]:
 
 
 def byte_rows(array: Any, width: int) -> NDArray[np.uint8]:
-    """Return an array of `read_dict` as uint8 of shape (N, width).
-
-    Raises:
-        ValueError: the value is not an array of that type and width.
-    """
+    """Return an array of `read_dict`, which must be uint8 of shape (N, width)."""
     state = array.state if isinstance(array, _Recorded) else None
     if not isinstance(state, tuple) or len(state) < 4:
         raise ValueError("not an array")

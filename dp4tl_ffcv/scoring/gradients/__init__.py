@@ -1,4 +1,4 @@
-"""Norms of per-sample gradients."""
+"""Per-sample gradient norms."""
 
 from .norms import gradient_norms
 

@@ -1,4 +1,4 @@
-"""Ghost norms: gradient norms from the inputs of layers and the gradients at their outputs."""
+"""Gradient norms from the inputs of layers and the gradients at their outputs (ghost norms)."""
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from .rules import RULES, Rule, UnsuitedError, kind_of
 
-# Relative and absolute tolerances, above the rounding of float32 or, on a GPU, of TF32.
+# Relative tolerances on CPU and GPU (TF32), and absolute tolerance; each is above rounding errors.
 AGREEMENT, AGREEMENT_ON_GPU, TINY = 1e-3, 1e-2, 1e-6
 
-Edges = set[tuple[Any, int]]  # of autograd's graph: a node, and the number of its next node
+Edges = set[tuple[Any, int]]  # in autograd's graph: a node, and the position of its next node
 
 
 def ghost_norms(
@@ -25,13 +25,11 @@ def ghost_norms(
 ) -> Tensor:
     """Return the gradient norms `(count,)` of `count` samples, in float64.
 
-    `loss_of` runs the model, in evaluation mode, and returns the sum of the samples' losses.
-
-    Raises:
-        UnsuitedError: a parameter is used outside layers that have a rule.
+    `loss_of` runs the model and returns the sum of the samples' losses. Raises UnsuitedError if a
+    parameter is used outside layers that have a rule.
     """
     loss, calls = _recorded(model, parameters, loss_of, count)
-    # For edges, autograd skips the gradients of the weights.
+    # Given edges, autograd does not compute the gradients of the weights.
     edges = [call.returned for call in calls]
     gradients = torch.autograd.grad(loss, edges, allow_unused=True) if edges else ()
     rules = {call.layer: call.rule for call in calls}
@@ -53,13 +51,10 @@ def check_apart(
     logits_of: Callable[[Tensor], Tensor],
     images: Tensor,
 ) -> None:
-    """Check that each row of a layer's output affects the logits of its own sample only.
+    """Raise UnsuitedError unless each row of a layer's output affects only its own sample.
 
-    The gradients of the first sample's logits must be exactly 0 in the rows of the others, at the
-    layers and, if images have gradients, at the images.
-
-    Raises:
-        UnsuitedError: a row affects another sample, or see `ghost_norms`.
+    The gradients of the first sample's logits must be exactly 0 in the rows of other samples, at
+    the layers and, if images are floating-point, at the images.
     """
     places: list[Any] = []
     if images.is_floating_point():
@@ -76,15 +71,15 @@ def check_apart(
 
 
 def check_same(norms: Tensor, alone: Tensor) -> None:
-    """Raise UnsuitedError unless the norms of a ghost pass equal those of separate passes."""
+    """Raise UnsuitedError unless `norms` of a ghost pass equal `alone`, of separate passes."""
     tolerance = AGREEMENT if norms.device.type == "cpu" else AGREEMENT_ON_GPU
     # NaN passes: the caller reports it with its sample.
     wrong = torch.nonzero((norms - alone).abs() > tolerance * alone + TINY)
     if len(wrong):
         first = int(wrong[0])
         raise UnsuitedError(
-            f"Its norm of a sample is {norms[first].item():.6g}, but {alone[first].item():.6g} if "
-            "the sample is alone: the model mixes samples."
+            f"The norm of a sample is {norms[first].item():.6g} in a batch, but "
+            f"{alone[first].item():.6g} alone: the model mixes samples."
         )
 
 
@@ -95,8 +90,8 @@ class _Call:
     layer: nn.Module
     rule: Rule
     fed: Tensor
-    version: int  # of `fed`; it changes with operations in place
-    returned: torch.autograd.graph.GradientEdge  # the output, before operations in place
+    version: int  # of `fed`; in-place operations change it
+    returned: torch.autograd.graph.GradientEdge  # the output, before in-place operations
     uses: Edges  # edges to the layer's parameters
 
 
@@ -120,9 +115,9 @@ def _recorded(
 def _record(
     calls: list[_Call], rule: Rule, layer: nn.Module, args: tuple[Any, ...], output: Any
 ) -> None:
-    """Record a call; a forward hook of the layers that have a rule."""
+    """Record a call, as a forward hook."""
     if len(args) != 1 or not isinstance(output, Tensor) or output.grad_fn is None:
-        return  # _check_complete then finds edges that no call owns
+        return  # _check_complete then finds that no call owns the parameters' edges
     fed = args[0]
     own = dict(layer.named_parameters(recurse=False))
     ids = {id(own[name]) for name in ("weight", "bias") if name in own}

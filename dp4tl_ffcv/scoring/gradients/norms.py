@@ -1,4 +1,4 @@
-"""Norms of per-sample gradients, without forming the gradients where that is cheaper."""
+"""Per-sample gradient norms, without computing the gradients themselves where that is cheaper."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,9 +17,9 @@ from .rules import UnsuitedError
 
 Method = Literal["auto", "ghost", "vmap", "loop"]
 
-# At once. This many pixel values are 85 images of 64 x 64.
+# Most pixel values (85 images of 64 x 64) and images in one ghost pass.
 GHOST_VALUES, GHOST_IMAGES = 1 << 20, 128
-VMAP_BYTES = 1 << 28  # of gradients at once
+VMAP_BYTES = 1 << 28  # most bytes of gradients at a time
 
 
 def gradient_norms(
@@ -27,21 +27,21 @@ def gradient_norms(
 ) -> NDArray[np.float64]:
     """Return the norm of each sample's gradient of the cross-entropy.
 
-    `||grad_theta CE(model(x_n), y_n)||_2` over all trainable parameters theta, in evaluation mode,
-    as if each sample were alone. Exact up to rounding (on a GPU, of TF32 convolutions if torch
-    allows them). The model is left unchanged: modes, parameters, gradients, hooks.
+    The norm is `||grad_theta CE(model(x_n), y_n)||_2` over all trainable parameters theta, in
+    evaluation mode. It is exact up to rounding, which on a GPU includes TF32 convolutions if torch
+    allows them. The model is left unchanged: modes, parameters, gradients, hooks.
 
     Args:
         model: maps images `(B, ...)` to logits `(B, C)`.
         batches: images and integer labels `(B,)` or `(B, 1)`; moved to the model's device.
-        method: `ghost` takes one forward and one backward pass per batch. It computes the norm of
+        method: `ghost` runs one forward and one backward pass per batch. It computes the norm of
             a weight's gradient from the layer's inputs A and the gradients G at its outputs, as
             `sum(A A^T * G G^T)` where that is cheaper than `||G^T A||^2`. It supports linear
-            layers, convolutions, and batch, layer and group normalisation. `vmap` forms the
-            gradients of a few samples at a time, for any model that torch.func can transform.
-            `loop` runs one sample at a time. `auto` takes the first of these that suits the model.
-            The first ghost pass is checked on three samples: none may affect the logits of another,
-            and their norms must equal those of separate backward passes.
+            layers, convolutions, and batch, layer and group normalisation. On the first pass, it
+            checks with three samples that no sample affects another's logits, and that the norms
+            equal those of separate backward passes. `vmap` computes the gradients of a few samples
+            at a time, for any model that torch.func can transform. `loop` runs one sample at a
+            time. `auto` takes the first of these methods that suits the model.
 
     Returns:
         Norms `(n,)`.
@@ -88,11 +88,11 @@ class _Trained:
 
 @dataclass
 class _Methods:
-    """The methods that may suit the model, best first. One that fails is not tried again."""
+    """The methods that may suit the model, best first. A method that fails is not tried again."""
 
     trained: _Trained
     left: Sequence[str]
-    checked: int = 0  # a ghost pass of this many samples was checked; 2 stands for any more
+    checked: int = 0  # 1 after the check of a pass of one sample, which shows no mixing; then 2
 
     def norms(self, images: Tensor, labels: Tensor) -> Iterator[Tensor]:
         start = 0
@@ -130,12 +130,12 @@ class _Methods:
 def _norms_of_batch(
     methods: _Methods, images: Tensor, labels: Tensor, first: int
 ) -> NDArray[np.float64]:
-    """Return the norms of a batch that starts with sample `first`."""
+    """Return the norms of a batch, whose first sample has the number `first`."""
     labels, device = labels.reshape(-1), methods.trained.device
     if labels.is_floating_point() or labels.is_complex() or len(labels) != len(images):
         raise ValueError(
             f"`batches` must hold one integer label per image; got {len(labels)} of {labels.dtype} "
-            f"for {len(images)} images, from sample {first} on."
+            f"for {len(images)} images, starting at sample {first}."
         )
     images, labels = _outside_inference(images.to(device)), labels.to(device, torch.int64)
     parts = [n.double().cpu() for n in methods.norms(images, _outside_inference(labels))]
@@ -150,18 +150,18 @@ def _norms_of_batch(
 
 
 def _outside_inference(values: Tensor) -> Tensor:
-    """Return values that autograd accepts: it rejects tensors made in inference mode."""
+    """Copy values made in inference mode, which autograd rejects."""
     return values.clone() if values.is_inference() else values
 
 
 def _loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the sum over samples, so that each sample's gradient is as if it were alone."""
+    """Return the sum over samples: unlike in the mean, a sample's gradient is not divided by B."""
     _check_labels(labels, logits.shape[1])
     return F.cross_entropy(logits, labels, reduction="sum")
 
 
 def _check_labels(labels: Tensor, classes: int) -> None:
-    # cross_entropy ignores label -100, and other wrong labels break a CUDA context.
+    # cross_entropy ignores the label -100; other wrong labels end the CUDA context.
     if bool(((labels < 0) | (labels >= classes)).any()):
         raise ValueError(
             f"`batches` must hold labels from 0 to {classes - 1}, the model's classes; got "
@@ -182,7 +182,7 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _plain_float(device: torch.device) -> Iterator[None]:
-    """Enable gradients and disable autocast, whatever the caller has set."""
+    """Enable gradients and disable autocast."""
     plain = torch.autocast(device.type, enabled=False)
     with torch.inference_mode(False), torch.enable_grad(), plain:
         yield
@@ -197,7 +197,7 @@ def _ghost(trained: _Trained, images: Tensor, labels: Tensor) -> Tensor:
 
 
 def _loop(trained: _Trained, images: Tensor, labels: Tensor) -> Tensor:
-    """Return norms `(B,)` by a forward and a backward pass per sample."""
+    """Run a forward and a backward pass per sample."""
     values = list(trained.parameters.values())
     norms = []
     for image, label in zip(torch.split(images, 1), torch.split(labels, 1), strict=True):
@@ -208,7 +208,7 @@ def _loop(trained: _Trained, images: Tensor, labels: Tensor) -> Tensor:
 
 
 def _vmap(trained: _Trained, images: Tensor, labels: Tensor) -> Tensor:
-    """Return norms `(B,)` by torch.func, which forms all gradients of the batch."""
+    """Compute the gradients of all samples at once, by torch.func."""
     model, parameters = trained.model, trained.parameters
     frozen = {k: v.detach() for k, v in model.named_parameters() if k not in parameters}
     frozen |= dict(model.named_buffers())

@@ -1,7 +1,8 @@
-"""Ghost norms of layers: gradient norms from a layer's inputs and the gradients at its outputs.
+"""Rules for ghost norms, one for each kind of layer.
 
-A rule takes a layer, and the input and output gradient of each call. It returns the squared norms
-`(B,)` of the gradients of the layer's trainable parameters, summed over the calls.
+A rule takes a layer, and for each of its calls the input and the gradient at the output. It returns
+the squared norms `(B,)` of the gradients of the layer's trainable parameters. A layer that is
+called several times has one gradient, summed over the calls.
 """
 
 import itertools
@@ -17,7 +18,7 @@ from torch.nn.grad import conv2d_weight
 Pairs = Sequence[tuple[Tensor, Tensor]]
 Rule = Callable[[Any, Pairs], Tensor]
 
-SHORT = 16  # positions; for fewer, the fused sums of batch normalisation are slower
+SHORT = 16  # for fewer positions, the fused sums of batch normalisation are slower
 
 
 class UnsuitedError(Exception):
@@ -25,9 +26,10 @@ class UnsuitedError(Exception):
 
 
 def kind_of(layer: nn.Module) -> type[nn.Module] | None:
-    """Return the class whose rule holds for a layer, or None.
+    """Return the class whose rule applies to a layer, or None.
 
-    Subclasses that override nothing have a rule; layers with foreign hooks do not.
+    A rule also applies to subclasses that do not change the forward pass, but not to layers with
+    hooks.
     """
     changed = "forward" in vars(layer) or layer._forward_hooks or layer._forward_pre_hooks
     for kind in () if changed else RULES:
@@ -73,7 +75,7 @@ def _matrix_squares(a: Tensor, g: Tensor) -> Tensor:
 
 
 def _sum_of_products(a: Tensor, g: Tensor) -> Tensor:
-    # Rounding can make it negative.
+    # Rounding can make the sum negative.
     return (a * g).flatten(1).sum(1).clamp(min=0)
 
 
@@ -110,9 +112,9 @@ def _padded(layer: Any, fed: Tensor) -> Tensor:
 
 
 def _windows(layer: Any, fed: Tensor, outputs: Sequence[int]) -> Tensor:
-    """Return the window of each output of a convolution, `(B, T, I)`; channels vary fastest.
+    """Return the window of each output of a convolution, `(B, T, I)`, with channels last.
 
-    So the rows of a window are contiguous. F.unfold's are not, and it takes 3 to 8 times longer.
+    F.unfold puts channels first, where rows of a window are not contiguous: 3 to 8 times slower.
     """
     channels_last = fed.permute(0, 2, 3, 1).contiguous()
     sample, row, column, channel = channels_last.stride()
@@ -126,7 +128,7 @@ def _windows(layer: Any, fed: Tensor, outputs: Sequence[int]) -> Tensor:
 
 
 def _pixels_pay(layer: Any, fed: Tensor, g: Tensor) -> bool:
-    """Return whether products of pixels are cheaper than products of windows and `G^T A`."""
+    """Return whether products of pixels cost less than products of windows and than `G^T A`."""
     positions, pixels, outputs = g[0, 0].numel(), fed[0, 0].numel(), g.shape[1]
     entries = layer.weight[0].numel()
     cost = pixels**2 * fed.shape[1] + positions**2 * (outputs + entries // fed.shape[1])
@@ -136,7 +138,7 @@ def _pixels_pay(layer: Any, fed: Tensor, g: Tensor) -> bool:
 def _window_products(layer: Any, fed: Tensor, outputs: Sequence[int]) -> Tensor:
     """Return `A A^T` `(B, T, T)` of windows A, as sums of products of pixels.
 
-    Windows overlap: these are fewer products, and the windows are never copied.
+    Windows overlap, so this needs fewer products, and it does not copy the windows.
     """
     pixels = fed.flatten(2)
     products = (pixels.mT @ pixels).view(len(fed), *fed.shape[2:], *fed.shape[2:])
@@ -180,7 +182,7 @@ def _batch_norm_sums(layer: Any, fed: Tensor, g: Tensor) -> tuple[Tensor, Tensor
     fed, g = fed.flatten(2) if fed.ndim > 2 else fed[..., None], g.reshape(*g.shape[:2], -1)
     if g.shape[2] < SHORT:
         return (F.batch_norm(fed, mean, var, eps=eps) * g).sum(2), g.sum(2)
-    # Reads both once; the channels of all samples are passed as channels of one sample.
+    # Torch's kernel reads both tensors once. It gets the channels of all samples as one sample's.
     count, channels, positions = g.shape
     one = 1, count * channels, positions
     _, weight, bias = torch.ops.aten.native_batch_norm_backward(
@@ -209,7 +211,7 @@ def _layer_norm(layer: nn.LayerNorm, pairs: Pairs) -> Tensor:
 
 
 def _affine(layer: Any, sums: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-    """Return squared norms, from each call's gradients `(B, C)` of weight and bias."""
+    """Return the squared norms, given each call's gradients `(B, C)` of weight and bias."""
     total = _bias(layer, [bias for _, bias in sums])
     if layer.weight is not None and layer.weight.requires_grad:
         total = total + _squares([weight for weight, _ in sums])
@@ -217,14 +219,14 @@ def _affine(layer: Any, sums: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
 
 
 def _bias(layer: Any, gradients: Sequence[Tensor]) -> Tensor:
-    """Return squared norms from the gradients `(B, C)` of each call; 0 without a trained bias."""
+    """Return the squared norms, given each call's gradients `(B, C)`; 0 without a trained bias."""
     if layer.bias is None or not layer.bias.requires_grad:
         return gradients[0].new_zeros(len(gradients[0]))
     return _squares(gradients)
 
 
 def _squares(gradients: Sequence[Tensor]) -> Tensor:
-    """Return the squared norms `(B,)` of the sum over the calls."""
+    """Return the squared norms `(B,)` of the gradients summed over the calls."""
     whole = gradients[0] if len(gradients) == 1 else torch.stack(list(gradients)).sum(0)
     squares: Tensor = torch.linalg.vector_norm(whole.flatten(1), dim=1).square()
     return squares

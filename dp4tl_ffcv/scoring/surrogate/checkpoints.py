@@ -1,6 +1,6 @@
 """Save and load models: this project's checkpoints, and the state dicts of other programs.
 
-Files are never unpickled: they may hold tensors, plain containers and numpy numbers only.
+No code in a file is run: files may only hold tensors, plain containers and numpy numbers.
 """
 
 import os
@@ -21,13 +21,13 @@ from .models import BlurPoolConv, Classifier, build_model, full_name, replace_he
 _CHECKPOINT_KEYS = {"arch", "num_classes", "mean", "std", "network"}
 # Where other programs keep the state dict: DP4TL; Lightning, MoCo, timm; DeiT, torchvision.
 _PLACES = (("state_dicts", "network"), ("state_dict",), ("model",))
-# Prefixes of DistributedDataParallel, torch.compile, Lightning modules and our Classifier.
+# Prefixes of keys: DistributedDataParallel, torch.compile, Lightning modules, our Classifier.
 _PREFIXES = ("module.", "_orig_mod.", "model.", "network.")
 _ENCODERS = ("encoder_q.", "base_encoder.")  # MoCo v1 and v2; MoCo v3
 _BLUR = ".blur_filter"
-# torchvision's published DenseNets have key names from before torch 0.4.
+# The files of torchvision's DenseNets use names from before torch 0.4, such as `norm.1.`.
 _OLD_DENSENET = re.compile(r"(\.denselayer\d+\.(?:norm|conv))\.([12]\.)")
-_SHOWN = 3  # keys of each kind in an error
+_SHOWN = 3  # keys of each kind that an error lists
 
 
 def save_checkpoint(path: str | os.PathLike[str], model: Classifier) -> None:
@@ -56,22 +56,23 @@ def load_checkpoint(
 ) -> Classifier:
     """Load a model from a checkpoint of this project, or from another program's state dict.
 
-    Files of `torch.save` and, if safetensors is installed, `.safetensors` are read. A state dict
-    may be the whole file (ffcv-imagenet, torchvision), or lie under `state_dicts` and `network`
-    (DP4TL), `state_dict` (Lightning, MoCo, timm) or `model`. Prefixes of DDP, torch.compile and
-    Lightning are removed, and the blurred convolutions of ffcv-imagenet are restored.
+    The file comes from `torch.save`, or is `.safetensors` if safetensors is installed. The state
+    dict is the whole file (ffcv-imagenet, torchvision), or the value of `state_dict` (Lightning,
+    MoCo, timm), `model` (DeiT), or `network` in `state_dicts` (DP4TL). Prefixes that DDP,
+    torch.compile and Lightning add to keys are removed, and the blurred convolutions of
+    ffcv-imagenet are restored.
 
-    The result is an encoder with `num_classes` None if `headless` is set, if the file has no
-    weights for the head, or if it comes from MoCo (its query encoder is loaded, without the
-    projection head).
+    The result is an encoder, with `num_classes` None, if `headless` is set, if the file has no
+    weights for the head, or if it comes from MoCo, whose query encoder is loaded without its
+    projection head.
 
     Args:
         path: the checkpoint.
-        arch: architecture, see `build_model`. Required for other programs' files. A checkpoint of
-            this project records it, and must agree if it is given; so with `mean` and `std`.
+        arch: architecture, see `build_model`. Other programs' files need it. A checkpoint of this
+            project records `arch`, `mean` and `std`; if one is given, it must agree.
         num_classes: number of classes that the caller expects; None accepts any.
-        mean: mean per channel of the training images, for pixels in [0, 1]. None takes the usual
-            one of `arch`.
+        mean: mean per channel of the training images, for pixels in [0, 1]; None takes the default
+            of `arch`.
         std: standard deviation per channel, as for `mean`.
         headless: leave the head off.
 
@@ -101,7 +102,7 @@ def load_checkpoint(
 
 
 def _build_recorded(values: Mapping[str, Any]) -> Classifier:
-    """Build the model of a checkpoint of this project."""
+    """Build the model that a checkpoint of this project describes."""
     arch, num_classes = values["arch"], values["num_classes"]
     try:
         network = build_model(arch, num_classes).network
@@ -188,7 +189,7 @@ def _find_state(values: Mapping[str, Any]) -> dict[str, Tensor]:
             break
     if not values or not all(isinstance(value, Tensor) for value in values.values()):
         raise CheckpointError(
-            f"it holds no state dict, neither as a whole nor under "
+            f"it is no state dict, and has none under "
             f"{', '.join('.'.join(place) for place in _PLACES)}; its keys are "
             f"{_first_of([str(key) for key in values]) or 'none'}. Save the state dict alone."
         )
@@ -234,9 +235,9 @@ def _read_safetensors(path: Path) -> dict[Any, Any]:
 
 
 def _numpy_globals() -> list[Any]:
-    """List the globals that pickles of numpy numbers and arrays use; none runs code of the file.
+    """List the globals that pickles of numpy numbers and arrays use. None runs code of the file.
 
-    The functions are in another module since numpy 2.
+    numpy 2 moved the functions to another module.
     """
     makers: list[Any] = [np.float64(0).__reduce__()[0], np.empty(0).__reduce__()[0]]
     names = [

@@ -14,13 +14,8 @@ ModelLike = Classifier | str | os.PathLike[str]
 def load_model(model: ModelLike, **options: Any) -> tuple[Classifier, dict[str, str]]:
     """Return a classifier, and the provenance of its weights.
 
-    An architecture means the pretrained weights of torchvision or timm. Options are passed to
-    `load_checkpoint`; only a checkpoint may have any. None and False mean not given.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        CheckpointError: see `load_checkpoint`; or the pretrained weights cannot be downloaded.
-        ValueError: an option was given, but `model` is not a checkpoint.
+    The name of an architecture loads the pretrained weights of torchvision or timm. `options` are
+    passed to `load_checkpoint`, and must be None or False for a model that is not a checkpoint.
     """
     if not isinstance(model, Classifier) and (
         Path(model).exists() or not is_architecture(str(model))
@@ -29,5 +24,5 @@ def load_model(model: ModelLike, **options: Any) -> tuple[Classifier, dict[str, 
         return classifier, {"checkpoint_sha256": sha256_of_file(model)}
     for name, value in options.items():
         if value is not None and value is not False:
-            raise ValueError(f"`{name}` describes a checkpoint file; leave it out for this model.")
+            raise ValueError(f"`{name}` is for a checkpoint file. Leave it out for this model.")
     return (model if isinstance(model, Classifier) else pretrained_model(str(model))), {}

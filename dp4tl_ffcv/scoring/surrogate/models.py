@@ -16,13 +16,13 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 # ResNets for images of 32 to 64 pixels and few cores: channels of the first stage.
 SMALL_RESNETS = {"resnet8_w16": 16, "resnet8_w32": 32}
 TIMM = "timm:"
-# In training, their auxiliary heads would make the output a tuple. init_weights avoids a warning.
+# With auxiliary heads, the output in training would be a tuple. init_weights avoids a warning.
 _INCEPTIONS = {"googlenet", "inception_v3"}
 _ONE_HEAD = {"aux_logits": False, "init_weights": False}
 
 
 class NoHead(nn.Identity):
-    """Stands in for the head of an encoder, and returns its input, the feature."""
+    """Replacement for the head in an encoder: returns its input, the feature."""
 
     def __init__(self, in_features: int) -> None:
         super().__init__()
@@ -51,9 +51,9 @@ class BlurPoolConv(nn.Module):
 
 
 class Classifier(nn.Module):
-    """A network with its normalisation: uint8 images in, logits out.
+    """A network that normalises its images: maps uint8 images to logits.
 
-    Without a head it is an encoder: `num_classes` is None, and the output is the feature.
+    An encoder is a classifier without a head: `num_classes` is None, and it returns features.
 
     Args:
         network: maps normalised images `(B, 3, H, W)` to logits `(B, C)`. Its last `nn.Linear` is
@@ -64,7 +64,7 @@ class Classifier(nn.Module):
         std: standard deviation per channel.
 
     Raises:
-        ValueError: the network has no linear layer, or `mean` or `std` has not three values.
+        ValueError: the network has no linear layer, or `mean` or `std` does not have three values.
     """
 
     mean: Tensor
@@ -94,12 +94,12 @@ class Classifier(nn.Module):
 
     @property
     def head(self) -> nn.Linear | NoHead:
-        """The last linear layer, or its stand-in. `head.in_features` is D."""
+        """The last linear layer, or an encoder's `NoHead`. `head.in_features` is D."""
         return _find_head(self.network)[1]
 
     @property
     def head_name(self) -> str:
-        """Name of the head in the network, which starts its keys in the state dict."""
+        """Name of the head in the network: the prefix of its keys in the state dict."""
         return _find_head(self.network)[0]
 
     def forward(self, images: Tensor) -> Tensor:
@@ -112,7 +112,7 @@ class Classifier(nn.Module):
         return outputs
 
     def features(self, images: Tensor) -> tuple[Tensor | None, Tensor]:
-        """Return logits `(B, C)`, None for an encoder, and features `(B, D)` from one pass."""
+        """Return logits `(B, C)`, None for an encoder, and features `(B, D)`."""
         caught: list[Tensor] = []
         handle = self.head.register_forward_pre_hook(lambda _, inputs: caught.append(inputs[0]))
         try:
@@ -125,14 +125,14 @@ class Classifier(nn.Module):
 def build_model(arch: str, num_classes: int | None) -> Classifier:
     """Build an untrained classifier or encoder.
 
-    It normalises images as for ImageNet, or as timm says for its models.
+    Images are normalised as for ImageNet; for timm's models, as timm prescribes.
 
     Args:
-        arch: a classification model of torchvision that ends in a linear layer (all but
-            SqueezeNet; the Inceptions without auxiliary heads); `resnet8_w16` or `resnet8_w32` for
-            images of 32 to 64 pixels; or, if timm is installed, `timm:NAME`. The prefix can be left
-            out if torchvision has no model of that name.
-        num_classes: number of outputs C; None builds an encoder, without a head.
+        arch: a classification model of torchvision (any but SqueezeNet, which has no linear head;
+            the Inceptions have no auxiliary heads); `resnet8_w16` or `resnet8_w32` for images of 32
+            to 64 pixels; or, if timm is installed, `timm:NAME`. The prefix can be left out if
+            torchvision has no model of that name.
+        num_classes: number of outputs C; None builds an encoder.
 
     Raises:
         ValueError: there is no such architecture, or it does not end in a linear layer.
@@ -150,13 +150,7 @@ def build_model(arch: str, num_classes: int | None) -> Classifier:
 
 
 def pretrained_model(arch: str) -> Classifier:
-    """Load a model with the pretrained weights of torchvision, or of timm for `timm:NAME`.
-
-    The weights come from the cache of torch or of Hugging Face, or are downloaded into it.
-
-    Raises:
-        CheckpointError: there are no pretrained weights, or they cannot be downloaded.
-    """
+    """Load a model with its pretrained weights, downloaded unless torch or timm has cached them."""
     try:
         if arch.startswith(TIMM):
             network, channels = _timm_model(arch.removeprefix(TIMM), pretrained=True)
@@ -181,14 +175,14 @@ def is_architecture(name: str) -> bool:
 
 
 def full_name(arch: str) -> str:
-    """Return the name under which an architecture is recorded: timm's start with `timm:`."""
+    """Return the name of an architecture with the prefix `timm:` for timm's."""
     return arch if is_architecture(arch) else TIMM + arch
 
 
 def replace_head(model: Classifier, num_classes: int | None) -> Classifier:
-    """Return a copy of `model` with a freshly initialised head of `num_classes` outputs.
+    """Return a copy of `model` with a newly initialised head of `num_classes` outputs.
 
-    With None the copy is an encoder, without a head.
+    None makes the copy an encoder, without a head.
     """
     network = copy.deepcopy(model.network)
     if num_classes is not None:
@@ -199,7 +193,7 @@ def replace_head(model: Classifier, num_classes: int | None) -> Classifier:
 
 
 def _timm_model(name: str, **options: Any) -> tuple[nn.Module, tuple[Any, Any]]:
-    """Build a model of timm, and return it with the mean and std that it was made for."""
+    """Build a model of timm; return it with the mean and standard deviation of its images."""
     unknown = (
         f"there is no architecture {name!r}. Choose one of {', '.join(SMALL_RESNETS)}, "
         "torchvision.models.list_models() or timm.list_models()"
@@ -212,7 +206,7 @@ def _timm_model(name: str, **options: Any) -> tuple[nn.Module, tuple[Any, Any]]:
         if not timm.is_model(name):
             raise ValueError(f"{unknown}.")
         network: Any = timm.create_model(name, **options)
-    except RuntimeError as error:  # timm's own for an unknown tag, `NAME.TAG`
+    except RuntimeError as error:  # from timm for an unknown tag, `NAME.TAG`
         raise ValueError(f"{unknown}.") from error
     if network.get_classifier() is not _find_head(network)[1]:
         raise ValueError(
@@ -258,7 +252,7 @@ def _find_head(network: nn.Module) -> tuple[str, nn.Linear | NoHead]:
 
 
 def _with_head(network: nn.Module, head: nn.Module) -> nn.Module:
-    """Replace the head of a network; a network that is only a head becomes `head`."""
+    """Replace the head of a network, or the whole network if it is only a head."""
     name, old = _find_head(network)
     if network is old:
         return head

@@ -1,8 +1,17 @@
-"""Write CIFAR-10 or CIFAR-100 from any form that www.cs.toronto.edu/~kriz/cifar.html publishes.
+"""Write betons of CIFAR-10 or CIFAR-100: train, test and, with --val N, a part of train as val.
 
-These are the binary and the Python version, as an archive or extracted. Archives are not extracted,
-and must have the published MD5. Pickles in the Python version are read without running code. The
-identifier of an image is its position in the training or test images, as in torchvision.
+ROOT holds one of the published forms, from www.cs.toronto.edu/~kriz/cifar.html:
+
+    --name cifar10                                 --name cifar100
+    cifar-10-batches-bin/  (*.bin, batches...)     cifar-100-binary/  (train.bin, test.bin, ...)
+    cifar-10-binary.tar.gz                         cifar-100-binary.tar.gz
+    cifar-10-batches-py/   (data_batch_1, ...)     cifar-100-python/  (train, test, meta)
+    cifar-10-python.tar.gz                         cifar-100-python.tar.gz
+
+10 or 100 classes (the fine labels), 50,000 images for training and 10,000 for testing, of 32 x 32
+pixels, stored raw. Archives are not extracted, and must have the published MD5. Pickles in the
+Python version are read without running code. The identifier of an image is its position in the
+training or test images, as in torchvision.
 """
 
 from __future__ import annotations
@@ -18,25 +27,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 import dp4tl_ffcv
+from dp4tl_ffcv.validate import check_choice
 
-from .common import Expected, Options, check_no_stale, write_splits
-from .files import find
-from .safe_unpickle import byte_rows, read_dict
+from .components.common import Expected, Options, check_no_stale, run, write_splits
+from .components.files import find
+from .components.safe_unpickle import byte_rows, read_dict
 
 SIDE = 32
 BYTES = 3 * SIDE * SIDE  # per image: all of red, then green, then blue
+IMAGES = {"train": 50_000, "test": 10_000}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config(Options):
-    """Options of both writers."""
+    """Options of the writer."""
 
+    name: Literal["cifar10", "cifar100"]
+    """Name of the dataset."""
     root: Path
     """Folder of the archive, or of the folder extracted from it."""
     mode: Literal["jpg", "raw"] = "raw"
     """Store images as JPEGs or as raw pixels, 3 KiB per image."""
     val: int = 0
-    """Training images to move to val.beton, as many of each class, drawn by --seed."""
+    """Number of training images to move to val.beton, equally many per class, drawn by --seed."""
     download: bool = False
     """Let torchvision download the Python version's archive into ROOT if nothing is there."""
 
@@ -86,29 +99,21 @@ class Images(Sequence[tuple[NDArray[np.uint8], int, int]]):
         return Images(self.pixels[mask], self.labels[mask], self.identifiers[mask])
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Cifar:
     """CIFAR-10 or CIFAR-100."""
 
-    name: str
-    """Name of the writer."""
-    expected: Expected
+    classes: int
     binary: Version
     python: Version
     labels: str
     """Key of the labels in the Python version's files."""
     label_bytes: int
     """Bytes before each image in the binary version; the last one is the class."""
-    torchvision: str
-    """Class in torchvision.datasets that has the archive's address."""
 
     def write(self, config: Config) -> dict[str, dp4tl_ffcv.BetonIndex]:
-        """Write train, test and, with `config.val`, val; return the index of each.
-
-        Raises:
-            ValueError: no version is there, a file is damaged, or counts are not the dataset's.
-        """
-        classes = self.expected.classes
+        """Write train, test and, with `config.val`, val; return the index of each."""
+        classes = self.classes
         if config.val < 0 or config.val % classes:
             raise ValueError(
                 f"--val must be 0 or a multiple of the {classes} classes, such as {50 * classes}; "
@@ -122,11 +127,11 @@ class Cifar:
             "test": self._parse(version, (version.test,), files),
         }
         names = self._class_names(version, files[version.names])
-        images = dict(self.expected.images)
+        counts = dict(IMAGES)
         if config.val:
             splits = {**_hold_out(splits["train"], config), "test": splits["test"]}
-            images |= {"train": images["train"] - config.val, "val": config.val}
-        return write_splits(self.name, splits, names, config, Expected(classes, images))
+            counts |= {"train": counts["train"] - config.val, "val": config.val}
+        return write_splits("cifar", splits, names, config, Expected(classes, counts))
 
     def _read(self, config: Config) -> tuple[Version, dict[str, bytes]]:
         """Find a version and read its files."""
@@ -137,8 +142,8 @@ class Cifar:
         }
         others = [name for name in versions if name != self.python.archive]
         if config.download and not any((config.root / name).exists() for name in others):
-            self._download(config.root)  # downloads again what is incomplete
-        layout = f"{self.name}, extracted or as an archive (--download gets it)"
+            _download(config)  # an incomplete archive is downloaded again
+        layout = f"{config.name}, extracted or as an archive (--download gets it)"
         place = find(config.root, *versions, layout=layout)
         version = versions[place.name]
         if place.name == version.archive:
@@ -146,13 +151,6 @@ class Cifar:
         for name in version.files:
             find(place, name, layout=f"all files of {version.archive}")
         return version, {name: (place / name).read_bytes() for name in version.files}
-
-    def _download(self, root: Path) -> None:
-        import torchvision.datasets
-
-        known = getattr(torchvision.datasets, self.torchvision)
-        # The class itself would extract the archive and unpickle its files.
-        torchvision.datasets.utils.download_url(known.url, str(root), known.filename, known.tgz_md5)
 
     def _parse(self, version: Version, names: Sequence[str], files: dict[str, bytes]) -> Images:
         """Return the images of the named files and free the files' memory."""
@@ -191,6 +189,67 @@ class Cifar:
             raise _damaged(version.names, error) from error
 
 
+DATASETS = {
+    "cifar10": Cifar(
+        classes=10,
+        binary=Version(
+            archive="cifar-10-binary.tar.gz",
+            md5="c32a1d4ab5d03f1284b67883e8d87530",
+            folder="cifar-10-batches-bin",
+            train=tuple(f"data_batch_{number}.bin" for number in range(1, 6)),
+            test="test_batch.bin",
+            names="batches.meta.txt",
+        ),
+        python=Version(
+            archive="cifar-10-python.tar.gz",
+            md5="c58f30108f718f92721af3b95e74349a",
+            folder="cifar-10-batches-py",
+            train=tuple(f"data_batch_{number}" for number in range(1, 6)),
+            test="test_batch",
+            names="batches.meta",
+        ),
+        labels="labels",
+        label_bytes=1,
+    ),
+    "cifar100": Cifar(
+        classes=100,
+        binary=Version(
+            archive="cifar-100-binary.tar.gz",
+            md5="03b5dce01913d631647c71ecec9e9cb8",
+            folder="cifar-100-binary",
+            train=("train.bin",),
+            test="test.bin",
+            names="fine_label_names.txt",
+        ),
+        python=Version(
+            archive="cifar-100-python.tar.gz",
+            md5="eb9058c3a382ffc7106e4002c42a8d85",
+            folder="cifar-100-python",
+            train=("train",),
+            test="test",
+            names="meta",
+        ),
+        labels="fine_labels",
+        label_bytes=2,
+    ),
+}
+
+
+def write(config: Config) -> dict[str, dp4tl_ffcv.BetonIndex]:
+    """Write train, test and, with `config.val`, val; return the index of each."""
+    return DATASETS[check_choice("--name", config.name, DATASETS)].write(config)
+
+
+def _download(config: Config) -> None:
+    import torchvision.datasets
+
+    known = getattr(torchvision.datasets, config.name.upper())
+    # torchvision's class itself would extract the archive and unpickle its files.
+    torchvision.datasets.utils.download_url(
+        known.url, str(config.root), known.filename, known.tgz_md5
+    )
+
+
 def _read_archive(archive: Path, version: Version) -> dict[str, bytes]:
     with open(archive, "rb") as stream:
         md5 = hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
@@ -227,3 +286,7 @@ def _hold_out(train: Images, config: Config) -> dict[str, Images]:
 
 def _damaged(name: str, error: Exception) -> ValueError:
     return ValueError(f"{name} is damaged: {error}. Download the archive again.")
+
+
+if __name__ == "__main__":
+    run(__name__)
