@@ -1,6 +1,6 @@
-"""One process that extracts features, for tests that kill it or start several.
+"""A process that extracts features. Tests kill it, or start several with torchrun's variables.
 
-    python tests/extraction_process.py BETON OUT DELAY    # with torchrun's variables, or without
+    python tests/extraction_process.py BETON OUT DELAY
 
 Prints the ids that were loaded, and a digest of the features or the error.
 """
@@ -31,14 +31,14 @@ def surrogate(seed: int = 0) -> Classifier:
 
 
 def pixels() -> Tensor:
-    """The image of every sample id."""
+    """Return the image of every sample id."""
     generator = torch.Generator().manual_seed(3)
     shape = (SAMPLES, 3, 8, 8)
     return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
 
 
 def labels() -> Tensor:
-    """The label of every sample id: 0 to 3."""
+    """Return the label of every sample id, 0 to 3."""
     return torch.arange(SAMPLES) * 7 % 4
 
 
@@ -47,7 +47,7 @@ def fake_loader(
 ) -> Callable[..., Iterator[tuple[Tensor, Tensor]]]:
     """Return a stand-in for `evaluation_loader` that records the ids it loads.
 
-    It calls `before` ahead of each batch, and reuses its buffers as ffcv does.
+    It calls `before` before each batch, and reuses its buffers as ffcv does.
     """
 
     def load(
@@ -69,17 +69,8 @@ def fake_loader(
 
 def digest(features: Features) -> str:
     """Return a hash of all arrays."""
-    names = (
-        "features",
-        "labels",
-        "indices",
-        "logits",
-        "predictions",
-        "soft_votes",
-        "sums",
-        "counts",
-    )
-    arrays = [np.asarray(getattr(features, name)).tobytes() for name in names]
+    names = "features labels indices logits predictions soft_votes sums counts"
+    arrays = [np.asarray(getattr(features, name)).tobytes() for name in names.split()]
     return hashlib.sha256(b"".join(arrays)).hexdigest()
 
 

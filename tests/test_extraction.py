@@ -1,4 +1,4 @@
-"""`extract_features`: its values, its refusals, killed runs that continue, several processes."""
+"""`extract_features`: values, errors, runs that are killed and continued, several processes."""
 
 import json
 import os
@@ -65,10 +65,14 @@ def extract(photos: Images, monkeypatch: pytest.MonkeyPatch) -> Extract:
     return call
 
 
+def set_block_rows(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (blocks, extraction):
+        monkeypatch.setattr(module, "BLOCK_ROWS", rows)
+
+
 @pytest.fixture
 def blocks_of_10(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(blocks, "BLOCK_ROWS", 10)
-    monkeypatch.setattr(extraction, "BLOCK_ROWS", 10)
+    set_block_rows(10, monkeypatch)
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -100,7 +104,7 @@ def test_rows_follow_the_indices(opened: bool, photos: Images, tmp_path: Path) -
     assert found.features.dtype == np.float32
     np.testing.assert_array_equal(found.indices, indices)
     np.testing.assert_array_equal(found.labels, photos.labels[indices])
-    for row in range(0, 50, 7):  # one at a time: ffcv's reused buffers must not show
+    for row in range(0, 50, 7):  # one at a time, unlike batches in buffers that ffcv reuses
         (images, _), = evaluation_loader(
             photos.path, batch_size=1, resolution=32, indices=indices[row : row + 1]
         )  # fmt: skip
@@ -126,8 +130,7 @@ def test_rows_follow_the_indices(opened: bool, photos: Images, tmp_path: Path) -
 def test_predictions_soft_votes_and_sums_come_from_logits_and_features(
     rows: int, extract: Extract, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(blocks, "BLOCK_ROWS", rows)
-    monkeypatch.setattr(extraction, "BLOCK_ROWS", rows)
+    set_block_rows(rows, monkeypatch)
     found = extract(tmp_path / "out")
     with torch.inference_mode():
         logits, features = surrogate().eval().features(pixels()[IDS])
@@ -163,19 +166,19 @@ def test_logits_and_dtype_change_nothing_else(extract: Extract, tmp_path: Path) 
         np.testing.assert_array_equal(getattr(whole, name), getattr(found, name))
 
 
-def test_an_encoder_has_features_alone(extract: Extract, tmp_path: Path) -> None:
+def test_an_encoder_has_only_features(extract: Extract, tmp_path: Path) -> None:
     encoder = replace_head(surrogate(), None)
     found = extract(tmp_path / "b", model=encoder, logits=False)
     np.testing.assert_array_equal(found.features, extract(tmp_path / "a").features)
     assert found.num_outputs is found.predictions is found.soft_votes is found.logits is None
     assert found.sums is not None
-    with pytest.raises(ValueError, match=r"^`logits` must be False for an encoder without"):
+    with pytest.raises(ValueError, match=r"^`logits` cannot be kept: the model has no classifier"):
         extract(tmp_path / "c", model=encoder)
     assert not (tmp_path / "c").exists()
 
 
 @pytest.mark.parametrize("numbers", [[-1, 2, 3], [10_000, 0, 1]])
-def test_labels_that_are_no_classes_have_no_sums(
+def test_negative_and_huge_labels_have_no_sums(
     numbers: list[int], extract: Extract, tmp_path: Path
 ) -> None:
     found = extract(tmp_path / "out", numbers=torch.tensor(numbers), indices=[0, 1, 2])
@@ -183,7 +186,7 @@ def test_labels_that_are_no_classes_have_no_sums(
     assert found.sums is found.counts is None
 
 
-def test_the_model_evaluates_and_stays_as_it_was(extract: Extract, tmp_path: Path) -> None:
+def test_the_model_is_evaluated_and_left_unchanged(extract: Extract, tmp_path: Path) -> None:
     model = surrogate().train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     model.network.insert(8, nn.Dropout(0.9))  # type: ignore[operator]  # a Sequential
@@ -195,7 +198,7 @@ def test_the_model_evaluates_and_stays_as_it_was(extract: Extract, tmp_path: Pat
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_an_architecture_means_its_pretrained_weights(
+def test_the_name_of_an_architecture_loads_its_pretrained_weights(
     extract: Extract, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
@@ -210,7 +213,7 @@ def test_an_architecture_means_its_pretrained_weights(
     assert found.num_outputs == 1000
 
 
-# Refusals.
+# Errors.
 
 
 def fail(*_: Any, **__: Any) -> None:
@@ -243,26 +246,16 @@ def test_wrong_arguments_leave_no_folder(
     assert not (tmp_path / "out").exists()
 
 
-class Scaled(nn.Module):
-    """Multiplies its input."""
-
-    def __init__(self, factor: float) -> None:
-        super().__init__()
-        self.register_buffer("factor", torch.tensor(factor))
-
-    def forward(self, values: torch.Tensor) -> torch.Tensor:
-        return values * self.factor
-
-
 @pytest.mark.parametrize(
-    ("factor", "dtype", "fails"),
+    ("bias", "dtype", "fails"),
     [(1e6, "float16", True), (1e6, "float32", False), (float("nan"), "float32", True)],
 )
 def test_features_must_be_finite(
-    factor: float, dtype: str, fails: bool, extract: Extract, tmp_path: Path
+    bias: float, dtype: str, fails: bool, extract: Extract, tmp_path: Path
 ) -> None:
     model = surrogate()
-    model.network.insert(8, Scaled(factor))  # type: ignore[operator]  # before the head
+    model.network.insert(8, nn.BatchNorm1d(64))  # type: ignore[operator]  # before the head
+    nn.init.constant_(model.network[8].bias, bias)  # type: ignore[index]
     if not fails:
         assert np.isfinite(extract(tmp_path / "out", model=model, dtype=dtype).features).all()
         return
@@ -291,7 +284,7 @@ def test_other_files_are_left_alone(
 
 
 class StoppedError(Exception):
-    """Stands for any error that ends a run."""
+    """An error that ends a run."""
 
 
 def stop(*_: Any) -> None:
@@ -299,7 +292,7 @@ def stop(*_: Any) -> None:
 
 
 def interrupt(extract: Extract, out: Path, blocks_left: int = 4) -> None:
-    """Extract until `blocks_left` blocks are left; one sample more is loaded for the shapes."""
+    """Extract until `blocks_left` blocks are left. The first sample is loaded twice, for shapes."""
     loaded: list[int] = []
     most = SAMPLES - 10 * blocks_left
     with pytest.raises(StoppedError):
@@ -317,7 +310,7 @@ def test_a_continued_run_gives_the_same_bytes(
     assert json.loads((out / "header.json").read_text())["finished"] is False
     done = np.load(out / "done.npy", mmap_mode="r+")
     assert done.tolist() == [True, True, True, False, False, False, False]
-    # As if this batch size had left it, with two blocks in the middle missing.
+    # Replace the rows by those of this batch size, and take out two blocks in the middle.
     for name in ("features", "logits", "labels", "predictions", "soft_votes"):
         rows = np.load(out / f"{name}.npy", mmap_mode="r+")
         rows[:] = np.load(tmp_path / "whole" / f"{name}.npy")
@@ -330,18 +323,12 @@ def test_a_continued_run_gives_the_same_bytes(
     assert content(out) == content(tmp_path / "whole")
 
 
-@pytest.mark.usefixtures("blocks_of_10")
-def test_finished_blocks_and_folders_are_kept(extract: Extract, tmp_path: Path) -> None:
-    whole, out = extract(tmp_path / "whole"), tmp_path / "out"
-    interrupt(extract, out, blocks_left=5)
+def test_a_finished_folder_is_loaded_unless_restarted(extract: Extract, tmp_path: Path) -> None:
+    whole = extract(tmp_path / "out")
     loaded: list[int] = []
-    extract(out, loaded)
-    assert loaded == IDS[20:].tolist()
-    assert content(out) == content(tmp_path / "whole")
-    loaded.clear()
-    assert digest(extract(out, loaded)) == digest(whole)
+    assert digest(extract(tmp_path / "out", loaded)) == digest(whole)
     assert not loaded
-    extract(out, loaded, restart=True)
+    extract(tmp_path / "out", loaded, restart=True)
     assert loaded[1:] == IDS.tolist()
 
 
@@ -359,16 +346,13 @@ def test_a_run_killed_before_the_sums_finishes(
     assert not loaded
 
 
-Changes = Callable[[Path, Images], dict[str, Any]]
-
-
 def checkpoint(folder: Path, _: Images) -> dict[str, Any]:
     save_checkpoint(folder / "model.pt", surrogate())
     return {"model": folder / "model.pt"}
 
 
-# Options that ask for other features, by the entry of the header that tells.
-CHANGES: dict[str, Changes] = {
+# Options that request other features, by the entry of the header that differs.
+CHANGES: dict[str, Callable[[Path, Images], dict[str, Any]]] = {
     "weights_sha256": lambda *_: {"model": surrogate(1)},
     "mean": lambda *_: {
         "model": Classifier(surrogate().network, "resnet8_w16", CLASSES, (0.4, 0.4, 0.4))
@@ -391,14 +375,13 @@ def test_another_request_does_not_continue(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     out, options = tmp_path / "out", CHANGES[name](tmp_path, other_photos)
-    if name in ("dtype", "mean"):  # a finished folder is checked in the same way
+    if name in ("dtype", "mean"):  # a finished folder
         extract(out)
     else:
         interrupt(extract, out)
     before = content(out)
     if name == "block_rows":
-        monkeypatch.setattr(blocks, "BLOCK_ROWS", 20)
-        monkeypatch.setattr(extraction, "BLOCK_ROWS", 20)
+        set_block_rows(20, monkeypatch)
     with pytest.raises(StaleArtifactError, match=name):
         extract(out, **options)
     assert content(out) == before
@@ -424,7 +407,7 @@ def test_an_incomplete_folder_is_not_continued(
         os.truncate(out / name, 130)
     else:
         (out / name).unlink()
-    with pytest.raises(ValueError, match=r"`out`.*--restart"):
+    with pytest.raises(ValueError, match=r"cannot be continued.*--restart"):
         extract(out)
     assert digest(extract(out, restart=True)) == digest(extract(tmp_path / "fresh"))
 
@@ -438,18 +421,20 @@ def test_a_folder_without_header_is_started_over(extract: Extract, tmp_path: Pat
 
 
 @pytest.mark.parametrize("restart", [False, True])
-def test_two_runs_do_not_write_one_folder(restart: bool, extract: Extract, tmp_path: Path) -> None:
+def test_two_runs_cannot_write_the_same_folder(
+    restart: bool, extract: Extract, tmp_path: Path
+) -> None:
     loaded: list[int] = []
 
     def start_another() -> None:
         if loaded:
-            with pytest.raises(BlockingIOError, match="`out`"):
+            with pytest.raises(BlockingIOError, match=r"^another run is writing"):
                 extract(tmp_path / "out", restart=restart)
 
     extract(tmp_path / "out", loaded, before=start_another)
 
 
-def test_the_number_of_threads_does_not_change_the_sums(extract: Extract, tmp_path: Path) -> None:
+def test_sums_do_not_depend_on_the_number_of_threads(extract: Extract, tmp_path: Path) -> None:
     threads = numba.get_num_threads()
     sums = []
     for count in (1, 2):
@@ -462,31 +447,26 @@ def test_the_number_of_threads_does_not_change_the_sums(extract: Extract, tmp_pa
 # Processes.
 
 
-@pytest.fixture(scope="module")
-def start(photos: Images) -> "Callable[..., subprocess.Popen[str]]":
+def start(beton: Path, out: Path, delay: float = 0.0, **environment: str) -> subprocess.Popen[str]:
     """Start a process that extracts."""
-
-    def call(out: Path, delay: float = 0.0, **environment: str) -> "subprocess.Popen[str]":
-        return subprocess.Popen(
-            [*PROCESS, str(photos.path), str(out), str(delay)],
-            env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    return call
+    return subprocess.Popen(
+        [*PROCESS, str(beton), str(out), str(delay)],
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
-def start_pair(start: Any, out: Path, delay: float = 0.0) -> "list[subprocess.Popen[str]]":
+def start_pair(beton: Path, out: Path, delay: float = 0.0) -> list[subprocess.Popen[str]]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    return [start(out, delay, RANK=str(rank), LOCAL_RANK=str(rank), **shared) for rank in (0, 1)]
+    return [start(beton, out, delay, RANK=rank, LOCAL_RANK=rank, **shared) for rank in "01"]
 
 
-def result_of(process: "subprocess.Popen[str]") -> dict[str, Any]:
+def result_of(process: subprocess.Popen[str]) -> dict[str, Any]:
     output, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
     found: dict[str, Any] = json.loads(output)
@@ -496,63 +476,59 @@ def result_of(process: "subprocess.Popen[str]") -> dict[str, Any]:
 def blocks_done(out: Path) -> int:
     try:
         return int(np.load(out / "done.npy").sum())
-    except (OSError, ValueError, EOFError):  # not there yet
+    except (OSError, ValueError, EOFError):  # not written yet
         return 0
 
 
-def kill_when(out: Path, count: int, *processes: "subprocess.Popen[str]") -> None:
-    """Kill processes once `count` blocks are done."""
-    deadline = time.monotonic() + 300
-    while blocks_done(out) < count:
-        assert time.monotonic() < deadline
-        assert all(process.poll() is None for process in processes)
-        time.sleep(0.01)
-    for process in processes:
-        process.send_signal(signal.SIGKILL)
-    for process in processes:
-        process.communicate()
-        assert process.returncode == -signal.SIGKILL
-
-
 @pytest.fixture(scope="module")
-def alone(start: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of one process that runs undisturbed."""
+def alone(photos: Images, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of one process that is not killed."""
     out = tmp_path_factory.mktemp("alone") / "out"
-    found = result_of(start(out))
+    found = result_of(start(photos.path, out))
     assert found["loaded"] == [IDS[0], *IDS]
     assert found["digest"] == digest(Features.load(out))
     return out
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_killed_processes_are_continued_by_one(
-    processes: int, start: Any, alone: Path, tmp_path: Path
+def test_one_process_continues_killed_processes(
+    processes: int, photos: Images, alone: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    running = [start(out, 0.2)] if processes == 1 else start_pair(start, out, 0.2)
-    kill_when(out, 1 + processes, *running)
+    starter = start_pair if processes == 2 else lambda *given: [start(*given)]
+    running = starter(photos.path, out, 0.2)
+    deadline = time.monotonic() + 300
+    while blocks_done(out) < 1 + processes:
+        assert time.monotonic() < deadline
+        assert all(process.poll() is None for process in running)
+        time.sleep(0.01)
+    for process in running:
+        process.kill()
+    for process in running:
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
     assert not json.loads((out / "header.json").read_text())["finished"]
     done = np.load(out / "done.npy")
-    found = result_of(start(out))
+    found = result_of(start(photos.path, out))
     missing = [IDS[10 * block : 10 * block + 10] for block in np.flatnonzero(~done)]
     assert found["loaded"] == np.concatenate(missing).tolist()
     assert content(out) == content(alone)
 
 
 def test_two_processes_share_the_work_and_agree_with_one(
-    start: Any, alone: Path, tmp_path: Path
+    photos: Images, alone: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    first, second = map(result_of, start_pair(start, out))
+    first, second = map(result_of, start_pair(photos.path, out))
     assert first["loaded"] == [IDS[0], *IDS[:10], *IDS[20:30], *IDS[40:50], *IDS[60:]]
     assert second["loaded"] == [*IDS[10:20], *IDS[30:40], *IDS[50:60]]
     assert first["digest"] == second["digest"] == digest(Features.load(alone))
     assert content(out) == content(alone)
 
 
-def test_an_error_of_rank_0_ends_every_process(start: Any, tmp_path: Path) -> None:
+def test_an_error_on_rank_0_ends_every_process(photos: Images, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("precious")
-    for found in map(result_of, start_pair(start, tmp_path)):
+    for found in map(result_of, start_pair(photos.path, tmp_path)):
         assert found["error"].startswith("`out`")
         assert not found["loaded"]
 

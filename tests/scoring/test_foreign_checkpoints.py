@@ -1,4 +1,4 @@
-"""Checkpoints of other programs, each made as that program makes it."""
+"""Checkpoints of other programs, built as these programs build them."""
 
 import itertools
 import sys
@@ -9,13 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
 from torchvision.models import densenet121, resnet18
 
 from dp4tl_ffcv import CheckpointError, load_checkpoint, save_checkpoint
 from dp4tl_ffcv.utils import Classifier, replace_head
-from tests.support.models import assert_same_state, images, make
+from tests.support.models import Blurred, assert_same_state, images, make
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 State = dict[str, Any]
@@ -27,7 +26,7 @@ def normalised(mean: Any = MEAN, std: Any = STD) -> torch.Tensor:
 
 
 def trained(network: nn.Module) -> nn.Module:
-    """Give weights and BatchNorm statistics other values than those of a new network."""
+    """Change the weights and BatchNorm statistics of a new network."""
     torch.manual_seed(1)
     with torch.no_grad():
         for parameter in network.parameters():
@@ -50,7 +49,7 @@ def assert_gives(model: Classifier, expected: nn.Module, values: torch.Tensor) -
 
 
 def pooled(network: nn.Module) -> nn.Module:
-    """The network up to its head."""
+    """Return the network without its head."""
     return nn.Sequential(*list(network.children())[:-1], nn.Flatten()).eval()
 
 
@@ -100,7 +99,7 @@ FORMATS: dict[str, Callable[[nn.Module], State]] = {
 
 @pytest.mark.parametrize("zipped", [True, False])
 @pytest.mark.parametrize("program", FORMATS)
-def test_another_programs_weights(
+def test_weights_of_another_program_give_its_outputs(
     program: str, zipped: bool, network: nn.Module, tmp_path: Path
 ) -> None:
     path = tmp_path / "a.pth"
@@ -110,7 +109,7 @@ def test_another_programs_weights(
     assert_gives(model, network, normalised())
 
 
-def test_a_file_of_safetensors(network: nn.Module, tmp_path: Path) -> None:
+def test_safetensors(network: nn.Module, tmp_path: Path) -> None:
     safetensors = pytest.importorskip("safetensors.torch")
     path = tmp_path / "model.safetensors"
     safetensors.save_file(network.state_dict(), path)
@@ -124,7 +123,7 @@ def test_a_file_of_safetensors(network: nn.Module, tmp_path: Path) -> None:
         load_checkpoint(tmp_path / "none.safetensors", arch="resnet18")
 
 
-def test_without_safetensors_an_error_says_what_to_install(
+def test_a_missing_safetensors_package_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "safetensors.torch", None)
@@ -132,7 +131,7 @@ def test_without_safetensors_an_error_says_what_to_install(
         load_checkpoint(tmp_path / "a.safetensors", arch="resnet18")
 
 
-def test_numbers_of_numpy_before_2(network: nn.Module, tmp_path: Path) -> None:
+def test_numbers_pickled_by_numpy_1(network: nn.Module, tmp_path: Path) -> None:
     path = tmp_path / "best.ckpt"
     torch.save(dp4tl(network), path, _use_new_zipfile_serialization=False)
     now, before = b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n"
@@ -168,7 +167,9 @@ def test_prefixes_in_any_order(prefixes: tuple[str, ...], tmp_path: Path) -> Non
         ("", "0._orig_mod.weight", "0._orig_mod.weight"),
     ],
 )
-def test_prefixes_start_all_keys(prefix: str, more: str, named: str, tmp_path: Path) -> None:
+def test_only_prefixes_of_all_keys_are_removed(
+    prefix: str, more: str, named: str, tmp_path: Path
+) -> None:
     state = make().network.state_dict()
     state = {prefix + name: value for name, value in state.items()} | {more: torch.ones(1)}
     torch.save(state, tmp_path / "a.pt")
@@ -176,7 +177,7 @@ def test_prefixes_start_all_keys(prefix: str, more: str, named: str, tmp_path: P
         load_checkpoint(tmp_path / "a.pt", arch="resnet8_w16")
 
 
-def test_the_old_names_of_torchvisions_densenets(tmp_path: Path) -> None:
+def test_old_key_names_of_densenets(tmp_path: Path) -> None:
     expected = densenet121(num_classes=3).state_dict()
     state = {}
     for name, value in expected.items():
@@ -215,25 +216,6 @@ def test_weights_of_timm(tmp_path: Path) -> None:
 # Blurred convolutions.
 
 
-class Blurred(nn.Module):
-    """The blurred convolution of ffcv-imagenet, with its names."""
-
-    def __init__(self, conv: nn.Conv2d) -> None:
-        super().__init__()
-        self.conv = conv
-        weights = torch.tensor([[1.0, 2, 1], [2, 4, 2], [1, 2, 1]]) / 16
-        self.register_buffer("blur_filter", weights.expand(conv.in_channels, 1, 3, 3).clone())
-
-    def forward(self, values: torch.Tensor) -> torch.Tensor:
-        padded, (rows, columns) = F.pad(values, (1, 1, 1, 1)), values.shape[2:]
-        blurred = torch.zeros_like(values)
-        for y, x in itertools.product(range(3), range(3)):
-            weight = (1, 2, 1)[y] * (1, 2, 1)[x] / 16
-            blurred += weight * padded[:, :, y : y + rows, x : x + columns]
-        result: torch.Tensor = self.conv(blurred)
-        return result
-
-
 def blur_strided(module: nn.Module) -> nn.Module:
     for name, child in module.named_children():
         if isinstance(child, nn.Conv2d) and max(child.stride) > 1 and child.in_channels >= 16:
@@ -252,7 +234,7 @@ def test_blurred_convolutions(tmp_path: Path) -> None:
     assert_gives(model, network, normalised())
     save_checkpoint(tmp_path / "own.pt", model)
     assert_gives(load_checkpoint(tmp_path / "own.pt"), network, normalised())
-    plain = trained(resnet18(num_classes=7))  # the blur shows
+    plain = trained(resnet18(num_classes=7))  # without blur, outputs differ
     plain.load_state_dict(
         {
             name.replace(".conv.weight", ".weight"): value
@@ -268,7 +250,7 @@ def test_blurred_convolutions(tmp_path: Path) -> None:
 
 
 def moco(version: int) -> tuple[State, nn.Module]:
-    """Build MoCo's checkpoint of a ResNet-18, and the query encoder up to its head."""
+    """Build MoCo's checkpoint of a ResNet-18, and the query encoder without its head."""
     torch.manual_seed(0)
     encoders = [trained(resnet18(num_classes=128)) for _ in range(2)]
     if version > 1:
@@ -310,8 +292,12 @@ def test_mocos_query_encoder(version: int, tmp_path: Path) -> None:
         load_checkpoint(tmp_path / "checkpoint_0199.pth.tar", arch="resnet18", num_classes=1000)
 
 
+def without(state: State, prefix: str) -> State:
+    return {name: value for name, value in state.items() if not name.startswith(prefix)}
+
+
 def without_head(state: State) -> State:
-    return {name: value for name, value in state.items() if not name.startswith("fc.")}
+    return without(state, "fc.")
 
 
 def with_projection(state: State) -> State:
@@ -328,7 +314,7 @@ def test_weights_without_a_head_are_an_encoder(
     assert_gives(model, pooled(network), normalised())
 
 
-# Refusals.
+# Errors.
 
 
 def test_the_architecture_must_be_named(network: nn.Module, tmp_path: Path) -> None:
@@ -337,10 +323,6 @@ def test_the_architecture_must_be_named(network: nn.Module, tmp_path: Path) -> N
         load_checkpoint(tmp_path / "a.pt")
     with pytest.raises(ValueError, match="there is no architecture 'resnet19'"):
         load_checkpoint(tmp_path / "a.pt", arch="resnet19")
-
-
-def without(state: State, name: str) -> State:
-    return {key: value for key, value in state.items() if key != name}
 
 
 MISFITS: list[tuple[Callable[[State], State], str]] = [
@@ -366,9 +348,10 @@ MISFITS: list[tuple[Callable[[State], State], str]] = [
 ]
 
 
-@pytest.mark.parametrize("number", range(len(MISFITS)))
-def test_weights_that_do_not_fit_are_named(number: int, network: nn.Module, tmp_path: Path) -> None:
-    change, message = MISFITS[number]
+@pytest.mark.parametrize(("change", "message"), MISFITS)
+def test_weights_that_do_not_fit_are_named(
+    change: Callable[[State], State], message: str, network: nn.Module, tmp_path: Path
+) -> None:
     torch.save(change(network.state_dict()), tmp_path / "a.pt")
     with pytest.raises(CheckpointError, match=rf"^cannot load '.*a\.pt': its weights .*{message}"):
         load_checkpoint(tmp_path / "a.pt", arch="resnet18")

@@ -1,4 +1,4 @@
-"""Models: heads, features, encoders, architectures of torchvision and timm."""
+"""Models: heads, features, encoders, architectures."""
 
 import copy
 import sys
@@ -6,7 +6,6 @@ import warnings
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
 from torchvision.models import VisionTransformer
 
@@ -14,7 +13,7 @@ from dp4tl_ffcv import build_model
 from dp4tl_ffcv.scoring.surrogate.models import BlurPoolConv, NoHead
 from dp4tl_ffcv.utils import Classifier, replace_head
 from tests.support import models as support
-from tests.support.models import assert_same_state, images, outputs
+from tests.support.models import Blurred, assert_same_state, images, outputs
 
 ARCHS = {"resnet8_w16": 64, "resnet8_w32": 128, "resnet18": 512, "mobilenet_v3_small": 1024}
 
@@ -47,7 +46,7 @@ def test_inceptions_have_one_output_in_training_too(arch: str) -> None:
     assert logits.shape == (2, 5)
     assert features.shape == (2, model.head.in_features)
     logits.sum().backward()
-    assert all(weight.grad is not None for weight in model.parameters())  # else DDP refuses them
+    assert all(weight.grad is not None for weight in model.parameters())  # DDP requires it
 
 
 def test_a_failing_pass_leaves_no_hook() -> None:
@@ -85,7 +84,7 @@ def test_an_unknown_architecture_is_rejected(arch: str) -> None:
 
 
 @pytest.mark.parametrize("arch", ["resnet8_w16", "resnet18", "mobilenet_v3_small", "vit"])
-def test_a_new_head_leaves_the_body_and_the_original_as_they_were(arch: str) -> None:
+def test_a_new_head_changes_neither_the_body_nor_the_original(arch: str) -> None:
     model = make(arch)
     before = copy.deepcopy(model.state_dict())
     new = replace_head(model, 9)
@@ -137,7 +136,7 @@ def test_an_encoder_gives_the_features_and_no_logits(arch: str) -> None:
 
 
 @pytest.mark.parametrize("arch", ["resnet8_w16", "mobilenet_v3_small"])
-def test_an_encoder_takes_a_head(arch: str) -> None:
+def test_an_encoder_can_get_a_head(arch: str) -> None:
     encoder = build_model(arch, None)
     encoder.trained_on = "0123abcd"
     model = replace_head(encoder, 4)
@@ -156,28 +155,13 @@ def test_a_network_that_is_its_head_becomes_an_encoder() -> None:
     assert replace_head(encoder, 7).head.weight.shape == (7, 4)  # type: ignore[union-attr]
 
 
-# Blurred convolutions.
-
-
-def blur(values: torch.Tensor) -> torch.Tensor:
-    """Weigh each pixel and its eight neighbours as 1 2 1 by 1 2 1, zeros beyond the edges."""
-    padded, weights = F.pad(values, (1, 1, 1, 1)), (1, 2, 1)
-    rows, columns = values.shape[2:]
-    return sum(
-        weights[y] * weights[x] / 16 * padded[:, :, y : y + rows, x : x + columns]
-        for y in range(3)
-        for x in range(3)
-    )  # type: ignore[return-value]  # a sum of tensors
-
-
 def test_a_blurred_convolution_is_a_blur_and_a_convolution() -> None:
     torch.manual_seed(0)
     conv, values = nn.Conv2d(5, 3, 3, stride=2, padding=1), torch.randn(2, 5, 9, 8)
-    blurred = BlurPoolConv(conv)
-    assert set(blurred.state_dict()) == {"conv.weight", "conv.bias", "blur_filter"}
-    assert blurred.state_dict()["blur_filter"].shape == (5, 1, 3, 3)
+    blurred, expected = BlurPoolConv(conv), Blurred(conv)
+    assert_same_state(blurred.state_dict(), expected.state_dict())
     with torch.no_grad():
-        torch.testing.assert_close(blurred(values), conv(blur(values)))
+        torch.testing.assert_close(blurred(values), expected(values))
 
 
 # timm.
@@ -187,7 +171,7 @@ def test_a_blurred_convolution_is_a_blur_and_a_convolution() -> None:
     ("arch", "mean"),
     [("timm:resnet18", 0.485), ("timm:vit_tiny_patch16_224", 0.5), ("convnext_atto", 0.485)],
 )
-def test_a_model_of_timm_gives_its_features(arch: str, mean: float) -> None:
+def test_features_of_a_timm_model_equal_timms(arch: str, mean: float) -> None:
     timm = pytest.importorskip("timm")
     torch.manual_seed(0)
     model = build_model(arch, 5).eval()
@@ -227,7 +211,9 @@ def test_a_model_of_timm_with_two_heads_is_rejected() -> None:
 
 
 @pytest.mark.parametrize("arch", ["timm:resnet18", "convnext_atto"])
-def test_without_timm_its_models_are_rejected(arch: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_timms_models_are_rejected_if_timm_is_not_installed(
+    arch: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
     message = "^there is no architecture .*pip install timm"
     with pytest.raises(ValueError, match=message):

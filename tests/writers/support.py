@@ -59,7 +59,7 @@ def names_of(index: BetonIndex) -> tuple[str, ...]:
 
 
 def write(writer: Any, out: Path, **options: Any) -> dict[str, BetonIndex]:
-    """Run a writer in this process, without its check of counts unless asked for."""
+    """Run a writer in this process, by default without its check of counts."""
     given = {"num_workers": 0, "check_counts": False, **options}
     written: dict[str, BetonIndex] = writer.write(writer.Config(out=out, **given))
     return written

@@ -1,4 +1,4 @@
-"""The demo's data: betons share no original, and the same seed writes the same bytes."""
+"""The demo's data: shared originals, renderings, seeds."""
 
 from itertools import combinations, permutations, product
 from pathlib import Path
@@ -13,17 +13,19 @@ from writers import digits
 
 SPLITS = ("train", "val", "test")
 TARGETS = ("target", "target_rotated", "target_few")
+Written = dict[str, BetonIndex]
+Means = dict[str, list[NDArray[np.float64]]]
 NAMES = {f"{dataset}_{split}" for dataset, split in product(("source", *TARGETS), SPLITS)}
 
 
 @pytest.fixture(scope="module")
-def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, BetonIndex]:
+def written(tmp_path_factory: pytest.TempPathFactory) -> Written:
     config = digits.Config(out=tmp_path_factory.mktemp("digits"), targets=TARGETS, num_workers=1)
     return digits.write(config)
 
 
 @pytest.fixture(scope="module")
-def means(written: dict[str, BetonIndex]) -> dict[str, list[NDArray[np.float64]]]:
+def means(written: Written) -> Means:
     """The mean training image of each class, in grey, by dataset."""
     found = {}
     for name in ("source", *TARGETS):
@@ -56,9 +58,7 @@ def alike(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
     return float(np.corrcoef(one.ravel(), other.ravel())[0, 1])
 
 
-def test_the_source_and_each_target_have_three_betons(
-    written: dict[str, BetonIndex],
-) -> None:
+def test_the_source_and_each_target_have_three_betons(written: Written) -> None:
     assert tuple(digits.TARGETS) == TARGETS
     assert set(written) == NAMES
     for name, index in written.items():
@@ -69,9 +69,7 @@ def test_the_source_and_each_target_have_three_betons(
         assert list(index.manifest.class_names) == digits.CLASS_NAMES[dataset]
 
 
-def test_no_two_betons_share_an_original(
-    written: dict[str, BetonIndex],
-) -> None:
+def test_no_two_betons_share_an_original(written: Written) -> None:
     for target in TARGETS:
         names = [f"{name}_{split}" for name, split in product(("source", target), SPLITS)]
         betons = [written[name] for name in names]
@@ -84,9 +82,7 @@ def test_no_two_betons_share_an_original(
             assert not found
 
 
-def test_every_class_has_one_image_per_original(
-    written: dict[str, BetonIndex],
-) -> None:
+def test_every_class_has_one_image_per_original(written: Written) -> None:
     for name, index in written.items():
         dataset, _, split = name.rpartition("_")
         per_class = digits.ORIGINALS["source" if dataset == "source" else "target"][split]
@@ -95,9 +91,7 @@ def test_every_class_has_one_image_per_original(
         assert len(originals(index)) == min(classes, 10) * per_class
 
 
-def test_images_are_small_jpegs_of_the_labelled_digit(
-    written: dict[str, BetonIndex],
-) -> None:
+def test_images_are_small_jpegs_of_the_labelled_digit(written: Written) -> None:
     load_digits = pytest.importorskip("sklearn.datasets").load_digits
     target = load_digits().target
     for index in written.values():
@@ -108,9 +102,7 @@ def test_images_are_small_jpegs_of_the_labelled_digit(
         assert np.array_equal(target[index.column("identifier")], index.labels() % 10)
 
 
-def test_source_classes_are_turned_as_their_names_say(
-    means: dict[str, list[NDArray[np.float64]]],
-) -> None:
+def test_the_name_of_a_source_class_says_how_it_is_turned(means: Means) -> None:
     mean_of = dict(zip(digits.CLASS_NAMES["source"], means["source"], strict=True))
     for name, turn in (
         ("4-rotated", lambda image: np.rot90(image, -1)),
@@ -137,13 +129,11 @@ def test_the_relevant_classes_are_the_targets_digits_in_its_rendering(
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_the_relevant_classes_look_most_like_the_target(
-    target: str, means: dict[str, list[NDArray[np.float64]]]
-) -> None:
+def test_the_relevant_classes_look_most_like_the_target(target: str, means: Means) -> None:
     relevant = np.flatnonzero(digits.relevant_classes(target))
     likeness = np.zeros(len(digits.RENDERINGS))
     for digit in range(len(relevant)):
-        # The mean scale of targets is 0.775, that of the source 0.95.
+        # The mean scale is 0.775 in targets and 0.95 in the source.
         mine = enlarged(means[target][digit], 0.95 / 0.775)
         likeness += [alike(mine, other) for other in means["source"][digit::10]]
     assert likeness.argmax() == relevant[0] // 10

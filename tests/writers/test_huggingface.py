@@ -182,7 +182,7 @@ def test_each_group_is_read_once_and_memory_holds_one_window(
     assert len(set((order[:24] // 6).tolist())) >= 4  # images of several groups, mixed
 
 
-# What cannot be written.
+# Errors.
 
 
 def test_other_counts_than_the_cards_are_refused(tmp_path: Path) -> None:

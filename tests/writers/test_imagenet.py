@@ -151,7 +151,7 @@ def test_hidden_and_other_files_are_ignored(tmp_path: Path) -> None:
     assert stored(archive["train"]) == {0: (0, jpeg(1))}
 
 
-# What cannot be written.
+# Errors.
 
 
 def test_other_counts_than_the_published_ones_are_refused(tmp_path: Path) -> None:

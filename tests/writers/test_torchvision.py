@@ -191,7 +191,7 @@ def test_help_lists_every_known_dataset_of_torchvision() -> None:
         assert hasattr(torchvision.datasets, name)
 
 
-# What cannot be written.
+# Errors.
 
 
 def test_other_counts_than_the_published_ones_are_refused(tmp_path: Path) -> None:

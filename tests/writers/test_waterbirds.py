@@ -13,7 +13,7 @@ FOLDERS = ("001.Black_footed_Albatross", "009.Brewer_Blackbird")
 
 
 def rows_of() -> dict[int, list[str]]:
-    """Return rows by img_id, as in the real file: img_id counts from 1, splits are mixed."""
+    """Return rows by img_id. As in the published file, img_id starts at 1 and splits are mixed."""
     rows = {}
     for number in range(24):
         label, place, split = number % 2, number // 2 % 2, number // 4 % 3

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from dp4tl_ffcv import BetonIndex
 from tests.writers.support import check_refused, jpeg, names_of, put_all, stored, tar_of, write
 from writers import webdataset
 from writers.webdataset import shards_of
@@ -20,6 +21,12 @@ def shard(first: int, labels: list[Any], label: str = "cls") -> bytes:
             each if isinstance(each, str) else json.dumps(each)
         ).encode()
     return tar_of(files)
+
+
+def write_shard(root: Path, data: bytes, **options: Any) -> BetonIndex:
+    """Write one shard as the training split."""
+    shard = put_all(root, {"a.tar": data}) / "a.tar"
+    return write(webdataset, root / "out", train=str(shard), **options)["train"]
 
 
 @pytest.fixture
@@ -59,12 +66,10 @@ def test_brace_patterns_expand_as_in_a_shell(
 
 
 def test_every_split_has_one_numbering(tmp_path: Path) -> None:
-    root = put_all(
-        tmp_path, {"train.tar": shard(0, ["cat", "ant\n"]), "val.tar": shard(5, ["bee", "cat"])}
-    )
-    written = write(
-        webdataset, tmp_path / "out", train=str(root / "train.tar"), val=str(root / "val.tar")
-    )
+    shards = {"train.tar": shard(0, ["cat", "ant\n"]), "val.tar": shard(5, ["bee", "cat"])}
+    put_all(tmp_path, shards)
+    given = {split: str(tmp_path / f"{split}.tar") for split in ("train", "val")}
+    written = write(webdataset, tmp_path / "out", **given)
     assert names_of(written["train"]) == names_of(written["val"]) == ("ant", "bee", "cat")
     assert stored(written["train"]) == {0: (2, jpeg(0)), 1: (0, jpeg(1))}
     assert stored(written["val"]) == {0: (1, jpeg(5)), 1: (2, jpeg(6))}
@@ -72,29 +77,21 @@ def test_every_split_has_one_numbering(tmp_path: Path) -> None:
     assert written["train"].manifest.written_by["writer"] == "webdataset"
 
 
-def test_class_names_come_from_a_file_and_number_texts(tmp_path: Path) -> None:
-    root = put_all(
-        tmp_path,
-        {"i.tar": shard(0, [2, 0]), "t.tar": shard(0, ["cat", "ant"]), "n.txt": b"cat\nbee\nant\n"},
-    )
-    for name, labels in {"i.tar": [2, 0], "t.tar": [0, 2]}.items():
-        index = write(
-            webdataset, tmp_path / "out", train=str(root / name), class_names=root / "n.txt"
-        )["train"]
-        assert names_of(index) == ("cat", "bee", "ant")
-        assert [label for _, (label, _) in sorted(stored(index).items())] == labels
-        assert index.class_counts().tolist() == [1, 0, 1]
+@pytest.mark.parametrize("labels", [[2, 0], ["ant", "cat"]])
+def test_a_file_gives_the_class_names_and_their_order(labels: list[Any], tmp_path: Path) -> None:
+    names = put_all(tmp_path, {"names.txt": b"cat\nbee\nant\n"}) / "names.txt"
+    index = write_shard(tmp_path, shard(0, labels), class_names=names)
+    assert names_of(index) == ("cat", "bee", "ant")
+    assert stored(index) == {0: (2, jpeg(0)), 1: (0, jpeg(1))}
 
 
 def test_labels_may_be_a_field_of_json(tmp_path: Path) -> None:
     labels = [{"label": 1, "wnid": "n02"}, {"label": 0, "wnid": "n01"}]
-    root = put_all(tmp_path, {"a.tar": shard(0, labels, "json")})
-    ints = write(webdataset, tmp_path / "out", train=str(root / "a.tar"), label="json")["train"]
-    texts = write(
-        webdataset, tmp_path / "texts", train=str(root / "a.tar"), label="json", json_field="wnid"
-    )
-    assert stored(ints) == stored(texts["train"]) == {0: (1, jpeg(0)), 1: (0, jpeg(1))}
-    assert names_of(texts["train"]) == ("n01", "n02")
+    data = shard(0, labels, "json")
+    for field, names in (("label", ("0", "1")), ("wnid", ("n01", "n02"))):
+        index = write_shard(tmp_path, data, label="json", json_field=field)
+        assert stored(index) == {0: (1, jpeg(0)), 1: (0, jpeg(1))}
+        assert names_of(index) == names
 
 
 def test_files_with_equal_names_up_to_the_first_dot_make_a_sample(tmp_path: Path) -> None:
@@ -109,21 +106,17 @@ def test_files_with_equal_names_up_to_the_first_dot_make_a_sample(tmp_path: Path
         "c/01.jpg": jpeg(2),
         "README": b"none",
     }
-    root = put_all(tmp_path, {"a.tar": tar_of(files)})
-    index = write(webdataset, tmp_path / "out", train=str(root / "a.tar"))["train"]
+    index = write_shard(tmp_path, tar_of(files))
     assert stored(index) == {0: (0, jpeg(1)), 1: (1, jpeg(2))}
 
 
 def test_the_image_can_be_one_of_several(tmp_path: Path) -> None:
     files = {"0.left.jpg": jpeg(1), "0.right.jpg": jpeg(2), "0.cls": b"0"}
-    root = put_all(tmp_path, {"a.tar": tar_of(files)})
-    index = write(webdataset, tmp_path / "out", train=str(root / "a.tar"), image=("right.jpg",))[
-        "train"
-    ]
+    index = write_shard(tmp_path, tar_of(files), image=("right.jpg",))
     assert stored(index) == {0: (0, jpeg(2))}
 
 
-# What cannot be written.
+# Errors.
 
 
 def of_files(**files: bytes) -> bytes:
