@@ -22,7 +22,7 @@ from .progress import track
 from .scoring.features.blocks import FeatureBlocks, Plan
 from .scoring.features.features import Features
 from .scoring.features.reductions import BLOCK_ROWS
-from .scoring.surrogate.load import ModelLike, load_model
+from .scoring.surrogate.checkpoints import ModelLike, load_model
 from .scoring.surrogate.models import Classifier
 from .validate import check_choice, check_int
 
@@ -141,9 +141,15 @@ def extract_features(  # noqa: PLR0913  # options are named at the call
             mine = missing[rank() :: world_size()]
             if mine:
                 rows = np.concatenate([ids[plan.rows(block)] for block in mine])
-                batches = load(rows)
+                batches: Any = load(rows)
                 if rank() == 0:
-                    batches = _tracked(batches, len(rows))
+                    batches = track(
+                        batches,
+                        total=len(rows),
+                        description="features",
+                        unit="images",
+                        scale=lambda batch: len(batch[1]),
+                    )
                 _write_blocks(classifier, batches, plan, mine)
             barrier()
             on_rank_zero(plan.finish)
@@ -177,16 +183,6 @@ def _write_blocks(
                 None if logits[0] is None else np.concatenate(logits),
             )
             block, parts = next(remaining, -1), []
-
-
-def _tracked(batches: Iterable[tuple[Tensor, Tensor]], total: int) -> Any:
-    return track(
-        batches,
-        total=total,
-        description="features",
-        unit="images",
-        scale=lambda batch: len(batch[1]),
-    )
 
 
 def _dividing_a_block(batch_size: int) -> int:

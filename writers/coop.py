@@ -17,11 +17,10 @@ split_zhou_DATASET.json. CoOp's DATASETS.md (github.com/KaiyangZhou/CoOp) links 
 --download lets torchvision download and extract missing images, except those of stanford_cars and
 ucf101, but no split file.
 
-CoOp's splits differ from the datasets' own: Caltech-101 lacks BACKGROUND_Google and Faces_easy;
-Flowers trains on half of each class; Food-101 has 500, 200 and 300 images per class; SUN397 is the
-first of ten partitions; UCF101 is the first of three. The test splits of Pets and Cars are the
-datasets' own. The identifier of an image is its position in the split file, counted through train,
-val and test.
+CoOp leaves out two classes of Caltech-101 (BACKGROUND_Google, Faces_easy), trains on half of each
+class of Flowers, splits each class of Food-101 into 500, 200 and 300 images, and uses the first of
+SUN397's ten and of UCF101's three partitions. Pets and Cars keep the datasets' own test splits. The
+identifier of an image is its position in the split file, counted through train, val and test.
 """
 
 from __future__ import annotations

@@ -17,7 +17,6 @@ import pytest
 import writers
 from dp4tl_ffcv import BetonIndex
 from dp4tl_ffcv.utils import ImageFiles
-from dp4tl_ffcv.writing import pages
 from tests.writers.support import jpeg, put_all, stored
 from writers.components.common import Expected, Options, run, write_splits
 
@@ -167,35 +166,6 @@ def test_a_split_with_skipped_images_is_written_again(tmp_path: Path) -> None:
     write({"all": samples}, tmp_path, on_error="skip")
     samples[3] = (jpeg(9), 0, 9)  # repaired
     assert write({"all": samples}, tmp_path, on_error="skip")["all"].num_samples == 4
-
-
-def test_a_failed_run_is_continued_without_the_unreadable_image(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def every_batch(part: pages.PageWriter) -> bool:
-        part._wait()  # until the record is on disk
-        return True
-
-    monkeypatch.setattr(pages.PageWriter, "_is_due", every_batch)
-    asked: list[int] = []
-
-    class Samples(list[tuple[bytes, int, int]]):
-        labels = [0] * 400
-
-        def name(self, position: int) -> str:
-            return str(position)
-
-        def __getitem__(self, position: Any) -> Any:
-            asked.append(position)
-            return super().__getitem__(position)
-
-    samples = Samples([(jpeg(i), 0, i) for i in range(399)] + [(b"no image", 0, 399)])
-    with pytest.raises(ValueError, match="399"):
-        write({"all": samples}, tmp_path, shuffle=False)
-    asked.clear()
-    written = write({"all": samples}, tmp_path, shuffle=False, on_error="skip")
-    assert written["all"].num_samples == 399
-    assert len(asked) < 200
 
 
 # The command line.

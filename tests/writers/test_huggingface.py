@@ -1,4 +1,4 @@
-"""Parquet folders of `datasets`: splits, columns, class names, and how many groups are read."""
+"""Parquet folders of `datasets`: splits, columns, class names, groups that are read."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -113,16 +113,14 @@ def test_names_of_files_or_folders_give_the_split(files: tuple[str, str], tmp_pa
     assert set(one) == {"val"}
 
 
-def test_the_card_gives_names_and_columns_if_files_do_not(tmp_path: Path) -> None:
+def test_readme_md_gives_names_and_columns_that_files_lack(tmp_path: Path) -> None:
     pytest.importorskip("yaml")
     root = put_all(tmp_path / "root", {"README.md": CARD.format(count=3).encode()})
     put(root / "train.parquet", [2, 1, 0], features=None)
     assert names_of(write(huggingface, tmp_path / "out", root=root)["train"]) == tuple(NAMES)
 
 
-def test_without_metadata_the_usual_columns_are_read_and_classes_are_numbers(
-    tmp_path: Path,
-) -> None:
+def test_without_metadata_the_usual_columns_are_read(tmp_path: Path) -> None:
     put(tmp_path / "root" / "train.parquet", [2, 0], features=None, other=["x", "y"])
     index = write(huggingface, tmp_path / "out", root=tmp_path / "root")["train"]
     assert names_of(index) == ("0", "1", "2")
@@ -185,7 +183,7 @@ def test_each_group_is_read_once_and_memory_holds_one_window(
 # Errors.
 
 
-def test_other_counts_than_the_cards_are_refused(tmp_path: Path) -> None:
+def test_counts_that_differ_from_readme_md_are_refused(tmp_path: Path) -> None:
     pytest.importorskip("yaml")
     root = put_all(tmp_path / "root", {"README.md": CARD.format(count=5).encode()})
     put(root / "train.parquet", [0, 1, 2, 1])
@@ -193,17 +191,7 @@ def test_other_counts_than_the_cards_are_refused(tmp_path: Path) -> None:
     check_refused(huggingface, tmp_path / "out", why, root=root, check_counts=True)
 
 
-def without_first_part(root: Path) -> None:
-    (root / "data" / "train-00000-of-00002.parquet").unlink()
-
-
-def with_another_configuration(root: Path) -> None:
-    put(root / "small" / "train.parquet", [0])
-
-
-def with_other_names(root: Path) -> None:
-    other = {**FEATURES, "label": {"names": sorted(NAMES), "_type": "ClassLabel"}}
-    put(root / "data" / "test.parquet", [0], features=other)
+OTHER_NAMES = {**FEATURES, "label": {"names": sorted(NAMES), "_type": "ClassLabel"}}
 
 
 def without_labels(root: Path) -> None:
@@ -223,16 +211,25 @@ def without_parquet(root: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "why"),
     [
-        (without_first_part, "has 1 files instead of 2 numbered ones; 00000 is missing"),
-        (with_another_configuration, "The split train is in '.*data' and in '.*small'"),
-        (with_other_names, "different columns or class names"),
+        (
+            lambda root: (root / "data" / "train-00000-of-00002.parquet").unlink(),
+            "has 1 files instead of 2 numbered ones; 00000 is missing",
+        ),
+        (
+            lambda root: put(root / "small" / "train.parquet", [0]),
+            "The split train is in '.*data' and in '.*small'",
+        ),
+        (
+            lambda root: put(root / "data" / "test.parquet", [0], features=OTHER_NAMES),
+            "different columns or class names",
+        ),
         (without_labels, "The split test has labels from -1 to -1"),
         (with_a_truncated_file, r"00001-of-00002\.parquet is damaged or not parquet"),
         (without_parquet, "No parquet files"),
     ],
 )
 def test_a_damaged_dataset_is_refused(
-    damage: Callable[[Path], None], why: str, root: Path, tmp_path: Path
+    damage: Callable[[Path], Any], why: str, root: Path, tmp_path: Path
 ) -> None:
     damage(root)
     check_refused(huggingface, tmp_path / "out", why, root=root)

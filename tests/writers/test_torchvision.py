@@ -1,4 +1,4 @@
-"""Datasets of torchvision, from small folders in the layouts that its classes read."""
+"""Datasets of torchvision, from small folders that its classes can read."""
 
 import json
 import struct
@@ -220,9 +220,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         ({"name": "DTD", "arguments": ("a",)}, "--arguments must be NAME=VALUE; got 'a'"),
     ],
 )
-def test_what_cannot_be_opened_is_refused(
-    options: dict[str, Any], why: str, tmp_path: Path
-) -> None:
+def test_wrong_options_are_refused(options: dict[str, Any], why: str, tmp_path: Path) -> None:
     check_refused(writer, tmp_path / "out", why, root=tmp_path, **options)
 
 

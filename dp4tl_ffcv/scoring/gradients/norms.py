@@ -92,7 +92,7 @@ class _Methods:
 
     trained: _Trained
     left: Sequence[str]
-    checked: int = 0  # 1 after the check of a pass of one sample, which shows no mixing; then 2
+    checked: int = 0  # 1: a ghost pass of one sample, which cannot show mixing; 2: a larger one
 
     def norms(self, images: Tensor, labels: Tensor) -> Iterator[Tensor]:
         start = 0

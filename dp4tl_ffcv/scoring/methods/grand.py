@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import torch
 
     from ...beton import BetonIndex
-    from ..surrogate.load import ModelLike
+    from ..surrogate.checkpoints import ModelLike
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +86,7 @@ def grand(  # noqa: PLR0913  # options are named at the call
     from ...progress import track
     from ..gradients import gradient_norms
     from ..surrogate import Classifier
-    from ..surrogate.load import load_model
+    from ..surrogate.checkpoints import load_model
 
     index = BetonIndex.of(beton)
     device = best_device() if device is None else device

@@ -14,9 +14,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ...artifacts import atomic_open
+from ...artifacts import atomic_open, sha256_of_file
 from ...errors import CheckpointError
-from .models import BlurPoolConv, Classifier, build_model, full_name, replace_head
+from .models import (
+    BlurPoolConv,
+    Classifier,
+    build_model,
+    full_name,
+    is_architecture,
+    pretrained_model,
+    replace_head,
+)
+
+ModelLike = Classifier | str | os.PathLike[str]
 
 _CHECKPOINT_KEYS = {"arch", "num_classes", "mean", "std", "network"}
 # Where other programs keep the state dict: DP4TL; Lightning, MoCo, timm; DeiT, torchvision.
@@ -99,6 +109,23 @@ def load_checkpoint(
     except CheckpointError as error:
         raise CheckpointError(f"cannot load {str(path)!r}: {error}") from error
     return model
+
+
+def load_model(model: ModelLike, **options: Any) -> tuple[Classifier, dict[str, str]]:
+    """Return a classifier, and the provenance of its weights.
+
+    The name of an architecture loads the pretrained weights of torchvision or timm. `options` are
+    passed to `load_checkpoint`, and must be None or False for a model that is not a checkpoint.
+    """
+    if not isinstance(model, Classifier) and (
+        Path(model).exists() or not is_architecture(str(model))
+    ):
+        classifier = load_checkpoint(model, **options)
+        return classifier, {"checkpoint_sha256": sha256_of_file(model)}
+    for name, value in options.items():
+        if value is not None and value is not False:
+            raise ValueError(f"`{name}` is for a checkpoint file. Leave it out for this model.")
+    return (model if isinstance(model, Classifier) else pretrained_model(str(model))), {}
 
 
 def _build_recorded(values: Mapping[str, Any]) -> Classifier:
