@@ -11,7 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numba
 import numpy as np
 import pytest
 import torch
@@ -261,7 +260,7 @@ def test_features_must_be_finite(
         return
     with pytest.raises(ValueError, match=rf"`features`.*sample {IDS[0]}\b.*65504"):
         extract(tmp_path / "out", model=model, dtype=dtype)
-    with pytest.raises(ValueError, match="finished"):
+    with pytest.raises(ValueError, match="was interrupted"):
         Features.load(tmp_path / "out")
 
 
@@ -432,16 +431,6 @@ def test_two_runs_cannot_write_the_same_folder(
                 extract(tmp_path / "out", restart=restart)
 
     extract(tmp_path / "out", loaded, before=start_another)
-
-
-def test_sums_do_not_depend_on_the_number_of_threads(extract: Extract, tmp_path: Path) -> None:
-    threads = numba.get_num_threads()
-    sums = []
-    for count in (1, 2):
-        numba.set_num_threads(min(count, numba.config.NUMBA_NUM_THREADS))
-        sums.append(extract(tmp_path / str(count)).sums)
-    numba.set_num_threads(threads)
-    np.testing.assert_array_equal(*sums)
 
 
 # Processes.
