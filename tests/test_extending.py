@@ -16,9 +16,8 @@ from dp4tl_ffcv import BetonIndex, Scores
 ROOT = Path(__file__).resolve().parent.parent
 
 METHOD = '''
-"""Class sizes."""
+"""Class sizes: the number of samples of each class."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from ...beton import BetonIndex
@@ -26,19 +25,16 @@ from ..scores import Scores
 from . import Method
 
 
-@dataclass(frozen=True, kw_only=True)
-class Inputs:
-    """Class sizes: the number of samples of each class."""
-
-    beton: Path
-    """Source."""
-
-
 def class_sizes(beton):
+    """Score classes by their sizes.
+
+    Args:
+        beton: source beton.
+    """
     return Scores(scores=BetonIndex.of(beton).class_counts(), method="class_sizes")
 
 
-METHOD = Method(function=class_sizes, inputs=Inputs, units=("class",))
+METHOD = Method(function=class_sizes, flags={"beton": Path}, units=("class",))
 '''
 ORDER = '''def reverse_order(ids, *, seed=0, epoch=0, rank=0, world_size=1):
     """Return this rank's share of the ids, last first."""

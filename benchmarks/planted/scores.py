@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -54,7 +54,7 @@ class Variant:
     @property
     def inputs(self) -> set[str]:
         """Names of the method's inputs."""
-        return {f.name for f in fields(self.method.inputs)}
+        return set(self.method.flags)
 
     @property
     def sees_target(self) -> bool:

@@ -16,11 +16,11 @@ class Cluster:
     features: Annotated[Path, tyro.conf.Positional]
     """Features of the whole source (`dp4tl features`), from any encoder."""
     num_clusters: tuple[int, ...]
-    """Number of clusters; of several, the one with the largest silhouette is kept."""
+    """Number of clusters. Of several numbers, the one with the largest silhouette is used."""
     out: Path
     """Clusters file (.npz) to write."""
     levels: tuple[int, ...] = ()
-    """Numbers of clusters of the finer levels that are clustered again, finest first."""
+    """Numbers of clusters of the finer levels, largest first: their centroids are clustered."""
     seed: int = 0
     """Seed of the first centroids and of the random samples."""
     iterations: int = 25
@@ -33,12 +33,6 @@ class Cluster:
         """Cluster and save."""
         from .. import cluster
 
-        return cluster(
-            self.features,
-            self.num_clusters,
-            levels=self.levels,
-            seed=self.seed,
-            iterations=self.iterations,
-            sample=self.sample,
-            out=self.out,
-        )
+        given = vars(self).copy()
+        del given["output"]
+        return cluster(**given)

@@ -10,11 +10,13 @@ from ..scoring import methods
 from .output import Output
 
 if TYPE_CHECKING:
-    MethodInputs = Any
+    Flags = Any
 else:
-    _VERBS = {name.replace("_", "-"): methods.get(name).inputs for name in methods.names()}
-    MethodInputs = Union[  # noqa: UP007  # of a tuple that is known at run time alone
-        tuple(Annotated[inputs, tyro.conf.subcommand(verb)] for verb, inputs in _VERBS.items())
+    Flags = Union[  # noqa: UP007  # of a tuple that is known at run time alone
+        tuple(
+            Annotated[methods.get(name).flags_class(), tyro.conf.subcommand(name.replace("_", "-"))]
+            for name in methods.names()
+        )
     ]
 
 
@@ -22,7 +24,7 @@ else:
 class Score:
     """Score the source's classes, or its samples, by a method."""
 
-    method: MethodInputs
+    method: Flags
     out: Path
     """Scores file (.npz) to write."""
     output: Output = field(default_factory=Output)
@@ -31,4 +33,4 @@ class Score:
         """Score and save."""
         from ..scoring import score
 
-        return score(methods.name_of(self.method), out=self.out, **vars(self.method))
+        return score(type(self.method).__name__, out=self.out, **vars(self.method))

@@ -26,7 +26,7 @@ class Select:
     keep_bytes: str | None = None
     """Largest size of the retained samples, such as 20GiB."""
     combine: Literal["sum", "max", "rank", "round-robin"] = "sum"
-    """How to combine several scores: sum or maximum of their shares, mean rank, or taking turns."""
+    """How to combine several scores: sum or maximum of shares, mean rank, or taking turns."""
     weights: tuple[float, ...] | None = None
     """Weight of each scores file. Default: all equal."""
     within: Path | None = None
@@ -46,20 +46,6 @@ class Select:
         from .. import BetonIndex, select
 
         index = BetonIndex.open(self.beton)
-        selection = select(
-            self.scores,
-            index,
-            keep=self.keep,
-            keep_classes=self.keep_classes,
-            keep_samples=self.keep_samples,
-            keep_bytes=self.keep_bytes,
-            combine=self.combine,
-            weights=self.weights,
-            within=self.within,
-            keep_within=self.keep_within,
-            balanced=self.balanced,
-            clusters=self.clusters,
-            label_field=self.label_field,
-            out=self.out,
-        )
-        return selection.summary(index)
+        given = {**vars(self), "beton": index}
+        del given["output"]
+        return select(**given).summary(index)

@@ -1,6 +1,6 @@
-"""Scores of source classes and samples: how much of the target maps onto each.
+"""Scores of source classes and samples: how relevant each is to the target.
 
-Every module of `methods/` adds its function to this package: `from dp4tl_ffcv.scoring import el2n`.
+Each module in `methods/` adds its function to this package: `from dp4tl_ffcv.scoring import el2n`.
 """
 
 from typing import Any

@@ -13,20 +13,16 @@ from ..validate import check_choice
 from .inputs import check_one_source
 from .scores import Scores
 
-# A ratio of weights is taken for the fraction of a small denominator that it is this close to.
+# Ratios of weights are rounded to a fraction with a small denominator if it is this close.
 _ROUNDING, _LARGEST_DENOMINATOR = 1e-14, 10_000
 
 How = Literal["sum", "max", "rank", "round-robin"]
 
 
 def mean_scores(scores: Sequence[Scores]) -> Scores:
-    """Average scores of the same method over runs: `s[i] = mean_r s_r[i]`, tie-breaks alike.
+    """Average scores of the same method over runs, `s[i] = mean_r s_r[i]`, and tie-break scores.
 
-    Args:
-        scores: one per run. A single run is returned as it is.
-
-    Returns:
-        Scores of that method, with the provenance of each run.
+    A single run is returned unchanged.
 
     Raises:
         StaleArtifactError: the scores were made for different sources or clusters.
@@ -34,8 +30,8 @@ def mean_scores(scores: Sequence[Scores]) -> Scores:
     provenance = _check_alike(scores)
     if len(methods := _methods(scores)) > 1:
         raise ValueError(
-            f"`scores` come from the methods {' and '.join(methods)}; an average needs one. "
-            "Combine several by `combine_scores`."
+            f"`scores` come from the methods {' and '.join(methods)}; an average needs one "
+            "method. Use `combine_scores`."
         )
     if len(scores) == 1:
         return scores[0]
@@ -59,17 +55,17 @@ def combine_scores(
     * `sum`: `s[c] = sum_t w_t s_t[c] / sum_k s_t[k]`. Large and small targets count alike.
     * `max`: `s[c] = max_t w_t s_t[c] / sum_k s_t[k]`. A class that one target needs is kept.
     * `rank`: `s[c] = -sum_t w_t r_t[c]`, with r the positions in the targets' rankings, from 0;
-      classes of equal score and tie-break score share their mean position.
+      classes with equal scores and tie-break scores share their mean position.
     * `round-robin`: the targets take turns in proportion to their weights (turn k of target t is
-      due at time `k / w_t`, the first of equals first). In its turn, a target adds the best class
-      of its ranking that is not yet chosen; `s[c] = C - position of c`.
+      due at time `k / w_t`; the first target goes first if two are due). In its turn, a target adds
+      the best class of its ranking that is not yet chosen; `s[c] = C - position of c`.
 
     The tie-break scores are combined separately, by the same rule; round-robin leaves no ties.
 
     Args:
         scores: one per target, over the same classes or samples.
         how: the rule.
-        weights: one per target, above 0; None weighs all alike.
+        weights: one per target, above 0. Default: all equal.
 
     Returns:
         Scores of method `HOW_METHOD`, with the provenance of each target.
@@ -103,28 +99,26 @@ def combine_scores(
     )
 
 
-def _weighted(
-    values: Sequence[NDArray[np.float64]], shares: Sequence[float] | NDArray[np.float64]
-) -> NDArray[np.float64]:
+def _weighted(values: Sequence[NDArray[np.float64]], shares: Any) -> NDArray[np.float64]:
     """Return `shares[t] * values[t]` `(T, C)`."""
     weighted: NDArray[np.float64] = np.asarray(shares)[:, None] * np.array(values)
     return weighted
 
 
 def _scaled(values: NDArray[np.float64], how: str, *, zeros: bool = False) -> NDArray[np.float64]:
-    """Return values over their sum; with `zeros`, all may be 0."""
+    """Divide values by their sum. All may be 0 if `zeros` is true."""
     largest = values.max()
     if (values < 0).any() or not (largest > 0 or zeros):
         raise ValueError(
             f"{how!r} needs scores >= 0 that are not all 0; got values from {values.min():g} to "
-            f"{largest:g}. Combine by 'rank' or 'round-robin'."
+            f"{largest:g}. Use 'rank' or 'round-robin'."
         )
-    scaled = values / largest if largest > 0 else values  # the sum of huge ones would overflow
+    scaled = values / largest if largest > 0 else values  # the sum of huge values would overflow
     return scaled / scaled.sum() if largest > 0 else values
 
 
 def _positions(*keys: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return positions by descending keys, the first key first; equal entries share their mean."""
+    """Return positions in descending order of the keys; equal entries share the mean position."""
     order = np.lexsort([-key for key in reversed(keys)])
     new = np.zeros(len(order), dtype=np.bool_)
     for key in keys:
@@ -168,12 +162,9 @@ def _waits(shares: NDArray[np.float64]) -> list[int]:
 
 
 def _check_alike(scores: Sequence[Scores]) -> dict[str, Any]:
-    """Check that all scores are of the same classes or samples, and return their provenance."""
-    if not isinstance(scores, Sequence):
-        raise TypeError(f"`scores` must be a list of Scores; got {type(scores).__name__}.")
-    for one in scores:
-        if not isinstance(one, Scores):
-            raise TypeError(f"`scores` must hold Scores; got {type(one).__name__}.")
+    """Check that all scores are for the same classes or samples, and return their provenance."""
+    if not isinstance(scores, Sequence) or not all(isinstance(one, Scores) for one in scores):
+        raise TypeError(f"`scores` must be a list of Scores; got {scores!r}.")
     if not scores:
         raise ValueError("`scores` is empty; pass at least one.")
     for name, found in (
@@ -183,7 +174,7 @@ def _check_alike(scores: Sequence[Scores]) -> dict[str, Any]:
         if len(different := list(dict.fromkeys(found))) > 1:
             raise ValueError(
                 f"`scores` have different {name}, {different[0]} and {different[1]}. Score the "
-                "same classes, or the same samples."
+                "same classes or samples."
             )
     provenances = [one.provenance for one in scores]
     parts = [{"method": one.method, "scores": dict(one.provenance)} for one in scores]
@@ -197,10 +188,8 @@ def _check_alike(scores: Sequence[Scores]) -> dict[str, Any]:
 def _check_one_clustering(provenances: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     found = list(dict.fromkeys(provenance.get("clusters_sha256") for provenance in provenances))
     if len(found) > 1:
-        one, other = ("none" if digest is None else digest[:16] for digest in found[:2])
         raise StaleArtifactError(
-            f"`scores` were made with different clusters, {one} and {other}. Score the same "
-            "clusters."
+            "`scores` were made with different clusters. Score the same clusters."
         )
     return {} if found[0] is None else {"clusters_sha256": found[0]}
 
@@ -210,7 +199,7 @@ def _methods(scores: Sequence[Scores]) -> list[str]:
 
 
 def _shares(weights: Sequence[float] | None, count: int) -> NDArray[np.float64]:
-    """Return weights over their sum."""
+    """Divide weights by their sum."""
     try:
         values = np.ones(count) if weights is None else np.asarray(weights, dtype=np.float64)
     except (ValueError, TypeError):  # text, or rows of several lengths
@@ -219,11 +208,12 @@ def _shares(weights: Sequence[float] | None, count: int) -> NDArray[np.float64]:
         raise ValueError(
             f"`weights` must hold a number above 0 for each of the {count} scores; got {weights!r}."
         )
-    # Scaled by a power of two, which keeps all bits: the sum of huge weights would overflow.
+    # The sum of huge weights would overflow. Scaling by a power of two keeps all bits.
     values = np.ldexp(values, -np.frexp(values.max())[1])
     if not values.all():
         raise ValueError(
-            f"`weights` {weights!r} differ so much that a share rounds to 0. Leave out the small."
+            f"`weights` {weights!r} differ so much that a share rounds to 0. Leave out the "
+            "scores with small weights."
         )
     shares: NDArray[np.float64] = values / values.sum()
     return shares

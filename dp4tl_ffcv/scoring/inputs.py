@@ -20,12 +20,12 @@ Path = str | os.PathLike[str]
 FeaturesOrArray = Union["Features", Path, Any]
 """Features, the path of their folder, or anything that `as_array` takes."""
 
-# Modules of methods import the kernels inside functions: `dp4tl score --help` loads every module,
-# and must not wait for numba.
+# Methods import the kernels inside functions: `dp4tl score --help` loads every method, and must not
+# wait for numba.
 
 
 def as_array(values: Any) -> NDArray[Any]:
-    """Return a numpy array of anything that numpy takes, or of a torch tensor on any device."""
+    """Return a numpy array from an array-like or from a torch tensor on any device."""
     if hasattr(values, "detach"):
         values = values.detach().cpu()
         if str(values.dtype) == "torch.bfloat16":  # unknown to numpy
@@ -34,7 +34,7 @@ def as_array(values: Any) -> NDArray[Any]:
 
 
 def features_or_none(values: FeaturesOrArray) -> "Features | None":
-    """Return Features, loaded if `values` is a path, or None if `values` is an array."""
+    """Return Features, loaded if `values` is a path; None if `values` is an array."""
     from .features.features import Features
 
     if isinstance(values, str | os.PathLike):
@@ -43,7 +43,7 @@ def features_or_none(values: FeaturesOrArray) -> "Features | None":
 
 
 def whole_source(values: FeaturesOrArray) -> "Features | None":
-    """Return the features of all samples of a source, row i for sample id i; None for an array."""
+    """Return a whole source's features, row i for sample id i; None for an array."""
     source = features_or_none(values)
     if source is None:
         return None
@@ -53,9 +53,8 @@ def whole_source(values: FeaturesOrArray) -> "Features | None":
     order = np.argsort(source.indices, kind="stable")
     if not np.array_equal(source.indices[order], everything):
         raise ValueError(
-            f"`source` must hold each sample id from 0 to {len(source) - 1} once; got "
-            f"{len(np.unique(source.indices))} different ids up to {source.indices.max()}. "
-            "Extract the features of the whole source."
+            f"`source` must hold each sample id from 0 to {len(source) - 1} once; sample ids are "
+            "missing or repeated. Extract the features of the whole source."
         )
     names = ("features", "labels", "indices", "logits", "predictions")
     given = {name: getattr(source, name) for name in names}
@@ -64,28 +63,22 @@ def whole_source(values: FeaturesOrArray) -> "Features | None":
 
 
 def num_classes_of(source: "Features") -> int:
-    """Return the source's number of classes, from its beton's manifest or from its labels.
-
-    The surrogate's outputs do not tell: its classes may be another dataset's.
-
-    Raises:
-        ValueError: the source has no labels.
-    """
+    """Return the source's number of classes, from its beton's manifest or from its labels."""
     largest = int(source.labels.max())
     if largest < 0:
         raise ValueError(
-            "`source` has no labels, so it has no classes to score. Cluster its features, and "
-            "score by `clusters`."
+            "`source` has no labels, so it has no classes to score. Cluster its features and pass "
+            "`clusters`."
         )
     return max(int(source.provenance.get("beton_classes") or 0), largest + 1)
 
 
 def logits_of(name: str, features: "Features") -> NDArray[np.float32]:
-    """Return the logits, or raise ValueError if the features were extracted without."""
+    """Return the logits of features; raise ValueError if there are none."""
     if features.logits is None:
         raise ValueError(
-            f"`{name}` holds features without logits. Extract them from a model with a classifier, "
-            "with `dp4tl features --logits`."
+            f"`{name}` holds features without logits. Extract them with `dp4tl features --logits`, "
+            "from a model with a classifier."
         )
     return features.logits
 
@@ -93,9 +86,9 @@ def logits_of(name: str, features: "Features") -> NDArray[np.float32]:
 def count_in(
     beton: "int | Path | BetonIndex", unit: Unit, label_field: str
 ) -> tuple[int, dict[str, str]]:
-    """Return how many classes or samples a beton has, and the provenance to record.
+    """Return the number of classes or samples of a beton, and the provenance to record.
 
-    An int is returned as it is.
+    If `beton` is an int, it is the number.
     """
     from ..beton import BetonIndex
 
@@ -107,7 +100,7 @@ def count_in(
 
 
 def check_logits(name: str, array: NDArray[Any]) -> NDArray[Any]:
-    """Return logits `(n, C)`, or raise ValueError if they are not finite floats."""
+    """Return logits `(n, C)`; raise ValueError if they are not finite floats."""
     if array.dtype.kind != "f" or not array.size:
         raise ValueError(
             f"`{name}` must be float logits (n, C) with n >= 1; got shape {array.shape} of "
@@ -119,12 +112,12 @@ def check_logits(name: str, array: NDArray[Any]) -> NDArray[Any]:
 
 
 def check_soft_votes(name: str, votes: Any) -> NDArray[np.float64]:
-    """Return soft votes `(C,)` as float64, or raise ValueError if they cannot be softmax sums."""
+    """Return soft votes `(C,)` as float64; raise ValueError if they cannot be softmax sums."""
     array = as_array(votes)
     if array.ndim != 1 or not array.size or array.dtype.kind != "f":
         raise ValueError(
-            f"`{name}` must be float soft votes (C,); got shape {array.shape} of {array.dtype}. "
-            "Pass one sum of softmax outputs per source class."
+            f"`{name}` must be float soft votes (C,), one sum of softmax outputs per class; got "
+            f"shape {array.shape} of {array.dtype}."
         )
     if not (np.isfinite(array).all() and (array >= 0).all()):
         raise ValueError(f"`{name}` must be finite and not negative. Sum softmax outputs.")
@@ -132,24 +125,21 @@ def check_soft_votes(name: str, votes: Any) -> NDArray[np.float64]:
 
 
 def source_provenance(source: "Features") -> dict[str, Any]:
-    """Return what scores record about a source: its provenance, and its beton's fingerprint."""
+    """Return the provenance of scores: the source's own, and its beton's fingerprint."""
     about = dict(source.provenance)
     return {"source": about, "source_fingerprint": about.get("beton_fingerprint")}
 
 
 def check_one_source(name: str, provenances: Iterable[Mapping[str, Any]]) -> dict[str, str]:
-    """Return the fingerprint that all provenances agree on, as an entry of a provenance.
+    """Return the fingerprint that all provenances share, as an entry of a provenance.
 
-    Results of bare arrays record no fingerprint and fit every source.
-
-    Raises:
-        StaleArtifactError: two were made for different sources.
+    Raise StaleArtifactError if two differ. Results of arrays record no fingerprint and fit every
+    source.
     """
     stated = (provenance.get("source_fingerprint") for provenance in provenances)
     found = list(dict.fromkeys(fingerprint for fingerprint in stated if fingerprint is not None))
     if len(found) > 1:
         raise StaleArtifactError(
-            f"`{name}` must be made for one source; got results for fingerprints {found[0][:16]} "
-            f"and {found[1][:16]}. Make them again from one beton."
+            f"`{name}` were made for different sources. Make all of them from one beton."
         )
     return {"source_fingerprint": found[0]} if found else {}

@@ -1,4 +1,4 @@
-"""Helpers of the methods that score samples: labelled rows and distances, block by block."""
+"""Labelled rows and distances for methods that score samples, block by block."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -9,13 +9,13 @@ from numpy.typing import NDArray
 from ..validate import check_int
 from .inputs import as_array
 
-_BLOCK_BYTES = 1 << 25  # of float64 at a time: memory maps are larger than the memory
+_BLOCK_BYTES = 1 << 25  # of float64 at a time: memory maps may exceed the memory
 
 
 def labelled(
     name: str, values: Any, labels: Any, num_classes: int | None = None
 ) -> tuple[NDArray[Any], NDArray[np.int64]]:
-    """Return values `(N, D)` and labels `(N,)` in `[0, num_classes)`, D classes by default."""
+    """Return values `(N, D)` and labels `(N,)` in `[0, num_classes)`; by default, D classes."""
     from ..kernels.checks import as_features, as_labels
 
     rows = as_features(as_array(values), name)
@@ -41,14 +41,14 @@ def distances(
             gaps = values[rows].astype(np.float64)
             gaps -= centres[places[rows]]
             np.square(gaps, out=gaps)
-            found[rows] = np.sqrt(gaps.sum(axis=1))  # in one order for any block and threads
+            found[rows] = np.sqrt(gaps.sum(axis=1))  # the order of addition is fixed
     if not np.isfinite(found).all():
         raise ValueError("`source` holds NaN, inf or values whose squares overflow.")
     return found
 
 
 def blocks(values: NDArray[Any]) -> Iterator[slice]:
-    """Yield slices of rows that take a bounded amount of memory as float64."""
+    """Yield slices of rows that fit into a bounded amount of memory as float64."""
     step = max(1, _BLOCK_BYTES // (8 * values.shape[1]))
     for start in range(0, len(values), step):
         yield slice(start, start + step)

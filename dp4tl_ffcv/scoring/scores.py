@@ -1,4 +1,4 @@
-"""Scores: one number per source class or sample, and the order that they define."""
+"""Scores: one number per source class or sample, and the ranking by these numbers."""
 
 import os
 from collections.abc import Mapping
@@ -19,11 +19,11 @@ _KIND = "scores"
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Scores:
-    """A score per source class `(C,)` or per source sample `(N,)`; higher is kept first."""
+    """A score per source class `(C,)` or per source sample `(N,)`; the highest is kept first."""
 
     scores: NDArray[np.float64]
     tie_break: NDArray[np.float64] = field(default_factory=partial(np.zeros, 0))
-    """Decides between equal scores; same shape. Zeros by default."""
+    """Decides between equal scores; same shape. Default: zeros."""
     method: str
     unit: Unit = "class"
     provenance: Mapping[str, Any] = field(default_factory=dict)
@@ -54,12 +54,12 @@ class Scores:
     def ranking(self) -> NDArray[np.int64]:
         """Return the ids from best to worst: score descending, then tie-break descending, then id.
 
-        The order is total, so every machine selects the same classes.
+        No two ids tie, so every machine selects the same classes.
         """
         return np.lexsort((np.arange(len(self)), -self.tie_break, -self.scores)).astype(np.int64)
 
     def summary(self) -> dict[str, Any]:
-        """Return what `dp4tl score` prints: method, unit, counts and the 20 best ids."""
+        """Return the method, the unit, counts and the 20 best ids, as JSON-able values."""
         return {
             "method": self.method,
             "unit": self.unit,
@@ -76,18 +76,14 @@ class Scores:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Scores":
-        """Read scores from the file that `save` wrote.
-
-        Raises:
-            FileNotFoundError: there is no such file.
-        """
+        """Read scores from a file that `save` wrote."""
         arrays, header = load_artifact(path, _KIND, ("scores", "tie_break"))
         about = {name: header[name] for name in ("method", "unit", "provenance")}
         return cls(scores=arrays["scores"], tie_break=arrays["tie_break"], **about)
 
     @classmethod
     def of(cls, scores: "Scores | str | os.PathLike[str]") -> "Scores":
-        """Return `scores` if they are Scores; load them if they are a path."""
+        """Return Scores; load them if `scores` is a path."""
         return cls.load(scores) if isinstance(scores, str | os.PathLike) else scores
 
     def __repr__(self) -> str:

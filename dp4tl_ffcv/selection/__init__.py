@@ -1,4 +1,4 @@
-"""Selections: which classes and samples are retained, and why."""
+"""Selections: the retained classes and samples of a beton."""
 
 from .exports import export_indices, import_indices
 from .rules import select

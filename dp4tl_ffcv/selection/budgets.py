@@ -1,4 +1,4 @@
-"""Budgets of a selection: a fraction, a number of classes or of samples, or bytes."""
+"""Budgets of a selection: a fraction, a number of classes or samples, or bytes."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -11,41 +11,36 @@ from ..validate import check_fraction, check_int, parse_bytes
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """The one budget that was given."""
+    """The limit of a selection: the name of an argument of `select`, and its value."""
 
     name: str
-    """Name of the argument."""
     value: Any
-    """What it allows; bytes as an int."""
+    """The value; a number of bytes is an int."""
 
     def first_that_fit(self, costs: NDArray[np.int64], what: str) -> int:
-        """Return how many of the first entries together cost no more than the budget.
+        """Return the number of entries, best first, whose costs together fit into the budget.
 
-        Args:
-            costs: samples or bytes of each entry, best first.
-            what: name of an entry, for the error.
-
-        Raises:
-            ValueError: the first entry costs more.
+        The costs are samples or bytes; `what` names an entry in the error if not even the first
+        fits.
         """
         count = int(np.searchsorted(np.cumsum(costs), self.value, side="right"))
         if not count:
             unit = "bytes" if self.name == "keep_bytes" else "samples"
             raise ValueError(
                 f"`{self.name}` is {self.value}, but the best {what} takes {costs[0]} {unit}. "
-                "Raise it."
+                "Raise the budget."
             )
         return count
 
     def number_of(self, total: int) -> int:
-        """Return how many of `total` entries a fraction, or a number of entries, allows."""
+        """Return the number of `total` entries that a fraction or a number keeps."""
         if self.name == "keep":
             return int(part_of(self.value, total))
         return check_int(self.name, self.value, 1, total)
 
 
 def one_budget(**given: Any) -> Budget:
-    """Return the budget that is not None, checked as far as possible without a beton."""
+    """Return the one budget that is not None, with its value checked."""
     found = {name: value for name, value in given.items() if value is not None}
     if len(found) != 1:
         names = ", ".join(f"`{name}`" for name in given)
@@ -62,6 +57,6 @@ def one_budget(**given: Any) -> Budget:
 
 def part_of(keep: float, total: ArrayLike) -> NDArray[np.int64]:
     """Return the fraction `keep` of each total: rounded, halves up, at least one."""
-    exact = np.round(keep * np.asarray(total), 6)  # 0.145 of 100 is 14.5, though not in binary
+    exact = np.round(keep * np.asarray(total), 6)  # 0.145 * 100 is 14.499999999999998 in binary
     part: NDArray[np.int64] = np.maximum(1, np.floor(exact + 0.5)).astype(np.int64)
     return part

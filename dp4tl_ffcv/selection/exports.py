@@ -1,4 +1,4 @@
-"""Lists of sample ids for other loaders, and back: `.npy`, DP4TL's `.indices`, `.txt`."""
+"""Export and import lists of sample ids: `.npy`, DP4TL's `.indices` and `.txt`."""
 
 import os
 from pathlib import Path
@@ -17,20 +17,17 @@ EXPORT_SUFFIXES = (".npy", ".indices", ".txt")
 def export_indices(
     selection: Selection | str | os.PathLike[str], path: str | os.PathLike[str]
 ) -> Selection:
-    """Write the retained sample ids, ascending, in the format that the suffix of `path` names.
+    """Write the retained sample ids, ascending, for other loaders.
 
-    `.npy` is a numpy array, `.indices` a torch tensor that DP4TL's scripts load, `.txt` has one id
-    per line. None of them records the beton that the ids belong to; the selection's own file does.
+    These files do not record the beton that the ids belong to; the selection's own file does.
 
     Args:
         selection: the selection, or the path of its file.
-        path: file to write.
+        path: file to write. The suffix is `.npy` for a numpy array, `.indices` for a torch tensor
+            that DP4TL's scripts load, or `.txt` for one id per line.
 
     Returns:
         The selection.
-
-    Raises:
-        ValueError: the suffix is none of the three.
     """
     selection, suffix = Selection.of(selection), _check_suffix(path)
     with atomic_open(path) as stream:
@@ -48,19 +45,15 @@ def export_indices(
 def import_indices(
     path: str | os.PathLike[str], beton: BetonIndex | str | os.PathLike[str]
 ) -> Selection:
-    """Read sample ids that `export_indices` or DP4TL wrote, as a selection from `beton`.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-    """
+    """Read sample ids that `export_indices` or DP4TL wrote, as a selection from `beton`."""
     suffix = _check_suffix(path)
     try:
         ids = _read(path, suffix)
     except Exception as error:  # each reader has its own exceptions for a damaged file
         if isinstance(error, OSError) and error.filename is not None:
-            raise  # the file cannot be opened; an OSError without a name comes from reading it
+            raise  # the file cannot be opened
         raise ValueError(
-            f"{str(path)!r} holds no sample ids that can be read as {suffix}. Export it again."
+            f"{str(path)!r} holds no sample ids in the format {suffix}. Export it again."
         ) from error
     return Selection.of_indices(beton, ids, provenance={"imported": Path(path).name})
 
@@ -79,7 +72,6 @@ def _check_suffix(path: str | os.PathLike[str]) -> str:
     suffix = Path(path).suffix
     if suffix not in EXPORT_SUFFIXES:
         raise ValueError(
-            f"{str(path)!r} must end in one of {', '.join(EXPORT_SUFFIXES)}; the suffix chooses "
-            "the format."
+            f"{str(path)!r} must end in {', '.join(EXPORT_SUFFIXES)}; the suffix names the format."
         )
     return suffix

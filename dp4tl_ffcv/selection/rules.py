@@ -1,4 +1,4 @@
-"""Rules that turn scores into a selection: of classes, of samples, or of samples within classes."""
+"""Select classes, samples, or samples within classes, by their scores."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -40,35 +40,34 @@ def select(  # noqa: PLR0913  # options are named at the call
 ) -> Selection:
     """Retain the best classes, or the best samples, of a beton.
 
-    Give exactly one of the four budgets. Classes (or samples) are taken from the best on, for as
-    long as they fit. Classes without a sample in the beton are skipped and do not use up the
-    budget. Budgets of samples and bytes count what is finally retained, after `within`.
-
-    Order: score descending, then tie-break score descending, then id ascending.
+    Give exactly one of the four `keep` budgets. The best classes (or samples) that fit into the
+    budget are retained: score descending, then tie-break score descending, then id ascending.
+    Classes without samples are skipped and use no budget. `keep_samples` and `keep_bytes` count the
+    samples that `within` leaves.
 
     Args:
         scores: scores of the source's classes, pseudo-classes or samples, or the path of their
-            file; or several, one per target, which are combined.
+            file; or a list of scores, for example one per target, to combine.
         beton: the source.
         keep: fraction in (0, 1] of the beton's classes (class scores) or samples (sample scores),
             rounded to the nearest integer, halves up, at least one.
         keep_classes: number of classes; class scores only.
         keep_samples: with class scores, the best classes that together have at most this many
             samples; with sample scores, this many samples.
-        keep_bytes: bytes that the retained samples may take, or text such as `20GiB`.
-        combine: how several scores become one, see `combine_scores`.
-        weights: weight of each of several scores; None weighs all alike.
-        within: sample scores that choose among the samples of each retained class.
-        keep_within: fraction in (0, 1] of the samples of each retained class that `within` keeps,
+        keep_bytes: largest size of the retained samples in bytes, or text such as `20GiB`.
+        combine: how to combine several scores, see `combine_scores`.
+        weights: weight of each of several scores. Default: all equal.
+        within: sample scores that choose samples within each retained class.
+        keep_within: fraction in (0, 1] of the samples of each retained class to keep by `within`,
             rounded like `keep`.
-        balanced: with sample scores, apply `keep` to the samples of each class separately.
-        clusters: pseudo-classes that `scores` are for, or that replace the classes in `balanced`.
-        label_field: field of the class ids.
+        balanced: with sample scores, apply `keep` to each class separately.
+        clusters: pseudo-classes that `scores` refer to, or that `balanced` uses instead of classes.
+        label_field: integer field with the class ids.
         out: file (`.npz`) to write the selection to.
 
     Returns:
-        The selection. With pseudo-classes, its classes are those of the retained samples. Of a
-        beton without a field `label`, it has no classes.
+        The selection. With pseudo-classes, its classes are the classes of the retained samples. If
+        the beton has no field `label`, it has no classes.
 
     Raises:
         StaleArtifactError: scores or clusters were made for another beton, or the scores for other
@@ -159,7 +158,7 @@ def _best_classes(
     counts: NDArray[np.int64],
     inside: NDArray[np.bool_],
 ) -> NDArray[np.int64]:
-    """Return the best classes within the budget; only samples `inside` count."""
+    """Return the best classes within the budget, which counts only samples `inside`."""
     ranking = scores.ranking()
     ranking = ranking[counts[ranking] > 0]
     if budget.name in ("keep", "keep_classes"):
@@ -169,7 +168,7 @@ def _best_classes(
         check_int(budget.name, budget.value, 1, index.num_samples)
     else:
         weights = index.sample_bytes() * inside
-    # Exact in bincount's float64: no disk has 2**53 bytes.
+    # bincount's float64 is exact up to 2**53 bytes.
     costs = np.bincount(groups, weights, minlength=len(counts)).astype(np.int64)
     return ranking[: budget.first_that_fit(costs[ranking], "class")]
 
@@ -196,9 +195,9 @@ def _best_samples(
 def _best_of_each(
     scores: Scores, groups: NDArray[np.int64], counts: NDArray[np.int64], keep: float
 ) -> NDArray[np.bool_]:
-    """Return which samples `(N,)` are among the best fraction `keep` of their group."""
+    """Return whether each sample `(N,)` is among the best fraction `keep` of its group."""
     ranking = scores.ranking()
-    # numpy sorts 16-bit integers by radix sort, in a tenth of the time.
+    # numpy's radix sort of 16-bit integers takes a tenth of the time.
     ranked = groups[ranking].astype(np.min_scalar_type(len(counts)))
     order = ranking[np.argsort(ranked, kind="stable")]
     firsts = np.cumsum(counts) - counts
@@ -213,7 +212,7 @@ def _of_samples(
 ) -> Selection:
     if label_field != "label" or any(field.name == "label" for field in index.fields):
         return Selection.of_indices(index, ids, label_field=label_field, provenance=provenance)
-    # A source for self-supervised pretraining needs no labels.
+    # Sources for self-supervised pretraining have no labels.
     return Selection(
         classes=np.empty(0, dtype=np.int64),
         indices=np.sort(ids),
@@ -230,7 +229,7 @@ def _class_counts(scores: Scores, index: BetonIndex, label_field: str) -> NDArra
     if len(counts) > len(scores) or (named and len(counts) != len(scores)):
         raise ValueError(
             f"the beton has {len(counts)} classes, but `scores` cover {len(scores)}. Score the "
-            "classes of this source."
+            "classes of this beton."
         )
     return np.concatenate((counts, np.zeros(len(scores) - len(counts), dtype=np.int64)))
 
@@ -250,11 +249,11 @@ def _check_samples(name: str, scores: Scores, index: BetonIndex) -> None:
 
 
 def _check_clusters(clusters: Clusters | None, scores: Scores, index: BetonIndex) -> None:
-    """Check that the clusters are of this beton's samples, and the scores of these clusters."""
+    """Check that the clusters are for this beton, and the scores for these clusters."""
     made_for = scores.provenance.get("clusters_sha256")
     if clusters is None:
         if made_for is not None and scores.unit == "class":
-            raise ValueError("`clusters` are needed: the scores are for pseudo-classes.")
+            raise ValueError("the scores are for pseudo-classes. Pass their `clusters`.")
         return
     _check_source("clusters", clusters, index)
     if len(clusters) != index.num_samples:
@@ -266,7 +265,7 @@ def _check_clusters(clusters: Clusters | None, scores: Scores, index: BetonIndex
         return
     if made_for is not None and made_for != clusters.digest():
         raise StaleArtifactError(
-            "the scores were made with other clusters. Pass those, or score with these."
+            "the scores were made with other clusters. Pass the clusters that were scored."
         )
     if len(scores) != clusters.num_clusters:
         raise ValueError(
@@ -283,7 +282,7 @@ def _check_options(
     balanced: bool,
     clusters: Clusters | None,
 ) -> None:
-    """Reject options that do not go together."""
+    """Reject options that do not fit together."""
     of_samples = scores.unit == "sample"
     if of_samples and budget.name == "keep_classes":
         raise ValueError(
@@ -291,11 +290,11 @@ def _check_options(
             "`keep_bytes`."
         )
     if (within is None) != (keep_within is None):
-        raise ValueError("`within` and `keep_within` go together; pass both or neither.")
+        raise ValueError("`within` and `keep_within` go together. Pass both or neither.")
     if within is not None and (of_samples or within.unit != "sample"):
         raise ValueError(
-            f"`within` needs class scores to choose classes, and sample scores to choose within "
-            f"them; got {scores.unit} scores and {within.unit} scores."
+            f"`within` needs class scores for `scores` and sample scores for `within`; got "
+            f"{scores.unit} scores and {within.unit} scores."
         )
     if balanced and (not of_samples or budget.name != "keep"):
         raise ValueError(
@@ -303,4 +302,4 @@ def _check_options(
             f"`{budget.name}`."
         )
     if clusters is not None and of_samples and not balanced:
-        raise ValueError("`clusters` need class scores, or `balanced` with sample scores.")
+        raise ValueError("with sample scores, `clusters` have no effect without `balanced`.")

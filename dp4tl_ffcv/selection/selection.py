@@ -1,4 +1,4 @@
-"""A selection: the retained classes and samples of a beton, and where the choice came from."""
+"""A selection: the retained classes and samples of a beton, and its file."""
 
 import hashlib
 import os
@@ -24,7 +24,7 @@ _ARRAYS = ("classes", "indices", "label_map")
 class Selection:
     """Retained classes and samples of a beton.
 
-    Build one with `select`, `Selection.of_classes` or `Selection.of_indices`.
+    Made by `select`, `Selection.of_classes` or `Selection.of_indices`.
     """
 
     classes: NDArray[np.int64]
@@ -32,7 +32,7 @@ class Selection:
     indices: NDArray[np.int64]
     """Retained sample ids `(M,)`, ascending."""
     label_map: NDArray[np.int64]
-    """New label of each source class `(C,)`: 0 to K - 1 in ascending order, -1 for pruned ones."""
+    """New label of each source class `(C,)`: 0 to K - 1 in ascending order, -1 if pruned."""
     fingerprint: str
     """Fingerprint of the beton that the sample ids belong to."""
     label_field: str = "label"
@@ -67,7 +67,7 @@ class Selection:
         Args:
             beton: the source.
             classes: class ids `(K,)`, in any order, without repeats.
-            num_classes: number of classes C; None takes it from the beton.
+            num_classes: number of classes C. Default: the beton's.
             label_field: field of the class ids.
             provenance: facts to record with the selection.
         """
@@ -82,8 +82,8 @@ class Selection:
             )
         if ids.size and (ids[0] < 0 or ids[-1] >= count):
             raise ValueError(
-                f"`classes` must lie in [0, {count}); got values from {ids[0]} to {ids[-1]}. "
-                "Check which source they belong to."
+                f"`classes` must be in [0, {count}); got values from {ids[0]} to {ids[-1]}. "
+                "Check that the classes belong to this beton."
             )
         label_map = _number(ids, count)
         return cls(
@@ -105,7 +105,7 @@ class Selection:
         label_field: str = "label",
         provenance: Mapping[str, Any] | None = None,
     ) -> "Selection":
-        """Retain the samples `indices` `(M,)`, in any order; repeats count once."""
+        """Retain the samples `indices` `(M,)`, given in any order; repeats count once."""
         index = BetonIndex.of(beton)
         ids = np.unique(check_indices(indices, index.num_samples))
         labels = index.labels(label_field)
@@ -121,7 +121,7 @@ class Selection:
         )
 
     def digest(self) -> str:
-        """Return a SHA-256, as hex digits, of what is retained and of which beton."""
+        """Return a SHA-256, as hex digits, of the retained classes and samples and the beton."""
         digest = hashlib.sha256(self.fingerprint.encode())
         for name in _ARRAYS:
             digest.update(getattr(self, name).tobytes())
@@ -133,17 +133,13 @@ class Selection:
         check_fingerprint("selection", self.fingerprint, index.fingerprint, index.path)
 
     def transfer(self, beton: Beton) -> "Selection":
-        """Retain the same classes of another beton of the source, its validation split say.
-
-        Raises:
-            ValueError: the other beton has more classes, or none of the retained classes.
-        """
+        """Retain the same classes of another beton of the source, such as its validation split."""
         index = BetonIndex.of(beton)
         count = _num_classes(index, index.labels(self.label_field), self.label_field)
         if count > len(self.label_map):
             raise ValueError(
                 f"the beton has {count} classes, but the selection's source has "
-                f"{len(self.label_map)}. Pass a split of the same source."
+                f"{len(self.label_map)}. Use a split of the same source."
             )
         return Selection.of_classes(
             index,
@@ -154,10 +150,10 @@ class Selection:
         )
 
     def summary(self, beton: Beton | None = None) -> dict[str, Any]:
-        """Return how much is retained, as JSON-able values.
+        """Return the retained classes and the numbers of classes and samples, JSON-able.
 
         Args:
-            beton: the selection's beton, to add its size, the retained bytes and the class names.
+            beton: the selection's beton. If given, sizes and class names are added.
         """
         result: dict[str, Any] = {
             "retained_classes": len(self.classes),
@@ -188,18 +184,14 @@ class Selection:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Selection":
-        """Read a selection from the file that `save` wrote.
-
-        Raises:
-            FileNotFoundError: there is no such file.
-        """
+        """Read a selection from a file that `save` wrote."""
         arrays, header = load_artifact(path, _KIND, _ARRAYS)
         about = {name: header[name] for name in ("fingerprint", "label_field", "provenance")}
         return cls(**{**arrays, **about})
 
     @classmethod
     def of(cls, selection: "Selection | str | os.PathLike[str]") -> "Selection":
-        """Return `selection` if it is a Selection; load it if it is a path."""
+        """Return a Selection; load it if `selection` is a path."""
         return cls.load(selection) if isinstance(selection, str | os.PathLike) else selection
 
     def __len__(self) -> int:
@@ -213,12 +205,12 @@ class Selection:
 
 
 def _num_classes(index: BetonIndex, labels: NDArray[np.int64], label_field: str) -> int:
-    """Return the number of classes without reading the labels again."""
+    """Return the number of classes, from labels that are already read."""
     return max(int(labels.max(initial=-1)) + 1, len(index.class_names(label_field)))
 
 
 def _number(classes: NDArray[np.int64], count: int) -> NDArray[np.int64]:
-    """Return the new label of each of `count` classes: 0 on for `classes` in order, -1 else."""
+    """Return the new label of each of `count` classes: its place in `classes`, or -1."""
     label_map = np.full(count, -1, dtype=np.int64)
     label_map[classes] = np.arange(len(classes))
     return label_map

@@ -71,7 +71,7 @@ def test_a_second_run_takes_over_or_starts_over(
         run("--crop-ratio", "1")
     assert caught.value.code == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert "with another crop_ratio. Name another folder, or start over" in line
+    assert "with another crop_ratio. Use another folder, or start over" in line
     assert "--restart" in line
     assert (tmp_path / "out" / "features.npy").stat() == before
     run("--crop-ratio", "1", "--restart")

@@ -1,4 +1,4 @@
-"""`dp4tl score`: a sub-verb for every method gives what the library gives."""
+"""`dp4tl score METHOD` gives the same scores as the library."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -77,7 +77,7 @@ def test_flags_are_the_arguments_of_the_method(
         ("feature-mapping --target target --source nowhere", "nowhere"),
         ("feature-mapping --target target --source source --clusters samples.npz", "clusters file"),
         ("class-list --classes nowhere.txt --beton BETON", "nowhere.txt"),
-        ("class-list --classes list.csv --beton BETON", "needs the `column`"),
+        ("class-list --classes list.csv --beton BETON", "needs `column`"),
         ("grand --beton BETON --models nowhere.pt", "nowhere.pt"),
     ],
 )

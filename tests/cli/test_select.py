@@ -9,18 +9,17 @@ import pytest
 from dp4tl_ffcv import Clusters, Selection, select
 from dp4tl_ffcv.scoring import random_scores
 from tests.conftest import Images
+from tests.support.scores import scores_of
 
 
 @pytest.fixture
 def scored(photos: Images, given: Path, tmp_path: Path) -> Path:
     """A folder of scores of classes, samples and pseudo-classes."""
-    made_for = {"source_fingerprint": photos.index.fingerprint}
     digest = Clusters.load(given / "clusters.npz").digest()
-    random_scores(10, seed=1, provenance=made_for).save(tmp_path / "a.npz")
+    random_scores(photos.index, seed=1).save(tmp_path / "a.npz")
     random_scores(10, seed=2).save(tmp_path / "b.npz")
     random_scores(photos.index, seed=3, unit="sample").save(tmp_path / "samples.npz")
-    of_clusters = {**made_for, "clusters_sha256": digest}
-    random_scores(4, seed=4, provenance=of_clusters).save(tmp_path / "pseudo.npz")
+    scores_of([2, 3, 1, 0], clusters_sha256=digest).save(tmp_path / "pseudo.npz")
     return tmp_path
 
 
@@ -69,7 +68,7 @@ def test_options_are_arguments(
     [
         ("a --keep 0.5 --keep-bytes 1GB", "exactly one"),
         ("a --keep-bytes much", "`keep_bytes`"),
-        ("pseudo --keep 0.5", "`clusters` are needed"),
+        ("pseudo --keep 0.5", "`clusters`"),
         ("a,samples --keep 0.5", "class and sample"),
         ("a --keep 0.5 --weights 1 2", "`weights`"),
         ("a,nowhere --keep 0.5", "nowhere.npz"),

@@ -1,4 +1,4 @@
-"""Pseudo-classes: k-means on blobs whose clusters are known, in every form that features take."""
+"""`cluster` on blobs with known clusters, and the file of `Clusters`."""
 
 import subprocess
 import sys
@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def blobs(
     counts: tuple[int, ...] = (40, 25, 60, 31), width: int = 8, seed: int = 0, spread: float = 0.05
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Shuffled points around unit corners, far apart, and which corner each is of."""
+    """Return shuffled points around distant corners, and the corner of each point."""
     rng = np.random.default_rng(seed)
     owners = rng.permutation(np.repeat(np.arange(len(counts)), counts))
     points = np.eye(width)[owners % width] * (1 + owners // width)[:, None]
@@ -41,7 +41,7 @@ def nearest(features: Any, centroids: Any) -> NDArray[np.int64]:
     return labels
 
 
-# What k-means gives.
+# Plain k-means.
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
@@ -72,20 +72,13 @@ def test_every_sample_goes_to_its_nearest_centroid_and_no_cluster_is_empty(
     assert set(clusters.labels.tolist()) == set(range(clusters.num_clusters))
 
 
-def test_there_are_as_many_clusters_as_distinct_samples_at_most() -> None:
+def test_there_are_at_most_as_many_clusters_as_distinct_samples() -> None:
     features = np.repeat(np.array([[0, 1], [2, 3]], np.float32), 30, axis=0)
     clusters = cluster(features, 5)
     assert clusters.num_clusters == 2
     assert same_partition(clusters.labels, np.repeat([0, 1], 30))
-    # Where faiss finds no more, it moves what it splits by a thousandth.
+    # faiss splits a cluster by moving the centroids by a thousandth.
     np.testing.assert_allclose(sorted(clusters.centroids.tolist()), [[0, 1], [2, 3]], atol=5e-3)
-
-
-def test_one_cluster_holds_all() -> None:
-    features, _ = blobs()
-    clusters = cluster(features, 1)
-    assert not clusters.labels.any()
-    np.testing.assert_allclose(clusters.centroids[0], features.mean(axis=0), atol=1e-6)
 
 
 def test_a_large_offset_of_the_features_does_not_blur_the_clusters() -> None:
@@ -93,7 +86,7 @@ def test_a_large_offset_of_the_features_does_not_blur_the_clusters() -> None:
     assert same_partition(cluster(features + np.float32(3000), 4, seed=1).labels, owners)
 
 
-def test_the_seed_draws_the_first_centroids_and_the_sample() -> None:
+def test_the_seed_determines_the_clusters() -> None:
     features = np.random.default_rng(0).normal(size=(600, 4)).astype(np.float32)
     one, same, other = (
         cluster(features, 7, seed=seed, sample=20, iterations=3) for seed in (3, 3, 4)
@@ -132,7 +125,7 @@ def test_levels_merge_fine_clusters_and_samples_inherit() -> None:
 
 
 def test_levels_weigh_fine_clusters_alike() -> None:
-    """Two plain clusters share a dense blob; with levels it is one, and a sparse line the other."""
+    """Plain k-means splits a dense blob; with levels, it separates the blob from a sparse line."""
     rng = np.random.default_rng(0)
     dense = rng.normal((0, 0), 0.3, (4000, 2))
     line = np.stack((np.linspace(2, 6, 40), np.zeros(40)), axis=1)
@@ -145,14 +138,14 @@ def test_levels_weigh_fine_clusters_alike() -> None:
     assert last[(60,)] <= 45
 
 
-def test_fewer_fine_clusters_than_the_next_level_asks_for_are_kept() -> None:
+def test_a_level_may_have_fewer_clusters_than_the_next_level_asks_for() -> None:
     features = np.repeat(np.eye(3, dtype=np.float32), 20, axis=0)
     clusters = cluster(features, 5, levels=(30, 10))
     assert clusters.num_clusters == 3
     assert same_partition(clusters.labels, np.repeat(np.arange(3), 20))
 
 
-# The same for every form of features and every number of threads.
+# Memory maps and threads.
 
 
 def test_memory_maps_give_the_same_block_by_block(
@@ -163,7 +156,7 @@ def test_memory_maps_give_the_same_block_by_block(
     np.save(tmp_path / "features.npy", half)
     stored = np.load(tmp_path / "features.npy", mmap_mode="r")
     whole = cluster(half, 5, sample=30)
-    monkeypatch.setattr("dp4tl_ffcv.scoring.clustering.kmeans._BLOCK_ROWS", 64)
+    monkeypatch.setattr("dp4tl_ffcv.scoring.samples._BLOCK_BYTES", 8 * 8 * 64)
     mapped = cluster(stored, 5, sample=30)
     assert mapped.digest() == whole.digest()
     assert np.array_equal(mapped.centroids, whole.centroids)
@@ -187,7 +180,7 @@ def test_bits_do_not_depend_on_the_number_of_threads() -> None:
     assert found[0] == found[1] == found[2]
 
 
-# The sweep.
+# Several numbers of clusters.
 
 
 def silhouette(features: NDArray[Any], clusters: Clusters) -> float:
@@ -199,7 +192,7 @@ def silhouette(features: NDArray[Any], clusters: Clusters) -> float:
     return total / len(features)
 
 
-def test_the_sweep_finds_the_number_of_blobs() -> None:
+def test_the_number_of_blobs_is_found() -> None:
     features, owners = blobs((50,) * 5)
     clusters = cluster(features, (9, 2, 5, 3), seed=2)
     assert same_partition(clusters.labels, owners)
@@ -210,7 +203,7 @@ def test_the_sweep_finds_the_number_of_blobs() -> None:
     assert clusters.digest() == cluster(features, 5, seed=2).digest()
 
 
-def test_the_figures_are_simplified_silhouettes() -> None:
+def test_silhouettes_follow_the_definition() -> None:
     features = np.random.default_rng(8).normal(size=(1500, 3)) + 40
     clusters = cluster(features, (1, 6), seed=3)
     assert clusters.provenance["silhouette"]["1"] == 0.0
@@ -219,14 +212,14 @@ def test_the_figures_are_simplified_silhouettes() -> None:
     )
 
 
-def test_of_equal_figures_the_smaller_number_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_smaller_number_of_clusters_wins_a_tie(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dp4tl_ffcv.scoring.clustering.kmeans._silhouette", lambda *_: 0.5)
     clusters = cluster(blobs()[0], (4, 2, 3))
     assert clusters.provenance["silhouette"] == {"2": 0.5, "3": 0.5, "4": 0.5}
     assert clusters.provenance["num_clusters"] == 2
 
 
-def test_figures_of_a_drawn_sample_are_near_those_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_silhouettes_of_a_sample_are_close_to_exact_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     features, _ = blobs((300,) * 3, spread=0.3)
     exact = cluster(features, (3, 1)).provenance["silhouette"]["3"]
     monkeypatch.setattr("dp4tl_ffcv.scoring.clustering.kmeans._SILHOUETTE_ROWS", 200)
@@ -235,27 +228,26 @@ def test_figures_of_a_drawn_sample_are_near_those_of_all(monkeypatch: pytest.Mon
     assert drawn == pytest.approx(exact, abs=0.05)
 
 
-# Their file.
+# `Clusters` and their file.
 
 
-def test_a_file_brings_back_the_clusters(tmp_path: Path) -> None:
+def test_clusters_come_back_from_their_file(tmp_path: Path) -> None:
     features, _ = blobs()
-    clusters = cluster(features, 4, seed=1, provenance={"source_fingerprint": "ab"})
-    clusters.save(tmp_path / "c.npz")
+    clusters = cluster(features, 4, seed=1, out=tmp_path / "c.npz")
     loaded = Clusters.load(tmp_path / "c.npz")
     assert np.array_equal(loaded.labels, clusters.labels)
     assert np.array_equal(loaded.centroids, clusters.centroids)
     assert loaded.provenance == clusters.provenance
     assert loaded.provenance == {
         "method": "k-means", "num_clusters": 4, "levels": [], "seed": 1, "iterations": 25,
-        "sample": 256, "source_fingerprint": "ab",
+        "sample": 256,
     }  # fmt: skip
     assert loaded.digest() == clusters.digest()
     assert (len(loaded), loaded.num_clusters) == (156, 4)
     assert repr(loaded) == "Clusters(4 of 156 samples)"
 
 
-def test_the_digest_tells_partitions_apart() -> None:
+def test_different_clusters_have_different_digests() -> None:
     digests = {
         clusters_of(labels, np.eye(3)[:count]).digest()
         for labels, count in (([0, 1], 2), ([1, 0], 2), ([0, 1], 3), ([0, 1, 0], 2))
@@ -263,7 +255,7 @@ def test_the_digest_tells_partitions_apart() -> None:
     assert len(digests) == 4
 
 
-def test_clusters_do_not_change() -> None:
+def test_clusters_are_immutable() -> None:
     labels, centroids = np.array([0, 1]), np.eye(2, dtype=np.float32)
     clusters = Clusters(labels=labels, centroids=centroids)
     labels[0] = 1
@@ -349,7 +341,7 @@ def test_another_kind_of_file_is_rejected(tmp_path: Path) -> None:
         Clusters.load(tmp_path / "scores.npz")
 
 
-def test_without_faiss_one_line_says_what_to_install() -> None:
+def test_without_faiss_the_error_names_the_package_to_install() -> None:
     code = (
         "import sys\n"
         "sys.modules['faiss'] = None\n"

@@ -31,7 +31,7 @@ def scaled(values: Any) -> list[float]:
 
 
 def ranks_by_hand(*keys: Any) -> list[float]:
-    """Count those before, and half of the others that are equal."""
+    """Count the entries before each entry, and half of the other equal entries."""
     entries = list(zip(*keys, strict=True))
     return [
         sum(other > entry for other in entries) + (entries.count(entry) - 1) / 2
@@ -52,27 +52,21 @@ def combined_by_hand(columns: list[list[float]], weights: list[float], how: str)
 
 
 @given(targets())
-def test_the_mean_is_that_of_each_entry(problem: tuple[list[Scores], Any]) -> None:
+def test_mean_scores_average_each_entry(problem: tuple[list[Scores], Any]) -> None:
     runs, _ = problem
     mean = mean_scores(runs)
     np.testing.assert_allclose(mean.scores, np.mean([one.scores for one in runs], axis=0))
     np.testing.assert_allclose(mean.tie_break, np.mean([one.tie_break for one in runs], axis=0))
     assert (mean.method, mean.unit) == ("x", "class")
+    assert set(mean.provenance) <= {"parts"}
 
 
-def test_the_mean_keeps_where_each_run_comes_from() -> None:
-    runs = [
-        scores_of([k, 1.0], method="grand", unit="sample", source_fingerprint="ab", seed=k)
-        for k in range(2)
-    ]
+def test_the_mean_records_the_provenance_of_each_run() -> None:
+    made_for = {"source_fingerprint": "ab", "clusters_sha256": "12"}
+    runs = [scores_of([k, 1.0], method="grand", unit="sample", **made_for) for k in range(2)]
     mean = mean_scores(runs)
     assert (mean.method, mean.unit, mean.scores.tolist()) == ("grand", "sample", [0.5, 1.0])
-    assert mean.provenance == {
-        "parts": [
-            {"method": "grand", "scores": {"source_fingerprint": "ab", "seed": k}} for k in range(2)
-        ],
-        "source_fingerprint": "ab",
-    }
+    assert mean.provenance == {"parts": [{"method": "grand", "scores": made_for}] * 2, **made_for}
 
 
 def test_an_average_needs_one_method() -> None:
@@ -85,7 +79,7 @@ def test_an_average_needs_one_method() -> None:
 
 @pytest.mark.parametrize("how", ["sum", "max"])
 @given(problem=targets())
-def test_each_target_counts_by_its_share(how: Any, problem: tuple[Any, list[float]]) -> None:
+def test_sum_and_max_follow_their_formulas(how: Any, problem: tuple[Any, list[float]]) -> None:
     parts, weights = problem
     assume(all(part.scores.any() for part in parts))
     made = combine_scores(parts, how=how, weights=weights)
@@ -107,7 +101,7 @@ def test_rank_averages_positions(problem: tuple[list[Scores], list[float]]) -> N
 
 
 @given(targets())
-def test_round_robin_takes_the_best_unseen_class_of_whoever_is_due(
+def test_round_robin_adds_the_best_unseen_class_of_the_target_that_is_due(
     problem: tuple[list[Scores], list[float]],
 ) -> None:
     parts, weights = problem
@@ -123,41 +117,7 @@ def test_round_robin_takes_the_best_unseen_class_of_whoever_is_due(
     assert made.scores[order].tolist() == list(range(len(order), 0, -1))
 
 
-def test_sum_counts_a_large_target_like_a_small_one() -> None:
-    large, small = scores_of([9000.0, 1000.0, 0.0]), scores_of([0.0, 1.0, 9.0])
-    made = combine_scores([large, small])
-    np.testing.assert_allclose(made.scores, [0.45, 0.1, 0.45])
-    assert (made.method, made.unit) == ("sum_x", "class")
-
-
-def test_max_keeps_what_one_target_needs() -> None:
-    one, other = scores_of([6.0, 4.0, 0.0]), scores_of([0.0, 4.0, 6.0])
-    assert combine_scores([one, other], how="sum").ranking()[0] == 1
-    assert combine_scores([one, other], how="max").ranking().tolist() == [0, 2, 1]
-
-
-def test_round_robin_alternates_and_weights_are_turns() -> None:
-    one, other = scores_of([6, 5, 4, 3, 2, 1]), scores_of([1, 2, 3, 4, 5, 6])
-    made = combine_scores([one, other], how="round-robin")
-    assert made.ranking().tolist() == [0, 5, 1, 4, 2, 3]
-    made = combine_scores([one, other], how="round-robin", weights=[2, 1])
-    assert made.ranking().tolist() == [0, 1, 5, 2, 3, 4]
-
-
-def test_classes_that_one_target_does_not_tell_apart_are_ranked_by_the_others() -> None:
-    blind, seeing = scores_of([1.0, 0.0, 0.0, 0.0]), scores_of([0.0, 1.0, 2.0, 3.0])
-    made = combine_scores([blind, seeing], how="rank", weights=[10, 1])
-    assert made.ranking().tolist() == [0, 3, 2, 1]
-
-
-def test_ties_of_the_scores_are_decided_by_the_combined_tie_keys() -> None:
-    one = scores_of([1.0, 0.0, 0.0], [5.0, 1.0, 3.0])
-    other = scores_of([1.0, 0.0, 0.0], [50.0, 20.0, 21.0])
-    for how in ("sum", "max", "rank"):
-        assert combine_scores([one, other], how=how).ranking().tolist() == [0, 2, 1]
-
-
-def test_weights_count_by_their_shares() -> None:
+def test_only_ratios_of_weights_matter() -> None:
     parts = [scores_of([3.0, 1.0]), scores_of([0.0, 1.0])]
     for how in HOWS:
         one, same = (combine_scores(parts, how=how, weights=w) for w in ([1, 4], [0.25, 1.0]))  # type: ignore[arg-type]
@@ -173,7 +133,7 @@ def test_one_target_keeps_its_ranking(how: Any, problem: tuple[list[Scores], Any
     assert combine_scores([part], how=how).ranking().tolist() == part.ranking().tolist()
 
 
-def test_where_the_parts_come_from_is_kept() -> None:
+def test_the_provenance_of_each_target_is_recorded() -> None:
     parts = [
         scores_of([1.0, 2.0], target="pets", source_fingerprint="ab", clusters_sha256="12"),
         scores_of([1.0, 0.0], method="y", target="cars", clusters_sha256="12"),
@@ -225,21 +185,21 @@ ONE = scores_of([1.0, 2.0])
     ("scores", "error", "message"),
     [
         ([], ValueError, "^`scores` is empty"),
-        ((one for one in (ONE, ONE)), TypeError, "^`scores` must be a list of Scores; got gener"),
-        ([ONE, "scores.npz"], TypeError, "^`scores` must hold Scores; got str"),
+        ((one for one in (ONE, ONE)), TypeError, "^`scores` must be a list of Scores; got <gener"),
+        ([ONE, "scores.npz"], TypeError, "^`scores` must be a list of Scores; got .*'scores.npz'"),
         ([ONE, scores_of([1, 2], unit="sample")], ValueError, "units, class and sample"),
         ([ONE, scores_of([1, 2, 3])], ValueError, "lengths, 2 and 3"),
         (
             [scores_of([1], source_fingerprint=c * 64) for c in "ab"],
-            StaleArtifactError, "fingerprints a{16} and b{16}",
+            StaleArtifactError, "different sources",
         ),
         (
             [scores_of([1], clusters_sha256=c * 64) for c in "ab"],
-            StaleArtifactError, "different clusters, a{16} and b{16}",
+            StaleArtifactError, "different clusters",
         ),
         (
             [scores_of([1], clusters_sha256="a" * 64), scores_of([1])],
-            StaleArtifactError, "different clusters, a{16} and none",
+            StaleArtifactError, "different clusters",
         ),
     ],
 )  # fmt: skip
@@ -248,14 +208,6 @@ def test_scores_of_different_things_are_rejected(
 ) -> None:
     with pytest.raises(error, match=message):
         join(scores)
-
-
-@pytest.mark.parametrize("join", [mean_scores, combine_scores])
-def test_what_all_scores_were_made_for_is_recorded(join: Any) -> None:
-    one = scores_of([1.0], source_fingerprint="a", clusters_sha256="b")
-    made = join([one, scores_of([1.0], clusters_sha256="b"), one]).provenance
-    assert (made["source_fingerprint"], made["clusters_sha256"]) == ("a", "b")
-    assert "source_fingerprint" not in join([ONE, ONE]).provenance
 
 
 @pytest.mark.parametrize("how", ["sum", "max"])

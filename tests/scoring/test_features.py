@@ -1,8 +1,9 @@
-"""`Features`: the folder, and the check that two of them belong together."""
+"""`Features`: the folder, the arrays, and the check that two have the same surrogate."""
 
 import json
 import os
 import stat
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,7 @@ def test_features_come_back_from_their_folder(dtype: Any, tmp_path: Path) -> Non
     assert (len(loaded), loaded.num_outputs) == (4, 3)
 
 
-def test_what_an_encoder_does_not_say_is_none(tmp_path: Path) -> None:
+def test_missing_arrays_are_none(tmp_path: Path) -> None:
     bare().save(tmp_path / "f")
     assert sorted(path.name for path in (tmp_path / "f").iterdir()) == [
         "features.npy", "header.json", "indices.npy", "labels.npy",
@@ -79,7 +80,7 @@ def test_what_an_encoder_does_not_say_is_none(tmp_path: Path) -> None:
     assert loaded.num_outputs is None
 
 
-def test_saving_replaces_features_even_by_what_maps_them(tmp_path: Path) -> None:
+def test_saving_may_replace_the_folder_that_the_features_map(tmp_path: Path) -> None:
     features_with().save(tmp_path / "f")
     replace(Features.load(tmp_path / "f"), provenance={"mine": 1}, logits=None).save(tmp_path / "f")
     loaded = Features.load(tmp_path / "f")
@@ -105,7 +106,7 @@ def test_a_failed_save_leaves_the_old_folder(
     assert list(tmp_path.iterdir()) == [tmp_path / "f"]
 
 
-def test_a_folder_has_the_rights_of_the_umask(tmp_path: Path) -> None:
+def test_a_folder_has_the_permissions_of_the_umask(tmp_path: Path) -> None:
     before = os.umask(0o027)
     try:
         bare().save(tmp_path / "f")
@@ -115,7 +116,7 @@ def test_a_folder_has_the_rights_of_the_umask(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["file", "folder"])
-def test_what_is_something_elses_is_not_replaced(kind: str, tmp_path: Path) -> None:
+def test_other_files_are_not_replaced(kind: str, tmp_path: Path) -> None:
     if kind == "file":
         (tmp_path / "f").write_text("precious")
     else:
@@ -132,65 +133,51 @@ def test_a_missing_folder_is_not_found(tmp_path: Path) -> None:
         Features.load(tmp_path / "none")
 
 
-def damage(folder: Path, how: str) -> None:
-    header = json.loads((folder / "header.json").read_text())
-    if how == "other kind":
-        (folder / "header.json").write_text(json.dumps(header | {"kind": "scores"}))
-    elif how == "no finished":
-        del header["finished"]
-        (folder / "header.json").write_text(json.dumps(header))
-    elif how == "no header":
-        (folder / "header.json").unlink()
-    elif how == "cut header":
-        (folder / "header.json").write_text(json.dumps(header)[:20])
-    elif how == "no labels":
-        (folder / "labels.npy").unlink()
-    elif how == "cut features":
-        os.truncate(folder / "features.npy", 140)
-    elif how == "other rows":
-        np.save(folder / "indices.npy", np.arange(3))
-    else:
-        np.save(folder / "labels.npy", np.array([{}] * 4), allow_pickle=True)
+def save_objects(path: Path) -> None:
+    np.save(path, np.array([{}] * 4), allow_pickle=True)
 
 
 @pytest.mark.parametrize(
-    "how",
+    ("file", "damage"),
     [
-        "other kind",
-        "no finished",
-        "no header",
-        "cut header",
-        "no labels",
-        "cut features",
-        "other rows",
-        "objects",
+        ("header.json", Path.unlink),
+        ("header.json", lambda path: os.truncate(path, 20)),
+        ("labels.npy", Path.unlink),
+        ("features.npy", lambda path: os.truncate(path, 140)),
+        ("indices.npy", lambda path: np.save(path, np.arange(3))),
+        ("labels.npy", save_objects),
+    ],
+    ids=["no header", "cut header", "no labels", "cut features", "other rows", "objects"],
+)
+def test_a_damaged_folder_is_rejected(
+    file: str, damage: Callable[[Path], None], tmp_path: Path
+) -> None:
+    features_with().save(tmp_path / "f")
+    damage(tmp_path / "f" / file)
+    with pytest.raises(ValueError, match=r"is no folder of features, or is corrupt"):
+        Features.load(tmp_path / "f")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"kind": "scores"}, "is no folder of features, or is corrupt"),
+        ({"finished": None}, "is no folder of features, or is corrupt"),
+        ({"finished": False}, r"was interrupted\. Run the same command"),
+        ({"format": 2}, r"has the features format 2, newer than 1\. Update"),
     ],
 )
-def test_a_damaged_folder_is_refused(how: str, tmp_path: Path) -> None:
-    features_with().save(tmp_path / "f")
-    damage(tmp_path / "f", how)
-    with pytest.raises(ValueError, match=r"is no folder of features, or is corrupt"):
-        Features.load(tmp_path / "f")
-
-
-def test_an_old_npz_is_refused(tmp_path: Path) -> None:
-    np.savez(tmp_path / "f.npz", features=np.ones((2, 2)))
-    with pytest.raises(ValueError, match=r"is no folder of features, or is corrupt"):
-        Features.load(tmp_path / "f.npz")
-
-
-def test_a_newer_format_and_unfinished_features_are_refused(tmp_path: Path) -> None:
+def test_a_header_that_does_not_fit_is_rejected(
+    changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
     features_with().save(tmp_path / "f")
     header = json.loads((tmp_path / "f" / "header.json").read_text())
-    (tmp_path / "f" / "header.json").write_text(json.dumps(header | {"finished": False}))
-    with pytest.raises(ValueError, match=r"was interrupted\. Run the same command"):
-        Features.load(tmp_path / "f")
-    (tmp_path / "f" / "header.json").write_text(json.dumps(header | {"format": 2}))
-    with pytest.raises(ValueError, match=r"has the features format 2, newer than 1\. Update"):
+    (tmp_path / "f" / "header.json").write_text(json.dumps(header | changes))
+    with pytest.raises(ValueError, match=message):
         Features.load(tmp_path / "f")
 
 
-# What may be in it.
+# The arrays.
 
 
 @pytest.mark.parametrize(
@@ -219,7 +206,7 @@ def test_a_newer_format_and_unfinished_features_are_refused(tmp_path: Path) -> N
         ),
     ],
 )
-def test_arrays_that_do_not_fit_are_refused(
+def test_arrays_that_do_not_fit_are_rejected(
     changes: Any, error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
@@ -228,11 +215,10 @@ def test_arrays_that_do_not_fit_are_refused(
 
 @pytest.mark.parametrize("name", ["features", "logits"])
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_what_is_not_finite_is_not_saved(name: str, value: float, tmp_path: Path) -> None:
+def test_nan_and_inf_are_not_saved(name: str, value: float, tmp_path: Path) -> None:
     given = features_with()
     getattr(given, name)[2, 1] = value
-    message = rf"^`{name}` hold NaN or inf for sample 7\."
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=rf"^`{name}` hold NaN or inf for sample 7\."):
         given.save(tmp_path / "f")
     assert not list(tmp_path.iterdir())
 
@@ -273,7 +259,7 @@ def test_means_from_sums_are_means_of_the_features(seed: int, count: int, more: 
     np.testing.assert_array_equal(unknown.class_means(classes + more), expected)
 
 
-def test_means_of_too_few_classes_are_refused() -> None:
+def test_labels_beyond_the_number_of_classes_are_rejected() -> None:
     for given_features in (features_with(), replace(features_with(), sums=None, counts=None)):
         with pytest.raises(ValueError, match=r"must lie in \[0, 3\); got values from 0 to 3"):
             given_features.class_means(3)
@@ -287,10 +273,10 @@ def test_rows_are_added_from_first_to_last() -> None:
     assert sum_in_order(rows).tolist() == expected.tolist()
 
 
-# Two of them.
+# The surrogate of two features.
 
 
-def test_features_of_one_surrogate_belong_together() -> None:
+def test_features_of_different_betons_may_have_one_surrogate() -> None:
     one = features_with(**SURROGATE, beton_fingerprint="cd" * 32)
     check_same_surrogate(one, features_with(**SURROGATE, beton_fingerprint="ef" * 32))
 
@@ -306,8 +292,7 @@ def test_features_of_one_surrogate_belong_together() -> None:
         ("resolution", None),
     ],
 )
-def test_features_of_another_surrogate_or_crop_are_refused(name: str, value: Any) -> None:
+def test_features_of_another_surrogate_or_crop_are_rejected(name: str, value: Any) -> None:
     source = features_with(**{**SURROGATE, name: value})
-    message = rf"differ in {name}: {value} for the source"
-    with pytest.raises(StaleArtifactError, match=message):
+    with pytest.raises(StaleArtifactError, match=rf"differ in {name}: {value} for the source"):
         check_same_surrogate(features_with(**SURROGATE), source)

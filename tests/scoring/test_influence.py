@@ -1,4 +1,4 @@
-"""Class influences against their definition, run by run, and every form of a class list."""
+"""Class influence against its definition, and class lists in every format."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,6 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from threadpoolctl import threadpool_limits
 
-from dp4tl_ffcv import Scores
 from dp4tl_ffcv.scoring import class_influence, class_list
 from dp4tl_ffcv.scoring.methods.class_influence import class_influences
 from dp4tl_ffcv.scoring.methods.class_list import read_class_list
@@ -33,7 +32,7 @@ def influences_by_hand(outcomes: Any, included: Any) -> list[list[float]]:
 
 
 @given(st.integers(2, 9), st.integers(1, 5), st.integers(1, 4), st.data())
-def test_influences_are_means_with_a_class_less_means_without(
+def test_influences_are_means_with_the_class_minus_means_without(
     runs: int, classes: int, images: int, data: st.DataObject
 ) -> None:
     def table(width: int, entries: Any) -> Any:
@@ -78,14 +77,11 @@ def test_memory_maps_and_threads_do_not_change_the_bits(
     assert found[0].tobytes() == found[1].tobytes() == found[2].tobytes()
 
 
-def test_influence_says_what_it_is() -> None:
-    scores = class_influence([[1, 2], [0, 1]], [[True], [False]], provenance={"a": 1})
-    assert (scores.method, scores.unit, scores.scores.tolist()) == (
-        "class_influence",
-        "class",
-        [1.0],
-    )
-    assert scores.provenance == {"runs": 2, "outcomes": 2, "a": 1}
+def test_influence_records_the_number_of_runs_and_outcomes() -> None:
+    scores = class_influence([[1, 2], [0, 1]], [[True], [False]])
+    assert (scores.method, scores.unit) == ("class_influence", "class")
+    assert scores.scores.tolist() == [1.0]
+    assert scores.provenance == {"runs": 2, "outcomes": 2}
 
 
 HALF = np.array([[True], [False]])
@@ -99,14 +95,14 @@ HALF = np.array([[True], [False]])
         ([["a"], ["b"]], HALF, TypeError, "^`outcomes` must be numbers"),
         ([[1.0]], HALF, ValueError, r"must have shapes \(R, n\) and \(R, C\)"),
         ([1.0, 2.0], HALF, ValueError, r"must have shapes \(R, n\) and \(R, C\)"),
-        (np.zeros((2, 0)), HALF, ValueError, "must not be empty"),
-        (np.zeros((2, 1)), np.zeros((2, 0), bool), ValueError, "must not be empty"),
-        (np.zeros((0, 1)), np.zeros((0, 1), bool), ValueError, "must not be empty"),
+        (np.zeros((2, 0)), HALF, ValueError, "^no runs"),
+        (np.zeros((2, 1)), np.zeros((2, 0), bool), ValueError, "^no runs"),
+        (np.zeros((0, 1)), np.zeros((0, 1), bool), ValueError, "^no runs"),
         ([[1.0], [np.nan]], HALF, ValueError, "^`outcomes` hold NaN or inf"),
         ([[1.0], [-np.inf]], HALF, ValueError, "^`outcomes` hold NaN or inf"),
         ([[1.0, np.inf], [2.0, -np.inf]], HALF, ValueError, "^`outcomes` hold NaN or inf"),
-        ([[1], [2]], np.ones((2, 1), bool), ValueError, "has class 0 in 2 of 2 runs"),
-        ([[1], [2]], [[True, False], [False, False]], ValueError, "has class 1 in 0 of 2 runs"),
+        ([[1], [2]], np.ones((2, 1), bool), ValueError, "class 0 is in 2 of 2 runs"),
+        ([[1], [2]], [[True, False], [False, False]], ValueError, "class 1 is in 0 of 2 runs"),
     ],
 )
 def test_bad_runs_are_rejected(
@@ -126,7 +122,7 @@ def test_bad_runs_are_rejected(
         "class\n3\n0\n7\n", "class id\n3\n0\n7\n",
     ],
 )  # fmt: skip
-def test_text_in_every_form_is_read(tmp_path: Path, text: str) -> None:
+def test_text_in_every_format_is_read(tmp_path: Path, text: str) -> None:
     path = tmp_path / "list.csv"
     path.write_text(text, encoding="utf-8", newline="")
     ids = read_class_list(path, 8)
@@ -151,7 +147,7 @@ def test_a_column_of_a_table_is_read(tmp_path: Path, text: str, column: Any) -> 
     path = tmp_path / "list.csv"
     path.write_text(text, encoding="utf-8")
     assert read_class_list(path, 8, column=column).tolist() == [3, 0, 7]
-    with pytest.raises(ValueError, match="a table needs the `column` of its ids"):
+    with pytest.raises(ValueError, match="a table needs `column`"):
         read_class_list(path, 8)
 
 
@@ -159,7 +155,7 @@ def test_a_column_of_a_table_is_read(tmp_path: Path, text: str, column: Any) -> 
 def test_a_missing_column_is_reported(tmp_path: Path, column: Any) -> None:
     path = tmp_path / "list.csv"
     path.write_text("class,score\n3,0.5\n0,0.25\n")
-    with pytest.raises(ValueError, match=r"no single column|has a column"):
+    with pytest.raises(ValueError, match=r"no single column|have no column"):
         read_class_list(path, 8, column=column)
     np.save(tmp_path / "list.npy", np.array([3, 0]))
     with pytest.raises(ValueError, match=r"a \.npy file has no `column`"):
@@ -191,11 +187,9 @@ def test_published_arrays_are_read(tmp_path: Path, dtype: Any) -> None:
 def test_files_without_a_list_are_rejected(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "list"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"is no list of class ids") as caught:
+    with pytest.raises(ValueError, match=message) as caught:
         read_class_list(path, 8)
-    assert str(path) in str(caught.value)
-    with pytest.raises(ValueError, match=message):
-        read_class_list(path, 8)
+    assert str(caught.value).startswith(f"{str(path)!r} is no list of class ids")
 
 
 @pytest.mark.parametrize(
@@ -203,36 +197,25 @@ def test_files_without_a_list_are_rejected(tmp_path: Path, content: bytes, messa
     [np.array([1.0, 2.0]), np.array([[1], [2]]), np.array([1, None], object), np.array(["1"])],
     ids=lambda array: str(array.dtype),
 )
-def test_arrays_of_no_ids_are_rejected_and_nothing_is_unpickled(tmp_path: Path, array: Any) -> None:
+def test_arrays_of_other_types_are_rejected_without_unpickling(tmp_path: Path, array: Any) -> None:
     np.save(tmp_path / "list.npy", array, allow_pickle=True)
     with pytest.raises(ValueError, match=r"is no list of class ids"):
         read_class_list(tmp_path / "list.npy", 8)
 
 
-def test_a_list_to_keep_comes_first_in_its_order() -> None:
-    scores = class_list([4, 1, 3], 6, provenance={"a": 1})
+def test_classes_to_keep_are_ranked_first_in_the_order_of_the_list() -> None:
+    scores = class_list([4, 1, 3], 6)
     assert scores.scores.tolist() == [0, 1, 0, 1, 1, 0]
     assert scores.ranking().tolist() == [4, 1, 3, 0, 2, 5]
     assert (scores.method, scores.unit) == ("class_list", "class")
-    assert scores.provenance == {"listed": 3, "exclude": False, "a": 1}
+    assert scores.provenance == {"listed": 3, "exclude": False}
 
 
-def test_a_list_to_exclude_comes_last_the_worst_at_the_end() -> None:
+def test_classes_to_exclude_are_ranked_last_the_worst_at_the_end() -> None:
     scores = class_list([4, 1, 3], 6, exclude=True)
     assert scores.scores.tolist() == [1, 0, 1, 0, 0, 1]
     assert scores.ranking().tolist() == [0, 2, 5, 3, 1, 4]
     assert scores.provenance["exclude"] is True
-
-
-def test_published_pairs_of_lists_keep_the_same_classes() -> None:
-    keep = np.array([0, 2, 5])
-    exclude = np.setdiff1d(np.arange(8), keep)
-
-    def best(scores: Scores) -> set[int]:
-        return set(scores.ranking()[:3].tolist())
-
-    assert best(class_list(keep, 8)) == set(keep.tolist())
-    assert best(class_list(exclude, 8, exclude=True)) == set(keep.tolist())
 
 
 @pytest.mark.parametrize(

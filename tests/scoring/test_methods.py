@@ -1,6 +1,7 @@
-"""The registry of methods, and what methods make of features, paths and tensors."""
+"""The registry of methods, and their results for Features, paths and tensors."""
 
-from dataclasses import fields
+from dataclasses import replace
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -47,13 +48,13 @@ def same(found: Scores, expected: Scores) -> None:
 
 
 @pytest.mark.parametrize("name", methods.names())
-def test_a_method_has_one_name_and_its_inputs_are_its_arguments(name: str) -> None:
+def test_a_method_has_one_name_and_its_flags_are_documented_arguments(name: str) -> None:
     method = methods.get(name)
     assert method.name == name
     assert method.function.__name__ in (name, f"{name}_scores")
     assert getattr(scoring, method.function.__name__) is method.function
-    arguments = method.function.__annotations__
-    assert {f.name for f in fields(method.inputs)} <= set(arguments)
+    assert set(method.flags) <= set(signature(method.function).parameters)
+    assert all(f"\n    {flag}: " in str(method.flags_class().__doc__) for flag in method.flags)
     assert set(method.units) <= {"class", "sample"}
     assert method.summary.endswith(".")
     assert f"`{name.replace('_', '-')}`" in methods.table()
@@ -85,12 +86,10 @@ def test_scores_are_written_where_asked(tmp_path: Path) -> None:
 def test_label_mapping_of_features(name: str, given: Path) -> None:
     features = Features.load(given / name)
     for target in (given / name, str(given / name), features):
-        found = label_mapping(target, provenance={"a": 1})
-        same(found, label_mapping(features.logits))
-        assert found.provenance == {"target": dict(features.provenance), "a": 1}
-        found = soft_label_mapping(target)
-        same(found, soft_label_mapping(features.logits))
-        assert found.provenance == {"target": dict(features.provenance)}
+        for method in (label_mapping, soft_label_mapping):
+            found = method(target)
+            same(found, method(features.logits))
+            assert found.provenance == {"target": dict(features.provenance)}
 
 
 @pytest.mark.parametrize("name", ["source", "shuffled", "no_outputs", "incomplete"])
@@ -109,7 +108,7 @@ def test_feature_mapping_of_features(name: str, given: Path, photos: Images) -> 
 def test_feature_mapping_to_pseudo_classes(name: str, given: Path) -> None:
     clusters = Clusters.load(given / "clusters.npz")
     found = feature_mapping(given / "target", given / name, clusters=given / "clusters.npz")
-    # By hand: the rows of each cluster, whatever the order of the rows.
+    # The means do not depend on the order of the rows.
     features = Features.load(given / "source").features.astype(np.float64)
     means = np.stack([features[clusters.labels == k].mean(axis=0) for k in range(4)])
     targets = Features.load(given / "target").features
@@ -123,12 +122,7 @@ def test_the_number_of_classes_is_the_betons_or_the_labels() -> None:
     features, labels = rng.normal(size=(30, 3)), np.arange(30) % 5
     source = Features.from_arrays(features, labels)
     assert len(moderate(source, unit="class")) == len(feature_mapping(features, source)) == 5
-    named = Features(
-        features=source.features,
-        labels=labels,
-        indices=source.indices,
-        provenance={"beton_classes": 7},
-    )
+    named = replace(source, provenance={"beton_classes": 7})
     assert moderate(named, unit="class").ranking()[-2:].tolist() == [5, 6]
     bare = Features.from_arrays(features)
     with pytest.raises(ValueError, match=r"^`source` has no labels"):
@@ -255,8 +249,12 @@ def test_grand_reads_another_programs_checkpoint(other_photos: Images, tmp_path:
         (moderate, {"source": "incomplete"}, "features of the whole source"),
         (prototype_distance, {"source": "incomplete", "clusters": "clusters.npz"}, "whole source"),
         (prototype_distance, {"source": "source", "clusters": "few_clusters.npz"}, "clusters"),
-        (prototype_distance, {"source": "source", "clusters": "foreign_clusters.npz"}, "one sour"),
-        (feature_mapping, {"source": "source", "clusters": "foreign_clusters.npz"}, "one source"),
+        (
+            prototype_distance,
+            {"source": "source", "clusters": "foreign_clusters.npz"},
+            "different so",
+        ),
+        (feature_mapping, {"source": "source", "clusters": "foreign_clusters.npz"}, "different so"),
         (feature_mapping, {"source": "source", "clusters": "few_clusters.npz"}, "ids up to 119"),
         (class_influence, {"outcomes": "objects.npy", "included": "ones.npy"}, "`outcomes` must"),
         (class_influence, {"outcomes": "ones.npy", "included": "empty.npy"}, "`included` must be"),

@@ -1,4 +1,4 @@
-"""`select` against a brute-force selection, in every budget and with every option."""
+"""`select` against brute force, for every budget and option."""
 
 from collections.abc import Iterable
 from decimal import ROUND_HALF_UP, Decimal
@@ -45,73 +45,6 @@ def check_classes(selection: Selection, index: BetonIndex, classes: list[int]) -
     assert selection.indices.tolist() == members(index, classes)
 
 
-# Against brute force.
-
-
-@given(OF_CLASSES, KEEPS)
-def test_keep_retains_that_share_of_the_best_classes(
-    uneven: BetonIndex, scores: Scores, keep: float
-) -> None:
-    best = [c for c in ranked(scores) if members(uneven, [c])]
-    check_classes(select(scores, uneven, keep=keep), uneven, best[: part_of(keep, 9)])
-
-
-@given(OF_CLASSES, st.integers(1, 9))
-def test_keep_classes_retains_that_many_of_the_best(
-    uneven: BetonIndex, scores: Scores, keep: int
-) -> None:
-    best = [c for c in ranked(scores) if members(uneven, [c])]
-    check_classes(select(scores, uneven, keep_classes=keep), uneven, best[:keep])
-
-
-@given(OF_CLASSES, st.integers(9, SAMPLES))
-def test_keep_samples_retains_the_best_classes_that_fit(
-    uneven: BetonIndex, scores: Scores, keep: int
-) -> None:
-    best, retained = [c for c in ranked(scores) if members(uneven, [c])], []
-    while best and len(members(uneven, [*retained, best[0]])) <= keep:
-        retained.append(best.pop(0))
-    check_classes(select(scores, uneven, keep_samples=keep), uneven, retained)
-
-
-@given(OF_SAMPLES, KEEPS)
-def test_keep_retains_that_share_of_the_best_samples(
-    uneven: BetonIndex, scores: Scores, keep: float
-) -> None:
-    selection = select(scores, uneven, keep=keep)
-    assert selection.indices.tolist() == sorted(ranked(scores)[: part_of(keep, SAMPLES)])
-    assert selection.classes.tolist() == sorted(set(uneven.labels()[selection.indices].tolist()))
-
-
-@given(OF_SAMPLES, st.integers(1, SAMPLES))
-def test_keep_samples_retains_that_many_of_the_best_samples(
-    uneven: BetonIndex, scores: Scores, keep: int
-) -> None:
-    selection = select(scores, uneven, keep_samples=keep)
-    assert selection.indices.tolist() == sorted(ranked(scores)[:keep])
-
-
-@pytest.mark.parametrize("unit", ["class", "sample"])
-@given(data=st.data(), keeps=st.tuples(KEEPS, KEEPS))
-def test_a_larger_keep_retains_all_that_a_smaller_does(
-    uneven: BetonIndex, unit: str, data: st.DataObject, keeps: tuple[float, float]
-) -> None:
-    scores = data.draw(OF_CLASSES if unit == "class" else OF_SAMPLES)
-    small, large = (select(scores, uneven, keep=keep) for keep in sorted(keeps))
-    assert set(small.indices) <= set(large.indices)
-    assert set(small.classes) <= set(large.classes)
-
-
-# Bytes, of a beton whose samples have uneven sizes.
-
-
-@pytest.fixture(scope="module")
-def images(photos: Any) -> BetonIndex:
-    """120 JPEGs of 10 classes."""
-    index: BetonIndex = photos.index
-    return index
-
-
 def prefix_that_fits(items: Iterable[int], costs: Any, budget: int) -> list[int]:
     retained: list[int] = []
     for item in items:
@@ -119,6 +52,48 @@ def prefix_that_fits(items: Iterable[int], costs: Any, budget: int) -> list[int]
             break
         retained.append(item)
     return retained
+
+
+# Against brute force.
+
+
+@given(OF_CLASSES, KEEPS, st.integers(1, 9))
+def test_keep_and_keep_classes_retain_the_best_classes(
+    uneven: BetonIndex, scores: Scores, keep: float, count: int
+) -> None:
+    best = [c for c in ranked(scores) if members(uneven, [c])]
+    check_classes(select(scores, uneven, keep=keep), uneven, best[: part_of(keep, 9)])
+    check_classes(select(scores, uneven, keep_classes=count), uneven, best[:count])
+
+
+@given(OF_CLASSES, st.integers(9, SAMPLES))
+def test_keep_samples_retains_the_best_classes_that_fit(
+    uneven: BetonIndex, scores: Scores, keep: int
+) -> None:
+    costs = [len(members(uneven, [c])) for c in range(CLASSES)]
+    retained = prefix_that_fits([c for c in ranked(scores) if costs[c]], costs, keep)
+    check_classes(select(scores, uneven, keep_samples=keep), uneven, retained)
+
+
+@given(OF_SAMPLES, KEEPS, st.integers(1, SAMPLES))
+def test_keep_and_keep_samples_retain_the_best_samples(
+    uneven: BetonIndex, scores: Scores, keep: float, count: int
+) -> None:
+    selection = select(scores, uneven, keep=keep)
+    assert selection.indices.tolist() == sorted(ranked(scores)[: part_of(keep, SAMPLES)])
+    assert selection.classes.tolist() == sorted(set(uneven.labels()[selection.indices].tolist()))
+    selection = select(scores, uneven, keep_samples=count)
+    assert selection.indices.tolist() == sorted(ranked(scores)[:count])
+
+
+# Budgets of bytes, for samples of different sizes.
+
+
+@pytest.fixture(scope="module")
+def images(photos: Any) -> BetonIndex:
+    """120 JPEGs of 10 classes."""
+    index: BetonIndex = photos.index
+    return index
 
 
 @given(drawn_scores(10), st.floats(0.2, 1.2))
@@ -157,7 +132,7 @@ def test_bytes_may_be_text(images: BetonIndex) -> None:
 
 
 def best_of_each(scores: Scores, groups: Any, keep: float) -> set[int]:
-    """Take the best share of each group, one by one."""
+    """Return the best share of each group."""
     best: set[int] = set()
     for group in set(groups):
         inside = [sample for sample in ranked(scores) if groups[sample] == group]
@@ -178,7 +153,7 @@ def test_within_keeps_the_best_samples_of_each_retained_class(
 
 
 @given(OF_CLASSES, OF_SAMPLES, KEEPS, st.integers(9, SAMPLES))
-def test_budgets_of_samples_count_what_is_kept_within(
+def test_keep_samples_counts_only_the_samples_that_within_keeps(
     uneven: BetonIndex, scores: Scores, within: Scores, share: float, budget: int
 ) -> None:
     best = best_of_each(within, uneven.labels().tolist(), share)
@@ -190,7 +165,7 @@ def test_budgets_of_samples_count_what_is_kept_within(
 
 
 @given(drawn_scores(10), drawn_scores(120, "sample"), KEEPS, st.floats(0.2, 1.0))
-def test_budgets_of_bytes_count_what_is_kept_within(
+def test_keep_bytes_counts_only_the_samples_that_within_keeps(
     images: BetonIndex, scores: Scores, within: Scores, share: float, part: float
 ) -> None:
     sizes = images.sample_bytes()
@@ -207,30 +182,23 @@ def test_budgets_of_bytes_count_what_is_kept_within(
 
 
 @given(OF_SAMPLES, KEEPS)
-def test_balanced_keeps_that_share_of_every_class(
+def test_balanced_keeps_that_share_of_every_class_or_pseudo_class(
     uneven: BetonIndex, scores: Scores, keep: float
 ) -> None:
     selection = select(scores, uneven, keep=keep, balanced=True)
     expected = best_of_each(scores, uneven.labels().tolist(), keep)
     assert selection.indices.tolist() == sorted(expected)
     assert selection.classes.tolist() == np.unique(uneven.labels()).tolist()
-
-
-@given(OF_SAMPLES, KEEPS)
-def test_balanced_goes_by_pseudo_classes_where_they_are_given(
-    uneven: BetonIndex, scores: Scores, keep: float
-) -> None:
     groups = pseudo(5)
     selection = select(scores, uneven, keep=keep, balanced=True, clusters=groups)
-    expected = best_of_each(scores, groups.labels.tolist(), keep)
-    assert selection.indices.tolist() == sorted(expected)
+    assert selection.indices.tolist() == sorted(best_of_each(scores, groups.labels.tolist(), keep))
 
 
 # Pseudo-classes.
 
 
 def pseudo(count: int, samples: int = SAMPLES, **provenance: Any) -> Clusters:
-    """Pseudo-classes, of which number 2 has no sample."""
+    """Return pseudo-classes. Number 2 has no sample."""
     labels = np.random.default_rng(1).choice(np.delete(np.arange(count), 2), samples)
     return clusters_of(labels, np.zeros((count, 1)), **provenance)
 
@@ -249,7 +217,7 @@ def test_the_samples_of_the_best_pseudo_classes_are_retained(
 
 
 @given(drawn_scores(8), OF_SAMPLES, KEEPS, st.integers(12, SAMPLES))
-def test_pseudo_classes_go_with_within_and_budgets(
+def test_within_and_keep_samples_work_with_pseudo_classes(
     uneven: BetonIndex, scores: Scores, within: Scores, share: float, budget: int
 ) -> None:
     clusters = pseudo(8)
@@ -265,7 +233,7 @@ def test_pseudo_classes_go_with_within_and_budgets(
     assert selection.provenance["clusters"]["retained"] == sorted(expected)
 
 
-def test_a_source_without_labels_is_selected_from_by_pseudo_classes(tmp_path: Path) -> None:
+def test_samples_of_a_source_without_labels_are_selected(tmp_path: Path) -> None:
     samples = [(np.full((8, 8, 3), number, np.uint8), number) for number in range(SAMPLES)]
     fields = {name: kind for name, kind in image_fields().items() if name != "label"}
     index = write_beton(tmp_path / "bare.beton", samples, fields, label_field="identifier")
@@ -283,9 +251,7 @@ def test_a_source_without_labels_is_selected_from_by_pseudo_classes(tmp_path: Pa
         select(random_scores(SAMPLES, seed=0, unit="sample"), index, keep=0.5, label_field="y")
 
 
-def test_a_selection_says_which_options_it_was_made_with(
-    uneven: BetonIndex, tmp_path: Path
-) -> None:
+def test_a_selection_records_its_options(uneven: BetonIndex, tmp_path: Path) -> None:
     within = random_scores(SAMPLES, seed=5, unit="sample")
     clusters = pseudo(8, seed=3)
     selection = select(
@@ -359,7 +325,7 @@ def test_fractions_are_rounded_halves_up_and_to_at_least_one(
     assert len(select(CLASS_SCORES, uneven, keep=keep).classes) == retained
 
 
-def test_halves_are_those_of_the_decimal_number(hundred: BetonIndex) -> None:
+def test_decimal_fractions_are_rounded_exactly(hundred: BetonIndex) -> None:
     scores = random_scores(100, seed=0, unit="sample")
     assert 0.145 * 100 < 14.5
     for keep in (0.145, 0.285, 0.555, 0.565, 0.575):
@@ -406,21 +372,15 @@ def test_numpys_numbers_may_be_budgets(
 # Bad input.
 
 
-@pytest.mark.parametrize("scores", [CLASS_SCORES, SAMPLE_SCORES], ids=["class", "sample"])
-@pytest.mark.parametrize("keep", [0, 0.0, 1.5, 2, -1, float("nan"), float("inf"), True, "0.5"])
-def test_a_fraction_outside_of_0_to_1_is_rejected(
-    keep: Any, scores: Scores, uneven: BetonIndex
-) -> None:
-    with pytest.raises((TypeError, ValueError), match=r"^`keep` must be a fraction in \(0, 1\]"):
-        select(scores, uneven, keep=keep)
-
-
 STRANGE = {"source_fingerprint": "0123456789abcdef0"}
+OF_PSEUDO_CLASSES = scores_of(np.ones(CLASSES), clusters_sha256="ab")
 
 
 @pytest.mark.parametrize(
     ("scores", "options", "error", "message"),
     [
+        (CLASS_SCORES, {"keep": 1.5}, ValueError, r"^`keep` must be a fraction in \(0, 1\]"),
+        (SAMPLE_SCORES, {"keep": "0.5"}, TypeError, r"^`keep` must be a fraction in \(0, 1\]"),
         (CLASS_SCORES, {"keep_classes": 0}, ValueError, "^`keep_classes` must be at least 1"),
         (CLASS_SCORES, {"keep_classes": 10}, ValueError, r"^`keep_classes` must be in \[1, 9\]"),
         (CLASS_SCORES, {"keep_samples": 35}, ValueError, r"^`keep_samples` must be in \[1, 34\]"),
@@ -464,7 +424,7 @@ STRANGE = {"source_fingerprint": "0123456789abcdef0"}
         ),
         (CLASS_SCORES, {"keep": 1, "balanced": True}, ValueError, "^`balanced` needs sample sc"),
         (SAMPLE_SCORES, {"keep_bytes": 9, "balanced": True}, ValueError, "^`balanced` needs sam"),
-        (SAMPLE_SCORES, {"keep": 1, "clusters": pseudo(8)}, ValueError, "^`clusters` need class"),
+        (SAMPLE_SCORES, {"keep": 1, "clusters": pseudo(8)}, ValueError, "`clusters` have no eff"),
         (
             CLASS_SCORES, {"keep": 1, "clusters": pseudo(12, 33)}, ValueError,
             "has 34 samples, but `clusters` cover 33",
@@ -473,13 +433,10 @@ STRANGE = {"source_fingerprint": "0123456789abcdef0"}
             CLASS_SCORES, {"keep": 1, "clusters": pseudo(8)}, ValueError,
             "are 8 pseudo-classes, but `scores` cover 12",
         ),
+        (OF_PSEUDO_CLASSES, {"keep": 1}, ValueError, "are for pseudo-classes. Pass .*`clusters`"),
         (
-            random_scores(CLASSES, provenance={"clusters_sha256": "ab"}), {"keep": 1}, ValueError,
-            "^`clusters` are needed",
-        ),
-        (
-            random_scores(CLASSES, provenance={"clusters_sha256": "ab"}),
-            {"keep": 1, "clusters": pseudo(12)}, StaleArtifactError, "made with other clusters",
+            OF_PSEUDO_CLASSES, {"keep": 1, "clusters": pseudo(12)}, StaleArtifactError,
+            "made with other clusters",
         ),
         (
             CLASS_SCORES, {"keep": 1, "clusters": pseudo(12, **STRANGE)}, StaleArtifactError,
@@ -489,12 +446,12 @@ STRANGE = {"source_fingerprint": "0123456789abcdef0"}
             CLASS_SCORES,
             {
                 "keep": 1, "keep_within": 1,
-                "within": random_scores(SAMPLES, unit="sample", provenance=STRANGE),
+                "within": scores_of(np.ones(SAMPLES), unit="sample", **STRANGE),
             },
             StaleArtifactError, "^`within` was made for another beton",
         ),
         (
-            random_scores(CLASSES, provenance=STRANGE), {"keep": 1}, StaleArtifactError,
+            scores_of(np.ones(CLASSES), **STRANGE), {"keep": 1}, StaleArtifactError,
             "^`scores` was made for another beton",
         ),
         (CLASS_SCORES, {"keep": 1, "label_field": "y"}, ValueError, "has no field 'y'"),
@@ -505,12 +462,6 @@ def test_bad_input_is_rejected(
 ) -> None:
     with pytest.raises(error, match=message):
         select(scores, uneven, **options)
-
-
-def test_scores_of_pseudo_classes_go_with_their_clusters(uneven: BetonIndex) -> None:
-    clusters = pseudo(CLASSES)
-    scores = random_scores(CLASSES, seed=0, provenance={"clusters_sha256": clusters.digest()})
-    assert len(select(scores, uneven, keep=0.5, clusters=clusters))
 
 
 @pytest.mark.parametrize(("unit", "count"), [("class", 10), ("sample", 120)])

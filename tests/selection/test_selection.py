@@ -1,4 +1,4 @@
-"""`Selection`: its parts agree, it comes back from its file, and it fits one beton alone."""
+"""`Selection`: its arrays are consistent, its file, and the check of its beton."""
 
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ CHOICES = st.lists(st.sampled_from(PRESENT), min_size=1, unique=True)
 
 
 def check_parts(selection: Selection, index: BetonIndex) -> None:
-    """Whatever it was made from, the three arrays must tell the same."""
+    """Check that the three arrays of a selection are consistent."""
     labels = index.labels(selection.label_field)
     kept = set(selection.classes.tolist())
     assert selection.classes.tolist() == sorted(kept)
@@ -33,7 +33,9 @@ def check_parts(selection: Selection, index: BetonIndex) -> None:
 
 
 @given(CHOICES)
-def test_of_classes_retains_every_sample_of_them(uneven: BetonIndex, classes: list[int]) -> None:
+def test_of_classes_retains_every_sample_of_the_classes(
+    uneven: BetonIndex, classes: list[int]
+) -> None:
     selection = Selection.of_classes(uneven, classes)
     check_parts(selection, uneven)
     assert selection.classes.tolist() == sorted(classes)
@@ -43,7 +45,7 @@ def test_of_classes_retains_every_sample_of_them(uneven: BetonIndex, classes: li
 
 
 @given(st.lists(st.integers(0, SAMPLES - 1), min_size=1))
-def test_of_indices_retains_each_once_with_their_classes(
+def test_of_indices_retains_the_samples_and_their_classes(
     uneven: BetonIndex, indices: list[int]
 ) -> None:
     selection = Selection.of_indices(uneven, indices)
@@ -52,14 +54,14 @@ def test_of_indices_retains_each_once_with_their_classes(
     assert selection.classes.tolist() == sorted({int(uneven.labels()[i]) for i in indices})
 
 
-def test_classes_without_samples_are_retained_if_named(uneven: BetonIndex) -> None:
+def test_classes_without_samples_may_be_retained(uneven: BetonIndex) -> None:
     selection = Selection.of_classes(uneven, [2, 9])
     check_parts(selection, uneven)
     assert selection.classes.tolist() == [2, 9]
     assert selection.label_map[9] == 1
 
 
-def test_more_classes_may_be_told_of_than_the_beton_has(uneven: BetonIndex) -> None:
+def test_num_classes_may_exceed_the_classes_of_the_beton(uneven: BetonIndex) -> None:
     selection = Selection.of_classes(uneven, [9], num_classes=20)
     assert len(selection.label_map) == 20
     assert len(Selection.of_classes(uneven, [9], num_classes=5).label_map) == CLASSES
@@ -82,13 +84,13 @@ def test_another_field_may_hold_the_labels(uneven: BetonIndex) -> None:
         ([0.0, 1.0], r"^`classes` must be distinct integers .*got float64"),
         ([True, False], r"^`classes` must be distinct integers .*got bool"),
         ([[0, 1]], r"^`classes` must be distinct integers .*\(1, 2\)"),
-        ([0, 12], r"^`classes` must lie in \[0, 12\); got values from 0 to 12"),
-        ([-1, 3], r"^`classes` must lie in \[0, 12\); got values from -1 to 3"),
+        ([0, 12], r"^`classes` must be in \[0, 12\); got values from 0 to 12"),
+        ([-1, 3], r"^`classes` must be in \[0, 12\); got values from -1 to 3"),
         ([2, 6], "^the selection retains no sample"),
     ],
     ids=str,
 )  # fmt: skip
-def test_bad_classes_are_refused(classes: Any, message: str, uneven: BetonIndex) -> None:
+def test_bad_classes_are_rejected(classes: Any, message: str, uneven: BetonIndex) -> None:
     with pytest.raises(ValueError, match=message):
         Selection.of_classes(uneven, classes)
 
@@ -104,7 +106,7 @@ def test_bad_classes_are_refused(classes: Any, message: str, uneven: BetonIndex)
     ],
     ids=str,
 )  # fmt: skip
-def test_bad_indices_are_refused(
+def test_bad_indices_are_rejected(
     indices: Any, error: type[Exception], message: str, uneven: BetonIndex
 ) -> None:
     with pytest.raises(error, match=message):
@@ -126,13 +128,13 @@ def test_a_selection_comes_back_from_its_file(uneven: BetonIndex, tmp_path: Path
     np.testing.assert_array_equal(loaded.label_map, selection.label_map)
 
 
-def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
+def test_a_file_of_another_kind_is_rejected(tmp_path: Path) -> None:
     scores_of(np.ones(3)).save(tmp_path / "s.npz")
     with pytest.raises(ValueError, match=r"is a scores file; a selection file is needed"):
         Selection.load(tmp_path / "s.npz")
 
 
-def test_another_suffix_is_refused(uneven: BetonIndex, tmp_path: Path) -> None:
+def test_another_suffix_is_rejected(uneven: BetonIndex, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"^`path` must end in \.npz"):
         Selection.of_classes(uneven, [0]).save(tmp_path / "s.npy")
 
@@ -140,7 +142,7 @@ def test_another_suffix_is_refused(uneven: BetonIndex, tmp_path: Path) -> None:
 # Betons.
 
 
-def test_a_selection_fits_its_own_beton_alone(uneven: BetonIndex, photos: Any) -> None:
+def test_a_selection_is_rejected_for_another_beton(uneven: BetonIndex, photos: Any) -> None:
     selection = Selection.of_classes(uneven, [0])
     selection.check(uneven)
     message = r"^`selection` was made for another beton than '.*photos\.beton'"
@@ -158,28 +160,19 @@ def test_a_selection_is_transferred_to_another_split(photos: Any, other_photos: 
     np.testing.assert_array_equal(moved.indices, expected)
     moved.check(other_photos.index)
     assert moved.provenance == {"keep": 0.2, "transferred_from": photos.index.fingerprint}
-
-
-def test_a_selection_of_samples_is_transferred_by_its_classes(
-    photos: Any, other_photos: Any
-) -> None:
-    one = int(np.flatnonzero(photos.labels == 4)[0])
-    moved = Selection.of_indices(photos.index, [one]).transfer(other_photos.index)
+    samples = Selection.of_indices(photos.index, np.flatnonzero(photos.labels == 4)[:1])
+    moved = samples.transfer(other_photos.index)
     np.testing.assert_array_equal(moved.indices, np.flatnonzero(other_photos.labels == 4))
 
 
-def test_a_split_with_more_classes_is_refused(photos: Any, uneven: BetonIndex) -> None:
+def test_a_beton_of_other_classes_is_no_split(photos: Any, uneven: BetonIndex) -> None:
     with pytest.raises(ValueError, match=r"has 12 classes, but .* source has 10"):
         Selection.of_classes(photos.index, [3]).transfer(uneven)
-
-
-def test_a_split_without_the_classes_is_refused(uneven: BetonIndex, photos: Any) -> None:
-    selection = Selection.of_classes(uneven, [10])  # photos have classes 0 to 9
     with pytest.raises(ValueError, match=r"^the selection retains no sample"):
-        selection.transfer(photos.index)
+        Selection.of_classes(uneven, [10]).transfer(photos.index)  # photos have classes 0 to 9
 
 
-def test_the_digest_tells_selections_apart(uneven: BetonIndex, photos: Any) -> None:
+def test_different_selections_have_different_digests(uneven: BetonIndex, photos: Any) -> None:
     selections = [
         Selection.of_classes(uneven, [0]),
         Selection.of_classes(uneven, [1]),

@@ -1,4 +1,4 @@
-"""Clusters: a pseudo-class for every sample of a source without labels, and their file."""
+"""Clusters: a pseudo-class for each sample of a source, and their file."""
 
 import os
 from collections.abc import Mapping
@@ -17,17 +17,14 @@ _KIND = "clusters"
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Clusters:
-    """A pseudo-class for every sample of a source.
-
-    Make one with `cluster`, or from any other clustering of the samples.
-    """
+    """A pseudo-class for each sample of a source, from `cluster` or from any other clustering."""
 
     labels: NDArray[np.int64]
-    """Pseudo-class of each sample `(N,)`, in `[0, K)`; entry i belongs to sample id i."""
+    """Pseudo-class of each sample `(N,)`, in `[0, K)`; entry i is for sample id i."""
     centroids: NDArray[np.float32]
-    """`(K, D)`, in the space of the features that were clustered."""
+    """Cluster centres `(K, D)`, in the space of the clustered features."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
-    """Arguments, features, and the beton that holds the samples."""
+    """Where the clusters came from: arguments, features and the beton."""
 
     def __post_init__(self) -> None:
         centroids = np.array(as_features(self.centroids, "centroids"), dtype=np.float32)
@@ -49,16 +46,16 @@ class Clusters:
         return len(self.centroids)
 
     def digest(self) -> str:
-        """Return a SHA-256, as hex digits, of which sample is in which pseudo-class."""
+        """Return a SHA-256, as hex digits, of each sample's pseudo-class."""
         return sha256(np.int64(self.num_clusters).tobytes() + self.labels.tobytes()).hexdigest()
 
     def described(self) -> dict[str, Any]:
-        """Return what scores and selections record about the clusters they were made with."""
+        """Return the provenance that scores and selections record about these clusters."""
         about = dict(self.provenance)
         return {"num_clusters": self.num_clusters, "sha256": self.digest(), "provenance": about}
 
     def summary(self) -> dict[str, Any]:
-        """Return what `dp4tl cluster` prints: sizes, and the silhouettes if several were tried."""
+        """Return cluster sizes, and silhouettes if several numbers were tried, JSON-able."""
         sizes = np.bincount(self.labels, minlength=self.num_clusters)
         silhouette = self.provenance.get("silhouette")
         return {
@@ -79,17 +76,13 @@ class Clusters:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Clusters":
-        """Read clusters from the file that `save` wrote.
-
-        Raises:
-            FileNotFoundError: there is no such file.
-        """
+        """Read clusters from a file that `save` wrote."""
         arrays, header = load_artifact(path, _KIND, ("labels", "centroids"))
         return cls(**arrays, provenance=header["provenance"])
 
     @classmethod
     def of(cls, clusters: "Clusters | str | os.PathLike[str]") -> "Clusters":
-        """Return `clusters` if they are Clusters; load them if they are a path."""
+        """Return Clusters; load them if `clusters` is a path."""
         return cls.load(clusters) if isinstance(clusters, str | os.PathLike) else clusters
 
     def __len__(self) -> int:

@@ -1,7 +1,7 @@
 """k-means of source features: pseudo-classes for sources without labels."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -14,14 +14,14 @@ from ...kernels import nearest_mean
 from ...kernels.checks import as_features
 from ...validate import check_int
 from ..inputs import FeaturesOrArray, as_array, whole_source
+from ..samples import blocks
 from .clusters import Clusters
 
-_BLOCK_ROWS = 1 << 14  # rows assigned at a time: 32 MB of 512 float32 each
 _SEEDING_ROWS = 1 << 12  # the first centroids are chosen from at least this many rows
 _SEEDING_ROWS_EACH = 16  # ... and from this many per centroid
 _SILHOUETTE_ROWS = 10_000
 _DISTANCE_ROWS = 1024
-_LARGEST_SQUARE = 1e36  # largest squared norm for faiss, which aborts where float32 overflows
+_LARGEST_SQUARE = 1e36  # largest squared norm: faiss aborts if float32 overflows
 
 
 def cluster(
@@ -33,49 +33,47 @@ def cluster(
     iterations: int = 25,
     sample: int = 256,
     out: str | os.PathLike[str] | None = None,
-    provenance: Mapping[str, Any] | None = None,
 ) -> Clusters:
     """Cluster features by k-means (faiss): `labels[n] = argmin_k ||features[n] - centroids[k]||_2`.
 
-    The centroids are fitted to a random sample of the rows. Then every row goes to its nearest
-    centroid, exact ties to the lowest. A cluster that no row falls into is left out, so there may
-    be fewer than `num_clusters`.
+    The centroids are fitted to a random sample of the rows. Then each row is assigned to its
+    nearest centroid; the lowest wins an exact tie. Empty clusters are dropped, so there may be
+    fewer than `num_clusters`.
 
-    With `levels`, the rows are clustered into the first, largest number, those centroids into the
-    next, and so on down to `num_clusters`; samples inherit. Centroids weigh alike, so large groups
-    of near-equal samples get fewer pseudo-classes than from plain k-means. (Vo et al. 2024, arXiv
-    2405.15613; without their resampling.)
+    With `levels`, the rows are clustered into the first, largest number; the resulting centroids
+    are clustered into the next number, and so on down to `num_clusters`. Centroids have equal
+    weights, so large groups of similar samples get fewer pseudo-classes than from plain k-means.
+    (Vo et al. 2024, arXiv 2405.15613, without their resampling.)
 
-    Of several numbers of clusters, the one with the largest simplified silhouette is returned, the
-    smaller of equals. The simplified silhouette is the mean over samples of `(b - a) / max(a, b)`,
-    with a the distance to the sample's own centroid and b the distance to the nearest other one, on
-    10,000 random samples; 0 for a single cluster. (Hruschka et al. 2004; Vendramin et al. 2010.)
-    The provenance keeps all of them as `silhouette`.
+    If several numbers of clusters are given, the result with the largest simplified silhouette is
+    returned, on a tie the smaller number. The simplified silhouette is the mean over 10,000 random
+    samples of `(b - a) / max(a, b)`, with a the distance to the sample's own centroid and b the
+    distance to the nearest other one; 0 for a single cluster. (Hruschka et al. 2004; Vendramin et
+    al. 2010.) The provenance records all silhouettes as `silhouette`.
 
-    Results do not depend on the number of threads. They may depend on faiss's version. Memory
-    beyond the arguments: the random sample, once as it is and once in float32.
+    Results do not depend on the number of threads, but may depend on the version of faiss. Peak
+    memory: the random sample, in its own type and in float32.
 
     Args:
-        features: Features of the whole source, or the path of their folder; or an array `(N, D)` of
-            float16, float32 or float64, where memory maps are read block by block.
-        num_clusters: number of clusters K, in 1 to N; or several to choose from.
+        features: Features of the whole source, the path of their folder, or an array `(N, D)` of
+            float16, float32 or float64; memory maps are read block by block.
+        num_clusters: number of clusters K, from 1 to N; or several to choose from.
         levels: numbers of clusters of the finer levels, descending, each above `num_clusters`.
         seed: seed of the random samples and of the first centroids.
         iterations: iterations of k-means on each level.
         sample: rows per cluster of the first level that the centroids are fitted to.
         out: file (`.npz`) to write the clusters to.
-        provenance: facts to record with the clusters.
     """
-    about: dict[str, Any] = dict(provenance or {})
+    about: dict[str, Any] = {}
     if (source := whole_source(features)) is not None:
         made_for = source.provenance.get("beton_fingerprint")
-        about = {"features": dict(source.provenance), "source_fingerprint": made_for, **about}
+        about = {"features": dict(source.provenance), "source_fingerprint": made_for}
         features = source.features
     values = as_features(as_array(features))
     counts = list(num_clusters) if isinstance(num_clusters, Sequence) else [num_clusters]
     if not counts or len(set(counts)) != len(counts):
         raise ValueError(f"`num_clusters` must name distinct numbers; got {tuple(counts)}.")
-    for count in counts:  # all are checked before the work on any
+    for count in counts:  # check all before clustering
         _check_levels(levels, count, len(values))
     options: dict[str, Any] = {
         "levels": [int(level) for level in levels],
@@ -106,22 +104,19 @@ def _cluster(
     counts = [*levels, num_clusters]
     drawn = values[_choose(len(values), sample * counts[0], generator)]
     centroids = _fit(drawn, counts[0], iterations, generator)
-    labels = np.concatenate([nearest_mean(rows, centroids)[0] for rows in _blocks(values)])
+    labels = np.concatenate([nearest_mean(values[b], centroids)[0] for b in blocks(values)])
     labels, centroids = _drop_empty(labels, centroids)
     for count in counts[1:]:
         fine = centroids
         centroids = _fit(fine, min(count, len(fine)), iterations, generator)
         labels = nearest_mean(fine, centroids)[0][labels]
         labels, centroids = _drop_empty(labels, centroids)
-    made = {
-        "method": "k-means",
-        "num_clusters": num_clusters,
-        "levels": levels,
-        "seed": seed,
-        "iterations": iterations,
-        "sample": sample,
-    }
-    return Clusters(labels=labels, centroids=centroids, provenance=made)
+    about = {"levels": levels, "seed": seed, "iterations": iterations, "sample": sample}
+    return Clusters(
+        labels=labels,
+        centroids=centroids,
+        provenance={"method": "k-means", "num_clusters": num_clusters, **about},
+    )
 
 
 def _best_of(
@@ -149,10 +144,9 @@ def _fit(
     moved: NDArray[np.float32] = np.empty(rows.shape, dtype=np.float32)
     largest = 0.0
     with np.errstate(over="ignore", invalid="ignore"):
-        # faiss takes distances from norms and products, which round least around the origin.
+        # faiss computes distances from norms and products; rounding is least around the origin.
         origin = rows.mean(axis=0, dtype=np.float64)
-        for start in range(0, len(rows), _BLOCK_ROWS):
-            block = slice(start, start + _BLOCK_ROWS)
+        for block in blocks(rows):
             gaps = rows[block] - origin
             moved[block] = gaps
             largest = max(largest, float(np.einsum("nd,nd->n", gaps, gaps).max()))
@@ -163,15 +157,15 @@ def _fit(
         )
     if largest > _LARGEST_SQUARE:
         raise ValueError(
-            f"`features` lie up to {largest**0.5:g} from their mean; squares of more than "
-            f"{_LARGEST_SQUARE**0.5:g} overflow float32. Scale them down."
+            f"`features` are up to {largest**0.5:g} from their mean; squares of more than "
+            f"{_LARGEST_SQUARE**0.5:g} overflow float32. Scale the features down."
         )
     kmeans = faiss.Kmeans(
         moved.shape[1],
         count,
         niter=iterations,
-        min_points_per_centroid=1,  # fewer are no reason to warn: the caller chose
-        max_points_per_centroid=len(moved),  # the sample is drawn already
+        min_points_per_centroid=1,  # no warning: the caller chose the number
+        max_points_per_centroid=len(moved),  # the sample is already drawn
     )
     kmeans.train(moved, init_centroids=_spread_out(moved, count, generator))
     centroids: NDArray[np.float32] = (kmeans.centroids + origin).astype(np.float32)
@@ -181,11 +175,9 @@ def _fit(
 def _spread_out(
     rows: NDArray[np.float32], count: int, generator: np.random.Generator
 ) -> NDArray[np.float32]:
-    """Choose `count` rows to start from by k-means++ (Arthur and Vassilvitskii 2007).
+    """Choose the first centroids by greedy k-means++ (Arthur and Vassilvitskii 2007).
 
-    A row is the likelier chosen the farther it lies from the rows chosen before; each time the best
-    of a few draws is kept. From faiss's own, uniform start, k-means may leave two distant groups in
-    one cluster. The rows are drawn from a random part of all.
+    From faiss's own, uniform start, k-means may leave two distant groups in one cluster.
     """
     rows = rows[_choose(len(rows), max(_SEEDING_ROWS, _SEEDING_ROWS_EACH * count), generator)]
     norms = np.einsum("nd,nd->n", rows, rows)
@@ -196,8 +188,8 @@ def _spread_out(
         for number in range(count):
             reach = np.cumsum(distances, dtype=np.float64)
             drawn = np.searchsorted(reach, generator.random(draws) * reach[-1], side="right")
-            drawn = np.minimum(drawn, len(rows) - 1)  # if every row equals a chosen one
-            # (draws, rows): one product reads all rows once, for however many draws.
+            drawn = np.minimum(drawn, len(rows) - 1)  # all distances may be 0
+            # (draws, rows): one product reads all rows once for all draws.
             tried = norms[drawn, None] + norms - 2 * (rows[drawn] @ rows.T)
             tried[np.arange(draws), drawn] = 0.0
             np.maximum(tried, 0.0, out=tried)
@@ -219,21 +211,16 @@ def _import_faiss() -> Any:
 
 
 def _choose(total: int, count: int, generator: np.random.Generator) -> NDArray[np.int64] | slice:
-    """Return `count` of `total` rows, ascending: a memory map is read in one direction."""
+    """Draw `count` of `total` rows, in ascending order, so that a memory map is read forwards."""
     if count >= total:
         return slice(None)
     return np.sort(generator.choice(total, count, replace=False))
 
 
-def _blocks(values: NDArray[Any]) -> Iterator[NDArray[Any]]:
-    for start in range(0, len(values), _BLOCK_ROWS):
-        yield values[start : start + _BLOCK_ROWS]
-
-
 def _drop_empty(
     labels: NDArray[np.int64], centroids: NDArray[np.float32]
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Leave out clusters without a sample, and number the others in their order."""
+    """Drop empty clusters and renumber the others in order."""
     used = np.bincount(labels, minlength=len(centroids)) > 0
     return (np.cumsum(used) - 1)[labels], centroids[used]
 

@@ -1,1 +1,1 @@
-"""Features: what a surrogate computes for each sample, in a folder."""
+"""Features: a surrogate's outputs for each sample, in a folder."""

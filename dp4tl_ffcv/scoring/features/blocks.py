@@ -1,8 +1,8 @@
-"""Write a folder of features block by block, from one process or several.
+"""Write a folder of features block by block, from one or several processes.
 
-The arrays are allocated in full. `done.npy` records which blocks of `BLOCK_ROWS` rows are on disk,
-and the header marks the folder as unfinished until all are. The same request continues a folder
-that a killed run left.
+The arrays are allocated at full size. `done.npy` records which blocks of `BLOCK_ROWS` rows are on
+disk. The header marks the folder as unfinished until all blocks are. After a killed run, the same
+request continues the folder.
 """
 
 import fcntl
@@ -33,28 +33,28 @@ from .features import (
 )
 from .reductions import BLOCK_ROWS, sum_soft_votes
 
-# Where labels exceed both this and the number of samples, they are no classes: no sums are kept.
+# Labels above both this and the number of samples are not classes, so no sums are kept.
 _MOST_LABELS = 10_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What a folder of features shall hold; every process of a run has the same plan."""
+    """The contents of a folder of features; the same in every process of a run."""
 
     folder: Path
     indices: NDArray[np.int64]
-    """Sample ids `(n,)`, one for each row."""
+    """Sample id of each row `(n,)`."""
     logits: bool
     """Keep the logits in addition to predictions and soft votes."""
     dtype: str
     """Type of the features."""
     facts: Mapping[str, Any]
-    """Facts that the values depend on in addition to the provenance, such as the weights."""
+    """What the values depend on in addition to the provenance, such as the weights."""
     provenance: Mapping[str, Any]
 
     @property
     def request(self) -> dict[str, Any]:
-        """The facts that must be equal to continue a folder, in the form that JSON returns."""
+        """Facts that must be equal to continue a folder, as JSON-able values."""
         ids = hashlib.sha256(np.ascontiguousarray(self.indices, dtype="<i8").tobytes())
         request = {
             "samples": len(self.indices),
@@ -74,14 +74,10 @@ class Plan:
     def prepared(
         self, shapes: Callable[[], tuple[int, int | None]], *, restart: bool
     ) -> Iterator[list[int] | None]:
-        """Lock the folder for one run; create it, or find its missing blocks.
+        """Lock the folder for this run, create it if necessary, and yield its missing blocks.
 
-        Args:
-            shapes: returns the widths of features and of logits (None without a classifier); called
-                for a new folder only.
-            restart: delete the folder's content and start over.
-
-        Yields the missing blocks, or None if the folder is finished.
+        Yield None if the folder is finished. For a new folder, `shapes` returns the widths of
+        features and of logits (None without a classifier).
 
         Raises:
             BlockingIOError: another run is writing the folder.
@@ -95,7 +91,7 @@ class Plan:
             if not restart and (folder / HEADER).exists():
                 self._check_same()
             else:
-                columns = shapes()  # first: a failure leaves the old folder
+                columns = shapes()  # first, so that a failure leaves the old folder
                 remove_folder(folder)
                 self._create(*columns)
                 held.enter_context(_held(folder))
@@ -110,7 +106,7 @@ class Plan:
         )
         if other:
             raise StaleArtifactError(
-                f"{str(self.folder)!r} holds features with another {', '.join(other)}. Name "
+                f"{str(self.folder)!r} holds features with another {', '.join(other)}. Use "
                 "another folder, or start over with --restart (`restart=True`)."
             )
 
@@ -118,12 +114,12 @@ class Plan:
         try:
             done = np.load(self.folder / DONE, allow_pickle=False)
             for file in read_header(self.folder)["files"]:
-                # Opened for reading: numpy would extend a short file that it maps for writing.
+                # Read-only: numpy extends a truncated file that it maps for writing.
                 np.load(self.folder / file, mmap_mode="r", allow_pickle=False)
         except (KeyError, OSError, ValueError, EOFError) as error:
             raise ValueError(
-                f"{str(self.folder)!r} lacks a file, so it cannot be continued. Start over with "
-                "--restart (`restart=True`)."
+                f"{str(self.folder)!r} cannot be continued: a file is missing or damaged. Start "
+                "over with --restart (`restart=True`)."
             ) from error
         return [int(block) for block in np.flatnonzero(~done)]
 
@@ -147,11 +143,8 @@ class Plan:
     def finish(self) -> None:
         """Sum the features of each label, and mark the folder as finished.
 
-        The sums are taken from the file, in the order of rows, so that they depend neither on the
-        number of processes and threads nor on interruptions.
-
-        Raises:
-            ValueError: a block is missing.
+        The features are read from the file in the order of rows, so that the sums depend neither on
+        the number of processes and threads nor on interruptions.
         """
         if missing := self._missing():
             raise ValueError(
@@ -196,16 +189,16 @@ class FeatureBlocks:
         labels: NDArray[np.int64],
         logits: NDArray[np.float32] | None,
     ) -> None:
-        """Store one block, and mark it as done once it is on disk."""
+        """Write one block, and mark it as done when it is on disk."""
         rows, maps = self._plan.rows(block), self._maps
         ids = self._plan.indices[rows]
-        with np.errstate(over="ignore"):  # check_finite reports it, with the sample
+        with np.errstate(over="ignore"):  # check_finite reports the sample
             values = features.astype(self._plan.dtype, copy=False)
         check_finite("features", values, ids)
         maps["features"][rows], maps["labels"][rows] = values, labels
         if logits is not None:
             check_finite("logits", logits, ids)
-            # numpy's argmax takes the first of equal maxima on every machine.
+            # On a tie, numpy's argmax returns the lowest class on every machine.
             maps["predictions"][rows] = logits.argmax(axis=1)
             maps["soft_votes"][block] = sum_soft_votes(logits)
             if "logits" in maps:
@@ -220,7 +213,7 @@ class FeatureBlocks:
 
 @contextmanager
 def _held(folder: Path) -> Iterator[None]:
-    """Lock an unfinished folder against other runs; the lock of a killed process is released."""
+    """Lock an unfinished folder against other runs. A killed process releases its lock."""
     try:
         file = os.open(folder / DONE, os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -239,7 +232,7 @@ def _held(folder: Path) -> Iterator[None]:
 
 
 def _allocate(path: Path, dtype: Any, shape: tuple[int, ...]) -> None:
-    """Create an array's file in full size, so that a full disk is an error now, not a SIGBUS."""
+    """Create an array's file at full size, so that a full disk is an error now, not a SIGBUS."""
     array = open_memmap(path, mode="w+", dtype=np.dtype(dtype), shape=shape)
     size = path.stat().st_size
     del array

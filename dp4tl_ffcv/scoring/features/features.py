@@ -1,4 +1,4 @@
-"""A model's outputs on the samples of a beton: pooled features and logits, kept in a folder."""
+"""A model's features and logits for the samples of a beton, in a folder."""
 
 import json
 import os
@@ -17,12 +17,13 @@ from ...errors import StaleArtifactError
 from ...validate import check_int
 from ...version import __version__
 from ..inputs import as_array
+from ..samples import blocks
 from .reductions import class_means, means_from_sums, sum_in_order
 
 _KIND = "features"
 _FORMAT_VERSION = 1
 HEADER = "header.json"
-# Array -> its file. A folder lacks the files of the arrays that it does not hold.
+# File of each array. Arrays that are None have no file.
 FILES = {
     "features": "features.npy",
     "labels": "labels.npy",
@@ -35,36 +36,35 @@ FILES = {
 }
 DONE = "done.npy"
 _REQUIRED = ("features", "labels", "indices")
-_BLOCK_BYTES = 1 << 26  # checked at a time
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Features:
-    """A model's outputs on n samples, row by row; arrays may be memory maps.
+    """A model's outputs for n samples, one row each; arrays may be memory maps.
 
-    To use an encoder of your own: `Features.from_arrays(features, labels).save(folder)`, and pass
-    the folder wherever `dp4tl` asks for features.
+    To use your own encoder, call `Features.from_arrays(features, labels).save(folder)` and pass the
+    folder wherever `dp4tl` asks for features.
     """
 
     features: NDArray[Any]
-    """`(n, D)` of float16 or float32, not normalised: the input of the classifier's last layer, or
-    an encoder's feature."""
+    """Features `(n, D)` of float16 or float32, not normalised: the inputs of the classifier's last
+    layer, or an encoder's outputs."""
     labels: NDArray[np.int64]
-    """`(n,)`, the samples' own labels; -1 where a sample has none."""
+    """The samples' labels in the beton `(n,)`; -1 for a sample without a label."""
     indices: NDArray[np.int64]
-    """`(n,)`, sample ids in the beton."""
+    """Sample ids in the beton `(n,)`."""
     logits: NDArray[np.float32] | None = None
-    """`(n, C)`, over the surrogate's classes."""
+    """Logits over the surrogate's classes `(n, C)`."""
     predictions: NDArray[np.int64] | None = None
-    """`(n,)`, the class of the largest logit, the first of equals."""
+    """Class of the largest logit `(n,)`; on a tie, the lowest."""
     soft_votes: NDArray[np.float64] | None = None
-    """`(C,)`, the sum over samples of `softmax(logits[n])`: label mapping's tie-break scores."""
+    """Sum over samples of `softmax(logits[n])` `(C,)`: the tie-break scores of label mapping."""
     sums: NDArray[np.float64] | None = None
-    """`(L, D)`, the sum of the features of each label, added up in float64 in the order of rows."""
+    """Sum of the features of each label `(L, D)`, in float64, in the order of rows."""
     counts: NDArray[np.int64] | None = None
-    """`(L,)`, the number of samples of each label."""
+    """Number of samples of each label `(L,)`."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
-    """Surrogate checkpoint and beton."""
+    """Where the features came from: surrogate checkpoint and beton."""
 
     def __post_init__(self) -> None:
         rows = len(_check_matrix("features", self.features, (np.float16, np.float32)))
@@ -74,7 +74,7 @@ class Features:
         if self.logits is not None and len(_check_matrix("logits", self.logits)) != rows:
             raise _other_rows("logits", len(self.logits), rows)
         if (self.sums is None) != (self.counts is None):
-            raise ValueError("`sums` and `counts` go together; pass both or neither.")
+            raise ValueError("`sums` and `counts` go together. Pass both or neither.")
         _check_shape("soft_votes", self.soft_votes, (self.num_outputs,))
         if self.counts is not None:
             _check_shape("sums", self.sums, (len(self.counts), self.features.shape[1]))
@@ -84,19 +84,19 @@ class Features:
 
     @property
     def num_outputs(self) -> int | None:
-        """Number of the surrogate's classes C; None if it has no classifier."""
+        """Number of the surrogate's classes C; None without a classifier."""
         if self.logits is not None:
             return int(self.logits.shape[1])
         return None if self.soft_votes is None else len(self.soft_votes)
 
     @classmethod
     def from_arrays(cls, features: Any, labels: Any = None, ids: Any = None) -> "Features":
-        """Return features of an encoder of your own, from numpy arrays or torch tensors.
+        """Return features from your own encoder's numpy arrays or torch tensors.
 
         Args:
             features: `(n, D)`; other types than float16 are converted to float32.
             labels: class ids `(n,)`; None if the samples have no labels.
-            ids: sample ids `(n,)` in the beton; None if row i belongs to sample i.
+            ids: sample ids `(n,)` in the beton; None if row i is sample i.
         """
         values = as_array(features)
         if values.dtype != np.float16:
@@ -109,13 +109,9 @@ class Features:
         )
 
     def class_means(self, num_classes: int) -> NDArray[np.float64]:
-        """Return the mean feature of each label, like the function `class_means`.
+        """Return the mean feature of each class `(num_classes, D)`, like `class_means`.
 
-        Features that were extracted by `dp4tl features` hold the sums, so no pass over them is
-        needed.
-
-        Args:
-            num_classes: rows of the result `(num_classes, D)`; NaN for classes without samples.
+        Features from `dp4tl features` hold the sums, so the means need no pass over the features.
         """
         if self.sums is None or self.counts is None or len(self.counts) > num_classes:
             return class_means(self.features, self.labels, num_classes)
@@ -124,7 +120,7 @@ class Features:
         return means
 
     def summary(self) -> dict[str, Any]:
-        """Return what `dp4tl features` prints: numbers of samples, classes and features."""
+        """Return the numbers of samples, classes and features, as JSON-able values."""
         return {
             "samples": len(self),
             "classes": self.num_outputs,
@@ -132,9 +128,9 @@ class Features:
         }
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write to the folder `path`, and replace the features that it holds.
+        """Write the features to the folder `path`; replace features that are there.
 
-        A killed or failing writer leaves the old folder, or none.
+        If writing fails or is killed, the old folder remains, or no folder.
         """
         target = Path(path)
         check_replaceable("path", target)
@@ -149,7 +145,7 @@ class Features:
                 if (values := getattr(self, name)) is not None:
                     np.save(part / file, values[None] if name == "soft_votes" else values)
             write_header(part, finished=True, provenance=self.provenance)
-            # Last: these arrays may be maps of the folder that is replaced.
+            # Last, because these arrays may be memory maps of the old folder.
             remove_folder(target)
             part.rename(target)
         except BaseException:
@@ -158,11 +154,7 @@ class Features:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Features":
-        """Map a folder of features into memory; large arrays are read when they are used.
-
-        Raises:
-            FileNotFoundError: there is no such folder.
-        """
+        """Map a folder of features into memory; arrays are read when they are used."""
         folder, header = Path(path), read_header(path)
         if not header["finished"]:
             raise ValueError(
@@ -183,19 +175,18 @@ class Features:
 
 
 def check_finite(name: str, values: NDArray[Any], indices: NDArray[np.int64]) -> None:
-    """Raise ValueError that names the first sample with NaN or inf, if there is one."""
-    step = max(1, _BLOCK_BYTES // max(1, values[:1].nbytes))
-    for start in range(0, len(values), step):
-        wrong = np.flatnonzero(~np.isfinite(values[start : start + step]).all(axis=1))
+    """Raise ValueError if a sample has NaN or inf; the message names the first such sample."""
+    for rows in blocks(values):
+        wrong = np.flatnonzero(~np.isfinite(values[rows]).all(axis=1))
         if wrong.size:
             raise ValueError(
-                f"`{name}` hold NaN or inf for sample {indices[start + wrong[0]]}. Check the "
-                "encoder; float16 ends at 65504."
+                f"`{name}` hold NaN or inf for sample {indices[rows][wrong[0]]}. Check the "
+                "encoder; the largest float16 is 65504."
             )
 
 
 def check_same_surrogate(target: Features, source: Features) -> None:
-    """Raise StaleArtifactError unless both come from the same surrogate and the same crops."""
+    """Raise StaleArtifactError unless both have the same surrogate and crops."""
     for name in ("checkpoint_sha256", "arch", "mean", "std", "resolution", "crop_ratio"):
         one, other = target.provenance.get(name), source.provenance.get(name)
         if one != other:
@@ -206,11 +197,7 @@ def check_same_surrogate(target: Features, source: Features) -> None:
 
 
 def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Return the header of a folder of features, finished or not.
-
-    Raises:
-        FileNotFoundError: there is no such folder.
-    """
+    """Return the header of a folder of features, finished or not."""
     try:
         header = json.loads((Path(path) / HEADER).read_bytes())
         kind, version, _ = header["kind"], header["format"], header["provenance"]
@@ -237,7 +224,7 @@ def write_header(path: Path, *, finished: bool, provenance: Mapping[str, Any], *
 
 
 def check_replaceable(name: str, path: Path) -> None:
-    """Raise ValueError if `path` exists and holds anything but features."""
+    """Raise ValueError if `path` exists and holds anything other than features."""
     if not path.exists():
         return
     ours = {HEADER, DONE, *FILES.values()}
@@ -245,12 +232,12 @@ def check_replaceable(name: str, path: Path) -> None:
         entry.name in ours or entry.name.startswith(f".{HEADER}.") for entry in path.iterdir()
     ):
         raise ValueError(
-            f"`{name}` {str(path)!r} exists and is no folder of features. Name another folder."
+            f"`{name}` {str(path)!r} exists and is no folder of features. Use another folder."
         )
 
 
 def remove_folder(path: Path) -> None:
-    """Delete a folder of features, its header first, so that a kill leaves nothing that counts."""
+    """Delete a folder of features. Its header goes first: a kill leaves no valid folder."""
     if path.exists():
         (path / HEADER).unlink(missing_ok=True)
         shutil.rmtree(path)

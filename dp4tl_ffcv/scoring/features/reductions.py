@@ -1,4 +1,4 @@
-"""Sums over features and logits, in one order of addition on every machine."""
+"""Sums over features and logits, with the same bits on every machine."""
 
 from typing import Any
 
@@ -7,15 +7,15 @@ from numpy.typing import NDArray
 
 from ..inputs import as_array
 
-# Rows turned into float64 at a time. Extraction stores one sum per block of this many rows, so that
-# the total has the bits of a sum over all logits at once.
+# Rows converted to float64 at a time. Extraction stores one sum per block: added in order,
+# they have the same bits as a sum over all logits.
 BLOCK_ROWS = 4096
 
 
 def class_means(features: Any, labels: Any, num_classes: int) -> NDArray[np.float64]:
     """Average the features of each class or cluster.
 
-    `mu[c] = mean_{n: labels[n] = c} g(x_n)`, without normalisation, summed in float64.
+    `mu[c] = mean_{n: labels[n] = c} g(x_n)`, summed in float64, without normalisation.
 
     Args:
         features: `(N, D)` of float16, float32 or float64; memory maps are read block by block.
@@ -36,7 +36,7 @@ def class_means(features: Any, labels: Any, num_classes: int) -> NDArray[np.floa
 
 
 def means_from_sums(sums: NDArray[np.float64], counts: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Divide sums `(C, D)` by counts `(C,)`; NaN where there is nothing."""
+    """Divide sums `(C, D)` by counts `(C,)`; NaN rows where the count is 0."""
     means = np.full_like(sums, np.nan)
     present = counts > 0
     means[present] = sums[present] / counts[present, None]
@@ -53,7 +53,7 @@ def sum_soft_votes(logits: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def exponentials(logits: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return `exp(logits - max)` `(B, C)` and its sums `(B,)`; their quotient is the softmax."""
+    """Return `exp(logits - max)` `(B, C)` and its row sums `(B,)`: softmax's two parts."""
     weights = logits.astype(np.float64)
     with np.errstate(over="ignore"):  # a difference of -inf gives the weight 0
         weights -= weights.max(axis=1, keepdims=True)

@@ -5,9 +5,12 @@ the benchmarks iterate this registry.
 """
 
 import os
-from collections.abc import Callable
-from dataclasses import MISSING, dataclass, fields
+import re
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, make_dataclass
 from importlib import import_module
+from inspect import getdoc, signature
 from pkgutil import iter_modules
 from typing import Any
 
@@ -17,12 +20,15 @@ from ..scores import Scores, Unit
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """A way to score the classes or the samples of a source."""
+    """A way to score the classes or the samples of a source.
+
+    The help of the command is the docstring of the function's module. The help of a flag is the
+    description of the argument in the function's docstring, up to "In Python".
+    """
 
     function: Callable[..., Scores]
-    """Takes the fields of `inputs` as arguments of the same names."""
-    inputs: type[Any]
-    """Dataclass whose fields are the method's flags; their docstrings are the help texts."""
+    flags: Mapping[str, Any]
+    """Arguments that are flags of `dp4tl score`, and their types there."""
     units: tuple[Unit, ...]
     """What the method can score."""
     reference: str = ""
@@ -34,16 +40,35 @@ class Method:
         return self.function.__module__.rpartition(".")[2]
 
     @property
+    def _description(self) -> str:
+        return str(sys.modules[self.function.__module__].__doc__)
+
+    @property
     def summary(self) -> str:
         """First line of the help text."""
-        return str(self.inputs.__doc__).partition("\n")[0]
+        return self._description.partition("\n")[0]
 
     @property
     def required(self) -> tuple[str, ...]:
-        """Names of the inputs without a default."""
-        given = fields(self.inputs)
-        missing = (MISSING, MISSING)
-        return tuple(f.name for f in given if (f.default, f.default_factory) == missing)
+        """Names of the flags without a default."""
+        return tuple(name for name in self.flags if self._default(name) == ())
+
+    def _default(self, flag: str) -> tuple[Any, ...]:
+        parameter = signature(self.function).parameters[flag]
+        return () if parameter.default is parameter.empty else (parameter.default,)
+
+    def flags_class(self) -> type[Any]:
+        """Return a dataclass of the flags, for the command line. Its name is the method's."""
+        fields = [(name, kind, *self._default(name)) for name, kind in self.flags.items()]
+        made = make_dataclass(self.name, fields, kw_only=True)
+        documented = str(getdoc(self.function)).partition("\nArgs:\n")[2].partition("\n\n")[0]
+        helps = []
+        for entry in re.split(r"\n    (?=\w)", f"\n{documented}")[1:]:
+            name, _, text = " ".join(entry.split()).partition(": ")
+            text = text.partition(" In Python")[0]
+            helps.append(f"    {name}: {text[:1].upper()}{text[1:]}")
+        made.__doc__ = "\n".join((self._description, "Args:", *helps))
+        return made
 
 
 def names() -> list[str]:
@@ -56,11 +81,6 @@ def get(name: str) -> Method:
     module = import_module(f".{check_choice('method', name, names())}", __name__)
     method: Method = module.METHOD
     return method
-
-
-def name_of(inputs: Any) -> str:
-    """Return the name of the method that an instance of its inputs belongs to."""
-    return type(inputs).__module__.rpartition(".")[2]
 
 
 def score(name: str, /, *, out: str | os.PathLike[str] | None = None, **inputs: Any) -> Scores:
@@ -84,13 +104,11 @@ def table() -> str:
         "|---|---|---|---|---|",
     ]
     for method in map(get, names()):
-        verb = method.name.replace("_", "-")
-        needs = ", ".join(f"`{name}`" for name in method.required)
         cells = (
-            f"`{verb}`",
+            f"`{method.name.replace('_', '-')}`",
             method.summary.rstrip("."),
             ", ".join(method.units),
-            needs,
+            ", ".join(f"`{name}`" for name in method.required),
             method.reference,
         )
         lines.append(f"| {' | '.join(cells)} |")

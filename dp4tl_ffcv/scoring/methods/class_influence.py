@@ -1,8 +1,6 @@
-"""Class influence: the target accuracy gained when a source class is included in pretraining."""
+"""Class influence: target accuracy gained when a class is included in pretraining."""
 
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,32 +14,24 @@ from . import Method
 _BLOCK_BYTES = 1 << 26  # of float64 outcomes at a time
 
 
-@dataclass(frozen=True, kw_only=True)
-class Inputs:
-    """Class influence: target accuracy gained when a class is included in pretraining."""
-
-    outcomes: Path
-    """.npy of (runs, target samples): 1 where the run was right and 0 elsewhere, or a margin."""
-    included: Path
-    """.npy of (runs, source classes): whether the run was pretrained on the class."""
-
-
-def class_influence(
-    outcomes: Any, included: Any, *, provenance: Mapping[str, Any] | None = None
-) -> Scores:
+def class_influence(outcomes: Any, included: Any) -> Scores:
     """Score source classes by their mean influence on the target images.
 
-    `s[c] = mean_j I[c, j]`, with I as in `class_influences`, which has the same arguments.
+    `s[c] = mean_j I[c, j]`, with I as in `class_influences`.
 
     Args:
-        outcomes: `(R, n)`, or the path of a .npy file.
-        included: `(R, C)`, or the path of a .npy file.
-        provenance: facts to record with the scores.
+        outcomes: .npy file `(R, n)`: how well each run did on each target image, for example 1 for
+            a correct prediction and 0 otherwise. In Python also an array.
+        included: .npy file `(R, C)`: whether each run was pretrained on each source class. In
+            Python also an array.
 
     >>> class_influence([[0.9], [0.5], [0.8]], [[True, False], [False, True], [True, True]]).scores
     array([ 0.35, -0.25])
     """
-    about = _checksums(outcomes=outcomes, included=included)
+    from ...artifacts import sha256_of_file
+
+    given = {"outcomes": outcomes, "included": included}
+    paths = {name: path for name, path in given.items() if isinstance(path, str | os.PathLike)}
     values, masks = _runs(outcomes, included)
     with np.errstate(over="ignore", invalid="ignore"):  # class_influences checks the result
         # The mean over images and the difference over runs may change places.
@@ -52,8 +42,7 @@ def class_influence(
         provenance={
             "runs": len(values),
             "outcomes": values.shape[1],
-            **about,
-            **(provenance or {}),
+            **{f"{name}_sha256": sha256_of_file(path) for name, path in paths.items()},
         },
     )
 
@@ -61,18 +50,18 @@ def class_influence(
 def class_influences(outcomes: Any, included: Any) -> NDArray[np.float64]:
     """Return the influence of each source class on each target image.
 
-    `I[c, j] = mean_{r: included[r, c]} o[r, j] - mean_{r: not included[r, c]} o[r, j]` with o the
-    outcomes of runs r, each pretrained on a random half of the classes, say, and finetuned on the
-    target. (Jain et al. 2023, arXiv 2207.05739.)
+    `I[c, j] = mean_{r: included[r, c]} o[r, j] - mean_{r: not included[r, c]} o[r, j]`, with o the
+    outcomes of runs r. Each run was pretrained on some of the classes, for example a random half,
+    and finetuned on the target. (Jain et al. 2023, arXiv 2207.05739.)
 
     Args:
-        outcomes: how well each run did on each target image `(R, n)`, higher is better: logit or
-            margin of its class, or whether it is right; bool, int or float. Memory maps are read
-            block by block.
-        included: which classes each run was pretrained on `(R, C)`: bool, or 1 and 0.
+        outcomes: how well each run did on each target image `(R, n)`, higher is better: the logit
+            or margin of the image's class, or whether the prediction is correct. An array of bool,
+            int or float, or a .npy file; memory maps are read block by block.
+        included: whether each run was pretrained on each class `(R, C)`: bool, or 1 and 0.
 
     Returns:
-        Influences `(C, n)`, summed in float64 in the order of runs on one thread.
+        Influences `(C, n)`, in float64; the same bits for any number of threads.
     """
     from threadpoolctl import threadpool_limits
 
@@ -102,10 +91,7 @@ def _runs(outcomes: Any, included: Any) -> tuple[NDArray[Any], NDArray[np.bool_]
             f"{masks.shape}. Pass one row of each per run."
         )
     if not values.size or not masks.size:
-        raise ValueError(
-            f"`outcomes` and `included` must not be empty; got shapes {values.shape} and "
-            f"{masks.shape}."
-        )
+        raise ValueError(f"no runs, images or classes: got {values.shape} and {masks.shape}.")
     if not ((masks == 0) | (masks == 1)).all():
         raise ValueError("`included` must hold true and false, or 1 and 0; got other values.")
     masks = masks.astype(np.bool_)
@@ -113,8 +99,8 @@ def _runs(outcomes: Any, included: Any) -> tuple[NDArray[Any], NDArray[np.bool_]
     unknown = np.flatnonzero((number == 0) | (number == len(masks)))
     if unknown.size:
         raise ValueError(
-            f"`included` has class {unknown[0]} in {number[unknown[0]]} of {len(masks)} runs, so "
-            "there is nothing to compare. Add runs, or leave out the class."
+            f"class {unknown[0]} is in {number[unknown[0]]} of {len(masks)} runs, so there "
+            "is nothing to compare. Add runs, or leave out the class."
         )
     return values, masks
 
@@ -134,16 +120,9 @@ def _loaded(name: str, values: Any) -> NDArray[Any]:
     return array
 
 
-def _checksums(**files: Any) -> dict[str, str]:
-    from ...artifacts import sha256_of_file
-
-    paths = {name: path for name, path in files.items() if isinstance(path, str | os.PathLike)}
-    return {f"{name}_sha256": sha256_of_file(path) for name, path in paths.items()}
-
-
 METHOD = Method(
     function=class_influence,
-    inputs=Inputs,
+    flags={"outcomes": Path, "included": Path},
     units=("class",),
     reference="[Jain et al. 2023](https://arxiv.org/abs/2207.05739)",
 )

@@ -1,10 +1,13 @@
-"""Class lists: scores from a list of classes to keep or to exclude."""
+"""Class list: a list of classes to keep, best first, such as Jain et al. publish.
+
+The published lists are sorted by class id, which is no ranking: keep as many classes as the list
+holds.
+"""
 
 import csv
 import os
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,27 +21,8 @@ from . import Method
 if TYPE_CHECKING:
     from ...beton import BetonIndex
 
-_NPY = b"\x93NUMPY"  # that every .npy file starts with
+_NPY = b"\x93NUMPY"  # the first bytes of every .npy file
 _BREAKS = re.compile(r"[\s,;]+")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Inputs:
-    """Class list: a list of classes to keep, best first, such as Jain et al. publish.
-
-    Their lists are in the order of the ids, which is no ranking: keep as many classes as they do.
-    """
-
-    classes: Path
-    """List of class ids: .npy, or text."""
-    beton: Path
-    """Source that the classes belong to."""
-    column: str | None = None
-    """For a table, such as CSV: the column of the ids, by its name or its number from 0."""
-    exclude: bool = False
-    """The list holds the classes to exclude, worst first."""
-    label_field: str = "label"
-    """Integer field of the class ids."""
 
 
 def class_list(
@@ -48,25 +32,24 @@ def class_list(
     column: str | int | None = None,
     exclude: bool = False,
     label_field: str = "label",
-    provenance: Mapping[str, Any] | None = None,
 ) -> Scores:
     """Score classes by a list: 1 for classes to keep, 0 for the others.
 
-    The order of the list decides where the budget differs from the list's length: a list of classes
+    If the budget differs from the list's length, the order of the list decides: a list of classes
     to keep starts with the best, a list of classes to exclude with the worst. Classes that are not
-    listed come in the order of their ids.
+    listed are ranked by their ids.
 
     The lists that Jain et al. published (MadryLab/data-transfer,
-    `class_exclusion_files_handpicked`) are in ascending order of the ids, which is no ranking: keep
-    as many classes as the list does.
+    `class_exclusion_files_handpicked`) are sorted by class id, which is no ranking: keep as many
+    classes as the list holds.
 
     Args:
-        classes: class ids `(K,)`, or the path of a file that `read_class_list` reads.
-        beton: the source; or its number of classes C.
-        column: column of the ids in a file that holds a table.
-        exclude: the list holds the classes to prune.
-        label_field: field of the class ids.
-        provenance: facts to record with the scores.
+        classes: file of class ids: .npy, text, or a table such as CSV. In Python also an array
+            `(K,)`.
+        beton: source beton. In Python also its number of classes C.
+        column: column of a table that holds the ids: its name, or its number from 0.
+        exclude: the list holds the classes to exclude, worst first.
+        label_field: integer field with the class ids.
 
     >>> class_list([3, 1], 4).ranking(), class_list([3, 1], 4, exclude=True).ranking()
     (array([3, 1, 0, 2]), array([0, 2, 1, 3]))
@@ -87,12 +70,7 @@ def class_list(
         scores=scores,
         tie_break=tie_break,
         method="class_list",
-        provenance={
-            "listed": len(listed),
-            "exclude": bool(exclude),
-            **about,
-            **(provenance or {}),
-        },
+        provenance={"listed": len(listed), "exclude": bool(exclude), **about},
     )
 
 
@@ -101,14 +79,14 @@ def read_class_list(
 ) -> NDArray[np.int64]:
     """Read class ids from a `.npy` file of integers `(K,)`, or from text.
 
-    Text holds ids between commas, spaces or line breaks, or a table, such as CSV. A line of names
-    may come first.
+    Text holds ids separated by commas, spaces or line breaks, or a table such as CSV. The first
+    line may be a header.
 
     Args:
         path: the file.
-        num_classes: number of classes C of the source; ids lie in `[0, C)`.
-        column: for a table of several columns, the column of the ids: its name in the first line,
-            or its number from 0.
+        num_classes: number of classes C of the source; ids are in `[0, C)`.
+        column: for a table of several columns, the column of the ids: its name in the header, or
+            its number from 0.
 
     Returns:
         Ids `(K,)` in the order of the file. A table is not sorted: its best row must come first.
@@ -150,14 +128,14 @@ def _numbers(text: str, column: str | int | None) -> list[int]:
     headed = bool(rows and rows[0] and not _is_whole(rows[0][0]))
     rows = rows[headed:]
     widths = {len(row) for row in rows}
-    # Lines of a list differ in their lengths, or hold one id each, or there is one line.
+    # A list has one line, one id per line, or lines of different lengths. All else is a table.
     if max(widths, default=1) > 1 and (headed or (len(rows) > 1 and len(widths) == 1)):
-        raise ValueError(f"a table needs the `column` of its ids, which starts with {lines[0]!r}")
+        raise ValueError(f"a table needs `column`; its first line is {lines[0]!r}")
     return [int(entry) for row in rows for entry in row]
 
 
 def _column(lines: Sequence[str], column: str | int) -> list[str]:
-    """Return the entries of one column of a table, without its name."""
+    """Return the entries of one column of a table, without the header."""
     first = lines[0] if lines else ""
     mark = next((mark for mark in ",;\t" if mark in first), " ")
     rows = list(csv.reader(lines, delimiter=mark, skipinitialspace=True))
@@ -171,7 +149,7 @@ def _column(lines: Sequence[str], column: str | int) -> list[str]:
         else:
             raise ValueError(f"no single column {column!r} among {names}")
     if not 0 <= column < len(names) or any(len(row) <= column for row in rows):
-        raise ValueError(f"not every line has a column {column}, counted from 0, as in {first!r}")
+        raise ValueError(f"some lines have no column {column} (counted from 0), see {first!r}")
     return [row[column] for row in rows[headed:]]
 
 
@@ -189,7 +167,13 @@ def _is_whole(entry: str) -> bool:
 
 METHOD = Method(
     function=class_list,
-    inputs=Inputs,
+    flags={
+        "classes": Path,
+        "beton": Path,
+        "column": str | None,
+        "exclude": bool,
+        "label_field": str,
+    },
     units=("class",),
     reference="[Jain et al. 2023](https://arxiv.org/abs/2207.05739)",
 )

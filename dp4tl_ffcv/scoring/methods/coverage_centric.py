@@ -1,34 +1,16 @@
-"""Coverage-centric selection (CCS): samples of every difficulty alike, except the hardest."""
+"""Coverage-centric (CCS): samples of every difficulty alike, except the hardest."""
 
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ...validate import check_int
-from ..inputs import check_one_source
 from ..scores import Scores
 from . import Method
 
-_MOST_STRATA = 1_000_000  # the strata are counted one by one
-
-
-@dataclass(frozen=True, kw_only=True)
-class Inputs:
-    """Coverage-centric (CCS): samples of every difficulty alike, except the hardest."""
-
-    difficulty: Path
-    """Sample scores that grow with difficulty, such as el2n or grand."""
-    strata: int = 50
-    """Number of difficulty ranges, of equal width, that share the budget."""
-    cutoff: float = 0.0
-    """Fraction of the samples, the hardest, that comes last."""
-    seed: int = 0
-    """Seed of the order within each range."""
+_MOST_STRATA = 1_000_000  # memory grows with the number of strata
 
 
 def coverage_centric(
@@ -37,29 +19,22 @@ def coverage_centric(
     strata: int = 50,
     cutoff: float = 0.0,
     seed: int = 0,
-    provenance: Mapping[str, Any] | None = None,
 ) -> Scores:
     """Order samples so that the first m, for any m, cover all difficulties evenly.
 
-    The hardest fraction `cutoff` comes last, the least hard of it first. The range of the other
-    difficulties is cut into strata of equal width. Each stratum is shuffled. In every round, each
-    stratum that still has samples gives one: the largest stratum first, the harder of two equal
-    ones first. So the first m hold `min(size, level)` of each stratum, and the largest strata share
-    the remainder: the budget of coverage-centric coreset selection for every m at once. (Zheng et
-    al. 2023, arXiv 2210.15809.)
-
-    `s[n] = N - position of n`.
+    `s[n] = N - position of n`. The difficulties are cut into strata of equal width, and each
+    stratum is shuffled. In every round, each stratum that still has samples gives one: the largest
+    stratum first, the harder of two equal ones first. So the first m samples hold
+    `min(size, level)` samples of each stratum, and the largest strata share the remainder. For
+    every m, this is the budget of coverage-centric coreset selection. (Zheng et al. 2023, arXiv
+    2210.15809.)
 
     Args:
-        difficulty: sample scores that are high for hard samples, such as `el2n` and `grand`; or
-            the path of their file.
-        strata: number of strata, 1 to 1,000,000.
-        cutoff: fraction in [0, 1) that is likely mislabelled, rounded down to whole samples.
+        difficulty: sample scores that are high for hard samples, such as el2n or grand.
+        strata: number of strata (difficulty ranges of equal width), 1 to 1,000,000.
+        cutoff: fraction of the samples in [0, 1), rounded down, to put last because the hardest
+            samples are often mislabelled. The easiest of them comes first.
         seed: seed of the shuffles.
-        provenance: facts to record with the scores.
-
-    Raises:
-        StaleArtifactError: `provenance` names another source than the difficulty.
     """
     difficulty = Scores.of(difficulty)
     if getattr(difficulty, "unit", None) != "sample":
@@ -81,13 +56,9 @@ def coverage_centric(
         "seed": seed,
         "difficulty": {"method": difficulty.method, "scores": dict(difficulty.provenance)},
     }
-    source = check_one_source("difficulty", (difficulty.provenance, provenance or {}))
-    return Scores(
-        scores=scores,
-        method="coverage_centric",
-        unit="sample",
-        provenance={**about, **(provenance or {}), **source},
-    )
+    if fingerprint := difficulty.provenance.get("source_fingerprint"):
+        about["source_fingerprint"] = fingerprint
+    return Scores(scores=scores, method="coverage_centric", unit="sample", provenance=about)
 
 
 def _in_rounds(
@@ -96,12 +67,12 @@ def _in_rounds(
     """Return `ids` shuffled within strata of difficulty, one of each stratum in every round."""
     ids = np.random.default_rng(seed).permutation(ids)
     lowest, highest = difficulty[ids].min(), difficulty[ids].max()
-    # Halved, so that no range is too wide for a float64.
+    # Halved: the full range may overflow float64.
     width = (highest / 2 - lowest / 2) / strata
     places = np.zeros(len(ids), dtype=np.int64)
     if width > 0:
         places = ((difficulty[ids] / 2 - lowest / 2) / width).astype(np.int64)
-    places = np.minimum(places, strata - 1)  # the hardest lies on the upper edge of the last
+    places = np.minimum(places, strata - 1)  # the hardest is on the last one's upper edge
     grouped = np.argsort(places, kind="stable")
     sizes = np.bincount(places, minlength=strata)
     rounds = np.empty(len(ids), dtype=np.int64)
@@ -113,7 +84,7 @@ def _in_rounds(
 
 METHOD = Method(
     function=coverage_centric,
-    inputs=Inputs,
+    flags={"difficulty": Path, "strata": int, "cutoff": float, "seed": int},
     units=("sample",),
     reference="[Zheng et al. 2023](https://arxiv.org/abs/2210.15809)",
 )

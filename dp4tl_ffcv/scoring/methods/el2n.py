@@ -1,7 +1,6 @@
-"""EL2N: how wrong a model's predictions of the source samples are."""
+"""EL2N: norm of the error of the softmax outputs, averaged over runs."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,27 +14,17 @@ from ..scores import Scores
 from . import Method
 
 
-@dataclass(frozen=True, kw_only=True)
-class Inputs:
-    """EL2N: norm of the error of the softmax outputs, averaged over runs."""
-
-    source: tuple[Path, ...]
-    """Features of the source with logits (`dp4tl features --logits`), one folder per run."""
-
-
-def el2n(
-    source: FeaturesOrArray, labels: Any = None, *, provenance: Mapping[str, Any] | None = None
-) -> Scores:
+def el2n(source: FeaturesOrArray, labels: Any = None) -> Scores:
     """Score samples by the norm of the error of their prediction; the hardest are kept first.
 
     `s[n] = ||softmax(h(x_n)) - onehot(y_n)||_2`, averaged over runs. (Paul et al. 2021, arXiv
     2107.07075, who average over runs early in training.)
 
     Args:
-        source: the source's Features with logits, or the path of their folder, or a list of these,
-            one per run; or logits h `(N, C)`, where memory maps are read block by block.
-        labels: classes `(N,)` of the samples, each in `[0, C)`; with logits only.
-        provenance: facts to record with the scores.
+        source: features folders of the source with logits (`dp4tl features --logits`), one per run.
+            In Python also Features or a list of them, or logits h `(N, C)`; memory maps are read
+            block by block.
+        labels: class ids `(N,)` in `[0, C)`; with an array of logits only.
 
     Raises:
         StaleArtifactError: the runs have different sources.
@@ -43,18 +32,16 @@ def el2n(
     >>> el2n([[4.0, 0.0], [0.0, 4.0]], [0, 0]).ranking()
     array([1, 0])
     """
-    if labels is None:
-        runs = source if isinstance(source, list | tuple) else [source]
-        return mean_scores([_of_run(run, provenance) for run in runs])
-    return _of_logits(source, labels, provenance or {})
-
-
-def _of_run(source: FeaturesOrArray, provenance: Mapping[str, Any] | None) -> Scores:
-    features = whole_source(source)
-    if features is None:
-        raise ValueError("`labels` are needed with logits; got None.")
-    about = {**source_provenance(features), **(provenance or {})}
-    return _of_logits(logits_of("source", features), features.labels, about)
+    if labels is not None:
+        return _of_logits(source, labels, {})
+    runs = []
+    for run in source if isinstance(source, list | tuple) else [source]:
+        features = whole_source(run)
+        if features is None:
+            raise ValueError("`labels` are needed with logits; got None.")
+        logits = logits_of("source", features)
+        runs.append(_of_logits(logits, features.labels, source_provenance(features)))
+    return mean_scores(runs)
 
 
 def _of_logits(logits: Any, labels: Any, provenance: Mapping[str, Any]) -> Scores:
@@ -74,7 +61,7 @@ def _of_logits(logits: Any, labels: Any, provenance: Mapping[str, Any]) -> Score
 
 METHOD = Method(
     function=el2n,
-    inputs=Inputs,
+    flags={"source": tuple[Path, ...]},
     units=("sample",),
     reference="[Paul et al. 2021](https://arxiv.org/abs/2107.07075)",
 )

@@ -1,7 +1,5 @@
-"""Feature mapping (FM): how many target images lie nearest to each source class mean."""
+"""Feature mapping (FM): number of target images nearest to the mean feature of each class."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,37 +23,24 @@ if TYPE_CHECKING:
     from ..features.features import Features
 
 
-@dataclass(frozen=True, kw_only=True)
-class Inputs:
-    """Feature mapping (FM): target images whose nearest class mean is that of each class."""
-
-    target: Path
-    """Features of the target's training split (`dp4tl features`)."""
-    source: Path
-    """Features of the source, from the same surrogate."""
-    clusters: Path | None = None
-    """Pseudo-classes (`dp4tl cluster`) to score instead of the source's classes."""
-
-
 def feature_mapping(
     target: FeaturesOrArray,
     source: FeaturesOrArray,
     *,
     clusters: "Clusters | Path | str | None" = None,
-    provenance: Mapping[str, Any] | None = None,
 ) -> Scores:
     """Score source classes or pseudo-classes by feature mapping.
 
     `s[c] = sum_n 1[argmin_k ||g(t_n) - mu_k||_2 = c]`; equal distances go to the lowest class. The
     tie-break scores are soft votes by distance, see `dp4tl_ffcv.kernels.nearest_mean`. (arXiv
-    2310.08782; the authors' script adds the votes up under the image's index instead.)
+    2310.08782; the authors' script adds votes to the image's index instead of the class.)
 
     Args:
-        target: the target's Features or the path of their folder; or features g `(n, D)`.
-        source: the source's Features or the path of their folder, from the same surrogate; or
-            class means `(C, D)` from `class_means`, where NaN rows never win a vote.
-        clusters: pseudo-classes of the source to score instead of its classes; needs Features.
-        provenance: facts to record with the scores.
+        target: features folder of the target's training split (`dp4tl features`). In Python also
+            Features, or an array g `(n, D)`.
+        source: features folder of the source, from the same surrogate. In Python also Features, or
+            class means `(C, D)` from `class_means`; NaN rows get no votes.
+        clusters: pseudo-classes of the source (`dp4tl cluster`) to score instead of its classes.
 
     Raises:
         StaleArtifactError: the features come from different surrogates, or the clusters from
@@ -91,7 +76,7 @@ def feature_mapping(
         scores=class_histogram(nearest, len(votes)).astype(np.float64),
         tie_break=votes,
         method="feature_mapping",
-        provenance={**about, **(provenance or {})},
+        provenance=about,
     )
 
 
@@ -105,7 +90,7 @@ def _means_of_clusters(
     check_one_source("clusters", (clusters.provenance, source_provenance(source)))
     if source.indices.max() >= len(clusters):
         raise ValueError(
-            f"`clusters` hold {len(clusters)} samples, but the source has ids up to "
+            f"`clusters` cover {len(clusters)} samples, but the source has sample ids up to "
             f"{source.indices.max()}. Cluster this source's features."
         )
     labels = clusters.labels[source.indices]
@@ -114,7 +99,7 @@ def _means_of_clusters(
 
 METHOD = Method(
     function=feature_mapping,
-    inputs=Inputs,
+    flags={"target": Path, "source": Path, "clusters": Path | None},
     units=("class",),
     reference="[Selectivity Drives Productivity](https://arxiv.org/abs/2310.08782)",
 )

@@ -1,8 +1,7 @@
-"""GraNd: the norm of each source sample's gradient."""
+"""GraNd: norm of each sample's gradient, averaged over runs."""
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -16,31 +15,7 @@ if TYPE_CHECKING:
     from ...beton import BetonIndex
     from ..surrogate.checkpoints import ModelLike
 
-
-@dataclass(frozen=True, kw_only=True)
-class Inputs:
-    """GraNd: norm of each sample's gradient, averaged over runs."""
-
-    models: tuple[Path, ...]
-    """Checkpoints trained on the source for a few epochs, one per run."""
-    beton: Path
-    """Source, with fields image and label."""
-    arch: str | None = None
-    """Architecture, of torchvision or timm:NAME. Another program's checkpoint needs it."""
-    mean: tuple[float, float, float] | None = None
-    """Mean per channel that another program's model was trained with, for pixels in [0, 1]."""
-    std: tuple[float, float, float] | None = None
-    """Standard deviation per channel, as for --mean."""
-    resolution: int = 224
-    """Side of the centre crop in pixels, after resizing."""
-    crop_ratio: float = 224 / 256
-    """Side of the centre crop / shorter side of the image."""
-    batch_size: int = 256
-    """Images loaded at a time; does not change the scores."""
-    num_workers: int | None = None
-    """Loading threads. Without it, all cores are used."""
-    method: Literal["auto", "ghost", "vmap", "loop"] = "auto"
-    """How to compute the norms. All give the same; auto takes the fastest that suits the model."""
+Engine = Literal["auto", "ghost", "vmap", "loop"]
 
 
 def grand(  # noqa: PLR0913  # options are named at the call
@@ -54,7 +29,7 @@ def grand(  # noqa: PLR0913  # options are named at the call
     crop_ratio: float = 224 / 256,
     batch_size: int = 256,
     num_workers: int | None = None,
-    method: Literal["auto", "ghost", "vmap", "loop"] = "auto",
+    method: Engine = "auto",
     device: "str | torch.device | None" = None,
 ) -> Scores:
     """Score samples by the norm of their gradient, averaged over training runs.
@@ -64,18 +39,19 @@ def grand(  # noqa: PLR0913  # options are named at the call
     training.)
 
     Args:
-        models: one model per run, trained on the beton for a few epochs: classifiers or paths of
-            checkpoints.
-        beton: source, with fields `image` and `label`.
-        arch: architecture of checkpoints that do not record it.
-        mean: mean per channel of checkpoints that do not record it.
-        std: standard deviation per channel of checkpoints that do not record it.
+        models: checkpoints trained on the source for a few epochs, one per run. In Python also
+            classifiers.
+        beton: source beton, with fields `image` and `label`.
+        arch: architecture, of torchvision or timm:NAME, of checkpoints that do not record it.
+        mean: mean per channel, for pixels in [0, 1], of checkpoints that do not record it.
+        std: standard deviation per channel, of checkpoints that do not record it.
         resolution: side of the centre crop in pixels, after resizing.
         crop_ratio: side of the centre crop / shorter side of the image.
         batch_size: images loaded at a time; does not change the scores.
-        num_workers: loading threads; None takes all cores.
-        method: how to compute the norms, see `gradient_norms`.
-        device: where the models are moved to and run; None takes the GPU if there is one.
+        num_workers: loading threads. Default: all cores.
+        method: how to compute the norms, which does not change them, see `gradient_norms`. auto
+            uses the fastest that suits the model.
+        device: where the models run. Default: the GPU if there is one.
 
     Raises:
         CheckpointError: see `load_checkpoint`.
@@ -126,7 +102,18 @@ def grand(  # noqa: PLR0913  # options are named at the call
 
 METHOD = Method(
     function=grand,
-    inputs=Inputs,
+    flags={
+        "models": tuple[Path, ...],
+        "beton": Path,
+        "arch": str | None,
+        "mean": tuple[float, float, float] | None,
+        "std": tuple[float, float, float] | None,
+        "resolution": int,
+        "crop_ratio": float,
+        "batch_size": int,
+        "num_workers": int | None,
+        "method": Engine,
+    },
     units=("sample",),
     reference="[Paul et al. 2021](https://arxiv.org/abs/2107.07075)",
 )

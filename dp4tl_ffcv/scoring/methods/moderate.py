@@ -1,7 +1,8 @@
-"""Moderate: how near a sample's distance to its class mean is to the median distance."""
+"""Moderate: how close the distance to the class mean is to the median distance.
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+`dp4tl select --balanced` then keeps the same fraction of each class, as DP4TL does.
+"""
+
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,20 +16,7 @@ from ..samples import distances, labelled
 from ..scores import Scores, Unit
 from . import Method
 
-
-@dataclass(frozen=True, kw_only=True)
-class Inputs:
-    """Moderate: nearness of the distance to the class mean to the median distance.
-
-    `dp4tl select --balanced` then keeps the same fraction of each class, as DP4TL does.
-    """
-
-    source: Path
-    """Features of the source (`dp4tl features`)."""
-    unit: Unit = "sample"
-    """What to score."""
-    median: Literal["class", "all"] = "class"
-    """For samples: the median distance in the sample's class, or over all samples."""
+Median = Literal["class", "all"]
 
 
 def moderate(
@@ -37,34 +25,32 @@ def moderate(
     num_classes: int | None = None,
     *,
     unit: Unit = "sample",
-    median: Literal["class", "all"] = "class",
-    provenance: Mapping[str, Any] | None = None,
+    median: Median = "class",
 ) -> Scores:
-    """Score samples, or classes, whose distance to their centre is near the median distance.
+    """Score samples or classes by how close their distance to the centre is to the median.
 
     Samples: `s[n] = -|d_n - median_{m: y_m = y_n} d_m|` with `d_n = ||g(x_n) - mu[y_n]||_2` and mu
     the class means; `median="all"` takes the median over all samples. (Moderate coreset, Xia et al.
     2023, openreview 7D5EECbOaf9.)
 
     Classes: `s[c] = -|D_c - median(D)|` with `D_c = ||mu[c] - mean_k mu[k]||_2`, over classes that
-    have samples. The other classes come last.
+    have samples. Classes without samples come last.
 
-    Published code differs: it keeps the middle ranks of the distances, not those nearest to the
-    median, and takes the median of each feature as a class's centre. DP4TL's `data_wise_moderate`
-    works within each class, like `select(..., balanced=True)` with these scores. Xia et al.
-    (tmllab/2023_ICLR_Moderate-DS) work over all samples, like `median="all"`. Scoring classes is
-    this project's own reading: DP4TL's class-wise scripts look at the target, too (`cmt` and
-    `cmt_median` rank classes by the distance of their mean to the target's class centres, `ffmm`
-    is feature mapping to the means of each class's middle samples).
+    Published code differs: it keeps the middle ranks of the distances instead of the distances
+    closest to the median, and its class centre is the median of each feature. DP4TL's
+    `data_wise_moderate` works within each class, like `select(..., balanced=True)` with these
+    scores. Xia et al. (tmllab/2023_ICLR_Moderate-DS) work over all samples, like `median="all"`.
+    DP4TL has no score of classes without the target: `cmt` and `cmt_median` rank classes by the
+    distance of their mean to the target's class centres, and `ffmm` is feature mapping to the means
+    of each class's middle samples.
 
     Args:
-        source: the source's Features or the path of their folder; or features g `(N, D)` of
-            float16, float32 or float64, where memory maps are read block by block, twice.
-        labels: classes `(N,)` of the samples; with an array only.
+        source: features folder of the source (`dp4tl features`). In Python also Features, or an
+            array g `(N, D)`; memory maps are read block by block, twice.
+        labels: class ids `(N,)`; with an array only.
         num_classes: number of classes C; with an array only.
-        unit: what to score.
-        median: median distance of the sample's class, or of all samples.
-        provenance: facts to record with the scores.
+        unit: score samples or classes.
+        median: for samples, the median distance in the sample's class, or over all samples.
 
     >>> moderate([[0.0], [4.0], [17.0], [10.0], [9.0]], [0, 0, 1, 1, 1], 2).ranking()
     array([0, 1, 4, 3, 2])
@@ -97,7 +83,7 @@ def moderate(
         tie_break=tie_break,
         method="moderate",
         unit=unit,
-        provenance={**about, **(provenance or {})},
+        provenance=about,
     )
 
 
@@ -127,7 +113,7 @@ def _medians(
 
 METHOD = Method(
     function=moderate,
-    inputs=Inputs,
+    flags={"source": Path, "unit": Unit, "median": Median},
     units=("sample", "class"),
     reference="[Xia et al. 2023](https://openreview.net/forum?id=7D5EECbOaf9)",
 )

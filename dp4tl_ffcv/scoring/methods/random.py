@@ -1,10 +1,8 @@
 """Random scores: the baseline that every method must beat."""
 
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,36 +15,20 @@ if TYPE_CHECKING:
     from ...beton import BetonIndex
 
 
-@dataclass(frozen=True, kw_only=True)
-class Inputs:
-    """Random scores: the baseline that every method must beat."""
-
-    beton: Path
-    """Source whose classes or samples are scored."""
-    seed: int = 0
-    """The same seed gives the same scores."""
-    unit: Unit = "class"
-    """What to score."""
-    label_field: str = "label"
-    """Integer field of the class ids."""
-
-
 def random_scores(
     beton: "int | str | os.PathLike[str] | BetonIndex",
     *,
     seed: int = 0,
     unit: Unit = "class",
     label_field: str = "label",
-    provenance: Mapping[str, Any] | None = None,
 ) -> Scores:
     """Score classes or samples by a uniform draw in [0, 1).
 
     Args:
-        beton: the source; or the number of its classes or samples.
-        seed: seed of numpy's default generator.
-        unit: what to score.
-        label_field: field of the class ids.
-        provenance: facts to record with the scores.
+        beton: source beton. In Python also the number of its classes or samples.
+        seed: seed of the draw.
+        unit: score classes or samples.
+        label_field: integer field with the class ids.
     """
     check_choice("unit", unit, ("class", "sample"))
     seed = check_int("seed", seed, 0)
@@ -55,8 +37,12 @@ def random_scores(
         scores=np.random.default_rng(seed).random(count),
         method="random",
         unit=unit,
-        provenance={"seed": seed, **about, **(provenance or {})},
+        provenance={"seed": seed, **about},
     )
 
 
-METHOD = Method(function=random_scores, inputs=Inputs, units=("class", "sample"))
+METHOD = Method(
+    function=random_scores,
+    flags={"beton": Path, "seed": int, "unit": Unit, "label_field": str},
+    units=("class", "sample"),
+)

@@ -1,7 +1,8 @@
-"""Soft label mapping: the surrogate's softmax outputs, summed over the target."""
+"""Soft label mapping: the surrogate's softmax outputs, summed over the target.
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+The surrogate's classes must be the source's classes.
+"""
+
 from pathlib import Path
 from typing import Any
 
@@ -18,32 +19,19 @@ from ..scores import Scores
 from . import Method
 
 
-@dataclass(frozen=True, kw_only=True)
-class Inputs:
-    """Soft label mapping: the surrogate's softmax outputs, summed over the target.
-
-    The surrogate's classes must be the source's classes.
-    """
-
-    target: Path
-    """Features of the target's training split (`dp4tl features`)."""
-
-
-def soft_label_mapping(
-    target: FeaturesOrArray, *, provenance: Mapping[str, Any] | None = None
-) -> Scores:
+def soft_label_mapping(target: FeaturesOrArray) -> Scores:
     """Score source classes by soft label mapping, `s[c] = sum_n softmax(h(t_n))_c`.
 
     Args:
-        target: the target's Features or the path of their folder; or logits h `(n, C)` of the
-            surrogate, or their soft votes `(C,)`.
-        provenance: facts to record with the scores.
+        target: features folder of the target's training split (`dp4tl features`). In Python also
+            Features, the surrogate's logits h `(n, C)`, or their soft votes `(C,)`.
 
     >>> soft_label_mapping([0.5, 2.5, 0.0]).ranking()
     array([1, 0, 2])
     """
+    about: dict[str, Any] = {}
     if (features := features_or_none(target)) is not None:
-        provenance = {"target": dict(features.provenance), **(provenance or {})}
+        about["target"] = dict(features.provenance)
         target = features.soft_votes
         target = logits_of("target", features) if target is None else target
     array = as_array(target)
@@ -51,12 +39,12 @@ def soft_label_mapping(
         votes = sum_soft_votes(check_logits("target", array))
     else:
         votes = check_soft_votes("target", array)
-    return Scores(scores=votes, method="soft_label_mapping", provenance=provenance or {})
+    return Scores(scores=votes, method="soft_label_mapping", provenance=about)
 
 
 METHOD = Method(
     function=soft_label_mapping,
-    inputs=Inputs,
+    flags={"target": Path},
     units=("class",),
     reference="[Selectivity Drives Productivity](https://arxiv.org/abs/2310.08782)",
 )
