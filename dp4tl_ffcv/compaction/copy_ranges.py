@@ -58,7 +58,7 @@ def copy_ranges(
     runs = _join(*ranges)
     if not len(runs[0]):
         return
-    copier = _Copier(source, target, *runs)
+    copier = _Copier(source, target, runs)
     total = -(-int(ranges[2].sum()) >> 20)
     with map_ordered(copier.run, range(len(copier)), num_threads, threads=True) as tasks:
         for _ in track(tasks, total=total, description=description, unit="MiB", scale=_TASK >> 20):
@@ -68,17 +68,10 @@ def copy_ranges(
 class _Copier:
     """Copies runs. A run joins ranges that follow each other in both files."""
 
-    def __init__(
-        self,
-        source: SourceFile,
-        target: int,
-        starts: NDArray[np.int64],
-        places: NDArray[np.int64],
-        sizes: NDArray[np.int64],
-    ) -> None:
+    def __init__(self, source: SourceFile, target: int, runs: Ranges) -> None:
         self._source = source
         self._target = target
-        self._starts, self._places, self._sizes = starts, places, sizes
+        self._starts, self._places, self._sizes = _, places, sizes = runs
         # The runs `chunks[c]` to `chunks[c + 1]` are written together. A long run is a chunk.
         changes = np.diff(places // _BLOCK) != 0
         long = sizes >= _LONG

@@ -1,4 +1,4 @@
-"""`read_image`: the pixels of one sample, or an error that names it."""
+"""`read_image`: the pixels of one sample, or an error that names the sample."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -9,27 +9,14 @@ import cv2
 import numpy as np
 import pytest
 from ffcv.fields.rgb_image import encode_jpeg
-from numpy.typing import NDArray
 from PIL import Image
 
-from dp4tl_ffcv import BetonError, BetonIndex, image_fields, read_image, write_beton
+from dp4tl_ffcv import BetonError, BetonIndex, read_image
 from dp4tl_ffcv.beton.tables import Tables, load_tables
 from tests.support.betons import Written, put
+from tests.support.images import picture, write_images
 
-
-def gradients(count: int) -> list[NDArray[np.uint8]]:
-    """Smooth images of different sizes, which JPEG keeps nearly as they are."""
-    images = []
-    for number in range(count):
-        rows, columns = np.mgrid[: 40 + 3 * number, : 60 - 2 * number]
-        channels = (3 * rows, 2 * columns + 9 * number, rows + columns)
-        images.append(np.stack(channels, axis=-1).astype(np.uint8))
-    return images
-
-
-def write_images(path: Path, **options: Any) -> BetonIndex:
-    samples = [(image, 0, number) for number, image in enumerate(gradients(5))]
-    return write_beton(path, samples, image_fields(**options), seed=None)
+IMAGES = [picture(40 + 3 * number, 60 - 2 * number, number) for number in range(5)]
 
 
 def overwrite(index: BetonIndex, number: int, data: bytes) -> None:
@@ -38,7 +25,7 @@ def overwrite(index: BetonIndex, number: int, data: bytes) -> None:
 
 
 def changed(index: BetonIndex, change: Callable[[Tables], Any]) -> BetonIndex:
-    """The same file with other tables, which `BetonIndex.open` might reject."""
+    """Return an index of the same file with changed tables, without checking them."""
     tables = load_tables(index.path, {})
     copies = {"metadata": tables.metadata.copy(), "allocations": tables.allocations.copy()}
     tables = replace(tables, **copies)
@@ -62,8 +49,8 @@ def test_images_of_every_writer_are_read(written: Written, name: str) -> None:
 
 
 def test_raw_images_come_back_as_they_were(tmp_path: Path) -> None:
-    index = write_images(tmp_path / "a.beton", mode="raw")
-    for number, expected in enumerate(gradients(5)):
+    index = write_images(tmp_path / "a.beton", IMAGES)
+    for number, expected in enumerate(IMAGES):
         np.testing.assert_array_equal(read_image(index.path, number), expected)
 
     def add_empty(tables: Tables) -> Tables:
@@ -71,20 +58,12 @@ def test_raw_images_come_back_as_they_were(tmp_path: Path) -> None:
         empty["size"] = 0
         return replace(tables, allocations=np.concatenate([empty, tables.allocations]))
 
-    pixels = read_image(changed(index, add_empty), 0)  # empty bytes start at the same place
-    np.testing.assert_array_equal(pixels, gradients(1)[0])
-
-
-def test_jpeg_keeps_red_green_and_blue_apart(tmp_path: Path) -> None:
-    image = np.zeros((16, 16, 3), dtype=np.uint8)
-    image[..., 0], image[..., 1] = 250, 120
-    index = write_beton(tmp_path / "a.beton", [(image, 0, 0)], image_fields(jpeg_quality=100))
-    mean = read_image(index, 0).mean(axis=(0, 1))
-    np.testing.assert_allclose(mean, [250, 120, 0], atol=4)
+    pixels = read_image(changed(index, add_empty), 0)  # empty bytes start at the same byte
+    np.testing.assert_array_equal(pixels, IMAGES[0])
 
 
 def test_grey_jpegs_are_read_as_rgb(tmp_path: Path) -> None:
-    index = write_images(tmp_path / "a.beton", mode="raw")
+    index = write_images(tmp_path / "a.beton", IMAGES)
     Image.new("L", (60, 40), 77).save(tmp_path / "grey.jpg")
     overwrite(index, 0, (tmp_path / "grey.jpg").read_bytes())
     as_jpeg = changed(index, lambda tables: tables.metadata["f0"]["mode"].__setitem__(0, 0))
@@ -104,19 +83,19 @@ def test_bad_arguments_are_rejected(
     arguments: Any, error: type[Exception], message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(error, match=message):
-        read_image(write_images(tmp_path / "a.beton"), *arguments)
+        read_image(write_images(tmp_path / "a.beton", IMAGES), *arguments)
 
 
 def test_a_corrupt_jpeg_is_named(tmp_path: Path) -> None:
-    index = write_images(tmp_path / "a.beton")
-    assert read_image(index, 2).shape == gradients(3)[2].shape
+    index = write_images(tmp_path / "a.beton", IMAGES, mode="jpg")
+    assert read_image(index, 2).shape == IMAGES[2].shape
     short = changed(index, lambda tables: tables.allocations["size"].__setitem__(2, 300))
     with pytest.raises(BetonError, match=r"image of sample 2 in .* is corrupt"):
         read_image(short, 2)
     overwrite(index, 2, bytes(int(index.sample_bytes()[2])))
     with pytest.raises(BetonError, match=r"image of sample 2 in .* is corrupt"):
         read_image(index, 2)
-    assert read_image(index, 1).shape == gradients(2)[1].shape
+    assert read_image(index, 1).shape == IMAGES[1].shape
 
 
 @pytest.mark.parametrize(
@@ -129,7 +108,7 @@ def test_a_corrupt_jpeg_is_named(tmp_path: Path) -> None:
     ],
     ids=["height", "width", "mode", "no bytes"],
 )
-def test_tables_that_contradict_the_pixels_are_named(change: Any, tmp_path: Path) -> None:
-    index = write_images(tmp_path / "a.beton", mode="raw")
+def test_an_image_whose_tables_are_corrupt_is_named(change: Any, tmp_path: Path) -> None:
+    index = write_images(tmp_path / "a.beton", IMAGES)
     with pytest.raises(BetonError, match=r"image of sample 0 in .* is corrupt"):
         read_image(changed(index, change), 0)

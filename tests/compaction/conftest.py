@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 from ffcv.fields import BytesField, IntField, RGBImageField
 
-from dp4tl_ffcv import write_beton
-from tests.compaction.support import NOTE_AND_LABEL, PAGE_SIZE, paint
-from tests.support.betons import write_stock
+from tests.compaction.support import NOTE_AND_LABEL, paint
+from tests.support.betons import write_ours, write_stock
 
 NAMES = ["ant", "bee", "cat", "dog"]
 
@@ -36,11 +35,7 @@ def blobs(tmp_path: Path) -> Path:
         (rng.integers(0, 256, 30_000 + 999 * i, dtype=np.uint8), i % 4, i) for i in range(40)
     ]
     fields = {"blob": BytesField(), "label": IntField(), "identifier": IntField()}
-    path = tmp_path / "blobs.beton"
-    write_beton(
-        path, samples, fields, class_names=NAMES, seed=None, page_size=PAGE_SIZE, num_workers=0
-    )
-    return path
+    return write_ours(tmp_path / "blobs.beton", samples, fields, class_names=NAMES)
 
 
 @pytest.fixture

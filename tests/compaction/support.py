@@ -6,15 +6,12 @@ from typing import Any
 
 import numpy as np
 from ffcv.fields import BytesField, IntField
-from ffcv.fields.basics import IntDecoder
-from ffcv.fields.rgb_image import SimpleRGBImageDecoder
-from ffcv.loader import Loader, OrderOption
 from numpy.typing import NDArray
 
-from dp4tl_ffcv import BetonIndex, write_beton
+from dp4tl_ffcv import BetonIndex
 from dp4tl_ffcv.writing.fields import ImageField
+from tests.support.betons import read_with_ffcv, write_ours
 
-PAGE_SIZE = 1 << 21
 ROOT = Path(__file__).resolve().parents[2]
 NOTE_AND_LABEL = {"note": BytesField(), "label": IntField()}
 
@@ -34,20 +31,11 @@ def stored_at(index: BetonIndex, data: bytes, sample_id: int, pointer: Any) -> b
     return data[int(pointer) : int(pointer) + int(size)]
 
 
-def read_with_stock(path: Path, os_cache: bool, key: str = "label") -> dict[int, tuple[int, str]]:
+def read_images(path: Path, os_cache: bool, key: str = "label") -> dict[int, tuple[int, str]]:
     """Return label and digest of the pixels that ffcv's Loader yields, by the field `key`."""
-    names = [field.name for field in BetonIndex.open(path).fields]
-    pipelines: dict[str, Any] = {name: [IntDecoder()] for name in names}
-    pipelines["image"] = [SimpleRGBImageDecoder()]
-    loader = Loader(
-        str(path), batch_size=7, num_workers=1, os_cache=os_cache,
-        order=OrderOption.SEQUENTIAL, drop_last=False, pipelines=pipelines,
-    )  # fmt: skip
-    rows = (
-        dict(zip(names, row, strict=True)) for batch in loader for row in zip(*batch, strict=True)
-    )
     return {
-        int(row[key][0]): (int(row["label"][0]), sha256(row["image"].tobytes())) for row in rows
+        int(row[key][0]): (int(row["label"][0]), sha256(row["image"].tobytes()))
+        for row in read_with_ffcv(path, os_cache)
     }
 
 
@@ -61,11 +49,9 @@ def paint(number: int, height: int, width: int) -> NDArray[np.uint8]:
 
 
 def jpegs(path: Path, contents: list[bytes], **options: Any) -> Path:
-    """Write a beton of JPEGs; labels are ids."""
+    """Write a beton of JPEGs. The label of each is its position."""
     samples = [(content, number) for number, content in enumerate(contents)]
-    fields = {"image": ImageField(), "label": IntField()}
-    write_beton(path, samples, fields, seed=None, num_workers=0, **options)
-    return path
+    return write_ours(path, samples, {"image": ImageField(), "label": IntField()}, **options)
 
 
 def expected_places(rooms: list[int], tables: int, page_size: int) -> tuple[list[int], int]:

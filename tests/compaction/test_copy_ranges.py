@@ -2,7 +2,6 @@
 
 import errno
 import os
-import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -139,36 +138,6 @@ def test_ranges_beyond_the_end_are_an_error(
     first = max(start, 12 * MIB)
     with pytest.raises(BetonError, match=f"is truncated: it has no byte {first}"):
         copy(source, tmp_path / "out", [(0, 0, 5), (start, 100, size)])
-
-
-def test_reading_takes_the_memory_of_the_bytes_once(source: Path) -> None:
-    file = SourceFile(source)
-    tracemalloc.start()
-    try:
-        data = file.read_at(MIB, 8 * MIB)
-        assert tracemalloc.get_traced_memory()[1] < 9 * MIB
-    finally:
-        tracemalloc.stop()
-        file.close()
-    assert sha256(data) == sha256(source.read_bytes()[MIB : 9 * MIB])
-
-
-def test_an_error_in_one_thread_stops_the_others(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run, tasks = copy_ranges._Copier.run, []
-
-    def fail(self: Any, task: int) -> None:
-        tasks.append(task)
-        if task == 1:
-            raise OSError("gone")
-        run(self, task)
-
-    monkeypatch.setattr(copy_ranges._Copier, "run", fail)
-    ranges = [(0, number * 8 * MIB, 100) for number in range(200)]
-    with pytest.raises(OSError, match="gone"):
-        copy(source, tmp_path / "out", ranges)
-    assert len(tasks) < 20
 
 
 def test_a_file_of_one_piece_is_shared_among_threads(source: Path) -> None:

@@ -1,6 +1,6 @@
 """Faults during `compact`: full disks, changing sources, killed runs, other writers.
 
-Most concern both ways to write: copying samples, and encoding their images.
+Many tests run both code paths: samples are copied, or their images are encoded.
 """
 
 import errno
@@ -8,8 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,11 +17,11 @@ import pytest
 
 from dp4tl_ffcv import BetonError, BetonIndex, Selection, artifacts, compact
 from dp4tl_ffcv.artifacts import locked_part
-from dp4tl_ffcv.compaction import copy_ranges, copy_samples
-from dp4tl_ffcv.compaction.transcode import Transcoder
+from dp4tl_ffcv.compaction import copy_samples
 from dp4tl_ffcv.utils import sha256_of_file
 from dp4tl_ffcv.writing import pages
-from tests.compaction.support import PAGE_SIZE, ROOT
+from tests.compaction.support import ROOT
+from tests.support.betons import PAGE_SIZE
 
 both_ways = pytest.mark.parametrize("options", [{}, {"images": "raw"}], ids=["copy", "encode"])
 Options = dict[str, Any]
@@ -83,18 +81,19 @@ def test_a_full_disk_is_named_and_the_old_file_stays(
     assert {name: sha256_of_file(tmp_path / name) for name in names(tmp_path)} == before
 
 
+@both_ways
 def test_the_old_manifest_stays_with_the_old_file(
-    blobs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    options: Options, jpeg_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out.beton"
-    manifest = compact(blobs, [1, 2], out).path.with_name("out.beton.json").read_bytes()
+    manifest = compact(jpeg_source, [1, 2], out).path.with_name("out.beton.json").read_bytes()
 
     def fail(_: int) -> None:
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(OSError, match="Input/output error"):
-        compact(blobs, None, out)
+        compact(jpeg_source, None, out, num_workers=1, **options)
     assert (tmp_path / "out.beton.json").read_bytes() == manifest
     assert len(BetonIndex.open(out)) == 2
 
@@ -161,45 +160,6 @@ def test_another_file_system_gets_the_same_bytes(
         compact(jpeg_source, None, folder / "out.beton", layout="class", **options)
         assert names(folder) == ["out.beton", "out.beton.json"]
     assert sha256_of_file(tmp_path / "out.beton") == sha256_of_file(other_file_system / "out.beton")
-
-
-def test_threads_end_with_the_call(
-    blobs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Otherwise they would write to the next file that gets the closed descriptor."""
-    copy = copy_ranges._Copier.run
-
-    def slowly(self: Any, task: int) -> None:
-        time.sleep(0.05)
-        copy(self, task)
-
-    def interrupted(items: Any, **_: Any) -> Any:
-        yield next(items)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(copy_ranges, "_TASK", 1 << 17)
-    monkeypatch.setattr(copy_ranges._Copier, "run", slowly)
-    monkeypatch.setattr(copy_ranges, "track", interrupted)
-    before = threading.active_count()
-    with pytest.raises(KeyboardInterrupt):
-        compact(blobs, None, tmp_path / "out.beton", num_workers=2)
-    assert threading.active_count() == before
-
-
-def test_a_worker_that_dies_is_an_error_and_nothing_is_left(
-    jpeg_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    encode = Transcoder.encode
-
-    def die(self: Any, position: int) -> Any:
-        if position == 20:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return encode(self, position)
-
-    monkeypatch.setattr(Transcoder, "encode", die)
-    with pytest.raises(RuntimeError, match="a worker process died"):
-        compact(jpeg_source, None, tmp_path / "out.beton", images="raw", num_workers=2)
-    assert names(tmp_path) == []
 
 
 # Runs that are continued.

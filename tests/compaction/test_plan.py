@@ -1,6 +1,7 @@
-"""Plans of a compacted beton: fields of every kind, custom fields, places of samples."""
+"""Plans of a compacted beton: fields of every kind, and the places of samples."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,20 @@ from dp4tl_ffcv.beton import format
 from dp4tl_ffcv.beton.verify.verification import verify
 from dp4tl_ffcv.compaction.plan import place, retain
 from dp4tl_ffcv.jpeg import turbojpeg
-from tests.compaction.support import PAGE_SIZE, expected_places, sha256, stored_at
-from tests.support.betons import CUSTOM_FIELDS, OpaqueField, StampField, Written, write_stock
+from dp4tl_ffcv.utils import sha256_of_file
+from tests.compaction.support import expected_places, sha256, stored_at
+from tests.support.betons import (
+    CUSTOM_FIELDS,
+    PAGE_SIZE,
+    OpaqueField,
+    StampField,
+    Written,
+    damage,
+    write_ours,
+    write_stock,
+)
+
+Write = Callable[..., Path]
 
 # Fields.
 
@@ -51,7 +64,7 @@ def test_every_field_of_every_writer_keeps_its_bytes(
                 assert value["size"] == len(stored)
     assert len(index.allocations) == 7 * len(ids)
     assert verify(out, custom_fields=custom).problems == ()
-    # ffcv's writer gives empty bytes the place of what follows them.
+    # ffcv's writer gives empty bytes the same pointer as the bytes that follow.
     assert (np.diff(np.sort(index.allocations["ptr"])) > 0).all()
 
 
@@ -63,7 +76,7 @@ def test_descriptors_with_their_arguments_are_kept(written: Written, tmp_path: P
     assert found == written.path.read_bytes()[start:size]
 
 
-def test_a_custom_field_may_keep_no_bytes_of_a_sample(
+def test_a_custom_field_may_have_no_bytes_for_a_sample(
     stamps: dict[str, Any], tmp_path: Path
 ) -> None:
     path = write_stock(tmp_path / "a.beton", stamps["samples"], stamps["fields"])
@@ -78,7 +91,7 @@ def test_a_custom_field_may_keep_no_bytes_of_a_sample(
 
 
 class ListField(OpaqueField):
-    """Two byte strings, with their places in a nested record and in an array."""
+    """Two byte strings, with pointers in a nested record and in an array."""
 
     metadata_type = np.dtype(
         [("parts", [("ptr", "<u8"), ("size", "<u8")], (2,)), ("both", "<u8", (2,)), ("id", "<u8")]
@@ -94,20 +107,15 @@ class ListField(OpaqueField):
             destination["both"][0, number] = pointer
 
 
-@pytest.mark.parametrize("ours", [False, True])
-def test_pointers_in_nested_records_and_arrays_move(ours: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("write", [write_stock, write_ours])
+def test_pointers_in_nested_records_and_arrays_move(write: Write, tmp_path: Path) -> None:
     parts = [[bytes([n]) * (n + 1), bytes([n + 100]) * 9] for n in range(9)]
     samples = [(n, (n << 60, parts[n])) for n in range(9)]
-    fields = {"label": IntField(), "list": ListField()}
-    path = tmp_path / "a.beton"
-    if ours:
-        write_beton(path, samples, fields, seed=None, num_workers=0)
-    else:
-        write_stock(path, samples, fields)
+    path = write(tmp_path / "a.beton", samples, {"label": IntField(), "list": ListField()})
     ids = [7, 2, 5]
     custom = {"list": ListField}
     index = compact(path, ids, tmp_path / "b.beton", custom_fields=custom, layout="class")
-    data = (tmp_path / "b.beton").read_bytes()
+    data = index.path.read_bytes()
     assert index.column("list")["id"].tolist() == [n << 60 for n in sorted(ids)]
     for row, number in enumerate(sorted(ids)):
         record = index.column("list")[row]
@@ -117,7 +125,7 @@ def test_pointers_in_nested_records_and_arrays_move(ours: bool, tmp_path: Path) 
 
 
 class SignedField(OpaqueField):
-    """Bytes whose place is stored as a signed number."""
+    """Bytes whose pointer is stored as a signed number."""
 
     metadata_type = np.dtype([("at", "<i8"), ("n", "<i8")])
 
@@ -127,7 +135,7 @@ class SignedField(OpaqueField):
 
 
 class MarkedField(OpaqueField):
-    """Bytes or none; a place of all ones means none."""
+    """Bytes or none; a pointer of all ones means none."""
 
     metadata_type = np.dtype([("at", "<u8"), ("n", "<u8")])
 
@@ -139,19 +147,18 @@ class MarkedField(OpaqueField):
 
 
 @pytest.mark.parametrize(
-    ("kind", "ours"), [(SignedField, False), (MarkedField, False), (MarkedField, True)]
+    ("kind", "write"),
+    [(SignedField, write_stock), (MarkedField, write_stock), (MarkedField, write_ours)],
 )
-def test_places_that_cannot_be_found_are_an_error(kind: Any, ours: bool, tmp_path: Path) -> None:
+def test_pointers_that_cannot_be_found_are_an_error(
+    kind: Any, write: Write, tmp_path: Path
+) -> None:
     samples = [(n, bytes([n]) * (n % 3 * 5)) for n in range(9)]
-    fields, path = {"label": IntField(), "odd": kind()}, tmp_path / "a.beton"
-    if ours:
-        write_beton(path, samples, fields, seed=None, num_workers=0)
-    else:
-        write_stock(path, samples, fields)
+    path = write(tmp_path / "a.beton", samples, {"label": IntField(), "odd": kind()})
     with pytest.raises(BetonError, match=r"cannot tell what .* custom fields \(odd\)"):
         compact(path, None, tmp_path / "b.beton", custom_fields={"odd": kind})
     assert not (tmp_path / "b.beton").exists()
-    if kind is MarkedField:  # if all samples have bytes, every value is a place
+    if kind is MarkedField:  # the pointers of samples with bytes are found
         ids = [1, 2, 4, 5]
         index = compact(path, ids, tmp_path / "b.beton", custom_fields={"odd": kind})
         data = (tmp_path / "b.beton").read_bytes()
@@ -163,13 +170,9 @@ def test_places_that_cannot_be_found_are_an_error(kind: Any, ours: bool, tmp_pat
 def test_samples_that_share_bytes_are_an_error(tmp_path: Path) -> None:
     samples = [(0, (n, bytes([n]) * 9)) for n in range(4)]
     fields = {"label": IntField(), "stamp": StampField()}
-    path = tmp_path / "a.beton"
-    index = write_beton(path, samples, fields, seed=None, num_workers=0)
-    data = bytearray(path.read_bytes())
-    at = format.HEADER.itemsize + 2 * format.FIELD.itemsize
-    metadata = np.frombuffer(data, dtype=index.metadata.dtype, count=4, offset=at)
-    metadata["f1"]["ptr"][2] = metadata["f1"]["ptr"][1]
-    path.write_bytes(data)
+    path = write_ours(tmp_path / "a.beton", samples, fields)
+    with damage(path, CUSTOM_FIELDS) as parts:
+        parts.metadata["f1"]["ptr"][2] = parts.metadata["f1"]["ptr"][1]
     compact(path, [0, 1], tmp_path / "b.beton", custom_fields=CUSTOM_FIELDS)
     with pytest.raises(BetonError, match=r"corrupt: the field 'stamp' of a retained sample points"):
         compact(path, [0, 2], tmp_path / "c.beton", custom_fields=CUSTOM_FIELDS)
@@ -177,7 +180,7 @@ def test_samples_that_share_bytes_are_an_error(tmp_path: Path) -> None:
 
 
 def test_a_beton_may_start_with_empty_bytes(tmp_path: Path) -> None:
-    """ffcv's writer gives them the place 0."""
+    """ffcv's writer gives them the offset 0."""
     sizes = [0, 0, 4, 0]
     samples = [(np.full(size, 7, dtype=np.uint8), n) for n, size in enumerate(sizes)]
     fields = {"blob": BytesField(), "label": IntField()}
@@ -196,20 +199,16 @@ def test_the_order_of_the_allocation_table_does_not_matter(tmp_path: Path) -> No
     fields = {"note": BytesField(), "blob": BytesField(), "label": IntField()}
     path = write_stock(tmp_path / "a.beton", samples, fields)
     compact(path, None, tmp_path / "b.beton")
-    source = BetonIndex.open(path)
-    with path.open("r+b") as stream:
-        stream.seek(int(source.header["alloc_table_ptr"]))
-        stream.write(source.allocations[::-1].tobytes())
+    with damage(path) as parts:
+        parts.table[:] = parts.table[::-1].copy()
     compact(path, None, tmp_path / "c.beton")
-    assert sha256((tmp_path / "b.beton").read_bytes()) == sha256(
-        (tmp_path / "c.beton").read_bytes()
-    )
+    assert sha256_of_file(tmp_path / "b.beton") == sha256_of_file(tmp_path / "c.beton")
 
 
 def test_a_source_that_changes_while_it_is_opened_is_an_error(
     stamps: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Otherwise tables of one file could be combined with bytes of another."""
+    """Tables of one file must not be combined with bytes of another."""
     path = write_stock(tmp_path / "a.beton", stamps["samples"], stamps["fields"])
     real = BetonIndex.open
 
@@ -260,39 +259,34 @@ def test_a_sample_that_no_page_can_hold_is_an_error() -> None:
     st.lists(st.tuples(st.integers(0, 3), st.integers(0, 900_000)), min_size=1, max_size=25),
     st.integers(0, 99),
 )
-def test_random_samples_keep_their_bytes_and_cross_no_page(
-    tmp_path_factory: pytest.TempPathFactory, shapes: list[tuple[int, int]], seed: int
+def test_random_samples_keep_their_bytes_and_are_placed_one_after_the_other(
+    tmp_path_factory: pytest.TempPathFactory, sizes: list[tuple[int, int]], seed: int
 ) -> None:
     rng, folder = np.random.default_rng(seed), tmp_path_factory.mktemp("whole")
     samples = [
-        (rng.integers(0, 9, a, dtype=np.uint8), rng.integers(0, 9, b, dtype=np.uint8), number)
-        for number, (a, b) in enumerate(shapes)
+        (*(rng.integers(0, 9, size, np.uint8) for size in pair), number)
+        for number, pair in enumerate(sizes)
     ]
     fields = {"a": BytesField(), "b": BytesField(), "label": IntField()}
-    write_beton(folder / "a.beton", samples, fields, page_size=PAGE_SIZE, num_workers=0)
-    ids = np.flatnonzero(rng.random(len(shapes)) < 0.6)
-    ids = ids if ids.size else np.array([0])
-    index = compact(folder / "a.beton", ids, folder / "b.beton", seed=seed)
-    assert verify(folder / "b.beton").problems == ()
-    data = (folder / "b.beton").read_bytes()
-    places, end = expected_places(
-        [sum(max(1, len(part)) for part in samples[label][:2]) for label in index.labels()],
-        len(fields) * format.FIELD.itemsize + 24 + index.metadata.nbytes,
-        PAGE_SIZE,
-    )
+    source = write_ours(folder / "a.beton", samples, fields)
+    ids = np.append(0, np.flatnonzero(rng.random(len(sizes)) < 0.6))
+    index = compact(source, ids, folder / "b.beton", seed=seed)
+    assert verify(index).problems == ()
+    tables = 3 * format.FIELD.itemsize + format.HEADER.itemsize + index.metadata.nbytes
+    labels = index.labels().tolist()
+    rooms = [sum(max(1, size) for size in sizes[label]) for label in labels]
+    places, end = expected_places(rooms, tables, PAGE_SIZE)
     assert int(index.header["alloc_table_ptr"]) == end
-    assert len(data) == end + 24 * 2 * len(ids)
-    for row, label in enumerate(index.labels().tolist()):
-        a, b, _ = samples[label]
-        assert index.column("a")["ptr"][row] == places[row]
-        assert index.column("b")["ptr"][row] == places[row] + max(1, len(a))
-        for name, part in (("a", a), ("b", b)):
-            start = int(index.column(name)["ptr"][row])
-            assert sha256(data[start : start + len(part)]) == sha256(part.tobytes())
+    assert index.column("a")["ptr"].tolist() == places
+    data = index.path.read_bytes()
+    for label, a, b in zip(labels, index.column("a"), index.column("b"), strict=True):
+        assert b["ptr"] == a["ptr"] + max(1, int(a["size"]))
+        for part, (ptr, size) in zip(samples[label][:2], (a.tolist(), b.tolist()), strict=True):
+            assert sha256(data[ptr : ptr + size]) == sha256(part.tobytes())
 
 
 def test_padding_of_the_tables_is_zero(tmp_path: Path) -> None:
-    """Otherwise the same arguments could give other bytes."""
+    """The same arguments must give the same bytes."""
     samples = [(np.zeros((4, 4, 3), dtype=np.uint8), 1) for _ in range(50)]
     fields = {"image": image_fields(mode="raw")["image"], "label": IntField()}
     index = write_beton(tmp_path / "a.beton", samples, fields, num_workers=0)

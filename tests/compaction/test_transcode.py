@@ -1,5 +1,6 @@
-"""`compact` with other images: raw pixels as ffcv decodes them, JPEGs, smaller ones, a budget."""
+"""`compact` with new images: raw pixels, JPEGs, smaller images, a budget."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 from ffcv.fields import IntField, RGBImageField
 from numpy.typing import NDArray
 
-from dp4tl_ffcv import BetonIndex, compact, write_beton
+from dp4tl_ffcv import BetonIndex, compact
 from dp4tl_ffcv.beton import format
 from dp4tl_ffcv.beton.verify.verification import verify
 from dp4tl_ffcv.compaction import plan as planning
@@ -22,15 +23,16 @@ from dp4tl_ffcv.utils import sha256_of_file
 from dp4tl_ffcv.writing import build
 from dp4tl_ffcv.writing.fields import ImageField
 from tests.compaction.support import (
-    PAGE_SIZE,
     expected_places,
     jpegs,
     paint,
-    read_with_stock,
+    read_images,
     sha256,
     stored_at,
 )
-from tests.support.betons import write_stock
+from tests.support.betons import PAGE_SIZE, damage, put, write_ours, write_stock
+
+RAW_AND_LABEL = {"image": RGBImageField(write_mode="raw"), "label": IntField()}
 
 
 @pytest.fixture
@@ -74,10 +76,10 @@ def test_raw_images_are_the_pixels_that_stock_ffcv_decodes(
     ids = np.arange(3, 20)
     index = compact(even, ids, tmp_path / "raw.beton", images="raw", num_workers=2)
     assert set(index.column("image")["mode"]) == {1}
-    decoded = read_with_stock(even, os_cache=True)
+    decoded = read_images(even, os_cache=True)
     assert verify(tmp_path / "raw.beton", decode=True).problems == ()
     labels = BetonIndex.open(even).labels()[ids].tolist()
-    assert read_with_stock(tmp_path / "raw.beton", os_cache) == {n: decoded[n] for n in labels}
+    assert read_images(tmp_path / "raw.beton", os_cache) == {n: decoded[n] for n in labels}
 
 
 def test_raw_images_become_jpegs_and_jpegs_keep_their_bytes(even: Path, tmp_path: Path) -> None:
@@ -118,9 +120,8 @@ def test_larger_images_are_shrunk_and_others_kept(form: Any, source: Path, tmp_p
 
 def test_raw_images_that_are_shrunk_stay_raw(tmp_path: Path) -> None:
     samples = [(paint(number, 50 + 10 * number, 30), number) for number in range(6)]
-    fields = {"image": RGBImageField(write_mode="raw"), "label": IntField()}
-    write_beton(tmp_path / "a.beton", samples, fields, num_workers=0)
-    compact(tmp_path / "a.beton", None, tmp_path / "b.beton", max_resolution=80, num_workers=1)
+    path = write_ours(tmp_path / "a.beton", samples, RAW_AND_LABEL)
+    compact(path, None, tmp_path / "b.beton", max_resolution=80, num_workers=1)
     for number, (record, data) in images(tmp_path / "b.beton").items():
         image = samples[number][0]
         if len(image) > 80:
@@ -130,11 +131,10 @@ def test_raw_images_that_are_shrunk_stay_raw(tmp_path: Path) -> None:
 
 def test_unchanged_samples_are_copied(tmp_path: Path) -> None:
     samples = [(paint(number, 50, 30), number) for number in range(6)]
-    fields = {"image": RGBImageField(write_mode="raw"), "label": IntField()}
-    write_beton(tmp_path / "a.beton", samples, fields, num_workers=0)
+    path = write_ours(tmp_path / "a.beton", samples, RAW_AND_LABEL)
     options: list[dict[str, Any]] = [{}, {"images": "raw"}, {"max_resolution": 50}]
     for number, each in enumerate(options):
-        compact(tmp_path / "a.beton", None, tmp_path / f"{number}.beton", **each)
+        compact(path, None, tmp_path / f"{number}.beton", **each)
     assert len({sha256_of_file(tmp_path / f"{number}.beton") for number in range(3)}) == 1
 
 
@@ -145,10 +145,9 @@ def test_the_bytes_do_not_depend_on_the_number_of_processes(source: Path, tmp_pa
 
 
 def test_pages_grow_for_pixels(tmp_path: Path) -> None:
-    samples = [(paint(number, 900, 1000), number) for number in range(2)]
-    fields = {"image": RGBImageField(write_mode="jpg"), "label": IntField()}
-    write_beton(tmp_path / "a.beton", samples, fields, page_size=PAGE_SIZE, num_workers=0)
-    index = compact(tmp_path / "a.beton", None, tmp_path / "b.beton", images="raw", num_workers=2)
+    contents = [turbojpeg.encode(paint(number, 900, 1000), quality=90) for number in range(2)]
+    path = jpegs(tmp_path / "a.beton", contents)
+    index = compact(path, None, tmp_path / "b.beton", images="raw", num_workers=2)
     assert index.page_size == 2 * PAGE_SIZE
     assert index.sample_bytes().tolist() == [2_700_000] * 2
 
@@ -158,7 +157,7 @@ def test_pages_grow_for_new_jpegs_larger_than_estimated(tmp_path: Path) -> None:
     rough = rng.integers(0, 256, (2800, 2800, 3), dtype=np.uint8)
     small = [turbojpeg.encode(rough[: 400 + n, :500], quality=100) for n in range(9)]
     contents = [turbojpeg.encode(rough, quality=3), *small]
-    path = jpegs(tmp_path / "a.beton", contents, page_size=PAGE_SIZE)
+    path = jpegs(tmp_path / "a.beton", contents)
     index = compact(path, None, tmp_path / "b.beton", max_resolution=450, num_workers=1)
     assert index.page_size == PAGE_SIZE
     index = compact(path, None, tmp_path / "c.beton", max_resolution=2790, num_workers=2)
@@ -168,7 +167,7 @@ def test_pages_grow_for_new_jpegs_larger_than_estimated(tmp_path: Path) -> None:
 
 def test_pages_are_not_doubled_for_the_upper_limit_of_a_jpeg(tmp_path: Path) -> None:
     content = turbojpeg.encode(paint(1, 1750, 1750), quality=90)
-    path = jpegs(tmp_path / "a.beton", [content])
+    path = jpegs(tmp_path / "a.beton", [content], page_size=None)
     index = compact(path, None, tmp_path / "b.beton", max_resolution=1740, num_workers=1)
     assert 3 * 1740 * 1740 > BetonIndex.open(path).page_size == 1 << 23
     assert index.page_size == 1 << 23
@@ -185,7 +184,7 @@ def test_pages_hold_a_jpeg_larger_than_estimated(
     grain = np.random.default_rng(1).integers(0, 2, (1664, 1664, 1), dtype=np.uint8)
     rough = np.repeat(255 * grain, 3, axis=2)
     contents = [turbojpeg.encode(each, quality=20) for each in (np.full_like(rough, 9), rough)]
-    path = jpegs(tmp_path / "a.beton", contents, page_size=PAGE_SIZE)
+    path = jpegs(tmp_path / "a.beton", contents)
     out = tmp_path / "b.beton"
     index = compact(path, None, out, max_resolution=1660, layout="class", num_workers=1)
     assert PAGE_SIZE < index.sample_bytes().max() < 2 * PAGE_SIZE
@@ -213,7 +212,7 @@ def test_a_sample_is_read_once(source: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def cost_order(path: Path, ids: NDArray[np.int64]) -> list[tuple[int, int, int]]:
-    """Return id, bytes as JPEG and as pixels; first what costs most to decode per byte saved."""
+    """Return id, bytes as JPEG and bytes as pixels, sorted by decoding time saved per byte."""
     index = BetonIndex.open(path)
     rows = []
     for number in ids.tolist():
@@ -225,7 +224,7 @@ def cost_order(path: Path, ids: NDArray[np.int64]) -> list[tuple[int, int, int]]
 
 
 def expected_size(index: BetonIndex, source: BetonIndex, raw: dict[int, int]) -> int:
-    """Return the bytes of a file with the samples of `index`, if the images in `raw` are raw."""
+    """Return the size of a file with the samples of `index`, if the images in `raw` are raw."""
     by_label = {int(label): number for number, label in enumerate(source.labels())}
     rooms = []
     for label in index.labels().tolist():
@@ -239,7 +238,7 @@ def expected_size(index: BetonIndex, source: BetonIndex, raw: dict[int, int]) ->
 
 
 @pytest.mark.parametrize("pages", [2, 3])
-def test_a_budget_is_spent_on_images_that_cost_most_to_decode(
+def test_a_budget_is_spent_on_the_images_that_cost_most_to_decode(
     pages: int, source: Path, tmp_path: Path
 ) -> None:
     ids = np.arange(2, 36)
@@ -285,12 +284,11 @@ def test_the_smallest_budget_is_the_size_without_raw_images(source: Path, tmp_pa
     assert not (tmp_path / "out.beton").exists()
 
 
-def test_among_equal_images_the_first_are_raw(tmp_path: Path) -> None:
+def test_of_equal_images_the_first_become_raw(tmp_path: Path) -> None:
     content = turbojpeg.encode(paint(3, 300, 300), quality=90)
     samples = [(content, content, number) for number in range(12)]
     fields = {"a": ImageField(), "b": ImageField(), "label": IntField()}
-    path = tmp_path / "a.beton"
-    write_beton(path, samples, fields, seed=None, page_size=PAGE_SIZE, num_workers=0)
+    path = write_ours(tmp_path / "a.beton", samples, fields)
     seen = set()
     for budget in ("6.4MB", "8.5MB"):  # two pages with images, and three
         index = compact(path, None, tmp_path / "b.beton", raw_budget=budget, num_workers=1)
@@ -306,11 +304,11 @@ def test_among_equal_images_the_first_are_raw(tmp_path: Path) -> None:
 def test_a_page_does_not_grow_for_the_budget(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The image that costs most takes more than a page as pixels, so that it stays a JPEG."""
+    """The image that costs most is larger than a page as pixels, so it stays a JPEG."""
     rough = np.random.default_rng(2).integers(0, 256, (1000, 1000, 3), dtype=np.uint8)
     small = [turbojpeg.encode(paint(n, 200, 250), quality=80) for n in range(20)]
     contents = [*small, turbojpeg.encode(rough, quality=90)]
-    path = jpegs(tmp_path / "a.beton", contents, page_size=PAGE_SIZE)
+    path = jpegs(tmp_path / "a.beton", contents)
     assert cost_order(path, np.arange(21))[0][0] == 20
     monkeypatch.setattr(planning, "LARGEST_PAGE", PAGE_SIZE)  # no beton can hold its pixels
     for budget, fewest in ((3 * PAGE_SIZE + 1000, 10), (1 << 30, 20)):
@@ -332,7 +330,7 @@ def test_a_budget_with_shrunk_images_is_met_approximately(source: Path, tmp_path
     assert used > 0.85
 
 
-# Damaged images.
+# Corrupt images.
 
 
 @pytest.mark.parametrize(
@@ -340,13 +338,9 @@ def test_a_budget_with_shrunk_images_is_met_approximately(source: Path, tmp_path
     [{"images": "raw"}, {"max_resolution": 100}, {"max_resolution": 100, "images": "raw"}],
 )
 def test_a_corrupt_image_is_named(options: dict[str, Any], source: Path, tmp_path: Path) -> None:
-    path = tmp_path / "a.beton"
-    data = bytearray(source.read_bytes())
-    place = int(BetonIndex.open(source).column("image")["data_ptr"][7])
-    data[place : place + 100] = bytes(100)
-    path.write_bytes(data)
-    message = r"^Cannot encode a\.beton, sample 7: "
-    with pytest.raises(ValueError, match=message):
+    path = Path(shutil.copyfile(source, tmp_path / "a.beton"))
+    put(path, int(BetonIndex.open(source).column("image")["data_ptr"][7]), bytes(100))
+    with pytest.raises(ValueError, match=r"^Cannot encode a\.beton, sample 7: "):
         compact(path, None, tmp_path / "out.beton", num_workers=2, **options)
     assert [each.name for each in tmp_path.iterdir()] == ["a.beton"]
     compact(path, np.delete(np.arange(36), 7), tmp_path / "out.beton", num_workers=2, **options)
@@ -355,10 +349,8 @@ def test_a_corrupt_image_is_named(options: dict[str, Any], source: Path, tmp_pat
 def test_pixels_of_another_size_than_the_metadata_are_named(even: Path, tmp_path: Path) -> None:
     index = BetonIndex.open(even)
     number = int(np.flatnonzero(index.column("image")["mode"])[2])
-    path, data = tmp_path / "a.beton", bytearray(even.read_bytes())
-    at = format.HEADER.itemsize + 2 * format.FIELD.itemsize
-    metadata = np.frombuffer(data, dtype=index.metadata.dtype, count=24, offset=at)
-    metadata["f0"]["height"][number] += 1
-    path.write_bytes(data)
+    path = Path(shutil.copyfile(even, tmp_path / "a.beton"))
+    with damage(path) as parts:
+        parts.metadata["f0"]["height"][number] += 1
     with pytest.raises(ValueError, match=rf"^Cannot encode a\.beton, sample {number}: "):
         compact(path, None, tmp_path / "out.beton", images="jpeg", num_workers=1)

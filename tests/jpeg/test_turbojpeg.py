@@ -11,9 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from ffcv import Loader
 from ffcv.fields import RGBImageField
-from ffcv.fields.rgb_image import SimpleRGBImageDecoder
 from ffcv.libffcv import imdecode
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -22,6 +20,7 @@ from PIL import Image
 
 from dp4tl_ffcv import BetonIndex
 from dp4tl_ffcv.jpeg.turbojpeg import JpegError, JpegHeader, check, decode, encode, read_header
+from tests.support.betons import read_with_ffcv, write_stock
 from tests.support.images import jpeg, picture
 
 CODINGS: list[dict[str, Any]] = [
@@ -96,18 +95,15 @@ def test_cmyk_images_have_a_header_but_cannot_be_decoded() -> None:
         decode(data)
 
 
-def test_fast_decoding_gives_the_pixels_of_ffcvs_loader(
-    stock: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_fast_decoding_gives_the_pixels_of_ffcvs_loader(tmp_path: Path) -> None:
     fields = {"image": RGBImageField(write_mode="jpg", jpeg_quality=90)}
-    path = stock(tmp_path / "jpegs.beton", [(picture(61, 83, seed),) for seed in range(6)], fields)
-    pipelines: Any = {"image": [SimpleRGBImageDecoder()]}
-    (batch,) = Loader(str(path), batch_size=6, num_workers=1, pipelines=pipelines)
-    content, differ = path.read_bytes(), 0
-    for at, pixels in zip(BetonIndex.open(path).column("image")["data_ptr"], batch[0], strict=True):
+    samples = [(picture(61, 83, seed),) for seed in range(6)]
+    path = write_stock(tmp_path / "jpegs.beton", samples, fields)
+    content, rows, differ = path.read_bytes(), read_with_ffcv(path), 0
+    for at, row in zip(BetonIndex.open(path).column("image")["data_ptr"], rows, strict=True):
         data = content[int(at) :]  # decoding stops at the end of the image
-        np.testing.assert_array_equal(decode(data, fast=True), pixels)
-        differ += not np.array_equal(decode(data), pixels)
+        np.testing.assert_array_equal(decode(data, fast=True), row["image"])
+        differ += not np.array_equal(decode(data), row["image"])
     assert differ, "the fast transform must give other pixels for this test to be meaningful"
 
 

@@ -1,7 +1,7 @@
-"""Betons of every field kind, written by ffcv and by us; field classes that ffcv does not know."""
+"""Betons of every kind of field, written by ffcv and by us, and custom fields."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,10 @@ from ffcv.fields import (
     TorchTensorField,
 )
 from ffcv.fields.base import ARG_TYPE, Field
-from ffcv.fields.rgb_image import encode_jpeg
+from ffcv.fields.basics import FloatDecoder, IntDecoder
+from ffcv.fields.bytes import BytesDecoder
+from ffcv.fields.rgb_image import SimpleRGBImageDecoder, encode_jpeg
+from ffcv.loader import Loader, OrderOption
 from ffcv.writer import DatasetWriter
 from numpy.typing import NDArray
 
@@ -32,7 +35,7 @@ NUM_SAMPLES = 24
 
 
 class OpaqueField(Field):
-    """What the custom fields share: no arguments in the file, no decoder."""
+    """Base of the custom fields: no arguments in the file, no decoder."""
 
     @classmethod
     def from_binary(cls, binary: Any) -> Field:
@@ -106,7 +109,7 @@ def every_sample() -> list[tuple[Any, ...]]:
 
 
 def stored_bytes(sample: tuple[Any, ...]) -> dict[str, bytes]:
-    """What each field of variable place keeps of a sample, in the order of the fields."""
+    """Return the bytes that each field stores outside of the metadata, in order."""
     _, _, photo, pixels, blob, info, vector, tensor, (_, payload), _ = sample
     return {
         "photo": encode_jpeg(photo, 90).tobytes(),
@@ -130,9 +133,10 @@ class Parts:
 
 
 @contextmanager
-def damage(path: Path) -> Iterator[Parts]:
-    """Change the tables of a beton."""
-    index, data = BetonIndex.open(path), np.fromfile(path, dtype=np.uint8)
+def damage(path: Path, custom_fields: Mapping[str, Any] | None = None) -> Iterator[Parts]:
+    """Open the tables of a beton for changes."""
+    index = BetonIndex.open(path, custom_fields=custom_fields)
+    data = np.fromfile(path, dtype=np.uint8)
     fields_at, fields = format.HEADER.itemsize, len(index.fields) * format.FIELD.itemsize
     metadata_at, table_at = fields_at + fields, int(index.header["alloc_table_ptr"])
     yield Parts(
@@ -160,9 +164,38 @@ def write_stock(
     return path
 
 
+def write_ours(path: Path, samples: Any, fields: Mapping[str, Any], **options: Any) -> Path:
+    """Write a beton with `write_beton`, in this process, in the order of the samples."""
+    options = {"seed": None, "page_size": PAGE_SIZE, "num_workers": 0, **options}
+    return write_beton(path, samples, fields, **options).path
+
+
+DECODERS = {
+    "int": IntDecoder,
+    "float": FloatDecoder,
+    "bytes": BytesDecoder,
+    "rgb_image": SimpleRGBImageDecoder,
+}
+
+
+def read_with_ffcv(path: Path, os_cache: bool = True, **decoders: Any) -> list[dict[str, Any]]:
+    """Return one array per field for each sample, as ffcv's own Loader yields them in order."""
+    fields = {field.name: field.kind for field in BetonIndex.open(path).fields}
+    pipelines = {name: [decoders.get(name) or DECODERS[kind]()] for name, kind in fields.items()}
+    loader = Loader(
+        str(path), batch_size=7, num_workers=1, os_cache=os_cache,
+        order=OrderOption.SEQUENTIAL, drop_last=False, pipelines=pipelines,
+    )  # fmt: skip
+    return [
+        {name: np.array(value) for name, value in zip(fields, row, strict=True)}
+        for batch in loader
+        for row in zip(*batch, strict=True)
+    ]
+
+
 @dataclass(frozen=True)
 class Written:
-    """A beton, what went into it, and what each sample must have in the file."""
+    """A beton, its samples, and the bytes that each sample must have in the file."""
 
     path: Path
     samples: list[tuple[Any, ...]]
@@ -189,16 +222,10 @@ def written(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 @pytest.fixture
 def stamps() -> dict[str, Any]:
-    """A custom field of which every second sample keeps no bytes."""
+    """Samples and fields of a beton with a custom field; every second sample has no bytes."""
     samples = [(0, (number, bytes(5) if number % 2 else None)) for number in range(6)]
     fields = {"label": IntField(), "stamp": StampField()}
     return {"samples": samples, "fields": fields}
-
-
-@pytest.fixture(scope="session")
-def stock() -> Callable[..., Path]:
-    """ffcv's own writer: `stock(path, samples, fields)`."""
-    return write_stock
 
 
 @pytest.fixture(scope="session")

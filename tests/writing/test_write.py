@@ -1,7 +1,7 @@
 """`write_beton`: the same bytes for any number of workers, read by stock ffcv, all or nothing."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,36 +15,27 @@ from ffcv.fields import (
     NDArrayField,
     RGBImageField,
 )
-from ffcv.fields.basics import IntDecoder
-from ffcv.fields.bytes import BytesDecoder
-from ffcv.fields.rgb_image import CenterCropRGBImageDecoder, SimpleRGBImageDecoder
-from ffcv.loader import Loader, OrderOption
+from ffcv.fields.rgb_image import CenterCropRGBImageDecoder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from dp4tl_ffcv import BetonIndex, Manifest, image_fields, write_beton
+from dp4tl_ffcv import BetonIndex, Manifest, image_fields, verify, write_beton
 from dp4tl_ffcv.beton import read_manifest
 from dp4tl_ffcv.kernels import resize_area
 from dp4tl_ffcv.writing.encode import Batch, Tasks
-from tests.support.betons import PAGE_SIZE, OpaqueField
+from tests.support.betons import PAGE_SIZE, OpaqueField, read_with_ffcv
 from tests.support.blobs import FIELDS, ORDER, Blobs, write_blobs
 
 LABEL = {"label": IntField()}
 
 
-class Uneven(Sequence[Any]):
-    """Samples of which every third takes long, so that workers finish out of order."""
-
-    def __init__(self, samples: Sequence[Any]) -> None:
-        self.samples = samples
-
-    def __len__(self) -> int:
-        return len(self.samples)
+class Uneven(list[Any]):
+    """Samples of which every third is slow to read, so that workers finish out of order."""
 
     def __getitem__(self, index: Any) -> Any:
         time.sleep(0.004 * (index % 3 == 0))
-        return self.samples[index]
+        return super().__getitem__(index)
 
 
 def blob_of(size: int) -> NDArray[np.uint8]:
@@ -56,8 +47,7 @@ def blobs(*sizes: int) -> list[tuple[Any, ...]]:
 
 
 def skipped(index: BetonIndex) -> list[dict[str, Any]]:
-    """The samples that the manifest lists as skipped, in their order."""
-    assert index.manifest is not None
+    """Return the manifest's list of skipped samples, sorted."""
     return sorted(index.manifest.skipped, key=lambda each: int(each["sample"]))
 
 
@@ -67,19 +57,18 @@ def skipped(index: BetonIndex) -> list[dict[str, Any]]:
 def test_the_file_does_not_depend_on_the_workers(
     tmp_path: Path, pictures: NDArray[np.uint8]
 ) -> None:
-    samples = [
+    samples = Uneven(
         (picture[: 100 + number], number % 4, number) for number, picture in enumerate(pictures)
-    ]
+    )
     files = []
     for workers in (1, 4, 4, None):
         path = tmp_path / f"{len(files)}.beton"
-        fields = image_fields(jpeg_quality=95)
-        write_beton(path, Uneven(samples), fields, page_size=PAGE_SIZE, num_workers=workers)
+        write_beton(path, samples, image_fields(), page_size=PAGE_SIZE, num_workers=workers)
         files.append(path.read_bytes())
     assert files[1:] == files[:1] * 3
 
 
-def test_samples_lie_in_their_order_and_cross_no_page(tmp_path: Path) -> None:
+def test_samples_are_stored_in_order_and_cross_no_page(tmp_path: Path) -> None:
     rng = np.random.default_rng(4)
     fields = {"a": BytesField(), "b": BytesField()}
     sizes = rng.integers(0, PAGE_SIZE // 3, (40, 2)).tolist()
@@ -88,17 +77,18 @@ def test_samples_lie_in_their_order_and_cross_no_page(tmp_path: Path) -> None:
     table = index.allocations
     assert table["sample_id"].tolist() == [number for number in range(40) for _ in range(2)]
     assert table["size"].tolist() == [size for pair in sizes for size in pair]
-    starts, ends = table["ptr"].astype(np.int64), (table["ptr"] + table["size"]).astype(np.int64)
-    assert (starts[1:] >= ends[:-1]).all()
-    assert (starts[::2] // PAGE_SIZE == np.maximum(starts, ends - 1)[1::2] // PAGE_SIZE).all()
+    assert (np.diff(table["ptr"].astype(np.int64)) > 0).all()
+    first, last = table["ptr"][::2], (table["ptr"] + table["size"])[1::2] - np.uint64(1)
+    assert (first // PAGE_SIZE == np.maximum(first, last) // PAGE_SIZE).all()
+    assert verify(index).is_sound
     pages, _, _ = index.page_table
     assert len(pages) > 10
     assert pages.min() == 1  # page 0 holds the tables
     assert int(index.header["alloc_table_ptr"]) % PAGE_SIZE == 0
 
 
-def test_no_two_extents_start_at_the_same_byte(tmp_path: Path) -> None:
-    """The size of an extent is found by its start in ffcv."""
+def test_no_two_byte_ranges_start_at_the_same_byte(tmp_path: Path) -> None:
+    """ffcv finds the size of a byte range by its start."""
     sizes = [(0, 3), (0, 0), (PAGE_SIZE - 1, 0)]
     samples = [tuple(blob_of(size) for size in pair) for pair in sizes]
     fields = {"a": BytesField(), "b": BytesField()}
@@ -107,35 +97,17 @@ def test_no_two_extents_start_at_the_same_byte(tmp_path: Path) -> None:
     assert len(set(index.allocations["ptr"].tolist())) == 6
 
 
+def stored_blobs(index: BetonIndex) -> list[bytes]:
+    data = index.path.read_bytes()
+    return [data[ptr : ptr + size] for _, ptr, size in index.allocations.tolist()]
+
+
 @pytest.mark.parametrize("spare", [0, 1])
 def test_a_sample_may_fill_a_page(spare: int, tmp_path: Path) -> None:
-    path = tmp_path / "a.beton"
     samples = blobs(PAGE_SIZE - spare, PAGE_SIZE - spare, 5)
-    index = write_beton(path, samples, FIELDS, page_size=PAGE_SIZE, seed=None)
-    starts = index.allocations["ptr"].astype(np.int64)
-    assert (starts // PAGE_SIZE).tolist() == [1, 2, 3]
-    data = path.read_bytes()
-    for number, start in enumerate(starts.tolist()):
-        expected = samples[number][0].tobytes()
-        assert data[start : start + len(expected)] == expected
-
-
-def test_image_fields_write_what_they_say(tmp_path: Path, pictures: NDArray[np.uint8]) -> None:
-    samples = [(picture, 0, number) for number, picture in enumerate(pictures[:3])]
-    sizes = {}
-    for name, options in {
-        "raw": {"mode": "raw"},
-        "fine": {"jpeg_quality": 100},
-        "coarse": {"jpeg_quality": 20},
-        "small": {"mode": "raw", "max_resolution": 100},
-    }.items():
-        index = write_beton(tmp_path / f"{name}.beton", samples, image_fields(**options))
-        assert [field.name for field in index.fields] == ["image", "label", "identifier"]
-        sizes[name] = index.sample_bytes()[0]
-        assert index.column("image")["height"][0] == (100 if name == "small" else 200)
-    assert sizes["raw"] == 200 * 180 * 3
-    assert sizes["small"] == 100 * 90 * 3
-    assert sizes["fine"] > 2 * sizes["coarse"]
+    index = write_blobs(tmp_path / "a.beton", samples, seed=None)
+    assert (index.allocations["ptr"] // np.uint64(PAGE_SIZE)).tolist() == [1, 2, 3]
+    assert stored_blobs(index) == [blob.tobytes() for blob, _ in samples]
 
 
 # Stock ffcv reads the file.
@@ -146,42 +118,20 @@ def test_the_stock_loader_reads_it(
     os_cache: bool, tmp_path: Path, pictures: NDArray[np.uint8]
 ) -> None:
     path = tmp_path / "a.beton"
-    notes = [blob_of(number % 4) for number in range(len(pictures))]
-    labels = [(7 * number) % 10 for number in range(len(pictures))]
-    fields = {
-        "note": BytesField(),
-        "image": RGBImageField(write_mode="raw"),
-        "label": IntField(),
-    }
-    samples = list(zip(notes, pictures, labels, strict=True))
+    samples = [(blob_of(n % 4), picture, 7 * n % 10) for n, picture in enumerate(pictures)]
+    fields = {"note": BytesField(), "image": RGBImageField(write_mode="raw"), **LABEL}
     index = write_beton(path, samples, fields, page_size=PAGE_SIZE, seed=None)
     assert len(index.page_table[0]) > 1
-    loader = Loader(
-        str(path),
-        batch_size=8,
-        num_workers=1,
-        os_cache=os_cache,
-        order=OrderOption.SEQUENTIAL,
-        drop_last=False,
-        pipelines={
-            "note": [BytesDecoder()],
-            "image": [SimpleRGBImageDecoder()],
-            "label": [IntDecoder()],
-        },
-    )
-    read = 0
-    for note, images, ids in loader:
-        for row in range(len(ids)):
-            assert ids[row].tolist() == [labels[read]]
-            assert note[row][: len(notes[read])].tolist() == notes[read].tolist()
-            np.testing.assert_array_equal(images[row], pictures[read])
-            read += 1
-    assert read == len(pictures)
+    rows = read_with_ffcv(path, os_cache)
+    for row, (note, picture, label) in zip(rows, samples, strict=True):
+        assert row["note"][: len(note)].tolist() == note.tolist()
+        np.testing.assert_array_equal(row["image"], picture)
+        assert row["label"].tolist() == [label]
 
 
 @pytest.mark.parametrize("os_cache", [True, False])
 def test_stock_ffcv_reads_pages_that_grew(os_cache: bool, tmp_path: Path) -> None:
-    """The first page is then no multiple of the page size: it starts within the tables' page."""
+    """The first sample may then be on the same page as the tables."""
     rng = np.random.default_rng(0)
     shapes = [(40, 30, 3)] * 5 + [(1700, 1700, 3)] + [(50, 20, 3)] * 5
     images = [rng.integers(0, 256, shape, dtype=np.uint8) for shape in shapes]
@@ -190,25 +140,16 @@ def test_stock_ffcv_reads_pages_that_grew(os_cache: bool, tmp_path: Path) -> Non
     index = write_beton(path, samples, image_fields(mode="raw"), num_workers=0)
     assert index.page_size == 16 << 20
     assert int(index.allocations["ptr"].min()) < index.page_size
-    loader = Loader(
-        str(path),
-        batch_size=1,
-        num_workers=1,
-        os_cache=os_cache,
-        order=OrderOption.SEQUENTIAL,
-        pipelines={"image": [CenterCropRGBImageDecoder((20, 20), 1)], "identifier": None},
-    )
-    seen = 0
-    for (crop,), (label,) in loader:
-        image = images[int(label)]
+    rows = read_with_ffcv(path, os_cache, image=CenterCropRGBImageDecoder((20, 20), 1))
+    assert len(rows) == len(images)
+    for row in rows:
+        image = images[int(row["label"][0])]
         height, width = image.shape[:2]
         # ffcv crops a square of the shorter side, and shrinks it.
         side = min(height, width)
         top, left = (height - side) // 2, (width - side) // 2
         expected = resize_area(image, (20, 20), (top, left, side, side))
-        assert np.abs(np.asarray(crop).astype(int) - expected).max() <= 1
-        seen += 1
-    assert seen == len(images)
+        assert np.abs(row["image"].astype(int) - expected).max() <= 1
 
 
 # Samples that fail.
@@ -257,18 +198,17 @@ def test_skipped_samples_are_listed_with_their_errors(workers: int, tmp_path: Pa
     ]
     kept = [number for number in ORDER.tolist() if number not in texts]
     assert index.labels().tolist() == [number % 7 for number in kept]
-    assert index.manifest is not None
     assert sum(index.manifest.class_counts) == len(kept)
 
 
-def test_a_beton_without_any_sample_left_is_an_error(tmp_path: Path) -> None:
+def test_it_is_an_error_to_skip_every_sample(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="Cannot encode blob"):
         write_blobs(tmp_path / "a.beton", Blobs(20, failing=range(20)), on_error="skip")
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_lack_of_memory_skips_no_sample(workers: int, tmp_path: Path) -> None:
+def test_a_sample_is_not_skipped_for_lack_of_memory(workers: int, tmp_path: Path) -> None:
     samples = Blobs(errors={3: MemoryError()})
     with pytest.raises(MemoryError, match="no memory for sample 3"):
         write_blobs(tmp_path / "a.beton", samples, on_error="skip", num_workers=workers)
@@ -290,17 +230,12 @@ def test_pages_grow_until_the_largest_sample_fits(workers: int, tmp_path: Path) 
     samples = blobs(10, 9_000_000, 20, 17_000_000, 30, 8_000_000)
     index = write_beton(tmp_path / "a.beton", samples, FIELDS, seed=None, num_workers=workers)
     assert index.page_size == 32 << 20
-    table = index.allocations
-    ends = table["ptr"] + table["size"] - np.uint64(1)
-    assert (table["ptr"] // index.page_size == ends // index.page_size).all()
-    data = index.path.read_bytes()
-    for extent, (blob, _) in zip(table, samples, strict=True):
-        start = int(extent["ptr"])
-        assert data[start : start + len(blob)] == blob.tobytes()
+    assert verify(index).is_sound
+    assert stored_blobs(index) == [blob.tobytes() for blob, _ in samples]
 
 
 def test_large_samples_make_small_batches() -> None:
-    """Memory for samples that wait to be placed is bounded in bytes, not in samples."""
+    """The memory of waiting batches is bounded in bytes."""
     tasks, lengths = Tasks(np.arange(1000)), []
     dealt = iter(tasks)
     for size in [1000] * 3 + [1 << 20] * 3 + [40 << 20] * 3 + [1000] * 2:
@@ -404,7 +339,7 @@ def test_the_seed_gives_the_order(tmp_path: Path) -> None:
 # The manifest.
 
 
-def test_the_manifest_says_what_was_written(tmp_path: Path) -> None:
+def test_the_manifest_describes_the_beton(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "a.beton"
     options = {"root": "images", "quality": 90, "parts": [1, 2]}
     names = ["zero", "eins", "zwei, drei", "vier"]
@@ -423,7 +358,7 @@ def test_the_manifest_says_what_was_written(tmp_path: Path) -> None:
     assert manifest.tool.startswith("dp4tl_ffcv ")
 
 
-def test_the_manifest_counts_the_label_field_it_is_told(tmp_path: Path) -> None:
+def test_the_manifest_counts_the_classes_of_the_label_field(tmp_path: Path) -> None:
     fields = {"label": IntField(), "kind": IntField()}
     write_beton(tmp_path / "a.beton", [(0, 1), (0, 1)], fields, label_field="kind")
     write_beton(tmp_path / "b.beton", [(0, 1), (0, 1)], fields, label_field="none")
@@ -463,7 +398,7 @@ def test_a_corrupt_manifest_is_named(damage: Callable[[bytes], bytes], tmp_path:
 
 
 class SignedField(OpaqueField):
-    """A field that stores its place as a signed number."""
+    """Bytes whose offset is stored as a signed number."""
 
     metadata_type = np.dtype([("place", "<i8"), ("number", "<i8")])
 
@@ -473,7 +408,7 @@ class SignedField(OpaqueField):
         storage[:] = np.frombuffer(value, dtype=np.uint8)
 
 
-def test_a_place_may_be_kept_as_a_signed_number(tmp_path: Path) -> None:
+def test_an_offset_may_be_stored_as_a_signed_number(tmp_path: Path) -> None:
     values = [bytes([number]) * (number + 1) for number in range(9)]
     samples = [(value, number) for number, value in enumerate(values)]
     fields = {"signed": SignedField(), **LABEL}
