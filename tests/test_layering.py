@@ -1,7 +1,7 @@
-"""Who may import whom, held by a walk over every import statement (DESIGN section 3).
+"""Every import statement follows the table of layers below.
 
-Imports of our own modules count wherever they stand, under TYPE_CHECKING too; third-party
-imports under TYPE_CHECKING load nothing and are left out.
+Imports of our own modules count everywhere, also under TYPE_CHECKING. Third-party imports under
+TYPE_CHECKING load nothing and do not count.
 """
 
 import ast
@@ -18,8 +18,8 @@ ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("dp4tl_ffcv", "writers", "train", "benchmarks")
 OURS = {*FOLDERS, "tests"}
 
-# Part -> the parts it may import. Parts of dp4tl_ffcv go by their own names; "public" stands for
-# `from dp4tl_ffcv import NAME`, which inside the package only what sits on top of it may use.
+# Part -> the parts it may import. "public" is `from dp4tl_ffcv import NAME`, which only the top
+# layers of the package may use.
 HELPERS = {
     "artifacts", "errors", "ffcv_import", "parallel", "progress", "runs", "validate", "version",
 }  # fmt: skip
@@ -50,10 +50,7 @@ PARTS = {
     "benchmarks": {*LIBRARY, "cli", "public", "utils", "writers", "train"},
 }
 MAY_ALSO = {
-    "dp4tl_ffcv.scoring.methods.grand": {
-        "distributed",
-        "loading",
-    },
+    "dp4tl_ffcv.scoring.methods.grand": {"distributed", "loading"},
     "train.demo": {"writers"},
 }
 
@@ -89,7 +86,7 @@ KERNELS_NEED = {"numpy", "numba", "llvmlite", "threadpoolctl"} | sys.stdlib_modu
 
 @dataclass(frozen=True)
 class Import:
-    """One imported name, absolute, and where its statement stands."""
+    """One imported name, made absolute, and the place of its import statement."""
 
     target: str
     line: int
@@ -119,7 +116,7 @@ def imports_of(source: str, package: str) -> Iterator[Import]:
 
 
 def part_of(module: str) -> str:
-    """Name the part that `module`, or the module of a dotted name, belongs to."""
+    """Return the part that a module, or a name in a module, belongs to."""
     folder, _, rest = module.partition(".")
     if folder != "dp4tl_ffcv":
         return folder
@@ -132,7 +129,7 @@ def is_below(module: str, tops: tuple[str, ...]) -> bool:
 
 
 def fault_of(module: str, found: Import) -> str | None:
-    """Say what is wrong with one import of `module`, or None."""
+    """Return what is wrong with an import of `module`, or None."""
     folder, part = module.partition(".")[0], part_of(module)
     target = found.target.partition(".")[0]
     if target in OURS:

@@ -1,4 +1,4 @@
-"""`map_ordered`: ordered results, a bounded window, and no worker left behind."""
+"""`map_ordered`: ordered results, few tasks ahead of the consumer, and no worker that remains."""
 
 import os
 import threading

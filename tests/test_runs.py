@@ -1,4 +1,4 @@
-"""Run folders: a result counts for its own configuration only; other runs start over or fail."""
+"""Run folders: a result is valid for one configuration; other runs start over or fail."""
 
 import json
 import os

@@ -68,7 +68,7 @@ def load_figures(
 ) -> dict[tuple[str, ...], Callable[..., Any]]:
     """Return the functions that measure the figures `only` (all if empty), by the figures' names.
 
-    A module measures the figure of its own name, or the figures in its tuple `FIGURES`.
+    A module measures the figure that has its name, or the figures in its tuple `FIGURES`.
     """
     found = {}
     for module_name in _modules(name):

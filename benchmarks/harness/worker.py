@@ -64,8 +64,7 @@ class Worker:
     def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
         """Call a method of the object and return its result.
 
-        Raises:
-            RuntimeError: the process failed. The end of its output is then on stderr.
+        If the process fails, a RuntimeError is raised and the end of its output is on stderr.
         """
         self.wait()
         self._connection.send((method, args, kwargs))

@@ -121,11 +121,7 @@ def alternate_epochs(
 ) -> tuple[list[list[float]], dict[str, Any]]:
     """Load epochs on all sides in turn, each in its own process. The first side is ours.
 
-    Returns:
-        images/s of each side, and further parameters of the row.
-
-    Raises:
-        RuntimeError: the sides loaded different samples.
+    Return images/s of each side, and parameters of the row.
     """
     with ExitStack() as processes:
         workers = [processes.enter_context(Worker(side)) for side, _ in sides]

@@ -34,15 +34,11 @@ def largest_pruning(
 ) -> float:
     """Return the largest share that can be pruned with no loss, 0.0 if none.
 
-    A keep passes by `mean` if the mean of the seeds' differences to the full run is at least 0; by
-    `t` if it is not below 0 at the 5 % level, one-sided, by a paired t-test:
+    `full` holds the accuracy of the full run by seed, `kept` the same for each keep. By the rule
+    `mean`, a keep passes if the mean difference to the full run is at least 0. By the rule `t`, a
+    keep passes unless a one-sided paired t-test finds a loss at the 5 % level:
     `mean + t_95 * sd / sqrt(n) >= 0`. All larger keeps must pass as well, so that one lucky small
     selection does not count.
-
-    Args:
-        full: accuracy of the full run, by seed.
-        kept: accuracies of each keep, in the order of seeds.
-        rule: `mean` or `t`.
     """
     smallest = 1.0
     for keep in sorted(kept, reverse=True):

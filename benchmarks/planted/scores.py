@@ -34,7 +34,7 @@ INFLUENCE_SEED = 5000
 # Inputs that the benchmark can provide. Methods that require others are left out.
 OF_TARGET = {"target", "outcomes", "included"}
 GIVEN = {*OF_TARGET, "source", "clusters", "beton", "seed", "models", "difficulty"}
-# What is trained for scoring, in addition to features and clusters.
+# Parts that are trained. Features and clusters are not.
 TRAINED = {"surrogate", "encoder", "influence runs"}
 
 _Part = TypeVar("_Part")

@@ -39,6 +39,8 @@ class Scale:
     """Images whose gradient norms are computed at once, per round."""
     backward: int = 24
     """Images with a separate backward pass each, per round."""
+    arch: str = "resnet18"
+    """Network whose gradient norms are computed."""
     rounds: int = 9
     """Rounds of figures that take about a second."""
     short_rounds: int = 51

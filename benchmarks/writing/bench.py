@@ -71,7 +71,7 @@ class Bench:
     data: Path
     """Folder of the betons and image files to read."""
     outputs: Path
-    """Folder for what is written, deleted at the end."""
+    """Folder for the written files, deleted at the end."""
     processes: ExitStack
 
     @cached_property
@@ -130,6 +130,6 @@ class Bench:
 
 @contextmanager
 def open_benches(quick: bool, data: Path) -> Iterator[list[Bench]]:
-    """Yield what is measured."""
+    """Yield the bench."""
     with TemporaryDirectory(prefix="writing.", dir=data) as outputs, ExitStack() as processes:
         yield [Bench(QUICK if quick else Scale(), data, Path(outputs), processes)]

@@ -1,4 +1,4 @@
-"""The sides of the writing benchmark, each in a process of its own."""
+"""The sides of the writing benchmark. Each runs in its own process."""
 
 import ctypes
 import gc

@@ -1,4 +1,4 @@
-"""The betons of the benchmarks: readable by ffcv, reproducible, with ImageNet's statistics."""
+"""The betons of the benchmarks: reproducible, with ImageNet's statistics."""
 
 from pathlib import Path
 
@@ -7,8 +7,6 @@ import pytest
 
 from benchmarks.harness import dataset
 from benchmarks.harness.dataset import Images, class_sizes, prepare, retain, write_tables
-from benchmarks.harness.worker import Worker
-from benchmarks.loader.sides import Setting, Stock
 from dp4tl_ffcv import BetonIndex, read_image
 
 SMALL = {"num_samples": 300, "num_classes": 12, "distinct": 36}
@@ -28,13 +26,6 @@ def index(folder: Path) -> BetonIndex:
 @pytest.fixture(scope="module")
 def tables(folder: Path) -> BetonIndex:
     return BetonIndex.open(write_tables(TABLES, folder))
-
-
-def test_stock_ffcv_loads_it(index: BetonIndex) -> None:
-    with Worker(Stock) as worker:
-        worker.call("open", Setting(beton=index.path, keep=1.0, batch_size=64, resolution=32))
-        epoch = worker.call("epoch")
-    assert (epoch["images"], epoch["labels"]) == (300, index.labels().sum())
 
 
 def test_images_have_the_bytes_and_shapes_of_imagenet(index: BetonIndex, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""The end-to-end benchmark trains all sides, on very little data, and its figures are right."""
+"""The end-to-end benchmark: all sides train on very little data, and figures of known epochs."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.end_to_end import sides
 from benchmarks.end_to_end.bench import Bench, Scale, scales
 from benchmarks.end_to_end.sides import Epoch, Network, Side, Trainer
 from benchmarks.end_to_end.table import end_to_end_table
@@ -103,7 +102,7 @@ def test_rates_and_waiting_are_compared_with_stock_ffcv(pretended: tuple[Bench, 
     assert stalled["other_name"] == "stock Loader, compacted"
 
 
-def test_the_limit_is_what_the_device_trains_without_loading(
+def test_the_limit_is_the_rate_of_the_device_without_loading(
     pretended: tuple[Bench, Rows],
 ) -> None:
     bench, rows = pretended
@@ -154,30 +153,15 @@ def test_pruned_epochs_read_what_is_retained_and_stock_ffcv_reads_pages(
     assert rows["bytes_read", "stock Loader, indices=", "cold"]["ratio"] < 0.6
 
 
-@pytest.mark.parametrize("how", ["PrunedLoader, full", "PrunedLoader", "compacted"])
-def test_every_step_of_an_epoch_has_a_whole_batch(
-    how: str, pretended: tuple[Bench, Rows], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_retained_samples_fill_whole_batches(pretended: tuple[Bench, Rows]) -> None:
+    """Each real epoch is checked to train exactly these samples."""
     bench, _ = pretended
-    taken: list[int] = []
-
-    def noted(_: Any, images: torch.Tensor, *__: Any) -> torch.Tensor:
-        taken.append(len(images))
-        return torch.zeros(())
-
-    monkeypatch.setattr(sides, "train_step", noted)
-    side = bench.side(how, 1.0 if "full" in how else 0.5)
-    trainer = Trainer(TINY.network, bench.source, False, "cpu")
-    trainer.open(side)
-    taken.clear()
-    trainer.epoch(side)
-    chosen = retain(bench.index.labels(), side.keep)
-    assert taken == [16] * (len(chosen) // 16)
-    assert "full" in how or len(chosen) % 16  # else this says nothing
-    assert bench.share(side.keep) == sum(taken) / TINY.samples
+    chosen = retain(bench.index.labels(), 0.5)
+    assert len(chosen) % 16, "choose another size, else nothing is cut"
+    assert bench.retained(0.5).tolist() == chosen[: len(chosen) // 16 * 16].tolist()
 
 
-def test_sizes_without_a_whole_batch_are_refused() -> None:
+def test_a_source_with_a_short_last_batch_is_rejected() -> None:
     with pytest.raises(ValueError, match="a multiple of the batch size 16; got 60"):
         Scale(network=TINY.network, samples=60, warm=1, cold=1)
 

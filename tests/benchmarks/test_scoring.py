@@ -14,7 +14,10 @@ from benchmarks.scoring.bench import Bench, Scale, check_same
 from benchmarks.scoring.figures import class_means, fm_assign, grand
 from dp4tl_ffcv.kernels import nearest_mean
 
-TINY = Scale(targets=40, looped=2, samples=3000, images=4, backward=2, rounds=2, short_rounds=3)
+TINY = Scale(
+    targets=40, looped=2, samples=3000, images=4, backward=2, arch="resnet8_w16", rounds=2,
+    short_rounds=3,
+)  # fmt: skip
 COUNTS = {
     "class_means": 2,
     "fm_assign": 1,

@@ -7,7 +7,6 @@ import cv2
 import numpy as np
 import pytest
 from ffcv.libffcv import imdecode
-from numba import njit, prange
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -20,9 +19,9 @@ from dp4tl_ffcv.jpeg.crop import (
     decode_crop,
     jpeg_scratch_bytes,
 )
+from tests.support.guards import guarded
 from tests.support.images import jpeg, picture
 
-GUARD = 256
 Box = tuple[int, int, int, int]
 
 
@@ -36,23 +35,14 @@ def decoded_by_ffcv(data: NDArray[np.uint8], height: int, width: int) -> NDArray
     return image
 
 
-def guarded(size: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    whole = np.full(size + 2 * GUARD, 0xA5, dtype=np.uint8)
-    return whole, whole[GUARD : GUARD + size]
-
-
 def decode(
     data: NDArray[np.uint8], size: tuple[int, int], box: Box | None = None
 ) -> tuple[int, NDArray[np.uint8]]:
-    """Decode a box into memory between guard bytes, and check the guards."""
+    """Decode a box, and check that only `scratch` and `out` are written."""
     top, left, height, width = box or (0, 0, *size)
-    all_scratch, scratch = guarded(jpeg_scratch_bytes(*size))
-    all_out, flat = guarded(3 * height * width)
-    out = flat.reshape(height, width, 3)
-    status = decode_crop(data, *size, top, left, height, width, scratch, out)
-    for whole in (all_scratch, all_out):
-        assert (whole[:GUARD] == 0xA5).all()
-        assert (whole[-GUARD:] == 0xA5).all()
+    with guarded(jpeg_scratch_bytes(*size)) as scratch, guarded(3 * height * width) as flat:
+        out = flat.reshape(height, width, 3)
+        status = decode_crop(data, *size, top, left, height, width, scratch, out)
     return status, out
 
 
@@ -230,13 +220,8 @@ def test_damaged_data_give_ffcvs_pixels_or_a_status() -> None:
 
 def test_bad_boxes_and_buffers_are_rejected() -> None:
     boxes = [
-        (-1, 0, 5, 5),
-        (0, -1, 5, 5),
-        (0, 0, 31, 5),
-        (0, 0, 5, 41),
-        (30, 0, 1, 1),
-        (0, 0, 0, 5),
-    ]
+        (-1, 0, 5, 5), (0, -1, 5, 5), (0, 0, 31, 5), (0, 0, 5, 41), (30, 0, 1, 1), (0, 0, 0, 5),
+    ]  # fmt: skip
     for box in boxes:
         assert decode(encoded(picture(30, 40)), (30, 40), box)[0] == BAD_REQUEST
     data, out = encoded(picture(30, 40)), np.zeros((30, 40, 3), dtype=np.uint8)
@@ -247,13 +232,9 @@ def test_bad_boxes_and_buffers_are_rejected() -> None:
     assert decode_crop(data, *request, scratch, out[:, :39].copy()) == BAD_REQUEST
 
 
-def crops_of(images: list[NDArray[np.uint8]]) -> list[NDArray[np.uint8]]:
-    return [decoded_by_ffcv(data, 120, 160)[10:110, 5:125] for data in images]
-
-
 def test_threads_do_not_disturb_each_other() -> None:
     images = [encoded(picture(120, 160, seed), subsampling=seed % 3) for seed in range(8)]
-    expected = crops_of(images)
+    expected = [decoded_by_ffcv(data, 120, 160)[10:110, 5:125] for data in images]
     images.append(images[0][:1000])  # its errors must not reach the others
 
     def work(thread: int) -> list[list[Any]]:
@@ -272,21 +253,3 @@ def test_threads_do_not_disturb_each_other() -> None:
                 assert status == (DECODED if number < 8 else CORRUPT)
                 if number < 8:
                     np.testing.assert_array_equal(out, expected[number])
-
-
-def test_decoding_works_inside_a_parallel_loop() -> None:
-    @njit(nogil=True, parallel=True)
-    def decode_all(data: Any, scratch: Any, out: Any, statuses: Any) -> None:
-        for number in prange(len(data)):
-            own, target = scratch[number], out[number]
-            statuses[number] = decode_crop(data[number], 120, 160, 10, 5, 100, 120, own, target)
-
-    images = [encoded(picture(120, 160, seed), subsampling=seed % 3) for seed in range(6)]
-    data = np.zeros((6, max(image.size for image in images)), dtype=np.uint8)
-    for row, image in zip(data, images, strict=True):
-        row[: image.size] = image  # bytes after the end of an image are ignored
-    scratch = np.zeros((6, jpeg_scratch_bytes(120, 160)), dtype=np.uint8)
-    out, statuses = np.zeros((6, 100, 120, 3), dtype=np.uint8), np.full(6, -1)
-    decode_all(data, scratch, out, statuses)
-    assert (statuses == DECODED).all()
-    np.testing.assert_array_equal(out, np.stack(crops_of(images)))

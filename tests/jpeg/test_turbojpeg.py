@@ -6,21 +6,17 @@ import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from ffcv.fields import RGBImageField
 from ffcv.libffcv import imdecode
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from dp4tl_ffcv import BetonIndex
 from dp4tl_ffcv.jpeg.turbojpeg import JpegError, JpegHeader, check, decode, encode, read_header
-from tests.support.betons import read_with_ffcv, write_stock
 from tests.support.images import jpeg, picture
 
 CODINGS: list[dict[str, Any]] = [
@@ -65,6 +61,7 @@ def test_decoding_gives_libjpegs_pixels_and_ffcvs_if_fast(options: dict[str, Any
     expected = np.zeros((83, 117, 3), dtype=np.uint8)
     imdecode(np.frombuffer(bytearray(data), dtype=np.uint8), expected, 83, 117, 83, 117)
     np.testing.assert_array_equal(decode(data, fast=True), expected)
+    assert (decode(data) != expected).any()  # else the flag would not matter
     check(data)
 
 
@@ -93,18 +90,6 @@ def test_cmyk_images_have_a_header_but_cannot_be_decoded() -> None:
     assert header.colorspace in (3, 4)
     with pytest.raises(JpegError, match="color conversion"):
         decode(data)
-
-
-def test_fast_decoding_gives_the_pixels_of_ffcvs_loader(tmp_path: Path) -> None:
-    fields = {"image": RGBImageField(write_mode="jpg", jpeg_quality=90)}
-    samples = [(picture(61, 83, seed),) for seed in range(6)]
-    path = write_stock(tmp_path / "jpegs.beton", samples, fields)
-    content, rows, differ = path.read_bytes(), read_with_ffcv(path), 0
-    for at, row in zip(BetonIndex.open(path).column("image")["data_ptr"], rows, strict=True):
-        data = content[int(at) :]  # decoding stops at the end of the image
-        np.testing.assert_array_equal(decode(data, fast=True), row["image"])
-        differ += not np.array_equal(decode(data), row["image"])
-    assert differ, "the fast transform must give other pixels for this test to be meaningful"
 
 
 def as_array(data: bytes) -> NDArray[np.uint8]:

@@ -1,4 +1,4 @@
-"""What the kernel tests share: the numbers of threads to run with."""
+"""The numbers of threads to run kernels with."""
 
 from collections.abc import Iterator
 
@@ -10,7 +10,7 @@ MOST = numba.config.NUMBA_NUM_THREADS
 
 @pytest.fixture
 def thread_counts() -> Iterator[list[int]]:
-    """1, 2 and as many threads as there may be; the number that was set comes back after."""
+    """One, two and the largest number of threads. The number in use is restored afterwards."""
     before = numba.get_num_threads()
     yield sorted({1, min(2, MOST), MOST})
     numba.set_num_threads(before)

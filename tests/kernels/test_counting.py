@@ -1,4 +1,4 @@
-"""`class_histogram` and `class_members` against their twins, for any layout and thread count."""
+"""`class_histogram` and `class_members`: the results of the reference, for any thread count."""
 
 from typing import Any
 

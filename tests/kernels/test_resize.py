@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 
 from dp4tl_ffcv.kernels.resize import resize_area, resize_crop, resize_scratch_bytes
 from tests.reference.resize import resize_area as reference
-
-GUARD = 77
+from tests.support.guards import guarded
 
 
 def picture(height: int, width: int, seed: int, kind: str) -> NDArray[np.uint8]:
@@ -53,11 +52,6 @@ def gap(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> int:
     return int(np.abs(one.astype(int) - other).max())
 
 
-def aligned(size: int, fill: int) -> NDArray[np.uint8]:
-    raw = np.full(size + 128, fill, dtype=np.uint8)
-    return raw[-raw.ctypes.data % 64 :]
-
-
 @settings(max_examples=200)
 @given(crops())
 def test_pixels_match_the_twin_and_opencv(case: Any) -> None:
@@ -74,9 +68,7 @@ def test_pixels_match_the_twin_and_opencv(case: Any) -> None:
 
 @pytest.mark.parametrize("size", [(160, 160), (224, 192), (97, 131)])
 @pytest.mark.parametrize("box", [(10, 20, 220, 280), (0, 0, 300, 400), (7, 9, 100, 100)])
-def test_crops_of_the_usual_sizes_match_opencv(
-    size: tuple[int, int], box: tuple[int, int, int, int]
-) -> None:
+def test_crops_of_usual_sizes_match_opencv(size: Any, box: Any) -> None:
     image = picture(300, 400, 1, "noise")
     result = resize_area(image, size, box)
     assert gap(result, opencv(image, size, box)) <= 1
@@ -140,14 +132,11 @@ def test_a_read_only_image_of_the_requested_size_is_unchanged() -> None:
 def test_only_scratch_and_destination_are_written(case: Any, fill: int) -> None:
     image, size, box, mirrored = case
     needed = resize_scratch_bytes(box[2], box[3], *size)
-    scratch = aligned(needed, fill)
-    scratch[needed:] = GUARD
-    around = np.full((size[0] + 2, size[1], 3), GUARD, dtype=np.uint8)
-    resize_crop(image, *box, mirrored, around[1:-1], scratch[:needed])
-    # Previous content of the scratch memory does not matter.
-    np.testing.assert_array_equal(around[1:-1], resize_area(image, size, box, mirrored))
-    assert np.all(around[[0, -1]] == GUARD)
-    assert np.all(scratch[needed:] == GUARD)
+    with guarded(needed) as scratch, guarded(3 * size[0] * size[1]) as flat:
+        scratch[:] = fill  # the content of the scratch memory does not matter
+        result = flat.reshape(*size, 3)
+        resize_crop(image, *box, mirrored, result, scratch)
+    np.testing.assert_array_equal(result, resize_area(image, size, box, mirrored))
 
 
 def test_scratch_for_the_largest_crop_is_enough_for_all() -> None:
@@ -166,8 +155,8 @@ def test_threads_give_the_same_bits() -> None:
 
     def resize(number: int) -> NDArray[np.uint8]:
         result = np.empty((96, 80, 3), dtype=np.uint8)
-        scratch = aligned(needed, number)[:needed]
-        resize_crop(image, *boxes[number], number % 2 == 1, result, scratch)
+        with guarded(needed) as scratch:
+            resize_crop(image, *boxes[number], number % 2 == 1, result, scratch)
         return result
 
     alone = [resize(number) for number in range(len(boxes))]

@@ -68,13 +68,13 @@ def test_twins_import_only_numpy_and_each_other(path: Path) -> None:
     ]
     assert imports
     for node in imports:
-        beside = isinstance(node, ast.ImportFrom) and node.level == 1
+        is_twin = isinstance(node, ast.ImportFrom) and node.level == 1
         names = (
             [node.module or ""]
             if isinstance(node, ast.ImportFrom)
             else [alias.name for alias in node.names]
         )
-        assert beside or {name.split(".")[0] for name in names} == {"numpy"}, ast.unparse(node)
+        assert is_twin or {name.split(".")[0] for name in names} == {"numpy"}, ast.unparse(node)
 
 
 def test_compiled_and_interpreted_kernels_agree(tmp_path: Path) -> None:

@@ -6,13 +6,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 
 from dp4tl_ffcv.kernels.ycc import box_scratch_bytes, convert_box, ycc_to_rgb
 from tests.reference import ycc as reference
+from tests.support.guards import guarded
 
 SUBSAMPLINGS = [(1, 1), (1, 2), (2, 2)]
-GUARD = 64
 
 
 def planes(height: int, width: int, subsampling: tuple[int, int], seed: int) -> list[Any]:
@@ -80,22 +79,13 @@ def test_any_array_layout_is_read_correctly() -> None:
     np.testing.assert_array_equal(ycc_to_rgb(*values, (2, 2)), expected)
 
 
-def guarded(size: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    whole = np.full(size + 2 * GUARD, 0xA5, dtype=np.uint8)
-    return whole, whole[GUARD : GUARD + size]
-
-
 @settings(max_examples=100)
 @given(cases())
 def test_padding_columns_are_not_read_and_only_outputs_are_written(case: Any) -> None:
     values, subsampling, box = case
     top, left, height, width = box
     padded = [np.pad(value, ((0, 0), (0, 5)), constant_values=99) for value in values]
-    all_scratch, scratch = guarded(box_scratch_bytes(width))
-    all_out, flat = guarded(3 * height * width)
-    out = flat.reshape(height, width, 3)
-    convert_box(*padded, values[1].shape[1], *subsampling, top, left, scratch, out)
+    with guarded(box_scratch_bytes(width)) as scratch, guarded(3 * height * width) as flat:
+        out = flat.reshape(height, width, 3)
+        convert_box(*padded, values[1].shape[1], *subsampling, top, left, scratch, out)
     np.testing.assert_array_equal(out, reference.ycc_to_rgb(*values, subsampling, box))
-    for whole in (all_scratch, all_out):
-        assert (whole[:GUARD] == 0xA5).all()
-        assert (whole[-GUARD:] == 0xA5).all()

@@ -3,7 +3,6 @@
 import numpy as np
 import torch
 import torch.nn.functional as F
-import torchvision
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -17,6 +16,7 @@ from benchmarks.scoring.bench import (
     check_same,
     seconds_of,
 )
+from dp4tl_ffcv import build_model
 from dp4tl_ffcv.utils import gradient_norms
 
 SIDE = 64  # pixels
@@ -25,7 +25,7 @@ TOLERANCE = 1e-3  # norms are sums of millions of products in single precision
 
 def measure(bench: Bench) -> list[Row]:
     torch.manual_seed(0)
-    model = torchvision.models.resnet18(num_classes=CLASSES).eval()
+    model = build_model(bench.scale.arch, CLASSES).eval()
     count = bench.scale.images, bench.scale.backward
     images = torch.randn(count[0], 3, SIDE, SIDE)
     labels = torch.randint(CLASSES, (count[0],))
@@ -44,7 +44,7 @@ def measure(bench: Bench) -> list[Row]:
     params = {
         "images": count[0],
         "other_images": count[1],
-        "model": f"resnet18, {CLASSES} classes",
+        "model": f"{bench.scale.arch}, {CLASSES} classes",
         "how": f"{SIDE} px, on the processor",
         "threads": CORES,
         "bounded_by": "forward and backward pass of the batch, and products for the norms",
