@@ -1,6 +1,6 @@
 """A method, an order, a cache, a writer and a recipe are added by one file each.
 
-The files are added to a copy of the repository and used from the command line.
+A copy of the repository with the new files is used from the command line.
 """
 
 import os
@@ -134,48 +134,63 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def dp4tl(copy: Path, *words: object) -> str:
-    code = "from dp4tl_ffcv.cli import main; main()"
+COMMANDS = {
+    "writers": "write --help",
+    "writer": "write grey-squares --out betons",
+    "methods": "score --help",
+    "method": "score class-sizes --beton betons/train.beton --out sizes.npz",
+    "recipes": "--help",
+    "recipe": "count-samples --train betons/train.beton",
+    "order and cache": "pretrain --train betons/train.beton --run run --arch resnet8_w16 "
+    "--epochs 1 --resolution 16 --batch-size 4 --lr 0.1 --num-workers 1 --order reverse "
+    "--cache talkative",
+}
+# One process runs all commands, because each process would import torch again.
+CODE = """
+import sys
+from dp4tl_ffcv.cli import main
+for line in sys.stdin:
+    print("=== next command", flush=True)
+    try:
+        main(line.split())
+    except SystemExit as error:
+        assert not error.code, line
+"""
+
+
+@pytest.fixture(scope="module")
+def shown(copy: Path) -> dict[str, str]:
+    """What each of the commands prints."""
     done = subprocess.run(
-        [sys.executable, "-c", code, *map(str, words)],
+        [sys.executable, "-c", CODE],
         cwd=copy,
         env={**os.environ, "PYTHONPATH": str(copy)},
+        input="\n".join(COMMANDS.values()),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
     assert done.returncode == 0, done.stdout
-    return done.stdout
+    return dict(zip(COMMANDS, done.stdout.split("=== next command")[1:], strict=True))
 
 
-@pytest.fixture(scope="module")
-def beton(copy: Path) -> Path:
-    """A beton by the new writer."""
-    assert "grey-squares" in dp4tl(copy, "write", "--help")
-    dp4tl(copy, "write", "grey-squares", "--out", copy / "betons")
-    return copy / "betons" / "train.beton"
+def test_a_writer(copy: Path, shown: dict[str, str]) -> None:
+    assert "grey-squares" in shown["writers"]
+    assert BetonIndex.open(copy / "betons/train.beton").class_counts().tolist() == [4, 8]
 
 
-def test_a_writer(beton: Path) -> None:
-    assert BetonIndex.open(beton).class_counts().tolist() == [4, 8]
-
-
-def test_a_scoring_method(copy: Path, beton: Path) -> None:
-    assert "class-sizes" in dp4tl(copy, "score", "--help")
-    dp4tl(copy, "score", "class-sizes", "--beton", beton, "--out", copy / "sizes.npz")
+def test_a_scoring_method(copy: Path, shown: dict[str, str]) -> None:
+    assert "class-sizes" in shown["methods"]
     scores = Scores.load(copy / "sizes.npz")
     assert scores.method == "class_sizes"
     assert scores.scores.tolist() == [4, 8]
 
 
-def test_a_recipe(copy: Path, beton: Path) -> None:
-    assert "count-samples" in dp4tl(copy, "--help")
-    assert "12 samples" in dp4tl(copy, "count-samples", "--train", beton)
+def test_a_recipe(shown: dict[str, str]) -> None:
+    assert "count-samples" in shown["recipes"]
+    assert "12 samples" in shown["recipe"]
 
 
-def test_an_order_and_a_cache(copy: Path, beton: Path) -> None:
-    given = ("--train", beton, "--run", copy / "run", "--arch", "resnet8_w16", "--epochs", 1)
-    size = ("--resolution", 16, "--batch-size", 4, "--lr", 0.1, "--num-workers", 1)
-    shown = dp4tl(copy, "pretrain", *given, *size, "--order", "reverse", "--cache", "talkative")
-    assert "order: reverse" in shown
-    assert "cache: talkative" in shown
+def test_an_order_and_a_cache(shown: dict[str, str]) -> None:
+    assert "order: reverse" in shown["order and cache"]
+    assert "cache: talkative" in shown["order and cache"]

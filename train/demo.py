@@ -1,10 +1,10 @@
 """Show the whole path on real images: write, score, select, pretrain, finetune, compare.
 
-    python -m train.demo            # or: make demo
+    dp4tl demo            # or, in a clone: make demo
 
-A target of ten handwritten digits needs ten of eighty source classes. The demo knows which
-(`writers.digits`), the methods do not. It ends with a table, `result.json` and `report.html`. A
-second run reuses every finished stage, also after Ctrl-C.
+The target has ten classes of handwritten digits, which resemble ten of the source's eighty classes
+(see `dp4tl write digits --help`). The scoring methods must find those ten. The demo prints a table
+and writes `result.json` and `report.html`. Running it again reuses all finished stages.
 """
 
 import tyro

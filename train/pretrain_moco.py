@@ -1,16 +1,16 @@
 r"""Pretrain an encoder without labels, by MoCo v2, on a source beton or the samples of a selection.
 
-    python -m train.pretrain_moco --config moco_rn18_200 --train source_train.beton --run runs/moco
-    torchrun --nproc-per-node 8 -m -- train.pretrain_moco ...
+    dp4tl pretrain-moco --config moco_rn18_200 --train source_train.beton --run runs/moco
+    torchrun --nproc-per-node 8 --no-python dp4tl pretrain-moco ...
 
-Two crops of each image, from one decode, are augmented on the device. The query network learns to
-recognise its crop (the query) by the output of a slowly following copy for the other crop (the
-key), among a queue of the keys of earlier images (arXiv 1911.05722, 2003.04297). Losses and modules
-come from lightly: `pip install lightly`.
+Each image is decoded once and cropped twice; the crops are augmented on the device. The query
+network encodes one crop. The key network, a moving average of the query network, encodes the other.
+The query network learns to find the key of the same image among the keys of earlier images
+(arXiv 1911.05722, 2003.04297). Losses and modules come from lightly: `pip install lightly`.
 
 The run folder gets `config.json`, `log.jsonl`, `result.json` and `checkpoints/last.pt`: the encoder
 without a head, for `dp4tl features` (then `dp4tl cluster`, and feature mapping of pseudo-classes)
-and for `train.finetune`. A finished run with the same settings is not repeated, and a stopped run
+and for `dp4tl finetune`. A finished run with the same settings is not repeated, and a stopped run
 continues where it stopped.
 """
 

@@ -1,6 +1,6 @@
 """Write the tables of README.md and docs/evidence.md from the result files.
 
-    python -m train.demo --fresh
+    dp4tl demo --fresh
     python -m benchmarks.loader
     python -m benchmarks.writing
     python -m benchmarks.scoring
@@ -253,6 +253,6 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    settings = tyro.cli(Config, description=__doc__)
+    settings = tyro.cli(Config, prog="python -m benchmarks.harness.tables", description=__doc__)
     with one_line_errors("benchmarks.harness.tables"):
         main(settings)

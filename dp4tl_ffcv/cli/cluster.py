@@ -22,11 +22,11 @@ class Cluster:
     levels: tuple[int, ...] = ()
     """Numbers of clusters of the finer levels, largest first: their centroids are clustered."""
     seed: int = 0
-    """Seed of the first centroids and of the random samples."""
+    """Seed of the initial centroids and of --sample."""
     iterations: int = 25
     """Iterations of k-means on each level."""
     sample: int = 256
-    """Samples per cluster that the centroids are fitted to."""
+    """Number of random samples per cluster to fit the centroids to."""
     output: Output = field(default_factory=Output)
 
     def run(self) -> Any:

@@ -11,17 +11,16 @@ from .output import Output
 
 @dataclass(frozen=True, kw_only=True)
 class Features:
-    """Run a model over the images of a beton and keep its features and predictions in a folder.
+    """Save a model's features and predictions for every image of a beton.
 
-    Running the same command again continues a run that was killed. Several GPUs share the work
+    To continue a killed run, repeat the command. Several GPUs share the work
     under `torchrun --nproc-per-node N --no-python dp4tl features ...`.
     """
 
     beton: Annotated[Path, tyro.conf.Positional]
     """Source or target, with fields image and label."""
     model: str
-    """Checkpoint of `dp4tl pretrain` or of another program; or an architecture of torchvision or
-    timm:NAME, which loads its pretrained weights."""
+    """Checkpoint, or an architecture of torchvision or timm:NAME with its pretrained weights."""
     out: Path
     """Folder to write."""
     arch: str | None = None
@@ -33,19 +32,19 @@ class Features:
     std: tuple[float, float, float] | None = None
     """Standard deviation per channel, as for --mean."""
     headless: bool = False
-    """Leave the classifier off and keep features alone."""
+    """Save only features: no predictions, soft votes or logits."""
     resolution: int = 224
     """Side of the centre crop in pixels, after resizing."""
     crop_ratio: float = 224 / 256
     """Side of the centre crop / shorter side of the image."""
     logits: bool = False
-    """Keep the logits too (EL2N needs them). Predictions and soft votes are always kept."""
+    """Save the logits too, which EL2N needs."""
     dtype: Literal["float32", "float16"] = "float32"
     """Type of the features on disk."""
     amp: bool = True
     """On a GPU, compute in mixed precision."""
     restart: bool = False
-    """Delete the folder if it comes from another run, and start over."""
+    """Start over if the folder contains features made with other settings."""
     batch_size: int = 256
     """Images per forward pass, rounded down to a power of two (300 runs as 256) of at most 4096."""
     num_workers: int | None = None

@@ -52,7 +52,7 @@ def _parse(words: Sequence[str]) -> Any:
     return tyro.cli(
         reduce(or_, writers() if in_write else [*VERBS, write_verb(), *recipes()]),
         prog="dp4tl write" if in_write else "dp4tl",
-        description=_DESCRIPTION,
+        description="Write a dataset as betons." if in_write else _DESCRIPTION,
         args=words[in_write:],
         config=(
             tyro.conf.OmitSubcommandPrefixes,

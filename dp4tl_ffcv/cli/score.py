@@ -22,7 +22,7 @@ else:
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """Score the source's classes, or its samples, by a method."""
+    """Score the classes or the samples of a source. Each method has its own --help."""
 
     method: Flags
     out: Path

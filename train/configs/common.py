@@ -29,13 +29,13 @@ class RunConfig:
     epochs: int
     """Passes over the training samples."""
     batch_size: int
-    """Images per step, over all processes or in each; see `batch_per`."""
+    """Images per step, over all processes or in each; see --batch-per."""
     batch_per: Literal["step", "process"] = "step"
-    """Whether `batch_size` is the total over all processes, or the batch of each process."""
+    """Whether --batch-size is the total over all processes, or the batch of each process."""
     lr: float
-    """Highest learning rate; see `lr_per`."""
+    """Highest learning rate; see --lr-per."""
     lr_per: Literal["step", "process"] = "step"
-    """Whether the learning rate is `lr`, or `lr` times the number of processes."""
+    """Whether the learning rate is --lr, or --lr times the number of processes."""
 
     def __post_init__(self) -> None:
         """Check the settings."""
@@ -64,9 +64,9 @@ class SupervisedConfig(RunConfig):
     warmup: float = 0.0
     """Fraction of all steps over which the learning rate rises linearly."""
     start_factor: float = 0.0
-    """Learning rate at the first step of the warm-up / `lr`. 0 takes the rate one step later."""
+    """Learning rate at the first step of the warm-up / --lr. 0 starts one step above zero."""
     end_factor: float = 0.0
-    """Learning rate after the last step / `lr`, in the cyclic and cosine schedules."""
+    """Learning rate after the last step / --lr, in the cyclic and cosine schedules."""
     step_length: int = 30
     """Epochs between two falls of the step schedule."""
     step_ratio: float = 0.1

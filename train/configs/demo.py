@@ -17,7 +17,7 @@ class Config:
     keeps: tuple[float, ...] = (0.125, 0.25, 0.5)
     """Fractions of the source classes to retain."""
     control_keep: float = 0.25
-    """Fraction that is also trained for as many steps as the full source; one of `keeps`."""
+    """Which of --keeps is also trained for as many steps as the full source."""
     seeds: tuple[int, ...] = (0, 1)
     """Seeds of pretraining and finetuning."""
     surrogate_epochs: int = 6

@@ -12,7 +12,7 @@ class Config(SupervisedConfig):
     """Settings of a finetuning run."""
 
     checkpoint: Path | None = None
-    """Checkpoint of train.pretrain or of another program. The mode from_scratch needs none."""
+    """Checkpoint of `dp4tl pretrain` or of another program. The mode from_scratch needs none."""
     train: Path
     """Target beton to train on."""
     val: Path
@@ -29,9 +29,9 @@ class Config(SupervisedConfig):
     epochs: int = 50
     """Passes over the training split."""
     batch_size: int = 128
-    """Images per step, over all processes or in each; see `batch_per`."""
+    """Images per step, over all processes or in each; see --batch-per."""
     lr: float = 1e-2
-    """Highest learning rate; see `lr_per`. 1e-4 suits full finetuning with Adam."""
+    """Highest learning rate; see --lr-per. 1e-4 suits full finetuning with Adam."""
     save_every: int = 10
     """Epochs between two saved states to resume from. A linear probe saves no state."""
 

@@ -16,7 +16,7 @@ class Config(SupervisedConfig):
     val: Path | None = None
     """Beton to validate on. With a selection, only the retained classes are validated."""
     selection: Path | None = None
-    """Selection made for `train`. None trains on all samples."""
+    """Selection made for --train. None trains on all samples."""
     full_head: bool = False
     """Keep one output per source class. By default the head has the K retained classes."""
 
@@ -30,7 +30,7 @@ class Config(SupervisedConfig):
     end_resolution: int | None = None
     """Side of the training crops at the end of the ramp, in pixels."""
     ramp: tuple[int, int] | None = None
-    """First and last epoch of the ramp to `end_resolution`, in multiples of 32 pixels."""
+    """First and last epoch of the ramp to --end-resolution. Sizes are multiples of 32 pixels."""
     tta: bool = False
     """Validate on the mean of the outputs for an image and for its mirror image."""
 
@@ -39,11 +39,11 @@ class Config(SupervisedConfig):
     iterations: int | None = None
     """Optimiser steps instead of epochs, to compare selections at equal compute."""
     batch_size: int = 1024
-    """Images per step, over all processes or in each; see `batch_per`."""
+    """Images per step, over all processes or in each; see --batch-per."""
     val_batch_size: int | None = None
     """Images of a validation batch in each process. None takes the training batch."""
     lr: float = 0.5
-    """Highest learning rate, reached after the warm-up; see `lr_per`."""
+    """Highest learning rate, reached after the warm-up; see --lr-per."""
     schedule: Literal["cyclic", "step", "cosine", "constant"] = "cyclic"
     """How the learning rate falls: linearly, by a factor every few epochs, as a cosine, or not."""
     warmup: float = 0.125
@@ -65,11 +65,11 @@ class Config(SupervisedConfig):
     attack: Literal["none", "pgd", "fgsm", "trades"] = "none"
     """Train on adversarial images, and report the robust accuracy."""
     attack_epsilon: float = 3.0
-    """Largest change of a pixel value, of 255."""
+    """Largest change of a pixel value, out of 255."""
     attack_steps: int = 3
     """Steps of PGD and TRADES in training."""
     attack_step_size: float | None = None
-    """Change in a step, of 255. None: 2 `attack_epsilon` / `attack_steps`; FGSM: 1.25 epsilon."""
+    """Change per step, out of 255. None: 2 epsilon / steps, or 1.25 epsilon for FGSM."""
     trades_beta: float = 6.0
     """Weight of the robust term in TRADES."""
     robust_steps: int = 20

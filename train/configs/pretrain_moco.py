@@ -52,7 +52,7 @@ class Config(Augmentation, RunConfig):
     train: Path
     """Beton to train on. Its labels are not read."""
     selection: Path | None = None
-    """Selection of classes or pseudo-classes, made for `train`. None trains on all samples."""
+    """Selection of classes or pseudo-classes, made for --train. None trains on all samples."""
 
     arch: str = "resnet50"
     """A classifier of torchvision, or resnet8_w16 or resnet8_w32 for images of 32 to 64 pixels."""
@@ -81,9 +81,9 @@ class Config(Augmentation, RunConfig):
     iterations: int | None = None
     """Optimiser steps instead of epochs, to compare selections at equal compute."""
     batch_size: int = 256
-    """Images per step, over all processes or in each; see `batch_per`."""
+    """Images per step, over all processes or in each; see --batch-per."""
     lr: float = 0.03
-    """Highest learning rate of SGD, which falls to zero as a cosine; MoCo's for 256 images."""
+    """Highest learning rate of SGD, which falls to zero as a cosine."""
     warmup: float = 0.0
     """Fraction of all steps over which the learning rate rises linearly."""
     momentum: float = 0.9
