@@ -216,7 +216,7 @@ def test_damage_to_the_tables_is_found(
         assert problem.message
 
 
-def test_messages_name_places_and_the_other_sample(tiny: Path) -> None:
+def test_messages_name_bytes_and_the_other_sample(tiny: Path) -> None:
     start = BetonIndex.open(tiny).extents([0])["ptr"][0]
     with damage(tiny) as parts:
         parts.table["size"][0] = 3 * TINY

@@ -43,7 +43,7 @@ def other_file_system(tmp_path: Path) -> Iterator[Path]:
     """A folder on another file system than `tmp_path`."""
     shared = Path("/dev/shm")
     if not shared.is_dir() or shared.stat().st_dev == tmp_path.stat().st_dev:
-        pytest.skip("/dev/shm is not a file system of its own")
+        pytest.skip("/dev/shm is not another file system")
     folder = shared / f"compact-{os.getpid()}-{tmp_path.name}"
     folder.mkdir()
     yield folder

@@ -140,7 +140,7 @@ def test_ranges_beyond_the_end_are_an_error(
         copy(source, tmp_path / "out", [(0, 0, 5), (start, 100, size)])
 
 
-def test_a_file_of_one_piece_is_shared_among_threads(source: Path) -> None:
+def test_several_threads_copy_a_file_whose_order_is_kept(source: Path) -> None:
     sizes = np.full(120, 100_000)
     places = np.cumsum(sizes) - sizes
     starts, _, runs = copy_ranges._join(places, places, sizes)

@@ -248,7 +248,7 @@ def test_repaired_samples_are_read_when_a_run_is_continued(tmp_path: Path, whole
 
 
 @pytest.mark.usefixtures("often")
-def test_rows_of_samples_that_fail_now_do_not_stay(tmp_path: Path) -> None:
+def test_metadata_beyond_the_last_sample_is_cleared(tmp_path: Path) -> None:
     path, failing = tmp_path / "a.beton", ORDER[260:300].tolist()
     stop_at(path, 250, on_error="skip")
     rows_at, row = format.HEADER.itemsize + 2 * format.FIELD.itemsize, 24
@@ -307,7 +307,7 @@ def test_a_worker_that_dies_is_reported(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_is_no_file(tmp_path: Path) -> None:
+def test_a_folder_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(IsADirectoryError):
         write_blobs(tmp_path, Blobs())
     assert list(tmp_path.iterdir()) == []

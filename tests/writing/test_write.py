@@ -114,7 +114,7 @@ def test_a_sample_may_fill_a_page(spare: int, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("os_cache", [True, False])
-def test_the_stock_loader_reads_it(
+def test_stock_ffcv_reads_the_same_samples(
     os_cache: bool, tmp_path: Path, pictures: NDArray[np.uint8]
 ) -> None:
     path = tmp_path / "a.beton"
