@@ -1,8 +1,8 @@
 """Loaders that read only the retained samples: a drop-in for `ffcv.loader.Loader`.
 
-`loader` puts the parts together, and `presets` builds the usual image loaders. `orders` draw the
-order of an epoch, `reading` plans and makes the reads, `caches` keep the bytes, `decoding` makes
-images of them, `labels` numbers the classes, and `ffcv_adapter` fits all this to ffcv.
+`loader` defines `PrunedLoader`, and `presets` builds the usual image loaders. `orders` holds the
+orders of an epoch, `reading` plans and makes the reads, `caches` keeps the bytes, `decoding` turns
+them into images, `labels` renumbers the classes, and `ffcv_adapter` connects all this to ffcv.
 """
 
 from ..ffcv_import import import_ffcv

@@ -17,8 +17,8 @@ class RemapLabel(Operation):
     """Replace each label by `label_map[label]`. Put it right after the label's decoder.
 
     Args:
-        label_map: a selection, or new labels `(C,)`. Labels outside of `[0, C)` and those of pruned
-            classes become -1, which loss functions reject.
+        label_map: a selection, or new labels `(C,)`. Labels of pruned classes, and labels outside
+            `[0, C)`, become -1, which loss functions reject.
     """
 
     def __init__(self, label_map: Selection | ArrayLike) -> None:

@@ -36,30 +36,32 @@ _SIGNATURE = inspect.signature(Loader.__init__)
 class PrunedLoader(Loader):
     """Drop-in for `ffcv.loader.Loader` that reads only the samples of a selection.
 
-    Every argument of `Loader` works as in ffcv, except that `num_workers` may be None (all cores,
-    shared among the processes of this machine), and that `OrderOption.QUASI_RANDOM` is
-    `quasi_random_order`, which works with `distributed`. The file is checked before use. An error
-    in a background thread is raised in the training loop. Leaving a loop early stops all threads.
-    A second loader with the same pipeline compiles nothing.
+    Every argument of `Loader` works as in ffcv, with two differences. `num_workers` may be None:
+    all cores, shared among the processes of this machine. `OrderOption.QUASI_RANDOM` uses
+    `quasi_random_order`, which works with `distributed`.
+
+    The file is checked before use. An error in a background thread is raised in the training loop.
+    Leaving a loop early stops all threads. A second loader with the same pipeline compiles nothing.
 
     Args:
-        fname: the beton: a path, or an open `BetonIndex`, which is not read again.
+        fname: the beton: a path, or an open `BetonIndex`, whose tables are not read again.
         batch_size: samples per batch.
         *args: further arguments of `Loader`, by position.
-        selection: a `Selection` or the path of one, made for this beton. None loads all samples.
+        selection: a `Selection` for this beton, or its path. None loads all samples.
         relabel: give the retained classes the labels 0 to K - 1. `RemapLabel` is inserted after
             the decoder of the selection's label field.
         cache: where the samples' bytes are kept. "extents" reads the coming batches into a pool
-            of bounded size, in any order. "ram" packs all retained bytes into memory before the
+            of bounded size, in any order. "ram" reads all retained bytes into memory before the
             first epoch, and shares them between the processes of a machine if `distributed`. "os"
             maps the file: the system reads the pages that are touched, and kills the process if
-            the file is truncated meanwhile. "auto" takes "os" if the retained bytes fit into half
-            of the free memory, else "extents". None follows `os_cache` if it is given (True: "os",
-            False: "extents"), else takes "auto".
+            the file is truncated meanwhile. "auto" uses "os" if the retained bytes fit into half
+            of the free memory, else "extents". None follows `os_cache` if given (True: "os", False:
+            "extents"), and else means "auto".
         read_ahead: number of windows that "extents" reads ahead. A window is one batch, or about
             4,096 samples in quasi-random order.
-        **kwargs: further arguments of `Loader`, by name. `order` takes ffcv's options, a name in
-            `dp4tl_ffcv.loading.ORDERS`, a function such as those, or a `TraversalOrder` class.
+        **kwargs: further arguments of `Loader`, by name. `order` is one of ffcv's options, a name
+            in `dp4tl_ffcv.loading.ORDERS`, a function like the ones there, or a `TraversalOrder`
+            class.
 
     Raises:
         BetonError: the file is not a complete beton.
@@ -146,11 +148,13 @@ class PrunedLoader(Loader):
     def set_selection(
         self, selection: Selection | str | os.PathLike[str] | ArrayLike | None
     ) -> None:
-        """Load other samples from the next epoch on. An epoch under way is not affected.
+        """Change the retained samples from the next epoch on. A running epoch is not affected.
 
-        Takes a `Selection`, the path of one, or sample ids; None for all samples. A loader with
-        `relabel` needs a selection and compiles the new labels. Raises the errors of the
-        constructor, and then keeps its selection.
+        Args:
+            selection: a `Selection` or its path; sample ids, unless the loader has `relabel`; or
+                None for all samples.
+
+        Raises the errors of the constructor, and then keeps the old selection.
         """
         given: Any = selection
         is_selection = isinstance(given, Selection | str | os.PathLike)
@@ -167,7 +171,7 @@ class PrunedLoader(Loader):
             self.generate_code()
 
     def _retain(self, selection: Selection | None, ids: NDArray[np.uint64]) -> None:
-        """Build everything that depends on the retained samples, then assign it in one step."""
+        """Build all that depends on the retained samples. After an error, nothing has changed."""
         used = {spec.source for spec in self.pipeline_specs.values()}
         extents = retained_extents(self._index, ids.astype(np.int64), used)
         name = choose_cache(extents) if self._cache_option == "auto" else self._cache_option
@@ -177,7 +181,7 @@ class PrunedLoader(Loader):
             name, self._file, extents, read_ahead=self._read_ahead, shared_as=shared_as
         )
         if self._opened_here:
-            self._index.release_allocations()  # the one large table that no epoch needs
+            self._index.release_allocations()  # a large table that no epoch needs
         memory = RetainedMemory(self._index, cache, self.seed, self._make_workspace)
         changed = copy.copy(self)  # the order reads the new ids, and may reject them
         changed._indices, changed.memory_manager = ids, memory
@@ -188,7 +192,7 @@ class PrunedLoader(Loader):
         self._length: int | None = None
 
     def _shared_name(self, extents: RetainedExtents) -> str:
-        # Processes that share memory must agree on its layout, too.
+        # Processes that share memory must also agree on its layout.
         state = (self._index.fingerprint, self._file.identity, __version__, ALIGNMENT, MERGED_GAP)
         digest = hashlib.sha256(repr(state).encode())
         digest.update(extents.ptrs.data)
@@ -204,7 +208,7 @@ class PrunedLoader(Loader):
         self._length = len(order)
         if self.recompile:
             self.generate_code()
-        # A copy, so that changes to the loader do not affect an epoch under way.
+        # A copy, so that changes to the loader do not affect a running epoch.
         return EpochBatches(copy.copy(self), order[: len(self) * self.batch_size])
 
     def __len__(self) -> int:
@@ -215,7 +219,7 @@ class PrunedLoader(Loader):
         return whole + (rest > 0 and not self.drop_last)
 
     def set_epoch(self, epoch: int) -> None:
-        """Set the number of the next epoch, which decides its order and its random crops."""
+        """Set the number of the next epoch, which determines its order and its random crops."""
         self.next_epoch = check_int("epoch", epoch, 0)
 
     @property
@@ -243,10 +247,15 @@ class PrunedLoader(Loader):
         nodes = [node for node in self.graph.nodes if isinstance(node, DecoderNode)]
         return [(node.field_name, node.decoder) for node in nodes]
 
-    def plan_epoch(self, epoch: int) -> EpochPlan:
-        """Return the order of an epoch and the reads that the cache "extents" makes for it.
+    @property
+    def first_traversal_order(self) -> NDArray[Any]:
+        """Order of the next epoch, under the name that ffcv's Loader gives it."""
+        return np.asarray(self.next_traversal_order())
 
-        Cost: O(retained), in numpy; nothing is read.
+    def plan_epoch(self, epoch: int) -> EpochPlan:
+        """Return the order of an epoch, and the reads that the cache "extents" makes for it.
+
+        Reads nothing from the file. Cost: O(retained).
         """
         order = self._check_order(self.traversal_order.sample_order(epoch)).astype(np.int64)
         if self.drop_last:
@@ -255,7 +264,7 @@ class PrunedLoader(Loader):
 
     @property
     def _window_size(self) -> int:
-        """Samples that are read together: as many as the order asks for, in whole batches."""
+        """Samples that are read together: the number that the order asks for, in whole batches."""
         wanted = getattr(self.traversal_order, "window_size", self.batch_size)
         return max(1, -(-int(wanted) // self.batch_size)) * self.batch_size
 
@@ -264,7 +273,7 @@ class PrunedLoader(Loader):
 
     @property
     def bytes_read(self) -> int:
-        """Bytes that this loader has read from the file. The cache "os" reads none itself."""
+        """Bytes that this loader has read from the file, 0 with the cache "os"."""
         return self._file.bytes_read
 
     @property
@@ -296,7 +305,7 @@ class PrunedLoader(Loader):
 def load_selection(
     selection: Selection | str | os.PathLike[str] | None, index: BetonIndex
 ) -> Selection | None:
-    """Return a selection, loaded if it is a path, after a check that it was made for `index`."""
+    """Load a selection if it is a path, and check that it was made for `index`."""
     if selection is None:
         return None
     loaded = selection if isinstance(selection, Selection) else Selection.load(selection)

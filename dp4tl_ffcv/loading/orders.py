@@ -2,13 +2,13 @@
 
 A function of this module called `NAME_order` is the order "NAME".
 
-`sequential_order` deals the ids out in turn. The last round is padded from the start, or dropped,
-so that all ranks take the same number of steps: of ids 0 to 4, rank 0 of two gets 0 2 4 and rank 1
-gets 1 3 0 (pad), or 0 2 and 1 3 (drop).
+`sequential_order` gives each rank every `world_size`-th id. The last round is padded from the start
+or dropped, so that all ranks take the same number of steps. With ids 0 to 4 and two ranks, rank 0
+gets 0 2 4 and rank 1 gets 1 3 0 (padded), or 0 2 and 1 3 (dropped).
 
-`random_order` deals out a permutation in the same way. `quasi_random_order` shuffles blocks of
-neighbours, gives each rank whole blocks, and then mixes the samples of a few blocks. With ids 0 to
-15, one rank, block=2 and group=8:
+`random_order` shares out a permutation in the same way. `quasi_random_order` shuffles blocks of
+neighbours, gives each rank whole blocks, and then shuffles the samples of a few blocks together.
+With ids 0 to 15, one rank, block=2 and group=8:
 
     blocks   10 11   12 13    0  1   14 15  |   4  5    8  9    6  7    2  3
     order    10 11 1 14 0 13 12 15          |   2 9 3 8 4 5 7 6
@@ -34,7 +34,7 @@ class Order(Protocol):
 def sequential_order(
     ids: NDArray[np.int64],
     *,
-    seed: int = 0,  # noqa: ARG001  # every order takes the same arguments
+    seed: int = 0,  # noqa: ARG001  # all orders have the same arguments
     epoch: int = 0,  # noqa: ARG001
     rank: int = 0,
     world_size: int = 1,
@@ -70,21 +70,21 @@ def quasi_random_order(
 ) -> NDArray[np.int64]:
     """Return this rank's share of a random order that reads neighbours together.
 
-    Use it on disks where a jump costs more than reading a sample. Sorted ids follow the file;
-    `block` consecutive ids stay together, so that `group` samples lie in about `group / block`
-    places. The blocks start at other ids in each epoch.
+    Use this order on disks where a seek costs more than reading a sample. `block` consecutive ids
+    stay together, so that `group` samples come from about `group / block` places in the file. The
+    blocks start at other ids in each epoch.
 
     Args:
-        ids: sample ids in any order; an id given twice is read twice.
+        ids: sample ids in any order. An id given twice is read twice.
         seed: seed of the permutation.
-        epoch: epoch, which changes the permutation.
+        epoch: epoch number. Each epoch has its own permutation.
         rank: rank whose share to return.
         world_size: number of ranks.
         pad: pad the shares to equal length from the start of the permutation, instead of dropping
             the remainder.
         block: number of neighbours in the file that are read together.
-        group: number of samples of a share that are shuffled together: as many as the reader holds
-            at a time, and several batches, so that a batch draws on many blocks.
+        group: number of samples that are shuffled together. Use several batches, so that each
+            batch holds samples of many blocks, but no more than fit into memory.
     """
     _check_rank(rank, world_size)
     check_int("block", block, 1)
@@ -92,13 +92,13 @@ def quasi_random_order(
     seeds = np.random.SeedSequence((seed, epoch))
     places = _shuffled_blocks(len(ids), block, np.random.default_rng(seeds))
     share = places[_share_of_blocks(len(ids), block, rank, world_size, pad)]
-    # Each rank shuffles differently, and not like the permutation that all ranks share.
+    # Each rank shuffles with its own seed, which differs from the seed that all ranks share.
     own = np.random.SeedSequence((seed, epoch), spawn_key=(rank,))
     return np.sort(ids)[_shuffled_groups(share, group, np.random.default_rng(own))]
 
 
 def _deal(ids: NDArray[np.int64], rank: int, world_size: int, pad: bool) -> NDArray[np.int64]:
-    """Deal `ids` out in turn, as a copy."""
+    """Return a copy of every `world_size`-th id, starting with number `rank`."""
     _check_rank(rank, world_size)
     rounds, rest = divmod(len(ids), world_size)
     share = ids[rank : rounds * world_size : world_size]
@@ -145,7 +145,7 @@ def _shuffled_groups(
 
 def _check_rank(rank: int, world_size: int) -> None:
     if not 0 <= rank < world_size:
-        raise ValueError(f"`rank` must lie in [0, {world_size}); got {rank}.")
+        raise ValueError(f"`rank` must be in [0, {world_size}); got {rank}.")
 
 
 _SUFFIX = "_order"

@@ -1,4 +1,4 @@
-"""The two image loaders that recipes and tools share: augmented training and plain evaluation."""
+"""Image loaders with the usual pipelines for training and evaluation."""
 
 import os
 from functools import partial
@@ -36,26 +36,26 @@ def training_loader(  # noqa: PLR0913  # the options of a training loader
     order: str = "random",
     distributed: bool = False,
 ) -> PrunedLoader:
-    """Load random resized crops, by default in random order.
+    """Return a loader of random resized crops, by default in random order.
 
-    The last batch is dropped unless it is the only one.
+    The loader drops the last, incomplete batch unless it is the only one.
 
     Args:
         beton: a beton with fields `image` and `label`: a path, or an open index.
         batch_size: images per batch.
         resolution: side of the square crops, in pixels.
         seed: seed of the order and of the crops.
-        selection: the samples to load: a selection or the path of one. None loads all.
+        selection: a selection of the samples to load, or its path. None loads all samples.
         min_scale: smallest area of a crop, as a fraction of the image.
         flip: mirror half of the images.
-        num_workers: decoding threads. None takes all cores, shared among the processes of this
+        num_workers: decoding threads. None uses all cores, shared among the processes of this
             machine.
         device: device of the batches.
         relabel: give the classes of the selection the labels 0 to K - 1.
         cache: where the samples' bytes are kept, as for `PrunedLoader`.
         order: order of the samples, as for `PrunedLoader`.
         distributed: load this rank's share, in batches of `batch_size` on each rank. In the orders
-            "random" and "sequential", the batches of all ranks together equal those of one process
+            "random" and "sequential", the ranks' batches together equal the batches of one process
             with `world_size` times the batch size.
 
     Yields images uint8 `(B, 3, resolution, resolution)` and labels int64 `(B,)`.
@@ -95,10 +95,10 @@ def evaluation_loader(
     relabel: bool = False,
     cache: str | None = None,
 ) -> PrunedLoader:
-    """Load centre crops, each sample once, in order.
+    """Return a loader of centre crops that loads each sample once, in order.
 
-    `indices` are sample ids to load instead of a selection. `crop_ratio` is the side of the crop /
-    the shorter side of the image. The other arguments are as for `training_loader`.
+    `indices` are sample ids to load instead of a selection. `crop_ratio` is the side of the crop
+    divided by the shorter side of the image. The other arguments are as for `training_loader`.
 
     Yields images uint8 `(B, 3, resolution, resolution)` and labels int64 `(B,)`.
     """
@@ -119,9 +119,9 @@ def evaluation_loader(
 
 
 def _cut(order: str) -> Any:
-    """Drop the remainder of the shares, so that an epoch has as many steps on any number of ranks.
+    """Drop the remainder of the shares, so that the steps of an epoch do not depend on the ranks.
 
-    The shares of the quasi-random order are blocks of the file, and differ in any case.
+    In quasi-random order the batches depend on the ranks in any case.
     """
     if order not in ("random", "sequential"):
         return order

@@ -1,7 +1,8 @@
-"""Each pipeline is compiled once in a process, and never where that would be another pipeline."""
+"""Equal pipelines are compiled once per process; different pipelines are not confused."""
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -10,13 +11,12 @@ import pytest
 from ffcv.fields.basics import IntDecoder
 from ffcv.fields.rgb_image import CenterCropRGBImageDecoder, RandomResizedCropRGBImageDecoder
 from ffcv.pipeline.compiler import Compiler
-from ffcv.pipeline.operation import Operation
 from ffcv.transforms import RandomHorizontalFlip, ToTensor, ToTorchImage
 from numba.core import event
 
 from dp4tl_ffcv import PrunedLoader, RemapLabel, Selection
 from dp4tl_ffcv.loading.ffcv_adapter.compilation import shared_compilation
-from tests.support.loading import only
+from tests.support.loading import Step, only
 
 
 def compilations(work: Callable[[], Any]) -> list[Any]:
@@ -61,45 +61,29 @@ def test_a_second_loader_compiles_nothing(os_cache: bool, photos: Any, other_pho
 
 
 def test_a_second_centre_crop_compiles_nothing(photos: Any) -> None:
-    def load(ratio: float) -> None:
-        steps = [CenterCropRGBImageDecoder((16, 16), ratio=ratio), ToTensor()]
-        pipelines = only(image=steps)
-        list(PrunedLoader(photos.path, 20, pipelines=pipelines))
+    def load() -> None:
+        steps = [CenterCropRGBImageDecoder((16, 16), ratio=1.0), ToTensor()]
+        list(PrunedLoader(photos.path, 20, pipelines=only(image=steps)))
 
-    load(1.0)
-    assert compilations(lambda: load(1.0)) == []
+    load()
+    assert compilations(load) == []
 
 
-def test_pipelines_with_other_constants_are_not_mixed_up(colours: Any) -> None:
+def test_pipelines_with_different_constants_are_not_confused(colours: Any) -> None:
     tables = [np.arange(10), np.arange(10)[::-1].copy(), np.zeros(10, int), np.full(10, -1)]
     for table in (*tables, *tables):
         found = labels_of(mapped_loader(colours, table))
         np.testing.assert_array_equal(found, table[colours.labels])
 
 
-def test_equal_tables_share_their_code(colours: Any) -> None:
+def test_equal_label_maps_share_compiled_code(colours: Any) -> None:
     labels_of(mapped_loader(colours, [4, 4, 4]))
     assert compilations(lambda: labels_of(mapped_loader(colours, np.array([4, 4, 4])))) == []
 
 
-class Adds(Operation):
-    """Adds to labels what a function made elsewhere says."""
-
-    def __init__(self, make: Callable[[], Callable[..., Any]]) -> None:
-        super().__init__()
-        self.make = make
-
-    def generate_code(self) -> Callable[..., Any]:
-        return self.make()
-
-    def declare_state_and_memory(self, previous_state: Any) -> Any:
-        return previous_state, None
-
-
 def added(make: Callable[[], Callable[..., Any]], dataset: Any) -> list[int]:
-    """Return by how much the labels were raised."""
-    steps = [IntDecoder(), Adds(make), ToTensor()]
-    pipelines = only(label=steps)
+    """Return the numbers that the function of `make` adds to labels."""
+    pipelines = only(label=[IntDecoder(), Step(make), ToTensor()])
     loader = PrunedLoader(dataset.path, 120, pipelines=pipelines)
     return sorted(set(labels_of(loader) - dataset.labels))
 
@@ -121,14 +105,14 @@ def make():
 """
 
 
-def test_a_global_that_has_changed_is_compiled_again(colours: Any) -> None:
+def test_a_changed_global_is_compiled_again(colours: Any) -> None:
     module: Any = make_module(GLOBAL)
     for offset in (1, 2, 1):
         module.OFFSET = offset
         assert added(module.make, colours) == [offset]
 
 
-def test_equal_code_of_two_modules_reads_its_own_globals(colours: Any) -> None:
+def test_equal_code_of_two_modules_uses_each_modules_globals(colours: Any) -> None:
     one: Any = make_module(GLOBAL)
     other: Any = make_module(GLOBAL.replace("OFFSET = 1", "OFFSET = 7"))
     assert added(one.make, colours) == [1]
@@ -136,7 +120,7 @@ def test_equal_code_of_two_modules_reads_its_own_globals(colours: Any) -> None:
     assert compilations(lambda: added(make_module(GLOBAL).make, colours)) == []
 
 
-def test_an_attribute_of_a_users_module_is_compiled_again(
+def test_a_changed_attribute_of_a_module_is_compiled_again(
     colours: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings: Any = ModuleType("settings_of_a_test")
@@ -150,8 +134,8 @@ def test_an_attribute_of_a_users_module_is_compiled_again(
         assert added(module.make, colours) == [offset]
 
 
-def test_a_function_that_is_read_is_part_of_the_code(colours: Any) -> None:
-    def make(offset: int) -> Callable[..., Any]:
+def test_functions_with_different_constants_are_not_confused(colours: Any) -> None:
+    def calling(offset: int) -> Callable[..., Any]:
         def more(value: int) -> int:
             return value + offset
 
@@ -164,22 +148,18 @@ def test_a_function_that_is_read_is_part_of_the_code(colours: Any) -> None:
 
         return add
 
-    for offset in (1, 2, 1):
-        assert added(lambda offset=offset: make(offset), colours) == [offset]
-
-
-def test_a_default_argument_is_part_of_the_code(colours: Any) -> None:
-    def make(offset: int) -> Callable[..., Any]:
+    def by_default(offset: int) -> Callable[..., Any]:
         def add(labels: Any, _: Any, by: int = offset) -> Any:
             return labels + by
 
         return add
 
-    for offset in (1, 2, 1):
-        assert added(lambda offset=offset: make(offset), colours) == [offset]
+    for make in (calling, by_default):
+        for offset in (1, 2, 1):
+            assert added(partial(make, offset), colours) == [offset]
 
 
-def test_functions_that_call_each_other_are_compiled_once() -> None:
+def test_recursive_functions_are_compiled_once() -> None:
     source = """
 def even(n):
     return True if n == 0 else odd(n - 1)
@@ -204,7 +184,7 @@ def test_code_that_reads_a_mutable_object_is_compiled_every_time() -> None:
         assert Compiler.compile(make((1,))) is not Compiler.compile(make((True,)))
 
 
-def test_ffcvs_compiler_is_left_as_it_was() -> None:
+def test_ffcvs_compiler_is_restored_after_the_block() -> None:
     before = vars(Compiler)["compile"]
 
     def fail() -> None:

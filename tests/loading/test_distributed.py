@@ -1,4 +1,4 @@
-"""Two real processes over gloo: their shares, and the memory that they share."""
+"""Two processes with gloo: their shares of an epoch, and their shared memory."""
 
 import json
 import subprocess
@@ -19,7 +19,7 @@ ORDERS = ["sequential", "random", "quasi_random", "ffcv's own"]
 CLASSES = [6, 1, 3]
 BATCH = 7
 LONGEST = 300  # seconds for both processes, which take a few
-# All that one rank does: two epochs in each case, the second of other samples. One line of JSON.
+# One rank loads two epochs in each case, then an epoch of other samples, and prints a line of JSON.
 RANK = """
 import json, sys
 from datetime import timedelta
@@ -95,7 +95,7 @@ def shared_files() -> set[Path]:
 
 @pytest.fixture(scope="module")
 def ranks(colours: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cases]:
-    """Epochs of each rank, by cache and order."""
+    """The JSON objects that the ranks print, by cache and order."""
     meeting, before = tmp_path_factory.mktemp("gloo") / "meeting", shared_files()
     processes = [
         subprocess.Popen(
@@ -117,7 +117,7 @@ def ranks(colours: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ca
 
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("cache", CACHES)
-def test_two_processes_share_every_epoch_out(
+def test_two_processes_share_every_epoch(
     cache: str, order: str, ranks: Cases, colours: Any
 ) -> None:
     selection = Selection.of_classes(colours.index, CLASSES)
@@ -130,25 +130,18 @@ def test_two_processes_share_every_epoch_out(
     for case in cases:
         np.testing.assert_array_equal(case["labels"], colours.labels[case["ids"]])
     assert (cases[0]["ids"] != cases[0]["again"]) == (order != "sequential")
-
-
-@pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("cache", CACHES)
-def test_two_processes_take_over_other_samples(
-    cache: str, order: str, ranks: Cases, colours: Any
-) -> None:
-    cases = [rank[f"{cache}, {order}"] for rank in ranks]
-    assert [case["length"] for case in cases] == [5, 5]  # 31 of 61 samples, seven at a time
+    # After set_selection: 31 of 61 samples, seven at a time.
+    assert [case["length"] for case in cases] == [5, 5]
     shares = [case["changed"][0] for case in cases]
     assert [len(share) for share in shares] == [31, 31]
-    assert set(np.concatenate(shares).tolist()) == set(range(61))  # one of them comes twice
+    assert set(np.concatenate(shares).tolist()) == set(range(61))  # one of them twice
     for case in cases:
         ids, labels = case["changed"]
         np.testing.assert_array_equal(labels, colours.labels[ids])
 
 
 @pytest.mark.parametrize("cache", CACHES)
-def test_shares_may_be_cut_to_equal_length(cache: str, ranks: Cases) -> None:
+def test_the_remainder_of_the_shares_can_be_dropped(cache: str, ranks: Cases) -> None:
     shares = [rank[f"{cache}, dropping"]["changed"][0] for rank in ranks]
     assert [len(share) for share in shares] == [30, 30]
     found = np.concatenate(shares).tolist()
@@ -156,7 +149,7 @@ def test_shares_may_be_cut_to_equal_length(cache: str, ranks: Cases) -> None:
     assert set(found) <= set(range(61))
 
 
-def test_retained_classes_have_the_same_numbers_in_both(ranks: Cases, colours: Any) -> None:
+def test_both_processes_renumber_the_classes_alike(ranks: Cases, colours: Any) -> None:
     for epochs in zip(*(rank["relabel"]["epochs"] for rank in ranks), strict=True):
         assert len(np.unique(np.concatenate([ids for ids, _ in epochs]))) == 36
         for ids, labels in epochs:
@@ -164,7 +157,7 @@ def test_retained_classes_have_the_same_numbers_in_both(ranks: Cases, colours: A
 
 
 @pytest.mark.parametrize("order", ORDERS)
-def test_memory_is_filled_by_one_process_and_shared(order: str, ranks: Cases) -> None:
+def test_one_process_reads_into_the_shared_memory(order: str, ranks: Cases) -> None:
     cases = [rank[f"ram, {order}"] for rank in ranks]
     retained = 36 * 3 * 16 * 16
     read = sorted(case["read"] for case in cases)

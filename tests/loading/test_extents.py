@@ -1,4 +1,4 @@
-"""The retained extents against a plain loop over the tables of a beton."""
+"""Retained byte ranges, compared with a plain loop over the tables of a beton."""
 
 import tracemalloc
 from collections.abc import Collection, Sequence
@@ -20,9 +20,7 @@ from dp4tl_ffcv.loading.reading.extents import RetainedExtents, retained_extents
 from tests.support.betons import StampField
 
 NUM_SAMPLES = 30
-
-
-# Empty bytes between others, and as what a sample ends with: ffcv gives those the next one's place.
+# Some bytes are empty, also at the end of a sample: ffcv gives them the address of the next value.
 FIELDS = {
     "first": BytesField,
     "label": IntField,
@@ -95,7 +93,7 @@ def betons(tmp_path_factory: pytest.TempPathFactory) -> dict[str, BetonIndex]:
 def plain_extents(
     index: BetonIndex, ids: Collection[int], fields: Collection[str]
 ) -> dict[int, tuple[int, set[int]]]:
-    """Return the bytes and the possible owners of what lies at each byte offset."""
+    """Return the size and the possible owners of the byte range at each offset."""
     used = [field for field in index.fields if field.name in fields]
     pointed = {
         int(values[number])
@@ -134,7 +132,7 @@ field_sets = st.sets(st.sampled_from([*POINTING, "label", "stamp"]))
 @pytest.mark.parametrize("kind", KINDS)
 @settings(derandomize=True, deadline=None, max_examples=60)
 @given(ids=ids_lists, fields=field_sets)
-def test_extents_are_those_of_a_plain_loop(
+def test_extents_equal_a_plain_loop(
     kind: str, ids: list[int], fields: set[str], betons: dict[str, BetonIndex]
 ) -> None:
     index = betons[kind]
@@ -152,7 +150,7 @@ def test_extents_are_those_of_a_plain_loop(
 
 @settings(derandomize=True, deadline=None, max_examples=60)
 @given(retained=st.sets(st.integers(0, NUM_SAMPLES - 1), min_size=1), data=st.data())
-def test_rows_of_samples_come_in_any_order_and_number(
+def test_rows_of_finds_samples_in_any_order_and_number(
     retained: set[int], data: st.DataObject, betons: dict[str, BetonIndex]
 ) -> None:
     kind = data.draw(st.sampled_from(KINDS))
@@ -169,7 +167,7 @@ def test_rows_of_samples_come_in_any_order_and_number(
     assert found == expected
 
 
-def test_fields_without_extents_take_none(betons: dict[str, BetonIndex]) -> None:
+def test_fields_without_bytes_have_no_extents(betons: dict[str, BetonIndex]) -> None:
     for fields in (set(), {"label"}, {"no such field"}):
         table = retained_extents(betons["ours"], np.arange(NUM_SAMPLES), fields)
         assert_consistent(table)
@@ -179,7 +177,7 @@ def test_fields_without_extents_take_none(betons: dict[str, BetonIndex]) -> None
 
 
 class _Tables:
-    """As much of an index as the extents need: an image for each of very many samples."""
+    """Stands in for an index of very many samples with an image each."""
 
     def __init__(self, num_samples: int) -> None:
         self.num_samples = num_samples
@@ -195,7 +193,7 @@ class _Tables:
         return self.num_samples
 
 
-def test_memory_goes_with_what_is_retained() -> None:
+def test_memory_grows_with_the_retained_samples() -> None:
     def peak(num_samples: int, num_retained: int) -> int:
         index: Any = _Tables(num_samples)
         ids = np.sort(np.random.default_rng(1).choice(num_samples, num_retained, replace=False))
@@ -207,6 +205,6 @@ def test_memory_goes_with_what_is_retained() -> None:
         return most
 
     few, many = 4_000, 400_000
-    # A flag for each sample of the file and rows of one block come on top of what is retained.
+    # In addition: a flag for each sample of the file, and the rows of one block.
     assert peak(many, few) <= many + 200 * few + 200 * BLOCK
     assert peak(many, many // 2) <= many + 200 * many // 2 + 200 * BLOCK

@@ -1,10 +1,11 @@
-"""Every failure raises an error in the training loop that names the sample."""
+"""Failures raise an error in the training loop that names the sample, and leave nothing open."""
 
 import errno
 import gc
 import os
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,14 @@ from ffcv.transforms import ToTensor
 from numpy.typing import NDArray
 
 from dp4tl_ffcv import BetonError, BetonIndex, PrunedLoader, Selection
-from dp4tl_ffcv.beton import format
 from dp4tl_ffcv.loading.caches import CACHES
 from dp4tl_ffcv.loading.decoding.decoders import (
     CenterCropRGBImageDecoder,
     RandomResizedCropRGBImageDecoder,
 )
 from dp4tl_ffcv.loading.reading import file_reader
-from tests.support.loading import only
-
-Guarded = Callable[[Callable[[], Any]], Any]
+from tests.support.betons import damage, put
+from tests.support.loading import Guarded, only
 
 BATCH = 10
 VICTIM = 57
@@ -32,19 +31,17 @@ EPOCH = list(range(120))
 
 
 def descriptors() -> list[str]:
-    """Return what the open descriptors of this process stand for."""
+    """Return the betons and shared memory that this process holds open."""
     found = []
     for link in Path("/proc/self/fd").iterdir():
-        try:
+        with suppress(OSError):  # the listing's own descriptor is closed by now
             found.append(str(link.readlink()))
-        except OSError:
-            continue  # the one of the listing
     return sorted(name for name in found if ".beton" in name or "dp4tl" in name)
 
 
 @pytest.fixture(autouse=True)
 def nothing_is_left() -> Iterator[None]:
-    """Let every test end without threads, and with the open files that it began with."""
+    """Check that every test ends without threads, and with the files open that it began with."""
     before = set(descriptors())
     yield
     if busy_threads() or set(descriptors()) - before:
@@ -63,7 +60,7 @@ def busy_threads() -> list[str]:
 
 
 class Recorded:
-    """Loads epochs under guard, and keeps the samples that the pixels showed until an error."""
+    """Loads epochs, and keeps the ids of the samples that were loaded before an error."""
 
     def __init__(self, dataset: Any, loader: PrunedLoader, guarded: Guarded) -> None:
         self.dataset, self.loader, self.guarded = dataset, loader, guarded
@@ -83,11 +80,15 @@ class Recorded:
         return self.seen
 
 
+def copy_of(dataset: Any, folder: Path) -> Path:
+    path = folder / "copy.beton"
+    path.write_bytes(dataset.path.read_bytes())
+    return path
+
+
 @pytest.fixture
 def copied(colours: Any, tmp_path: Path) -> Path:
-    path = tmp_path / "copy.beton"
-    path.write_bytes(colours.path.read_bytes())
-    return path
+    return copy_of(colours, tmp_path)
 
 
 def loader_of(path: Path, cache: str, **options: Any) -> PrunedLoader:
@@ -102,13 +103,13 @@ def start_of(path: Path, sample: int) -> int:
 
 
 @pytest.mark.parametrize("cache", CACHES)
-def test_a_file_that_was_cut_after_opening(
+def test_a_file_cut_after_opening_fails_until_it_is_whole_again(
     cache: str, colours: Any, copied: Path, guarded: Guarded
 ) -> None:
     loader = loader_of(copied, cache)
     load, whole = Recorded(colours, loader, guarded), copied.read_bytes()
     assert load() == EPOCH
-    if cache == "ram":  # has no need of the file any more
+    if cache == "ram":  # does not read the file again
         os.truncate(copied, 0)
         assert load() == EPOCH
         return
@@ -122,7 +123,7 @@ def test_a_file_that_was_cut_after_opening(
     assert load() == EPOCH
 
 
-def test_a_file_that_was_cut_before_it_was_read_into_memory(
+def test_a_file_cut_before_it_is_read_into_memory_fails(
     colours: Any, copied: Path, guarded: Guarded
 ) -> None:
     load, whole = Recorded(colours, loader_of(copied, "ram"), guarded), copied.read_bytes()
@@ -136,11 +137,10 @@ def test_a_file_that_was_cut_before_it_was_read_into_memory(
 
 
 @pytest.mark.parametrize("order", ["sequential", "random", "quasi_random"])
-def test_a_file_that_is_cut_during_an_epoch(
+def test_a_file_cut_during_an_epoch_fails_after_right_batches(
     order: str, paged: Any, tmp_path: Path, guarded: Guarded
 ) -> None:
-    path = tmp_path / "cut.beton"
-    path.write_bytes(paged.path.read_bytes())
+    path = copy_of(paged, tmp_path)
     loader = PrunedLoader(
         path, 4, cache="extents", order=order, seed=3, read_ahead=1, batches_ahead=1
     )
@@ -153,7 +153,7 @@ def test_a_file_that_is_cut_during_an_epoch(
             if len(seen) == 4:
                 os.truncate(path, start_of(paged.path, 40))
 
-    if order == "quasi_random":  # one window, which has been read
+    if order == "quasi_random":  # has one window, which has been read
         guarded(load)
         assert seen == expected
     else:
@@ -164,7 +164,7 @@ def test_a_file_that_is_cut_during_an_epoch(
 
 
 @pytest.mark.parametrize("cache", ["extents", "ram"])
-def test_a_disk_that_fails(
+def test_a_failing_disk_is_an_error_that_names_the_sample(
     cache: str, colours: Any, guarded: Guarded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     preadv, start = os.preadv, start_of(colours.path, VICTIM)
@@ -189,7 +189,7 @@ def test_a_disk_that_fails(
 
 
 @pytest.mark.parametrize("cache", CACHES)
-def test_files_that_are_not_whole_are_refused(
+def test_incomplete_files_are_rejected(
     cache: str, truncated: Path, unfinished: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "text.beton").write_text("no beton\n" * 1000)
@@ -201,7 +201,7 @@ def test_files_that_are_not_whole_are_refused(
 
 
 @pytest.mark.parametrize("cache", CACHES)
-def test_a_file_that_is_replaced_is_loaded_as_it_was(
+def test_the_old_file_is_loaded_after_it_was_replaced(
     cache: str, colours: Any, copied: Path, tmp_path: Path, guarded: Guarded
 ) -> None:
     load = Recorded(colours, loader_of(copied, cache, drop_last=False), guarded)
@@ -209,7 +209,7 @@ def test_a_file_that_is_replaced_is_loaded_as_it_was(
     other.write_bytes(bytes(5000))
     other.replace(copied)
     assert load() == EPOCH
-    # It cannot be pruned in another way: that takes the tables of the file that was there.
+    # Another selection needs the tables of the old file.
     with pytest.raises(BetonError, match="is not a beton"):
         load.loader.set_selection([3, 1, 2])
     assert load() == EPOCH
@@ -243,7 +243,7 @@ def test_a_file_that_is_replaced_is_loaded_as_it_was(
         (lambda ids: [], (TypeError, ValueError), "^`(order|batch_size)`"),
     ],
 )
-def test_an_order_that_fails(
+def test_a_wrong_order_is_an_error_in_that_epoch_only(
     wrong: Any, error: Any, message: str, cache: str, colours: Any, guarded: Guarded
 ) -> None:
     broken = [False]
@@ -264,59 +264,51 @@ def test_an_order_that_fails(
 
 
 @pytest.mark.parametrize("cache", CACHES)
-def test_an_order_may_leave_out_and_repeat(cache: str, colours: Any, guarded: Guarded) -> None:
+def test_an_order_may_omit_and_repeat_samples(cache: str, colours: Any, guarded: Guarded) -> None:
     chosen = [5, 5, 9, 5, 100, 7, 7, 7, 7, 7, 5, 5, 100]
     loader = loader_of(colours.path, cache, order=lambda ids, **_: chosen, drop_last=False)
     assert Recorded(colours, loader, guarded)() == chosen
 
 
-# Operations.
-
-
 # Images.
 
 
-def put(path: Path, at: int, data: bytes) -> None:
-    with path.open("r+b") as stream:
-        stream.seek(at)
-        stream.write(data)
+Damage = Callable[[Path], None]
 
 
-def overwrite(path: Path, data: Callable[[int], bytes]) -> None:
-    """Put other bytes where the victim's are."""
-    extent = BetonIndex.open(path).extents([VICTIM])[0]
-    put(path, int(extent["ptr"]), data(int(extent["size"])))
+def overwritten(data: bytes, start: float = 0.0) -> Damage:
+    """Replace the victim's bytes by repeated `data`, from a fraction of its size on."""
+
+    def change(path: Path) -> None:
+        extent = BetonIndex.open(path).extents([VICTIM])[0]
+        kept = int(extent["size"] * start)
+        put(path, int(extent["ptr"]) + kept, np.resize(bytearray(data), extent["size"] - kept))
+
+    return change
 
 
-def overwrite_end(path: Path, left: float) -> None:
-    """Put zeros where the end of the victim's bytes is, as a copy that was broken off has them."""
-    extent = BetonIndex.open(path).extents([VICTIM])[0]
-    kept = int(extent["size"] * left)
-    put(path, int(extent["ptr"]) + kept, bytes(int(extent["size"]) - kept))
+def shortened(left: float) -> Damage:
+    """Reduce the victim's size in the allocation table to a fraction."""
+
+    def change(path: Path) -> None:
+        with damage(path) as parts:
+            row = parts.table["sample_id"] == VICTIM
+            parts.table["size"][row] = (parts.table["size"][row] * left).astype(np.uint64)
+
+    return change
 
 
-def cut_extent(path: Path, left: float) -> None:
-    """Let the allocation table say that the victim has fewer bytes."""
-    index = BetonIndex.open(path)
-    table = index.allocations.copy()
-    row = table["sample_id"] == VICTIM
-    table["size"][row] = (table["size"][row] * left).astype(np.uint64)
-    put(path, int(index.header["alloc_table_ptr"]), table.tobytes())
+def described(**values: Callable[[int], int]) -> Damage:
+    """Change the victim's metadata."""
 
+    def change(path: Path) -> None:
+        column = BetonIndex.open(path).field("image").column
+        with damage(path) as parts:
+            image = parts.metadata[column]
+            for name, changed in values.items():
+                image[name][VICTIM] = changed(int(image[name][VICTIM]))
 
-def redescribe(path: Path, **values: Callable[[int], int]) -> None:
-    """Change what the metadata say of the victim."""
-    index = BetonIndex.open(path)
-    metadata = index.metadata.copy()
-    image = metadata[index.field("image").column]
-    for name, change in values.items():
-        image[name][VICTIM] = change(int(image[name][VICTIM]))
-    start = format.HEADER.itemsize + len(index.fields) * format.FIELD.itemsize
-    put(path, start, metadata.tobytes())
-
-
-def random_bytes(size: int) -> bytes:
-    return np.random.default_rng(8).bytes(size)
+    return change
 
 
 def one_more(value: int) -> int:
@@ -331,23 +323,21 @@ def most(value: int) -> int:
     return 65535
 
 
-DAMAGED_JPEGS: dict[str, tuple[Callable[[Path], None], str]] = {
-    "zeroed": (lambda path: overwrite(path, bytes), "is not a JPEG"),
-    "random": (lambda path: overwrite(path, random_bytes), "is not a JPEG"),
-    "a text": (lambda path: overwrite(path, lambda size: b"text" * (size // 4)), "is not a JPEG"),
-    "zeros from the middle on": (lambda path: overwrite_end(path, 0.6), "is a corrupt JPEG"),
-    "zeros at the end": (lambda path: overwrite_end(path, 0.97), "is a corrupt JPEG"),
-    "cut in the header": (lambda path: cut_extent(path, 0.05), "is not a JPEG"),
-    "cut": (lambda path: cut_extent(path, 0.8), "is a corrupt JPEG"),
-    "no bytes": (lambda path: cut_extent(path, 0), "has no bytes"),
-    "wider": (lambda path: redescribe(path, width=one_more), "is a JPEG of another size"),
-    "lower": (lambda path: redescribe(path, height=one_less), "is a JPEG of another size"),
-    "very wide": (lambda path: redescribe(path, width=most), "is a JPEG of another size"),
-    "without width": (
-        lambda path: redescribe(path, width=lambda _: 0),
-        "is a JPEG of another size",
-    ),
-    "called raw": (lambda path: redescribe(path, mode=one_more), "has more or fewer bytes"),
+NOT_A_JPEG, CORRUPT, WRONG_SIZE = "is not a JPEG", "is a corrupt JPEG", "is a JPEG of another size"
+DAMAGED_JPEGS: dict[str, tuple[Damage, str]] = {
+    "zeroed": (overwritten(b"\0"), NOT_A_JPEG),
+    "random": (overwritten(np.random.default_rng(8).bytes(10_000)), NOT_A_JPEG),
+    "text": (overwritten(b"text"), NOT_A_JPEG),
+    "zeros from the middle on": (overwritten(b"\0", start=0.6), CORRUPT),
+    "zeros at the end": (overwritten(b"\0", start=0.97), CORRUPT),
+    "cut in the header": (shortened(0.05), NOT_A_JPEG),
+    "cut": (shortened(0.8), CORRUPT),
+    "no bytes": (shortened(0), "has no bytes"),
+    "wider": (described(width=one_more), WRONG_SIZE),
+    "lower": (described(height=one_less), WRONG_SIZE),
+    "very wide": (described(width=most), WRONG_SIZE),
+    "without width": (described(width=lambda _: 0), WRONG_SIZE),
+    "called raw": (described(mode=one_more), "has more or fewer bytes"),
 }
 
 
@@ -364,7 +354,7 @@ def photos_loader(path: Path, cache: str, decoder: Any, **options: Any) -> Prune
 
 
 def images_of(loader: PrunedLoader, into: dict[int, NDArray[np.uint8]]) -> None:
-    """Load an epoch, and put the pixels where a later error does not reach them."""
+    """Load an epoch into `into`, which keeps the pixels that were loaded before an error."""
     for pixels, numbers in loader:
         for image, number in zip(pixels.numpy(), numbers[:, 0].tolist(), strict=True):
             into[number] = image.copy()
@@ -386,7 +376,7 @@ def healthy(photos: Any) -> list[list[dict[int, NDArray[np.uint8]]]]:
 def check_damaged(
     path: Path, cache: str, number: int, found: str, healthy: Any, guarded: Guarded
 ) -> None:
-    """Two epochs that fail at the victim, and one without it, whose pixels are right."""
+    """Check two epochs that fail at the victim, and one epoch without it."""
     loader = photos_loader(path, cache, decoders()[number], drop_last=False)
     message = rf"^sample {VICTIM} of '.*{path.name}' cannot be decoded: its image {found}"
 
@@ -411,31 +401,29 @@ def check_damaged(
 
 
 @pytest.mark.parametrize("decoder", [0, 1], ids=["centre", "random"])
-@pytest.mark.parametrize("damage", DAMAGED_JPEGS)
+@pytest.mark.parametrize("name", DAMAGED_JPEGS)
 def test_a_damaged_jpeg_is_named(
-    damage: str, decoder: int, photos: Any, tmp_path: Path, healthy: Any, guarded: Guarded
+    name: str, decoder: int, photos: Any, tmp_path: Path, healthy: Any, guarded: Guarded
 ) -> None:
-    path = tmp_path / "damaged.beton"
-    path.write_bytes(photos.path.read_bytes())
-    do_damage, found = DAMAGED_JPEGS[damage]
-    do_damage(path)
-    cache = CACHES[list(DAMAGED_JPEGS).index(damage) % len(CACHES)]
+    path = copy_of(photos, tmp_path)
+    change, found = DAMAGED_JPEGS[name]
+    change(path)
+    cache = CACHES[list(DAMAGED_JPEGS).index(name) % len(CACHES)]
     check_damaged(path, cache, decoder, found, healthy, guarded)
 
 
 @pytest.mark.parametrize("cache", CACHES)
-def test_a_jpeg_damaged_during_an_epoch_is_named_and_repaired_it_is_loaded(
+def test_a_jpeg_that_was_damaged_and_repaired_is_loaded(
     cache: str, photos: Any, tmp_path: Path, healthy: Any, guarded: Guarded
 ) -> None:
-    path = tmp_path / "damaged.beton"
-    path.write_bytes(photos.path.read_bytes())
+    path = copy_of(photos, tmp_path)
     loader = photos_loader(path, cache, decoders()[1])
-    overwrite(path, bytes)
+    overwritten(b"\0")(path)
     with pytest.raises(BetonError, match=f"^sample {VICTIM} of .* is not a JPEG"):
         guarded(lambda: images_of(loader, {}))
     path.write_bytes(photos.path.read_bytes())
     seen: dict[int, NDArray[np.uint8]] = {}
-    if cache == "ram":  # what was read is kept
+    if cache == "ram":  # keeps what was read
         with pytest.raises(BetonError, match=f"^sample {VICTIM} of"):
             guarded(lambda: images_of(loader, seen))
         loader.set_selection(EPOCH)
@@ -448,10 +436,9 @@ def test_a_jpeg_damaged_during_an_epoch_is_named_and_repaired_it_is_loaded(
 def test_an_image_of_impossible_size_is_named(
     kind: str, tmp_path: Path, request: pytest.FixtureRequest, guarded: Guarded
 ) -> None:
-    """It takes more scratch memory than most machines have; where it does not, it is decoded."""
-    path = tmp_path / "damaged.beton"
-    path.write_bytes(request.getfixturevalue(kind).path.read_bytes())
-    redescribe(path, height=most, width=most)
+    """The image needs more scratch memory than most machines have. On others, decoding fails."""
+    path = copy_of(request.getfixturevalue(kind), tmp_path)
+    described(height=most, width=most)(path)
     loader = photos_loader(path, "extents", decoders()[0])
     for _ in range(2):
         with pytest.raises(BetonError, match=rf"65535 x 65535 pixels|sample {VICTIM} "):
@@ -460,19 +447,14 @@ def test_an_image_of_impossible_size_is_named(
 
 @pytest.mark.parametrize("cache", CACHES)
 @pytest.mark.parametrize(
-    "damage",
-    [
-        lambda path: redescribe(path, height=one_more),
-        lambda path: redescribe(path, width=one_less),
-        lambda path: cut_extent(path, 0.99),
-        lambda path: cut_extent(path, 0),
-    ],
+    "change",
+    [described(height=one_more), described(width=one_less), shortened(0.99), shortened(0)],
     ids=["higher", "narrower", "cut", "no bytes"],
 )
 def test_a_raw_image_of_another_length_is_named(
-    damage: Callable[[Path], None], cache: str, colours: Any, copied: Path, guarded: Guarded
+    change: Damage, cache: str, colours: Any, copied: Path, guarded: Guarded
 ) -> None:
-    damage(copied)
+    change(copied)
     steps = [CenterCropRGBImageDecoder((8, 8), ratio=1.0), ToTensor()]
     load = Recorded(colours, loader_of(copied, cache, pipelines={"image": steps}), guarded)
     for _ in range(2):
@@ -484,12 +466,12 @@ def test_a_raw_image_of_another_length_is_named(
     assert load() == left
 
 
-# Loops that are left.
+# Loops that are left early.
 
 
 @pytest.mark.parametrize("cache", CACHES)
 @pytest.mark.parametrize("order", ["sequential", "random"])
-def test_a_loop_left_anywhere_leaves_nothing(
+def test_leaving_a_loop_frees_threads_files_and_memory(
     order: str, cache: str, paged: Any, guarded: Guarded
 ) -> None:
     selection = Selection.of_classes(paged.index, [1, 3, 5, 7])
@@ -519,7 +501,7 @@ def test_a_loop_left_anywhere_leaves_nothing(
 
 
 @pytest.mark.parametrize("after", [0, 1, 2, 3])
-def test_a_loop_left_before_its_error_leaves_nothing(
+def test_leaving_a_loop_before_its_error_frees_threads_and_files(
     after: int, colours: Any, copied: Path, guarded: Guarded
 ) -> None:
     whole = copied.read_bytes()
@@ -540,7 +522,7 @@ def test_a_loop_left_before_its_error_leaves_nothing(
 
 
 @pytest.mark.parametrize("cache", CACHES)
-def test_loaders_that_are_dropped_give_everything_back(cache: str, colours: Any) -> None:
+def test_deleting_a_loader_frees_threads_and_files(cache: str, colours: Any) -> None:
     before = descriptors()
     for _ in range(3):
         loader = loader_of(colours.path, cache)

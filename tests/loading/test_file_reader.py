@@ -25,7 +25,7 @@ def content() -> NDArray[np.uint8]:
 
 
 NUM_SAMPLES = SIZE // PER_SAMPLE
-# Sample 3 lies at bytes 3000 to 3999, and so on.
+# Sample 3 has the bytes 3000 to 3999, and so on.
 EXTENTS = RetainedExtents(
     ptrs=np.arange(NUM_SAMPLES, dtype=np.uint64) * PER_SAMPLE,
     sizes=np.full(NUM_SAMPLES, PER_SAMPLE),
@@ -37,12 +37,8 @@ EXTENTS = RetainedExtents(
 
 
 def read(reader: FileReader, memory: NDArray[np.uint8], *rows: tuple[int, int, int]) -> None:
-    """Meet requests `(offset, size, place)`."""
-    reader.read(requests_of(*rows), memory, EXTENTS)
-
-
-def requests_of(*rows: tuple[int, int, int]) -> NDArray[np.int64]:
-    return np.array(rows, dtype=np.int64).reshape(-1, 3)
+    """Read the requests `(offset, size, place)`."""
+    reader.read(np.array(rows, dtype=np.int64), memory, EXTENTS)
 
 
 @pytest.fixture
@@ -58,14 +54,14 @@ def reader(path: Path) -> FileReader:
 
 
 @pytest.fixture(params=["compiled", "checked"])
-def by_both_ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In compiled code, and as if that were interrupted at every request."""
+def both_ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read in compiled code, and as if it were interrupted at every request."""
     if request.param == "checked":
         monkeypatch.setattr(file_reader, "_read_requests", lambda file, requests, memory: 0)
 
 
 @pytest.mark.parametrize("met", [0, 1, 2])
-def test_a_request_that_was_interrupted_is_read_in_pieces(
+def test_an_interrupted_request_is_read_in_pieces(
     met: int, reader: FileReader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     preadv, pieces = os.preadv, []
@@ -96,20 +92,20 @@ def test_a_request_that_was_interrupted_is_read_in_pieces(
     [(59_900, 200, 60_000, 100, 60), (60_000, 10, 60_000, 10, 60), (70_500, 99, 70_500, 99, 70)],
     ids=["ends within", "ends before", "ends long before"],
 )
-def test_a_file_that_ends_early_is_an_error_that_names_the_sample(
+def test_a_truncated_file_is_an_error_that_names_the_sample(
     offset: int, size: int, at: int, missing: int, sample: int,
-    path: Path, reader: FileReader, by_both_ways: None,
+    path: Path, reader: FileReader, both_ways: None,
 ) -> None:  # fmt: skip
     os.truncate(path, 60_000)
     memory = np.zeros(1000, dtype=np.uint8)
     found = rf"sample {sample} of '.*a\.beton' at byte {at}: the file is {missing} bytes too short"
     with pytest.raises(BetonError, match=rf"^cannot read {found}"):
         read(reader, memory, (0, 500, 0), (offset, size, 500))
-    read(reader, memory, (0, 500, 0), (59_900, 100, 500))  # the rest is still read
+    read(reader, memory, (0, 500, 0), (59_900, 100, 500))  # the remaining bytes are still read
     assert memory[:600].tolist() == [*content()[:500], *content()[59_900:60_000]]
 
 
-def test_an_empty_file_and_one_beyond_any_size_are_errors(path: Path, reader: FileReader) -> None:
+def test_an_empty_file_and_huge_offsets_are_errors(path: Path, reader: FileReader) -> None:
     memory = np.zeros(10, dtype=np.uint8)
     for offset in (2**40, 2**62):
         with pytest.raises(BetonError, match=f"sample 99 of .* at byte {offset}:"):

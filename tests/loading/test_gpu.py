@@ -1,4 +1,4 @@
-"""On a GPU: no batch is overwritten before its copy is made, however far the GPU is behind."""
+"""On a GPU, no batch is overwritten before its copy, however far behind the GPU is."""
 
 import warnings
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ pytestmark = [
 ]
 
 DEVICE = torch.device("cuda", 0)
-LONG = 100_000_000  # cycles: some 50 ms, in which the host makes tens of batches
+LONG = 100_000_000  # cycles: about 50 ms, in which the host makes tens of batches
 BATCH = 8
 
 
@@ -39,7 +39,7 @@ def pipelines(decoder: Any, *, channels_last: bool = True, non_blocking: bool = 
 
 
 def delayed(loader: Any, every: int = 1) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yield copies of each batch that the GPU makes after a long kernel."""
+    """Yield copies of each batch, which the GPU makes after a long kernel."""
     for number, (images, labels) in enumerate(loader):
         if number % every == 0:
             torch.cuda._sleep(LONG)
@@ -47,7 +47,7 @@ def delayed(loader: Any, every: int = 1) -> Iterator[tuple[torch.Tensor, torch.T
 
 
 def check(batches: Any, dataset: Any, expected: Any = None) -> None:
-    """Compare what arrived with the dataset, after the last batch only: nothing waits before."""
+    """Compare the batches with the dataset, and wait for the GPU only after the last batch."""
     parts = list(batches)
     torch.cuda.synchronize()
     images, labels = (torch.cat(part).cpu() for part in zip(*parts, strict=True))
@@ -86,8 +86,8 @@ def test_no_crop_is_overwritten_while_the_gpu_is_behind(decoder: Any, paged: Any
         check(delayed(loader, every=2), paged)
 
 
-def test_copies_that_are_delayed_on_their_own_stream_are_waited_for(paged: Any) -> None:
-    """The copy itself waits behind a long kernel, on the stream that it is made on."""
+def test_the_loader_waits_for_delayed_copies(paged: Any) -> None:
+    """The copy comes after a long kernel on the same stream."""
 
     class Slow(torch.nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -103,7 +103,7 @@ def test_copies_that_are_delayed_on_their_own_stream_are_waited_for(paged: Any) 
             check(((x.clone(), y.clone()) for x, y in loader), paged)
 
 
-def test_batches_arrive_in_the_memory_format_asked_for(paged: Any) -> None:
+def test_batches_have_the_requested_memory_format(paged: Any) -> None:
     for channels_last in (True, False):
         steps = pipelines(SimpleRGBImageDecoder(), channels_last=channels_last)
         images, labels = next(iter(PrunedLoader(paged.path, BATCH, pipelines=steps)))
@@ -140,8 +140,8 @@ def train(model: Any, loader: Any, epochs: int = 2) -> tuple[list[int], list[flo
     return torch.stack(sums).tolist(), torch.stack(losses).tolist()
 
 
-def test_mixed_precision_training_sees_the_same_batches_every_time(paged: Any) -> None:
-    """With seeded crops, and a GPU that is behind, only a torn batch could differ."""
+def test_mixed_precision_training_repeats_its_batches(paged: Any) -> None:
+    """Crops are seeded and the GPU is behind, so that only an overwritten batch could differ."""
     selection = Selection.of_classes(paged.index, [1, 4, 6])
 
     def steps_of(batches_ahead: int, synchronous: bool) -> tuple[list[int], list[float]]:
@@ -180,7 +180,7 @@ def test_a_distributed_group_of_one_trains(paged: Any, tmp_path: Path) -> None:
         torch.distributed.destroy_process_group()
 
 
-def test_two_views_arrive_whole(paged: Any) -> None:
+def test_two_views_show_the_same_samples(paged: Any) -> None:
     def steps() -> list[Any]:
         return [ToTensor(), ToDevice(DEVICE, non_blocking=True), ToTorchImage()]
 
@@ -205,12 +205,12 @@ def test_two_views_arrive_whole(paged: Any) -> None:
     np.testing.assert_array_equal(np.sort(first), np.arange(120))
 
 
-def test_the_recipes_loader_brings_batches_to_the_gpu(paged: Any) -> None:
+def test_training_loader_moves_batches_to_the_gpu(paged: Any) -> None:
     loader = training_loader(paged.path, batch_size=BATCH, resolution=64, seed=0, device=DEVICE)
     check(delayed(loader), paged)
 
 
-def test_a_loop_that_is_left_early_leaves_the_next_epoch_whole(paged: Any) -> None:
+def test_an_epoch_is_complete_after_a_loop_was_left_early(paged: Any) -> None:
     loader = PrunedLoader(
         paged.path, BATCH, order="random", pipelines=pipelines(SimpleRGBImageDecoder())
     )

@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -18,41 +17,30 @@ import pytest
 import torch
 from ffcv.fields.basics import IntDecoder
 from ffcv.fields.rgb_image import SimpleRGBImageDecoder
-from ffcv.pipeline.operation import Operation
 from ffcv.transforms import ToTensor
 
 from dp4tl_ffcv import PrunedLoader
 from dp4tl_ffcv.loading.ffcv_adapter.iterator import _CheckedThread
-from tests.support.loading import only
+from tests.support.loading import Guarded, Step, only
 
 LONGEST_WAIT = 60.0  # seconds for threads to stop
 
 
-class FailsAt(Operation):
-    """Raises when it meets a label, in compiled code or in Python."""
+def fails_at(wanted: int, jit: bool) -> Step:
+    """Return an operation that raises an error at a value, in compiled code or in Python."""
 
-    def __init__(self, label: int, jit: bool) -> None:
-        super().__init__()
-        self.label, self.jit = label, jit
+    def check(values: Any, _: Any) -> Any:
+        for value in values.reshape(-1):
+            if value == wanted:
+                raise ValueError("this value is refused")
+        return values
 
-    def generate_code(self) -> Callable[..., Any]:
-        wanted = self.label
-
-        def check(labels: Any, _: Any) -> Any:
-            for label in labels.reshape(-1):
-                if label == wanted:
-                    raise ValueError("this label is refused")
-            return labels
-
-        return check
-
-    def declare_state_and_memory(self, previous_state: Any) -> Any:
-        return replace(previous_state, jit_mode=self.jit), None
+    return Step(lambda: check, jit)
 
 
 @pytest.fixture(autouse=True)
 def no_thread_is_left() -> Iterator[None]:
-    """Let every test end with the threads that it began with."""
+    """Check that every test ends with the threads that it began with."""
     gc.collect()
     before = set(threading.enumerate())
     yield
@@ -67,100 +55,52 @@ def loading_threads() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if "CheckedThread" in type(thread).__name__]
 
 
-def loader_of(dataset: Any, batches: int, **options: Any) -> PrunedLoader:
-    """Load eight samples a batch."""
-    return PrunedLoader(dataset.path, 8, indices=range(8 * batches), **options)
-
-
 @pytest.mark.parametrize("jit", [True, False], ids=["compiled", "python"])
 @pytest.mark.parametrize("position", [0, 60, 119])
 def test_an_error_in_the_thread_is_raised_in_the_loop(
-    position: int, jit: bool, photos: Any, guarded: Callable[..., Any]
+    position: int, jit: bool, photos: Any, guarded: Guarded
 ) -> None:
-    label = 1000 + position
-    pipelines = only(
-        identifier=[IntDecoder(), Marks(position, label), FailsAt(label, jit), ToTensor()]
-    )
+    pipelines = only(identifier=[IntDecoder(), fails_at(position, jit), ToTensor()])
     loader = PrunedLoader(photos.path, 10, pipelines=pipelines)
     seen = []
 
     def run() -> None:
         seen.extend(batch.clone() for (batch,) in loader)
 
-    for _ in range(2):  # the error does not stick
+    batch = position // 10
+    place = rf"batch {batch}, samples \[{10 * batch}, .*, {10 * batch + 9}\]"
+    for _ in range(2):  # the error is raised again in the next epoch
         seen.clear()
-        batch = position // 10
-        place = rf"batch {batch}, samples \[{10 * batch}, .*, {10 * batch + 9}\]"
-        failure = f"loading failed at {place}: this label is refused"
-        with pytest.raises(RuntimeError, match=failure):
+        failure = f"loading failed at {place}: this value is refused"
+        with pytest.raises(RuntimeError, match=failure) as raised:
             guarded(run)
-        assert len(seen) == position // 10
+        assert isinstance(raised.value.__cause__, ValueError)
+        assert len(seen) == batch
         assert not loading_threads()
 
 
-class Marks(Operation):
-    """Replaces a number by another, which marks where an error is raised."""
+def test_an_operation_cannot_end_the_epoch(photos: Any, guarded: Guarded) -> None:
+    values = iter([1])
 
-    def __init__(self, old: int, new: int) -> None:
-        super().__init__()
-        self.old, self.new = old, new
+    def stop(labels: Any, _: Any) -> Any:
+        next(values)  # StopIteration ends an epoch in ffcv's own thread
+        return labels
 
-    def generate_code(self) -> Callable[..., Any]:
-        old, new = self.old, self.new
-
-        def mark(numbers: Any, _: Any) -> Any:
-            for row in range(len(numbers)):
-                if numbers[row, 0] == old:
-                    numbers[row, 0] = new
-            return numbers
-
-        return mark
-
-    def declare_state_and_memory(self, previous_state: Any) -> Any:
-        return previous_state, None
-
-
-class Stops(Operation):
-    """Raises what ends an epoch in ffcv's own thread."""
-
-    def generate_code(self) -> Callable[..., Any]:
-        values = iter([1])
-
-        def stop(labels: Any, _: Any) -> Any:
-            next(values)
-            return labels
-
-        return stop
-
-    def declare_state_and_memory(self, previous_state: Any) -> Any:
-        return replace(previous_state, jit_mode=False), None
-
-
-def test_an_operation_cannot_end_the_epoch(photos: Any, guarded: Callable[..., Any]) -> None:
-    steps = [IntDecoder(), Stops(), ToTensor()]
-    pipelines = only(label=steps)
+    pipelines = only(label=[IntDecoder(), Step(lambda: stop, jit=False), ToTensor()])
     loader = PrunedLoader(photos.path, 60, pipelines=pipelines)
     with pytest.raises(RuntimeError, match=r"batch 1, .*: an operation raised StopIteration"):
         guarded(lambda: list(loader))
 
 
-def test_the_error_carries_its_cause(photos: Any, guarded: Callable[..., Any]) -> None:
-    steps = [IntDecoder(), FailsAt(0, jit=False), ToTensor()]
-    pipelines = only(label=steps)
-    with pytest.raises(RuntimeError, match="refused") as raised:
-        guarded(lambda: list(PrunedLoader(photos.path, 60, pipelines=pipelines)))
-    assert isinstance(raised.value.__cause__, ValueError)
-
-
 @pytest.mark.parametrize("os_cache", [True, False])
-def test_an_iterator_that_still_waits_for_room_is_closed(
-    os_cache: bool, paged: Any, guarded: Callable[..., Any]
+def test_an_iterator_with_a_full_queue_can_be_closed(
+    os_cache: bool, paged: Any, guarded: Guarded
 ) -> None:
-    loader = loader_of(paged, 4, os_cache=os_cache, batches_ahead=3)
+    loader = PrunedLoader(paged.path, 8, indices=range(32), os_cache=os_cache, batches_ahead=3)
     batches = iter(loader)
     next(batches)
     until = time.monotonic() + LONGEST_WAIT
-    while batches._thread.output_queue.qsize() < 3:  # now it waits to put its end mark
+    while batches._thread.output_queue.qsize() < 3:  # then it waits to put its end mark
         assert time.monotonic() < until
         time.sleep(0.01)
     guarded(batches.close)
@@ -178,8 +118,9 @@ def test_an_exception_in_the_loop_stops_the_thread(colours: Any) -> None:
     assert not loading_threads()
 
 
-def test_a_finished_epoch_stays_finished(colours: Any) -> None:
-    batches = iter(PrunedLoader(colours.path, 8))
+def test_a_finished_or_closed_epoch_stays_finished(colours: Any) -> None:
+    loader = PrunedLoader(colours.path, 8)
+    batches = iter(loader)
     assert iter(batches) is batches
     assert len(list(batches)) == 15
     for _ in range(2):
@@ -187,10 +128,7 @@ def test_a_finished_epoch_stays_finished(colours: Any) -> None:
             next(batches)
     batches.close()
     batches.join()
-
-
-def test_a_closed_epoch_is_finished(colours: Any) -> None:
-    batches = iter(PrunedLoader(colours.path, 8))
+    batches = iter(loader)
     next(batches)
     for _ in range(2):
         batches.close()
@@ -201,13 +139,13 @@ def test_a_closed_epoch_is_finished(colours: Any) -> None:
 
 
 class LateGpu:
-    """Stands in for `torch.cuda`, and does nothing of what it is given before somebody waits."""
+    """Stands in for `torch.cuda`. It does its work only when someone waits for it."""
 
     def __init__(self) -> None:
         self.work: dict[int, list[Callable[[], None]]] = {}
         self.current = threading.local()
         self.waits = 0
-        self.lock = threading.Lock()  # two threads look at how much has been done
+        self.lock = threading.Lock()  # two threads read how much has been done
 
     def finish(self, stream: int, count: int | None = None) -> None:
         """Do the first pieces of a stream's work, or all of it."""
@@ -223,7 +161,7 @@ class LateGpu:
 
 
 class LateStream:
-    """A stream: a list of work. The one that trains is never done with anything."""
+    """A stream: a list of work."""
 
     gpu: LateGpu
 
@@ -237,7 +175,7 @@ class LateStream:
 
 
 class LateEvent:
-    """An event: so much of a stream's work as there was when it was recorded."""
+    """An event: the work that a stream had when the event was recorded."""
 
     gpu: LateGpu
 
@@ -260,31 +198,9 @@ class LateEvent:
             self.stream.done += left
 
 
-class LateCopy(Operation):
-    """Copies some time after the call, as `ToDevice(non_blocking=True)` does."""
-
-    def __init__(self, gpu: LateGpu, copies: list[Any]) -> None:
-        super().__init__()
-        self.gpu, self.copies = gpu, copies
-
-    def generate_code(self) -> Callable[..., Any]:
-        gpu, copies = self.gpu, self.copies
-
-        def copy(batch: Any, _: Any) -> Any:
-            place = torch.zeros_like(batch)
-            copies.append(place)
-            gpu.work[gpu.current.stream.number].append(lambda: place.copy_(batch))
-            return place
-
-        return copy
-
-    def declare_state_and_memory(self, previous_state: Any) -> Any:
-        return replace(previous_state, jit_mode=False), None
-
-
 @pytest.fixture
 def late_gpu(monkeypatch: pytest.MonkeyPatch) -> LateGpu:
-    """Let ffcv find a GPU that is as late as can be."""
+    """Let ffcv find a GPU that works only when someone waits."""
     gpu = LateGpu()
     monkeypatch.setattr(LateStream, "gpu", gpu, raising=False)
     monkeypatch.setattr(LateEvent, "gpu", gpu, raising=False)
@@ -300,7 +216,16 @@ def late_gpu(monkeypatch: pytest.MonkeyPatch) -> LateGpu:
 def copied(dataset: Any, gpu: LateGpu, batches_ahead: int) -> list[list[int]]:
     """Load two epochs; return the samples of each copy when the GPU has done all its work."""
     copies: list[Any] = []
-    pipelines = only(image=[SimpleRGBImageDecoder(), ToTensor(), LateCopy(gpu, copies)])
+
+    def copy_later(batch: Any, _: Any) -> Any:
+        """Copy after the call, as `ToDevice(non_blocking=True)` does."""
+        place = torch.zeros_like(batch)
+        copies.append(place)
+        gpu.work[gpu.current.stream.number].append(lambda: place.copy_(batch))
+        return place
+
+    late_copy = Step(lambda: copy_later, jit=False)
+    pipelines = only(image=[SimpleRGBImageDecoder(), ToTensor(), late_copy])
     loader = PrunedLoader(
         dataset.path, 8, pipelines=pipelines, batches_ahead=batches_ahead, num_workers=1
     )
@@ -312,19 +237,19 @@ def copied(dataset: Any, gpu: LateGpu, batches_ahead: int) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("batches_ahead", [1, 3, 20])
-def test_no_buffer_is_written_before_its_copy_is_made(
-    batches_ahead: int, colours: Any, late_gpu: LateGpu, guarded: Callable[..., Any]
+def test_no_buffer_is_overwritten_before_its_copy(
+    batches_ahead: int, colours: Any, late_gpu: LateGpu, guarded: Guarded
 ) -> None:
     found = guarded(lambda: copied(colours, late_gpu, batches_ahead))
     batches = np.arange(120).reshape(15, 8).tolist()
     assert found == batches + batches
-    # Nothing is waited for while there are buffers that were not used yet.
-    # Afterwards it waits for two events per batch, in two epochs.
+    # The loader waits only for buffers that were used before: for two events per batch, in two
+    # epochs.
     assert late_gpu.waits == 4 * max(0, 15 - (batches_ahead + 2))
 
 
 def test_ffcvs_own_thread_overwrites_buffers_before_their_copy(
-    colours: Any, late_gpu: LateGpu, monkeypatch: pytest.MonkeyPatch, guarded: Callable[..., Any]
+    colours: Any, late_gpu: LateGpu, monkeypatch: pytest.MonkeyPatch, guarded: Guarded
 ) -> None:
     monkeypatch.setattr(_CheckedThread, "run_pipeline", stock.EpochIterator.run_pipeline)
     found = guarded(lambda: copied(colours, late_gpu, batches_ahead=1))
@@ -334,7 +259,7 @@ def test_ffcvs_own_thread_overwrites_buffers_before_their_copy(
 
 
 @pytest.mark.parametrize("batches_ahead", [1, 3])
-def test_no_buffer_is_written_before_the_loops_own_copy_is_made(
+def test_no_buffer_is_overwritten_before_the_training_loops_copy(
     batches_ahead: int, paged: Any, late_gpu: LateGpu
 ) -> None:
     pipelines = only(image=[SimpleRGBImageDecoder(), ToTensor()])

@@ -44,19 +44,19 @@ def remapped(path: Path, field: str, label_map: Any) -> list[int]:
     ("label_map", "expected"),
     [
         ([0, 1, 2, 3, 4, 5, 6, 7, 8, 9], LABELS),
-        ([2, -1, 0, 1], [2, 1, -1, 0, -1, -1, -1]),  # pruned, and outside of the table
+        ([2, -1, 0, 1], [2, 1, -1, 0, -1, -1, -1]),  # pruned, and outside the label map
         (np.array([5], dtype=np.int32), [5, -1, -1, -1, -1, -1, -1]),
         (range(10, 20), [10, 13, 11, 12, 15, 14, 19]),
     ],
     ids=["identity", "short", "one class", "range"],
 )
-def test_each_label_becomes_its_entry_of_the_table(
+def test_labels_are_looked_up_in_the_label_map(
     label_map: Any, expected: list[int], numbers: Path
 ) -> None:
     assert remapped(numbers, "label", label_map) == expected
 
 
-def test_negative_labels_do_not_count_from_the_end(numbers: Path) -> None:
+def test_negative_labels_become_minus_one(numbers: Path) -> None:
     assert remapped(numbers, "n", [7, 8, 9]) == [7, -1, -1, -1, -1, -1, -1]
 
 
@@ -74,7 +74,7 @@ def test_the_compiled_function_is_a_bounds_checked_lookup(data: st.DataObject) -
     assert (destination[len(labels) :] == 99).all()
 
 
-def test_a_later_change_of_the_table_given_changes_nothing() -> None:
+def test_the_label_map_is_copied() -> None:
     table = np.array([1, 0])
     operation = RemapLabel(table)
     table[:] = 9
@@ -82,6 +82,6 @@ def test_a_later_change_of_the_table_given_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize("label_map", [[], [[0, 1]], 3], ids=str)
-def test_a_table_of_another_shape_is_refused(label_map: Any) -> None:
+def test_a_label_map_of_another_shape_is_rejected(label_map: Any) -> None:
     with pytest.raises(ValueError, match=r"^`label_map` must have shape \(C,\), C >= 1; got"):
         RemapLabel(label_map)

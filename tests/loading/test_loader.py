@@ -21,14 +21,13 @@ from tests.support.loading import only, run_script, samples_of
 
 KEPT = [7, 2, 4]
 BATCH = 7  # does not divide the 36 samples of three classes, nor the 120 of all
-# One epoch is loaded with each of these; the order is set by number, to compile less.
 CASES = {
     "os_cache, sequential": (True, OrderOption.SEQUENTIAL),
     "os_cache, random": (True, OrderOption.RANDOM),
     "page cache, sequential": (False, OrderOption.SEQUENTIAL),
     "page cache, random": (False, OrderOption.RANDOM),
 }
-# ffcv's Loader spoils numba's tables for the loaders after it, so it gets a process of its own.
+# In another process, because ffcv's Loader changes numba's types for all later loaders.
 STOCK = """
 import sys
 import numpy as np
@@ -51,8 +50,29 @@ np.savez(out, **found)
 """
 
 
+# numba must print no KeyErrors on stderr, as it does for ffcv's Loader.
+MANY = """
+import gc, sys
+from dp4tl_ffcv import PrunedLoader, Selection, BetonIndex
+
+index = BetonIndex.open(sys.argv[1])
+for turn in range(12):
+    selection = Selection.of_classes(index, [turn % 10, 3 + turn % 7][: 1 + turn % 2])
+    loader = PrunedLoader(
+        index, 6, selection=selection, relabel=True, order="random", num_workers=1 + turn % 2,
+        cache=("os", "extents", "ram")[turn % 3],
+    )
+    count = sum(len(labels) for _, labels, _ in loader)
+    assert count == len(selection), (count, len(selection))
+    if turn % 4 == 0:
+        del loader
+    gc.collect()
+print("done")
+"""
+
+
 def load(loader: Any) -> list[list[NDArray[Any]]]:
-    """Copy one epoch: ffcv's batches live in buffers that are used again."""
+    """Copy one epoch, because ffcv reuses the buffers of its batches."""
     return [[torch.as_tensor(part).numpy().copy() for part in batch] for batch in loader]
 
 
@@ -66,7 +86,7 @@ def stock(paged: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_everything_loads_as_with_ffcvs_own_loader(case: str, stock: Any, paged: Any) -> None:
+def test_batches_equal_those_of_ffcvs_loader(case: str, stock: Any, paged: Any) -> None:
     os_cache, order = CASES[case]
     loader = PrunedLoader(paged.path, BATCH, num_workers=1, os_cache=os_cache, order=order, seed=5)
     for epoch in range(2):
@@ -89,6 +109,7 @@ def test_the_default_arguments_are_those_of_ffcvs_loader(colours: Any) -> None:
     ids, labels = samples_of(loader, colours)
     np.testing.assert_array_equal(ids, np.arange(119))
     np.testing.assert_array_equal(labels, colours.labels[:119])
+    np.testing.assert_array_equal(loader.first_traversal_order, np.arange(120))
     batch = next(iter(loader))
     assert all(isinstance(part, torch.Tensor) for part in batch)
 
@@ -98,7 +119,7 @@ def test_the_default_arguments_are_those_of_ffcvs_loader(colours: Any) -> None:
     [[IntDecoder(), ToTensor()], [IntDecoder()], [ToTensor()], []],
     ids=["decoder and tensor", "decoder", "tensor", "none"],
 )
-def test_labels_are_remapped_after_the_decoder_of_any_pipeline(steps: Any, colours: Any) -> None:
+def test_labels_are_remapped_in_any_pipeline(steps: Any, colours: Any) -> None:
     selection = Selection.of_classes(colours.index, KEPT)
     loader = PrunedLoader(
         colours.path, 6, selection=selection, relabel=True, pipelines={"label": steps}
@@ -110,7 +131,7 @@ def test_labels_are_remapped_after_the_decoder_of_any_pipeline(steps: Any, colou
     np.testing.assert_array_equal(labels, expected)
 
 
-def test_a_selection_is_given_as_an_object_or_a_path(colours: Any, tmp_path: Path) -> None:
+def test_a_selection_can_be_an_object_or_a_path(colours: Any, tmp_path: Path) -> None:
     selection = Selection.of_classes(colours.index, KEPT)
     selection.save(tmp_path / "s.npz")
     for given in (selection, tmp_path / "s.npz", str(tmp_path / "s.npz")):
@@ -119,7 +140,7 @@ def test_a_selection_is_given_as_an_object_or_a_path(colours: Any, tmp_path: Pat
         np.testing.assert_array_equal(loader.indices, selection.indices)
 
 
-def test_indices_of_any_integer_type_choose_samples_in_their_order(colours: Any) -> None:
+def test_indices_can_have_any_integer_type_and_order(colours: Any) -> None:
     wanted = [30, 5, 100, 7, 7, 0]
     for given in (wanted, tuple(wanted), np.array(wanted, np.uint8), torch.tensor(wanted)):
         ids, labels = samples_of(PrunedLoader(colours.path, 3, indices=given), colours)
@@ -143,7 +164,7 @@ def test_an_order_is_a_function_of_ids_and_epoch(colours: Any) -> None:
 # Objects of the caller.
 
 
-def test_the_callers_pipelines_are_left_as_they_are(colours: Any) -> None:
+def test_the_callers_pipelines_are_not_changed(colours: Any) -> None:
     spec = PipelineSpec("label", None, [IntDecoder(), ToTensor()])
     pipelines: dict[str, Any] = only(
         image=[SimpleRGBImageDecoder(), ToTensor()], label=[IntDecoder(), ToTensor()], again=spec
@@ -161,14 +182,14 @@ def test_the_callers_pipelines_are_left_as_they_are(colours: Any) -> None:
     assert {n: list(s or ()) for n, s in pipelines.items() if n != "again"} == before
     assert pipelines["again"] is spec
     assert (spec.decoder, spec.transforms) == (None, transforms)
-    plain, relabelled = (load(loader) for loader in loaders)  # turn and turn about would do, too
+    plain, relabelled = (load(loader) for loader in loaders)
     for (pixels, labels, again), (others, numbered, _) in zip(plain, relabelled, strict=True):
         np.testing.assert_array_equal(pixels, others)
         np.testing.assert_array_equal(labels, again)
         np.testing.assert_array_equal(selection.label_map[labels], numbered)
 
 
-def test_two_loaders_of_one_pipeline_run_side_by_side(colours: Any) -> None:
+def test_two_loaders_can_share_a_pipeline_and_run_at_once(colours: Any) -> None:
     pipelines = {"image": [SimpleRGBImageDecoder(), ToTensor()], "identifier": None}
     one, other = (
         PrunedLoader(colours.path, 6, pipelines=pipelines, indices=range(start, start + 60))
@@ -187,10 +208,9 @@ def test_workers_are_at_most_the_cores(given: int, colours: Any) -> None:
     assert samples_of(loader, colours)[0].tolist() == list(range(120))
 
 
-# Bad input.
-
-
-def test_a_selection_for_another_beton_is_refused(colours: Any, paged: Any, tmp_path: Path) -> None:
+def test_a_selection_for_another_beton_is_rejected(
+    colours: Any, paged: Any, tmp_path: Path
+) -> None:
     selection = Selection.of_classes(paged.index, KEPT)
     selection.save(tmp_path / "s.npz")
     for given in (selection, tmp_path / "s.npz"):
@@ -208,7 +228,7 @@ def test_too_few_samples_for_one_batch_are_an_error(colours: Any) -> None:
     assert samples_of(whole, colours)[0].tolist() == list(range(5))
 
 
-def test_every_argument_of_ffcvs_loader_is_taken_by_position(colours: Any) -> None:
+def test_every_argument_of_ffcvs_loader_works_by_position(colours: Any) -> None:
     loader = PrunedLoader(
         colours.path, 6, 1, False, OrderOption.RANDOM, False, 9, [1, 2, 3, 4, 5, 6], {}, {},
         False, 2, True,
@@ -220,12 +240,12 @@ def test_every_argument_of_ffcvs_loader_is_taken_by_position(colours: Any) -> No
 
 
 @pytest.mark.parametrize("batches_ahead", [1, 2, 5])
-def test_a_batch_stays_whole_until_the_next_is_asked_for(batches_ahead: int, colours: Any) -> None:
+def test_a_batch_is_valid_until_the_next_is_loaded(batches_ahead: int, colours: Any) -> None:
     loader = PrunedLoader(colours.path, 6, batches_ahead=batches_ahead, order="random", seed=1)
     found = []
     for pixels, *_ in loader:
         ids = colours.ids_of(pixels)
-        time.sleep(0.01)  # all others that there is room for are made meanwhile
+        time.sleep(0.01)  # meanwhile, the loader makes other batches
         np.testing.assert_array_equal(colours.ids_of(pixels), ids)
         found += ids.tolist()
     assert sorted(found) == list(range(120))
@@ -244,7 +264,7 @@ def test_any_field_may_hold_the_labels(colours: Any) -> None:
 
 @pytest.mark.parametrize("order", [OrderOption.QUASI_RANDOM, "quasi_random"])
 @pytest.mark.parametrize(("batch_size", "window"), [(8, 4096), (1500, 4500), (5000, 5000)])
-def test_quasi_random_order_mixes_the_samples_that_are_read_together(
+def test_quasi_random_order_shuffles_each_window(
     order: Any, batch_size: int, window: int, colours: Any
 ) -> None:
     ids = np.resize(np.arange(120), 9000)
@@ -255,3 +275,7 @@ def test_quasi_random_order_mixes_the_samples_that_are_read_together(
     assert plan.window_size == window
     expected = quasi_random_order(ids, seed=3, epoch=1, group=window)
     np.testing.assert_array_equal(plan.order, expected)
+
+
+def test_many_loaders_in_one_process_print_nothing(colours: Any) -> None:
+    assert run_script(MANY, colours.path, flags=["-W", "error::UserWarning"]) == "done\n"

@@ -1,9 +1,8 @@
-"""A beton is parsed once; caches and orders are found by name; resolution and epoch can be set."""
+"""A beton is parsed once, caches and orders have names, resolution and epoch can be set."""
 
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from ffcv.transforms import ToTensor
 
@@ -17,8 +16,9 @@ from dp4tl_ffcv import (
     view_pipelines,
 )
 from dp4tl_ffcv.beton import tables
-from dp4tl_ffcv.loading import caches
+from dp4tl_ffcv.loading import ORDERS, caches
 from dp4tl_ffcv.loading.caches import ram
+from tests.support.loading import ids_of
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def test_an_index_is_not_parsed_again(colours: Any, parsed: list[Path]) -> None:
     assert parsed == [colours.path]
 
 
-def test_a_loader_releases_only_the_tables_that_it_opened(colours: Any) -> None:
+def test_a_loader_releases_the_allocation_table_that_it_opened(colours: Any) -> None:
     loader = PrunedLoader(colours.path, 6)
     assert loader._index._allocations is None
     for index in (loader._index, loader.filter("label", lambda label: label < 5)._index):
@@ -82,7 +82,7 @@ def test_a_resolution_takes_effect_in_the_next_epoch(
     assert next(iter(loader))[0].shape == (60, 3, *expected)
 
 
-def test_all_views_take_the_resolution(colours: Any) -> None:
+def test_a_resolution_applies_to_all_views(colours: Any) -> None:
     views = view_pipelines({"image": random_crops(), "second": random_crops()}, list)
     loader = PrunedLoader(colours.path, 20, pipelines={**views, "label": None})
     assert loader.resolution == (8, 8)
@@ -92,7 +92,7 @@ def test_all_views_take_the_resolution(colours: Any) -> None:
 
 
 @pytest.mark.parametrize("size", [0, (8, -1), (8,), 8.5])
-def test_an_impossible_resolution_is_refused(size: Any, colours: Any) -> None:
+def test_an_impossible_resolution_is_rejected(size: Any, colours: Any) -> None:
     loader = training_loader(colours.path, batch_size=60, resolution=8, seed=0)
     with pytest.raises((ValueError, TypeError), match="output_size"):
         loader.resolution = size
@@ -107,7 +107,7 @@ def test_a_resolution_needs_an_image_decoder(colours: Any) -> None:
         _ = loader.resolution
 
 
-def test_an_epoch_is_loaded_again_by_its_number(colours: Any) -> None:
+def test_an_epoch_can_be_loaded_again_by_its_number(colours: Any) -> None:
     pipelines = {"image": [random_crops(), ToTensor()], "identifier": None}
     loader = PrunedLoader(colours.path, 60, order="random", seed=2, pipelines=pipelines)
     epochs = [[labels.tolist() for _, labels in loader] for _ in range(3)]
@@ -123,7 +123,7 @@ def test_an_epoch_is_loaded_again_by_its_number(colours: Any) -> None:
 # Names.
 
 
-def test_a_cache_is_a_module_with_its_name(
+def test_a_new_module_is_a_new_cache(
     colours: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = Path(ram.__file__).read_text().replace("from ..", "from dp4tl_ffcv.loading.")
@@ -133,12 +133,9 @@ def test_a_cache_is_a_module_with_its_name(
     monkeypatch.setattr(caches, "CACHES", (*caches.CACHES, "another"))
     loader = PrunedLoader(colours.path, 30, cache="another")
     assert type(loader.memory_manager.cache).__module__ == "dp4tl_ffcv.loading.caches.another"
-    ids = np.concatenate([colours.ids_of(pixels) for pixels, *_ in loader])
-    np.testing.assert_array_equal(ids, np.arange(120))
+    assert ids_of(loader, colours) == list(range(120))
 
 
 def test_caches_and_orders_are_listed_by_their_names() -> None:
-    from dp4tl_ffcv.loading import CACHES, ORDERS
-
-    assert CACHES == ("extents", "os", "ram")
+    assert caches.CACHES == ("extents", "os", "ram")
     assert list(ORDERS) == ["sequential", "random", "quasi_random"]

@@ -1,4 +1,4 @@
-"""Orders: every rank's share of every epoch, as pure functions."""
+"""Every rank's share of every epoch, for each order."""
 
 import random
 from collections import Counter
@@ -27,7 +27,7 @@ IDS = st.lists(st.integers(0, 60), max_size=80).map(lambda ids: np.array(ids, np
 WORLDS = st.integers(1, 9)
 SEEDS = st.integers(0, 2**63)
 EPOCHS = st.integers(0, 1000)
-# A change of these is a change of what every user's training reads.
+# If these change, the order of every user's training changes.
 RANDOM = [
     [31, 19, 7, 27, 26, 18, 5, 22, 28, 10, 24, 23, 20, 9, 6, 16,
      3, 0, 15, 17, 25, 12, 21, 11, 14, 30, 2, 4, 29, 1, 13, 8],
@@ -54,7 +54,7 @@ def shares(name: str, ids: NDArray[Any], world_size: int, **options: Any) -> lis
 
 
 def permutation(name: str, ids: NDArray[Any], **options: Any) -> NDArray[Any]:
-    """Return the order of all ranks together: one rank's epoch without shuffled groups."""
+    """Return the order of all ranks together, before groups are shuffled."""
     if name == "quasi_random":
         options["group"] = 1
     return ORDERS[name](ids, rank=0, world_size=1, **options)
@@ -65,43 +65,24 @@ def joined(parts: list[list[int]]) -> Counter[int]:
 
 
 def runs(positions: NDArray[Any]) -> int:
-    """Number of places on disk in which these positions in the selection lie."""
+    """Return the number of runs of consecutive positions."""
     return int(np.count_nonzero(np.diff(np.sort(positions)) > 1)) + 1
 
 
-@pytest.mark.parametrize("epoch", [0, 1])
-def test_a_random_order_never_changes(epoch: int) -> None:
-    assert random_order(np.arange(32), seed=42, epoch=epoch).tolist() == RANDOM[epoch]
-
-
-@pytest.mark.parametrize("epoch", [0, 1])
-def test_a_quasi_random_order_never_changes(epoch: int) -> None:
-    order = quasi_random_order(np.arange(32), seed=42, epoch=epoch, block=4, group=16)
-    assert order.tolist() == QUASI_RANDOM[epoch]
-
-
-def test_quasi_random_shares_never_change() -> None:
+def test_orders_never_change() -> None:
+    for epoch in range(2):
+        assert random_order(np.arange(32), seed=42, epoch=epoch).tolist() == RANDOM[epoch]
+        order = quasi_random_order(np.arange(32), seed=42, epoch=epoch, block=4, group=16)
+        assert order.tolist() == QUASI_RANDOM[epoch]
     parts = shares("quasi_random", np.arange(19), 2, seed=42, epoch=0, block=4, group=8)
     assert parts == QUASI_RANDOM_SHARES
-
-
-def test_a_sequential_order_is_the_one_given() -> None:
     ids = np.array([5, 3, 9])
+    assert sequential_order(ids).tolist() == sequential_order(ids, seed=4, epoch=2).tolist()
     assert sequential_order(ids).tolist() == [5, 3, 9]
-    assert sequential_order(ids, seed=4, epoch=2).tolist() == [5, 3, 9]
-
-
-@given(CASES, IDS, SEEDS, EPOCHS)
-def test_an_epoch_holds_every_occurrence_of_every_id_once(
-    case: tuple[str, dict[str, int]], ids: NDArray[Any], seed: int, epoch: int
-) -> None:
-    name, options = case
-    order = ORDERS[name](ids, seed=seed, epoch=epoch, rank=0, world_size=1, **options)
-    assert sorted(order.tolist()) == sorted(ids.tolist())
 
 
 @given(CASES, IDS, WORLDS, SEEDS, EPOCHS, st.booleans())
-def test_shares_are_equal_and_together_the_one_permutation(
+def test_shares_have_equal_length_and_make_one_permutation(
     case: tuple[str, dict[str, int]],
     ids: NDArray[Any],
     world_size: int,
@@ -119,7 +100,7 @@ def test_shares_are_equal_and_together_the_one_permutation(
 
 
 @given(CASES, IDS, WORLDS, EPOCHS)
-def test_padding_repeats_and_dropping_leaves_out_less_than_one_round(
+def test_padding_repeats_and_dropping_omits_less_than_one_round(
     case: tuple[str, dict[str, int]], ids: NDArray[Any], world_size: int, epoch: int
 ) -> None:
     name, options = case
@@ -132,7 +113,7 @@ def test_padding_repeats_and_dropping_leaves_out_less_than_one_round(
     assert (given_ids - dropped).total() < world_size
 
 
-def test_the_shares_are_those_of_the_modules_table() -> None:
+def test_shares_equal_the_examples_of_the_modules_docstring() -> None:
     ids = np.arange(5)
     assert shares("sequential", ids, 2, seed=0, epoch=0) == [[0, 2, 4], [1, 3, 0]]
     assert shares("sequential", ids, 2, seed=0, epoch=0, pad=False) == [[0, 2], [1, 3]]
@@ -146,12 +127,12 @@ def test_epochs_and_seeds_differ_and_equal_arguments_agree(name: str) -> None:
         for seed in range(5)
         for epoch in range(5)
     }
-    assert len(set(orders.values())) == 25  # (seed 0, epoch 1) is not (seed 1, epoch 0), above all
+    assert len(set(orders.values())) == 25
     assert tuple(ORDERS[name](ids, seed=3, epoch=4, rank=0, world_size=1)) == orders[3, 4]
 
 
 @given(CASES, IDS, WORLDS, SEEDS, EPOCHS, st.booleans())
-def test_an_order_depends_on_its_arguments_and_changes_nothing(
+def test_orders_are_pure_functions(
     case: tuple[str, dict[str, int]],
     ids: NDArray[Any],
     world_size: int,
@@ -162,7 +143,7 @@ def test_an_order_depends_on_its_arguments_and_changes_nothing(
     name, options = case
     options = {**options, "seed": seed, "epoch": epoch, "pad": pad}
     before = ids.copy()
-    ids.setflags(write=not ids.size)  # numpy does not permute nothing that is read-only
+    ids.setflags(write=not ids.size)  # numpy cannot permute an empty read-only array
     states = random.getstate(), str(np.random.get_state())  # noqa: NPY002
     parts = shares(name, ids, world_size, **options)
     assert (random.getstate(), str(np.random.get_state())) == states  # noqa: NPY002
@@ -173,7 +154,7 @@ def test_an_order_depends_on_its_arguments_and_changes_nothing(
 @pytest.mark.parametrize("pad", [True, False])
 @pytest.mark.parametrize("dtype", [np.int32, np.int64, np.uint64])
 @pytest.mark.parametrize("name", sorted(ORDERS))
-def test_an_order_is_an_array_of_its_own_of_the_ids_type(name: str, dtype: Any, pad: bool) -> None:
+def test_an_order_is_a_new_array_of_the_ids_dtype(name: str, dtype: Any, pad: bool) -> None:
     for n in (0, 8, 9):
         ids = np.arange(n).astype(dtype)
         order = ORDERS[name](ids, seed=0, epoch=0, rank=0, world_size=2, pad=pad)  # type: ignore[call-arg]
@@ -182,7 +163,7 @@ def test_an_order_is_an_array_of_its_own_of_the_ids_type(name: str, dtype: Any, 
 
 
 @given(IDS, WORLDS, EPOCHS, st.integers(1, 20))
-def test_a_ranks_share_is_whole_blocks_but_for_its_end(
+def test_a_ranks_share_is_whole_blocks_up_to_the_remainder(
     ids: NDArray[Any], world_size: int, epoch: int, block: int
 ) -> None:
     options = {"seed": 1, "epoch": epoch, "block": block, "group": 1}
@@ -193,7 +174,7 @@ def test_a_ranks_share_is_whole_blocks_but_for_its_end(
 
 
 @given(IDS, WORLDS, EPOCHS, st.integers(1, 20), st.integers(1, 90))
-def test_only_the_samples_of_a_group_change_places(
+def test_samples_are_shuffled_within_groups_only(
     ids: NDArray[Any], world_size: int, epoch: int, block: int, group: int
 ) -> None:
     options = {"seed": 1, "epoch": epoch, "block": block}
@@ -205,25 +186,25 @@ def test_only_the_samples_of_a_group_change_places(
             assert sorted(one[window]) == sorted(other[window])
 
 
-def test_no_two_ranks_and_no_two_groups_are_shuffled_alike() -> None:
+def test_ranks_and_groups_are_shuffled_differently() -> None:
     parts = shares("quasi_random", np.arange(256), 2, seed=0, epoch=0, block=64, group=64)
     shuffles = {tuple(np.argsort(part[at : at + 64])) for part in parts for at in (0, 64)}
     assert len(shuffles) == 4
 
 
 @given(st.integers(1, 40), st.integers(1, 8), st.integers(1, 3000), WORLDS, EPOCHS, st.booleans())
-def test_a_group_lies_in_few_places(
+def test_a_group_is_read_from_few_places(
     block: int, blocks: int, n: int, world_size: int, epoch: int, pad: bool
 ) -> None:
     group = block * blocks
     options = {"seed": 2, "epoch": epoch, "pad": pad, "block": block, "group": group}
     for part in shares("quasi_random", np.arange(n), world_size, **options):
         for start in range(0, len(part), group):
-            # The last group may hold parts of blocks, and one block may go round the file's end.
+            # The last group may hold partial blocks, and one block may wrap around the file's end.
             assert runs(np.array(part[start : start + group])) <= blocks + 3
 
 
-def test_a_random_order_lies_in_many_more_places() -> None:
+def test_a_random_order_reads_from_many_more_places() -> None:
     ids = np.arange(40_000) * 3  # a selection's ids have gaps
     quasi = np.searchsorted(ids, quasi_random_order(ids, seed=0, epoch=0))
     other = np.searchsorted(ids, random_order(ids, seed=0, epoch=0))
@@ -233,7 +214,7 @@ def test_a_random_order_lies_in_many_more_places() -> None:
         assert runs(other[window]) > 10 * runs(quasi[window])
 
 
-def test_batches_of_a_file_in_class_order_hold_many_classes() -> None:
+def test_batches_hold_many_classes_if_the_file_is_in_class_order() -> None:
     labels = np.repeat(np.arange(100), 400)
     classes = {
         name: [len(np.unique(labels[order[at : at + 64]])) for at in range(0, len(order) - 64, 64)]
@@ -244,7 +225,7 @@ def test_batches_of_a_file_in_class_order_hold_many_classes() -> None:
     assert min(classes["quasi_random"]) > 0.6 * min(classes["random"])
 
 
-def test_unsorted_ids_follow_the_file() -> None:
+def test_quasi_random_order_does_not_depend_on_the_order_of_ids() -> None:
     ids = np.arange(50) * 7
     expected = quasi_random_order(ids, seed=0, epoch=0, block=4, group=8)
     shuffled = random_order(ids, seed=1, epoch=0)
@@ -263,16 +244,16 @@ def test_no_sample_is_dropped_in_every_epoch(name: str) -> None:
     assert len(seen) == 35
 
 
-@pytest.mark.parametrize(("rank", "world_size"), [(2, 2), (-1, 2), (0, 0)])
-@pytest.mark.parametrize("name", sorted(ORDERS))
-def test_a_rank_outside_of_the_group_is_refused(name: str, rank: int, world_size: int) -> None:
-    with pytest.raises(ValueError, match=rf"^`rank` must lie in \[0, {world_size}\); got {rank}"):
-        ORDERS[name](np.arange(4), seed=0, epoch=0, rank=rank, world_size=world_size)
-
-
-@pytest.mark.parametrize("value", [0, -3])
-@pytest.mark.parametrize("name", ["block", "group"])
-def test_a_block_or_group_of_nothing_is_refused(name: str, value: int) -> None:
-    options: dict[str, Any] = {name: value}
-    with pytest.raises(ValueError, match=rf"^`{name}` must be at least 1; got {value}\."):
-        quasi_random_order(np.arange(4), seed=0, epoch=0, **options)
+@pytest.mark.parametrize(
+    ("names", "options", "match"),
+    [
+        *((ORDERS, {"rank": rank, "world_size": size}, rf"^`rank` must .* {size}\); got {rank}")
+          for rank, size in ((2, 2), (-1, 2), (0, 0))),
+        *((["quasi_random"], {name: value}, f"^`{name}` must be at least 1; got {value}")
+          for name in ("block", "group") for value in (0, -3)),
+    ],
+)  # fmt: skip
+def test_bad_arguments_of_orders_are_rejected(names: Any, options: Any, match: str) -> None:
+    for name in names:
+        with pytest.raises(ValueError, match=match):
+            ORDERS[name](np.arange(4), **{"seed": 0, "epoch": 0, **options})

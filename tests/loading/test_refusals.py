@@ -1,5 +1,6 @@
-"""Arguments that loaders and pipelines refuse, each with the words of its error."""
+"""Arguments that loaders, decoders and pipelines reject."""
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from ffcv.transforms import ToTensor
 
 from dp4tl_ffcv import (
     BetonError,
+    CenterCropRGBImageDecoder,
     PrunedLoader,
     RandomResizedCropRGBImageDecoder,
     evaluation_loader,
@@ -21,6 +23,8 @@ from dp4tl_ffcv import (
 from tests.support.loading import of_classes
 
 CROPS = RandomResizedCropRGBImageDecoder((8, 8))
+CROP = partial(RandomResizedCropRGBImageDecoder, output_size=(8, 8))
+CENTRE = partial(CenterCropRGBImageDecoder, (8, 8))
 SPEC = PipelineSpec("label", None, [])
 WRONG_SOURCE = PipelineSpec("picture", None, [ToTensor()])
 ONE_OF = "^`order` must be an OrderOption, one of sequential, random, quasi_random"
@@ -51,11 +55,39 @@ ONE_OF = "^`order` must be an OrderOption, one of sequential, random, quasi_rand
     ],
 
 )  # fmt: skip
-def test_bad_arguments_are_refused(options: Any, match: str, colours: Any) -> None:
+def test_bad_arguments_of_loaders_are_rejected(options: Any, match: str, colours: Any) -> None:
     if "selection" in options:
         options = {**options, "selection": of_classes(colours, [7, 2])}
     with pytest.raises((TypeError, ValueError), match=match):
         PrunedLoader(colours.path, **{"batch_size": 6, **options})
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "match"),
+    [
+        (CROP, {"scale": (0.0, 1.0)}, r"^`scale` must be \(low, high\) with 0 < low <= high <= 1"),
+        (CROP, {"scale": (0.5, 1.5)}, "^`scale` must be"),
+        (CROP, {"scale": (0.5, 0.2)}, "^`scale` must be"),
+        (CROP, {"ratio": (0.0, 1.0)}, "^`ratio` must be"),
+        (CROP, {"ratio": (2.0, 1.0)}, "^`ratio` must be"),
+        (CROP, {"flip": 1.5}, "^`flip` must be at least 0 and at most 1; got 1.5"),
+        (CROP, {"flip": -0.1}, "^`flip` must be"),
+        (CROP, {"view": -1}, "^`view` must"),
+        *((CROP, {"output_size": size}, "^`output_size` must")
+          for size in ((0, 8), (8,), 8, (8.5, 8))),
+        *((CENTRE, {"ratio": ratio}, "^`ratio` must") for ratio in (0.0, -0.5, 1.01, float("nan"))),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_bad_arguments_of_decoders_are_rejected(make: Any, options: Any, match: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=match):
+        make(**options)
+
+
+def test_views_of_an_unknown_field_are_rejected(colours: Any) -> None:
+    pipelines = view_pipelines({"picture": CROP(), "again": CROP()}, list)
+    with pytest.raises(ValueError, match="'picture', which reads the field 'picture'"):
+        PrunedLoader(colours.path, 6, pipelines={**pipelines, "image": None})
 
 
 @pytest.mark.parametrize(
@@ -67,13 +99,13 @@ def test_bad_arguments_are_refused(options: Any, match: str, colours: Any) -> No
     ],
     ids=["none", "one for two", "ffcv's"],
 )
-def test_bad_views_are_refused(views: Any, match: str) -> None:
+def test_bad_views_are_rejected(views: Any, match: str) -> None:
     with pytest.raises((TypeError, ValueError), match=f"^`views` .*{match}"):
         view_pipelines(views, list)
 
 
 @pytest.mark.parametrize("make", [training_loader, evaluation_loader])
-def test_a_beton_without_labels_is_refused(make: Any, tmp_path: Any) -> None:
+def test_a_beton_without_labels_is_rejected(make: Any, tmp_path: Any) -> None:
     fields = {"image": image_fields()["image"]}
     index = write_beton(tmp_path / "a.beton", [(np.zeros((8, 8, 3), np.uint8),)], fields)
     options = {"seed": 0} if make is training_loader else {}

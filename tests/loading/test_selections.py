@@ -1,4 +1,4 @@
-"""Changing the retained samples between epochs: `set_selection`, and `indices` as an attribute."""
+"""Changing the retained samples of a loader: `set_selection` and the attribute `indices`."""
 
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from dp4tl_ffcv import BetonError, BetonIndex, PrunedLoader, Selection, StaleArtifactError
 from dp4tl_ffcv.loading import caches
-from tests.support.loading import CACHE_OPTIONS, ORDER_NAMES, of_classes, pretend_rank, samples_of
+from tests.support.loading import CACHE_OPTIONS, ORDER_NAMES, of_classes, samples_of
 
-STEPS = [[3], [3, 7, 1], [0, 9], list(range(10)), [7]]  # classes: growing and shrinking
+STEPS = [[3], [3, 7, 1], [0, 9], list(range(10)), [7]]  # classes
 
 
 def loader_of(dataset: Any, **options: Any) -> PrunedLoader:
@@ -40,7 +40,7 @@ def test_a_selection_grows_and_shrinks_between_epochs(order: str, cache: str, pa
 
 
 @pytest.mark.parametrize("order", ORDER_NAMES)
-def test_an_epoch_is_the_one_of_a_loader_made_with_that_selection(order: str, colours: Any) -> None:
+def test_a_changed_loader_equals_a_new_one(order: str, colours: Any) -> None:
     changed, made = (
         loader_of(colours, order=order, selection=of_classes(colours, classes))
         for classes in ([1], [4, 6])
@@ -54,19 +54,8 @@ def test_an_epoch_is_the_one_of_a_loader_made_with_that_selection(order: str, co
         np.testing.assert_array_equal(found, expected)
 
 
-def test_a_selection_is_set_as_a_path(colours: Any, tmp_path: Path) -> None:
-    selection = of_classes(colours, [6, 0])
-    selection.save(tmp_path / "s.npz")
-    loader = loader_of(colours)
-    for given in (tmp_path / "s.npz", str(tmp_path / "s.npz")):
-        loader.set_selection([1])
-        loader.set_selection(given)
-        assert loader.selection is not None
-        np.testing.assert_array_equal(samples_of(loader, colours)[0], selection.indices)
-
-
 @pytest.mark.parametrize("assign", [True, False], ids=["assigned", "set"])
-def test_sample_ids_are_set(assign: bool, colours: Any) -> None:
+def test_sample_ids_can_be_set_or_assigned(assign: bool, colours: Any) -> None:
     loader = loader_of(colours, selection=of_classes(colours, [4]))
     for given in ([9, 3, 3, 80], np.array([1], np.uint8), torch.arange(120), range(40, 60, 3)):
         if assign:
@@ -78,17 +67,18 @@ def test_sample_ids_are_set(assign: bool, colours: Any) -> None:
         np.testing.assert_array_equal(samples_of(loader, colours)[0], np.asarray(given))
 
 
-def test_retained_classes_are_renumbered(colours: Any) -> None:
+def test_retained_classes_are_renumbered(colours: Any, tmp_path: Path) -> None:
     loader = loader_of(colours, selection=of_classes(colours, [2, 5]), relabel=True)
     for classes in ([2, 5], [5], [9, 0, 5], [2, 5]):
-        loader.set_selection(of_classes(colours, classes))
+        of_classes(colours, classes).save(tmp_path / "s.npz")
+        loader.set_selection(tmp_path / "s.npz")
         ids, labels = samples_of(loader, colours)
         np.testing.assert_array_equal(np.sort(classes)[labels], colours.labels[ids])
 
 
 @pytest.mark.parametrize("cache", CACHE_OPTIONS)
 @pytest.mark.parametrize("relabel", [True, False])
-def test_an_epoch_that_has_begun_goes_on(relabel: bool, cache: str, paged: Any) -> None:
+def test_a_running_epoch_keeps_its_selection(relabel: bool, cache: str, paged: Any) -> None:
     old, new = of_classes(paged, [2, 5, 6]), of_classes(paged, [5, 6])
     loader = loader_of(
         paged, selection=old, relabel=relabel, cache=cache, order="random", batches_ahead=1
@@ -112,30 +102,7 @@ def test_an_epoch_that_has_begun_goes_on(relabel: bool, cache: str, paged: Any) 
     )
 
 
-@pytest.mark.parametrize("order", ORDER_NAMES)
-def test_ranks_share_a_new_selection_out(
-    order: str, colours: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    loaders = []
-    for rank in range(2):
-        pretend_rank(monkeypatch, rank, 2)
-        loaders.append(
-            loader_of(
-                colours, order=order, distributed=True, cache="ram", relabel=True,
-                selection=of_classes(colours, [1]),
-            )
-        )  # fmt: skip
-        loaders[-1].set_selection(of_classes(colours, [8, 4, 7]))
-        assert len(loaders[-1]) == 4  # 18 samples, five at a time
-    for _ in range(2):
-        shares = [samples_of(loader, colours) for loader in loaders]
-        ids, labels = (np.concatenate(parts) for parts in zip(*shares, strict=True))
-        np.testing.assert_array_equal(np.sort(ids), of_classes(colours, [4, 7, 8]).indices)
-        np.testing.assert_array_equal(np.array([4, 7, 8])[labels], colours.labels[ids])
-
-
 def test_the_cache_is_chosen_again(colours: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-
     monkeypatch.setattr(caches, "available_memory", lambda: 2 * 20 * 3 * 16 * 16)
     loader = loader_of(colours, selection=of_classes(colours, [2]))
     assert loader.cache == "os"
@@ -146,7 +113,7 @@ def test_the_cache_is_chosen_again(colours: Any, monkeypatch: pytest.MonkeyPatch
     assert loader.cache == "os"
 
 
-def test_pruned_samples_leave_the_memory(colours: Any) -> None:
+def test_ram_frees_the_memory_of_pruned_samples(colours: Any) -> None:
     loader = loader_of(colours, cache="ram")
     samples_of(loader, colours)
     before = loader.bytes_read
@@ -156,11 +123,11 @@ def test_pruned_samples_leave_the_memory(colours: Any) -> None:
     assert loader.bytes_read - before <= 10 * 3 * 16 * 16 + 10 * 64
 
 
-# Errors leave the loader as it was.
+# An error leaves the loader unchanged.
 
 
 class NeedsTen(TraversalOrder):
-    """An order that cannot do with fewer than ten samples."""
+    """An order that needs ten samples."""
 
     def __init__(self, loader: Any) -> None:
         super().__init__(loader)
@@ -173,7 +140,7 @@ class NeedsTen(TraversalOrder):
 
 @pytest.mark.parametrize("relabel", [True, False])
 @pytest.mark.parametrize("case", ["other", "missing", "order"])
-def test_a_refused_selection_changes_nothing(
+def test_a_rejected_selection_changes_nothing(
     case: str, relabel: bool, colours: Any, paged: Any, tmp_path: Path
 ) -> None:
     given, error, match = {
@@ -201,7 +168,7 @@ def test_a_refused_selection_changes_nothing(
     ],
     ids=["negative", "too large", "none", "two axes", "a mask", "floats", "the order"],
 )
-def test_refused_ids_change_nothing(
+def test_rejected_ids_change_nothing(
     given: Any, error: type[Exception], match: str, colours: Any
 ) -> None:
     selection = of_classes(colours, [2, 5])
@@ -218,7 +185,7 @@ def test_refused_ids_change_nothing(
 def assert_unchanged(
     loader: PrunedLoader, selection: Selection, relabel: bool, dataset: Any
 ) -> None:
-    """Load as before, and take another selection after that."""
+    """Check an epoch of the old selection, and then an epoch of another."""
     assert loader.selection is selection
     np.testing.assert_array_equal(loader.indices, selection.indices)
     assert len(loader) == 5
@@ -231,7 +198,7 @@ def assert_unchanged(
     np.testing.assert_array_equal(samples_of(loader, dataset)[0], later.indices)
 
 
-def test_ids_do_not_say_how_to_number_the_classes(colours: Any) -> None:
+def test_relabel_needs_a_selection_instead_of_ids(colours: Any) -> None:
     selection = of_classes(colours, [2, 5])
     loader = loader_of(colours, selection=selection, relabel=True)
     with pytest.raises(ValueError, match=r"needs a Selection.*of_indices"):
@@ -245,7 +212,7 @@ def test_ids_do_not_say_how_to_number_the_classes(colours: Any) -> None:
     assert samples_of(loader, colours)[0].tolist() == [1, 2]
 
 
-def test_a_selection_of_a_file_that_was_replaced_is_refused(colours: Any, tmp_path: Path) -> None:
+def test_a_selection_of_a_replaced_file_is_rejected(colours: Any, tmp_path: Path) -> None:
     path = tmp_path / "replaced.beton"
     path.write_bytes(colours.path.read_bytes())
     loader = PrunedLoader(path, 5, num_workers=2, drop_last=False)
@@ -264,7 +231,7 @@ def test_a_selection_of_a_file_that_was_replaced_is_refused(colours: Any, tmp_pa
     np.testing.assert_array_equal(samples_of(loader, colours)[0], np.arange(120))
 
 
-def test_a_filtered_loader_numbers_its_classes_itself(colours: Any) -> None:
+def test_a_filtered_loader_keeps_its_own_labels(colours: Any) -> None:
     selection, other = (Selection.of_classes(colours.index, kept) for kept in ([7, 2, 4], [2, 9]))
     parent = PrunedLoader(colours.path, 6, selection=selection, relabel=True, drop_last=False)
     child = parent.filter("label", lambda label: label == 1)  # the second of the three: class 4
@@ -290,7 +257,7 @@ def test_the_batch_size_may_change_between_epochs(cache: str, colours: Any) -> N
         assert sorted(id_ for batch in batches for id_ in batch) == list(range(120))
 
 
-def test_a_window_of_any_size_is_read_in_whole_batches(colours: Any) -> None:
+def test_windows_are_rounded_up_to_whole_batches(colours: Any) -> None:
     class Windowed(TraversalOrder):
         window_size = 12
 

@@ -1,4 +1,4 @@
-"""One copy for all processes of a machine, removed when the last process ends."""
+"""Memory that the processes of a machine share, and which the last process removes."""
 
 import errno
 import gc
@@ -20,13 +20,13 @@ from numpy.typing import NDArray
 from dp4tl_ffcv import BetonError, PrunedLoader
 from dp4tl_ffcv.loading.reading import shared_memory
 from dp4tl_ffcv.loading.reading.shared_memory import shared_bytes
-from tests.support.loading import ids_of, pretend_rank
+from tests.support.loading import Guarded, ids_of, pretend_rank
 
 LONGEST_WAIT = 60.0  # seconds for another process
 SIZE = 3_000_000
 
-# Another process obeys commands, one per line, and answers each with a line. It loads the module
-# alone, to start fast.
+# Another process reads commands, one per line, and answers each with a line. It loads the module
+# without the package, to start fast.
 OTHER = """
 import importlib.util, os, sys, time
 from pathlib import Path
@@ -102,7 +102,7 @@ class Other:
 
 @pytest.fixture
 def folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A place of its own in the memory file system."""
+    """A folder in the memory file system, for this test only."""
     with tempfile.TemporaryDirectory(dir=shared_memory.FOLDER, prefix="dp4tl-test-") as name:
         monkeypatch.setattr(shared_memory, "FOLDER", Path(name))
         yield Path(name)
@@ -110,7 +110,7 @@ def folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 @pytest.fixture
 def other(folder: Path) -> Iterator[Callable[[], Other]]:
-    """Start a process; all are ended with the test."""
+    """A function that starts a process, which ends with the test."""
     with ExitStack() as stack:
 
         def start() -> Other:
@@ -126,7 +126,7 @@ def files(folder: Path) -> list[str]:
 
 
 def locks_wait(pid: int) -> None:
-    """Wait until a process waits for a lock of another."""
+    """Wait until a process waits for another process's lock."""
     until = time.monotonic() + LONGEST_WAIT
     while not any(
         "->" in line and f" {pid} " in line for line in Path("/proc/locks").read_text().splitlines()
@@ -145,13 +145,13 @@ def filler(value: int, calls: list[int] | None = None) -> Callable[[NDArray[np.u
 
 
 def not_called(memory: NDArray[np.uint8]) -> None:
-    raise AssertionError("it is filled already")
+    raise AssertionError("the memory is filled already")
 
 
 # Several processes.
 
 
-def test_the_first_fills_and_the_others_map_the_same(
+def test_the_first_process_fills_and_the_others_map_the_same_memory(
     folder: Path, other: Callable[[], Other]
 ) -> None:
     processes = [other() for _ in range(3)]
@@ -173,7 +173,7 @@ def test_the_first_fills_and_the_others_map_the_same(
 
 
 @pytest.mark.parametrize("count", [2, 4])
-def test_processes_that_come_at_once_fill_it_once(
+def test_processes_that_start_at_once_fill_the_memory_once(
     count: int, folder: Path, other: Callable[[], Other]
 ) -> None:
     processes = [other() for _ in range(count)]
@@ -184,13 +184,13 @@ def test_processes_that_come_at_once_fill_it_once(
         assert len({answer[2] for answer in answers}) == 1  # all see the same
         assert {answer[3] for answer in answers} == {answers[0][2]}
         assert sum(int(answer[0]) for answer in answers) == turn + 1
-        assert len(files(folder)) == 1  # that of the turn before was dropped with its memory
+        assert len(files(folder)) == 1  # the file of the last turn was removed with its memory
     for process in processes:
         process.finish()
     assert files(folder) == []
 
 
-def test_the_others_wait_while_one_fills(folder: Path, other: Callable[[], Other]) -> None:
+def test_other_processes_wait_while_one_fills(folder: Path, other: Callable[[], Other]) -> None:
     slow, waiting = other(), [other() for _ in range(2)]
     assert slow.ask(f"take a {SIZE} 5 slowly") == ["filling"]
     for process in waiting:
@@ -204,7 +204,7 @@ def test_the_others_wait_while_one_fills(folder: Path, other: Callable[[], Other
 # Processes that are killed.
 
 
-def test_files_of_a_killed_process_are_removed_by_the_next(
+def test_the_next_process_removes_the_file_of_a_killed_process(
     folder: Path, other: Callable[[], Other]
 ) -> None:
     killed = other()
@@ -216,7 +216,7 @@ def test_files_of_a_killed_process_are_removed_by_the_next(
     assert memory[0] == 6
 
 
-def test_one_that_is_killed_does_not_take_it_from_the_others(
+def test_a_killed_process_does_not_affect_the_others(
     folder: Path, other: Callable[[], Other]
 ) -> None:
     killed, stays = other(), other()
@@ -241,7 +241,7 @@ def test_a_partly_filled_memory_is_filled_again(folder: Path, other: Callable[[]
     assert (memory == 6).all()
 
 
-def test_one_that_waits_takes_over_from_a_killed_one(
+def test_a_waiting_process_fills_after_the_first_is_killed(
     folder: Path, other: Callable[[], Other]
 ) -> None:
     killed, waiting, third = other(), other(), other()
@@ -255,7 +255,7 @@ def test_one_that_waits_takes_over_from_a_killed_one(
     assert {answer[2] for answer in answers} == {"6"}
 
 
-def test_files_of_others_are_left_alone(folder: Path) -> None:
+def test_files_of_other_users_and_programs_are_kept(folder: Path) -> None:
     for name in ("dp4tl_ffcv-999999-a", "other", "dp4tl_ffcv"):
         (folder / name).write_bytes(b"1")
     shared_bytes(10, filler(1), "a")
@@ -267,9 +267,7 @@ def test_files_of_others_are_left_alone(folder: Path) -> None:
 # One process.
 
 
-def test_one_process_may_take_it_more_than_once(
-    folder: Path, guarded: Callable[[Callable[[], Any]], Any]
-) -> None:
+def test_one_process_can_map_the_memory_twice(folder: Path, guarded: Guarded) -> None:
     one = shared_bytes(1000, filler(5), "a")
     two = guarded(lambda: shared_bytes(1000, not_called, "a"))
     one[3] = 9
@@ -298,7 +296,7 @@ def descriptors() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
-def test_an_error_of_the_filling_is_raised_and_leaves_nothing(folder: Path) -> None:
+def test_an_error_of_fill_is_raised_and_leaves_no_file(folder: Path) -> None:
     def broken(memory: NDArray[np.uint8]) -> None:
         memory[:5] = 1
         raise BetonError("the disk")
@@ -314,7 +312,7 @@ def test_an_error_of_the_filling_is_raised_and_leaves_nothing(folder: Path) -> N
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.ENOMEM])
-def test_no_room_is_an_error_that_says_what_to_do(
+def test_too_little_memory_is_an_error_with_advice(
     code: int, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: Any) -> None:
@@ -333,10 +331,10 @@ def test_no_room_is_an_error_that_says_what_to_do(
     assert shared_bytes(SIZE, filler(3), "a")[0] == 3
 
 
-def test_the_memory_is_taken_before_it_is_written(
+def test_the_memory_is_allocated_before_it_is_written(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """To write where there is no room would kill the process."""
+    """Writing to memory without room would kill the process."""
     taken: list[int] = []
     fallocate = os.posix_fallocate
 
@@ -369,10 +367,9 @@ def loader_of(path: Path, **options: Any) -> PrunedLoader:
     )
 
 
-def test_loaders_share_what_is_the_same_and_nothing_else(
-    colours: Any, tmp_path: Path, folder: Path, one_rank: None,
-    guarded: Callable[[Callable[[], Any]], Any],
-) -> None:  # fmt: skip
+def test_loaders_share_equal_bytes_of_the_same_file(
+    colours: Any, tmp_path: Path, folder: Path, one_rank: None, guarded: Guarded
+) -> None:
     copy = tmp_path / "copy.beton"
     copy.write_bytes(colours.path.read_bytes())
     loaders = [
@@ -399,43 +396,26 @@ def test_loaders_share_what_is_the_same_and_nothing_else(
     assert files(folder) == []
 
 
-def test_a_file_of_the_same_tables_is_another(
-    colours: Any, tmp_path: Path, folder: Path, one_rank: None,
-    guarded: Callable[[Callable[[], Any]], Any],
-) -> None:  # fmt: skip
-    """Betons of raw images of one size differ in their pixels alone."""
-    path = tmp_path / "twin.beton"
-    data = bytearray(colours.path.read_bytes())
-    one, other = colours.index.extents([5, 9])
-    for to, source in ((one, other), (other, one)):
-        piece = slice(int(source["ptr"]), int(source["ptr"] + source["size"]))
-        data[int(to["ptr"]) : int(to["ptr"] + to["size"])] = colours.path.read_bytes()[piece]
-    path.write_bytes(data)
-    first, second = loader_of(colours.path), loader_of(path)
-    assert first._index.fingerprint == second._index.fingerprint
-    images = [guarded(lambda loader=loader: corners(loader)) for loader in (first, second)]
-    assert images[0] != images[1]
-    assert sorted(images[0]) == sorted(images[1])
-
-
-def test_a_file_rewritten_in_place_is_another(
-    colours: Any, tmp_path: Path, folder: Path, one_rank: None,
-    guarded: Callable[[Callable[[], Any]], Any],
-) -> None:  # fmt: skip
+@pytest.mark.parametrize("in_place", [True, False], ids=["rewritten", "another file"])
+def test_files_with_equal_tables_are_not_confused(
+    in_place: bool, colours: Any, tmp_path: Path, folder: Path, one_rank: None, guarded: Guarded
+) -> None:
     path = tmp_path / "a.beton"
     path.write_bytes(colours.path.read_bytes())
-    before = loader_of(path)
-    list(before)
-    data = bytearray(path.read_bytes())
+    first = loader_of(path)
+    images = guarded(lambda: corners(first))
+    other = path if in_place else tmp_path / "b.beton"
     extent = colours.index.extents([5])[0]
+    data = bytearray(path.read_bytes())
     data[int(extent["ptr"]) : int(extent["ptr"] + extent["size"])] = bytes(int(extent["size"]))
-    path.write_bytes(data)
-    os.utime(path, ns=(1, 1))  # the clock of files is a coarse one
-    after = loader_of(path)
-    shown = guarded(lambda: corners(after))
-    assert shown.count([0, 0, 0]) == 1
+    other.write_bytes(data)
+    os.utime(other, ns=(1, 1))  # the file system's clock may be too coarse for two versions
+    second = loader_of(other)
+    assert first._index.fingerprint == second._index.fingerprint
+    assert [0, 0, 0] not in images
+    assert guarded(lambda: corners(second)).count([0, 0, 0]) == 1
 
 
-def test_a_loader_that_is_not_distributed_shares_nothing(colours: Any, folder: Path) -> None:
+def test_a_loader_without_distributed_shares_nothing(colours: Any, folder: Path) -> None:
     list(PrunedLoader(colours.path, 10, cache="ram"))
     assert files(folder) == []

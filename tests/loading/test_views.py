@@ -1,4 +1,4 @@
-"""Several crops of an image from one decode are those that each decoder makes alone."""
+"""Several crops from one decode equal the crops that each decoder makes alone."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ import torch
 from ffcv.transforms import ToTensor, ToTorchImage
 from numpy.typing import NDArray
 
-from dp4tl_ffcv import BetonError, PrunedLoader, Selection
+from dp4tl_ffcv import PrunedLoader, Selection
 from dp4tl_ffcv.loading.decoding.decoders import (
     CenterCropRGBImageDecoder,
     RandomResizedCropRGBImageDecoder,
@@ -21,7 +21,7 @@ OTHERS = {"label": None, "identifier": None}
 
 
 def decoders() -> dict[str, Any]:
-    # Always the same three, to compile them once.
+    # Always the same arguments, to compile them once.
     return {
         "image": RandomResizedCropRGBImageDecoder((24, 24), flip=0.5),
         "image_2": RandomResizedCropRGBImageDecoder((18, 30), flip=0.5),
@@ -45,7 +45,7 @@ def epoch(loader: PrunedLoader) -> list[NDArray[Any]]:
 
 
 def alone(dataset: Any, name: str, epochs: int, **sizes: Any) -> list[NDArray[Any]]:
-    """Load the crops of one decoder on its own, with the view that it has among the others."""
+    """Load the crops of one decoder without the others, with the same view number."""
     decoder = {**decoders()}[name]
     decoder.output_size = sizes.get(name, decoder.output_size)
     if name != "centre":
@@ -55,7 +55,7 @@ def alone(dataset: Any, name: str, epochs: int, **sizes: Any) -> list[NDArray[An
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_each_view_is_what_its_decoder_makes_alone(name: str, photos: Any) -> None:
+def test_each_view_equals_its_decoder_alone(name: str, photos: Any) -> None:
     loader = loader_of(photos, {**view_pipelines(decoders(), nothing), **OTHERS})
     for expected in alone(photos, name, epochs=2):
         found = epoch(loader)
@@ -63,7 +63,7 @@ def test_each_view_is_what_its_decoder_makes_alone(name: str, photos: Any) -> No
         np.testing.assert_array_equal(found[NAMES.index(name)], expected)
 
 
-def test_views_of_raw_images_are_of_the_same_sample(colours: Any) -> None:
+def test_views_of_raw_images_show_the_same_sample(colours: Any) -> None:
     loader = loader_of(colours, {**view_pipelines(decoders(), nothing), **OTHERS}, order="random")
     first, second, centre = epoch(loader)
     ids = colours.ids_of(first)
@@ -85,7 +85,7 @@ def test_views_come_after_all_fields(photos: Any) -> None:
         np.testing.assert_array_equal(found, whole[numbers])
 
 
-def test_sizes_of_views_may_change_between_epochs(photos: Any) -> None:
+def test_sizes_of_views_can_change_between_epochs(photos: Any) -> None:
     views = decoders()
     loader = loader_of(photos, {**view_pipelines(views, nothing), **OTHERS})
     before = epoch(loader)
@@ -97,7 +97,7 @@ def test_sizes_of_views_may_change_between_epochs(photos: Any) -> None:
     np.testing.assert_array_equal(after[2], before[2])
 
 
-def test_each_view_has_steps_of_its_own(photos: Any) -> None:
+def test_each_view_has_its_own_steps(photos: Any) -> None:
     made = []
 
     def steps() -> list[Any]:
@@ -118,15 +118,3 @@ def test_views_need_scratch_memory_for_one_image(photos: Any) -> None:
     threads, width = loader._make_workspace().scratch.shape
     assert threads == 2
     assert width <= max(needs) + 64
-
-
-def test_random_views_are_numbered_in_turn() -> None:
-    views = {str(number): RandomResizedCropRGBImageDecoder((8, 8)) for number in range(4)}
-    view_pipelines(views, nothing)
-    assert [decoder.view for decoder in views.values()] == [0, 1, 2, 3]
-
-
-def test_views_of_a_field_that_is_not_there_are_refused(photos: Any) -> None:
-    views = {"picture": decoders()["image"], "again": decoders()["image_2"]}
-    with pytest.raises((ValueError, BetonError), match="picture"):
-        loader_of(photos, {**view_pipelines(views, nothing), **OTHERS, "image": None})

@@ -148,7 +148,7 @@ def damage(path: Path, custom_fields: Mapping[str, Any] | None = None) -> Iterat
     data.tofile(path)
 
 
-def put(path: Path, at: int, data: bytes) -> None:
+def put(path: Path, at: int, data: Any) -> None:
     """Overwrite bytes of a file."""
     with path.open("r+b") as stream:
         stream.seek(at)

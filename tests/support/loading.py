@@ -2,12 +2,15 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from ffcv.pipeline.operation import Operation
 from numpy.typing import NDArray
 
 from dp4tl_ffcv import Selection
@@ -15,10 +18,30 @@ from dp4tl_ffcv.loading import CACHES, ORDERS
 
 CACHE_OPTIONS = [*CACHES, "auto"]
 ORDER_NAMES = list(ORDERS)
+Guarded = Callable[[Callable[[], Any]], Any]  # the fixture `guarded`
+
+
+class Step(Operation):
+    """An operation that `make` returns the function of, compiled unless `jit` is False."""
+
+    def __init__(self, make: Callable[[], Callable[..., Any]], jit: bool = True) -> None:
+        super().__init__()
+        self.make, self.jit = make, jit
+
+    def generate_code(self) -> Callable[..., Any]:
+        return self.make()
+
+    def declare_state_and_memory(self, previous_state: Any) -> Any:
+        return replace(previous_state, jit_mode=self.jit), None
+
+
+def plus(number: Any) -> Callable[..., Any]:
+    """Return a function that adds a number to a batch."""
+    return lambda batch, _: batch + number
 
 
 def ids_of(batches: Any, dataset: Any) -> list[int]:
-    """Return the ids that the pixels of an epoch show."""
+    """Return the sample ids that the pixels of an epoch show."""
     return [int(number) for pixels, *_ in batches for number in dataset.ids_of(pixels)]
 
 
@@ -43,7 +66,7 @@ def pretend_rank(patch: pytest.MonkeyPatch, rank: int, world_size: int) -> None:
 
 
 def run_script(script: str, *arguments: str | Path, **options: Any) -> str:
-    """Run Python code in another process; return its output, which must not hold errors."""
+    """Run Python code in another process, which must succeed; return its output."""
     command = [sys.executable, *options.pop("flags", ()), "-c", script, *map(str, arguments)]
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=300, check=False, **options

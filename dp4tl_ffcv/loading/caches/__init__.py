@@ -18,7 +18,7 @@ CACHES = tuple(module.name for module in iter_modules(__path__) if module.name !
 
 
 def cache_name(cache: str | None, os_cache: bool | None) -> str:
-    """Return the cache that the caller asks for, by our argument or by ffcv's `os_cache`."""
+    """Return the name of the cache that `cache` or ffcv's argument `os_cache` asks for."""
     if cache is None:
         return "auto" if os_cache is None else "os" if os_cache else "extents"
     return check_choice("cache", cache, (*CACHES, "auto"))
@@ -27,8 +27,8 @@ def cache_name(cache: str | None, os_cache: bool | None) -> str:
 def choose_cache(extents: RetainedExtents) -> str:
     """Return the cache that "auto" stands for.
 
-    Bytes that fit into half of the memory stay in the system's page cache, where all processes
-    share them and nothing is copied. For more, reading only the coming batches is best.
+    If the bytes fit into half of the memory, the system's page cache keeps them, without copies
+    and for all processes. Otherwise, only the coming batches are read.
     """
     return "os" if extents.num_bytes <= available_memory() // 2 else "extents"
 

@@ -1,8 +1,4 @@
-"""The interface of a cache.
-
-A cache tells compiled code two things: the array that holds the bytes (`data`), and the position in
-this array where each retained byte range starts (`places`).
-"""
+"""The interface of a cache: an array of bytes, and where in it each retained byte range starts."""
 
 from abc import ABC, abstractmethod
 
@@ -15,7 +11,10 @@ from ..reading.plan import EpochPlan
 
 
 class EpochReads:
-    """The reads of one epoch. As it stands, for bytes that are all in memory."""
+    """The reads of one epoch. This class itself serves caches whose bytes are all in memory.
+
+    Compiled code reads the bytes from `data`. Byte range `i` starts at `data[places[i]]`.
+    """
 
     def __init__(self, data: NDArray[np.uint8], places: NDArray[np.int64]) -> None:
         self.data = data.view()
@@ -23,11 +22,7 @@ class EpochReads:
         self.places = places
 
     def wait(self, first: int) -> None:
-        """Wait until the batch that starts with the epoch's sample number `first` is in memory.
-
-        Raises:
-            BetonError: part of the batch could not be read.
-        """
+        """Wait for the batch at position `first` of the epoch, or raise BetonError."""
 
     def stop(self) -> None:
         """Stop reading and free the memory. Called once."""
@@ -37,10 +32,10 @@ class BaseCache(ABC):
     """The bytes of the retained samples, for all epochs.
 
     Args:
-        reader: of the beton.
+        reader: reader of the beton.
         extents: byte ranges of the retained samples.
         read_ahead: number of windows to read before they are needed.
-        shared_as: name under which the processes of this machine share memory; None if they do not.
+        shared_as: name of the memory that the processes of this machine share; None for none.
     """
 
     def __init__(
@@ -58,7 +53,7 @@ class BaseCache(ABC):
 
     @abstractmethod
     def start(self, order: NDArray[np.int64], window_size: int) -> EpochReads:
-        """Begin an epoch over the samples `order`, of which `window_size` are read together."""
+        """Begin an epoch over the samples `order`, reading `window_size` samples at a time."""
 
     @abstractmethod
     def num_bytes(self, plan: EpochPlan) -> int:

@@ -1,6 +1,6 @@
-"""A pool of bounded size, into which the coming batches are read in any order.
+"""A pool of bounded size for the coming batches, which may be in any order.
 
-The pool has a slot for each window in memory: the one in use and those that are read ahead.
+The pool has one slot for the window in use and one for each window that is read ahead.
 """
 
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,14 +15,14 @@ from .base import BaseCache, EpochReads
 
 
 class Cache(BaseCache):
-    """The pool, which later epochs use again."""
+    """Reads the coming batches into a pool, which later epochs reuse."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.spare: list[NDArray[np.uint8]] = []  # pools of earlier epochs
 
     def start(self, order: NDArray[np.int64], window_size: int) -> EpochReads:
-        """Begin an epoch, and to read its first windows."""
+        """Begin an epoch and start to read its first windows."""
         return _PooledReads(self, plan_epoch(self.extents, order, window_size))
 
     def num_bytes(self, plan: EpochPlan) -> int:
@@ -44,7 +44,7 @@ class _PooledReads(EpochReads):
         self._slots = min(cache.read_ahead + 1, max(1, plan.num_windows))
         self._slot_bytes = plan.pool_bytes(1)
         self._pool = cache.take_pool(self._slots * self._slot_bytes)
-        # Bytes that are not in the pool have no place, so that no others are taken for them.
+        # -1 marks byte ranges that are not in the pool.
         super().__init__(self._pool, np.full(len(cache.extents.ptrs), -1, dtype=np.int64))
         self._current = -1
         self._tasks: dict[int, list[Future[None]]] = {}
@@ -53,7 +53,7 @@ class _PooledReads(EpochReads):
             self._begin(window)
 
     def wait(self, first: int) -> None:
-        """Wait for the batch's window, and read another into the slot of the window before."""
+        """Wait for the batch's window, and start to read another into the slot it frees."""
         window = first // self._plan.window_size
         if window == self._current:
             return
@@ -68,16 +68,16 @@ class _PooledReads(EpochReads):
         self.places[self._rows(window)] = self._plan.places[at] + slot_at
 
     def stop(self) -> None:
-        """Wait for the requests under way and cancel the others."""
+        """Cancel all requests, and wait for those that have begun."""
         self._threads.shutdown(wait=True, cancel_futures=True)
-        self._cache.spare = [self._pool]  # only the last: epochs need about the same
+        self._cache.spare = [self._pool]  # one is enough: epochs need about the same
 
     def _rows(self, window: int) -> NDArray[np.int64]:
         starts = self._plan.row_starts
         return self._plan.rows[starts[window] : starts[window + 1]]
 
     def _begin(self, window: int) -> None:
-        """Start to read a window into its slot, which nothing uses any more."""
+        """Start to read a window, if there is one, into its slot."""
         if window >= self._plan.num_windows:
             return
         starts = self._plan.request_starts

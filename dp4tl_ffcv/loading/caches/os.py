@@ -10,7 +10,7 @@ from .base import BaseCache, EpochReads
 
 
 class Cache(BaseCache):
-    """The mapped file."""
+    """Maps the file."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)

@@ -1,4 +1,4 @@
-"""All retained bytes, packed into memory before the first epoch."""
+"""All retained bytes in memory, read before the first epoch."""
 
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -13,7 +13,7 @@ from .base import BaseCache, EpochReads
 
 
 class Cache(BaseCache):
-    """The retained bytes in memory, shared between processes if `shared_as` is given."""
+    """Keeps all retained bytes in memory, shared between processes if `shared_as` is given."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -22,13 +22,13 @@ class Cache(BaseCache):
         self._memory: NDArray[np.uint8] | None = None
 
     def start(self, order: NDArray[np.int64], window_size: int) -> EpochReads:  # noqa: ARG002
-        """Begin an epoch. The first one reads everything."""
+        """Begin an epoch. The first epoch reads all bytes."""
         if self._memory is None:
             self._memory = shared_bytes(self.num_bytes(self._plan), self._fill, self.shared_as)
         return EpochReads(self._memory, self._plan.places)
 
     def num_bytes(self, plan: EpochPlan) -> int:  # noqa: ARG002
-        """Return the bytes of all retained samples and of the small gaps between them."""
+        """Return the bytes of all retained samples, and of the small gaps between them."""
         return int(self._plan.window_bytes.sum())
 
     def _fill(self, memory: NDArray[np.uint8]) -> None:

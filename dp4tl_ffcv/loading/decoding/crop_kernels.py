@@ -1,6 +1,6 @@
 """Compiled code that decodes, crops, mirrors and resizes a batch of images.
 
-This module imports little, since a change in anything that it imports recompiles it.
+This module imports little, because a change in an imported module recompiles it.
 """
 
 from typing import Any
@@ -24,7 +24,7 @@ RANDOM, SCALE, RATIO, FLIP, VIEW, COLUMNS = 0, 1, 3, 5, 6, 7
 BOX_BYTES = 5 * 8  # top, left, height, width and a flag for mirroring, as int64
 
 _JPEG = next(number for number, mode in IMAGE_MODES.items() if mode == "jpg")
-# Numba optimises a function together with all that it calls, so that each level costs a second.
+# Numba optimises a function with everything that it calls: each level adds a second of compiling.
 _inlined = compiled(inline="always")
 
 
@@ -36,10 +36,7 @@ def aligned(num_bytes: int) -> int:
 
 @compiled()
 def bytes_at(address: Any, data: Any, places: Any, ptrs: Any, sizes: Any) -> Any:
-    """Return the bytes of a sample that start at `address` of the file.
-
-    The result is empty for addresses that are not retained or not in memory.
-    """
+    """Return the byte range at `address` of the file; empty if it is not retained or in memory."""
     row = np.searchsorted(ptrs, address)
     if row == len(ptrs) or ptrs[row] != address or places[row] < 0:
         return data[:0]
@@ -48,17 +45,17 @@ def bytes_at(address: Any, data: Any, places: Any, ptrs: Any, sizes: Any) -> Any
 
 @compiled(parallel=True)
 def decode_batch(batch: Any, destinations: Any, metadata: Any, state: Any, crops: Any) -> None:
-    """Write the crops of a batch of sample ids to a destination for each decoder.
+    """Write the crops of a batch to one destination for each decoder.
 
     Args:
         batch: sample ids `(B,)`.
         destinations: for each decoder, uint8 `(B, height, width, 3)`.
         metadata: column of the image field.
-        state: of `EpochMemory`.
-        crops: parameters of each decoder's crop, `(decoders, COLUMNS)`.
+        state: `EpochMemory.state`.
+        crops: parameters of each decoder's crop `(decoders, COLUMNS)`.
     """
     data, places, ptrs, sizes, counter, scratch, failures = state
-    # The work is in another function, since numba compiles parallel code several times.
+    # The work is in another function because numba compiles parallel code several times.
     for thread in prange(len(failures)):
         extents = (data, places, ptrs, sizes)
         share = np.int64(thread)
@@ -104,7 +101,7 @@ def _decode_share(
 def _crop_raw(
     data: Any, height: Any, width: Any, boxes: Any, scratch: Any, destinations: Any, position: Any
 ) -> Any:
-    """Make every crop of an image stored as pixels; return 0 or a failure."""
+    """Make every crop of a raw image; return 0 or a failure."""
     size = 3 * height * width
     if data.size != size or size == 0:
         return NO_BYTES if data.size == 0 else WRONG_LENGTH
@@ -118,7 +115,7 @@ def _crop_raw(
 def _crop_jpeg(
     data: Any, height: Any, width: Any, boxes: Any, scratch: Any, destinations: Any, position: Any
 ) -> Any:
-    """Make every crop of a JPEG, decoding the part that holds them; return 0 or a failure."""
+    """Decode the part of a JPEG that holds all crops, and make them; return 0 or a failure."""
     if data.size == 0 or height * width == 0:
         return NO_BYTES if data.size == 0 else WRONG_SIZE
     # A loop: numba takes a second to compile the minima and maxima of columns.
@@ -151,7 +148,7 @@ _read_only: Any = intrinsic(_as_read_only)
 def _resize_boxes(
     pixels: Any, top: Any, left: Any, boxes: Any, destinations: Any, position: Any, scratch: Any
 ) -> None:
-    """Resize the boxes of an image; `pixels` hold the part that starts at `top` and `left`."""
+    """Resize the boxes of an image from `pixels`, its part that starts at `top` and `left`."""
     for view in range(len(boxes)):
         box = boxes[view]
         target = destinations[view][position]

@@ -2,7 +2,7 @@
 
 They replace ffcv's decoders of the same names. Crops depend only on the sample, the epoch and the
 loader's seed, not on the number of threads. An image that cannot be decoded raises an error that
-names the sample. Scratch memory is allocated per thread.
+names the sample. Each thread has its own scratch memory.
 """
 
 from abc import abstractmethod
@@ -26,7 +26,7 @@ _MOST_VIEWS = 1 << 20
 
 
 class CropDecoder(SimpleRGBImageDecoder):
-    """Decoder of a crop, resized to `output_size` with the area filter."""
+    """Base of decoders that resize a crop to `output_size` with the area filter."""
 
     def __init__(self, output_size: tuple[int, int]) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class CropDecoder(SimpleRGBImageDecoder):
         """Parameters of the crop, for `decode_batch`."""
 
     def scratch_bytes(self, max_height: int, max_width: int) -> int:
-        """Return the scratch bytes of a thread for images of at most this size."""
+        """Return the scratch bytes per thread for images of at most this size."""
         return scratch_bytes((self,), max_height, max_width)
 
     def declare_state_and_memory(self, previous_state: State) -> tuple[State, Any]:
@@ -71,17 +71,17 @@ class CropDecoder(SimpleRGBImageDecoder):
 
 
 class RandomResizedCropRGBImageDecoder(CropDecoder):
-    """Decoder of a random crop, as for `torchvision.transforms.RandomResizedCrop`.
+    """Decoder of random crops, drawn as in `torchvision.transforms.RandomResizedCrop`.
 
-    `dp4tl_ffcv.kernels.random_crops` draws the crop from the loader's seed, the epoch and the
-    sample's id.
+    The loader's seed, the epoch and the sample id determine each crop:
+    `dp4tl_ffcv.kernels.random_crops` returns the same boxes.
 
     Args:
-        output_size: height and width of the result, in pixels. It may be set between epochs.
+        output_size: height and width of the result, in pixels. Can be changed between epochs.
         scale: smallest and largest area of the crop, as fractions of the image.
         ratio: smallest and largest width / height of the crop.
-        flip: probability of mirroring the crop, at no cost.
-        view: number of the crop, for images with several: each view draws its own crop.
+        flip: probability of mirroring the crop.
+        view: number of the view, for several crops of each image. Each view draws its own crop.
 
     Yields uint8 `(B, height, width, 3)`.
     """
@@ -107,10 +107,10 @@ class RandomResizedCropRGBImageDecoder(CropDecoder):
 
 
 class CenterCropRGBImageDecoder(CropDecoder):
-    """Decoder of the square in the centre of the image.
+    """Decoder of a centred square crop.
 
     Args:
-        output_size: height and width of the result, in pixels. It may be set between epochs.
+        output_size: height and width of the result, in pixels. Can be changed between epochs.
         ratio: side of the crop / shorter side of the image.
 
     Yields uint8 `(B, height, width, 3)`.
@@ -138,9 +138,9 @@ def scratch_bytes(decoders: Sequence[CropDecoder], max_height: int, max_width: i
 
 
 def crops_decoder(decoders: Sequence[CropDecoder]) -> Callable[..., Any]:
-    """Return a function that decodes each image of a batch once, for the crops of all `decoders`.
+    """Return a function that decodes each image of a batch once for all `decoders`.
 
-    It takes the first four arguments of `decode_batch` and returns the destinations.
+    The function takes the first four arguments of `decode_batch` and returns the destinations.
     """
     crops = np.stack([decoder.crop for decoder in decoders])
 

@@ -19,10 +19,10 @@ def view_pipelines(
     """Return pipelines that yield several crops of each image and decode each image once.
 
     Args:
-        views: a decoder for each output. The first output has the name of the image field; the
-            others come after all fields in a batch. The `view` of each random crop is set to its
-            position, so that each view draws its own crop.
-        steps: returns new operations that follow a decoder. Called once per view.
+        views: a decoder for each output. The first output must have the name of the image field.
+            The other outputs come after all fields in a batch. Each random crop gets its own
+            `view` number, so that the crops differ.
+        steps: function that returns the operations after a decoder. Called once per view.
 
     Example:
         >>> crops = {"image": RandomResizedCropRGBImageDecoder((224, 224), flip=0.5),
@@ -57,7 +57,7 @@ def view_pipelines(
 
 
 class _ViewsDecoder(SimpleRGBImageDecoder):
-    """Decodes each image once for all views; returns a tuple of their batches."""
+    """Decodes each image once; returns a tuple with a batch for each view."""
 
     def __init__(self, decoders: Sequence[CropDecoder]) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Scratch memory of the decoders, and the record of samples that they failed to decode."""
+"""Scratch memory of the decoders, and their record of samples that could not be decoded."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -13,7 +13,7 @@ from .crop_kernels import ALIGNMENT, NO_BYTES, WRONG_LENGTH, aligned
 
 _FAILURES = {
     NOT_A_JPEG: "is not a JPEG",
-    WRONG_SIZE: "is a JPEG of another size than its metadata say",
+    WRONG_SIZE: "is a JPEG of another size than its metadata says",
     CORRUPT: "is a corrupt JPEG",
     BAD_REQUEST: "does not fit into the memory for it",
     NO_BYTES: "has no bytes",
@@ -22,7 +22,7 @@ _FAILURES = {
 
 
 class Workspace:
-    """Scratch memory of `num_bytes` for each of the threads that decode at the same time."""
+    """Scratch memory of `num_bytes` for each decoding thread."""
 
     def __init__(self, num_threads: int, num_bytes: int) -> None:
         width = aligned(num_bytes)
@@ -33,7 +33,7 @@ class Workspace:
 
     @property
     def state(self) -> tuple[NDArray[Any], ...]:
-        """Arrays that compiled decoders take."""
+        """Arrays for compiled decoders."""
         return self.scratch, self.failures
 
     def check(self, path: str) -> None:
@@ -54,7 +54,10 @@ def make_workspace(
     samples: NDArray[np.int64],
     num_threads: int,
 ) -> Workspace:
-    """Return scratch memory for the largest image of `samples`, for pairs of field and decoder."""
+    """Return scratch memory for the largest image of `samples`.
+
+    `decoders` are pairs of the name of a field and its decoder.
+    """
     num_bytes, height, width = 0, 0, 0
     for field, decoder in decoders:
         if hasattr(decoder, "scratch_bytes"):
@@ -66,5 +69,5 @@ def make_workspace(
     except MemoryError as error:
         raise BetonError(
             f"images of {height} x {width} pixels in {str(index.path)!r} do not fit into memory. "
-            "Check the metadata, or leave the largest images out."
+            "Leave the largest images out of the selection, or write the beton again."
         ) from error

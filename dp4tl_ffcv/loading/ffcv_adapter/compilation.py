@@ -1,9 +1,9 @@
 """Compile each pipeline function once per process instead of once per Loader.
 
-ffcv hands new closures to numba whenever a Loader is built, which costs seconds each time. Two
-closures with equal code that read equal constants, from their cells or their modules, compile to
-the same machine code, so the second closure takes the first one's. Functions that read anything
-else are compiled every time, as in ffcv.
+ffcv compiles new closures whenever a Loader is built, which takes seconds. Two closures with equal
+code that read equal constants, from their cells or their modules, compile to the same machine code.
+So the second closure reuses the machine code of the first. Functions that read other objects are
+compiled every time, as in ffcv.
 """
 
 import ctypes
@@ -23,8 +23,8 @@ from ...validate import resolve_num_workers
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), np.generic, np.dtype)
 _C_FUNCTION: Any = ctypes._CFuncPtr  # type: ignore[attr-defined]  # missing in the stub
 _BY_IDENTITY = (Dispatcher, type, types.BuiltinFunctionType, _C_FUNCTION)
-# Packages whose attributes never change. In code that reads another package's attributes, numba may
-# have compiled an old value.
+# Packages whose attributes never change. Attributes of other packages may have changed since numba
+# compiled their values.
 _FIXED_PACKAGES = {"cmath", "ctypes", "math", "numba", "numpy", "random"}
 
 # Kept for the whole process: entries are small, and every Loader uses them.
@@ -33,19 +33,19 @@ _lock = threading.RLock()
 
 
 class _NotAConstantError(Exception):
-    """A function reads an object that may change, so it must be compiled again."""
+    """A function reads an object that can change, so that it must be compiled again."""
 
 
 def precompiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Mark a function that only calls code of a module, which numba keeps compiled on disk."""
+    """Mark a function that only calls compiled functions, which numba keeps on disk."""
     function.__dict__["dp4tl_precompiled"] = True
     return function
 
 
 def num_threads(num_workers: int | None) -> int:
-    """Return the number of threads for ffcv's `num_workers`, at most as many as numba has.
+    """Return the number of threads for ffcv's `num_workers`, at most numba's limit.
 
-    None and ffcv's values below 1 take all cores, shared among the processes of this machine.
+    None and values below 1 mean all cores, shared among the processes of this machine.
     """
     wanted = resolve_num_workers(None if num_workers is None or num_workers < 1 else num_workers)
     return min(wanted, int(numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
@@ -62,7 +62,7 @@ def shared_compilation() -> Iterator[None]:
                 return code
 
             build = original.__get__(None, cls)
-            # Equal code compiles differently under other settings of the compiler.
+            # The compiler's settings change the machine code of equal functions.
             parallel = getattr(code, "is_parallel", False)
             settings = (cls.is_enabled, cls.num_threads > 1, parallel, str(signature))
             try:
@@ -81,7 +81,7 @@ def shared_compilation() -> Iterator[None]:
 
 
 def _function_key(function: Any, around: tuple[Any, ...] = ()) -> Any:
-    """Return a key of a function's code and of every value that numba compiles into it."""
+    """Return a key made of a function's code and of every value that numba compiles into it."""
     if not isinstance(function, types.FunctionType):
         return _constant_key(function, around)
     if function in around:
@@ -113,7 +113,7 @@ def _constant_key(value: Any, around: tuple[Any, ...]) -> Any:
     if isinstance(value, types.FunctionType):
         return _function_key(value, around)
     if isinstance(value, _BY_IDENTITY) or _is_fixed(value):
-        return ("object", id(value))  # kept alive by the compiled function that reads it
+        return ("object", id(value))  # the compiled function that reads it keeps it alive
     raise _NotAConstantError
 
 

@@ -28,7 +28,7 @@ class _CheckedThread(EpochIterator):
     def __init__(self, loader: Any, order: NDArray[Any]) -> None:
         self.error: BaseException | None = None
         self._open = False
-        # By slot: events after the pipeline's copy of the batch, and after the loop's work on it.
+        # Events of each slot: after the pipeline's copy of its batch, and after the loop's work.
         self._copied: dict[int, torch.cuda.Event] = {}
         self._used: dict[int, torch.cuda.Event] = {}
         self._taken = 0
@@ -48,23 +48,23 @@ class _CheckedThread(EpochIterator):
             super().run()
         except _ClosedError:
             pass
-        except BaseException as error:  # raised in the training loop
+        except BaseException as error:
             self.error = error
             self.output_queue.put(None)
 
     def run_pipeline(self, number: int, ids: Any, slot: int, used: Any) -> Any:
-        """Make one batch, unless the epoch was closed."""
+        """Produce one batch, unless the epoch was closed."""
         if self.terminate_event.is_set():
             raise _ClosedError
         self._batch = number, ids
-        # In ffcv only the GPU waits for a slot's buffers. While the GPU lags behind, copies from
-        # this slot's pinned memory may be outstanding, so that the CPU must wait for them too.
+        # In ffcv only the GPU waits for a slot's buffers. But the GPU may still have to copy from
+        # this slot's pinned memory, so that the CPU must wait too.
         for events in (self._copied, self._used):
             if slot in events:
                 events[slot].synchronize()
         try:
             result = super().run_pipeline(number, ids, slot, used)
-        except StopIteration as error:  # ffcv would end the epoch
+        except StopIteration as error:  # which would end the epoch in ffcv
             raise RuntimeError("an operation raised StopIteration") from error
         self.memory_context.check()
         if self.cuda_streams[slot] is not None:
@@ -72,7 +72,7 @@ class _CheckedThread(EpochIterator):
         return result
 
     def __next__(self) -> Any:
-        """Return the next batch. The loop has submitted its work on the last one by now."""
+        """Return the next batch, after the loop has submitted its work on the last one."""
         slots = len(self.cuda_streams)
         if self._taken and self.cuda_streams[0] is not None:
             self._used[(self._taken - 1) % slots] = _event_on(torch.cuda.current_stream())
@@ -96,19 +96,18 @@ class _CheckedThread(EpochIterator):
             return
         self.terminate_event.set()
         if threading.current_thread() is self:
-            return  # garbage-collected by the thread itself, which cannot wait for itself
+            return  # the thread itself collects this object, and cannot wait for itself
         while self.is_alive():
             with suppress(Empty):  # the thread may wait for room in the queue
                 self.output_queue.get_nowait()
             self.join(0.01)
         self._open = False
-        # After the thread has ended: it would wait forever for bytes that nobody reads.
+        # Last: without reads, the thread would wait forever for its bytes.
         self.memory_context.__exit__(None, None, None)
 
 
 def _event_on(stream: Any) -> torch.cuda.Event:
-    """Record an event. Waiting for it does not keep a core busy."""
-    event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+    event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]  # waits without a core
     event.record(stream)
     return event
 

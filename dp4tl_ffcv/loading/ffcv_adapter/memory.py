@@ -1,7 +1,7 @@
-"""A memory manager for ffcv: it gives compiled code the bytes at an address of the file.
+"""A memory manager for ffcv: gives compiled code the bytes at an address of the file.
 
 ffcv's own managers build Python sets of all samples and pages of the file, and edit type objects
-that numba shares (see `ffcv_import`). This one does neither.
+that numba shares (see `ffcv_import`). `RetainedMemory` does neither.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,7 +14,7 @@ from ffcv.pipeline.compiler import Compiler
 from numpy.typing import NDArray
 
 from ...beton import BetonIndex
-from ..caches.base import BaseCache, EpochReads
+from ..caches.base import BaseCache
 from ..decoding.crop_kernels import bytes_at
 from ..decoding.workspace import Workspace
 
@@ -29,7 +29,7 @@ class RetainedMemory(MemoryManager):
         seed: int,
         make_workspace: Callable[[], Workspace],
     ) -> None:
-        # ffcv's constructor is not called: see above.
+        # ffcv's constructor is not called: it builds the Python sets.
         self.cache = cache
         self.epoch = 0
         self.window_size = 1  # samples that are read together, a multiple of the batch size
@@ -38,7 +38,7 @@ class RetainedMemory(MemoryManager):
         self._index = index
 
     def schedule_epoch(self, batches: Sequence[NDArray[Any]]) -> "EpochMemory":
-        """Return a context manager for an epoch of these batches."""
+        """Start to read an epoch of these batches; return a context manager that ends it."""
         return EpochMemory(self, batches)
 
     def compile_reader(self) -> Callable[..., Any]:
@@ -51,7 +51,7 @@ class RetainedMemory(MemoryManager):
 
     @property
     def state_type(self) -> None:
-        """None: numba infers the type. ffcv's base class asks for this property."""
+        """None, so that numba infers the type. ffcv's base class requires this property."""
         return None
 
     @cached_property
@@ -68,43 +68,33 @@ class EpochMemory(MemoryContext):
     """The reads and the scratch memory of one epoch."""
 
     def __init__(self, manager: RetainedMemory, batches: Sequence[NDArray[Any]]) -> None:
-        self._manager = manager
-        self._cache: BaseCache = manager.cache  # the manager may get another cache during the epoch
-        self._batches = batches
-        # Decoders draw crops from these; the manager's epoch changes while this one runs.
+        self._cache = manager.cache  # the manager may get another cache during the epoch
+        self._batch_size = len(batches[0])
+        # Decoders draw crops from the seed and the epoch. The manager's epoch changes later.
         self._counter = np.array([manager.seed, manager.epoch], dtype=np.uint64)
-        self._reads: EpochReads | None = None
-        self._workspace: Workspace | None = None
+        self._workspace = manager.make_workspace()
+        order = np.concatenate(batches).astype(np.int64)
+        self._reads = self._cache.start(order, manager.window_size)
 
     def __enter__(self) -> "EpochMemory":
-        """Start reading."""
-        self._workspace = self._manager.make_workspace()
-        order = np.concatenate(self._batches).astype(np.int64)
-        self._reads = self._cache.start(order, self._manager.window_size)
+        """Return the memory itself: `schedule_epoch` has started to read."""
         return self
 
     @property
     def state(self) -> tuple[NDArray[Any], ...]:
         """Arrays for compiled code, in the order that `bytes_at` and the decoders expect."""
-        if self._reads is None or self._workspace is None:
-            raise RuntimeError("`state` exists only within the epoch's `with` block.")
         extents = self._cache.extents
         tables = (self._reads.data, self._reads.places, extents.ptrs, extents.sizes)
         return *tables, self._counter, *self._workspace.state
 
     def start_batch(self, batch: int) -> None:
         """Wait until the bytes of a batch are in memory."""
-        if self._reads is not None:
-            self._reads.wait(batch * len(self._batches[0]))
+        self._reads.wait(batch * self._batch_size)
 
     def check(self) -> None:
         """Raise BetonError if a decoder failed on a sample."""
-        if self._workspace is not None:
-            self._workspace.check(self._cache.reader.path)
+        self._workspace.check(self._cache.reader.path)
 
     def __exit__(self, *_: object) -> None:
-        """Stop reading."""
-        if self._reads is not None:
-            self._reads.stop()
-            self._reads = None
-        self._workspace = None
+        """Stop reading. Called once."""
+        self._reads.stop()

@@ -12,7 +12,7 @@ from ..labels import RemapLabel
 
 
 def copy_pipelines(pipelines: Mapping[str, Any]) -> dict[str, Any]:
-    """Copy the lists, which ffcv would modify, but not the operations in them."""
+    """Copy the lists of operations, which ffcv would modify, but not the operations."""
     copies: dict[str, Any] = {}
     for name, spec in pipelines.items():
         if isinstance(spec, PipelineSpec):
@@ -34,7 +34,7 @@ def insert_remap(pipelines: dict[str, Any], selection: Selection | None) -> Rema
     if not isinstance(steps, list):
         raise ValueError(
             f"`relabel` needs a list of operations for {name!r} in `pipelines`; got {steps!r}. "
-            "Put RemapLabel into your pipeline instead."
+            "Put RemapLabel into your pipeline and leave out `relabel`."
         )
     remap = RemapLabel(selection)
     at = 1 if isinstance(steps[0], IntDecoder) else 0
@@ -43,14 +43,14 @@ def insert_remap(pipelines: dict[str, Any], selection: Selection | None) -> Rema
 
 
 def pipeline_specs(pipelines: Mapping[str, Any], fields: Iterable[str]) -> dict[str, PipelineSpec]:
-    """Return the spec of each output: first the enabled fields in their order, then the others."""
+    """Return the spec of each output: the enabled fields in their order, then other outputs."""
     given = {name: _spec(name, steps) for name, steps in copy_pipelines(pipelines).items()}
     fields = list(fields)
     for name, spec in given.items():
         if spec is not None and isinstance(spec.source, str) and spec.source not in fields:
             raise ValueError(
                 f"`pipelines` has {name!r}, which reads the field {spec.source!r}; the fields are "
-                f"{', '.join(fields)}. Name a field, or pass a PipelineSpec with a source."
+                f"{', '.join(fields)}. Name a field, or pass a PipelineSpec with a `source`."
             )
     specs = {name: given[name] if name in given else PipelineSpec(name) for name in fields}
     return {name: spec for name, spec in {**specs, **given}.items() if spec is not None}

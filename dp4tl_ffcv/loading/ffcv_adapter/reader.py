@@ -1,4 +1,4 @@
-"""ffcv's Reader on the tables of a `BetonIndex`, without reading them again."""
+"""ffcv's Reader, with the tables of an open `BetonIndex`."""
 
 from typing import Any
 
@@ -15,10 +15,10 @@ class IndexReader(Reader):
         super().__init__(str(index.path), index.custom_fields)
 
     def read_metadata(self) -> None:
-        """Take the metadata table, with address 0 for empty values.
+        """Use the metadata table of the index, with address 0 for empty values.
 
-        ffcv's writer gives an empty value the address of the next value, whose bytes ffcv's decoder
-        would copy. Nothing is stored at address 0.
+        ffcv's writer gives an empty value the address of the next value, and ffcv's decoder would
+        copy the bytes of the next value. Nothing is stored at address 0.
         """
         table = self._index.metadata
         for field in self._index.fields:
@@ -32,7 +32,7 @@ class IndexReader(Reader):
         self.metadata = table.view(self.metadata_type)
 
     def read_allocation_table(self) -> None:
-        """Do nothing: `alloc_table` reads the table when it is used."""
+        """Do nothing: the property `alloc_table` reads the table when it is used."""
 
     @property
     def alloc_table(self) -> Any:

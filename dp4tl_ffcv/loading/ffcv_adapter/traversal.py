@@ -1,4 +1,4 @@
-"""Turn the argument `order` of a loader into the traversal order that ffcv's Loader calls."""
+"""Traversal orders for ffcv's Loader, made from the argument `order`."""
 
 import inspect
 from collections.abc import Callable, Hashable, Mapping
@@ -21,8 +21,8 @@ def order_factory(
 ) -> Callable[[Any], Any]:
     """Return a function that makes the traversal order of a loader.
 
-    `order_kwargs` are arguments for a class, as in ffcv's main branch. The traversal order may have
-    a `window_size`: the number of samples to read together.
+    If `order` is a class, it is called with `order_kwargs`, as in ffcv's main branch. A traversal
+    order may have a `window_size`: the number of samples to read together.
     """
     known = isinstance(order, Hashable)
     if known and order is OrderOption.QUASI_RANDOM:
@@ -42,7 +42,7 @@ def order_factory(
 
 
 def _named_order(order: Any, batch_size: int) -> Callable[[Any], Any]:
-    """Give an order that shuffles groups of samples the groups that are read together."""
+    """Let an order that shuffles groups of samples shuffle the samples that are read together."""
     if "group" not in inspect.signature(order).parameters:
         return lambda loader: _FunctionOrder(loader, order, batch_size)
     window_size = batch_size * max(1, round(_WINDOW / batch_size))
@@ -51,7 +51,7 @@ def _named_order(order: Any, batch_size: int) -> Callable[[Any], Any]:
 
 
 class _FunctionOrder(TraversalOrder):
-    """An order function in the form that ffcv's Loader calls."""
+    """Calls an order function as ffcv's Loader calls a traversal order."""
 
     def __init__(self, loader: Any, function: Order, window_size: int) -> None:
         super().__init__(loader)
@@ -71,7 +71,7 @@ class _FunctionOrder(TraversalOrder):
 
 
 def check_order(order: Any, retained: NDArray[np.int64], num_samples: int) -> NDArray[Any]:
-    """Return the ids of an order, after a check that each is one of the `retained` samples."""
+    """Return the ids of an order, after checking that each is in `retained`."""
     ids = np.asarray(order)
     if ids.dtype.kind not in "iu" or ids.ndim != 1:
         raise TypeError(f"`order` must return sample ids (M,); got {ids.dtype} {ids.shape}.")

@@ -1,4 +1,4 @@
-"""The byte ranges of the retained samples, in tables of size O(retained)."""
+"""The byte ranges of the retained samples."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -39,9 +39,9 @@ class RetainedExtents:
         return int(self.owners[max(row, 0)])
 
     def rows_of(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return the rows of the samples `ids` `(M,)`, and for each row its position in `ids`."""
+        """Return the rows of the samples `ids` `(M,)`, and the position in `ids` of each row."""
         at = np.empty(len(ids), dtype=np.int64)
-        order = np.argsort(ids)  # a search for ascending ids walks the table once
+        order = np.argsort(ids)  # searching for ascending ids reads the table in order
         at[order] = np.searchsorted(self.samples, ids[order])
         counts = self.starts[at + 1] - self.starts[at]
         if len(counts) and counts.min() == counts.max() == 1:
@@ -62,10 +62,10 @@ def retained_extents(
     samples = ids if _ascends(ids) else np.unique(ids)
     table = index.extents(samples)
     used = [field for field in index.fields if field.name in fields]
-    if not any(field.kind == "custom" for field in used):  # their pointers are not known
+    if not any(field.kind == "custom" for field in used):  # whose pointers are unknown
         table = table[_is_wanted(index, samples, used, table)]
     if not _ascends(table["ptr"]):
-        # ffcv gives empty bytes the address of the next value: keep the larger range.
+        # ffcv gives an empty value the address of the next value: keep the larger range.
         table = table[np.lexsort((table["size"], table["ptr"]))]
         table = table[np.append(table["ptr"][1:] != table["ptr"][:-1], True)]
     ptrs = np.ascontiguousarray(table["ptr"])

@@ -1,4 +1,4 @@
-"""Read byte ranges of one file into memory, in compiled code without the GIL, and check each."""
+"""Read byte ranges of a beton, in compiled code that does not hold the GIL."""
 
 import os
 import threading
@@ -15,10 +15,10 @@ from ...kernels.compiled import compiled
 from .extents import RetainedExtents
 from .plan import LARGEST_REQUEST
 
-# Requests that wait for the disk at the same time: SSDs and network disks need several.
+# SSDs and network disks need several requests at the same time.
 READING_THREADS = 8
 
-# Called by name: numba cannot keep code on disk that calls a function of ctypes.
+# Called by name: numba cannot cache code on disk that calls a function of ctypes.
 _pread = types.ExternalFunction(
     "pread", types.intp(types.int32, types.uintp, types.uintp, types.int64)
 )
@@ -26,7 +26,7 @@ _pread = types.ExternalFunction(
 
 @compiled()
 def _read_requests(file: Any, requests: Any, memory: Any) -> Any:
-    """Read until a request fails or comes back short; return the number of complete requests."""
+    """Read until a request fails or returns too few bytes; return the number of whole requests."""
     for number in range(len(requests)):
         offset, size, place = requests[number]
         if _pread(file, memory[place:].ctypes.data, size, offset) != size:
@@ -35,7 +35,7 @@ def _read_requests(file: Any, requests: Any, memory: Any) -> Any:
 
 
 class FileReader:
-    """Reads byte ranges of a beton, which stays open: if it is replaced, it is read as it was."""
+    """Reads byte ranges of a beton. It stays open: if it is replaced, the old file is read."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -66,7 +66,7 @@ class FileReader:
         memory: NDArray[np.uint8],
         extents: RetainedExtents,
     ) -> list[Future[None]]:
-        """Read the requests as `read` does, shared out among threads in parts of similar bytes."""
+        """Start to read requests as `read` does, in parts of similar size, one per task."""
         ends = np.cumsum(requests[:, 1])
         total = int(ends[-1]) if len(ends) else 0
         share = max(LARGEST_REQUEST // 4, -(-total // (2 * READING_THREADS)))
@@ -76,7 +76,7 @@ class FileReader:
 
     @property
     def identity(self) -> str:
-        """A string that differs between files, and between versions of one file."""
+        """A string that differs between files and between versions of a file."""
         found = os.fstat(self.file)
         return f"{found.st_dev}-{found.st_ino}-{found.st_size}-{found.st_mtime_ns}"
 
@@ -92,7 +92,7 @@ class FileReader:
     def _read_slowly(
         self, request: NDArray[np.int64], memory: NDArray[np.uint8], extents: RetainedExtents
     ) -> None:
-        """Meet a request that came back short in parts, or raise BetonError."""
+        """Read a request in as many parts as necessary, or raise BetonError."""
         offset, size, place = request.tolist()
         end = place + size
         while place < end:

@@ -1,7 +1,7 @@
 """Plan the reads of an epoch: which bytes, in which requests, to which place in memory.
 
-A window is a number of consecutive batches that are read together. Its byte ranges are sorted by
-their place in the file, and neighbours with a small gap are merged, in any order of the samples.
+A window is a number of consecutive batches that are read together. The byte ranges of a window are
+sorted by their place in the file, and ranges with a small gap between them are read in one request.
 """
 
 from dataclasses import dataclass
@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 
 from .extents import RetainedExtents
 
-# Largest gap in bytes that is read along with its neighbours. At 2 GB/s it takes 8 µs, about the
-# cost of a request.
+# Largest gap in bytes that is read with its neighbours. At 2 GB/s, reading it takes 8 µs, about as
+# long as another request.
 MERGED_GAP = 16 << 10
 # Larger requests are cut, so that several threads share them.
 LARGEST_REQUEST = 4 << 20
-# Runs of byte ranges start at multiples of this in memory.
+# Runs of merged byte ranges start at multiples of this in memory.
 ALIGNMENT = 64
 
 
@@ -44,7 +44,7 @@ class EpochPlan:
         return int(self.requests[:, 1].sum())
 
     def pool_bytes(self, windows: int) -> int:
-        """Return the bytes of memory for this many windows at once."""
+        """Return the bytes of memory for this number of windows."""
         return min(windows, self.num_windows) * int(self.window_bytes.max(initial=0))
 
 
@@ -52,7 +52,7 @@ def plan_epoch(extents: RetainedExtents, order: NDArray[np.int64], window_size: 
     """Plan the reads of an epoch over `order`, `window_size` samples at a time."""
     rows, at = extents.rows_of(order)
     num_windows = -(-len(order) // window_size)
-    # One sort puts the windows in turn, and the rows of each in the order of the file.
+    # One sort orders the windows, and the rows of each window as in the file.
     num_rows = max(1, len(extents.ptrs))
     keys = np.sort(at // window_size * num_rows + rows)
     keys = keys[np.append(True, keys[1:] != keys[:-1])] if len(keys) else keys
@@ -80,7 +80,7 @@ def plan_epoch(extents: RetainedExtents, order: NDArray[np.int64], window_size: 
 def _place(
     sizes: NDArray[np.int64], windows: NDArray[np.int64], num_windows: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Place the runs of each window in a row; return their places and the windows' bytes."""
+    """Place the runs of each window one after the other; return places and bytes per window."""
     padded = (sizes + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT
     ends = np.concatenate(([0], np.cumsum(padded)))
     starts = ends[np.searchsorted(windows, np.arange(num_windows + 1))]

@@ -1,8 +1,8 @@
 """Memory that the processes of a machine share: the first process fills it, the others map it.
 
 The memory is a file in the system's memory file system. The process that fills it holds an
-exclusive lock, processes that map it hold shared locks, and the last one to leave removes it. A
-killed process loses its locks, so that the next process finds its file and fills or removes it.
+exclusive lock. Processes that map it hold shared locks, and the last one to leave removes it. A
+killed process loses its locks, so that the next process can fill or remove its file.
 """
 
 import fcntl
@@ -28,11 +28,9 @@ Fill = Callable[[NDArray[np.uint8]], None]
 def shared_bytes(num_bytes: int, fill: Fill, name: str | None) -> NDArray[np.uint8]:
     """Return `num_bytes` of memory, filled by this process or by another one.
 
-    `fill` is called in one of the processes that ask for the same name. The name is made of letters
-    and digits and identifies the content; None does not share the memory.
-
-    Raises:
-        OSError: there is no room for the memory.
+    Only one of the processes that ask for the same name calls `fill`. The name identifies the
+    content, in letters and digits. With None, the memory is not shared. Raises OSError if there is
+    no room.
     """
     if name is None or not num_bytes:
         memory = np.empty(num_bytes, dtype=np.uint8)
@@ -60,7 +58,7 @@ def _lock(file: int) -> bool:
     if _is_filled(file):
         return True
     try:
-        # Without waiting: another process that found it empty may hold a shared lock, too.
+        # Without waiting: another process that found it empty may also hold a shared lock.
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
@@ -81,7 +79,7 @@ def _map(file: int, path: Path, num_bytes: int, fill: Fill) -> NDArray[np.uint8]
             raise OSError(
                 error.errno,
                 f'no room for cache="ram": it needs {num_bytes} bytes in {FOLDER}. Enlarge that '
-                'file system (docker: --shm-size), or choose cache="os" or "extents".',
+                'file system (docker: --shm-size), or use cache="os" or "extents".',
             ) from error
     view = mmap.mmap(file, _HEADER + num_bytes)
     memory = np.frombuffer(view, dtype=np.uint8, offset=_HEADER)
