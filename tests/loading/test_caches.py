@@ -252,7 +252,7 @@ def test_empty_bytes_have_no_address(tmp_path: Path) -> None:
     column = index.column("blob")
     empty = column["size"] == 0
     assert np.isin(column["ptr"][empty], index.allocations["ptr"]).any()
-    loader = PrunedLoader(index, 5)
+    loader = PrunedLoader(index, 5, pipelines=dict.fromkeys(POINTING))
     np.testing.assert_array_equal(loader.reader.alloc_table, index.allocations)
     ours = loader.reader.metadata[index.field("blob").column]
     np.testing.assert_array_equal(ours["ptr"], np.where(empty, 0, column["ptr"]))

@@ -16,9 +16,7 @@ from dp4tl_ffcv import (
     view_pipelines,
 )
 from dp4tl_ffcv.beton import tables
-from dp4tl_ffcv.loading import ORDERS, caches
-from dp4tl_ffcv.loading.caches import ram
-from tests.support.loading import ids_of
+from dp4tl_ffcv.loading import CACHES, ORDERS
 
 
 @pytest.fixture
@@ -123,19 +121,6 @@ def test_an_epoch_can_be_loaded_again_by_its_number(colours: Any) -> None:
 # Names.
 
 
-def test_a_new_module_is_a_new_cache(
-    colours: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    source = Path(ram.__file__).read_text().replace("from ..", "from dp4tl_ffcv.loading.")
-    source = source.replace("from .base", "from dp4tl_ffcv.loading.caches.base")
-    (tmp_path / "another.py").write_text(source)
-    monkeypatch.setattr(caches, "__path__", [*caches.__path__, str(tmp_path)])
-    monkeypatch.setattr(caches, "CACHES", (*caches.CACHES, "another"))
-    loader = PrunedLoader(colours.path, 30, cache="another")
-    assert type(loader.memory_manager.cache).__module__ == "dp4tl_ffcv.loading.caches.another"
-    assert ids_of(loader, colours) == list(range(120))
-
-
 def test_caches_and_orders_are_listed_by_their_names() -> None:
-    assert caches.CACHES == ("extents", "os", "ram")
+    assert CACHES == ("extents", "os", "ram")
     assert list(ORDERS) == ["sequential", "random", "quasi_random"]

@@ -53,7 +53,6 @@ ONE_OF = "^`order` must be an OrderOption, one of sequential, random, quasi_rand
         ({"pipelines": {"picture": [ToTensor()]}}, "'picture', which reads the field 'picture'"),
         ({"pipelines": {"image": WRONG_SOURCE}}, "'image', which reads the field 'picture'"),
     ],
-
 )  # fmt: skip
 def test_bad_arguments_of_loaders_are_rejected(options: Any, match: str, colours: Any) -> None:
     if "selection" in options:
@@ -77,7 +76,6 @@ def test_bad_arguments_of_loaders_are_rejected(options: Any, match: str, colours
           for size in ((0, 8), (8,), 8, (8.5, 8))),
         *((CENTRE, {"ratio": ratio}, "^`ratio` must") for ratio in (0.0, -0.5, 1.01, float("nan"))),
     ],
-    ids=str,
 )  # fmt: skip
 def test_bad_arguments_of_decoders_are_rejected(make: Any, options: Any, match: str) -> None:
     with pytest.raises((ValueError, TypeError), match=match):

@@ -15,7 +15,7 @@ _FAILURES = {
     NOT_A_JPEG: "is not a JPEG",
     WRONG_SIZE: "is a JPEG of another size than its metadata says",
     CORRUPT: "is a corrupt JPEG",
-    BAD_REQUEST: "does not fit into the memory for it",
+    BAD_REQUEST: "does not fit into the scratch memory",
     NO_BYTES: "has no bytes",
     WRONG_LENGTH: "has more or fewer bytes than its pixels take",
 }
