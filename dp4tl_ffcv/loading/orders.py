@@ -145,7 +145,7 @@ def _shuffled_groups(
 
 def _check_rank(rank: int, world_size: int) -> None:
     if not 0 <= rank < world_size:
-        raise ValueError(f"`rank` must be in [0, {world_size}); got {rank}.")
+        raise ValueError(f"`rank` must lie in [0, {world_size}); got {rank}.")
 
 
 _SUFFIX = "_order"
