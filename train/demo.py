@@ -41,8 +41,8 @@ from dp4tl_ffcv.utils import RunFolder, environment, sha256_of_file, write_json
 from dp4tl_ffcv.writers import digits
 
 from . import finetune, pretrain
-from .components.demo_plan import MAPPINGS, METHODS, Run, plan
-from .components.demo_results import DEFINITIONS, print_table, summarise, uneven_rates
+from .components import demo_runs
+from .components.demo_runs import MAPPINGS, METHODS, Run, plan
 from .configs.finetune import Config as FinetuneConfig
 from .configs.pretrain import Config as PretrainConfig
 
@@ -79,7 +79,7 @@ class Demo:
 
     # -- 1. data ---------------------------------------------------------------------------------
     def write_data(self) -> None:
-        """Write the six betons, unless they exist."""
+        """Write the six betons, or reuse them."""
         settings = digits.Config(out=self.data, variants=self.config.variants)
         facts = {"writer": "digits", "variants": settings.variants}
         run = RunFolder(self.data, facts, overwrite=True)
@@ -93,7 +93,7 @@ class Demo:
 
     # -- 2. surrogate ----------------------------------------------------------------------------
     def pretraining(self, name: str, **changes: Any) -> PretrainConfig:
-        """Return the settings of a pretraining: those of all runs, and `changes`."""
+        """Return the settings of a pretraining: the common settings, and `changes`."""
         settings: dict[str, Any] = {
             "train": self.data / "source_train.beton",
             "val": self.data / "source_val.beton",
@@ -141,7 +141,7 @@ class Demo:
             return dict(finished["seconds"])
         run.start()
 
-        # Files included, as a user of the command line pays for them.
+        # The time includes writing the files, as on the command line.
         def features(split: str) -> Path:
             out = run.path / split
             extract_features(
@@ -155,7 +155,7 @@ class Demo:
             )
             return out
 
-        # On other images first, so that compilation does not count as selection.
+        # Other images first, so that compilation does not count as selection.
         warm = features("target_val")
         feature_mapping(warm, warm)
 
@@ -199,13 +199,12 @@ class Demo:
     def train(self, run: Run) -> dict[str, Any]:
         """Pretrain and finetune once, and return the measurements."""
         selection = self.selection_path(run.selection) if run.selection else None
-        control = run.budget == "equal_iterations"
         pretrained = pretrain.pretrain(
             self.pretraining(
                 run.name,
                 selection=selection,
                 seed=run.seed,
-                iterations=self.full_steps() if control else None,
+                iterations=self.full_steps() if run.budget == "equal_iterations" else None,
             )
         )
         shared: dict[str, Any] = {
@@ -239,7 +238,7 @@ def fingerprints(folder: Path) -> dict[str, str]:
 
 
 def start_over(out: Path) -> None:
-    """Delete what the demo writes, and nothing else."""
+    """Delete the files of earlier runs of the demo, and nothing else."""
     for name in ("data", "pretrain", "scores", "selections", "finetune", "figures"):
         if (out / name).exists():
             shutil.rmtree(out / name)
@@ -266,15 +265,15 @@ def run_demo(config: Config) -> Path:
             outcomes.setdefault((run.method, run.keep, run.budget), []).append(demo.train(run))
     print("-- 5/5 report", flush=True)
     relevant = digits.relevant_classes()
-    rows = summarise(outcomes, selection_seconds, relevant)
+    rows = demo_runs.summarise(outcomes, selection_seconds, relevant)
     result = {
         "environment": environment(),
         "config": {k: v for k, v in asdict(config).items() if k not in ("out", "fresh")},
         "seeds": list(config.seeds),
         "rows": rows,
         "stages": [{"stage": k, "seconds": v} for k, v in demo.seconds.items()],
-        "definitions": DEFINITIONS,
-        "warning": uneven_rates(outcomes),
+        "definitions": demo_runs.DEFINITIONS,
+        "warning": demo_runs.uneven_rates(outcomes),
         "classes": {  # shown by the report
             "source": "data/source_train.beton",
             "relevant": np.flatnonzero(relevant).tolist(),
@@ -289,7 +288,7 @@ def run_demo(config: Config) -> Path:
     }
     write_json(config.out / "result.json", result)
     report = write_report(config.out)
-    print_table(rows)
+    demo_runs.print_table(rows)
     if result["warning"]:
         print(f"\nNote: {result['warning']}.")
     return report

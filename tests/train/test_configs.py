@@ -170,6 +170,8 @@ REJECTED: dict[str, tuple[Any, dict[str, Any], list[tuple[str, Any]]]] = {
         [
             ("queue", 0), ("epochs", 0), ("seed", -1), ("temperature", 0.0), ("hue", 0.6),
             ("key_momentum", 1.5), ("resolution", 6), ("batch_per", "epoch"),
+            ("jitter_probability", 1.1), ("blur_probability", -0.1), ("brightness", -1.0),
+            ("saturation", -1.0), ("blur_sigma", (0.0, 1.0)), ("blur_sigma", (2.0, 1.0)),
         ],
     ),
 }  # fmt: skip
@@ -256,30 +258,20 @@ def test_help_names_the_configurations_and_shows_the_values_of_the_chosen_one(
     assert f"see `lr_per`. (default: {rate})" in message
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_a_name_of_another_recipe_is_parsed_alike(mode: str) -> None:
-    name, paths = f"dtd_{mode}", {"checkpoint": "last.pt", **TARGET}
-    if mode == "from_scratch":
-        del paths["checkpoint"]
-    words = [str(word) for key, path in paths.items() for word in (f"--{key}", path)]
-    args = ["--config", name, *words]
-    assert parse(finetune.Config, finetune.CONFIGS, description=None, args=args) == named_target(
-        name
-    )
-    args += ["--lr", "3", "--no-flip"]
-    config = parse(finetune.Config, finetune.CONFIGS, description=None, args=args)
-    assert config == named_target(name, lr=3.0, flip=False)
-
-
-def test_a_probe_without_its_checkpoint_ends_the_program(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_a_named_probe_needs_a_checkpoint(capsys: pytest.CaptureFixture[str]) -> None:
     words = [str(word) for key, path in TARGET.items() for word in (f"--{key}", path)]
     args = ["--config", "dtd_linear_probe", *words]
     with pytest.raises(SystemExit) as caught:
         parse(finetune.Config, finetune.CONFIGS, description=None, args=args)
     assert caught.value.code == 2
     assert "checkpoint" in capsys.readouterr().err
+    config = parse(
+        finetune.Config,
+        finetune.CONFIGS,
+        description=None,
+        args=[*args, "--checkpoint", "last.pt", "--no-flip"],
+    )
+    assert config == named_target("dtd_linear_probe", flip=False)
 
 
 @pytest.mark.parametrize("recipe", ["pretrain", "finetune", "pretrain_moco", "demo"])
@@ -422,14 +414,11 @@ def dp4tl_file(**train: Any) -> dict[str, Any]:
 MACHINE: dict[str, Any] = {"seed": 43856, "num_workers": 12, "val": Path("val.beton")}
 
 
-def test_dp4tls_file_is_the_configuration_of_that_name(write: Callable[..., str]) -> None:
-    config = parsed("--config-file", write("rn18_16.json", dp4tl_file()))
-    assert config == dataclasses.replace(named("rn18_16"), **MACHINE)
-
-
-def test_dp4tls_file_overrides_another_recipes_name(write: Callable[..., str]) -> None:
-    file = write("rn18_16.json", dp4tl_file())
-    config = parsed("--config", "ffcv_rn50_88", "--config-file", file)
+@pytest.mark.parametrize("name", [[], ["--config", "ffcv_rn50_88"]])
+def test_dp4tls_file_is_the_configuration_of_that_name(
+    name: list[str], write: Callable[..., str]
+) -> None:
+    config = parsed(*name, "--config-file", write("rn18_16.json", dp4tl_file()))
     assert config == dataclasses.replace(named("rn18_16"), **MACHINE)
 
 
@@ -461,29 +450,27 @@ def test_dp4tls_step_schedule_and_attack(write: Callable[..., str]) -> None:
     assert (config.attack, config.attack_steps, config.attack_epsilon) == ("pgd", 7, 4.0)
 
 
-def test_dp4tls_unknown_keys_are_named(write: Callable[..., str]) -> None:
-    content = dp4tl_file(weight_averaging=1, optimizer={"lr": 1.0, "betas": None})
-    with pytest.raises(ValueError, match=r"train\.optimizer\.betas, train\.weight_averaging"):
+PROBING = {"pretrained_ckpt": "a.ckpt", "finetune_method": "lp"}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            dp4tl_file(weight_averaging=1, optimizer={"lr": 1.0, "betas": None}),
+            r"train\.optimizer\.betas, train\.weight_averaging",
+        ),
+        ({**dp4tl_file(), "dataset": {"prune": 1}}, "import_indices"),
+        ({**dp4tl_file(), "network": PROBING}, "checkpoint, mode"),
+        (dp4tl_file(epoch=None), r"train\.epoch"),
+    ],
+    ids=["unknown keys", "indices", "another task", "no epochs"],
+)
+def test_other_files_of_dp4tl_are_rejected(
+    content: dict[str, Any], message: str, write: Callable[..., str]
+) -> None:
+    with pytest.raises(ValueError, match=message):
         parsed("--config-file", write("a.json", content))
-
-
-def test_dp4tls_indices_are_no_selection(write: Callable[..., str]) -> None:
-    content = dp4tl_file()
-    content["dataset"] |= {"prune": 1, "indices": {"training": "a.indices"}}
-    with pytest.raises(ValueError, match="import_indices"):
-        parsed("--config-file", write("a.json", content))
-
-
-def test_dp4tls_file_of_another_task_is_rejected(write: Callable[..., str]) -> None:
-    content = dp4tl_file()
-    content["network"] |= {"pretrained_ckpt": "a.ckpt", "finetune_method": "lp"}
-    with pytest.raises(ValueError, match="checkpoint, mode"):
-        parsed("--config-file", write("a.json", content))
-
-
-def test_dp4tls_file_without_an_epoch_count_is_rejected(write: Callable[..., str]) -> None:
-    with pytest.raises(ValueError, match=r"train\.epoch"):
-        parsed("--config-file", write("a.json", dp4tl_file(epoch=None)))
 
 
 # DP4TL's files of targets, for train.finetune.

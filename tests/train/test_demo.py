@@ -16,7 +16,7 @@ import pytest
 from dp4tl_ffcv import BetonIndex, Scores, Selection
 from dp4tl_ffcv.writers import digits
 from train import demo, finetune, pretrain
-from train.components import demo_plan, demo_results
+from train.components import demo_runs
 
 ALL_ORIGINALS = digits.ORIGINALS
 METHODS = {"full", "label_mapping", "feature_mapping", "random"}
@@ -266,7 +266,7 @@ def test_speed_ups_compare_the_fastest_seeds_and_accuracies_their_mean() -> None
             outcome(12, 960, 0.9, 0.6),
         ],
     }
-    rows = demo_results.summarise(outcomes, {"label_mapping": 6.0}, digits.relevant_classes())
+    rows = demo_runs.summarise(outcomes, {"label_mapping": 6.0}, digits.relevant_classes())
     probe = next(
         r for r in rows if r["method"] == "label_mapping" and r["finetuning"] == "linear_probe"
     )
@@ -280,15 +280,15 @@ def test_speed_ups_compare_the_fastest_seeds_and_accuracies_their_mean() -> None
 
 def test_uneven_rates_are_named() -> None:
     even = {("full", 1.0, "equal_epochs"): [outcome(1, 1000, 0, 0), outcome(1, 1200, 0, 0)]}
-    assert demo_results.uneven_rates(even) is None
+    assert demo_runs.uneven_rates(even) is None
     busy = {**even, ("label_mapping", 0.5, "equal_epochs"): [outcome(1, 500, 0, 0)]}
-    warning = demo_results.uneven_rates(busy)
+    warning = demo_runs.uneven_rates(busy)
     assert warning is not None
     assert "500 to 1200 images/s" in warning
 
 
 def test_the_full_source_is_first_in_one_seed_and_last_in_the_next(tmp_path: Path) -> None:
-    plan = demo_plan.plan(demo.Config(out=tmp_path))
+    plan = demo_runs.plan(demo.Config(out=tmp_path))
     assert [run.method for run in plan].index("full") == 0
     assert plan[-1].method == "full"
     assert {run.seed for run in plan[: len(plan) // 2]} == {0}

@@ -18,7 +18,6 @@ from dp4tl_ffcv import (
     evaluation_loader,
     image_fields,
     load_checkpoint,
-    training_loader,
     write_beton,
 )
 from dp4tl_ffcv.utils import Classifier
@@ -201,12 +200,6 @@ def test_a_checkpoint_of_another_architecture_is_rejected(configure: Configure) 
     assert not config.run.exists()
 
 
-def test_a_file_that_is_no_checkpoint_is_rejected(configure: Configure, tmp_path: Path) -> None:
-    (tmp_path / "not.pt").write_bytes(b"nothing of the kind")
-    with pytest.raises(CheckpointError, match="checkpoint"):
-        finetune.finetune(configure(checkpoint=tmp_path / "not.pt"))
-
-
 # Optimiser and schedule.
 
 
@@ -267,42 +260,6 @@ def test_labels_are_smoothed(
 
 
 # Several processes.
-
-
-class Two(Processes):
-    """One of two processes, as far as settings are concerned; the other is never waited for."""
-
-    def wrap(self, network: torch.nn.Module) -> torch.nn.Module:
-        return network
-
-
-def test_batch_and_rate_are_of_a_step_or_of_each_process(
-    configure: Configure,
-    target: dict[str, Path],
-    pretrained: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    steps: list[dict[str, Any]],
-) -> None:
-    asked: list[int] = []
-
-    def noted(*_: Any, batch_size: int, **options: Any) -> PrunedLoader:
-        asked.append(batch_size)
-        options = {**options, "distributed": False}
-        return training_loader(target["train"], batch_size=batch_size, **options)
-
-    monkeypatch.setattr(finetune, "training_loader", noted)
-    group = Two(torch.device("cpu"), 0, 2)
-    for per, batch, rate in (("step", 3, 1e-3), ("process", 6, 2e-3)):
-        config = configure(
-            mode="full_finetuning", batch_size=6, lr=1e-3, schedule="constant",
-            batch_per=per, lr_per=per,
-        )  # fmt: skip
-        index = BetonIndex.open(config.train)
-        state = finetune.set_up(load_checkpoint(pretrained), index, config, group)
-        images, labels = next(iter(state.loader))
-        finetune.train_step(state, images, labels, 0)
-        assert asked.pop() == batch
-        assert steps.pop()["lr"] == pytest.approx(rate)
 
 
 def test_several_processes_for_a_probe_are_rejected(configure: Configure) -> None:

@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from dp4tl_ffcv import (
-    BetonError,
     BetonIndex,
     Selection,
     StaleArtifactError,
@@ -139,11 +138,6 @@ def test_a_selection_of_another_beton_is_rejected(
     with pytest.raises(StaleArtifactError, match="made for another beton"):
         pretrain.pretrain(config)
     assert not config.run.exists()
-
-
-def test_an_unfinished_beton_is_rejected(configure: Configure, unfinished: Path) -> None:
-    with pytest.raises(BetonError, match="finished"):
-        pretrain.pretrain(configure(train=unfinished))
 
 
 def test_the_command_says_in_one_line_that_a_beton_is_truncated(

@@ -16,7 +16,7 @@ from torch import nn
 from dp4tl_ffcv import BetonIndex, Selection
 from dp4tl_ffcv.utils import Classifier
 from tests.conftest import Images
-from tests.support.training import RECIPES, Configure, accuracy_of, weights
+from tests.support.training import RECIPES, Configure, accuracy_of, rows, weights
 from train import pretrain
 from train.components.attacks import make_attack
 from train.components.processes import Processes
@@ -235,9 +235,14 @@ def test_two_processes_resume_to_the_same_weights(ranks: Ranks, settings: Any) -
 
 
 def test_only_rank_0_writes_the_log(ranks: Ranks, settings: Any) -> None:
-    lines = (Path(settings["out"]) / "normalised" / "log.jsonl").read_text().splitlines()
-    rows = [(row["event"], row.get("step")) for row in map(json.loads, lines)]
-    assert rows == [("start", None), ("epoch", 3), ("validation", 3), ("epoch", 6)]
+    log = rows(Path(settings["out"]) / "normalised")
+    events = [(row["event"], row.get("step")) for row in log]
+    assert events == [
+        ("start", None),
+        ("epoch", 3),
+        ("validation", 3),
+        ("epoch", 6),
+    ]
 
 
 def test_two_processes_finetune_one_model(ranks: Ranks, target: dict[str, Path]) -> None:
@@ -246,6 +251,8 @@ def test_two_processes_finetune_one_model(ranks: Ranks, target: dict[str, Path])
     assert result["world_size"] == 2
     assert result["stall_share"] * result["finetune_seconds"] == pytest.approx(2 * (0 + 2) / 2)
     assert result["test_samples"] == 16
+    log = rows(Path(result["checkpoint"]).parents[1])
+    assert [row["step"] for row in log if row["event"] == "epoch"] == [6, 12]  # 24 images, 4 a step
     assert list(result["test_accuracy_per_class"]) == ["0", "1", "2", "3"]
     for split in ("val", "test"):
         accuracy = accuracy_of(result["checkpoint"], target[split])

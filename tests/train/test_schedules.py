@@ -12,8 +12,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from torch.optim import lr_scheduler as torchs
 
-from train.components.schedules import learning_rate_factor, resolution_at
-from train.configs.pretrain import CONFIGS, Config
+from train.components.schedules import learning_rate, learning_rate_factor, resolution_at
+from train.configs.pretrain import Config
 
 SCHEDULES = ("cyclic", "step", "cosine", "constant")
 
@@ -124,45 +124,18 @@ def test_the_cycle_is_torchs() -> None:
     np.testing.assert_allclose(rates, torch_factors(make, 160), rtol=1e-9)
 
 
-def test_a_cosine_after_a_warm_up_is_the_closed_form() -> None:
-    rates = factors(100, schedule="cosine", warmup=0.1, start_factor=0.01, end_factor=0.001)
-    for step, rate in enumerate(rates):
-        if step <= 10:
-            expected = 0.01 * (10 - step) / 10 + step / 10
-        else:
-            expected = 0.001 + 0.999 * math.cos(math.pi / 2 * (step - 10) / 90) ** 2
-        assert rate == pytest.approx(expected, rel=1e-12)
-
-
 @pytest.mark.parametrize(("epochs", "warm_up_epochs"), [(10, 1), (10, 3), (100, 10)])
 def test_a_cosine_after_a_warm_up_is_torchs_sequence(epochs: int, warm_up_epochs: int) -> None:
     steps, up = epochs * 10, warm_up_epochs * 10
 
     def make(optimizer: Any) -> Any:
         rise = torchs.LinearLR(optimizer, start_factor=1e-3, total_iters=up)
-        fall = torchs.CosineAnnealingLR(optimizer, T_max=steps - up)
+        fall = torchs.CosineAnnealingLR(optimizer, T_max=steps - up, eta_min=1e-2)
         return torchs.SequentialLR(optimizer, [rise, fall], [up])
 
-    rates = factors(steps, schedule="cosine", warmup=up / steps, start_factor=1e-3)
+    options = {"warmup": up / steps, "start_factor": 1e-3, "end_factor": 1e-2}
+    rates = factors(steps, schedule="cosine", **options)
     np.testing.assert_allclose(rates, torch_factors(make, steps), rtol=1e-6, atol=1e-9)
-
-
-def test_dp4tls_fault_is_absent() -> None:
-    # It chains the two, so that both act at once: the rate is 0 at epoch 90 of 100 and rises again.
-    def chained(optimizer: Any) -> Any:
-        rise = torchs.LinearLR(optimizer, start_factor=1e-3, total_iters=100)
-        fall = torchs.CosineAnnealingLR(optimizer, T_max=900)
-        return torchs.ChainedScheduler([rise, fall])
-
-    fault = torch_factors(chained, 1000)
-    assert fault[900] == pytest.approx(0, abs=1e-6)
-    assert max(fault) < 0.98
-    assert fault[1000] > 0.02
-    config = Config(train=Path("train.beton"), run=Path("run"), **CONFIGS["vit_b_16_100"])
-    rates = factors(1000, **of(config))
-    assert rates[100] == 1
-    assert 0.02 < rates[900] < 0.04
-    assert rates[1000] == 0
 
 
 def test_steps_fall_every_few_epochs_of_the_run() -> None:
@@ -180,9 +153,11 @@ def test_a_constant_follows_its_warm_up() -> None:
     )
 
 
-def of(config: Config) -> dict[str, Any]:
-    names = ("schedule", "warmup", "start_factor", "end_factor", "step_length", "step_ratio")
-    return {name: getattr(config, name) for name in names}
+def test_the_highest_rate_is_per_step_or_per_process() -> None:
+    for lr_per, factor in (("step", 1), ("process", 3)):
+        config = Config(train=Path("train.beton"), run=Path("run"), lr=0.2, lr_per=lr_per)
+        rate = learning_rate(config, num_steps=160, world_size=3)
+        assert rate(20) == pytest.approx(factor * 0.2)
 
 
 # Resolution.
@@ -211,24 +186,6 @@ def test_the_ramp_is_ffcv_imagenets(
     end = start + length
     side = resolution_at(epoch, resolution=low, end_resolution=high, ramp=(start, end))
     assert side == reference(epoch, low, high, start, end)
-
-
-@pytest.mark.parametrize(
-    ("ramp", "grows_at"),
-    [
-        ((11, 13), 12),
-        ((17, 20), 19),
-        ((23, 27), 25),
-        ((29, 34), 32),
-        ((41, 48), 45),
-        ((65, 76), 71),
-    ],
-)
-def test_the_named_ramps_grow_from_160_to_192_pixels(ramp: tuple[int, int], grows_at: int) -> None:
-    sides = [
-        resolution_at(epoch, resolution=160, end_resolution=192, ramp=ramp) for epoch in range(88)
-    ]
-    assert sides == [160] * grows_at + [192] * (88 - grows_at)
 
 
 def test_without_a_ramp_the_resolution_stays() -> None:

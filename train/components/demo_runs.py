@@ -1,6 +1,7 @@
-"""What the demo reports: its rows, their definitions, and the table on the terminal."""
+"""The pretraining runs of the demo, and the rows that report them."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -8,11 +9,16 @@ from numpy.typing import NDArray
 
 from dp4tl_ffcv import Selection
 
+from ..configs.demo import Config
+
+MAPPINGS = ("label_mapping", "feature_mapping")
+METHODS = (*MAPPINGS, "random")
+
 DEFINITIONS = {
     "keep": "share of the source's classes that is retained",
     "pretrain_seconds": "wall-clock seconds of the training loop, loading included, compilation "
-    "and validation apart; of the fastest seed, because what else the machine does only adds to it",
-    "pretrain_seconds_all": "the same of every seed, in the order of `seeds`",
+    "and validation excluded; of the fastest seed, since other work of the machine only adds time",
+    "pretrain_seconds_all": "the same for every seed, in the order of `seeds`",
     "selection_seconds": "seconds of surrogate training, feature extraction, scoring and selecting",
     "speedup": "pretraining seconds of the full source / of this row",
     "speedup_with_selection": "the same, with the selection's seconds added to this row's",
@@ -23,9 +29,51 @@ DEFINITIONS = {
     "equal_iterations": "as many optimiser steps as the full run",
 }
 
-# Runs of one network on one machine should be about equally fast; where they are not, something
-# else was running, and the seconds say little.
+# Largest ratio between the images per second of two runs. A larger ratio shows that the machine was
+# busy with something else, which makes the seconds unreliable.
 _EVEN = 1.25
+
+
+@dataclass(frozen=True)
+class Run:
+    """One pretraining run of the plan."""
+
+    method: str
+    keep: float
+    budget: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Folder name."""
+        control = "_equal_iterations" if self.budget == "equal_iterations" else ""
+        return f"{self.method}_{self.keep:g}{control}_seed{self.seed}"
+
+    @property
+    def scores(self) -> str:
+        """Name of the scores file: random scores differ by seed."""
+        return f"random_seed{self.seed}" if self.method == "random" else self.method
+
+    @property
+    def selection(self) -> str | None:
+        """Name of the selection file."""
+        return None if self.method == "full" else f"{self.scores}_{self.keep:g}"
+
+
+def plan(config: Config) -> list[Run]:
+    """Return all pretraining runs: the full source, each method and fraction, the controls.
+
+    The full source is first for one seed and last for the next, so that a machine that slows
+    down favours neither side.
+    """
+    runs: list[Run] = []
+    for position, seed in enumerate(config.seeds):
+        turn = [Run("full", 1.0, "equal_epochs", seed)]
+        for method in METHODS:
+            turn += [Run(method, keep, "equal_epochs", seed) for keep in config.keeps]
+            turn.append(Run(method, config.control_keep, "equal_iterations", seed))
+        runs += turn if position % 2 == 0 else turn[::-1]
+    return runs
 
 
 def summarise(
@@ -36,9 +84,9 @@ def summarise(
     """Return the rows of the result, one per method, keep, budget and finetuning.
 
     Args:
-        outcomes: what every seed measured, by method, keep and budget.
+        outcomes: measurements of every seed, by method, keep and budget.
         selection_seconds: cost of a selection, by method.
-        relevant: which source classes are known to be relevant `(C,)`.
+        relevant: True for the relevant source classes `(C,)`.
     """
     full_seconds = _fastest(outcomes["full", 1.0, "equal_epochs"])
     rows = []
@@ -79,20 +127,20 @@ def summarise(
 
 
 def uneven_rates(outcomes: Mapping[tuple[str, float, str], list[dict[str, Any]]]) -> str | None:
-    """Say so when the pretraining runs differ in images per second more than they should."""
+    """Return a warning if the pretraining runs differ too much in images per second, or None."""
     rates = [run["images_per_second"] for runs in outcomes.values() for run in runs]
     if max(rates) <= _EVEN * min(rates):
         return None
     return (
         f"pretraining ran at {min(rates):.0f} to {max(rates):.0f} images/s: the machine was busy "
-        "with something else at times, and seconds and speed-ups are uncertain by as much"
+        "with something else at times, so seconds and speed-ups are equally uncertain"
     )
 
 
 def print_table(rows: list[dict[str, Any]]) -> None:
     """Print the rows that the report shows in full."""
     print(
-        f"\n{'method':<8}{'keep':>6}  {'budget':<17}{'finetuning':<16}{'classes':>7}"
+        f"\n{'method':<16}{'keep':>6}  {'budget':<17}{'finetuning':<16}{'classes':>7}"
         f"{'seconds':>9}{'speed-up':>9}{'with cost':>10}{'accuracy':>16}{'relevant':>9}"
     )
     for row in sorted(rows, key=lambda row: (row["finetuning"], row["budget"], -row["keep"])):
@@ -100,7 +148,7 @@ def print_table(rows: list[dict[str, Any]]) -> None:
         accuracy = f"{row['test_accuracy_mean']:.3f}"
         accuracy += "" if spread is None else f" ± {spread:.3f}"
         print(
-            f"{row['method']:<8}{row['keep']:>6g}  {row['budget']:<17}{row['finetuning']:<16}"
+            f"{row['method']:<16}{row['keep']:>6g}  {row['budget']:<17}{row['finetuning']:<16}"
             f"{row['retained_classes']:>7}{row['pretrain_seconds']:>9.1f}{row['speedup']:>9.2f}"
             f"{row['speedup_with_selection']:>10.2f}{accuracy:>16}{row['relevant_share']:>9.2f}"
         )
