@@ -239,12 +239,12 @@ def _check_source(name: str, made: Scores | Clusters, index: BetonIndex) -> None
     check_fingerprint(name, fingerprint, index.fingerprint, index.path)
 
 
-def _check_samples(name: str, scores: Scores, index: BetonIndex) -> None:
-    _check_source(name, scores, index)
-    if len(scores) != index.num_samples:
+def _check_samples(name: str, made: Scores | Clusters, index: BetonIndex) -> None:
+    _check_source(name, made, index)
+    if len(made) != index.num_samples:
         raise ValueError(
-            f"the beton has {index.num_samples} samples, but `{name}` covers {len(scores)}. Score "
-            "the samples of this beton."
+            f"the beton has {index.num_samples} samples, but `{name}` covers {len(made)}. Make "
+            f"`{name}` for this beton."
         )
 
 
@@ -255,12 +255,7 @@ def _check_clusters(clusters: Clusters | None, scores: Scores, index: BetonIndex
         if made_for is not None and scores.unit == "class":
             raise ValueError("the scores are for pseudo-classes. Pass their `clusters`.")
         return
-    _check_source("clusters", clusters, index)
-    if len(clusters) != index.num_samples:
-        raise ValueError(
-            f"the beton has {index.num_samples} samples, but `clusters` cover {len(clusters)}. "
-            "Cluster the features of this beton."
-        )
+    _check_samples("clusters", clusters, index)
     if scores.unit == "sample":
         return
     if made_for is not None and made_for != clusters.digest():

@@ -140,7 +140,12 @@ def _fit(
     rows: NDArray[Any], count: int, iterations: int, generator: np.random.Generator
 ) -> NDArray[np.float32]:
     """Return the centroids `(count, D)` of k-means on `rows`."""
-    faiss = _import_faiss()
+    try:
+        import faiss
+    except ImportError as error:
+        raise ValueError(
+            "k-means needs faiss, which is not installed. Run `pip install faiss-cpu`."
+        ) from error
     moved: NDArray[np.float32] = np.empty(rows.shape, dtype=np.float32)
     largest = 0.0
     with np.errstate(over="ignore", invalid="ignore"):
@@ -198,16 +203,6 @@ def _spread_out(
             best = tried.sum(axis=1, dtype=np.float64).argmin()
             chosen[number], distances = drawn[best], tried[best]
     return rows[chosen]
-
-
-def _import_faiss() -> Any:
-    try:
-        import faiss
-    except ImportError as error:
-        raise ValueError(
-            "k-means needs faiss, which is not installed. Run `pip install faiss-cpu`."
-        ) from error
-    return faiss
 
 
 def _choose(total: int, count: int, generator: np.random.Generator) -> NDArray[np.int64] | slice:
