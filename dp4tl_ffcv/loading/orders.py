@@ -148,9 +148,12 @@ def _check_rank(rank: int, world_size: int) -> None:
         raise ValueError(f"`rank` must lie in [0, {world_size}); got {rank}.")
 
 
-_SUFFIX = "_order"
-ORDERS: dict[str, Order] = {
-    name.removesuffix(_SUFFIX): function
-    for name, function in globals().items()
-    if name.endswith(_SUFFIX) and not name.startswith("_")
-}
+def __getattr__(name: str) -> dict[str, Order]:
+    """Return `ORDERS`, all orders of this module by name, wherever in the file they stand."""
+    if name != "ORDERS":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return {
+        each.removesuffix("_order"): function
+        for each, function in globals().items()
+        if each.endswith("_order") and not each.startswith("_")
+    }
