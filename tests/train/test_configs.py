@@ -255,7 +255,7 @@ def test_help_names_the_configurations_and_shows_the_values_of_the_chosen_one(
     message = " ".join(capsys.readouterr().out.replace("│", "").split())
     for word in ("Pretrain.", "--config", "vit_b_16_100", "--config-file", "--attack-epsilon"):
         assert word in message
-    assert f"see `lr_per`. (default: {rate})" in message
+    assert f"see --lr-per. (default: {rate})" in message
 
 
 def test_a_named_probe_needs_a_checkpoint(capsys: pytest.CaptureFixture[str]) -> None:
