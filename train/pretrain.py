@@ -144,7 +144,7 @@ def set_up(config: Config, source: Source, group: Processes) -> TrainState:
         flip=config.flip,
         num_workers=config.num_workers,
         device=group.device,
-        relabel=not config.full_head,
+        relabel=source.selection is not None and not config.full_head,
         cache=config.cache,
         order=config.order,
         distributed=group.world_size > 1,

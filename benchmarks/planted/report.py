@@ -16,8 +16,8 @@ from benchmarks.planted.scores import COMBINED, variants
 README = Path(__file__).resolve().parents[1] / "README.md"
 FIGURE = "results/planted.png"
 HEAD = (
-    "# Benchmarks\n\nEvery section is generated from a result file in `results/` by the command "
-    "that it names.\n"
+    "# Benchmarks\n\nTables and figures are generated from the result files in `results/` by the "
+    "commands that they name.\n"
 )
 MODES = {"linear_probe": "linear probe", "full_finetuning": "full finetuning"}
 OURS = ("label_mapping", "feature_mapping")

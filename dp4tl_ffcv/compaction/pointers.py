@@ -57,7 +57,7 @@ def find_pointers(
     custom_names = [field.name for field in index.fields if field.kind == "custom"]
     if custom_names and not found.all():
         raise BetonError(
-            f"cannot tell what points to {(~found).sum()} byte ranges of {str(index.path)!r}. "
+            f"no known field of {str(index.path)!r} points to {(~found).sum()} of its byte ranges. "
             f"Its custom fields ({', '.join(custom_names)}) must store the offset of a sample's "
             "bytes as an unsigned 64-bit number, or 0 for none."
         )

@@ -76,7 +76,7 @@ def training_loader(  # noqa: PLR0913  # the options of a training loader
         pipelines=_pipelines(index, decoder, device),
         drop_last=drop_last,
         selection=chosen,
-        relabel=relabel and chosen is not None,
+        relabel=relabel,
         cache=cache,
         distributed=distributed,
     )
@@ -113,7 +113,7 @@ def evaluation_loader(
         pipelines=_pipelines(index, decoder, device),
         drop_last=False,
         selection=selection,
-        relabel=relabel and selection is not None,
+        relabel=relabel,
         cache=cache,
     )
 

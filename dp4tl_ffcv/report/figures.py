@@ -142,7 +142,7 @@ def speedup_plot(rows: Sequence[Row]) -> Plot:
 def _draw_speedup(
     axes: Axes, rows: Sequence[Row], style: tuple[str, str], place: int, key: str
 ) -> None:
-    """Draw the speed-ups of one method. Finetunings share their pretraining: the first counts.
+    """Draw the speed-ups of one method. All finetuning modes share one pretraining.
 
     Lines of different methods nearly coincide, so each is drawn wider and below the one before.
     """

@@ -74,7 +74,7 @@ class MoCo(nn.Module):
 class GroupedBatchNorm(nn.BatchNorm2d):
     """Batch normalisation over parts of the batch, as on several GPUs.
 
-    The running statistics are those of the first part, as those of the first GPU. The state has the
+    The running statistics come from the first part, as from the first GPU. The state has the
     names and shapes of `nn.BatchNorm2d`.
 
     Args:

@@ -14,8 +14,8 @@ class Throughput:
     """Passes the batches of an epoch on, and measures how long training waits for them.
 
     On a GPU, the waiting time of the GPU counts, by its own clock: from the end of a step to the
-    arrival of the next batch. The training loop runs ahead of the GPU, so that its own waiting
-    tells nothing. Measuring never waits for the GPU.
+    arrival of the next batch. The training loop runs ahead of the GPU, so the time
+    that the loop itself waits means nothing. Measuring never waits for the GPU.
 
     Args:
         device: the training device.

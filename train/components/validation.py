@@ -43,7 +43,7 @@ class Validation:
     ) -> dict[str, Any]:
         """Return the accuracy, the accuracy of each class, and the accuracy under attack.
 
-        Classes go by their labels in the beton. The model is left in evaluation mode.
+        The keys of the classes are their labels in the beton. The model stays in evaluation mode.
 
         Args:
             model: the bare model, which takes pixel values.

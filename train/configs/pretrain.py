@@ -112,9 +112,9 @@ class Config(SupervisedConfig):
 
 
 # -- by name -------------------------------------------------------------------------------------
-# The values are those of the published files. What is not set here has the same value in the files
-# and in `Config`, except for the seed, the number of threads and the order of the samples, which
-# are ours. The last batch is dropped.
+# The values of the published files. Settings that are missing here have `Config`'s default, which
+# equals the files' value. Only seed, number of threads and order are ours. The last batch is
+# dropped.
 
 # First and last epoch of the ramp from 160 to 192 pixels, by the number of epochs.
 _RAMPS = {16: (11, 13), 24: (17, 20), 32: (23, 27), 40: (29, 34), 56: (41, 48), 88: (65, 76)}

@@ -95,8 +95,8 @@ class Config(Augmentation, RunConfig):
 
     cache: str = "auto"
     """How the loader reads: auto, os, extents or ram."""
-    order: Literal["random", "quasi_random"] = "random"
-    """Order of the samples. quasi_random is for files larger than memory."""
+    order: str = "random"
+    """Order of the samples, such as random, or quasi_random for files larger than memory."""
 
     def __post_init__(self) -> None:
         """Check the settings."""

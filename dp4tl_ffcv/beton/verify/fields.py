@@ -82,8 +82,8 @@ class _StoredRanges:
 class _FoundRanges:
     """For every sample i, the byte range that starts at `places[i]`.
 
-    `somewhere`: there is one. `own`: it belongs to the sample. `smallest` and `largest`: its
-    bytes; they differ where empty bytes start at the same place.
+    `somewhere` says whether a range starts there, `own` whether it belongs to the sample.
+    `smallest` and `largest` are its sizes; they differ if an empty range starts there too.
     """
 
     def __init__(self, stored: _StoredRanges, places: NDArray[np.uint64]) -> None:

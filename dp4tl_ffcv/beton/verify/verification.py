@@ -47,7 +47,7 @@ class Verification:
             "beton": str(self.beton),
             "file_bytes": self.file_bytes,
             "samples": self.samples,
-            "extents": self.extents,
+            "byte_ranges": self.extents,
             "decoded": self.decoded,
             "problems": self.num_problems,
             "first_problems": [asdict(problem) for problem in self.problems],

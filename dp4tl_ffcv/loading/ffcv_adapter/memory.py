@@ -1,7 +1,7 @@
 """A memory manager for ffcv: gives compiled code the bytes at an address of the file.
 
 ffcv's own managers build Python sets of all samples and pages of the file, and edit type objects
-that numba shares (see `ffcv_import`). `RetainedMemory` does neither.
+that numba shares (see `dp4tl_ffcv/ffcv_import.py`). `RetainedMemory` does neither.
 """
 
 from collections.abc import Callable, Sequence
