@@ -10,6 +10,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import numba
 import numpy as np
 import torch
 
@@ -76,6 +77,7 @@ class Bench:
 def open_benches(quick: bool, data: Path) -> Iterator[list[Bench]]:
     """Yield the bench."""
     torch.set_num_threads(CORES)
+    numba.set_num_threads(CORES)  # importing ffcv sets it to 1
     yield [Bench(QUICK if quick else Scale(), data)]
 
 
