@@ -158,7 +158,7 @@ for line in sys.stdin:
 
 @pytest.fixture(scope="module")
 def shown(copy: Path) -> dict[str, str]:
-    """What each of the commands prints."""
+    """The output of each command."""
     done = subprocess.run(
         [sys.executable, "-c", CODE],
         cwd=copy,

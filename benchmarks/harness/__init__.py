@@ -1,1 +1,1 @@
-"""What benchmarks share: alternation, JSON lines, datasets, tables."""
+"""Shared code of the benchmarks: alternation, JSON lines, datasets, tables."""

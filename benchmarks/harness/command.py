@@ -28,7 +28,7 @@ RESULTS = Path(__file__).resolve().parents[1] / "results"
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """What to measure."""
+    """Settings of a benchmark."""
 
     quick: bool = False
     """Measure on less data, in about a minute. The figures are rough and only printed."""

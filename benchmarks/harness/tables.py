@@ -116,7 +116,7 @@ COMPARISONS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """What to write."""
+    """Settings of the tables."""
 
     result: Path | None = None
     """A demo's result.json to keep. Without it, the kept result is used."""

@@ -33,7 +33,7 @@ LEAK_SECONDS = 1.0  # time for threads to end
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What to load, on both sides."""
+    """The samples that both sides load."""
 
     beton: Path
     keep: float = 0.2

@@ -22,7 +22,7 @@ RESULTS = Path(__file__).resolve().parents[1] / "results" / "planted.jsonl"
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """What to run."""
+    """Settings of the planted benchmark."""
 
     quick: bool = False
     """Run a few methods on one target with one seed, in less than 90 seconds. Only print."""

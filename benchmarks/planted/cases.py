@@ -1,4 +1,4 @@
-"""What the planted benchmark runs, and the rows that it reports."""
+"""Runs of the planted benchmark, and the rows that it reports."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace

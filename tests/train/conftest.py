@@ -1,4 +1,4 @@
-"""What the tests of recipes share; see `tests.support.training`."""
+"""Fixtures of the tests of recipes; see `tests.support.training`."""
 
 import runpy
 import sys

@@ -1,1 +1,1 @@
-"""What recipes share."""
+"""Shared code of the recipes."""

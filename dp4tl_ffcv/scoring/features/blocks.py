@@ -49,7 +49,7 @@ class Plan:
     dtype: str
     """Type of the features."""
     facts: Mapping[str, Any]
-    """What the values depend on in addition to the provenance, such as the weights."""
+    """Further facts that the values depend on, such as the weights."""
     provenance: Mapping[str, Any]
 
     @property

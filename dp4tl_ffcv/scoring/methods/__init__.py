@@ -30,7 +30,7 @@ class Method:
     flags: Mapping[str, Any]
     """Arguments that are flags of `dp4tl score`, and their types there."""
     units: tuple[Unit, ...]
-    """What the method can score."""
+    """Units that the method can score."""
     reference: str = ""
     """Paper that the method comes from."""
 
