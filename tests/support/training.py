@@ -60,12 +60,6 @@ def accuracy_of(checkpoint: str, beton: Path) -> float:
     return float(np.mean(hits))
 
 
-def assert_same_tensors(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
-    assert first.keys() == second.keys()
-    for name, value in first.items():
-        assert torch.equal(value, second[name]), name
-
-
 @pytest.fixture(scope="session")
 def three_classes(photos: Images, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A selection of classes 1, 4 and 8."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dp4tl_ffcv import build_model, load_checkpoint, save_checkpoint
 from dp4tl_ffcv.utils import BlurPoolConv, Classifier, replace_head
-from tests.support.training import assert_same_tensors
+from tests.support.models import assert_same_state
 from train.components.optimizers import AveragedWeights, add_blurpool, make_optimizer
 
 
@@ -79,7 +79,7 @@ def test_the_optimisers_are_those_of_torch(
         for part, optimizer in ((model, ours), (other, theirs)):
             torch.manual_seed(seed)
             backpropagate_and_step(part, optimizer)
-    assert_same_tensors(model.state_dict(), other.state_dict())
+    assert_same_state(model.state_dict(), other.state_dict())
 
 
 def test_sgd_without_momentum_needs_no_correction(model: Classifier) -> None:

@@ -16,7 +16,8 @@ from torch.nn.functional import normalize
 from dp4tl_ffcv import Scores, Selection, build_model, compact, load_checkpoint
 from dp4tl_ffcv.cli import main
 from tests.conftest import Colours, Images
-from tests.support.training import MOCO, Configure, assert_same_tensors, rows
+from tests.support.models import assert_same_state
+from tests.support.training import MOCO, Configure, rows
 from train import finetune, pretrain_moco
 from train.components.augmentations import augment, draw
 from train.components.data import open_source
@@ -143,7 +144,7 @@ def test_batch_statistics_are_those_of_each_part() -> None:
     chunks = images.tensor_split(3)
     expected = torch.cat([norm(part) for norm, part in zip(parts, chunks, strict=True)])
     torch.testing.assert_close(grouped(images), expected)
-    assert_same_tensors(grouped.state_dict(), parts[0].state_dict())
+    assert_same_state(grouped.state_dict(), parts[0].state_dict())
     torch.testing.assert_close(grouped.eval()(images), parts[0].eval()(images))
 
 
@@ -292,4 +293,4 @@ def test_the_encoder_is_finetuned_with_a_new_head(
     assert model.num_classes == 10
     encoder = load_checkpoint(trained["checkpoint"]).network.state_dict()
     body = {name: value for name, value in model.network.state_dict().items() if name in encoder}
-    assert_same_tensors(body, encoder)
+    assert_same_state(body, encoder)

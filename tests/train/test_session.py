@@ -16,11 +16,11 @@ import torch
 
 from dp4tl_ffcv import Selection, load_checkpoint, save_checkpoint
 from tests.conftest import Images, write_photos
+from tests.support.models import assert_same_state
 from tests.support.training import (
     PRETRAIN,
     RECIPES,
     Configure,
-    assert_same_tensors,
     rows,
     weights,
 )
@@ -95,7 +95,7 @@ def stop_at(number: int, recipe: str, config: Any) -> None:
 
 def assert_same_run(result: dict[str, Any], whole: dict[str, Any]) -> None:
     """Two runs have the same weights and the same results, except for times and places."""
-    assert_same_tensors(weights(result), weights(whole))
+    assert_same_state(weights(result), weights(whole))
     other = {"settings", "checkpoint", "environment", "images_per_second", "stall_share"}
     for key in whole.keys() - other:
         if not key.endswith("seconds"):
