@@ -1,10 +1,14 @@
 """Error types of the library, and how commands print an error."""
 
 import os
+import re
 import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
 
 
 class BetonError(ValueError):
@@ -20,13 +24,17 @@ class StaleArtifactError(ValueError):
 
 
 @contextmanager
-def one_line_errors(program: str, *, debug: bool | None = None) -> Iterator[None]:
+def one_line_errors(
+    settings: Any = None, *, program: str | None = None, debug: bool | None = None
+) -> Iterator[None]:
     """Within the block, end the program with one line on stderr and status 1 on an error.
 
     Ctrl-C ends the program with status 130.
 
     Args:
-        program: name at the start of the line.
+        settings: the command's dataclass or its instance. If the error's message names a field as
+            `batch_size`, the line names the flag --batch-size.
+        program: name at the start of the line. None takes what the user typed.
         debug: print the traceback instead. None reads the environment variable `DP4TL_DEBUG`.
     """
     if debug is None:
@@ -34,14 +42,39 @@ def one_line_errors(program: str, *, debug: bool | None = None) -> Iterator[None
     try:
         yield
     except KeyboardInterrupt:
-        sys.stderr.write(f"\n{program}: stopped. Run it again to continue or start over.\n")
+        sys.stderr.write(
+            f"\n{program or _typed_program()}: stopped. Run it again to continue or start over.\n"
+        )
         sys.exit(130)
     except Exception as error:
         if debug:
             traceback.print_exc()
         else:
-            sys.stderr.write(f"{program}: {_one_line(error)}\n")
+            line = _with_flags(_one_line(error), _flags_of(settings))
+            sys.stderr.write(f"{program or _typed_program()}: {line}\n")
         sys.exit(1)
+
+
+def _typed_program() -> str:
+    name, spec = Path(sys.argv[0]).name, sys.modules["__main__"].__spec__
+    if spec is None or not name.endswith(".py"):
+        return name
+    return f"python -m {spec.name.removesuffix('.__main__')}"
+
+
+def _flags_of(settings: Any) -> set[str]:
+    """Return the names of the fields that have a flag. An annotated one is positional."""
+    if not is_dataclass(settings):
+        return set()
+    nested = (_flags_of(value) for value in vars(settings).values())
+    own = {field.name for field in fields(settings) if not hasattr(field.type, "__metadata__")}
+    return own.union(*nested)
+
+
+def _with_flags(line: str, flags: set[str]) -> str:
+    return re.sub(
+        r"`(\w+)`", lambda m: f"--{m[1].replace('_', '-')}" if m[1] in flags else m[0], line
+    )
 
 
 def _one_line(error: Exception) -> str:

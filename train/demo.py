@@ -295,5 +295,5 @@ def run_demo(config: Config) -> Path:
 
 
 if __name__ == "__main__":
-    with one_line_errors("train.demo"):
+    with one_line_errors(arguments):
         print(f"\n{run_demo(arguments)}")

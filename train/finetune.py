@@ -18,7 +18,7 @@ from .configs.command_line import parse
 from .configs.finetune import CONFIGS, Config
 
 if __name__ == "__main__":  # before the imports below, which take seconds
-    with one_line_errors("train.finetune"):
+    with one_line_errors(Config):
         arguments = parse(Config, CONFIGS, description=__doc__)
 
 import time
@@ -264,5 +264,5 @@ def evaluation(index: BetonIndex, config: Config) -> Validation:
 
 
 if __name__ == "__main__":
-    with one_line_errors("train.finetune"):
+    with one_line_errors(arguments):
         finetune(arguments)

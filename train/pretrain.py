@@ -14,7 +14,7 @@ from .configs.command_line import parse
 from .configs.pretrain import CONFIGS, Config
 
 if __name__ == "__main__":  # before the imports below, which take seconds
-    with one_line_errors("train.pretrain"):
+    with one_line_errors(Config):
         arguments = parse(Config, CONFIGS, description=__doc__)
 
 from collections.abc import Callable
@@ -259,5 +259,5 @@ def validate(state: TrainState) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    with one_line_errors("train.pretrain"):
+    with one_line_errors(arguments):
         pretrain(arguments)

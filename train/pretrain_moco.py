@@ -20,7 +20,7 @@ from .configs.command_line import parse
 from .configs.pretrain_moco import CONFIGS, Config
 
 if __name__ == "__main__":  # before the imports below, which take seconds
-    with one_line_errors("train.pretrain_moco"):
+    with one_line_errors(Config):
         arguments = parse(Config, CONFIGS, description=__doc__)
 
 from dataclasses import dataclass
@@ -226,5 +226,5 @@ def loss_of(state: TrainState, first: Tensor, second: Tensor, key: tuple[int, ..
 
 
 if __name__ == "__main__":
-    with one_line_errors("train.pretrain_moco"):
+    with one_line_errors(arguments):
         pretrain_moco(arguments)

@@ -237,7 +237,7 @@ DATASETS = {
 
 def write(config: Config) -> dict[str, dp4tl_ffcv.BetonIndex]:
     """Write train, test and, with `config.val`, val; return the index of each."""
-    return DATASETS[check_choice("--name", config.name, DATASETS)].write(config)
+    return DATASETS[check_choice("name", config.name, DATASETS)].write(config)
 
 
 def _download(config: Config) -> None:

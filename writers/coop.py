@@ -98,7 +98,7 @@ class Config(Options):
 
 def write(config: Config) -> dict[str, dp4tl_ffcv.BetonIndex]:
     """Write train, val and test and return the index of each."""
-    target = TARGETS[check_choice("--name", config.name, TARGETS)]
+    target = TARGETS[check_choice("name", config.name, TARGETS)]
     name = f"split_zhou_{target.split_file}.json"
     split_file = config.split_file or config.root / name
     if not split_file.is_file():

@@ -165,7 +165,7 @@ class RenderedDigits(Sequence[tuple[NDArray[np.uint8], int, int]]):
 def write(config: Config) -> dict[str, dp4tl_ffcv.BetonIndex]:
     """Write the betons of the source and of each target; return the indices by `DATASET_SPLIT`."""
     for target in config.targets:
-        check_choice("--targets", target, TARGETS)
+        check_choice("targets", target, TARGETS)
     from sklearn.datasets import load_digits
 
     digits = load_digits()

@@ -58,7 +58,7 @@ def write(config: Config) -> dict[str, dp4tl_ffcv.BetonIndex]:
     """Write the chosen splits and return the index of each."""
     files = files_of(config.root)
     chosen = [SPLITS.get(split, split) for split in config.splits]
-    wanted = [check_choice("--splits", split, sorted(files)) for split in chosen] or sorted(files)
+    wanted = [check_choice("splits", split, sorted(files)) for split in chosen] or sorted(files)
     card = _card_of(config.root)
     found = {columns_of(path, card, config) for split in wanted for path in files[split]}
     if len(found) > 1:

@@ -134,8 +134,8 @@ class DatasetImages(Sequence[tuple[Any, int, int]]):
 
 def write(config: Config) -> dict[str, dp4tl_ffcv.BetonIndex]:
     """Write the chosen splits and return the index of each."""
-    known = KNOWN[check_choice("--name", config.name, KNOWN)]
-    wanted = [check_choice("--splits", split, known.splits) for split in config.splits]
+    known = KNOWN[check_choice("name", config.name, KNOWN)]
+    wanted = [check_choice("splits", split, known.splits) for split in config.splits]
     extra = dict(map(_argument, config.arguments))
     datasets = {
         split: _open(config, {**known.splits[split][1], **extra})

@@ -42,10 +42,9 @@ class Config:
 
 def main(name: str, description: str, arguments: Sequence[str] | None = None) -> None:
     """Run `python -m benchmarks.NAME`."""
-    program = f"benchmarks.{name}"
     text = f"{description}\n\nFigures: {', '.join(_modules(name))}."
-    config = tyro.cli(Config, prog=f"python -m {program}", description=text, args=arguments)
-    with one_line_errors(program):
+    config = tyro.cli(Config, prog=f"python -m benchmarks.{name}", description=text, args=arguments)
+    with one_line_errors(config):
         run(name, config)
 
 

@@ -254,5 +254,5 @@ def main(config: Config) -> None:
 
 if __name__ == "__main__":
     settings = tyro.cli(Config, prog="python -m benchmarks.harness.tables", description=__doc__)
-    with one_line_errors("benchmarks.harness.tables"):
+    with one_line_errors():
         main(settings)

@@ -62,5 +62,5 @@ def main(config: Config) -> None:
 
 if __name__ == "__main__":
     settings = tyro.cli(Config, prog="python -m benchmarks.planted", description=__doc__)
-    with one_line_errors("benchmarks.planted"):
+    with one_line_errors():
         main(settings)

@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run_verb(verb: Any) -> None:
     """Run a verb and print the summary of its result."""
-    with one_line_errors("dp4tl", debug=verb.output.debug or None):
+    with one_line_errors(verb, program="dp4tl", debug=verb.output.debug or None):
         result = verb.run()
         if os.environ.get("RANK", "0") != "0":  # under torchrun, only rank 0 prints
             return

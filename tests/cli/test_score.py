@@ -77,7 +77,7 @@ def test_flags_are_the_arguments_of_the_method(
         ("feature-mapping --target target --source nowhere", "nowhere"),
         ("feature-mapping --target target --source source --clusters samples.npz", "clusters file"),
         ("class-list --classes nowhere.txt --beton BETON", "nowhere.txt"),
-        ("class-list --classes list.csv --beton BETON", "needs `column`"),
+        ("class-list --classes list.csv --beton BETON", "needs --column"),
         ("grand --beton BETON --models nowhere.pt", "nowhere.pt"),
     ],
 )

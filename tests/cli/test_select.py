@@ -67,10 +67,10 @@ def test_options_are_arguments(
     ("arguments", "says"),
     [
         ("a --keep 0.5 --keep-bytes 1GB", "exactly one"),
-        ("a --keep-bytes much", "`keep_bytes`"),
-        ("pseudo --keep 0.5", "`clusters`"),
+        ("a --keep-bytes much", "--keep-bytes"),
+        ("pseudo --keep 0.5", "--clusters"),
         ("a,samples --keep 0.5", "class and sample"),
-        ("a --keep 0.5 --weights 1 2", "`weights`"),
+        ("a --keep 0.5 --weights 1 2", "--weights must hold"),
         ("a,nowhere --keep 0.5", "nowhere.npz"),
         ("a --keep 0.5 --clusters b.npz", "clusters file"),
         (" --keep 0.5", "empty"),

@@ -34,7 +34,7 @@ def fail(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
             runpy.run_module(name, run_name="__main__", alter_sys=True)
         assert caught.value.code == 1
         (line,) = capsys.readouterr().err.splitlines()
-        assert line.startswith(f"{name}: ")
+        assert line.startswith(f"python -m {name}: ")
         return line
 
     return call

@@ -263,4 +263,4 @@ def test_images_that_torchvision_lacks_cannot_be_downloaded(target: str, tmp_pat
 
 
 def test_an_unknown_target_is_refused(tmp_path: Path) -> None:
-    refused("imagenet", tmp_path, "`--name` must be one of caltech101, .*; got 'imagenet'")
+    refused("imagenet", tmp_path, "`name` must be one of caltech101, .*; got 'imagenet'")

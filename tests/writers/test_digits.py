@@ -141,7 +141,7 @@ def test_the_relevant_classes_look_most_like_the_target(target: str, means: Mean
 
 
 def test_an_unknown_target_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"`--targets` must be one of target, .*; got 'another'"):
+    with pytest.raises(ValueError, match=r"`targets` must be one of target, .*; got 'another'"):
         digits.write(digits.Config(out=tmp_path, targets=("target", "another")))
     assert not list(tmp_path.iterdir())
 

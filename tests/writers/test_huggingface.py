@@ -238,7 +238,7 @@ def test_a_damaged_dataset_is_refused(
 def test_a_split_without_labels_can_be_left_out(root: Path, tmp_path: Path) -> None:
     without_labels(root)
     assert set(write(huggingface, tmp_path / "out", root=root, splits=("train",))) == {"train"}
-    why = "`--splits` must be one of test, train, val; got 'extra'"
+    why = "`splits` must be one of test, train, val; got 'extra'"
     check_refused(huggingface, tmp_path / "other", why, root=root, splits=("extra",))
 
 

@@ -215,8 +215,8 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         ({"name": "Food101"}, "torchvision cannot open Food101 in '.*or pass --download"),
         ({"name": "SVHN"}, "torchvision cannot open SVHN in '.*or pass --download"),
         ({"name": "FER2013", "download": True}, "torchvision cannot download FER2013"),
-        ({"name": "VOC"}, "`--name` must be one of Caltech101, .*got 'VOC'"),
-        ({"name": "SVHN", "splits": ("val",)}, "`--splits` must be one of train, test; got 'val'"),
+        ({"name": "VOC"}, "`name` must be one of Caltech101, .*got 'VOC'"),
+        ({"name": "SVHN", "splits": ("val",)}, "`splits` must be one of train, test; got 'val'"),
         ({"name": "DTD", "arguments": ("a",)}, "--arguments must be NAME=VALUE; got 'a'"),
     ],
 )

@@ -68,7 +68,7 @@ class Slow(Blobs):
         time.sleep(0.01)
         return super().__getitem__(number)
 
-with one_line_errors("test"):
+with one_line_errors():
     write_blobs(Path(sys.argv[1]), Slow(), num_workers=int(sys.argv[2]))
 """
 

@@ -154,7 +154,7 @@ def run(module: str, arguments: Sequence[str] | None = None) -> None:
     writer: Any = import_module(module)
     program = f"dp4tl write {writer.__spec__.name.rpartition('.')[2].replace('_', '-')}"
     config = tyro.cli(writer.Config, prog=program, description=writer.__doc__, args=arguments)
-    with one_line_errors(program):
+    with one_line_errors(config, program=program):
         written = writer.write(config)
     for name, index in written.items():
         say(f"{name}: {index.num_samples} images, {index.num_classes} classes -> {index.path}")
