@@ -19,9 +19,10 @@ if __name__ == "__main__":  # before the imports below, which take seconds
 import json
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,236 +43,43 @@ from dp4tl_ffcv.writers import digits
 
 from . import finetune, pretrain
 from .components import demo_runs
-from .components.demo_runs import MAPPINGS, METHODS, Run, plan
+from .components.demo_runs import FULL, MAPPINGS, Outcomes, Run, plan
 from .configs.finetune import Config as FinetuneConfig
 from .configs.pretrain import Config as PretrainConfig
 
-
-@dataclass
-class Demo:
-    """The stages of the demo, and their seconds."""
-
-    config: Config
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def data(self) -> Path:
-        """Folder of the betons."""
-        return self.config.out / "data"
-
-    def selection_path(self, name: str) -> Path:
-        """Return the file of a selection."""
-        return self.config.out / "selections" / f"{name}.npz"
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Print the name of a stage, and add its seconds to those of earlier runs."""
-        print(f"-- {name}", flush=True)
-        path = self.config.out / "stages.json"
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds = json.loads(path.read_text()) if path.exists() else {}
-            spent = time.perf_counter() - started
-            self.seconds[name] = self.seconds.get(name, 0.0) + spent
-            write_json(path, self.seconds)
-
-    # -- 1. data ---------------------------------------------------------------------------------
-    def write_data(self) -> None:
-        """Write the six betons, or reuse them."""
-        settings = digits.Config(out=self.data, variants=self.config.variants)
-        facts = {"writer": "digits", "variants": settings.variants}
-        run = RunFolder(self.data, facts, overwrite=True)
-        finished = run.finished()
-        if finished and finished["fingerprints"] == fingerprints(self.data):
-            print(f"{self.data}: finished before, reused")
-            return
-        run.start()
-        digits.write(settings)
-        run.finish({"fingerprints": fingerprints(self.data)})
-
-    # -- 2. surrogate ----------------------------------------------------------------------------
-    def pretraining(self, name: str, **changes: Any) -> PretrainConfig:
-        """Return the settings of a pretraining: the common settings, and `changes`."""
-        settings: dict[str, Any] = {
-            "train": self.data / "source_train.beton",
-            "val": self.data / "source_val.beton",
-            "run": self.config.out / "pretrain" / name,
-            "arch": "resnet8_w32",
-            "resolution": 32,
-            "crop_ratio": 1.0,
-            "epochs": self.config.epochs,
-            "batch_size": 32,
-            "lr": 0.1,
-            "min_scale": 0.5,
-            "flip": False,  # mirrored digits are other classes
-            "num_workers": self.config.num_workers,
-            "overwrite": True,
-        }
-        return PretrainConfig(**(settings | changes))
-
-    def train_surrogate(self) -> dict[str, Any]:
-        """Train a narrow network on the full source."""
-        return pretrain.pretrain(
-            self.pretraining(
-                "surrogate", arch="resnet8_w16", epochs=self.config.surrogate_epochs, seed=1000
-            )
-        )
-
-    # -- 3. scores and selections ----------------------------------------------------------------
-    def score(self, surrogate: dict[str, Any]) -> dict[str, float]:
-        """Score by every method, save every selection, and return the seconds of each method."""
-        checkpoint = Path(surrogate["checkpoint"])
-        index = BetonIndex.open(self.data / "source_train.beton")
-        run = RunFolder(
-            self.config.out / "scores",
-            {
-                "checkpoint_sha256": sha256_of_file(checkpoint),
-                "betons": fingerprints(self.data),
-                "keeps": self.config.keeps,
-                "seeds": self.config.seeds,
-            },
-            overwrite=True,
-        )
-        names = {r.selection for r in plan(self.config) if r.selection}
-        finished = run.finished()
-        if finished and all(self.selection_path(name).exists() for name in names):
-            print(f"{run.path}: finished before, reused")
-            return dict(finished["seconds"])
-        run.start()
-
-        # The time includes writing the files, as on the command line.
-        def features(split: str) -> Path:
-            out = run.path / split
-            extract_features(
-                checkpoint,
-                self.data / f"{split}.beton",
-                out,
-                resolution=32,
-                crop_ratio=1.0,
-                num_workers=self.config.num_workers,
-                restart=True,
-            )
-            return out
-
-        # Other images first, so that compilation does not count as selection.
-        warm = features("target_val")
-        feature_mapping(warm, warm)
-
-        started = time.perf_counter()
-        label_mapping(features("target_train")).save(run.path / "label_mapping.npz")
-        seconds = {"label_mapping": time.perf_counter() - started}
-        started = time.perf_counter()
-        scores = feature_mapping(features("target_train"), features("source_train"))
-        scores.save(run.path / "feature_mapping.npz")
-        seconds["feature_mapping"] = time.perf_counter() - started
-        started = time.perf_counter()
-        for seed in self.config.seeds:
-            random_scores(index, seed=seed).save(run.path / f"random_seed{seed}.npz")
-        seconds["random"] = (time.perf_counter() - started) / len(self.config.seeds)
-
-        for method, spent in self.select(index, run.path).items():
-            seconds[method] += spent
-        for method in MAPPINGS:
-            seconds[method] += surrogate["pretrain_seconds"]
-        run.finish({"seconds": seconds})
-        return seconds
-
-    def select(self, index: BetonIndex, scores: Path) -> dict[str, float]:
-        """Save every selection, and return the mean seconds per selection, by method."""
-        spent: dict[str, list[float]] = {method: [] for method in METHODS}
-        for run in plan(self.config):
-            if run.selection and run.budget == "equal_epochs":
-                started = time.perf_counter()
-                selection = select(Scores.load(scores / f"{run.scores}.npz"), index, keep=run.keep)
-                selection.save(self.selection_path(run.selection))
-                spent[run.method].append(time.perf_counter() - started)
-        return {method: float(np.mean(times)) for method, times in spent.items()}
-
-    # -- 4. pretraining and finetuning -----------------------------------------------------------
-    def full_steps(self) -> int:
-        """Return the number of steps of the full run."""
-        settings = self.pretraining("full")
-        num_samples = BetonIndex.open(settings.train).num_samples
-        return settings.epochs * (num_samples // settings.batch_size)
-
-    def train(self, run: Run) -> dict[str, Any]:
-        """Pretrain and finetune once, and return the measurements."""
-        selection = self.selection_path(run.selection) if run.selection else None
-        pretrained = pretrain.pretrain(
-            self.pretraining(
-                run.name,
-                selection=selection,
-                seed=run.seed,
-                iterations=self.full_steps() if run.budget == "equal_iterations" else None,
-            )
-        )
-        shared: dict[str, Any] = {
-            "checkpoint": Path(pretrained["checkpoint"]),
-            **{name: self.data / f"target_{name}.beton" for name in ("train", "val", "test")},
-            "resolution": 32,
-            "crop_ratio": 1.0,
-            "min_scale": 0.5,
-            "flip": False,
-            "seed": run.seed,
-            "num_workers": self.config.num_workers,
-            "overwrite": True,
-        }
-        modes: dict[Any, dict[str, Any]] = {
-            "linear_probe": {"epochs": self.config.probe_epochs, "batch_size": 64, "lr": 1e-2},
-            "full_finetuning": {
-                "epochs": self.config.finetune_epochs, "batch_size": 32, "lr": 2e-3,
-            },
-        }  # fmt: skip
-        accuracies: dict[str, float] = {}
-        for mode, settings in modes.items():
-            out = self.config.out / "finetune" / run.name / mode
-            tuned = finetune.finetune(FinetuneConfig(**shared, **settings, run=out, mode=mode))
-            accuracies[mode] = tuned["test_accuracy"]
-        return {**pretrained, "accuracies": accuracies, "selection": selection}
-
-
-def fingerprints(folder: Path) -> dict[str, str]:
-    """Return the fingerprint of every beton in a folder, by name."""
-    return {path.stem: BetonIndex.open(path).fingerprint for path in folder.glob("*.beton")}
-
-
-def start_over(out: Path) -> None:
-    """Delete the files of earlier runs of the demo, and nothing else."""
-    for name in ("data", "pretrain", "scores", "selections", "finetune", "figures"):
-        if (out / name).exists():
-            shutil.rmtree(out / name)
-    for name in ("result.json", "report.html", "stages.json"):
-        (out / name).unlink(missing_ok=True)
+IMAGES: dict[str, Any] = {"resolution": 32, "crop_ratio": 1.0}
+TRAINING: dict[str, Any] = {
+    **IMAGES,
+    "min_scale": 0.5,
+    "flip": False,  # mirrored digits are other classes
+    "overwrite": True,
+}
 
 
 def run_demo(config: Config) -> Path:
     """Run the unfinished stages and return the path of the report."""
+    out = config.out
     if config.fresh:
-        start_over(config.out)
-    demo = Demo(config)
-    with demo.stage("1/5 write the source and the target"):
-        demo.write_data()
-    with demo.stage("2/5 train the surrogate"):
-        surrogate = demo.train_surrogate()
-    with demo.stage("3/5 score the source classes and select"):
-        selection_seconds = demo.score(surrogate)
-    runs = plan(config)
-    outcomes: dict[tuple[str, float, str], list[dict[str, Any]]] = {}
-    with demo.stage("4/5 pretrain and finetune"):
-        for number, run in enumerate(runs, start=1):
-            print(f"[{number}/{len(runs)}] {run.name}", flush=True)
-            outcomes.setdefault((run.method, run.keep, run.budget), []).append(demo.train(run))
+        start_over(out)
+    with stage(out, "1/5 write the source and the target"):
+        digits.write(digits.Config(out=out / "data", variants=config.variants))
+    with stage(out, "2/5 train the surrogate"):
+        changes = {"arch": "resnet8_w16", "epochs": config.surrogate_epochs, "seed": 1000}
+        surrogate = pretrain.pretrain(pretraining(config, "surrogate", **changes))
+    with stage(out, "3/5 score the source classes and select"):
+        selection_seconds = score_and_select(config, surrogate)
+    with stage(out, "4/5 pretrain and finetune"):
+        outcomes = train(config)
     print("-- 5/5 report", flush=True)
     relevant = digits.relevant_classes()
     rows = demo_runs.summarise(outcomes, selection_seconds, relevant)
+    keep = f"{config.control_keep:g}"
     result = {
         "environment": environment(),
         "config": {k: v for k, v in asdict(config).items() if k not in ("out", "fresh")},
         "seeds": list(config.seeds),
         "rows": rows,
-        "stages": [{"stage": k, "seconds": v} for k, v in demo.seconds.items()],
+        "stages": [{"stage": k, "seconds": v} for k, v in seconds_of_stages(out).items()],
         "definitions": demo_runs.DEFINITIONS,
         "warning": demo_runs.uneven_rates(outcomes),
         "classes": {  # shown by the report
@@ -279,19 +87,157 @@ def run_demo(config: Config) -> Path:
             "relevant": np.flatnonzero(relevant).tolist(),
             "scores": {method: f"scores/{method}.npz" for method in MAPPINGS},
             "selections": {
-                f"{method}, keep {config.control_keep:g}": (
-                    f"selections/{method}_{config.control_keep:g}.npz"
-                )
-                for method in MAPPINGS
+                f"{method}, keep {keep}": f"selections/{method}_{keep}.npz" for method in MAPPINGS
             },
         },
     }
-    write_json(config.out / "result.json", result)
-    report = write_report(config.out)
+    write_json(out / "result.json", result)
+    report = write_report(out)
     demo_runs.print_table(rows)
     if result["warning"]:
         print(f"\nNote: {result['warning']}.")
     return report
+
+
+def pretraining(config: Config, name: str, **changes: Any) -> PretrainConfig:
+    """Return the settings of a pretraining run: the common settings, and `changes`."""
+    settings: dict[str, Any] = {
+        **TRAINING,
+        "train": config.out / "data" / "source_train.beton",
+        "val": config.out / "data" / "source_val.beton",
+        "run": config.out / "pretrain" / name,
+        "arch": "resnet8_w32",
+        "epochs": config.epochs,
+        "batch_size": 32,
+        "lr": 0.1,
+        "num_workers": config.num_workers,
+    }
+    return PretrainConfig(**(settings | changes))
+
+
+def score_and_select(config: Config, surrogate: dict[str, Any]) -> dict[str, float]:
+    """Save the scores and selections of every method, and return the seconds of a selection.
+
+    The seconds include the training of the surrogate where a method needs one, and writing the
+    files, as on the command line.
+    """
+    data, checkpoint = config.out / "data", Path(surrogate["checkpoint"])
+    facts = {
+        "checkpoint_sha256": sha256_of_file(checkpoint),
+        "betons": {path.stem: BetonIndex.open(path).fingerprint for path in data.glob("*.beton")},
+        "keeps": config.keeps,
+        "seeds": config.seeds,
+    }
+    run = RunFolder(config.out / "scores", facts, overwrite=True)
+    if finished := run.finished():
+        print(f"{run.path}: finished before, reused")
+        return dict(finished["seconds"])
+    run.start()
+    index = BetonIndex.open(data / "source_train.beton")
+
+    def features(split: str) -> Path:
+        out, options = run.path / split, {**IMAGES, "num_workers": config.num_workers}
+        extract_features(checkpoint, data / f"{split}.beton", out, **options, restart=True)
+        return out
+
+    # Other images first, so that compilation does not count as selection.
+    warm = features("target_val")
+    feature_mapping(warm, warm)
+
+    def timed(make: Callable[[], Scores], name: str) -> float:
+        started = time.perf_counter()
+        scores = make()
+        scores.save(run.path / f"{name}.npz")
+        scored = time.perf_counter()
+        for keep in config.keeps:
+            selection = select(scores, index, keep=keep)
+            selection.save(config.out / "selections" / f"{name}_{keep:g}.npz")
+        return scored - started + (time.perf_counter() - scored) / len(config.keeps)
+
+    seconds = {
+        "label_mapping": timed(lambda: label_mapping(features("target_train")), "label_mapping"),
+        "feature_mapping": timed(
+            lambda: feature_mapping(features("target_train"), features("source_train")),
+            "feature_mapping",
+        ),
+    }
+    for method in MAPPINGS:
+        seconds[method] += surrogate["pretrain_seconds"]
+    by_seed = [
+        timed(partial(random_scores, index, seed=seed), f"random_seed{seed}")
+        for seed in config.seeds
+    ]
+    seconds["random"] = float(np.mean(by_seed))
+    run.finish({"seconds": seconds})
+    return seconds
+
+
+def train(config: Config) -> Outcomes:
+    """Pretrain and finetune every run of the plan."""
+    runs = plan(config)
+    outcomes: Outcomes = {}
+    for number, run in enumerate(runs, start=1):
+        print(f"[{number}/{len(runs)}] {run.name}", flush=True)
+        iterations = outcomes[FULL][0]["steps"] if run.budget == "equal_iterations" else None
+        outcomes.setdefault((run.method, run.keep, run.budget), []).append(
+            pretrain_and_finetune(config, run, iterations)
+        )
+    return outcomes
+
+
+def pretrain_and_finetune(config: Config, run: Run, iterations: int | None) -> dict[str, Any]:
+    """Pretrain once, finetune twice, and return the measurements."""
+    out = config.out
+    selection = out / "selections" / f"{run.selection}.npz" if run.selection else None
+    changes = {"selection": selection, "seed": run.seed, "iterations": iterations}
+    pretrained = pretrain.pretrain(pretraining(config, run.name, **changes))
+    modes: dict[Any, dict[str, Any]] = {
+        "linear_probe": {"epochs": config.probe_epochs, "batch_size": 64, "lr": 1e-2},
+        "full_finetuning": {"epochs": config.finetune_epochs, "batch_size": 32, "lr": 2e-3},
+    }
+    accuracies: dict[str, float] = {}
+    for mode, settings in modes.items():
+        finetuning = FinetuneConfig(
+            checkpoint=Path(pretrained["checkpoint"]),
+            train=out / "data" / "target_train.beton",
+            val=out / "data" / "target_val.beton",
+            test=out / "data" / "target_test.beton",
+            run=out / "finetune" / run.name / mode,
+            mode=mode,
+            seed=run.seed,
+            num_workers=config.num_workers,
+            **TRAINING,
+            **settings,
+        )
+        accuracies[mode] = finetune.finetune(finetuning)["test_accuracy"]
+    return {**pretrained, "accuracies": accuracies, "selection": selection}
+
+
+@contextmanager
+def stage(out: Path, name: str) -> Iterator[None]:
+    """Print the name of a stage, and add its seconds to the seconds of earlier runs."""
+    print(f"-- {name}", flush=True)
+    started = time.perf_counter()
+    try:
+        yield
+    finally:
+        seconds = seconds_of_stages(out)
+        seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - started
+        write_json(out / "stages.json", seconds)
+
+
+def seconds_of_stages(out: Path) -> dict[str, float]:
+    """Return the seconds of each stage so far."""
+    path = out / "stages.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def start_over(out: Path) -> None:
+    """Delete the files of earlier runs of the demo, and nothing else."""
+    for name in ("data", "pretrain", "scores", "selections", "finetune", "figures"):
+        shutil.rmtree(out / name, ignore_errors=True)
+    for name in ("result.json", "report.html", "stages.json"):
+        (out / name).unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

@@ -22,9 +22,6 @@ if __name__ == "__main__":  # before the imports below, which take seconds
         arguments = parse(Config, CONFIGS, description=__doc__)
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -32,7 +29,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dp4tl_ffcv import BetonIndex, PrunedLoader, build_model, load_checkpoint, training_loader
+from dp4tl_ffcv import BetonIndex, build_model, load_checkpoint, training_loader
 from dp4tl_ffcv.utils import Classifier, replace_head, sha256_of_file
 
 from .components.data import open_splits
@@ -61,7 +58,8 @@ def finetune(config: Config) -> dict[str, Any]:
         train = train_probe if config.mode == "linear_probe" else train_all
         trained = train(model, splits, session, config)
 
-        accuracy, per_class = accuracies(model, splits["test"], config, group)
+        tested = evaluation(splits["test"], config).accuracies(model, group)
+        accuracy, per_class = tested["val_accuracy"], tested["val_accuracy_per_class"]
         worst = min(per_class, key=lambda name: per_class[name])
         class_mean = sum(per_class.values()) / len(per_class)
         return session.finish(
@@ -84,51 +82,9 @@ def train_all(
     model: Classifier, splits: dict[str, BetonIndex], session: Session, config: Config
 ) -> dict[str, Any]:
     """Train all weights on augmented images, and leave the weights of the best epoch."""
-    state = set_up(model, splits["train"], config, session.processes)
-    best = BestWeights(model)
-    session.resume(model=model, optimizer=state.optimizer, scaler=state.scaler, best=best)
-    session.warm_up(lambda: try_batch(model, state.loader, partial(loss_of, state)))
-    while session.epoch < config.epochs:
-        state.network.train()
-        for images, labels in session.batches(state.loader, config.epochs * len(state.loader)):
-            loss = train_step(state, images, labels, session.step)
-            session.count(loss, len(images))
-        session.end_epoch()
-        session.processes.average_statistics(model.named_buffers())
-        accuracy, _ = accuracies(model, splits["val"], config, session.processes)
-        best.offer(session.epoch - 1, accuracy)
-        session.write_epoch(epoch=session.epoch - 1, val_accuracy=accuracy)
-        session.save(last=session.epoch == config.epochs)
-    best_epoch, accuracy = best.restore()
-    return {
-        "best_epoch": best_epoch,
-        "val_accuracy": accuracy,
-        "finetune_seconds": session.counters.seconds,
-        "warm_up_seconds": session.counters.warm_up_seconds,
-        **session.counters.rates(),
-    }
-
-
-@dataclass(frozen=True)
-class TrainState:
-    """Everything that a training step uses."""
-
-    config: Config
-    group: Processes
-    network: nn.Module
-    """The model, with the gradients of all processes."""
-    loader: PrunedLoader
-    optimizer: torch.optim.Optimizer
-    learning_rate: Callable[[int], float]
-    """Learning rate by step."""
-    scaler: torch.amp.GradScaler
-    criterion: nn.Module
-
-
-def set_up(model: Classifier, index: BetonIndex, config: Config, group: Processes) -> TrainState:
-    """Make the loader and the optimiser."""
+    group = session.processes
     loader = training_loader(
-        index,
+        splits["train"],
         batch_size=group.batch_size(config),
         resolution=config.resolution,
         seed=config.seed,
@@ -138,30 +94,39 @@ def set_up(model: Classifier, index: BetonIndex, config: Config, group: Processe
         device=group.device,
         distributed=group.world_size > 1,
     )
-    return TrainState(
-        config=config,
-        group=group,
-        network=group.wrap(model),
-        loader=loader,
-        optimizer=make_optimizer(model, **config.optimizer_settings()),
-        learning_rate=learning_rate(config, config.epochs * len(loader), group.world_size),
-        scaler=loss_scaler(config.amp, group.device),
-        criterion=nn.CrossEntropyLoss(label_smoothing=config.label_smoothing),
-    )
+    num_steps = config.epochs * len(loader)
+    network = group.wrap(model)
+    optimizer = make_optimizer(model, **config.optimizer_settings())
+    rate = learning_rate(config, num_steps, group.world_size)
+    scaler = loss_scaler(config.amp, group.device)
+    criterion = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
+    best = BestWeights(model)
 
+    def loss_of(images: Tensor, labels: Tensor) -> Tensor:
+        with autocast(config.amp, group.device):
+            loss: Tensor = criterion(network(images), labels)
+        return loss
 
-def train_step(state: TrainState, images: Tensor, labels: Tensor, step: int) -> Tensor:
-    """Train on one batch and return its loss, without waiting for the GPU."""
-    loss = loss_of(state, images, labels)
-    take_step(state.optimizer, loss, lr=state.learning_rate(step), scaler=state.scaler)
-    return loss.detach()
-
-
-def loss_of(state: TrainState, images: Tensor, labels: Tensor) -> Tensor:
-    """Return the loss of a batch."""
-    with autocast(state.config.amp, state.group.device):
-        loss: Tensor = state.criterion(state.network(images), labels)
-    return loss
+    session.resume(model=model, optimizer=optimizer, scaler=scaler, best=best)
+    session.warm_up(lambda: try_batch(model, loader, loss_of))
+    while session.epoch < config.epochs:
+        network.train()
+        for images, labels in session.batches(loader, num_steps):
+            loss = loss_of(images, labels)
+            take_step(optimizer, loss, lr=rate(session.step), scaler=scaler)
+            session.count(loss.detach(), len(images))
+        session.end_epoch()
+        group.average_statistics(model.named_buffers())
+        accuracy = evaluation(splits["val"], config).accuracies(model, group)["val_accuracy"]
+        best.offer(session.epoch - 1, accuracy)
+        session.write_epoch(epoch=session.epoch - 1, val_accuracy=accuracy)
+        session.save(last=session.epoch == config.epochs)
+    best_epoch, accuracy = best.restore()
+    return {
+        "best_epoch": best_epoch,
+        "val_accuracy": accuracy,
+        **session.counters.result("finetune"),
+    }
 
 
 # -- linear probe --------------------------------------------------------------------------------
@@ -211,7 +176,7 @@ def frozen_features(
     return features, labels
 
 
-# -- data, model and evaluation ------------------------------------------------------------------
+# -- model and evaluation ------------------------------------------------------------------------
 def load_pretrained(config: Config, group: Processes) -> Classifier | None:
     """Read the checkpoint, or return None in the mode from_scratch.
 
@@ -241,16 +206,6 @@ def make_model(
     return model.to(memory_format=torch.channels_last).to(group.device)
 
 
-def accuracies(
-    model: Classifier, index: BetonIndex, config: Config, group: Processes
-) -> tuple[float, dict[str, float]]:
-    """Return the accuracy on a split, and the accuracy of each class."""
-    amp = "off" if config.mode == "linear_probe" else config.amp
-    precision = autocast(amp, group.device)
-    found = evaluation(index, config).accuracies(model, group, precision)
-    return found["val_accuracy"], found["val_accuracy_per_class"]
-
-
 def evaluation(index: BetonIndex, config: Config) -> Validation:
     """Return the evaluation of a split: the centre crop of each sample."""
     return Validation(
@@ -260,6 +215,7 @@ def evaluation(index: BetonIndex, config: Config) -> Validation:
         resolution=config.val_resolution or config.resolution,
         crop_ratio=config.crop_ratio,
         num_workers=config.num_workers,
+        amp="off" if config.mode == "linear_probe" else config.amp,
     )
 
 

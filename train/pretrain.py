@@ -18,7 +18,6 @@ if __name__ == "__main__":  # before the imports below, which take seconds
         arguments = parse(Config, CONFIGS, description=__doc__)
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -62,35 +61,24 @@ def pretrain(config: Config) -> dict[str, Any]:
             session.end_epoch()
             group.average_statistics(state.model.named_buffers())
             if state.averaged:
-                group.average_statistics(state.averaged.state_dict()["average"].items())
+                group.average_statistics(state.averaged.average.named_buffers())
             session.write_epoch()
             last = session.step == state.num_steps
             # Validate before saving: a run that is killed in between validates again.
             if not last and config.val_every and session.epoch % config.val_every == 0:
-                with state.averaged_weights():
-                    session.write("validation", **validate(state))
+                session.write("validation", **validate(state))
             session.save(last=last)
 
-        with state.averaged_weights():
-            accuracies = validate(state)
-            state.model.trained_on = source.index.fingerprint
-            counters = session.counters
-            rates = counters.rates()
-            return session.finish(
-                state.model,
-                f"{source.num_classes} classes, {counters.step} steps, {counters.seconds:.1f} s, "
-                f"{rates['images_per_second']:.0f} images/s, {rates['stall_share']:.1%} of the "
-                f"time waiting for the loader, loss {counters.loss:.3f}",
-                retained_classes=source.num_classes,
-                retained_samples=source.num_samples,
-                steps=counters.step,
-                images=counters.images,
-                pretrain_seconds=counters.seconds,
-                warm_up_seconds=counters.warm_up_seconds,
-                **rates,
-                loss=counters.loss,
-                **accuracies,
-            )
+        accuracies = validate(state)
+        state.result.trained_on = source.index.fingerprint
+        return session.finish(
+            state.result,
+            f"{source.num_classes} classes, {session.counters}",
+            retained_classes=source.num_classes,
+            retained_samples=source.num_samples,
+            **session.counters.result("pretrain"),
+            **accuracies,
+        )
 
 
 # -- set-up --------------------------------------------------------------------------------------
@@ -101,7 +89,7 @@ class TrainState:
     config: Config
     group: Processes
     model: Classifier
-    """The bare model, which is validated and saved."""
+    """The bare model."""
     network: nn.Module
     """The same weights as they are trained: compiled, with the gradients of all processes."""
     averaged: AveragedWeights | None
@@ -120,9 +108,10 @@ class TrainState:
         parts = {"model": self.model, "optimizer": self.optimizer, "scaler": self.scaler}
         return {**parts, "averaged": self.averaged} if self.averaged else parts
 
-    def averaged_weights(self) -> AbstractContextManager[None]:
-        """Return a context in which the model has its averaged weights, if there are any."""
-        return self.averaged.applied() if self.averaged else nullcontext()
+    @property
+    def result(self) -> Classifier:
+        """The model to validate and save."""
+        return self.averaged.average if self.averaged else self.model
 
 
 def set_up(config: Config, source: Source, group: Processes) -> TrainState:
@@ -193,6 +182,7 @@ def make_validation(config: Config, source: Source, group: Processes) -> Validat
         resolution=config.val_resolution or config.end_resolution or config.resolution,
         crop_ratio=config.crop_ratio,
         num_workers=config.num_workers,
+        amp=config.amp,
         tta=config.tta,
         attack=attack,
     )
@@ -250,12 +240,11 @@ def loss_of(state: TrainState, images: Tensor, labels: Tensor) -> Tensor:
 
 
 def validate(state: TrainState) -> dict[str, Any]:
-    """Return the accuracies of the model with its present weights."""
+    """Return the accuracies of the present weights, or of their average."""
     if state.validation is None:
         return {"val_accuracy": None}
     state.group.seed(state.config.seed, state.num_steps)  # for the random start of an attack
-    precision = autocast(state.config.amp, state.group.device)
-    return state.validation.accuracies(state.model, state.group, precision)
+    return state.validation.accuracies(state.result, state.group)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ if __name__ == "__main__":  # before the imports below, which take seconds
     with one_line_errors(Config):
         arguments = parse(Config, CONFIGS, description=__doc__)
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -39,7 +40,7 @@ from .components.moco import MoCo, require_lightly
 from .components.optimizers import make_optimizer, take_step
 from .components.precision import autocast
 from .components.processes import Processes, processes
-from .components.schedules import learning_rate_factor
+from .components.schedules import learning_rate
 from .components.session import Session, try_batch
 
 
@@ -55,35 +56,26 @@ def pretrain_moco(config: Config) -> dict[str, Any]:
         session.start()
         state = set_up(config, group, source, batch_size)
         session.resume(moco=state.moco, optimizer=state.optimizer)
-        session.warm_up(
-            lambda: try_batch(state.moco, state.loader, partial(loss_of, state, key=(0, 0)))
-        )
+        first_key = partial(loss_of, state, key=(0, 0))
+        session.warm_up(lambda: try_batch(state.moco, state.loader, first_key))
 
         while session.step < state.num_steps:
             state.moco.train()
             for first, second in session.batches(state.loader, state.num_steps):
-                loss = train_step(state, first, second, session.epoch, session.step)
-                session.count(loss, len(first))
+                loss = loss_of(state, first, second, key=(session.epoch, session.step))
+                take_step(state.optimizer, loss, lr=state.learning_rate(session.step))
+                session.count(loss.detach(), len(first))
             session.end_epoch()
             group.average_statistics(state.moco.encoder.named_buffers())
             session.write_epoch()
             session.save(last=session.step == state.num_steps)
 
         state.moco.encoder.trained_on = source.index.fingerprint
-        counters = session.counters
-        rates = counters.rates()
         return session.finish(
             state.moco.encoder,
-            f"{source.num_samples} images, {counters.step} steps, {counters.seconds:.1f} s, "
-            f"{rates['images_per_second']:.0f} images/s, {rates['stall_share']:.1%} of the time "
-            f"waiting for the loader, loss {counters.loss:.3f}",
+            f"{source.num_samples} images, {session.counters}",
             retained_samples=source.num_samples,
-            steps=counters.step,
-            images=counters.images,
-            pretrain_seconds=counters.seconds,
-            warm_up_seconds=counters.warm_up_seconds,
-            **rates,
-            loss=counters.loss,
+            **session.counters.result("pretrain"),
         )
 
 
@@ -99,6 +91,8 @@ class TrainState:
     """The query network of `moco`, with the gradients of all processes."""
     loader: PrunedLoader
     optimizer: torch.optim.Optimizer
+    learning_rate: Callable[[int], float]
+    """Learning rate by step."""
     num_steps: int
     """Steps of the whole run."""
 
@@ -111,22 +105,16 @@ def set_up(config: Config, group: Processes, source: Source, batch_size: int) ->
     moco = moco.to(memory_format=torch.channels_last).to(group.device)
     moco.keep_place_on_host()
     loader = two_views(config, group, source, batch_size)
-    optimizer = make_optimizer(
-        moco.query,
-        name="sgd",
-        lr=config.lr,
-        momentum=config.momentum,
-        nesterov=False,
-        weight_decay=config.weight_decay,
-    )
+    num_steps = config.iterations or config.epochs * len(loader)
     return TrainState(
         config=config,
         group=group,
         moco=moco,
         query=group.wrap(moco.query),
         loader=loader,
-        optimizer=optimizer,
-        num_steps=config.iterations or config.epochs * len(loader),
+        optimizer=make_optimizer(moco.query, **config.optimizer_settings()),
+        learning_rate=learning_rate(config, num_steps, group.world_size),
+        num_steps=num_steps,
     )
 
 
@@ -180,22 +168,6 @@ def two_views(config: Config, group: Processes, source: Source, batch_size: int)
 
 
 # -- training ------------------------------------------------------------------------------------
-def train_step(state: TrainState, first: Tensor, second: Tensor, epoch: int, step: int) -> Tensor:
-    """Train on one batch and return its loss, without waiting for the GPU."""
-    config = state.config
-    highest = config.lr * (state.group.world_size if config.lr_per == "process" else 1)
-    factor = learning_rate_factor(
-        step,
-        num_steps=state.num_steps,
-        steps_per_epoch=len(state.loader),
-        schedule="cosine",
-        warmup=config.warmup,
-    )
-    loss = loss_of(state, first, second, (epoch, step))
-    take_step(state.optimizer, loss, lr=highest * factor)
-    return loss.detach()
-
-
 def loss_of(state: TrainState, first: Tensor, second: Tensor, key: tuple[int, ...]) -> Tensor:
     """Update the key network, return the loss of a batch, and put its keys into the queue.
 

@@ -146,8 +146,8 @@ def influence_run(training: Training, job: Job) -> dict[str, Any]:
             torch.manual_seed(job.seed)
             model = replace_head(load_checkpoint(checkpoint), splits["train"].num_classes)
             finetune.train_probe(model, splits, session, config)
-            val = finetune.evaluate_on(splits["val"], config, session)
-            features, labels = finetune.frozen_features(model, val)
+            val = finetune.evaluation(splits["val"], config)
+            features, labels = finetune.frozen_features(model, val, device)
             right = model.head(features).argmax(1) == labels
             hits[target] = right.int().tolist()
     return {"hits": hits, "pretrain_seconds": pretrained["pretrain_seconds"]}

@@ -50,13 +50,20 @@ def weights(result: dict[str, Any]) -> dict[str, Tensor]:
     return network
 
 
-def accuracy_of(checkpoint: str, beton: Path) -> float:
-    """Return the accuracy of a checkpoint, computed one image at a time."""
+def accuracy_of(
+    checkpoint: str, beton: Path, indices: Any = None, outputs: dict[int, int] | None = None
+) -> float:
+    """Return the accuracy of a checkpoint, computed one image at a time.
+
+    `outputs` are the model's outputs by label, if they differ.
+    """
     model = load_checkpoint(checkpoint).eval()
     hits = []
     with torch.inference_mode():
-        for images, labels in evaluation_loader(beton, batch_size=1, resolution=32):
-            hits.append(int(model(images).argmax()) == int(labels))
+        loader = evaluation_loader(beton, batch_size=1, resolution=32, indices=indices)
+        for images, labels in loader:
+            label = int(labels) if outputs is None else outputs[int(labels)]
+            hits.append(int(model(images).argmax()) == label)
     return float(np.mean(hits))
 
 
@@ -113,20 +120,9 @@ def settings_of_recipe(
 
 
 @pytest.fixture
-def configure(settings_of_recipe: Configure, tmp_path: Path) -> Configure:
-    """Return the configuration of a small pretraining."""
-    return lambda **changes: settings_of_recipe("pretrain", **{"run": tmp_path / "run", **changes})
-
-
-@pytest.fixture
-def configure_finetuning(settings_of_recipe: Configure, tmp_path: Path) -> Configure:
-    """Return the configuration of a small finetuning."""
-    return lambda **changes: settings_of_recipe("finetune", **{"run": tmp_path / "run", **changes})
-
-
-@pytest.fixture
-def configure_moco(settings_of_recipe: Configure, tmp_path: Path) -> Configure:
-    """Return the configuration of a small run of MoCo."""
-    return lambda **changes: settings_of_recipe(
-        "pretrain_moco", **{"run": tmp_path / "run", **changes}
-    )
+def configure(
+    request: pytest.FixtureRequest, settings_of_recipe: Configure, tmp_path: Path
+) -> Configure:
+    """Return the configuration of a small run of the test module's RECIPE."""
+    recipe = getattr(request.module, "RECIPE", "pretrain")
+    return lambda **changes: settings_of_recipe(recipe, **{"run": tmp_path / "run", **changes})

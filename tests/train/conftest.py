@@ -10,8 +10,6 @@ import torch
 
 from tests.support.training import (  # noqa: F401  # fixtures
     configure,
-    configure_finetuning,
-    configure_moco,
     pretrained,
     settings_of_recipe,
     target,

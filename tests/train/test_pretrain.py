@@ -14,13 +14,12 @@ from dp4tl_ffcv import (
     BetonIndex,
     Selection,
     StaleArtifactError,
-    evaluation_loader,
     image_fields,
     load_checkpoint,
     write_beton,
 )
 from tests.conftest import Images
-from tests.support.training import Configure, rows
+from tests.support.training import Configure, accuracy_of, rows
 from train import pretrain
 from train.components.schedules import learning_rate_factor
 
@@ -37,14 +36,6 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
     monkeypatch.setattr(torch.optim.SGD, "step", counted)
     return rates
-
-
-def hits(checkpoint: str, beton: Path, labels: Any = None, **options: Any) -> torch.Tensor:
-    """Say of each sample whether a checkpoint classifies it correctly."""
-    ((images, own),) = evaluation_loader(beton, batch_size=40, resolution=32, **options)
-    labels = own if labels is None else torch.tensor([labels[int(label)] for label in own])
-    with torch.inference_mode():
-        return (load_checkpoint(checkpoint).eval()(images).argmax(1) == labels).float()
 
 
 def test_a_run_leaves_its_config_log_checkpoint_and_result(
@@ -88,7 +79,7 @@ def test_a_run_learns_and_the_validation_accuracy_is_that_of_its_checkpoint(
     configure: Configure, other_photos: Images
 ) -> None:
     result = pretrain.pretrain(configure(epochs=6))
-    accuracy = hits(result["checkpoint"], other_photos.path).mean().item()
+    accuracy = accuracy_of(result["checkpoint"], other_photos.path)
     assert result["val_accuracy"] == pytest.approx(accuracy)
     assert result["val_accuracy"] > 0.2  # ten classes
 
@@ -127,8 +118,8 @@ def test_a_selection_gives_a_head_of_its_own_and_the_retained_counts(
     assert model.head.out_features == model.num_classes == 3
     # The accuracy counts the validation samples of these classes, under their new labels.
     chosen = np.flatnonzero(np.isin(other_photos.labels, [1, 4, 8]))
-    found = hits(result["checkpoint"], other_photos.path, {1: 0, 4: 1, 8: 2}, indices=chosen)
-    assert result["val_accuracy"] == pytest.approx(found.mean().item())
+    accuracy = accuracy_of(result["checkpoint"], other_photos.path, chosen, {1: 0, 4: 1, 8: 2})
+    assert result["val_accuracy"] == pytest.approx(accuracy)
 
 
 def test_a_selection_of_another_beton_is_rejected(

@@ -25,12 +25,8 @@ from train.components.moco import GroupedBatchNorm, group_norms
 from train.components.processes import Processes
 from train.configs.pretrain_moco import Config
 
+RECIPE = "pretrain_moco"  # for `configure`
 CPU = Processes(torch.device("cpu"))
-
-
-@pytest.fixture
-def configure(configure_moco: Configure) -> Configure:
-    return configure_moco
 
 
 @pytest.fixture(scope="module")
@@ -94,17 +90,22 @@ def test_the_loss_is_that_of_queries_against_their_keys_and_the_queue(
     assert all(weights.grad is not None for weights in state.moco.query.parameters())
 
 
-def test_a_step_moves_the_query_network_at_the_rate_of_a_cosine(
-    configure: Configure,
+def test_a_run_moves_the_query_network_at_the_rate_of_a_cosine(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    state = set_up(configure(lr=0.2, momentum=0.0, weight_decay=0.1))
-    before = [weights.detach().clone() for weights in state.moco.query.parameters()]
-    first, second = batch_of(state)
-    pretrain_moco.train_step(state, first, second, 0, 2)
-    rate = 0.2 * (1 + np.cos(np.pi * 2 / 6)) / 2
-    for weights, old in zip(state.moco.query.parameters(), before, strict=True):
-        assert weights.grad is not None
-        torch.testing.assert_close(weights, old - rate * (weights.grad + 0.1 * old))
+    taken: list[tuple[float, int]] = []
+    take_step = pretrain_moco.take_step
+
+    def noted(optimizer: Any, loss: Tensor, *, lr: float) -> None:
+        take_step(optimizer, loss, lr=lr)
+        taken.append((lr, len(optimizer.param_groups[0]["params"])))
+
+    monkeypatch.setattr(pretrain_moco, "take_step", noted)
+    config = configure(lr=0.2)
+    pretrain_moco.pretrain_moco(config)
+    rates = 0.2 * (1 + np.cos(np.pi * np.arange(6) / 6)) / 2
+    count = len(list(set_up(config).moco.query.parameters()))
+    assert taken == [(pytest.approx(rate), count) for rate in rates]
 
 
 def test_the_queue_starts_over_when_it_is_full(configure: Configure) -> None:
@@ -229,12 +230,13 @@ def test_without_lightly_the_command_says_what_to_install(
 def test_a_step_does_not_wait_for_the_gpu(configure: Configure) -> None:
     state = set_up(configure(), Processes(torch.device("cuda", 0)))
     first, second = batch_of(state)
-    pretrain_moco.train_step(state, first, second, 0, 0)
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        loss = pretrain_moco.train_step(state, first, second, 0, 1)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+    for mode in ("default", "error"):  # the first step makes the optimiser's state
+        torch.cuda.set_sync_debug_mode(mode)
+        try:
+            loss = pretrain_moco.loss_of(state, first, second, (0, 0))
+            pretrain_moco.take_step(state.optimizer, loss, lr=0.1)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
     assert torch.isfinite(loss)
 
 

@@ -41,7 +41,10 @@ def curves(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     return calls
 
 
-def test_a_log_writes_lines_and_losses_in_order(run: RunFolder) -> None:
+def test_a_log_writes_lines_and_losses_in_order_without_tensorboard(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     log = RunLog(run)
     loss = torch.tensor(2.5)
     log.loss(2, loss)
@@ -55,6 +58,7 @@ def test_a_log_writes_lines_and_losses_in_order(run: RunFolder) -> None:
         {"event": "step", "step": 4, "loss": 1.5},
         {"event": "epoch", "step": 4, "loss": 2.0},
     ]
+    assert not (run.path / "tensorboard").exists()
 
 
 def test_tensorboard_gets_the_numbers_where_it_is_installed(
@@ -65,17 +69,6 @@ def test_tensorboard_gets_the_numbers_where_it_is_installed(
     log.close()
     assert curves == [("open", "tensorboard", 3), ("validation/val_accuracy", 0.5, 6), ("close",)]
     assert rows(run.path)[1:][0]["val_accuracy_per_class"] == {"1": 0.5}
-
-
-def test_without_tensorboard_there_is_the_log(
-    run: RunFolder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    log = RunLog(run)
-    log.write("epoch", 4, loss=2.0)
-    log.close()
-    assert len(rows(run.path)[1:]) == 1
-    assert not (run.path / "tensorboard").exists()
 
 
 def test_other_processes_write_nothing(run: RunFolder, curves: list[tuple[Any, ...]]) -> None:

@@ -1,4 +1,4 @@
-"""Adversarial images, training losses on them, and the accuracy under attack.
+"""Adversarial images, and training losses on them.
 
 All attacks are bounded in the L-infinity norm and follow the sign of the gradient (Madry et al.,
 ICLR 2018). Bounds and steps are pixel values of 255, and apply to pixels: the model normalises
@@ -6,7 +6,7 @@ inside. An attack computes no gradient of a weight, and does not change the mode
 running statistics, nor its `.grad`s, nor its mode.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
@@ -36,12 +36,9 @@ def make_attack(
 ) -> Attack:
     """Return the attack of a kind of adversarial training.
 
-    Args:
-        kind: "fgsm" takes one step of 1.25 epsilon (fast adversarial training, Wong et al., ICLR
-            2020); "pgd" and "trades" take `steps` steps of 2 epsilon / steps, as DP4TL does.
-        epsilon: largest change of a pixel value, of 255.
-        steps: number of steps, for "pgd" and "trades".
-        step_size: change of a pixel value in a step, of 255. None takes the default of the kind.
+    "fgsm" takes one step of 1.25 epsilon (fast adversarial training, Wong et al., ICLR 2020);
+    "pgd" and "trades" take `steps` steps of 2 epsilon / steps, as DP4TL does. `step_size` replaces
+    the size of a step.
     """
     if kind == "fgsm":
         steps, usual = 1, 1.25 * epsilon
@@ -76,7 +73,7 @@ def pgd(
         Float32 `(B, 3, H, W)` within [0, 255], and within `epsilon` (rounded to float32) of the
         images, exactly. A pixel with a NaN gradient stays at its start.
     """
-    network = _unwrapped(model)
+    network = model.module if isinstance(model, DistributedDataParallel) else model
     # The caller may be in inference mode, where nothing has a gradient.
     with torch.inference_mode(False), torch.enable_grad(), _untouched(network):
         clean = images.detach().float()
@@ -129,32 +126,6 @@ def adversarial_loss(
     return loss + beta * _divergence(_log_softmax(on_clean), on_adversarial) / len(labels)
 
 
-def robust_accuracy(
-    model: nn.Module, loader: Iterable[tuple[Tensor, Tensor]], attack: Attack
-) -> Tensor:
-    """Return for each sample whether it is classified correctly under attack.
-
-    Args:
-        model: the model, which is left in evaluation mode.
-        loader: batches of images `(B, 3, H, W)` and labels `(B,)` on the model's device.
-        attack: bounds and steps.
-
-    Returns:
-        Bool `(n,)` on the model's device, in the order of the loader. Its mean is the accuracy.
-    """
-    network = _unwrapped(model).eval()  # the number of batches may differ between processes
-    hits: list[Tensor] = []
-    for images, labels in loader:
-        adversarial = pgd(network, images, labels, attack)
-        with torch.no_grad():
-            hits.append(network(adversarial).argmax(1) == labels)
-    return torch.cat(hits)
-
-
-def _unwrapped(model: nn.Module) -> nn.Module:
-    return model.module if isinstance(model, DistributedDataParallel) else model
-
-
 def _objective(
     network: nn.Module, clean: Tensor, labels: Tensor, loss: str
 ) -> Callable[[Tensor], Tensor]:
@@ -202,9 +173,8 @@ def _bounds(clean: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
 def _untouched(network: nn.Module) -> Iterator[None]:
     """Keep the network in evaluation mode and its weights without gradients until the block ends.
 
-    Evaluation mode preserves the running statistics. Without gradients of the weights, the backward
-    pass of a compiled network is shorter, and autocast does not cache half-precision weights that
-    have no gradient.
+    Without gradients of the weights, the backward pass of a compiled network is shorter, and
+    autocast does not cache half-precision weights that have no gradient.
     """
     modes = [(part, part.training) for part in network.modules()]
     weights = [weight for weight in network.parameters() if weight.requires_grad]

@@ -28,14 +28,14 @@ class Parameters:
     factors: Tensor
     """Factors of brightness, contrast and saturation: float `(B, 3)`, 1 is neutral."""
     order: Tensor
-    """Order of these three, as columns of `factors`: int64 `(B, 3)`."""
+    """Order of these three operations, as columns of `factors`: int64 `(B, 3)`."""
     hue: Tensor
     """Shift of the hue in turns: float `(B,)`, 0 is neutral."""
     hue_places: tuple[int, ...]
-    """Place of the hue shift among the three, 0 to 3, for each quarter of the batch.
+    """Place of the hue shift among these three, 0 to 3, for each quarter of the batch.
 
-    The hue shift costs the most. With a place per quarter it runs once per sample. All 24 orders
-    are equally likely, because the batch is in random order.
+    The hue shift costs the most, and with a place per quarter it runs once per sample. All 24
+    orders are equally likely, because the batch is in random order.
     """
     grey: Tensor
     """Convert to greyscale: bool `(B,)`."""
@@ -60,21 +60,12 @@ def draw(
     rng = np.random.default_rng(key)
     generator = torch.Generator(device).manual_seed(int(rng.integers(1 << 63)))
     uniform = torch.rand((count, 11), generator=generator, device=device)
-    jittered, grey, blurred = (
-        uniform[:, at] < probability
-        for at, probability in enumerate(
-            (
-                augmentation.jitter_probability,
-                augmentation.grey_probability,
-                augmentation.blur_probability,
-            )
-        )
-    )
+    jittered = uniform[:, 0] < augmentation.jitter_probability
+    blurred = uniform[:, 2] < augmentation.blur_probability
+    strengths = (augmentation.brightness, augmentation.contrast, augmentation.saturation)
     factors = [
         _between(uniform[:, 3 + at], max(0.0, 1.0 - strength), 1.0 + strength)
-        for at, strength in enumerate(
-            (augmentation.brightness, augmentation.contrast, augmentation.saturation)
-        )
+        for at, strength in enumerate(strengths)
     ]
     hue = _between(uniform[:, 6], -augmentation.hue, augmentation.hue)
     sigma = _between(uniform[:, 7], *augmentation.blur_sigma)
@@ -83,7 +74,7 @@ def draw(
         order=uniform[:, 8:].argsort(1),
         hue=torch.where(jittered, hue, 0.0),
         hue_places=tuple(rng.permutation(BLENDS + 1).tolist()),
-        grey=grey,
+        grey=uniform[:, 1] < augmentation.grey_probability,
         sigma=torch.where(blurred, sigma, 0.0),
         blur_radius=augmentation.blur_radius,
     )
@@ -111,21 +102,15 @@ def augment(images: Tensor, parameters: Parameters) -> Tensor:
 def _jitter(images: Tensor, parameters: Parameters) -> Tensor:
     """Blend three times and shift the hue once, in the order of each sample."""
     factors = parameters.factors.gather(1, parameters.order)
-    parts = zip(
-        parameters.hue_places,
-        *(
-            values.tensor_split(len(parameters.hue_places))
-            for values in (images, factors, parameters.order, parameters.hue)
-        ),
-        strict=True,
-    )
+    values = (images, factors, parameters.order, parameters.hue)
+    quarters = [value.tensor_split(BLENDS + 1) for value in values]
     done = []
-    for hue_place, part, part_factors, order, hue in parts:
+    for hue_place, part, factor, order, hue in zip(parameters.hue_places, *quarters, strict=True):
         jittered = part
         for place in range(BLENDS):
             if place == hue_place:
                 jittered = _shift_hue(jittered, hue)
-            jittered = _blend(jittered, part_factors[:, place], order[:, place])
+            jittered = _blend(jittered, factor[:, place], order[:, place])
         done.append(_shift_hue(jittered, hue) if hue_place == BLENDS else jittered)
     return torch.cat(done)
 

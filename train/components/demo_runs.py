@@ -13,6 +13,10 @@ from ..configs.demo import Config
 
 MAPPINGS = ("label_mapping", "feature_mapping")
 METHODS = (*MAPPINGS, "random")
+FULL = ("full", 1.0, "equal_epochs")
+
+Outcomes = dict[tuple[str, float, str], list[dict[str, Any]]]
+"""Measurements of every seed, by method, keep and budget."""
 
 DEFINITIONS = {
     "keep": "share of the source's classes that is retained",
@@ -68,7 +72,7 @@ def plan(config: Config) -> list[Run]:
     """
     runs: list[Run] = []
     for position, seed in enumerate(config.seeds):
-        turn = [Run("full", 1.0, "equal_epochs", seed)]
+        turn = [Run(*FULL, seed)]
         for method in METHODS:
             turn += [Run(method, keep, "equal_epochs", seed) for keep in config.keeps]
             turn.append(Run(method, config.control_keep, "equal_iterations", seed))
@@ -77,18 +81,16 @@ def plan(config: Config) -> list[Run]:
 
 
 def summarise(
-    outcomes: Mapping[tuple[str, float, str], list[dict[str, Any]]],
-    selection_seconds: Mapping[str, float],
-    relevant: NDArray[np.bool_],
+    outcomes: Outcomes, selection_seconds: Mapping[str, float], relevant: NDArray[np.bool_]
 ) -> list[dict[str, Any]]:
     """Return the rows of the result, one per method, keep, budget and finetuning.
 
     Args:
-        outcomes: measurements of every seed, by method, keep and budget.
+        outcomes: measurements of every run.
         selection_seconds: cost of a selection, by method.
         relevant: True for the relevant source classes `(C,)`.
     """
-    full_seconds = _fastest(outcomes["full", 1.0, "equal_epochs"])
+    full_seconds = _fastest(outcomes[FULL])
     rows = []
     for (method, keep, budget), runs in outcomes.items():
         seconds, cost = _fastest(runs), selection_seconds.get(method, 0.0)
@@ -126,7 +128,7 @@ def summarise(
     return rows
 
 
-def uneven_rates(outcomes: Mapping[tuple[str, float, str], list[dict[str, Any]]]) -> str | None:
+def uneven_rates(outcomes: Outcomes) -> str | None:
     """Return a warning if the pretraining runs differ too much in images per second, or None."""
     rates = [run["images_per_second"] for runs in outcomes.values() for run in runs]
     if max(rates) <= _EVEN * min(rates):

@@ -1,15 +1,14 @@
 """Optimisers, averaged and best weights, and blur before strided convolutions."""
 
 import copy
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from dp4tl_ffcv.utils import BlurPoolConv
+from dp4tl_ffcv.utils import BlurPoolConv, Classifier
 
 _BLURRED_CHANNELS = 16  # as in ffcv-imagenet; blurring the 3 channels of the image loses detail
 
@@ -34,13 +33,8 @@ def make_optimizer(
         nesterov: use Nesterov momentum in SGD.
         weight_decay: decoupled in AdamW, part of the gradient in the others.
         norm_weight_decay: decay norms and biases too, which are the weights of one dimension.
-
-    Raises:
-        ValueError: the model has no trainable weight.
     """
     weights = [weight for weight in model.parameters() if weight.requires_grad]
-    if not weights:
-        raise ValueError("`model` has no trainable weights.")
     groups: list[dict[str, Any]] = [{"params": weights}]
     if not norm_weight_decay:
         groups = [
@@ -109,52 +103,34 @@ class AveragedWeights:
         decay: d, in [0, 1].
     """
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
+    def __init__(self, model: Classifier, decay: float) -> None:
         self.decay = decay
         self.updates = 0
-        self._current = dict(_state(model))
-        self._average = {name: value.clone() for name, value in self._current.items()}
-        self._floating = [
-            name for name, value in self._current.items() if value.is_floating_point()
-        ]
-        self._others = [name for name in self._current if name not in set(self._floating)]
+        self.average = copy.deepcopy(model)
+        pairs = zip(self.average.state_dict().values(), model.state_dict().values(), strict=True)
+        self._floating: list[tuple[Tensor, Tensor]] = []
+        self._others: list[tuple[Tensor, Tensor]] = []
+        for pair in pairs:
+            (self._floating if pair[0].is_floating_point() else self._others).append(pair)
 
     @torch.no_grad()
     def update(self) -> None:
         """Update the average after a step, without waiting for the GPU."""
         self.updates += 1
         decay = min(self.decay, self.updates / (self.updates + 9))
-        average, current = (
-            [values[name] for name in self._floating] for values in (self._average, self._current)
-        )
+        average, current = (list(values) for values in zip(*self._floating, strict=True))
         get_ema_multi_avg_fn(decay)(average, current, None)
-        for name in self._others:
-            self._average[name].copy_(self._current[name])
-
-    @contextmanager
-    def applied(self) -> Iterator[None]:
-        """Give the model the averages until the block ends."""
-        own = {name: value.clone() for name, value in self._current.items()}
-        _copy(self._average, self._current)
-        try:
-            yield
-        finally:
-            _copy(own, self._current)
+        for count, present in self._others:
+            count.copy_(present)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the averages by name, and the number of updates."""
-        return {"updates": self.updates, "average": dict(self._average)}
+        """Return the average and the number of updates."""
+        return {"updates": self.updates, "average": self.average.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over the averages of `state_dict`.
-
-        Raises:
-            ValueError: the averages are those of another model.
-        """
-        if state["average"].keys() != self._average.keys():
-            raise ValueError("`state` holds the averages of another model.")
-        self.updates = int(state["updates"])
-        _copy(state["average"], self._average)
+        """Take over a state."""
+        self.updates = state["updates"]
+        self.average.load_state_dict(state["average"])
 
 
 class BestWeights:
@@ -210,15 +186,3 @@ def add_blurpool(model: nn.Module) -> None:
         )
     for parent, name, part in strided:
         setattr(parent, name, BlurPoolConv(part))
-
-
-def _state(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Yield the weights and buffers by name: the same memory, without gradients."""
-    for name, value in [*model.named_parameters(), *model.named_buffers()]:
-        yield name, value.detach()
-
-
-@torch.no_grad()
-def _copy(values: Mapping[str, Tensor], into: Mapping[str, Tensor]) -> None:
-    for name, value in into.items():
-        value.copy_(values[name])

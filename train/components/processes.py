@@ -57,6 +57,10 @@ class Processes:
             distributed.all_reduce(total)
         return total
 
+    def mean_over(self, value: Tensor) -> float:
+        """Return the mean of a scalar over all processes."""
+        return float(self.sum_over(value)) / self.world_size
+
     def share(self, ids: NDArray[Any]) -> NDArray[Any]:
         """Return the part of `ids` (n,) for this process: each id goes to exactly one process."""
         return ids[self.rank :: self.world_size]

@@ -2,38 +2,20 @@
 
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
-from ..configs.common import SupervisedConfig
+from ..configs.common import RunConfig
 
 _MULTIPLE = 32  # pixels: the total stride of a ResNet
 
 
-def learning_rate(
-    config: SupervisedConfig, num_steps: int, world_size: int = 1
-) -> Callable[[int], float]:
-    """Return the learning rate of a run as a function of the step.
-
-    Args:
-        config: settings of the run.
-        num_steps: steps of the run.
-        world_size: number of processes.
-    """
+def learning_rate(config: RunConfig, num_steps: int, world_size: int = 1) -> Callable[[int], float]:
+    """Return the learning rate of a run of `num_steps` steps as a function of the step."""
     highest = config.lr * world_size if config.lr_per == "process" else config.lr
-    return lambda step: (
-        highest
-        * learning_rate_factor(
-            step,
-            num_steps=num_steps,
-            steps_per_epoch=max(1, num_steps // config.epochs),
-            schedule=config.schedule,
-            warmup=config.warmup,
-            start_factor=config.start_factor,
-            end_factor=config.end_factor,
-            step_length=config.step_length,
-            step_ratio=config.step_ratio,
-        )
-    )
+    names = ("schedule", "warmup", "start_factor", "end_factor", "step_length", "step_ratio")
+    shape: dict[str, Any] = {name: getattr(config, name) for name in names}
+    shape |= {"num_steps": num_steps, "steps_per_epoch": max(1, num_steps // config.epochs)}
+    return lambda step: highest * learning_rate_factor(step, **shape)
 
 
 def learning_rate_factor(

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,16 +22,6 @@ from .throughput import Throughput
 _WITHOUT_EFFECT = {
     "run", "overwrite", "resume", "log_every", "save_every", "num_workers", "cache",
 }  # fmt: skip
-
-
-class Stateful(Protocol):
-    """A model, an optimiser, averaged weights, a loss scaler."""
-
-    def state_dict(self) -> Any:
-        """Return the state."""
-
-    def load_state_dict(self, state: Any, /) -> Any:
-        """Take over a state."""
 
 
 @dataclass
@@ -59,6 +49,24 @@ class Counters:
             "images_per_second": self.images / self.seconds,
             "stall_share": self.stalled / self.seconds,
         }
+
+    def result(self, work: str) -> dict[str, Any]:
+        """Return what `result.json` reports of a run, with its time as `WORK_seconds`."""
+        return {
+            "steps": self.step,
+            "images": self.images,
+            f"{work}_seconds": self.seconds,
+            "warm_up_seconds": self.warm_up_seconds,
+            **self.rates(),
+            "loss": self.loss,
+        }
+
+    def __str__(self) -> str:
+        rates = self.rates()
+        return (
+            f"{self.step} steps, {self.seconds:.1f} s, {rates['images_per_second']:.0f} images/s, "
+            f"{rates['stall_share']:.1%} of the time waiting for the loader, loss {self.loss:.3f}"
+        )
 
 
 class Session:
@@ -96,7 +104,7 @@ class Session:
         self.checkpoint = self.folder.checkpoints / checkpoint
         self.counters = Counters()
         self._state_file = self.folder.checkpoints / "resume.pt"
-        self._stateful: dict[str, Stateful] = {}
+        self._stateful: dict[str, Any] = {}
         self._total_loss = torch.zeros((), device=processes.device)
 
     @property
@@ -131,11 +139,12 @@ class Session:
         """
         on_rank_zero(partial(self.folder.start, resume=self.config.resume))
 
-    def resume(self, **stateful: Stateful) -> None:
+    def resume(self, **stateful: Any) -> None:
         """Load the state of a stopped run, if there is one.
 
         Args:
-            stateful: everything that training changes, by name. `save` saves it.
+            stateful: everything that training changes, by name: objects with `state_dict` and
+                `load_state_dict`. `save` saves their states.
 
         Raises:
             ValueError: the state is corrupt or does not fit.
@@ -195,16 +204,15 @@ class Session:
             ValueError: the loss is not finite.
         """
         counters, processes = self.counters, self.processes
-        mean = float(processes.sum_over(self._total_loss)) / processes.world_size / self._num_steps
-        counters.loss = mean
-        counters.seconds += time.perf_counter() - self._started  # `float` has waited for the GPU
+        counters.loss = processes.mean_over(self._total_loss) / self._num_steps
+        counters.seconds += time.perf_counter() - self._started  # the mean has waited for the GPU
         stalled = torch.tensor(
             self._throughput.stalled, dtype=torch.float64, device=processes.device
         )
-        counters.stalled += float(processes.sum_over(stalled)) / processes.world_size
+        counters.stalled += processes.mean_over(stalled)
         counters.epoch += 1
         self.log.flush()
-        if not math.isfinite(mean):
+        if not math.isfinite(counters.loss):
             raise ValueError(f"the loss is no longer finite. Lower `lr`; it is {self.config.lr}.")
 
     def write(self, event: str, **numbers: Any) -> None:
@@ -271,13 +279,7 @@ class Session:
 def try_batch(
     model: nn.Module, loader: Iterable[tuple[Tensor, ...]], loss_of: Callable[..., Tensor]
 ) -> None:
-    """Take one batch forward and backward, and leave the model as it was.
-
-    Args:
-        model: the model that `loss_of` trains.
-        loader: its first batch is used.
-        loss_of: computes the loss of a batch.
-    """
+    """Take the first batch forward and backward, and leave the model as it was."""
     batch = next(iter(loader))
     frozen = [weight for weight in model.parameters() if not weight.requires_grad]
     changing = [(tensor, tensor.clone()) for tensor in (*model.buffers(), *frozen)]

@@ -14,8 +14,8 @@ class Throughput:
     """Passes the batches of an epoch on, and measures how long training waits for them.
 
     On a GPU, the waiting time of the GPU counts, by its own clock: from the end of a step to the
-    arrival of the next batch. The training loop runs ahead of the GPU, so the time
-    that the loop itself waits means nothing. Measuring never waits for the GPU.
+    arrival of the next batch. The training loop runs ahead of the GPU, so its own waiting time
+    means nothing. Measuring never waits for the GPU.
 
     Args:
         device: the training device.
@@ -36,8 +36,6 @@ class Throughput:
         self.description = description
         self.steps_after = steps_after
         self.quiet = quiet
-        self.seconds = 0.0
-        """From opening the loader to the end of the last step's submission."""
         self._started = 0.0
         self._steps = 0
         self._stalled = 0.0
@@ -76,11 +74,6 @@ class Throughput:
         self._gaps = pending
         return self._stalled
 
-    @property
-    def stall_share(self) -> float:
-        """Fraction of the time so far that was spent waiting for the loader."""
-        return self.stalled / self.seconds if self.seconds else 0.0
-
     def _timed(self, loader: Iterable[Any], num_steps: int) -> Iterator[Any]:
         batches, on_gpu = _opened_late(loader), self.device.type == "cuda"
         self._started = time.perf_counter()
@@ -95,13 +88,13 @@ class Throughput:
                 self._stalled += time.perf_counter() - waiting_since
             self._steps += 1
             yield batch
-            self.seconds = time.perf_counter() - self._started
 
     def _note(self, num_steps: int) -> str:
-        self.seconds = time.perf_counter() - self._started
+        seconds = time.perf_counter() - self._started
         left = num_steps - self._steps + self.steps_after
-        end = timedelta(seconds=round(left * self.seconds / self._steps))
-        return f"{self.stall_share:.1%} waiting for the loader, {end} to the end of the run"
+        end = timedelta(seconds=round(left * seconds / self._steps))
+        waiting = self.stalled / seconds
+        return f"{waiting:.1%} waiting for the loader, {end} to the end of the run"
 
     def _event(self) -> torch.cuda.Event:
         event = torch.cuda.Event(enable_timing=True)

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from dp4tl_ffcv import BetonIndex, evaluation_loader
 
-from .attacks import Attack, robust_accuracy
+from .attacks import Attack, pgd
+from .precision import Amp, autocast
 from .processes import Processes
 
 
@@ -33,14 +34,14 @@ class Validation:
     """Side of the crop / shorter side of the image."""
     num_workers: int | None
     """Loading threads of each process."""
+    amp: Amp = "off"
+    """Precision of the forward passes on a GPU."""
     tta: bool = False
     """Use the mean of the outputs for an image and for its mirror image."""
     attack: Attack | None = None
     """Also report the accuracy under this attack."""
 
-    def accuracies(
-        self, model: nn.Module, processes: Processes, autocast: torch.autocast
-    ) -> dict[str, Any]:
+    def accuracies(self, model: nn.Module, processes: Processes) -> dict[str, Any]:
         """Return the accuracy, the accuracy of each class, and the accuracy under attack.
 
         The keys of the classes are their labels in the beton. The model stays in evaluation mode.
@@ -48,18 +49,17 @@ class Validation:
         Args:
             model: the bare model, which takes pixel values.
             processes: the processes of the run; all of them call this.
-            autocast: precision of the forward passes.
         """
         model.eval()
         device = processes.device
         ids = processes.share(self.ids)
         labels = torch.tensor(self.index.labels()[ids], device=device)
         hits = robust_hits = torch.zeros(len(ids), dtype=torch.bool, device=device)
-        with autocast:
+        with autocast(self.amp, device):
             if len(ids):
                 hits = self._hits(model, ids, device)
             if len(ids) and self.attack:
-                robust_hits = robust_accuracy(model, self.batches(ids, device), self.attack)
+                robust_hits = self._hits(model, ids, device, self.attack)
         num_classes = self.index.num_classes
         groups = (labels, labels[hits], labels[robust_hits])
         counts = torch.stack([torch.bincount(group, minlength=num_classes) for group in groups])
@@ -89,13 +89,19 @@ class Validation:
         for images, labels in loader:
             yield images, labels if outputs is None else outputs[labels]
 
-    @torch.inference_mode()
-    def _hits(self, model: nn.Module, ids: NDArray[np.int64], device: torch.device) -> Tensor:
+    @torch.no_grad()
+    def _hits(
+        self,
+        model: nn.Module,
+        ids: NDArray[np.int64],
+        device: torch.device,
+        attack: Attack | None = None,
+    ) -> Tensor:
         """Return for each sample whether the model is right, bool (n,)."""
         hits = []
         for images, labels in self.batches(ids, device):
-            outputs = model(images)
-            if self.tta:
+            outputs = model(pgd(model, images, labels, attack) if attack else images)
+            if self.tta and not attack:
                 outputs = outputs + model(images.flip(3))
             hits.append(outputs.argmax(1) == labels)
         return torch.cat(hits)

@@ -38,7 +38,7 @@ def parse(
         args: arguments of the command line. None reads the arguments of the program.
 
     Raises:
-        ValueError: the file is not a mapping, or sets a field that `config_type` does not have.
+        ValueError: `--config-file` cannot be read, or sets a field that `config_type` lacks.
         SystemExit: the arguments are invalid, or ask for help.
     """
     sources = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -104,7 +104,12 @@ def _read(path: Path) -> dict[str, Any]:
     """
     text = path.read_text()
     try:
-        values = json.loads(text) if path.suffix == ".json" else _read_yaml(text)
+        if path.suffix == ".json":
+            values = json.loads(text)
+        else:
+            import yaml
+
+            values = yaml.load(text, yaml.BaseLoader)
     except ImportError:
         raise ValueError(
             f"reading {str(path)!r} needs pyyaml: pip install 'dp4tl_ffcv[recipes]', or write the "
@@ -116,14 +121,5 @@ def _read(path: Path) -> dict[str, Any]:
             f"{error}"
         ) from error
     if not isinstance(values, dict):
-        raise ValueError(
-            f"`config_file` must hold a mapping of fields to values; {str(path)!r} holds "
-            f"{type(values).__name__}. Write one field per line, as in `lr: 0.5`."
-        )
+        raise ValueError(f"{str(path)!r} must map fields to values, as in `lr: 0.5`.")
     return values
-
-
-def _read_yaml(text: str) -> Any:
-    import yaml
-
-    return yaml.load(text, yaml.BaseLoader)

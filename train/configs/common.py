@@ -37,23 +37,8 @@ class RunConfig:
     lr_per: Literal["step", "process"] = "step"
     """Whether the learning rate is --lr, or --lr times the number of processes."""
 
-    def __post_init__(self) -> None:
-        """Check the settings."""
-        check_choices(self)
-        check_fields(self, "seed lr", at_least=0)
-        check_fields(self, "num_workers log_every save_every epochs batch_size", at_least=1)
-
-
-@dataclass(frozen=True, kw_only=True)
-class SupervisedConfig(RunConfig):
-    """Settings that the recipes with labels have."""
-
     resolution: int
     """Side of the training crops, in pixels."""
-    val_resolution: int | None = None
-    """Side of the crops for validation and test. None takes the final training resolution."""
-    crop_ratio: float = 224 / 256
-    """Side of the centre crop / shorter side of the image, in validation and test."""
     min_scale: float = 0.08
     """Smallest area of a random crop, as a fraction of the image."""
     flip: bool = True
@@ -80,23 +65,40 @@ class SupervisedConfig(RunConfig):
     """Use Nesterov momentum in SGD."""
     weight_decay: float = 0.0
     """Weight decay, decoupled in AdamW."""
-    label_smoothing: float = 0.0
-    """Label smoothing of the cross-entropy."""
     amp: Literal["bf16", "fp16", "off"] = "bf16"
     """Precision of the forward pass on a GPU. A CPU computes in float32."""
 
     def __post_init__(self) -> None:
         """Check the settings."""
-        super().__post_init__()
-        check_fields(self, "step_length resolution val_resolution", at_least=1)
-        check_fields(self, "weight_decay step_ratio", at_least=0)
-        check_fields(self, "warmup start_factor end_factor momentum", at_least=0, at_most=1)
-        check_fields(self, "crop_ratio min_scale label_smoothing", at_least=0, at_most=1)
+        check_choices(self)
+        check_fields(self, "seed lr weight_decay step_ratio", at_least=0)
+        check_fields(self, "num_workers log_every save_every epochs batch_size", at_least=1)
+        check_fields(self, "step_length resolution", at_least=1)
+        check_fields(self, "min_scale momentum", at_least=0, at_most=1)
+        check_fields(self, "warmup start_factor end_factor", at_least=0, at_most=1)
 
     def optimizer_settings(self) -> dict[str, Any]:
         """Return the arguments of `make_optimizer`."""
         names = ("lr", "momentum", "nesterov", "weight_decay")
         return {"name": self.optimizer, **{name: getattr(self, name) for name in names}}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SupervisedConfig(RunConfig):
+    """Settings that the recipes with labels have."""
+
+    val_resolution: int | None = None
+    """Side of the crops for validation and test. None takes the final training resolution."""
+    crop_ratio: float = 224 / 256
+    """Side of the centre crop / shorter side of the image, in validation and test."""
+    label_smoothing: float = 0.0
+    """Label smoothing of the cross-entropy."""
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        super().__post_init__()
+        check_fields(self, "val_resolution", at_least=1)
+        check_fields(self, "crop_ratio label_smoothing", at_least=0, at_most=1)
 
 
 def check_choices(config: Any) -> None:

@@ -29,43 +29,23 @@ _SWITCHES = {
     "test.lr_tta": "tta",
 }
 _MODES = {"lp": "linear_probe", "ff": "full_finetuning"}
-_READ = {
-    "network.finetune_method",
-    "dataset.prune",
-    "train.batch_size",
-    "train.distributed",
-    "distributed.world_size",
-    "train.scheduler_type",
-    "train.progressive_resize",
-    "train.optimizer.type",
-    "train.optimizer.momentum",
-    "test.resolution",
-    "train.static_resolution.res",
-    "train.scheduler.step.step_ratio",
-    "train.scheduler.step.step_size",
-    "train.scheduler.cyclic.lr_peak_epoch",
-    "train.scheduler.cosine_with_warmup.warmup_epoch",
-    "train.scheduler.cosine_with_warmup.starting_factor",
-    *(
-        f"train.{section}.{key}"
-        for section in ("resolution", "progressive_resolution")
-        for key in ("min_res", "max_res", "start_ramp", "end_ramp")
-    ),
+# The other keys of DP4TL's files, by section. Some do not change a result (memory, logs, ports).
+_OTHERS = {
+    "exp": "identifier",
+    "network": "finetune_method",
+    "dataset": "prune in_memory indices.training indices.testing",
+    "train": "batch_size distributed scheduler_type progressive_resize static_resolution.res",
+    "train.optimizer": "type momentum",
+    "train.scheduler": "step.step_ratio step.step_size cyclic.lr_peak_epoch "
+    "cosine_with_warmup.warmup_epoch cosine_with_warmup.starting_factor",
+    "train.resolution": "min_res max_res start_ramp end_ramp",
+    "train.progressive_resolution": "min_res max_res start_ramp end_ramp",
+    "validation": "batch_size",
+    "test": "batch_size resolution",
+    "logging": "dry_run path save_intermediate_frequency",
+    "distributed": "world_size address port",
 }
-# Memory, logs and ports, which do not change a result, and the files of `dataset.prune`.
-_WITHOUT_EFFECT = {
-    "exp.identifier",
-    "dataset.in_memory",
-    "dataset.indices.training",
-    "dataset.indices.testing",
-    "validation.batch_size",
-    "test.batch_size",
-    "logging.dry_run",
-    "logging.path",
-    "logging.save_intermediate_frequency",
-    "distributed.address",
-    "distributed.port",
-}
+_KNOWN = {f"{section}.{key}" for section, keys in _OTHERS.items() for key in keys.split()}
 _CYCLE_ENDS = 1e-4  # learning rate at both ends of the cyclic schedule
 
 
@@ -83,7 +63,7 @@ def fields_of(nested: Mapping[str, Any]) -> dict[str, Any]:
         ValueError: a key is unknown or missing, or asks for pruning.
     """
     given = dict(_flatten(nested))
-    unknown = sorted(given.keys() - _SAME.keys() - _SWITCHES.keys() - _READ - _WITHOUT_EFFECT)
+    unknown = sorted(given.keys() - _SAME.keys() - _SWITCHES.keys() - _KNOWN)
     if unknown:
         raise ValueError(
             f"`config_file` has keys that DP4TL does not have: {', '.join(unknown)}. Remove them, "

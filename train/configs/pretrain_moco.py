@@ -66,8 +66,6 @@ class Config(Augmentation, RunConfig):
     """Side of the crops, in pixels."""
     min_scale: float = 0.2
     """Smallest area of a random crop, as a fraction of the image."""
-    flip: bool = True
-    """Mirror half of the crops. Turn off where left and right matter."""
 
     queue: int = 65536
     """Keys of earlier images to compare with: a multiple of the images of a step."""
@@ -83,13 +81,11 @@ class Config(Augmentation, RunConfig):
     batch_size: int = 256
     """Images per step, over all processes or in each; see --batch-per."""
     lr: float = 0.03
-    """Highest learning rate of SGD, which falls to zero as a cosine."""
-    warmup: float = 0.0
-    """Fraction of all steps over which the learning rate rises linearly."""
-    momentum: float = 0.9
-    """Momentum of SGD, without Nesterov's correction."""
+    """Highest learning rate, reached after the warm-up; see --lr-per."""
+    optimizer: Literal["adamw", "adam", "sgd"] = "sgd"
+    """Adam with decoupled weight decay or with weight decay in the gradient, or SGD."""
     weight_decay: float = 1e-4
-    """Weight decay of all parameters."""
+    """Weight decay, decoupled in AdamW."""
     amp: Literal["bf16", "off"] = "bf16"
     """Precision of the networks on a GPU. The loss, and everything on a CPU, is in float32."""
 
@@ -102,11 +98,9 @@ class Config(Augmentation, RunConfig):
         """Check the settings."""
         RunConfig.__post_init__(self)
         Augmentation.__post_init__(self)
-        check_fields(self, "iterations resolution queue", at_least=1)
-        check_fields(self, "projection_size norm_batch", at_least=1)
-        check_fields(self, "weight_decay", at_least=0)
+        check_fields(self, "iterations queue projection_size norm_batch", at_least=1)
         check_fields(self, "temperature", at_least=1e-3)
-        check_fields(self, "min_scale key_momentum momentum warmup", at_least=0, at_most=1)
+        check_fields(self, "key_momentum", at_least=0, at_most=1)
         if self.resolution <= self.blur_radius:
             raise ValueError(
                 f"`resolution` must be above the radius of the blur, {self.blur_radius} pixels; "
