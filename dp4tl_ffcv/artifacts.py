@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -178,6 +178,36 @@ def load_artifact(
             f"{str(path)!r} was written by a newer dp4tl_ffcv (format {version}). Update yours."
         )
     return arrays, header
+
+
+class Artifact:
+    """Base of dataclasses of read-only arrays and JSON-able facts that are kept in a file."""
+
+    __slots__ = ()
+    KIND: ClassVar[str]
+    ARRAYS: ClassVar[tuple[str, ...]]
+    FACTS: ClassVar[tuple[str, ...]] = ("provenance",)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the file `path` (`.npz`), atomically."""
+        arrays = {name: getattr(self, name) for name in self.ARRAYS}
+        save_artifact(path, self.KIND, arrays, {name: getattr(self, name) for name in self.FACTS})
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Read a file that `save` wrote."""
+        arrays, header = load_artifact(path, cls.KIND, cls.ARRAYS)
+        return cls(**arrays, **{name: header[name] for name in cls.FACTS})
+
+    @classmethod
+    def of(cls, given: Self | str | os.PathLike[str]) -> Self:
+        """Return `given`, loaded if it is a path."""
+        return cls.load(given) if isinstance(given, str | os.PathLike) else given
+
+    def _freeze(self, **arrays: NDArray[Any]) -> None:
+        for name, values in arrays.items():
+            values.setflags(write=False)
+            object.__setattr__(self, name, values)
 
 
 def check_fingerprint(what: str, expected: str | None, found: str, beton: Path) -> None:

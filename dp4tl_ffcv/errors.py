@@ -24,6 +24,17 @@ class StaleArtifactError(ValueError):
 
 
 @contextmanager
+def requires(package: str, purpose: str) -> Iterator[None]:
+    """Within the block, which imports from an optional `package`, name it if it is missing."""
+    try:
+        yield
+    except ImportError as error:
+        raise ValueError(
+            f"{purpose} needs {package}, which is not installed. Run `pip install {package}`."
+        ) from error
+
+
+@contextmanager
 def one_line_errors(
     settings: Any = None, *, program: str | None = None, debug: bool | None = None
 ) -> Iterator[None]:

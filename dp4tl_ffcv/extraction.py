@@ -14,7 +14,6 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from .beton import BetonIndex
-from .beton.index import check_indices
 from .distributed import barrier, on_rank_zero, process_group, rank, world_size
 from .errors import BetonError
 from .loading import evaluation_loader
@@ -24,7 +23,7 @@ from .scoring.features.features import Features
 from .scoring.features.reductions import BLOCK_ROWS
 from .scoring.surrogate.checkpoints import ModelLike, load_model
 from .scoring.surrogate.models import Classifier
-from .validate import check_choice, check_int
+from .validate import check_choice, check_int, check_int_array
 
 
 def extract_features(  # noqa: PLR0913  # options are named at the call
@@ -86,7 +85,7 @@ def extract_features(  # noqa: PLR0913  # options are named at the call
     check_choice("dtype", dtype, ("float16", "float32"))
     index = BetonIndex.of(beton)
     chosen = np.arange(index.num_samples) if indices is None else indices
-    ids = check_indices(chosen, index.num_samples)
+    ids = check_int_array("indices", chosen, below=index.num_samples)
     if not ids.size:
         raise ValueError("`indices` is empty; pass at least one sample id.")
     classifier, weights = load_model(

@@ -10,6 +10,7 @@ from .distributed import process_group as process_group
 from .distributed import rank as rank
 from .distributed import world_size as world_size
 from .errors import one_line_errors as one_line_errors
+from .errors import requires as requires
 from .progress import track as track
 from .runs import RunFolder as RunFolder
 from .runs import environment as environment

@@ -10,6 +10,7 @@ from collections.abc import Collection
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 _BYTES = re.compile(r"(\d+(?:\.\d+)?) *([KMGT]?)(i?)B?", re.IGNORECASE)
 _POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
@@ -34,6 +35,38 @@ def check_ints(
     if len(given) != count:
         raise ValueError(f"`{name}` must be {count} ints; got {values!r}.")
     return tuple(check_int(name, value, at_least, at_most) for value in given)
+
+
+def check_int_array(
+    name: str,
+    values: ArrayLike,
+    *,
+    at_least: int | None = None,
+    below: int | None = None,
+    distinct: bool = False,
+) -> NDArray[np.int64]:
+    """Return integers `(N,)` as contiguous int64; uint64 values from 2**63 on become negative.
+
+    With `below`, values must lie in `[0, below)`.
+    """
+    array = np.asarray(values)
+    if array.size == 0 and array.dtype.kind == "f":  # np.asarray([]) is float64
+        array = array.astype(np.int64)
+    if array.dtype.kind not in "iu":
+        hint = " For a mask, pass np.flatnonzero(mask)." if array.dtype.kind == "b" else ""
+        raise TypeError(f"`{name}` must be integers; got dtype {array.dtype}.{hint}")
+    if array.ndim != 1:
+        raise ValueError(f"`{name}` must have shape (N,); got {array.shape}.")
+    if array.size and at_least is not None and array.min() < at_least:
+        raise ValueError(f"`{name}` must be at least {at_least}; got {array.min()}.")
+    if array.size and below is not None and (array.min() < 0 or array.max() >= below):
+        raise ValueError(
+            f"`{name}` must lie in [0, {below}); got values from {array.min()} to {array.max()}."
+        )
+    if distinct and len(np.unique(array)) < len(array):
+        found, counts = np.unique(array, return_counts=True)
+        raise ValueError(f"`{name}` must be distinct; got {found[counts > 1][0]} more than once.")
+    return np.ascontiguousarray(array, dtype=np.int64)
 
 
 def check_number(

@@ -25,6 +25,7 @@ from dp4tl_ffcv.artifacts import (
     sha256_of_file,
     write_json,
 )
+from tests.support.traps import Trap
 
 NAMES = ("values", "ids")
 writers = pytest.mark.parametrize("writer", [atomic_open, part_file])
@@ -45,16 +46,6 @@ def save_by_hand(path: Path, header: Any, **values: Any) -> Path:
     text = header if isinstance(header, np.ndarray) else np.array(json.dumps(header))
     np.savez(path, header=text, **{**arrays(), **values})
     return path
-
-
-class Trap:
-    """Leaves a file when it is unpickled."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> Any:
-        return Path.touch, (self.path,)
 
 
 # Writing.

@@ -223,7 +223,7 @@ def fail(*_: Any, **__: Any) -> None:
     ("options", "message"),
     [
         ({"indices": []}, "`indices` is empty; pass at least one"),
-        ({"indices": [[1]]}, r"`indices` must have shape \(M,\)"),
+        ({"indices": [[1]]}, r"`indices` must have shape \(N,\)"),
         ({"indices": [0.5]}, "`indices` must be integers"),
         ({"indices": [120]}, r"`indices` must lie in \[0, 120\)"),
         ({"dtype": "float64"}, "`dtype` must be one of float16, float32; got 'float64'"),

@@ -11,6 +11,7 @@ from dp4tl_ffcv.validate import (
     check_choice,
     check_fraction,
     check_int,
+    check_int_array,
     check_ints,
     check_number,
     check_range,
@@ -52,6 +53,9 @@ def test_good_values_are_returned_as_plain_types(found: Any, expected: Any) -> N
         (check_int, (4, 1, 3), ValueError, r"`n` must be in \[1, 3\]; got 4"),
         (check_ints, ((1,), 2), ValueError, "`n` must be 2 ints"),
         (check_ints, (1, 1), ValueError, "`n` must be 1 ints"),
+        (check_int_array, ([True],), TypeError, r"`n` must be integers; .*np\.flatnonzero"),
+        (check_int_array, ([0.0],), TypeError, "`n` must be integers; got dtype float64"),
+        (check_int_array, ([[1]],), ValueError, r"`n` must have shape \(N,\); got \(1, 1\)"),
         (check_fraction, ("1",), TypeError, r"`n` must be a fraction in \(0, 1\]"),
         (check_fraction, (math.nan,), ValueError, r"`n` must be a fraction in \(0, 1\]"),
         (check_fraction, (0,), ValueError, r"`n` must be a fraction in \(0, 1\]; got 0"),
@@ -95,3 +99,26 @@ def test_processes_of_one_machine_share_its_cores(monkeypatch: pytest.MonkeyPatc
     assert resolve_num_workers(None) == 1
     with pytest.raises(ValueError, match="`num_workers` must be at least 1; got 0"):
         resolve_num_workers(0)
+
+
+@pytest.mark.parametrize(
+    ("values", "options", "message"),
+    [
+        ([0, -1], {"at_least": 0}, "^`n` must be at least 0; got -1"),
+        ([0, 3], {"below": 3}, r"^`n` must lie in \[0, 3\); got values from 0 to 3"),
+        ([-1, 1], {"below": 3}, r"^`n` must lie in \[0, 3\); got values from -1 to 1"),
+        (np.array([1 << 63], np.uint64), {"below": 3}, r"^`n` must lie in \[0, 3\)"),
+        ([2, 1, 2], {"distinct": True}, "^`n` must be distinct; got 2 more than once"),
+    ],
+)
+def test_arrays_of_wrong_integers_are_rejected(values: Any, options: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        check_int_array("n", values, **options)
+
+
+@pytest.mark.parametrize("values", [[], [2, 0], np.array([5, 4, 3], np.uint8)[::2]])
+def test_arrays_of_integers_are_returned_as_contiguous_int64(values: Any) -> None:
+    array = check_int_array("n", values, at_least=0, below=6, distinct=True)
+    assert array.tolist() == list(values)
+    assert array.dtype == np.int64
+    assert array.flags.c_contiguous

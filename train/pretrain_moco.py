@@ -33,10 +33,11 @@ from ffcv.transforms import ToDevice, ToTensor, ToTorchImage
 from torch import Tensor, nn
 
 from dp4tl_ffcv import PrunedLoader, RandomResizedCropRGBImageDecoder, view_pipelines
+from dp4tl_ffcv.utils import requires
 
 from .components.augmentations import augment, draw
 from .components.data import Source, open_source
-from .components.moco import MoCo, require_lightly
+from .components.moco import MoCo
 from .components.optimizers import make_optimizer, take_step
 from .components.precision import autocast
 from .components.processes import Processes, processes
@@ -46,7 +47,8 @@ from .components.session import Session, try_batch
 
 def pretrain_moco(config: Config) -> dict[str, Any]:
     """Pretrain an encoder and return the content of `result.json`."""
-    require_lightly()
+    with requires("lightly", "pretrain_moco"):
+        import lightly  # noqa: F401  # here, before the run folder is made
     with processes() as group:
         source = open_source(config.train, config.selection)
         session = Session("pretrain_moco", config, group, source.fingerprints())

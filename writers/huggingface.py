@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import dp4tl_ffcv
+from dp4tl_ffcv.utils import requires
 from dp4tl_ffcv.validate import check_choice
 
 from .components.common import Expected, Options, run, write_splits
@@ -144,10 +145,8 @@ def _card_of(root: Path) -> dict[str, Any]:
     head = re.match(r"---\n(.*?)\n---", text, flags=re.DOTALL)
     if head is None or "dataset_info:" not in head[1]:
         return {}
-    try:
+    with requires("pyyaml", f"reading {path}"):
         import yaml
-    except ModuleNotFoundError as error:
-        raise ValueError(f"Reading {path} needs pyyaml. Run: pip install pyyaml") from error
     info = yaml.safe_load(head[1])["dataset_info"]
     info = info[0] if isinstance(info, list) and len(info) == 1 else info
     return info if isinstance(info, dict) else {}

@@ -94,10 +94,8 @@ def read_devkit(root: Path) -> Devkit | None:
     folder, archive = root / DEVKIT, root / f"{DEVKIT}.tar.gz"
     if not folder.is_dir() and not archive.is_file():
         return None
-    try:
+    with utils.requires("scipy", "reading the devkit"):
         from scipy.io import loadmat
-    except ModuleNotFoundError as error:
-        raise ValueError("Reading the devkit needs scipy. Run: pip install scipy") from error
     try:
         if folder.is_dir():
             meta, truth = ((folder / name).read_bytes() for name in (META, TRUTH))

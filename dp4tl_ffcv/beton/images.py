@@ -8,8 +8,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..errors import BetonError
+from ..validate import check_int
 from .format import IMAGE_MODES
-from .index import BetonIndex, check_indices
+from .index import BetonIndex
 
 
 def read_image(
@@ -22,7 +23,7 @@ def read_image(
         ValueError: `sample_id` is out of range.
     """
     index = BetonIndex.of(beton)
-    check_indices([sample_id], len(index))
+    check_int("sample_id", sample_id, 0, len(index) - 1)
     kind = index.field(field).kind
     if kind != "rgb_image":
         raise BetonError(f"The field {field!r} holds no RGB images; its kind is {kind}.")

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import BetonError
+from ..validate import check_int_array
 from .format import IMAGE_MODES
 from .manifest import Manifest, read_manifest
 from .tables import BLOCK, FieldInfo, Tables, read_tables
@@ -182,7 +183,7 @@ class BetonIndex:
             TypeError: the indices are not integers.
             ValueError: an index is out of range.
         """
-        ids = check_indices(indices, len(self))
+        ids = check_int_array("indices", indices, below=len(self))
         retained = np.zeros(len(self), dtype=np.bool_)
         retained[ids] = True
         table = self.allocations
@@ -250,21 +251,3 @@ class BetonIndex:
     def __repr__(self) -> str:
         fields = ", ".join(f"{field.name}: {field.kind}" for field in self.fields)
         return f"BetonIndex({str(self.path)!r}, num_samples={len(self)}, fields=({fields}))"
-
-
-def check_indices(indices: ArrayLike, num_samples: int) -> NDArray[np.int64]:
-    """Return `indices` as int64 sample ids `(M,)`, or raise TypeError or ValueError."""
-    array = np.asarray(indices)
-    if array.size == 0 and array.dtype.kind == "f":  # np.asarray([]) is float64
-        array = array.astype(np.int64)
-    if array.dtype.kind not in "iu":
-        hint = " For a mask, pass np.flatnonzero(mask)." if array.dtype.kind == "b" else ""
-        raise TypeError(f"`indices` must be integers; got dtype {array.dtype}.{hint}")
-    if array.ndim != 1:
-        raise ValueError(f"`indices` must have shape (M,); got {array.shape}.")
-    if array.size and (array.min() < 0 or array.max() >= num_samples):
-        raise ValueError(
-            f"`indices` must lie in [0, {num_samples}); got values from {array.min()} to "
-            f"{array.max()}. Check which beton they were made for."
-        )
-    return np.ascontiguousarray(array, dtype=np.int64)

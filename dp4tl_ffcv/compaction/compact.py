@@ -11,10 +11,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..beton import BetonIndex, Manifest
-from ..beton.index import check_indices
 from ..beton.manifest import manifest_path
 from ..selection.selection import Selection
-from ..validate import check_choice, check_int, parse_bytes, resolve_num_workers
+from ..validate import check_choice, check_int, check_int_array, parse_bytes, resolve_num_workers
 from .copy_samples import copy_samples
 from .plan import retain
 from .source import SourceBeton
@@ -169,15 +168,16 @@ def _choose(
     if isinstance(selection, str | os.PathLike):
         selection = Selection.load(selection)
     if not isinstance(selection, Selection):
-        every = np.arange(index.num_samples)
-        ids = every if selection is None else np.unique(check_indices(selection, len(every)))
+        given = np.arange(index.num_samples) if selection is None else selection
+        ids = np.unique(check_int_array("selection", given, below=index.num_samples))
         if not ids.size:
             raise ValueError("`selection` retains no sample.")
         if not relabel:
             return None, ids
         selection = Selection.of_indices(index, ids)
     selection.check(index)
-    return selection, np.unique(check_indices(selection.indices, index.num_samples))
+    ids = check_int_array("indices", selection.indices, below=index.num_samples)
+    return selection, np.unique(ids)
 
 
 def _check_target(target: Path, source: Path) -> None:

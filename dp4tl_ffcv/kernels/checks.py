@@ -5,38 +5,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..validate import check_ints
-
-
-def as_ints(
-    values: ArrayLike, name: str, at_least: int | None = None, below: int | None = None
-) -> NDArray[np.int64]:
-    """Return integers `(N,)` as contiguous int64; uint64 values from 2**63 on become negative."""
-    array = np.asarray(values)
-    if array.size == 0 and array.dtype.kind == "f":  # np.asarray([]) is float64
-        array = array.astype(np.int64)
-    if array.dtype.kind not in "iu":
-        raise TypeError(f"`{name}` must be integers; got dtype {array.dtype}.")
-    if array.ndim != 1:
-        raise ValueError(f"`{name}` must have shape (N,); got {array.shape}.")
-    if array.size and at_least is not None and array.min() < at_least:
-        raise ValueError(f"`{name}` must be at least {at_least}; got {array.min()}.")
-    if array.size and below is not None and (array.min() < 0 or array.max() >= below):
-        raise out_of_range(array, below, name)
-    return np.ascontiguousarray(array, dtype=np.int64)
+from ..validate import check_int_array, check_ints
 
 
 def as_labels(labels: ArrayLike, num_classes: int, name: str = "labels") -> NDArray[np.int64]:
     """Return class ids `(N,)` in `[0, num_classes)` as contiguous int64."""
-    return as_ints(labels, name, below=num_classes)
-
-
-def out_of_range(labels: ArrayLike, num_classes: int, name: str = "labels") -> ValueError:
-    """Return the error for labels outside `[0, num_classes)`."""
-    array = np.asarray(labels)
-    return ValueError(
-        f"`{name}` must lie in [0, {num_classes}); got values from {array.min()} to {array.max()}."
-    )
+    return check_int_array(name, labels, below=num_classes)
 
 
 def as_features(features: ArrayLike, name: str = "features") -> NDArray[Any]:

@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..validate import check_int, check_number, check_range
-from .checks import as_ints
+from ..validate import check_int, check_int_array, check_number, check_range
 from .compiled import compiled
 
 _TRIES = 10  # as in torchvision
@@ -124,8 +123,9 @@ def random_crops(
     Returns:
         Boxes `(N, 4)`: top, left, height, width.
     """
-    samples = as_ints(ids, "ids", at_least=0)
-    rows, columns = as_ints(heights, "heights", at_least=1), as_ints(widths, "widths", at_least=1)
+    samples = check_int_array("ids", ids, at_least=0)
+    rows = check_int_array("heights", heights, at_least=1)
+    columns = check_int_array("widths", widths, at_least=1)
     if not len(rows) == len(columns) == len(samples):
         raise ValueError(
             f"`heights`, `widths` and `ids` must have one entry per sample; got {len(rows)}, "
@@ -152,7 +152,7 @@ def random_flips(
     Returns:
         Flags `(N,)`, true for mirrored samples.
     """
-    samples = as_ints(ids, "ids", at_least=0)
+    samples = check_int_array("ids", ids, at_least=0)
     chance = check_number("probability", probability, at_least=0, at_most=1)
     run, time, crop = _as_counters(seed, epoch, view)
     flips: NDArray[np.bool_] = _draw_flips(samples, run, time, chance, crop)

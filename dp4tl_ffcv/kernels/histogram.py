@@ -6,8 +6,7 @@ import numpy as np
 from numba import get_num_threads, prange
 from numpy.typing import ArrayLike, NDArray
 
-from ..validate import check_int
-from .checks import as_ints, out_of_range
+from ..validate import check_int, check_int_array
 from .compiled import compiled
 
 # Below this many labels, another thread costs more than it saves.
@@ -50,7 +49,7 @@ def class_histogram(labels: ArrayLike, num_classes: int) -> NDArray[np.int64]:
         Counts `(C,)`.
     """
     num_classes = check_int("num_classes", num_classes, 1)
-    ids = as_ints(labels, "labels")
+    ids = check_int_array("labels", labels)
     num_slabs = max(1, min(get_num_threads(), ids.size // _LABELS_PER_THREAD))
     # Every thread adds integers to its own rows: no race, and one result for any thread count.
     # Four-byte counters, where they suffice, need half the cache.
@@ -62,5 +61,5 @@ def class_histogram(labels: ArrayLike, num_classes: int) -> NDArray[np.int64]:
         _count_slabs(ids, slabs)
     counts: NDArray[np.int64] = slabs.sum(axis=(0, 1), dtype=np.int64)
     if counts[-1]:
-        raise out_of_range(labels, num_classes)
+        check_int_array("labels", labels, below=num_classes)  # raises
     return counts[:-1]

@@ -6,7 +6,7 @@ import numpy as np
 from numba import get_num_threads, prange
 from numpy.typing import ArrayLike, NDArray
 
-from .checks import as_ints, out_of_range
+from ..validate import check_int_array
 from .compiled import compiled
 
 # Below this many labels, another thread costs more than it saves.
@@ -56,13 +56,13 @@ def class_members(labels: ArrayLike, retained: ArrayLike) -> NDArray[np.int64]:
         raise TypeError(f"`retained` must be bool; got dtype {flags.dtype}.")
     if flags.ndim != 1:
         raise ValueError(f"`retained` must have shape (C,); got {flags.shape}.")
-    ids = as_ints(labels, "labels")
+    ids = check_int_array("labels", labels)
     kinds = np.append(flags.astype(np.uint8), np.uint8(2))
     num_slabs = max(1, min(get_num_threads(), ids.size // _LABELS_PER_THREAD))
     counts = np.empty((num_slabs, 2), dtype=np.int64)
     _count_slabs(ids, kinds, counts)
     if counts[:, 1].any():
-        raise out_of_range(labels, len(flags))
+        check_int_array("labels", labels, below=len(flags))  # raises
     starts = np.concatenate(([0], np.cumsum(counts[:, 0])))
     members = np.empty(starts[-1], dtype=np.int64)
     _write_slabs(ids, kinds, starts, members)

@@ -1,7 +1,7 @@
 """Combine scores: average over runs, or rank classes for several targets."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any, Literal, get_args
 
@@ -176,22 +176,18 @@ def _check_alike(scores: Sequence[Scores]) -> dict[str, Any]:
                 f"`scores` have different {name}, {different[0]} and {different[1]}. Score the "
                 "same classes or samples."
             )
-    provenances = [one.provenance for one in scores]
-    parts = [{"method": one.method, "scores": dict(one.provenance)} for one in scores]
-    return {
-        "parts": parts,
-        **check_one_source("scores", provenances),
-        **_check_one_clustering(provenances),
+    about: dict[str, Any] = {
+        "parts": [{"method": one.method, "scores": dict(one.provenance)} for one in scores],
+        **check_one_source("scores", [one.provenance for one in scores]),
     }
-
-
-def _check_one_clustering(provenances: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    found = list(dict.fromkeys(provenance.get("clusters_sha256") for provenance in provenances))
-    if len(found) > 1:
+    clusters = {one.provenance.get("clusters_sha256") for one in scores}
+    if len(clusters) > 1:
         raise StaleArtifactError(
             "`scores` were made with different clusters. Score the same clusters."
         )
-    return {} if found[0] is None else {"clusters_sha256": found[0]}
+    if clusters != {None}:
+        about["clusters_sha256"] = clusters.pop()
+    return about
 
 
 def _methods(scores: Sequence[Scores]) -> list[str]:
@@ -204,16 +200,12 @@ def _shares(weights: Sequence[float] | None, count: int) -> NDArray[np.float64]:
         values = np.ones(count) if weights is None else np.asarray(weights, dtype=np.float64)
     except (ValueError, TypeError):  # text, or rows of several lengths
         values = np.empty(0)
+    # The sum of huge weights would overflow. Scaling by a power of two keeps all bits.
+    values = np.ldexp(values, -np.frexp(values.max(initial=0.0))[1])
     if values.shape != (count,) or not (np.isfinite(values).all() and (values > 0).all()):
         raise ValueError(
-            f"`weights` must hold a number above 0 for each of the {count} scores; got {weights!r}."
-        )
-    # The sum of huge weights would overflow. Scaling by a power of two keeps all bits.
-    values = np.ldexp(values, -np.frexp(values.max())[1])
-    if not values.all():
-        raise ValueError(
-            f"`weights` {weights!r} differ so much that a share rounds to 0. Leave out the "
-            "scores with small weights."
+            f"`weights` must hold a number above 0, and not negligible, for each of the {count} "
+            f"scores; got {weights!r}."
         )
     shares: NDArray[np.float64] = values / values.sum()
     return shares

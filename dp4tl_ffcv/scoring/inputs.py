@@ -47,11 +47,10 @@ def whole_source(values: FeaturesOrArray) -> "Features | None":
     source = features_or_none(values)
     if source is None:
         return None
-    everything = np.arange(len(source))
-    if np.array_equal(source.indices, everything):
+    every, order = np.arange(len(source)), np.argsort(source.indices, kind="stable")
+    if np.array_equal(order, every) and np.array_equal(source.indices, every):
         return source
-    order = np.argsort(source.indices, kind="stable")
-    if not np.array_equal(source.indices[order], everything):
+    if not np.array_equal(source.indices[order], every):
         raise ValueError(
             f"`source` must hold each sample id from 0 to {len(source) - 1} once; sample ids are "
             "missing or repeated. Extract the features of the whole source."
@@ -83,6 +82,37 @@ def logits_of(name: str, features: "Features") -> NDArray[np.float32]:
     return features.logits
 
 
+def votes_of(
+    target: FeaturesOrArray,
+) -> tuple[NDArray[Any], NDArray[np.float64] | None, dict[str, Any]]:
+    """Return predictions `(n,)`, soft votes `(C,)` and the provenance of a target.
+
+    The target may be features or logits; any other array is returned as the predictions, with None
+    for the soft votes.
+    """
+    from .features.reductions import sum_soft_votes
+
+    if (features := features_or_none(target)) is not None:
+        about = {"target": dict(features.provenance)}
+        if features.predictions is not None and features.soft_votes is not None:
+            return features.predictions, features.soft_votes, about
+        target = logits_of("target", features)
+    else:
+        about = {}
+    array = as_array(target)
+    if array.ndim != 2:
+        return array, None, about
+    if array.dtype.kind != "f" or not array.size:
+        raise ValueError(
+            f"`target` must be float logits (n, C) with n >= 1; got shape {array.shape} of "
+            f"{array.dtype}. Pass the surrogate's outputs."
+        )
+    if not np.isfinite(array).all():
+        raise ValueError("`target` must be finite; got NaN or inf. Check the surrogate's outputs.")
+    # argmax returns the first of equal maxima on every machine.
+    return array.argmax(axis=1), sum_soft_votes(array), about
+
+
 def count_in(
     beton: "int | Path | BetonIndex", unit: Unit, label_field: str
 ) -> tuple[int, dict[str, str]]:
@@ -97,18 +127,6 @@ def count_in(
     index = BetonIndex.of(beton)
     count = index.num_samples if unit == "sample" else len(index.class_counts(label_field))
     return count, {"source_fingerprint": index.fingerprint}
-
-
-def check_logits(name: str, array: NDArray[Any]) -> NDArray[Any]:
-    """Return logits `(n, C)`; raise ValueError if they are not finite floats."""
-    if array.dtype.kind != "f" or not array.size:
-        raise ValueError(
-            f"`{name}` must be float logits (n, C) with n >= 1; got shape {array.shape} of "
-            f"{array.dtype}. Pass the surrogate's outputs."
-        )
-    if not np.isfinite(array).all():
-        raise ValueError(f"`{name}` must be finite; got NaN or inf. Check the surrogate's outputs.")
-    return array
 
 
 def check_soft_votes(name: str, votes: Any) -> NDArray[np.float64]:
@@ -136,10 +154,9 @@ def check_one_source(name: str, provenances: Iterable[Mapping[str, Any]]) -> dic
     Raise StaleArtifactError if two differ. Results of arrays record no fingerprint and fit every
     source.
     """
-    stated = (provenance.get("source_fingerprint") for provenance in provenances)
-    found = list(dict.fromkeys(fingerprint for fingerprint in stated if fingerprint is not None))
+    found = {provenance.get("source_fingerprint") for provenance in provenances} - {None}
     if len(found) > 1:
         raise StaleArtifactError(
             f"`{name}` were made for different sources. Make all of them from one beton."
         )
-    return {"source_fingerprint": found[0]} if found else {}
+    return {"source_fingerprint": str(found.pop())} if found else {}

@@ -47,8 +47,8 @@ def distances(
     return found
 
 
-def blocks(values: NDArray[Any]) -> Iterator[slice]:
-    """Yield slices of rows that fit into a bounded amount of memory as float64."""
-    step = max(1, _BLOCK_BYTES // (8 * values.shape[1]))
+def blocks(values: NDArray[Any], most_bytes: int | None = None) -> Iterator[slice]:
+    """Yield slices of rows that take at most so many bytes as float64."""
+    step = max(1, (most_bytes or _BLOCK_BYTES) // (8 * values.shape[1]))
     for start in range(0, len(values), step):
         yield slice(start, start + step)

@@ -17,12 +17,16 @@ class Budget:
     value: Any
     """The value; a number of bytes is an int."""
 
-    def first_that_fit(self, costs: NDArray[np.int64], what: str) -> int:
-        """Return the number of entries, best first, whose costs together fit into the budget.
+    def number_of(self, costs: NDArray[np.int64], what: str) -> int:
+        """Return how many entries, best first, the budget retains.
 
         The costs are samples or bytes; `what` names an entry in the error if not even the first
         fits.
         """
+        if self.name == "keep":
+            return int(part_of(self.value, len(costs)))
+        if self.name == "keep_classes":
+            return check_int(self.name, self.value, 1, len(costs))
         count = int(np.searchsorted(np.cumsum(costs), self.value, side="right"))
         if not count:
             unit = "bytes" if self.name == "keep_bytes" else "samples"
@@ -31,12 +35,6 @@ class Budget:
                 "Raise the budget."
             )
         return count
-
-    def number_of(self, total: int) -> int:
-        """Return the number of `total` entries that a fraction or a number keeps."""
-        if self.name == "keep":
-            return int(part_of(self.value, total))
-        return check_int(self.name, self.value, 1, total)
 
 
 def one_budget(**given: Any) -> Budget:

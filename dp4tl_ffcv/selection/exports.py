@@ -15,7 +15,7 @@ EXPORT_SUFFIXES = (".npy", ".indices", ".txt")
 
 
 def export_indices(
-    selection: Selection | str | os.PathLike[str], path: str | os.PathLike[str]
+    selection: Selection | str | os.PathLike[str], out: str | os.PathLike[str]
 ) -> Selection:
     """Write the retained sample ids, ascending, for other loaders.
 
@@ -23,14 +23,14 @@ def export_indices(
 
     Args:
         selection: the selection, or the path of its file.
-        path: file to write. The suffix is `.npy` for a numpy array, `.indices` for a torch tensor
+        out: file to write. The suffix is `.npy` for a numpy array, `.indices` for a torch tensor
             that DP4TL's scripts load, or `.txt` for one id per line.
 
     Returns:
         The selection.
     """
-    selection, suffix = Selection.of(selection), _check_suffix(path)
-    with atomic_open(path) as stream:
+    selection, suffix = Selection.of(selection), _check_suffix(out)
+    with atomic_open(out) as stream:
         if suffix == ".npy":
             np.save(stream, selection.indices)
         elif suffix == ".txt":

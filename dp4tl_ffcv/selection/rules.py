@@ -1,8 +1,7 @@
 """Select classes, samples, or samples within classes, by their scores."""
 
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -78,10 +77,12 @@ def select(  # noqa: PLR0913  # options are named at the call
     )
     index, ranked = BetonIndex.of(beton), _combined(scores, combine, weights)
     inner = None if within is None else Scores.of(within)
-    groups = None if clusters is None else Clusters.of(clusters)
-    _check_options(ranked, budget, inner, keep_within, balanced, groups)
-    _check_source("scores", ranked, index)
-    _check_clusters(groups, ranked, index)
+    pseudo = None if clusters is None else Clusters.of(clusters)
+    _check_options(ranked, budget, inner, keep_within, balanced, pseudo)
+    _check_source(index, scores=ranked, clusters=pseudo, within=inner)
+    _check_classes(ranked, index, pseudo, label_field)
+    if budget.name == "keep_samples":
+        check_int(budget.name, budget.value, 1, index.num_samples)
     provenance: dict[str, Any] = {
         "method": ranked.method,
         "unit": ranked.unit,
@@ -92,16 +93,30 @@ def select(  # noqa: PLR0913  # options are named at the call
         keep_within = check_fraction("keep_within", keep_within)
         about = {"method": inner.method, "scores": dict(inner.provenance)}
         provenance |= {"keep_within": keep_within, "within": about}
-    if groups is not None:
-        provenance["clusters"] = groups.described()
-    if ranked.unit == "sample":
-        provenance |= {"balanced": True} if balanced else {}
-        ids = _best_samples(ranked, index, budget, balanced, groups, label_field)
-        selection = _of_samples(index, ids, label_field, provenance)
+    if pseudo is not None:
+        provenance["clusters"] = pseudo.described()
+    if ranked.unit == "sample" and not balanced:
+        groups = np.arange(index.num_samples)
     else:
-        selection = _by_classes(
-            ranked, index, budget, inner, keep_within, groups, label_field, provenance
-        )
+        groups = index.labels(label_field) if pseudo is None else pseudo.labels
+    retained = np.ones(len(groups), dtype=np.bool_)
+    if balanced:
+        provenance["balanced"] = True
+        retained = _best_of_each(ranked, groups, budget.value)
+    elif inner is not None and keep_within is not None:
+        retained = _best_of_each(inner, groups, keep_within)
+    if not balanced:
+        best = _best_groups(ranked, index, budget, groups, retained)
+        retained &= best[groups]
+        if pseudo is not None:
+            provenance["clusters"]["retained"] = np.flatnonzero(best).tolist()
+    selection = Selection.of_indices(
+        index,
+        np.flatnonzero(retained),
+        num_classes=len(ranked) if ranked.unit == "class" and pseudo is None else None,
+        label_field=label_field,
+        provenance=provenance,
+    )
     if out is not None:
         selection.save(out)
     return selection
@@ -117,86 +132,31 @@ def _combined(
     return combine_scores(loaded, how=how, weights=weights or None)
 
 
-def _by_classes(
-    scores: Scores,
-    index: BetonIndex,
-    budget: Budget,
-    within: Scores | None,
-    keep_within: float | None,
-    clusters: Clusters | None,
-    label_field: str,
-    provenance: dict[str, Any],
-) -> Selection:
-    if clusters is not None:
-        groups = clusters.labels
-        counts = np.bincount(groups, minlength=clusters.num_clusters)
-    else:
-        groups = index.labels(label_field)
-        counts = _class_counts(scores, index, label_field)
-    inside = np.ones(len(groups), dtype=np.bool_)
-    if within is not None and keep_within is not None:
-        _check_samples("within", within, index)
-        inside = _best_of_each(within, groups, counts, keep_within)
-    classes = _best_classes(scores, index, budget, groups, counts, inside)
-    if clusters is not None:
-        provenance["clusters"]["retained"] = np.sort(classes).tolist()
-        ids = np.flatnonzero(np.isin(groups, classes) & inside)
-        return _of_samples(index, ids, label_field, provenance)
-    selection = Selection.of_classes(
-        index, classes, num_classes=len(scores), label_field=label_field, provenance=provenance
-    )
-    if within is None:
-        return selection
-    return replace(selection, indices=selection.indices[inside[selection.indices]])
-
-
-def _best_classes(
+def _best_groups(
     scores: Scores,
     index: BetonIndex,
     budget: Budget,
     groups: NDArray[np.int64],
-    counts: NDArray[np.int64],
-    inside: NDArray[np.bool_],
-) -> NDArray[np.int64]:
-    """Return the best classes within the budget, which counts only samples `inside`."""
-    ranking = scores.ranking()
-    ranking = ranking[counts[ranking] > 0]
-    if budget.name in ("keep", "keep_classes"):
-        return ranking[: budget.number_of(len(ranking))]
-    weights: NDArray[Any] = inside
-    if budget.name == "keep_samples":
-        check_int(budget.name, budget.value, 1, index.num_samples)
-    else:
-        weights = index.sample_bytes() * inside
-    # bincount's float64 is exact up to 2**53 bytes.
-    costs = np.bincount(groups, weights, minlength=len(counts)).astype(np.int64)
-    return ranking[: budget.first_that_fit(costs[ranking], "class")]
-
-
-def _best_samples(
-    scores: Scores,
-    index: BetonIndex,
-    budget: Budget,
-    balanced: bool,
-    clusters: Clusters | None,
-    label_field: str,
-) -> NDArray[np.int64]:
-    _check_samples("scores", scores, index)
-    if balanced:
-        groups = index.labels(label_field) if clusters is None else clusters.labels
-        return np.flatnonzero(_best_of_each(scores, groups, np.bincount(groups), budget.value))
-    ranking = scores.ranking()
-    if budget.name == "keep_bytes":
-        sizes = index.sample_bytes()[ranking]
-        return ranking[: budget.first_that_fit(sizes, "sample")]
-    return ranking[: budget.number_of(len(ranking))]
-
-
-def _best_of_each(
-    scores: Scores, groups: NDArray[np.int64], counts: NDArray[np.int64], keep: float
+    counted: NDArray[np.bool_],
 ) -> NDArray[np.bool_]:
-    """Return whether each sample `(N,)` is among the best fraction `keep` of its group."""
+    """Return which groups, classes or single samples, fit into the budget, the best first.
+
+    `groups` holds the group of each sample; a budget of samples or bytes counts only some samples.
+    """
+    sizes = np.bincount(groups, minlength=len(scores))
     ranking = scores.ranking()
+    ranking = ranking[sizes[ranking] > 0]
+    weights = counted * (index.sample_bytes() if budget.name == "keep_bytes" else 1)
+    # bincount's float64 is exact up to 2**53 bytes.
+    costs = np.bincount(groups, weights, minlength=len(scores)).astype(np.int64)
+    best = np.zeros(len(scores), dtype=np.bool_)
+    best[ranking[: budget.number_of(costs[ranking], scores.unit)]] = True
+    return best
+
+
+def _best_of_each(scores: Scores, groups: NDArray[np.int64], keep: float) -> NDArray[np.bool_]:
+    """Return whether each sample `(N,)` is among the best fraction `keep` of its group."""
+    counts, ranking = np.bincount(groups), scores.ranking()
     # numpy's radix sort of 16-bit integers takes a tenth of the time.
     ranked = groups[ranking].astype(np.min_scalar_type(len(counts)))
     order = ranking[np.argsort(ranked, kind="stable")]
@@ -207,65 +167,46 @@ def _best_of_each(
     return best
 
 
-def _of_samples(
-    index: BetonIndex, ids: NDArray[np.int64], label_field: str, provenance: Mapping[str, Any]
-) -> Selection:
-    if label_field != "label" or any(field.name == "label" for field in index.fields):
-        return Selection.of_indices(index, ids, label_field=label_field, provenance=provenance)
-    # Sources for self-supervised pretraining have no labels.
-    return Selection(
-        classes=np.empty(0, dtype=np.int64),
-        indices=np.sort(ids),
-        label_map=np.empty(0, dtype=np.int64),
-        fingerprint=index.fingerprint,
-        provenance=provenance,
-    )
+def _check_source(index: BetonIndex, **given: Scores | Clusters | None) -> None:
+    """Check that scores and clusters were made for the beton."""
+    for name, made in given.items():
+        if made is None:
+            continue
+        fingerprint = made.provenance.get("source_fingerprint")
+        check_fingerprint(name, fingerprint, index.fingerprint, index.path)
+        of_classes = isinstance(made, Scores) and made.unit == "class"
+        if not of_classes and len(made) != index.num_samples:
+            raise ValueError(
+                f"the beton has {index.num_samples} samples, but `{name}` covers {len(made)}. Make "
+                f"`{name}` for this beton."
+            )
 
 
-def _class_counts(scores: Scores, index: BetonIndex, label_field: str) -> NDArray[np.int64]:
-    """Return the number of samples of each scored class `(C,)`."""
-    counts = index.class_counts(label_field)
-    named = bool(index.class_names(label_field))
-    if len(counts) > len(scores) or (named and len(counts) != len(scores)):
-        raise ValueError(
-            f"the beton has {len(counts)} classes, but `scores` cover {len(scores)}. Score the "
-            "classes of this beton."
-        )
-    return np.concatenate((counts, np.zeros(len(scores) - len(counts), dtype=np.int64)))
-
-
-def _check_source(name: str, made: Scores | Clusters, index: BetonIndex) -> None:
-    fingerprint = made.provenance.get("source_fingerprint")
-    check_fingerprint(name, fingerprint, index.fingerprint, index.path)
-
-
-def _check_samples(name: str, made: Scores | Clusters, index: BetonIndex) -> None:
-    _check_source(name, made, index)
-    if len(made) != index.num_samples:
-        raise ValueError(
-            f"the beton has {index.num_samples} samples, but `{name}` covers {len(made)}. Make "
-            f"`{name}` for this beton."
-        )
-
-
-def _check_clusters(clusters: Clusters | None, scores: Scores, index: BetonIndex) -> None:
-    """Check that the clusters are for this beton, and the scores for these clusters."""
-    made_for = scores.provenance.get("clusters_sha256")
-    if clusters is None:
-        if made_for is not None and scores.unit == "class":
-            raise ValueError("the scores are for pseudo-classes. Pass their `clusters`.")
-        return
-    _check_samples("clusters", clusters, index)
+def _check_classes(
+    scores: Scores, index: BetonIndex, clusters: Clusters | None, label_field: str
+) -> None:
+    """Check that class scores cover the classes of the beton, or these pseudo-classes."""
     if scores.unit == "sample":
         return
-    if made_for is not None and made_for != clusters.digest():
-        raise StaleArtifactError(
-            "the scores were made with other clusters. Pass the clusters that were scored."
-        )
-    if len(scores) != clusters.num_clusters:
+    made_for = scores.provenance.get("clusters_sha256")
+    if clusters is not None:
+        if made_for is not None and made_for != clusters.digest():
+            raise StaleArtifactError(
+                "the scores were made with other clusters. Pass the clusters that were scored."
+            )
+        if len(scores) != clusters.num_clusters:
+            raise ValueError(
+                f"there are {clusters.num_clusters} pseudo-classes, but `scores` cover "
+                f"{len(scores)}. Score these clusters."
+            )
+        return
+    if made_for is not None:
+        raise ValueError("the scores are for pseudo-classes. Pass their `clusters`.")
+    count, named = len(index.class_counts(label_field)), bool(index.class_names(label_field))
+    if count > len(scores) or (named and count != len(scores)):
         raise ValueError(
-            f"there are {clusters.num_clusters} pseudo-classes, but `scores` cover {len(scores)}. "
-            "Score these clusters."
+            f"the beton has {count} classes, but `scores` cover {len(scores)}. Score the classes "
+            "of this beton."
         )
 
 

@@ -9,23 +9,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..artifacts import check_fingerprint, load_artifact, save_artifact
+from ..artifacts import Artifact, check_fingerprint
 from ..beton import BetonIndex
-from ..beton.index import check_indices
 from ..kernels import class_members
+from ..validate import check_int_array
 
 Beton = BetonIndex | str | os.PathLike[str]
 
-_KIND = "selection"
-_ARRAYS = ("classes", "indices", "label_map")
-
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Selection:
+class Selection(Artifact):
     """Retained classes and samples of a beton.
 
     Made by `select`, `Selection.of_classes` or `Selection.of_indices`.
     """
+
+    KIND = "selection"
+    ARRAYS = ("classes", "indices", "label_map")
+    FACTS = ("fingerprint", "label_field", "provenance")
 
     classes: NDArray[np.int64]
     """Retained class ids `(K,)`, ascending."""
@@ -42,10 +43,8 @@ class Selection:
     """The open beton; None if the selection was loaded from its file."""
 
     def __post_init__(self) -> None:
-        for name in _ARRAYS:
-            values = np.array(getattr(self, name), dtype=np.int64)
-            values.setflags(write=False)
-            object.__setattr__(self, name, values)
+        for name in self.ARRAYS:
+            self._freeze(**{name: np.array(getattr(self, name), dtype=np.int64)})
         if not self.indices.size:
             raise ValueError(
                 "the selection retains no sample. Keep more, or check that the beton holds the "
@@ -74,17 +73,7 @@ class Selection:
         index = BetonIndex.of(beton)
         labels = index.labels(label_field)
         count = max(num_classes or 0, _num_classes(index, labels, label_field))
-        ids = np.sort(np.asarray(classes))
-        if ids.dtype.kind not in "iu" or ids.ndim != 1 or len(np.unique(ids)) != len(ids):
-            raise ValueError(
-                f"`classes` must be distinct integers of shape (K,); got {ids.dtype} of shape "
-                f"{ids.shape}."
-            )
-        if ids.size and (ids[0] < 0 or ids[-1] >= count):
-            raise ValueError(
-                f"`classes` must be in [0, {count}); got values from {ids[0]} to {ids[-1]}. "
-                "Check that the classes belong to this beton."
-            )
+        ids = np.sort(check_int_array("classes", classes, below=count, distinct=True))
         label_map = _number(ids, count)
         return cls(
             classes=ids,
@@ -102,18 +91,28 @@ class Selection:
         beton: Beton,
         indices: ArrayLike,
         *,
+        num_classes: int | None = None,
         label_field: str = "label",
         provenance: Mapping[str, Any] | None = None,
     ) -> "Selection":
-        """Retain the samples `indices` `(M,)`, given in any order; repeats count once."""
+        """Retain the samples `indices` `(M,)`, given in any order; repeats count once.
+
+        The other arguments are those of `of_classes`. If the beton has no field `label`, the
+        selection has no classes.
+        """
         index = BetonIndex.of(beton)
-        ids = np.unique(check_indices(indices, index.num_samples))
-        labels = index.labels(label_field)
-        classes = np.unique(labels[ids])
+        ids = np.unique(check_int_array("indices", indices, below=index.num_samples))
+        if label_field == "label" and not any(field.name == "label" for field in index.fields):
+            classes = label_map = np.empty(0, dtype=np.int64)
+        else:
+            labels = index.labels(label_field)
+            classes = np.unique(labels[ids])
+            count = max(num_classes or 0, _num_classes(index, labels, label_field))
+            label_map = _number(classes, count)
         return cls(
             classes=classes,
             indices=ids,
-            label_map=_number(classes, _num_classes(index, labels, label_field)),
+            label_map=label_map,
             fingerprint=index.fingerprint,
             label_field=label_field,
             provenance=provenance or {},
@@ -123,7 +122,7 @@ class Selection:
     def digest(self) -> str:
         """Return a SHA-256, as hex digits, of the retained classes and samples and the beton."""
         digest = hashlib.sha256(self.fingerprint.encode())
-        for name in _ARRAYS:
+        for name in self.ARRAYS:
             digest.update(getattr(self, name).tobytes())
         return digest.hexdigest()
 
@@ -172,27 +171,6 @@ class Selection:
         if "retained" in self.provenance.get("clusters", {}):
             result["pseudo_classes"] = self.provenance["clusters"]["retained"]
         return result
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the selection to `path` (`.npz`), atomically."""
-        header = {
-            "fingerprint": self.fingerprint,
-            "label_field": self.label_field,
-            "provenance": dict(self.provenance),
-        }
-        save_artifact(path, _KIND, {name: getattr(self, name) for name in _ARRAYS}, header)
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> "Selection":
-        """Read a selection from a file that `save` wrote."""
-        arrays, header = load_artifact(path, _KIND, _ARRAYS)
-        about = {name: header[name] for name in ("fingerprint", "label_field", "provenance")}
-        return cls(**{**arrays, **about})
-
-    @classmethod
-    def of(cls, selection: "Selection | str | os.PathLike[str]") -> "Selection":
-        """Return a Selection; load it if `selection` is a path."""
-        return cls.load(selection) if isinstance(selection, str | os.PathLike) else selection
 
     def __len__(self) -> int:
         return len(self.indices)

@@ -75,8 +75,8 @@ def test_grey_jpegs_are_read_as_rgb(tmp_path: Path) -> None:
     [
         ((0, "label"), BetonError, "'label' holds no RGB images; its kind is int"),
         ((0, "picture"), BetonError, r"no field 'picture'\. Its fields are image, label"),
-        *(((number,), ValueError, r"`indices` must lie in \[0, 5\)") for number in (5, -1, 2**40)),
-        *(((number,), TypeError, "`indices` must be integers") for number in (1.0, True, "1")),
+        *(((number,), ValueError, r"`sample_id` must be in \[0, 4\]") for number in (5, -1, 2**40)),
+        *(((number,), TypeError, "`sample_id` must be an int") for number in (1.0, True, "1")),
     ],
 )
 def test_bad_arguments_are_rejected(

@@ -205,8 +205,8 @@ def test_negative_labels_are_rejected(tmp_path: Path) -> None:
         ([True] * 6, TypeError, r"^`indices` must be integers; .*np\.flatnonzero"),
         ([0.0], TypeError, "^`indices` must be integers; got dtype float64"),
         (["0"], TypeError, "^`indices` must be integers"),
-        ([[0, 1]], ValueError, r"^`indices` must have shape \(M,\); got \(1, 2\)"),
-        (3, ValueError, r"^`indices` must have shape \(M,\); got \(\)"),
+        ([[0, 1]], ValueError, r"^`indices` must have shape \(N,\); got \(1, 2\)"),
+        (3, ValueError, r"^`indices` must have shape \(N,\); got \(\)"),
         (np.array([2**63], dtype=np.uint64), ValueError, "^`indices` must lie in"),
     ],
 )

@@ -295,7 +295,7 @@ def test_negative_labels_are_copied_but_not_relabelled(tmp_path: Path) -> None:
         ({"raw_budget": "1GiB", "images": "raw"}, "`raw_budget` cannot be combined with images="),
         ({"num_workers": 0}, "`num_workers` must be at least 1; got 0"),
         ({"selection": []}, "`selection` retains no sample"),
-        ({"selection": [0, 40]}, r"`indices` must lie in \[0, 40\)"),
+        ({"selection": [0, 40]}, r"`selection` must lie in \[0, 40\)"),
         ({"images": "raw"}, "has no RGB images. Leave out `images`"),
         ({"fields": ["label", "identifier"]}, "`fields` must keep 'blob': only numbers"),
         ({"fields": ["blob", "identifier"]}, "`fields` leaves out the class ids. Add 'label'"),

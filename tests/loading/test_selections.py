@@ -161,7 +161,7 @@ def test_a_rejected_selection_changes_nothing(
         ([-1, 4], ValueError, r"^`indices` must lie in \[0, 120\)"),
         ([4, 120], ValueError, r"^`indices` must lie in \[0, 120\)"),
         ([], ValueError, "^`indices` is empty"),
-        ([[1, 2]], ValueError, r"^`indices` must have shape \(M,\)"),
+        ([[1, 2]], ValueError, r"^`indices` must have shape \(N,\)"),
         ([True, False] * 60, TypeError, r"^`indices` must be integers; .*np\.flatnonzero"),
         ([0.5], TypeError, "^`indices` must be integers"),
         ([1, 2, 3], ValueError, "ten samples are needed"),

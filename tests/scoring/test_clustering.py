@@ -1,6 +1,5 @@
 """`cluster` on blobs with known clusters, and the file of `Clusters`."""
 
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,12 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from dp4tl_ffcv import Clusters, cluster, feature_mapping
+from dp4tl_ffcv import Clusters, cluster
 from tests.support.scores import clusters_of
 
 faiss = pytest.importorskip("faiss")
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def blobs(
@@ -44,10 +41,15 @@ def nearest(features: Any, centroids: Any) -> NDArray[np.int64]:
 # Plain k-means.
 
 
-@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
-def test_blobs_are_found(dtype: Any) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "offset"),
+    # A large offset must not blur the clusters.
+    [(np.float16, 0), (np.float32, 0), (np.float64, 0), (np.float32, 3000)],
+)
+def test_blobs_are_found(dtype: Any, offset: float) -> None:
     features, owners = blobs()
-    clusters = cluster(features.astype(dtype), 4, seed=1)
+    features = (features + np.float32(offset)).astype(dtype)
+    clusters = cluster(features, 4, seed=1)
     assert same_partition(clusters.labels, owners)
     assert clusters.labels.dtype == np.int64
     assert clusters.centroids.dtype == np.float32
@@ -79,11 +81,6 @@ def test_there_are_at_most_as_many_clusters_as_distinct_samples() -> None:
     assert same_partition(clusters.labels, np.repeat([0, 1], 30))
     # faiss splits a cluster by moving the centroids by a thousandth.
     np.testing.assert_allclose(sorted(clusters.centroids.tolist()), [[0, 1], [2, 3]], atol=5e-3)
-
-
-def test_a_large_offset_of_the_features_does_not_blur_the_clusters() -> None:
-    features, owners = blobs()
-    assert same_partition(cluster(features + np.float32(3000), 4, seed=1).labels, owners)
 
 
 def test_the_seed_determines_the_clusters() -> None:
@@ -279,7 +276,6 @@ WITH_NAN[0] = np.nan
     [
         (ROWS, 0, {}, ValueError, r"^`num_clusters` must be in \[1, 156\]; got 0"),
         (ROWS, 157, {}, ValueError, r"^`num_clusters` must be in \[1, 156\]; got 157"),
-        (ROWS, 2.0, {}, TypeError, "^`num_clusters` must be an int"),
         (ROWS, (), {}, ValueError, "^`num_clusters` must name distinct numbers"),
         (ROWS, (3, 3), {}, ValueError, "^`num_clusters` must name distinct numbers"),
         (ROWS, 4, {"levels": (4,)}, ValueError, "^`levels` must descend, and end above"),
@@ -287,7 +283,6 @@ WITH_NAN[0] = np.nan
         (ROWS, 4, {"levels": (157,)}, ValueError, r"^`levels` must be in \[1, 156\]; got 157"),
         (ROWS, 4, {"iterations": 0}, ValueError, "^`iterations` must be at least 1; got 0"),
         (ROWS, 4, {"sample": 0}, ValueError, "^`sample` must be at least 1; got 0"),
-        (ROWS, 4, {"sample": True}, TypeError, "^`sample` must be an int"),
         (ROWS, 4, {"seed": -1}, ValueError, "^`seed` must be at least 0; got -1"),
         # faiss would end the process.
         (LARGE * np.float32(3e18), 4, {}, ValueError, "squares of more than .* overflow float32"),
@@ -335,24 +330,9 @@ def test_bad_clusters_are_rejected(labels: Any, centroids: Any, message: str) ->
         Clusters(labels=np.array(labels, dtype=np.int64), centroids=centroids)
 
 
-def test_another_kind_of_file_is_rejected(tmp_path: Path) -> None:
-    feature_mapping(np.eye(2), np.eye(2)).save(tmp_path / "scores.npz")
-    with pytest.raises(ValueError, match="clusters file"):
-        Clusters.load(tmp_path / "scores.npz")
-
-
-def test_without_faiss_the_error_names_the_package_to_install() -> None:
-    code = (
-        "import sys\n"
-        "sys.modules['faiss'] = None\n"
-        "import numpy as np\n"
-        "from dp4tl_ffcv import Clusters, cluster\n"
-        "Clusters(labels=np.array([0]), centroids=np.ones((1, 2), np.float32))\n"
-        "try:\n"
-        "    cluster(np.ones((3, 2), np.float32), 1)\n"
-        "except ValueError as error:\n"
-        "    print(error)\n"
-    )
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert "pip install faiss-cpu" in done.stdout
+def test_without_faiss_the_error_names_the_package_to_install(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.raises(ValueError, match=r"^k-means needs faiss-cpu, .* `pip install faiss-cpu`"):
+        cluster(np.ones((3, 2), np.float32), 1)

@@ -117,14 +117,6 @@ def test_round_robin_adds_the_best_unseen_class_of_the_target_that_is_due(
     assert made.scores[order].tolist() == list(range(len(order), 0, -1))
 
 
-def test_only_ratios_of_weights_matter() -> None:
-    parts = [scores_of([3.0, 1.0]), scores_of([0.0, 1.0])]
-    for how in HOWS:
-        one, same = (combine_scores(parts, how=how, weights=w) for w in ([1, 4], [0.25, 1.0]))  # type: ignore[arg-type]
-        assert one.scores.tolist() == same.scores.tolist()
-        assert one.provenance["weights"] == [0.2, 0.8]
-
-
 @pytest.mark.parametrize("how", HOWS)
 @given(problem=targets())
 def test_one_target_keeps_its_ranking(how: Any, problem: tuple[list[Scores], Any]) -> None:
@@ -162,16 +154,12 @@ def test_turns_do_not_depend_on_the_scale_of_the_weights(scale: float, weights: 
 
 
 @pytest.mark.parametrize("how", HOWS)
-def test_huge_weights_do_not_overflow(how: Any) -> None:
-    parts = [scores_of([3.0, 1.0, 2.0]), scores_of([0.0, 1.0, 4.0])]
+def test_huge_weights_and_scores_do_not_overflow(how: Any) -> None:
+    parts = [scores_of([1.5e308, 1.5e308, 0.0]), scores_of([0.0, 1.0, 4.0])]
     huge, plain = (combine_scores(parts, how=how, weights=w) for w in ([1.2e308, 1.2e308], [1, 1]))
+    assert np.isfinite(huge.scores).all()
     assert huge.scores.tolist() == plain.scores.tolist()
     assert huge.provenance["weights"] == [0.5, 0.5]
-
-
-def test_huge_scores_do_not_overflow() -> None:
-    made = combine_scores([scores_of([1.5e308, 1.5e308, 0.0])])
-    assert made.scores.tolist() == [0.5, 0.5, 0.0]
 
 
 # Bad input.
@@ -227,16 +215,16 @@ def test_shares_of_negative_scores_are_rejected(how: Any, wrong: Scores, what: s
         combine_scores([ONE, wrong], how=other)
 
 
-@pytest.mark.parametrize("weights", [[1.0], [1.0, 0.0], [1.0, -1.0], [1.0, math.nan], 3.0, [], "ab",
-                                     [[1.0], [1.0, 2.0]]])  # fmt: skip
+@pytest.mark.parametrize(
+    "weights",
+    [
+        [1.0], [1.0, 0.0], [1.0, -1.0], [1.0, math.nan], 3.0, [], "ab", [[1.0], [1.0, 2.0]],
+        [1.0, math.inf], [1e308, 1e-300],
+    ],
+)  # fmt: skip
 def test_bad_weights_are_rejected(weights: Any) -> None:
-    with pytest.raises(ValueError, match=r"^`weights` must hold a number above 0 for each of the"):
+    with pytest.raises(ValueError, match=r"^`weights` must hold a number above 0, and not neg"):
         combine_scores([ONE] * 2, weights=weights)
-
-
-def test_weights_too_far_apart_are_rejected() -> None:
-    with pytest.raises(ValueError, match=r"^`weights` .* differ so much"):
-        combine_scores([ONE] * 2, weights=[1e308, 1e-300])
 
 
 def test_an_unknown_rule_is_rejected() -> None:

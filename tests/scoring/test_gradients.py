@@ -156,19 +156,13 @@ KNOWN: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
                          (4, 5)),
     "long rows": (lambda: nn.Sequential(nn.Linear(2, 3), nn.Flatten(), nn.Linear(60, 5)), (20, 2)),
     "convolution": (conv(), (3, 9, 8)),
-    "no bias": (conv(bias=False), (3, 9, 8)),
     "stride": (conv(stride=(2, 3), padding=(1, 2)), (3, 11, 12)),
     "stride that leaves a rest": (conv(kernel_size=2, stride=3), (3, 10, 9)),
-    "1 x 1": (conv(kernel_size=1), (3, 6, 5)),
     "1 x 1 with stride": (conv(kernel_size=1, stride=2), (3, 6, 5)),
     "tall kernel": (conv(kernel_size=(5, 2), padding=(2, 0)), (3, 7, 8)),
     "dilation": (conv(dilation=(2, 3), padding=2), (3, 12, 13)),
-    "groups": (conv(groups=3), (3, 9, 8)),
     "groups and all": (conv(groups=3, stride=2, dilation=2, padding=(2, 1)), (3, 12, 11)),
-    "same": (conv(padding="same", kernel_size=(4, 3), dilation=(1, 2)), (3, 8, 9)),
     "valid": (conv(padding="valid"), (3, 8, 9)),
-    "reflect": (conv(padding=(1, 2), padding_mode="reflect"), (3, 8, 9)),
-    "replicate": (conv(padding=2, padding_mode="replicate"), (3, 8, 9)),
     "circular": (conv(padding=1, padding_mode="circular", stride=2), (3, 8, 9)),
     "reflect and same": (conv(padding="same", kernel_size=4, padding_mode="reflect"), (3, 8, 9)),
     "channels last": (lambda: conv()().to(memory_format=torch.channels_last), (3, 8, 9)),
@@ -179,25 +173,23 @@ KNOWN: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
         ),
         (3, 17),
     ),
-    "batch norm": (
-        lambda: pooled(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), channels=4), (3, 9, 9)),
+    "normalisations": (
+        lambda: pooled(
+            nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.BatchNorm2d(6, affine=False),
+            nn.GroupNorm(3, 6), nn.ReLU(), channels=6,
+        ),
+        (3, 9, 9),
+    ),
     "batch norm of few positions": (
         lambda: pooled(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), channels=4), (3, 4, 5)),
-    "batch norm without affine": (
-        lambda: pooled(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, affine=False), channels=4), (3, 9, 9)),
-    "batch norm of vectors": (
-        lambda: nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.Linear(4, 5)), (6,)),
-    "group norm": (
-        lambda: pooled(nn.Conv2d(3, 6, 3), nn.GroupNorm(3, 6), nn.ReLU(), channels=6), (3, 8, 8)),
-    "instance-like group norm": (
-        lambda: pooled(nn.Conv2d(3, 4, 3), nn.GroupNorm(4, 4), nn.ReLU(), channels=4), (3, 6, 7)),
+    "normalised vectors": (
+        lambda: nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.LayerNorm(4, bias=False),
+                              nn.Linear(4, 5)), (6,)),
     "layer norm": (
         lambda: nn.Sequential(nn.Linear(5, 6), nn.LayerNorm(6), nn.ReLU(), nn.Flatten(),
                               nn.Linear(24, 5)), (4, 5)),
     "layer norm over two axes": (
         lambda: nn.Sequential(nn.LayerNorm((4, 5)), nn.Flatten(), nn.Linear(20, 5)), (3, 4, 5)[1:]),
-    "layer norm without bias": (
-        lambda: nn.Sequential(nn.LayerNorm(6, bias=False), nn.Linear(6, 5)), (6,)),
     "shared layers": (shared, (3, 7, 6)),
     "frozen weights": (frozen("twice.weight mix.weight"), (3, 7, 6)),
     "frozen biases": (frozen("stem.bias norm.bias head.bias"), (3, 7, 6)),
@@ -206,19 +198,8 @@ KNOWN: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "unused layers": (unused, (6,)),
     "in place": (in_place, (3, 8, 8)),
     "resnet8": (lambda: build_model("resnet8_w16", CLASSES), (3, 32, 32)),
-    "resnet18": (lambda: torchvision.models.resnet18(num_classes=CLASSES), (3, 40, 40)),
-    "vgg-like": (
-        lambda: nn.Sequential(
-            nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(inplace=True), nn.MaxPool2d(2),
-            nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(inplace=True), nn.AdaptiveAvgPool2d(2),
-            nn.Flatten(), nn.Dropout(), nn.Linear(32, 16), nn.ReLU(True), nn.Linear(16, CLASSES),
-        ),
-        (3, 12, 12),
-    ),
     "mobilenet": (
         lambda: torchvision.models.mobilenet_v3_small(num_classes=CLASSES), (3, 40, 40)),
-    "densenet-like": (
-        lambda: torchvision.models.DenseNet(8, (2, 2), 8, num_classes=CLASSES), (3, 40, 40)),
 }  # fmt: skip
 
 
@@ -229,9 +210,7 @@ def test_ghost_norms_equal_separate_passes(name: str) -> None:
 
 
 @pytest.mark.parametrize("method", ["vmap", "loop"])
-@pytest.mark.parametrize(
-    "name", ["groups and all", "frozen weights", "unused layers", "resnet8", "vgg-like"]
-)
+@pytest.mark.parametrize("name", ["groups and all", "frozen weights", "unused layers", "resnet8"])
 def test_slower_methods_equal_separate_passes(name: str, method: Any) -> None:
     build, shape = KNOWN[name]
     check(lively(build()), data(*shape), method)
@@ -257,18 +236,6 @@ def test_labels_may_be_columns_and_images_uint8() -> None:
     model = lively(build_model("resnet8_w16", CLASSES))
     images = torch.randint(256, (3, 3, 32, 32), dtype=torch.uint8)
     check(model, (images, torch.tensor([[0], [3], [1]], dtype=torch.int32)))
-
-
-def test_norms_of_a_linear_model_follow_the_formula() -> None:
-    model = nn.Linear(2, 2, bias=False)
-    with torch.no_grad():
-        model.weight.copy_(torch.eye(2))
-    images, labels = torch.tensor([[3.0, 0.0], [3.0, 0.0]]), torch.tensor([0, 1])
-    p = 1 / (1 + np.exp(3.0))  # softmax of the second class; the gradient is (p - onehot) x^T
-    expected = 3 * np.sqrt(2) * np.array([p, 1 - p])
-    for method in METHODS:
-        found = gradient_norms(model, [(images, labels)], method=method)
-        np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
 # Models that `ghost` does not suit.
@@ -338,7 +305,6 @@ UNKNOWN: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "recurrent": (recurrent, (5, 3)),
     "vision transformer": (vit, (3, 16, 16)),
     "hooked": (hooked, (6,)),
-    "transposed": (lambda: pooled(nn.ConvTranspose2d(3, 4, 3), nn.ReLU(), channels=4), (3, 5, 5)),
 }  # fmt: skip
 
 
@@ -518,12 +484,11 @@ def test_labels_out_of_range_are_rejected(label: int, method: Any) -> None:
 
 
 @pytest.mark.parametrize("method", [*METHODS, "auto"])
-@pytest.mark.parametrize("wrong", [0, 5])
-def test_gradients_that_are_not_finite_name_the_sample(wrong: int, method: Any) -> None:
+def test_gradients_that_are_not_finite_name_the_sample(method: Any) -> None:
     images, labels = data(6, count=8)
-    images[wrong, 0] = float("nan")
+    images[5, 0] = float("nan")
     batches = [(images[:3], labels[:3]), (images[3:], labels[3:])]
-    with pytest.raises(ValueError, match=f"gradient of sample {wrong} is not finite"):
+    with pytest.raises(ValueError, match="gradient of sample 5 is not finite"):
         gradient_norms(LINEAR, batches, method=method)
 
 

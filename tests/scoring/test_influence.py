@@ -11,7 +11,6 @@ from threadpoolctl import threadpool_limits
 
 from dp4tl_ffcv.scoring import class_influence, class_list
 from dp4tl_ffcv.scoring.methods.class_influence import class_influences
-from dp4tl_ffcv.scoring.methods.class_list import read_class_list
 
 # Influences.
 
@@ -47,6 +46,8 @@ def test_influences_are_means_with_the_class_minus_means_without(
     np.testing.assert_allclose(class_influences(outcomes, included), expected, atol=1e-12)
     scores = class_influence(outcomes, included)
     np.testing.assert_allclose(scores.scores, np.mean(expected, axis=1), atol=1e-12)
+    assert (scores.method, scores.unit) == ("class_influence", "class")
+    assert scores.provenance == {"runs": runs, "outcomes": images}
 
 
 @pytest.mark.parametrize("dtype", [bool, np.int64, np.float16, np.float32, np.float64])
@@ -75,13 +76,6 @@ def test_memory_maps_and_threads_do_not_change_the_bits(
             found.append(class_influences(values, included))
     np.testing.assert_allclose(found[0][:, :2], expected, atol=1e-12)
     assert found[0].tobytes() == found[1].tobytes() == found[2].tobytes()
-
-
-def test_influence_records_the_number_of_runs_and_outcomes() -> None:
-    scores = class_influence([[1, 2], [0, 1]], [[True], [False]])
-    assert (scores.method, scores.unit) == ("class_influence", "class")
-    assert scores.scores.tolist() == [1.0]
-    assert scores.provenance == {"runs": 2, "outcomes": 2}
 
 
 HALF = np.array([[True], [False]])
@@ -115,24 +109,23 @@ def test_bad_runs_are_rejected(
 # Lists of classes.
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "3\n0\n7\n", "3 0 7", "3,0,7", "3, 0,\n7,\n", "\n3;0;7\r\n\r\n", "\ufeff3\n0\n7",
-        "class\n3\n0\n7\n", "class id\n3\n0\n7\n",
-    ],
-)  # fmt: skip
-def test_text_in_every_format_is_read(tmp_path: Path, text: str) -> None:
-    path = tmp_path / "list.csv"
-    path.write_text(text, encoding="utf-8", newline="")
-    ids = read_class_list(path, 8)
-    assert ids.tolist() == [3, 0, 7]
-    assert ids.dtype == np.int64
+def listed(path: Path, num_classes: int = 8, **options: Any) -> list[int]:
+    """Return the ids of a list in their order."""
+    scores = class_list(path, num_classes, **options)
+    ids: list[int] = scores.ranking()[: scores.provenance["listed"]].tolist()
+    return ids
 
 
 @pytest.mark.parametrize(
     ("text", "column"),
     [
+        *(
+            (text, None)
+            for text in (
+                "3\n0\n7\n", "3 0 7", "3,0,7", "3, 0,\n7,\n", "\n3;0;7\r\n\r\n", "\ufeff3\n0\n7",
+                "class\n3\n0\n7\n", "class id\n3\n0\n7\n",
+            )
+        ),
         ("class,score\n3,0.5\n0,0.25\n7,1\n", "class"),
         ("rank,class,score\n0,3,0.5\n1,0,0.25\n2,7,0.1\n", "class"),
         ("rank, class, score\n0, 3, 0.5\n1, 0, 0.25\n2, 7, 0.1\n", 1),
@@ -142,13 +135,14 @@ def test_text_in_every_format_is_read(tmp_path: Path, text: str) -> None:
         ('name;class\n"tench; Tinca";3\ngoldfish;0\nshark 12;7\n', "class"),
         ("class name\n3 tench\n0 goldfish\n7 shark\n", 0),
     ],
-)
-def test_a_column_of_a_table_is_read(tmp_path: Path, text: str, column: Any) -> None:
+)  # fmt: skip
+def test_text_in_every_format_is_read(tmp_path: Path, text: str, column: Any) -> None:
     path = tmp_path / "list.csv"
-    path.write_text(text, encoding="utf-8")
-    assert read_class_list(path, 8, column=column).tolist() == [3, 0, 7]
-    with pytest.raises(ValueError, match="a table needs `column`"):
-        read_class_list(path, 8)
+    path.write_text(text, encoding="utf-8", newline="")
+    assert listed(path, column=column) == [3, 0, 7]
+    if column is not None:
+        with pytest.raises(ValueError, match="a table needs `column`"):
+            class_list(path, 8)
 
 
 @pytest.mark.parametrize("column", ["Class", "", "3", 2, -1])
@@ -156,17 +150,17 @@ def test_a_missing_column_is_reported(tmp_path: Path, column: Any) -> None:
     path = tmp_path / "list.csv"
     path.write_text("class,score\n3,0.5\n0,0.25\n")
     with pytest.raises(ValueError, match=r"no single column|have no column"):
-        read_class_list(path, 8, column=column)
+        class_list(path, 8, column=column)
     np.save(tmp_path / "list.npy", np.array([3, 0]))
     with pytest.raises(ValueError, match=r"a \.npy file has no `column`"):
-        read_class_list(tmp_path / "list.npy", 8, column=column)
+        class_list(tmp_path / "list.npy", 8, column=column)
 
 
 @pytest.mark.parametrize("dtype", [np.int64, np.int32, np.uint8, ">i4"])
 def test_published_arrays_are_read(tmp_path: Path, dtype: Any) -> None:
     np.save(tmp_path / "CIFAR10_keep.npy", np.array([7, 9, 8], dtype=dtype))
     (tmp_path / "CIFAR10_keep.npy").rename(tmp_path / "named_otherwise")
-    assert read_class_list(tmp_path / "named_otherwise", 10).tolist() == [7, 9, 8]
+    assert listed(tmp_path / "named_otherwise", 10) == [7, 9, 8]
 
 
 @pytest.mark.parametrize(
@@ -174,7 +168,7 @@ def test_published_arrays_are_read(tmp_path: Path, dtype: Any) -> None:
     [
         (b"", "must hold at least one class id"),
         (b"class\n", "must hold at least one class id"),
-        (b"1\n2\n2\n", "holds class 2 twice"),
+        (b"1\n2\n2\n", "must be distinct; got 2 more than once"),
         (b"1\n8\n", r"must lie in \[0, 8\)"),
         (b"-1", r"must lie in \[0, 8\)"),
         (b"1\n0.5\n", "0.5"),
@@ -188,7 +182,7 @@ def test_files_without_a_list_are_rejected(tmp_path: Path, content: bytes, messa
     path = tmp_path / "list"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=message) as caught:
-        read_class_list(path, 8)
+        class_list(path, 8)
     assert str(caught.value).startswith(f"{str(path)!r} is no list of class ids")
 
 
@@ -200,29 +194,31 @@ def test_files_without_a_list_are_rejected(tmp_path: Path, content: bytes, messa
 def test_arrays_of_other_types_are_rejected_without_unpickling(tmp_path: Path, array: Any) -> None:
     np.save(tmp_path / "list.npy", array, allow_pickle=True)
     with pytest.raises(ValueError, match=r"is no list of class ids"):
-        read_class_list(tmp_path / "list.npy", 8)
+        class_list(tmp_path / "list.npy", 8)
 
 
-def test_classes_to_keep_are_ranked_first_in_the_order_of_the_list() -> None:
-    scores = class_list([4, 1, 3], 6)
-    assert scores.scores.tolist() == [0, 1, 0, 1, 1, 0]
-    assert scores.ranking().tolist() == [4, 1, 3, 0, 2, 5]
+@pytest.mark.parametrize(
+    ("exclude", "values", "ranking"),
+    [
+        (False, [0, 1, 0, 1, 1, 0], [4, 1, 3, 0, 2, 5]),
+        (True, [1, 0, 1, 0, 0, 1], [0, 2, 5, 3, 1, 4]),
+    ],
+)
+def test_listed_classes_are_ranked_in_their_order_first_or_last(
+    exclude: bool, values: list[int], ranking: list[int]
+) -> None:
+    scores = class_list([4, 1, 3], 6, exclude=exclude)
+    assert scores.scores.tolist() == values
+    assert scores.ranking().tolist() == ranking
     assert (scores.method, scores.unit) == ("class_list", "class")
-    assert scores.provenance == {"listed": 3, "exclude": False}
-
-
-def test_classes_to_exclude_are_ranked_last_the_worst_at_the_end() -> None:
-    scores = class_list([4, 1, 3], 6, exclude=True)
-    assert scores.scores.tolist() == [1, 0, 1, 0, 0, 1]
-    assert scores.ranking().tolist() == [0, 2, 5, 3, 1, 4]
-    assert scores.provenance["exclude"] is True
+    assert scores.provenance == {"listed": 3, "exclude": exclude}
 
 
 @pytest.mark.parametrize(
     ("ids", "num_classes", "error", "message"),
     [
         ([0, 3], 3, ValueError, r"^`classes` must lie in \[0, 3\)"),
-        ([1, 1], 3, ValueError, "^`classes` holds class 1 twice"),
+        ([1, 1], 3, ValueError, "^`classes` must be distinct; got 1 more than once"),
         ([], 3, ValueError, "^`classes` must hold at least one class id"),
         ([0.5], 3, TypeError, "^`classes` must be integers"),
         ([0], 0, ValueError, "^`beton` must be at least 1"),

@@ -59,32 +59,19 @@ def test_predictions_may_be_given_instead_of_logits(ids: list[int], num_classes:
     assert scores.ranking().tolist() == expected
 
 
-# With few distinct logits, votes tie in every pattern. Soft votes tie if columns are equal.
-@given(st.data())
-def test_the_ranking_is_that_of_an_independent_sort_for_every_pattern_of_ties(data: Any) -> None:
-    classes = data.draw(st.integers(2, 7))
-    logits = data.draw(
-        hnp.arrays(
-            np.float32,
-            st.tuples(st.integers(1, 8), st.just(classes)),
-            elements=st.sampled_from([0.0, 1.0, 4.0]),
-        )
-    )
+@given(LOGITS, st.data())
+def test_equal_columns_tie_to_the_bit(logits: Any, data: Any) -> None:
+    classes = logits.shape[1]
     copies = data.draw(st.lists(st.integers(0, classes - 1), min_size=classes, max_size=classes))
     logits = logits[:, copies]
     scores = label_mapping(logits)
-    votes, soft = votes_by_hand(logits)
-    np.testing.assert_allclose(scores.tie_break, soft, rtol=1e-12)
-    alike = {c: min(o for o in range(classes) if copies[o] == copies[c]) for c in range(classes)}
-    for c, first in alike.items():
-        assert scores.tie_break[c] == scores.tie_break[first]  # equal columns tie to the bit
-    assert scores.scores.tolist() == votes
-    order = ranked(scores)
-    assert scores.ranking().tolist() == order
-    predictions = logits.argmax(axis=1)
-    again = label_mapping(predictions, soft_votes=scores.tie_break)
-    assert again.ranking().tolist() == order
-    assert label_mapping(predictions, classes, soft_votes=scores.tie_break).scores.tolist() == votes
+    for c in range(classes):
+        assert scores.tie_break[c] == scores.tie_break[copies.index(copies[c])]
+    assert scores.ranking().tolist() == ranked(scores)
+    for options in ({}, {"num_classes": classes}):
+        again = label_mapping(logits.argmax(axis=1), soft_votes=scores.tie_break, **options)
+        assert again.scores.tolist() == scores.scores.tolist()
+        assert again.ranking().tolist() == ranked(scores)
 
 
 @given(LOGITS)
@@ -99,20 +86,17 @@ def test_soft_label_mapping_ranks_by_soft_votes(logits: Any) -> None:
     assert exact == label_mapping(logits).tie_break.tolist()
 
 
-@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
-def test_logits_of_every_precision_count_alike(dtype: Any) -> None:
-    logits = np.random.default_rng(0).normal(size=(50, 7)).astype(dtype)
+@pytest.mark.parametrize(
+    ("dtype", "rows"), [(np.float16, 50), (np.float32, 9001), (np.float64, 50)]
+)
+def test_logits_of_every_precision_and_more_than_one_block_count_alike(
+    dtype: Any, rows: int
+) -> None:
+    logits = np.random.default_rng(0).normal(size=(rows, 7)).astype(dtype)
     votes, soft = votes_by_hand(logits)
-    scores = label_mapping(logits)
+    scores = label_mapping(torch.from_numpy(logits))
     assert scores.scores.tolist() == votes
     np.testing.assert_allclose(scores.tie_break, soft, rtol=1e-9)
-
-
-def test_more_images_than_one_block_are_all_counted() -> None:
-    logits = np.random.default_rng(0).normal(size=(9001, 3)).astype(np.float32)
-    scores = label_mapping(torch.from_numpy(logits))
-    assert scores.scores.sum() == 9001
-    assert scores.tie_break.sum() == pytest.approx(9001)
 
 
 @pytest.mark.parametrize(
@@ -122,7 +106,6 @@ def test_more_images_than_one_block_are_all_counted() -> None:
         ([[1, 2]], r"^`target` must be float logits"),
         ([1, 2], r"^`target` must be float soft votes \(C,\), .*got shape \(2,\) of int64"),
         ([], r"^`target` must be float soft votes"),
-        (np.zeros((2, 2, 2)), r"^`target` must be float soft votes"),
         ([0.5, np.inf], r"^`target` must be finite and not negative"),
         ([0.5, -1.0], r"^`target` must be finite and not negative"),
     ],
@@ -150,13 +133,9 @@ VOTES = {"soft_votes": [0.1, 0.9]}
         ([0, 1], {"soft_votes": [0.1, np.nan]}, ValueError, r"^`soft_votes` must be finite"),
         ([0, 1], {"soft_votes": [[0.1, 0.9]]}, ValueError, r"^`soft_votes` must be float soft"),
         ([0, 1], {}, ValueError, r"^`num_classes` is needed with class ids"),
-        (np.zeros((2, 2, 2), int), {"num_classes": 2}, ValueError, r"must have shape \(N,\)"),
-        ([0, 4], {"num_classes": 4}, ValueError, r"must lie in \[0, 4\); got values from 0 to 4"),
-        ([-1, 1], {"num_classes": 4}, ValueError, r"must lie in \[0, 4\)"),
         ([], {"num_classes": 4}, ValueError, r"^`target` holds no image"),
         ([0.0, 1.0], {"num_classes": 4}, TypeError, r"must be integers; got dtype float64"),
         ([0], {"num_classes": 0}, ValueError, r"^`num_classes` must be at least 1; got 0"),
-        ([0], {"num_classes": 2.5}, TypeError, r"^`num_classes` must be an int; got 2\.5"),
     ],
 )
 def test_bad_predictions_are_rejected(

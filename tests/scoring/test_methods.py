@@ -127,10 +127,10 @@ def test_the_number_of_classes_is_the_betons_or_the_labels() -> None:
     bare = Features.from_arrays(features)
     with pytest.raises(ValueError, match=r"^`source` has no labels"):
         feature_mapping(features, bare)
-    same(prototype_distance(bare, CENTRES_OF_30), prototype_distance(source, CENTRES_OF_30))
-
-
-CENTRES_OF_30 = Clusters(labels=np.zeros(30, int), centroids=np.zeros((1, 3), np.float32))
+    clusters = Clusters(labels=np.zeros(30, int), centroids=np.zeros((1, 3), np.float32))
+    same(prototype_distance(bare, clusters), prototype_distance(source, clusters))
+    with pytest.raises(ValueError, match=r"^`clusters` need the source's Features"):
+        feature_mapping(np.zeros((2, 3)), np.zeros((4, 3)), clusters=clusters)
 
 
 @pytest.mark.parametrize("name", ["source", "shuffled"])
@@ -210,13 +210,13 @@ def test_grand_is_averaged_over_models(other_photos: Images, tmp_path: Path) -> 
         loader = evaluation_loader(
             other_photos.path, batch_size=40, resolution=32, crop_ratio=0.9, num_workers=1
         )
-        norms.append(gradient_norms(model, loader, method="loop"))
+        norms.append(gradient_norms(model, loader, method="vmap"))
     for given_models, expected in ((paths, np.mean(norms, axis=0)), (model, norms[1])):
         found = grand(given_models, other_photos.index, crop_ratio=0.9, **VIEWS)
         assert (found.method, found.unit) == ("grand", "sample")
         np.testing.assert_allclose(found.scores, expected, rtol=1e-3)
         assert found.provenance["source_fingerprint"] == other_photos.index.fingerprint
-    one = grand(paths[:1], other_photos.path, method="loop", **VIEWS)
+    one = grand(paths[:1], other_photos.path, method="vmap", **VIEWS)
     assert one.provenance["checkpoint_sha256"] == sha256_of_file(paths[0])
 
 
@@ -279,8 +279,3 @@ def test_bad_input_is_rejected(
         arguments["beton"] = photos.path
     with pytest.raises(ValueError, match=says):
         method(**arguments)
-
-
-def test_clusters_need_features_of_the_source() -> None:
-    with pytest.raises(ValueError, match=r"^`clusters` need the source's Features"):
-        feature_mapping(np.zeros((2, 3)), np.zeros((4, 3)), clusters=CENTRES_OF_30)

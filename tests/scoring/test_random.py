@@ -1,12 +1,11 @@
 """`random_scores`: the baseline."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from dp4tl_ffcv import BetonIndex, Scores
+from dp4tl_ffcv import BetonIndex
 from dp4tl_ffcv.scoring import random_scores
 
 
@@ -14,6 +13,7 @@ def test_scores_are_numpys_uniform_draws() -> None:
     scores = random_scores(1000, seed=5)
     np.testing.assert_array_equal(scores.scores, np.random.default_rng(5).random(1000))
     assert not scores.tie_break.any()
+    assert (scores.method, scores.unit, scores.provenance) == ("random", "class", {"seed": 5})
     assert scores.ranking().tolist() != random_scores(1000, seed=6).ranking().tolist()
 
 
@@ -26,25 +26,14 @@ def test_a_beton_gives_the_number_of_classes_or_samples(uneven: BetonIndex) -> N
     assert len(random_scores(uneven, label_field="other")) == 7
 
 
-def test_numpys_numbers_are_kept_as_plain_ones(tmp_path: Path) -> None:
-    scores = random_scores(np.int64(3), seed=np.int64(4), unit="sample")  # type: ignore[arg-type]
-    scores.save(tmp_path / "s.npz")
-    loaded = Scores.load(tmp_path / "s.npz")
-    assert (loaded.method, loaded.unit, loaded.provenance) == ("random", "sample", {"seed": 4})
-
-
 @pytest.mark.parametrize(
-    ("arguments", "error", "message"),
+    ("arguments", "message"),
     [
-        ({"beton": 0}, ValueError, "^`beton` must be at least 1"),
-        ({"beton": 2.0}, TypeError, "^`beton` must be an int"),
-        ({"seed": -1}, ValueError, "^`seed` must be at least 0"),
-        ({"seed": None}, TypeError, "^`seed` must be an int"),
-        ({"unit": "pixel"}, ValueError, "^`unit` must be one of class, sample"),
+        ({"beton": 0}, "^`beton` must be at least 1"),
+        ({"seed": -1}, "^`seed` must be at least 0"),
+        ({"unit": "pixel"}, "^`unit` must be one of class, sample"),
     ],
 )
-def test_bad_input_is_rejected(
-    arguments: dict[str, Any], error: type[Exception], message: str
-) -> None:
-    with pytest.raises(error, match=message):
+def test_bad_input_is_rejected(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         random_scores(**({"beton": 3} | arguments))

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from dp4tl_ffcv import BetonIndex, Selection, export_indices, import_indices
+from tests.support.traps import Trap
 
 SUFFIXES = [".npy", ".indices", ".txt"]
 
@@ -18,28 +19,21 @@ def selection(uneven: BetonIndex) -> Selection:
     return Selection.of_classes(uneven, [3, 0])
 
 
-@pytest.mark.parametrize("suffix", SUFFIXES)
-def test_ids_come_back(
-    suffix: str, selection: Selection, uneven: BetonIndex, tmp_path: Path
-) -> None:
-    path = tmp_path / "deep" / f"ids{suffix}"
-    export_indices(selection, path)
-    imported = import_indices(str(path), uneven)
-    assert imported.digest() == selection.digest()
-    assert imported.provenance == {"imported": f"ids{suffix}"}
-
-
 def test_files_hold_ascending_ids_in_the_format_of_their_suffix(
-    selection: Selection, tmp_path: Path
+    selection: Selection, uneven: BetonIndex, tmp_path: Path
 ) -> None:
+    folder = tmp_path / "deep"
     for suffix in SUFFIXES:
-        export_indices(selection, tmp_path / f"ids{suffix}")
-    array = np.load(tmp_path / "ids.npy", allow_pickle=False)
-    tensor = torch.load(tmp_path / "ids.indices", weights_only=True)  # as DP4TL's scripts do
+        export_indices(selection, folder / f"ids{suffix}")
+        imported = import_indices(str(folder / f"ids{suffix}"), uneven)
+        assert imported.digest() == selection.digest()
+        assert imported.provenance == {"imported": f"ids{suffix}"}
+    array = np.load(folder / "ids.npy", allow_pickle=False)
+    tensor = torch.load(folder / "ids.indices", weights_only=True)  # as DP4TL's scripts do
     assert isinstance(tensor, torch.Tensor)
     assert (array.dtype, tensor.dtype) == (np.int64, torch.int64)
     assert array.tolist() == tensor.tolist() == selection.indices.tolist()
-    lines = (tmp_path / "ids.txt").read_text().splitlines()
+    lines = (folder / "ids.txt").read_text().splitlines()
     assert lines == [str(index) for index in selection.indices]
 
 
@@ -66,14 +60,21 @@ def test_another_suffix_is_rejected(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("suffix", SUFFIXES)
-def test_ids_out_of_range_are_rejected(
-    suffix: str, photos: Any, uneven: BetonIndex, tmp_path: Path
+@pytest.mark.parametrize(
+    ("ids", "error", "message"),
+    [
+        (torch.tensor([2, 100]), ValueError, r"^`indices` must lie in \[0, 34\); .*from 2 to 100"),
+        (torch.ones(3), TypeError, "^`indices` must be integers"),
+        (torch.ones(3, dtype=torch.bool), TypeError, "^`indices` must be integers"),
+    ],
+    ids=["out of range", "float", "bool"],
+)
+def test_numbers_that_are_no_ids_are_rejected(
+    ids: Any, error: type[Exception], message: str, uneven: BetonIndex, tmp_path: Path
 ) -> None:
-    path = tmp_path / f"ids{suffix}"
-    export_indices(Selection.of_indices(photos.index, [2, 100]), path)
-    with pytest.raises(ValueError, match=r"^`indices` must lie in \[0, 34\); .*from 2 to 100"):
-        import_indices(path, uneven)
+    torch.save(ids, tmp_path / "ids.indices")
+    with pytest.raises(error, match=message):
+        import_indices(tmp_path / "ids.indices", uneven)
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
@@ -95,16 +96,6 @@ def test_missing_and_damaged_files_are_rejected(
         import_indices(path, uneven)
 
 
-class Trap:
-    """Makes a file when it is unpickled."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> Any:
-        return Path.touch, (self.path,)
-
-
 @pytest.mark.parametrize("suffix", [".npy", ".indices"])
 def test_code_in_a_file_is_not_run(suffix: str, uneven: BetonIndex, tmp_path: Path) -> None:
     path, sprung = tmp_path / f"ids{suffix}", tmp_path / "sprung"
@@ -117,12 +108,3 @@ def test_code_in_a_file_is_not_run(suffix: str, uneven: BetonIndex, tmp_path: Pa
     assert not sprung.exists()
     pickle.loads(pickle.dumps(Trap(sprung)))
     assert sprung.exists()
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bool])
-def test_numbers_that_are_no_ids_are_rejected(
-    dtype: Any, uneven: BetonIndex, tmp_path: Path
-) -> None:
-    torch.save(torch.ones(3, dtype=dtype), tmp_path / "ids.indices")
-    with pytest.raises(TypeError, match=r"^`indices` must be integers"):
-        import_indices(tmp_path / "ids.indices", uneven)

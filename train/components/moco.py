@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Mapping
-from importlib.util import find_spec
 from typing import Any, cast
 
 import torch
@@ -13,12 +12,6 @@ from dp4tl_ffcv import build_model
 from dp4tl_ffcv.utils import Classifier
 
 from ..configs.pretrain_moco import Config
-
-
-def require_lightly() -> None:
-    """Raise a ValueError if lightly is not installed."""
-    if find_spec("lightly") is None:
-        raise ValueError("pretrain_moco needs lightly: pip install lightly")
 
 
 class MoCo(nn.Module):

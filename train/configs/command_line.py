@@ -2,12 +2,15 @@
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 import tyro
+
+from dp4tl_ffcv.utils import requires
 
 from . import dp4tl
 
@@ -103,18 +106,13 @@ def _read(path: Path) -> dict[str, Any]:
     text.
     """
     text = path.read_text()
-    try:
-        if path.suffix == ".json":
-            values = json.loads(text)
-        else:
+    read: Callable[[str], Any] = json.loads
+    if path.suffix != ".json":
+        with requires("pyyaml", f"reading {str(path)!r}"):
             import yaml
-
-            values = yaml.load(text, yaml.BaseLoader)
-    except ImportError:
-        raise ValueError(
-            f"reading {str(path)!r} needs pyyaml: pip install 'dp4tl_ffcv[recipes]', or write the "
-            "file as JSON."
-        ) from None
+        read = partial(yaml.load, Loader=yaml.BaseLoader)
+    try:
+        values = read(text)
     except Exception as error:  # each parser has its own type of error
         raise ValueError(
             f"`config_file` must be YAML, or JSON if its name ends in .json; {str(path)!r} is not: "

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dp4tl_ffcv.utils import requires
 from dp4tl_ffcv.validate import check_int
 
 from .common import MAX_CLASS_ID
@@ -140,11 +141,9 @@ def open_parquet(path: Path) -> Any:
     Raises:
         ValueError: the file is damaged or not parquet, or pyarrow is not installed.
     """
-    try:
+    with requires("pyarrow", "reading parquet"):
         from pyarrow import ArrowInvalid
         from pyarrow.parquet import ParquetFile
-    except ModuleNotFoundError as error:
-        raise ValueError("Reading parquet needs pyarrow. Run: pip install pyarrow") from error
     try:
         return ParquetFile(path)
     except ArrowInvalid as error:

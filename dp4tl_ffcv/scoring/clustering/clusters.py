@@ -1,6 +1,5 @@
 """Clusters: a pseudo-class for each sample of a source, and their file."""
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -9,15 +8,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...artifacts import load_artifact, save_artifact
+from ...artifacts import Artifact
 from ...kernels.checks import as_features, as_labels
-
-_KIND = "clusters"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Clusters:
+class Clusters(Artifact):
     """A pseudo-class for each sample of a source, from `cluster` or from any other clustering."""
+
+    KIND = "clusters"
+    ARRAYS = ("labels", "centroids")
 
     labels: NDArray[np.int64]
     """Pseudo-class of each sample `(N,)`, in `[0, K)`; entry i is for sample id i."""
@@ -36,9 +36,7 @@ class Clusters:
         labels = np.array(as_labels(self.labels, len(centroids)))
         if not labels.size:
             raise ValueError("`labels` must hold one pseudo-class per sample; got none.")
-        for name, values in (("labels", labels), ("centroids", centroids)):
-            values.setflags(write=False)
-            object.__setattr__(self, name, values)
+        self._freeze(labels=labels, centroids=centroids)
 
     @property
     def num_clusters(self) -> int:
@@ -68,22 +66,6 @@ class Clusters:
             },
             **({"silhouette": dict(silhouette)} if silhouette else {}),
         }
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the clusters to `path` (`.npz`), atomically."""
-        arrays: dict[str, NDArray[Any]] = {"labels": self.labels, "centroids": self.centroids}
-        save_artifact(path, _KIND, arrays, {"provenance": dict(self.provenance)})
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> "Clusters":
-        """Read clusters from a file that `save` wrote."""
-        arrays, header = load_artifact(path, _KIND, ("labels", "centroids"))
-        return cls(**arrays, provenance=header["provenance"])
-
-    @classmethod
-    def of(cls, clusters: "Clusters | str | os.PathLike[str]") -> "Clusters":
-        """Return Clusters; load them if `clusters` is a path."""
-        return cls.load(clusters) if isinstance(clusters, str | os.PathLike) else clusters
 
     def __len__(self) -> int:
         return len(self.labels)

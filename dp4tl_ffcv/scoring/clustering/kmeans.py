@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
+from ...errors import requires
 from ...kernels import nearest_mean
 from ...kernels.checks import as_features
 from ...validate import check_int
@@ -73,8 +74,16 @@ def cluster(
     counts = list(num_clusters) if isinstance(num_clusters, Sequence) else [num_clusters]
     if not counts or len(set(counts)) != len(counts):
         raise ValueError(f"`num_clusters` must name distinct numbers; got {tuple(counts)}.")
+    if not len(values):
+        raise ValueError("`features` must have at least one row; got none. Check the source.")
     for count in counts:  # check all before clustering
-        _check_levels(levels, count, len(values))
+        finer = [check_int("levels", level, 1, len(values)) for level in levels]
+        finer.append(check_int("num_clusters", count, 1, len(values)))
+        if any(more <= fewer for more, fewer in pairwise(finer)):
+            raise ValueError(
+                f"`levels` must descend, and end above `num_clusters`; got {tuple(levels)} and "
+                f"{count}."
+            )
     options: dict[str, Any] = {
         "levels": [int(level) for level in levels],
         "seed": check_int("seed", seed, 0),
@@ -82,7 +91,7 @@ def cluster(
         "sample": check_int("sample", sample, 1),
     }
     if len(counts) == 1:
-        best = _cluster(values, int(counts[0]), **options)
+        best = _cluster(values, int(counts[0]), options)
     else:
         best, about["silhouette"] = _best_of(values, sorted(map(int, counts)), options)
     clusters = replace(best, provenance={**best.provenance, **about})
@@ -91,18 +100,10 @@ def cluster(
     return clusters
 
 
-def _cluster(
-    values: NDArray[Any],
-    num_clusters: int,
-    *,
-    levels: Sequence[int],
-    seed: int,
-    iterations: int,
-    sample: int,
-) -> Clusters:
-    generator = np.random.default_rng(seed)
-    counts = [*levels, num_clusters]
-    drawn = values[_choose(len(values), sample * counts[0], generator)]
+def _cluster(values: NDArray[Any], num_clusters: int, options: Mapping[str, Any]) -> Clusters:
+    generator = np.random.default_rng(options["seed"])
+    counts, iterations = [*options["levels"], num_clusters], options["iterations"]
+    drawn = values[_choose(len(values), options["sample"] * counts[0], generator)]
     centroids = _fit(drawn, counts[0], iterations, generator)
     labels = np.concatenate([nearest_mean(values[b], centroids)[0] for b in blocks(values)])
     labels, centroids = _drop_empty(labels, centroids)
@@ -111,12 +112,8 @@ def _cluster(
         centroids = _fit(fine, min(count, len(fine)), iterations, generator)
         labels = nearest_mean(fine, centroids)[0][labels]
         labels, centroids = _drop_empty(labels, centroids)
-    about = {"levels": levels, "seed": seed, "iterations": iterations, "sample": sample}
-    return Clusters(
-        labels=labels,
-        centroids=centroids,
-        provenance={"method": "k-means", "num_clusters": num_clusters, **about},
-    )
+    about = {"method": "k-means", "num_clusters": num_clusters, **options}
+    return Clusters(labels=labels, centroids=centroids, provenance=about)
 
 
 def _best_of(
@@ -128,7 +125,7 @@ def _best_of(
     rows = values[drawn].astype(np.float64)
     silhouettes: dict[str, float] = {}
     for count in counts:
-        tried = _cluster(values, count, **options)
+        tried = _cluster(values, count, options)
         silhouette = _silhouette(rows, tried.labels[drawn], tried.centroids)
         if not silhouettes or silhouette > max(silhouettes.values()):
             best = tried
@@ -140,12 +137,8 @@ def _fit(
     rows: NDArray[Any], count: int, iterations: int, generator: np.random.Generator
 ) -> NDArray[np.float32]:
     """Return the centroids `(count, D)` of k-means on `rows`."""
-    try:
+    with requires("faiss-cpu", "k-means"):
         import faiss
-    except ImportError as error:
-        raise ValueError(
-            "k-means needs faiss, which is not installed. Run `pip install faiss-cpu`."
-        ) from error
     moved: NDArray[np.float32] = np.empty(rows.shape, dtype=np.float32)
     largest = 0.0
     with np.errstate(over="ignore", invalid="ignore"):
@@ -242,15 +235,3 @@ def _silhouette(
             larger = np.maximum(mine, other)
             total += float(((other - mine) / np.where(larger > 0, larger, 1.0)).sum())
     return total / len(rows)
-
-
-def _check_levels(levels: Sequence[int], num_clusters: int, num_rows: int) -> None:
-    if not num_rows:
-        raise ValueError("`features` must have at least one row; got none. Check the source.")
-    check_int("num_clusters", num_clusters, 1, num_rows)
-    counts = [*(check_int("levels", level, 1, num_rows) for level in levels), num_clusters]
-    if any(finer <= coarser for finer, coarser in pairwise(counts)):
-        raise ValueError(
-            f"`levels` must descend, and end above `num_clusters`; got {tuple(levels)} and "
-            f"{num_clusters}."
-        )

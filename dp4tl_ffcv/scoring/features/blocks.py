@@ -54,9 +54,9 @@ class Plan:
 
     @property
     def request(self) -> dict[str, Any]:
-        """Facts that must be equal to continue a folder, as JSON-able values."""
+        """Facts that must be equal to continue a folder."""
         ids = hashlib.sha256(np.ascontiguousarray(self.indices, dtype="<i8").tobytes())
-        request = {
+        return {
             "samples": len(self.indices),
             "indices_sha256": ids.hexdigest(),
             "logits": self.logits,
@@ -64,7 +64,6 @@ class Plan:
             "block_rows": BLOCK_ROWS,
             **self.facts,
         }
-        return dict(json.loads(json.dumps(request)))
 
     def rows(self, block: int) -> slice:
         """Return the rows of a block."""
@@ -100,7 +99,7 @@ class Plan:
     def _check_same(self) -> None:
         header = read_header(self.folder)
         found = {**header["provenance"], **header.get("request", {})}
-        wanted = {**json.loads(json.dumps(dict(self.provenance))), **self.request}
+        wanted = json.loads(json.dumps({**self.provenance, **self.request}))
         other = sorted(
             name for name in found.keys() | wanted if found.get(name) != wanted.get(name)
         )
@@ -176,9 +175,10 @@ class FeatureBlocks:
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
-        self._maps: dict[str, NDArray[Any]] = {
-            name: np.load(plan.folder / file, mmap_mode="r+", allow_pickle=False)
-            for name, file in {**FILES, "done": DONE}.items()
+        self._done = open_memmap(plan.folder / DONE, mode="r+")
+        self._maps = {
+            name: open_memmap(plan.folder / file, mode="r+")
+            for name, file in FILES.items()
             if name not in ("indices", "sums", "counts") and (plan.folder / file).exists()
         }
 
@@ -203,12 +203,10 @@ class FeatureBlocks:
             maps["soft_votes"][block] = sum_soft_votes(logits)
             if "logits" in maps:
                 maps["logits"][rows] = logits
-        done = maps["done"]
-        for name, values in maps.items():
-            if name != "done":
-                values.flush()  # type: ignore[attr-defined]  # a memory map
-        done[block] = True
-        done.flush()  # type: ignore[attr-defined]
+        for stored in maps.values():
+            stored.flush()
+        self._done[block] = True
+        self._done.flush()
 
 
 @contextmanager

@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 
 from ...artifacts import write_json
 from ...errors import StaleArtifactError
-from ...validate import check_int
+from ...validate import check_int, check_int_array
 from ...version import __version__
 from ..inputs import as_array
 from ..samples import blocks
-from .reductions import class_means, means_from_sums, sum_in_order
+from .reductions import class_means, means_from_sums
 
 _KIND = "features"
 _FORMAT_VERSION = 1
@@ -67,12 +67,18 @@ class Features:
     """Where the features came from: surrogate checkpoint and beton."""
 
     def __post_init__(self) -> None:
-        rows = len(_check_matrix("features", self.features, (np.float16, np.float32)))
+        _check_matrix("features", self.features, (np.float16, np.float32))
+        if self.logits is not None:
+            _check_matrix("logits", self.logits, (np.float32,))
         for name in ("labels", "indices", "predictions"):
             if (values := getattr(self, name)) is not None:
-                object.__setattr__(self, name, _check_ids(name, values, rows))
-        if self.logits is not None and len(_check_matrix("logits", self.logits)) != rows:
-            raise _other_rows("logits", len(self.logits), rows)
+                object.__setattr__(self, name, check_int_array(name, values))
+        for name in ("labels", "indices", "predictions", "logits"):
+            if (values := getattr(self, name)) is not None and len(values) != len(self):
+                raise ValueError(
+                    f"`{name}` must have one entry for each of the {len(self)} rows of `features`; "
+                    f"got {len(values)}."
+                )
         if (self.sums is None) != (self.counts is None):
             raise ValueError("`sums` and `counts` go together. Pass both or neither.")
         _check_shape("soft_votes", self.soft_votes, (self.num_outputs,))
@@ -168,7 +174,9 @@ class Features:
                 if name in _REQUIRED or (folder / file).exists()
             }
             if "soft_votes" in arrays:
-                arrays["soft_votes"] = sum_in_order(arrays["soft_votes"])
+                stored = arrays["soft_votes"]
+                # Added from the first block to the last: numpy's sum has another order.
+                arrays["soft_votes"] = sum(stored, np.zeros(stored.shape[1:]))
             return cls(provenance=header["provenance"], **arrays)
         except (OSError, ValueError, TypeError, EOFError) as error:
             raise _not_features(path) from error
@@ -198,22 +206,21 @@ def check_same_surrogate(target: Features, source: Features) -> None:
 
 def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Return the header of a folder of features, finished or not."""
+    Path(path).stat()  # a missing folder is not a damaged one
     try:
-        header = json.loads((Path(path) / HEADER).read_bytes())
-        kind, version, _ = header["kind"], header["format"], header["provenance"]
-        finished = header["finished"]
+        header = dict(json.loads((Path(path) / HEADER).read_bytes()))
+        is_newer = header["format"] > _FORMAT_VERSION
+        known = header["kind"], type(header["finished"]), type(header["provenance"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        if not os.path.lexists(path):
-            raise FileNotFoundError(2, "No such file or directory", str(path)) from error
         raise _not_features(path) from error
-    if kind != _KIND or not isinstance(finished, bool):
+    if known != (_KIND, bool, dict):
         raise _not_features(path)
-    if version > _FORMAT_VERSION:
+    if is_newer:
         raise ValueError(
-            f"{str(path)!r} has the features format {version}, newer than {_FORMAT_VERSION}. "
-            "Update dp4tl_ffcv."
+            f"{str(path)!r} has the features format {header['format']}, newer than "
+            f"{_FORMAT_VERSION}. Update dp4tl_ffcv."
         )
-    return dict(header)
+    return header
 
 
 def write_header(path: Path, *, finished: bool, provenance: Mapping[str, Any], **more: Any) -> None:
@@ -243,37 +250,18 @@ def remove_folder(path: Path) -> None:
         shutil.rmtree(path)
 
 
-def _check_matrix(
-    name: str, values: NDArray[Any], dtypes: tuple[type, ...] = (np.float32,)
-) -> NDArray[Any]:
+def _check_matrix(name: str, values: NDArray[Any], dtypes: tuple[type, ...]) -> None:
     allowed = " or ".join(np.dtype(dtype).name for dtype in dtypes)
     if not isinstance(values, np.ndarray) or values.dtype not in dtypes:
         found = getattr(values, "dtype", type(values).__name__)
         raise TypeError(f"`{name}` must be an array of {allowed}; got {found}. Convert it first.")
     if values.ndim != 2 or not values.size:
         raise ValueError(f"`{name}` must have shape (n, D) with n, D >= 1; got {values.shape}.")
-    return values
-
-
-def _check_ids(name: str, values: Any, rows: int) -> NDArray[np.int64]:
-    array: NDArray[Any] = np.asanyarray(values)
-    if array.dtype.kind not in "iu":
-        raise TypeError(f"`{name}` must be integers; got dtype {array.dtype}.")
-    if array.shape != (rows,):
-        raise _other_rows(name, array.shape, rows)
-    ids: NDArray[np.int64] = array.astype(np.int64, copy=False)
-    return ids
 
 
 def _check_shape(name: str, values: Any, shape: tuple[int | None, ...]) -> None:
     if values is not None and np.shape(values) != shape:
         raise ValueError(f"`{name}` must have shape {shape}; got {np.shape(values)}.")
-
-
-def _other_rows(name: str, found: Any, rows: int) -> ValueError:
-    return ValueError(
-        f"`{name}` must have one entry for each of the {rows} rows of `features`; got {found}."
-    )
 
 
 def _not_features(path: str | os.PathLike[str]) -> ValueError:

@@ -59,11 +59,3 @@ def exponentials(logits: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.
         weights -= weights.max(axis=1, keepdims=True)
     np.exp(weights, out=weights)
     return weights, weights.sum(axis=1)
-
-
-def sum_in_order(blocks: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Add rows up from first to last."""
-    total = np.zeros(blocks.shape[1:], dtype=np.float64)
-    for block in blocks:
-        total += block
-    return total

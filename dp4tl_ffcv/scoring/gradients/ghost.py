@@ -1,7 +1,7 @@
 """Gradient norms from the inputs of layers and the gradients at their outputs (ghost norms)."""
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -106,7 +106,8 @@ def _recorded(
     with ExitStack() as hooks:
         for layer in model.modules():
             if kind := kind_of(layer):
-                hooks.enter_context(_hooked(layer, partial(_record, calls, RULES[kind])))
+                hook = partial(_record, calls, RULES[kind])
+                hooks.enter_context(layer.register_forward_hook(hook))
         output = run()
     _check_complete(parameters, output, calls, count)
     return output, calls
@@ -140,15 +141,6 @@ def _uses(root: Any, parameters: Collection[int], stop: Any = None) -> Edges:
                 seen.add(below)
                 ahead.append(below)
     return found
-
-
-@contextmanager
-def _hooked(layer: nn.Module, hook: Callable[..., None]) -> Iterator[None]:
-    handle = layer.register_forward_hook(hook)
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 def _check_complete(

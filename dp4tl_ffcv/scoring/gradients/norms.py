@@ -1,8 +1,7 @@
 """Per-sample gradient norms, without computing the gradients themselves where that is cheaper."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -54,30 +53,91 @@ def gradient_norms(
     parameters = {name: value for name, value in model.named_parameters() if value.requires_grad}
     if not parameters:
         raise ValueError("`model` has no trainable parameters. Set requires_grad.")
-    trained = _Trained(model, parameters)
-    methods = _Methods(trained, ("ghost", "vmap", "loop") if method == "auto" else (method,))
+    runner = _Runner(
+        model, parameters, ("ghost", "vmap", "loop") if method == "auto" else (method,)
+    )
     parts: list[NDArray[np.float64]] = []
-    with _evaluating(model), _plain_float(trained.device):
+    with _evaluating(model), _plain_float(runner.device):
         for images, labels in batches:
-            first = sum(map(len, parts))
-            parts.append(_norms_of_batch(methods, images, labels, first))
+            parts.append(runner.norms(images, labels, first=sum(map(len, parts))))
     if not sum(map(len, parts)):
         raise ValueError("`batches` holds no sample.")
     return np.concatenate(parts)
 
 
-# -- batches ---------------------------------------------------------------------------------------
-@dataclass(frozen=True)
-class _Trained:
-    model: nn.Module
-    parameters: dict[str, nn.Parameter]  # the trainable ones
+class _Runner:
+    """Computes norms by the methods that may suit the model, best first.
 
-    @property
-    def device(self) -> torch.device:
-        return next(iter(self.parameters.values())).device
+    A method that fails is not tried again.
+    """
 
-    def logits(self, images: Tensor) -> Tensor:
-        logits: Any = self.model(images)
+    def __init__(
+        self, model: nn.Module, parameters: dict[str, nn.Parameter], methods: Sequence[str]
+    ) -> None:
+        self._model = model
+        self._parameters = parameters  # the trainable ones
+        self._left = methods
+        # 1 after a checked ghost pass of one sample, which cannot show mixing, 2 after a larger one
+        self._checked = 0
+        self.device = next(iter(parameters.values())).device
+
+    def norms(self, images: Tensor, labels: Tensor, first: int) -> NDArray[np.float64]:
+        """Return the norms of a batch, whose first sample has the number `first`."""
+        labels = labels.reshape(-1)
+        if labels.is_floating_point() or labels.is_complex() or len(labels) != len(images):
+            raise ValueError(
+                f"`batches` must hold one integer label per image; got {len(labels)} of "
+                f"{labels.dtype} for {len(images)} images, starting at sample {first}."
+            )
+        images = _outside_inference(images.to(self.device))
+        labels = _outside_inference(labels.to(self.device, torch.int64))
+        parts = [part.double().cpu() for part in self._parts(images, labels)]
+        norms: NDArray[np.float64] = torch.cat(parts).numpy() if parts else np.empty(0)
+        wrong = np.flatnonzero(~np.isfinite(norms))
+        if wrong.size:
+            raise ValueError(
+                f"the gradient of sample {first + wrong[0]} is not finite: its norm is "
+                f"{norms[wrong[0]]}. Check the checkpoint and the image."
+            )
+        return norms
+
+    def _parts(self, images: Tensor, labels: Tensor) -> Iterator[Tensor]:
+        start = 0
+        while start < len(images):
+            stop = start + self._at_once(images)
+            try:
+                yield self._pass(images[start:stop], labels[start:stop])
+                start = stop
+            except UnsuitedError as error:
+                if len(self._left) == 1:
+                    raise ValueError(
+                        f"method {self._left[0]!r} does not suit the model. {error} Use 'auto'."
+                    ) from error
+                self._left = self._left[1:]
+
+    def _at_once(self, images: Tensor) -> int:
+        if self._left[0] == "ghost":
+            return min(max(GHOST_VALUES // max(images[0].numel(), 1), 1), GHOST_IMAGES)
+        each = sum(value.numel() * value.element_size() for value in self._parameters.values())
+        return max(1, VMAP_BYTES // each) if self._left[0] == "vmap" else 1
+
+    def _pass(self, images: Tensor, labels: Tensor) -> Tensor:
+        if self._left[0] != "ghost":
+            return (self._vmap if self._left[0] == "vmap" else self._loop)(images, labels)
+        check = self._checked < min(len(images), 2)
+        some = sorted({0, len(images) // 2, len(images) - 1})
+        if check:
+            check_apart(self._model, self._parameters, self._logits, images[some])
+        norms = ghost_norms(
+            self._model, self._parameters, lambda: self._loss(images, labels), len(images)
+        )
+        if check:
+            check_same(norms[some], self._loop(images[some], labels[some]))
+            self._checked = min(len(images), 2)
+        return norms
+
+    def _logits(self, images: Tensor) -> Tensor:
+        logits: Any = self._model(images)
         if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(images):
             shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise ValueError(
@@ -85,79 +145,50 @@ class _Trained:
             )
         return logits
 
+    def _loss(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Return the sum over samples; in a mean, a sample's gradient would be divided by B."""
+        logits = self._logits(images)
+        _check_labels(labels, logits.shape[1])
+        return F.cross_entropy(logits, labels, reduction="sum")
 
-@dataclass
-class _Methods:
-    """The methods that may suit the model, best first. A method that fails is not tried again."""
+    def _loop(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Run a forward and a backward pass per sample."""
+        values = list(self._parameters.values())
+        norms = []
+        for image, label in zip(torch.split(images, 1), torch.split(labels, 1), strict=True):
+            loss = self._loss(image, label)
+            gradients = torch.autograd.grad(loss, values, allow_unused=True)
+            norms.append(_norm([gradient for gradient in gradients if gradient is not None], loss))
+        return torch.stack(norms)
 
-    trained: _Trained
-    left: Sequence[str]
-    checked: int = 0  # 1: a ghost pass of one sample, which cannot show mixing; 2: a larger one
+    def _vmap(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Compute the gradients of all samples at once, by torch.func."""
+        model, known = self._model, self._parameters
+        frozen = {name: v.detach() for name, v in model.named_parameters() if name not in known}
+        frozen |= dict(model.named_buffers())
 
-    def norms(self, images: Tensor, labels: Tensor) -> Iterator[Tensor]:
-        start = 0
-        while start < len(images):
-            stop = start + self._at_once(images)
-            try:
-                yield self._norms(images[start:stop], labels[start:stop])
-                start = stop
-            except UnsuitedError as error:
-                if len(self.left) == 1:
-                    raise ValueError(
-                        f"method {self.left[0]!r} does not suit the model. {error} Use 'auto'."
-                    ) from error
-                self.left = self.left[1:]
+        def loss(values: dict[str, Tensor], image: Tensor, label: Tensor) -> Tensor:
+            logits = torch.func.functional_call(model, (values, frozen), (image[None],))
+            return F.cross_entropy(logits, label[None], reduction="sum")
 
-    def _at_once(self, images: Tensor) -> int:
-        if self.left[0] == "ghost":
-            return min(max(GHOST_VALUES // max(images[0].numel(), 1), 1), GHOST_IMAGES)
-        each = sum(p.numel() * p.element_size() for p in self.trained.parameters.values())
-        return max(1, VMAP_BYTES // each) if self.left[0] == "vmap" else 1
+        def norm(values: dict[str, Tensor], image: Tensor, label: Tensor) -> Tensor:
+            return _norm(list(torch.func.grad(loss)(values, image, label).values()), image)
 
-    def _norms(self, images: Tensor, labels: Tensor) -> Tensor:
-        trained = self.trained
-        check = self.left[0] == "ghost" and self.checked < min(len(images), 2)
-        some = sorted({0, len(images) // 2, len(images) - 1})
-        if check:
-            check_apart(trained.model, trained.parameters, trained.logits, images[some])
-        norms = _METHODS[self.left[0]](trained, images, labels)
-        if check:
-            check_same(norms[some], _loop(trained, images[some], labels[some]))
-            self.checked = min(len(images), 2)
+        with torch.no_grad():  # neither check is possible inside vmap
+            _check_labels(labels, self._logits(images[:1]).shape[1])
+        values = {name: value.detach() for name, value in known.items()}
+        try:
+            norms: Tensor = torch.func.vmap(norm, in_dims=(None, 0, 0))(values, images, labels)
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, NotImplementedError, ValueError, TypeError) as error:
+            raise UnsuitedError(f"torch.func cannot transform the model: {error}") from error
         return norms
-
-
-def _norms_of_batch(
-    methods: _Methods, images: Tensor, labels: Tensor, first: int
-) -> NDArray[np.float64]:
-    """Return the norms of a batch, whose first sample has the number `first`."""
-    labels, device = labels.reshape(-1), methods.trained.device
-    if labels.is_floating_point() or labels.is_complex() or len(labels) != len(images):
-        raise ValueError(
-            f"`batches` must hold one integer label per image; got {len(labels)} of {labels.dtype} "
-            f"for {len(images)} images, starting at sample {first}."
-        )
-    images, labels = _outside_inference(images.to(device)), labels.to(device, torch.int64)
-    parts = [n.double().cpu() for n in methods.norms(images, _outside_inference(labels))]
-    norms: NDArray[np.float64] = torch.cat(parts).numpy() if parts else np.empty(0)
-    wrong = np.flatnonzero(~np.isfinite(norms))
-    if wrong.size:
-        raise ValueError(
-            f"the gradient of sample {first + wrong[0]} is not finite: its norm is "
-            f"{norms[wrong[0]]}. Check the checkpoint and the image."
-        )
-    return norms
 
 
 def _outside_inference(values: Tensor) -> Tensor:
     """Copy values made in inference mode, which autograd rejects."""
     return values.clone() if values.is_inference() else values
-
-
-def _loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the sum over samples: unlike in the mean, a sample's gradient is not divided by B."""
-    _check_labels(labels, logits.shape[1])
-    return F.cross_entropy(logits, labels, reduction="sum")
 
 
 def _check_labels(labels: Tensor, classes: int) -> None:
@@ -167,6 +198,15 @@ def _check_labels(labels: Tensor, classes: int) -> None:
             f"`batches` must hold labels from 0 to {classes - 1}, the model's classes; got "
             f"{labels.min().item()} to {labels.max().item()}. Check that model and data match."
         )
+
+
+def _norm(gradients: Sequence[Tensor], like: Tensor) -> Tensor:
+    """Return the norm over all gradients of one sample, summed in float64."""
+    parts = [torch.linalg.vector_norm(gradient).double() for gradient in gradients]
+    if not parts:
+        return torch.zeros((), dtype=torch.float64, device=like.device)
+    norm: Tensor = torch.linalg.vector_norm(torch.stack(parts))
+    return norm
 
 
 @contextmanager
@@ -186,63 +226,3 @@ def _plain_float(device: torch.device) -> Iterator[None]:
     plain = torch.autocast(device.type, enabled=False)
     with torch.inference_mode(False), torch.enable_grad(), plain:
         yield
-
-
-# -- methods ---------------------------------------------------------------------------------------
-def _ghost(trained: _Trained, images: Tensor, labels: Tensor) -> Tensor:
-    def loss() -> Tensor:
-        return _loss(trained.logits(images), labels)
-
-    return ghost_norms(trained.model, trained.parameters, loss, len(images))
-
-
-def _loop(trained: _Trained, images: Tensor, labels: Tensor) -> Tensor:
-    """Run a forward and a backward pass per sample."""
-    values = list(trained.parameters.values())
-    norms = []
-    for image, label in zip(torch.split(images, 1), torch.split(labels, 1), strict=True):
-        loss = _loss(trained.logits(image), label)
-        gradients = torch.autograd.grad(loss, values, allow_unused=True)
-        norms.append(_norm([gradient for gradient in gradients if gradient is not None], loss))
-    return torch.stack(norms)
-
-
-def _vmap(trained: _Trained, images: Tensor, labels: Tensor) -> Tensor:
-    """Compute the gradients of all samples at once, by torch.func."""
-    model, parameters = trained.model, trained.parameters
-    frozen = {k: v.detach() for k, v in model.named_parameters() if k not in parameters}
-    frozen |= dict(model.named_buffers())
-
-    def loss(values: dict[str, Tensor], image: Tensor, label: Tensor) -> Tensor:
-        logits = torch.func.functional_call(model, (values, frozen), (image[None],))
-        return F.cross_entropy(logits, label[None], reduction="sum")
-
-    def norm(values: dict[str, Tensor], image: Tensor, label: Tensor) -> Tensor:
-        return _norm(list(torch.func.grad(loss)(values, image, label).values()), image)
-
-    with torch.no_grad():  # neither check is possible inside vmap
-        _check_labels(labels, trained.logits(images[:1]).shape[1])
-    values = {name: value.detach() for name, value in parameters.items()}
-    try:
-        norms: Tensor = torch.func.vmap(norm, in_dims=(None, 0, 0))(values, images, labels)
-    except torch.OutOfMemoryError:
-        raise
-    except (RuntimeError, NotImplementedError, ValueError, TypeError) as error:
-        raise UnsuitedError(f"torch.func cannot transform the model: {error}") from error
-    return norms
-
-
-def _norm(gradients: Sequence[Tensor], like: Tensor) -> Tensor:
-    """Return the norm over all gradients of one sample, summed in float64."""
-    parts = [torch.linalg.vector_norm(gradient).double() for gradient in gradients]
-    if not parts:
-        return torch.zeros((), dtype=torch.float64, device=like.device)
-    norm: Tensor = torch.linalg.vector_norm(torch.stack(parts))
-    return norm
-
-
-_METHODS: dict[str, Callable[[_Trained, Tensor, Tensor], Tensor]] = {
-    "ghost": _ghost,
-    "vmap": _vmap,
-    "loop": _loop,
-}

@@ -171,13 +171,22 @@ def _weight_gradients(layer: Any, fed: Tensor, g: Tensor) -> Tensor:
 
 
 # -- vectors: y = w x + b of normalised x, per channel ---------------------------------------------
-def _batch_norm(layer: Any, pairs: Pairs) -> Tensor:
+def _normalisation(sums_of: Callable[[Any, Tensor, Tensor], tuple[Tensor, Tensor]]) -> Rule:
+    """Return the rule for a kind of layer, given its gradients `(B, C)` of weight and bias."""
+
+    def squares(layer: Any, pairs: Pairs) -> Tensor:
+        sums = [sums_of(layer, fed, gradient) for fed, gradient in pairs]
+        total = _bias(layer, [bias for _, bias in sums])
+        if layer.weight is not None and layer.weight.requires_grad:
+            total = total + _squares([weight for weight, _ in sums])
+        return total
+
+    return squares
+
+
+def _batch_norm(layer: Any, fed: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
     if layer.running_mean is None:
         raise UnsuitedError(f"{layer} uses the statistics of the batch.")
-    return _affine(layer, [_batch_norm_sums(layer, fed, gradient) for fed, gradient in pairs])
-
-
-def _batch_norm_sums(layer: Any, fed: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
     mean, var, eps = layer.running_mean, layer.running_var, layer.eps
     fed, g = fed.flatten(2) if fed.ndim > 2 else fed[..., None], g.reshape(*g.shape[:2], -1)
     if g.shape[2] < SHORT:
@@ -192,30 +201,16 @@ def _batch_norm_sums(layer: Any, fed: Tensor, g: Tensor) -> tuple[Tensor, Tensor
     return weight.view(count, channels), bias.view(count, channels)
 
 
-def _group_norm(layer: nn.GroupNorm, pairs: Pairs) -> Tensor:
-    sums = []
-    for fed, gradient in pairs:
-        normal, g = F.group_norm(fed, layer.num_groups, eps=layer.eps), gradient
-        shape = (*g.shape[:2], -1)
-        sums.append(((normal * g).reshape(shape).sum(2), g.reshape(shape).sum(2)))
-    return _affine(layer, sums)
+def _group_norm(layer: nn.GroupNorm, fed: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+    normal = F.group_norm(fed, layer.num_groups, eps=layer.eps)
+    shape = (*g.shape[:2], -1)
+    return (normal * g).reshape(shape).sum(2), g.reshape(shape).sum(2)
 
 
-def _layer_norm(layer: nn.LayerNorm, pairs: Pairs) -> Tensor:
-    sums = []
-    for fed, g in pairs:
-        normal = F.layer_norm(fed, layer.normalized_shape, eps=layer.eps)
-        shape = len(g), -1, math.prod(layer.normalized_shape)
-        sums.append(((normal * g).reshape(shape).sum(1), g.reshape(shape).sum(1)))
-    return _affine(layer, sums)
-
-
-def _affine(layer: Any, sums: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-    """Return the squared norms, given each call's gradients `(B, C)` of weight and bias."""
-    total = _bias(layer, [bias for _, bias in sums])
-    if layer.weight is not None and layer.weight.requires_grad:
-        total = total + _squares([weight for weight, _ in sums])
-    return total
+def _layer_norm(layer: nn.LayerNorm, fed: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+    normal = F.layer_norm(fed, layer.normalized_shape, eps=layer.eps)
+    shape = len(g), -1, math.prod(layer.normalized_shape)
+    return (normal * g).reshape(shape).sum(1), g.reshape(shape).sum(1)
 
 
 def _bias(layer: Any, gradients: Sequence[Tensor]) -> Tensor:
@@ -236,9 +231,9 @@ RULES: dict[type[nn.Module], Rule] = {
     nn.Linear: _linear,
     nn.Conv1d: _convolution,
     nn.Conv2d: _convolution,
-    nn.BatchNorm1d: _batch_norm,
-    nn.BatchNorm2d: _batch_norm,
-    nn.SyncBatchNorm: _batch_norm,
-    nn.GroupNorm: _group_norm,
-    nn.LayerNorm: _layer_norm,
+    nn.BatchNorm1d: _normalisation(_batch_norm),
+    nn.BatchNorm2d: _normalisation(_batch_norm),
+    nn.SyncBatchNorm: _normalisation(_batch_norm),
+    nn.GroupNorm: _normalisation(_group_norm),
+    nn.LayerNorm: _normalisation(_layer_norm),
 }

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..inputs import as_array
+from ..samples import blocks
 from ..scores import Scores
 from . import Method
 
@@ -68,13 +69,12 @@ def class_influences(outcomes: Any, included: Any) -> NDArray[np.float64]:
     values, masks = _runs(outcomes, included)
     sums = np.zeros((masks.shape[1], values.shape[1]), dtype=np.float64)
     total = np.zeros(values.shape[1], dtype=np.float64)
-    step = max(1, _BLOCK_BYTES // (8 * values.shape[1]))
     with threadpool_limits(1, user_api="blas"):  # fixes the bits
-        for start in range(0, len(values), step):
-            block = values[start : start + step].astype(np.float64)
+        for rows in blocks(values, _BLOCK_BYTES):
+            block = values[rows].astype(np.float64)
             if not np.isfinite(block).all():
                 raise ValueError("`outcomes` hold NaN or inf. Leave out the runs that failed.")
-            sums += masks[start : start + step].T.astype(np.float64) @ block
+            sums += masks[rows].T.astype(np.float64) @ block
             total += block.sum(axis=0)
     number = masks.sum(axis=0)[:, None]
     influences: NDArray[np.float64] = sums / number - (total - sums) / (len(masks) - number)

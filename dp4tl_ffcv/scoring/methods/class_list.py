@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ...validate import check_int_array
 from ..inputs import as_array, count_in
 from ..scores import Scores
 from . import Method
@@ -37,17 +38,15 @@ def class_list(
 
     If the budget differs from the list's length, the order of the list decides: a list of classes
     to keep starts with the best, a list of classes to exclude with the worst. Classes that are not
-    listed are ranked by their ids.
-
-    The lists that Jain et al. published (MadryLab/data-transfer,
-    `class_exclusion_files_handpicked`) are sorted by class id, which is no ranking: keep as many
-    classes as the list holds.
+    listed are ranked by their ids. Jain et al. published lists (MadryLab/data-transfer,
+    `class_exclusion_files_handpicked`) in the order of class ids, which is no ranking.
 
     Args:
-        classes: file of class ids: .npy, text, or a table such as CSV. In Python also an array
-            `(K,)`.
+        classes: file of class ids in `[0, C)`: .npy `(K,)`, or text with ids separated by commas,
+            spaces or line breaks, or a table such as CSV. The first line of text may be a header.
+            In Python also an array `(K,)`.
         beton: source beton. In Python also its number of classes C.
-        column: column of a table that holds the ids: its name, or its number from 0.
+        column: column of a table that holds the ids: its name in the header, or its number from 0.
         exclude: the list holds the classes to exclude, worst first.
         label_field: integer field with the class ids.
 
@@ -59,7 +58,7 @@ def class_list(
     num_classes, about = count_in(beton, "class", label_field)
     if isinstance(classes, str | os.PathLike):
         about["list_sha256"] = sha256_of_file(classes)
-        listed = read_class_list(classes, num_classes, column=column)
+        listed = _read(classes, num_classes, column)
     else:
         listed = _checked(classes, num_classes)
     scores, tie_break = np.full(num_classes, float(exclude)), np.zeros(num_classes)
@@ -74,26 +73,9 @@ def class_list(
     )
 
 
-def read_class_list(
-    path: str | os.PathLike[str], num_classes: int, *, column: str | int | None = None
+def _read(
+    path: str | os.PathLike[str], num_classes: int, column: str | int | None
 ) -> NDArray[np.int64]:
-    """Read class ids from a `.npy` file of integers `(K,)`, or from text.
-
-    Text holds ids separated by commas, spaces or line breaks, or a table such as CSV. The first
-    line may be a header.
-
-    Args:
-        path: the file.
-        num_classes: number of classes C of the source; ids are in `[0, C)`.
-        column: for a table of several columns, the column of the ids: its name in the header, or
-            its number from 0.
-
-    Returns:
-        Ids `(K,)` in the order of the file. A table is not sorted: its best row must come first.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-    """
     try:
         with open(path, "rb") as stream:
             is_npy = stream.read(len(_NPY)) == _NPY
@@ -109,14 +91,9 @@ def read_class_list(
 
 
 def _checked(classes: Any, num_classes: int) -> NDArray[np.int64]:
-    from ...kernels.checks import as_labels
-
-    ids = as_labels(as_array(classes), num_classes, "classes")
+    ids = check_int_array("classes", as_array(classes), below=num_classes, distinct=True)
     if not ids.size:
         raise ValueError("`classes` must hold at least one class id; got none.")
-    values, counts = np.unique(ids, return_counts=True)
-    if (counts > 1).any():
-        raise ValueError(f"`classes` holds class {values[counts > 1][0]} twice.")
     return ids
 
 
@@ -125,7 +102,7 @@ def _numbers(text: str, column: str | int | None) -> list[int]:
     if column is not None:
         return [int(entry) for entry in _column(lines, column)]
     rows = [[entry.strip("\"'") for entry in _BREAKS.split(line) if entry] for line in lines]
-    headed = bool(rows and rows[0] and not _is_whole(rows[0][0]))
+    headed = bool(rows and rows[0] and not _is_number(rows[0][0]))
     rows = rows[headed:]
     widths = {len(row) for row in rows}
     # A list has one line, one id per line, or lines of different lengths. All else is a table.
@@ -159,10 +136,6 @@ def _is_number(entry: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _is_whole(entry: str) -> bool:
-    return re.fullmatch(r"[+-]?\d+", entry, re.ASCII) is not None
 
 
 METHOD = Method(

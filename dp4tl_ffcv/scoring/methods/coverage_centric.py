@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...validate import check_int
+from ..inputs import check_one_source
 from ..scores import Scores
 from . import Method
 
@@ -55,9 +56,8 @@ def coverage_centric(
         "cutoff": float(cutoff),
         "seed": seed,
         "difficulty": {"method": difficulty.method, "scores": dict(difficulty.provenance)},
+        **check_one_source("difficulty", [difficulty.provenance]),
     }
-    if fingerprint := difficulty.provenance.get("source_fingerprint"):
-        about["source_fingerprint"] = fingerprint
     return Scores(scores=scores, method="coverage_centric", unit="sample", provenance=about)
 
 

@@ -9,15 +9,7 @@ from typing import Any
 import numpy as np
 
 from ...validate import check_int
-from ..features.reductions import sum_soft_votes
-from ..inputs import (
-    FeaturesOrArray,
-    as_array,
-    check_logits,
-    check_soft_votes,
-    features_or_none,
-    logits_of,
-)
+from ..inputs import FeaturesOrArray, check_soft_votes, votes_of
 from ..scores import Scores
 from . import Method
 
@@ -45,25 +37,15 @@ def label_mapping(
     """
     from ...kernels import class_histogram
 
-    about: dict[str, Any] = {}
-    if (features := features_or_none(target)) is not None:
-        about["target"] = dict(features.provenance)
-        if features.predictions is not None and features.soft_votes is not None:
-            target, soft_votes = features.predictions, features.soft_votes
-        else:
-            target = logits_of("target", features)
-    ids = as_array(target)
-    if ids.ndim == 2:
-        if soft_votes is not None:
-            raise ValueError("`soft_votes` are computed from logits. Pass one of the two.")
-        votes = sum_soft_votes(check_logits("target", ids))
-        ids = ids.argmax(axis=1)  # the first of equal maxima on every machine
-    elif soft_votes is not None:
+    ids, votes, about = votes_of(target)
+    if votes is not None and soft_votes is not None:
+        raise ValueError("`soft_votes` are computed from logits. Pass one of the two.")
+    if soft_votes is not None:
         votes = check_soft_votes("soft_votes", soft_votes)
-    elif num_classes is not None:
+    elif votes is None:
+        if num_classes is None:
+            raise ValueError("`num_classes` is needed with class ids. Pass it, or pass logits.")
         votes = np.zeros(check_int("num_classes", num_classes, 1))
-    else:
-        raise ValueError("`num_classes` is needed with class ids. Pass it, or pass logits.")
     if num_classes not in (None, len(votes)):
         raise ValueError(f"`num_classes` is {num_classes}, but `target` has {len(votes)} classes.")
     counts = class_histogram(ids, len(votes))

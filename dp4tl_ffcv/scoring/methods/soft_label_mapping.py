@@ -4,17 +4,8 @@ The surrogate's classes must be the source's classes.
 """
 
 from pathlib import Path
-from typing import Any
 
-from ..features.reductions import sum_soft_votes
-from ..inputs import (
-    FeaturesOrArray,
-    as_array,
-    check_logits,
-    check_soft_votes,
-    features_or_none,
-    logits_of,
-)
+from ..inputs import FeaturesOrArray, check_soft_votes, votes_of
 from ..scores import Scores
 from . import Method
 
@@ -29,16 +20,9 @@ def soft_label_mapping(target: FeaturesOrArray) -> Scores:
     >>> soft_label_mapping([0.5, 2.5, 0.0]).ranking()
     array([1, 0, 2])
     """
-    about: dict[str, Any] = {}
-    if (features := features_or_none(target)) is not None:
-        about["target"] = dict(features.provenance)
-        target = features.soft_votes
-        target = logits_of("target", features) if target is None else target
-    array = as_array(target)
-    if array.ndim == 2:
-        votes = sum_soft_votes(check_logits("target", array))
-    else:
-        votes = check_soft_votes("target", array)
+    given, votes, about = votes_of(target)
+    if votes is None:
+        votes = check_soft_votes("target", given)
     return Scores(scores=votes, method="soft_label_mapping", provenance=about)
 
 

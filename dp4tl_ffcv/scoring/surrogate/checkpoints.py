@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ...artifacts import atomic_open, sha256_of_file
-from ...errors import CheckpointError
+from ...errors import CheckpointError, requires
 from .models import (
     BlurPoolConv,
     Classifier,
@@ -29,8 +29,6 @@ from .models import (
 ModelLike = Classifier | str | os.PathLike[str]
 
 _CHECKPOINT_KEYS = {"arch", "num_classes", "mean", "std", "network"}
-# Where other programs keep the state dict: DP4TL; Lightning, MoCo, timm; DeiT, torchvision.
-_PLACES = (("state_dicts", "network"), ("state_dict",), ("model",))
 # Prefixes of keys: DistributedDataParallel, torch.compile, Lightning modules, our Classifier.
 _PREFIXES = ("module.", "_orig_mod.", "model.", "network.")
 _ENCODERS = ("encoder_q.", "base_encoder.")  # MoCo v1 and v2; MoCo v3
@@ -171,19 +169,20 @@ def _load_weights(model: Classifier, state: dict[str, Tensor]) -> None:
     """Load weights that must have exactly the keys and shapes of the network."""
     network = model.network
     _restore_blurs(network, state)
-    own = network.state_dict()
-    missing = [
-        name
-        for name in own
-        if name not in state and not name.endswith(".num_batches_tracked")  # new in torch 0.4
-    ]
-    shapes = [
-        f"{name} {tuple(state[name].shape)} for {tuple(own[name].shape)}"
-        for name in own
-        if name in state and state[name].shape != own[name].shape
-    ]
-    unknown = [name for name in state if name not in own]
-    kinds = {"missing keys": missing, "unknown keys": unknown, "wrong shapes": shapes}
+    found, own = (
+        {name: tuple(value.shape) for name, value in values.items()}
+        for values in (state, network.state_dict())
+    )
+    # num_batches_tracked is new in torch 0.4.
+    needed = [name for name in own if not name.endswith(".num_batches_tracked")]
+    shared = [name for name in own if name in found]
+    kinds = {
+        "missing keys": [name for name in needed if name not in found],
+        "unknown keys": [name for name in found if name not in own],
+        "wrong shapes": [
+            f"{name} {found[name]} for {own[name]}" for name in shared if found[name] != own[name]
+        ],
+    }
     faults = [f"{kind} {_first_of(names)}" for kind, names in kinds.items() if names]
     if faults:
         raise CheckpointError(
@@ -206,19 +205,21 @@ def _restore_blurs(network: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 
 def _find_state(values: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Return another program's state dict, with the key names of the network."""
-    for place in _PLACES:
-        found: Any = values
-        for key in place:
-            found = found.get(key) if isinstance(found, Mapping) else None
-        if isinstance(found, Mapping):
-            values = found
+    """Return another program's state dict, with the key names of the network.
+
+    DP4TL keeps it in `state_dicts.network`; Lightning, MoCo and timm in `state_dict`; DeiT in
+    `model`.
+    """
+    places = (values.get("state_dicts"), "network"), (values, "state_dict"), (values, "model")
+    for holder, key in places:
+        if isinstance(holder, Mapping) and isinstance(holder.get(key), Mapping):
+            values = holder[key]
             break
     if not values or not all(isinstance(value, Tensor) for value in values.values()):
         raise CheckpointError(
-            f"it is no state dict, and has none under "
-            f"{', '.join('.'.join(place) for place in _PLACES)}; its keys are "
-            f"{_first_of([str(key) for key in values]) or 'none'}. Save the state dict alone."
+            "it is no state dict, and has none under state_dicts.network, state_dict or model; its "
+            f"keys are {_first_of([str(key) for key in values]) or 'none'}. Save the state dict "
+            "alone."
         )
     state = {str(name): value for name, value in values.items()}
     while prefixes := [prefix for prefix in _PREFIXES if len(_below(state, prefix)) == len(state)]:
@@ -233,9 +234,13 @@ def _below(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def _read(path: Path) -> dict[Any, Any]:
+    is_safetensors = path.suffix == ".safetensors"
+    if is_safetensors:
+        with requires("safetensors", f"reading {str(path)!r}"):
+            from safetensors.torch import load
     try:
-        if path.suffix == ".safetensors":
-            return _read_safetensors(path)
+        if is_safetensors:
+            return dict(load(path.read_bytes()))
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
                 if archive.testzip():  # torch does not verify checksums
@@ -243,22 +248,12 @@ def _read(path: Path) -> dict[Any, Any]:
         with torch.serialization.safe_globals(_numpy_globals()):
             return dict(torch.load(path, map_location="cpu", weights_only=True))
     except Exception as error:  # torch raises several kinds for damaged and foreign files
-        if isinstance(error, CheckpointError):
-            raise
         if isinstance(error, OSError) and error.filename is not None:
             raise  # the file cannot be opened
         raise CheckpointError(
             "it is damaged, not a checkpoint, or holds objects other than tensors and numbers. "
             "Save the state dict alone."
         ) from error
-
-
-def _read_safetensors(path: Path) -> dict[Any, Any]:
-    try:
-        from safetensors.torch import load
-    except ImportError:
-        raise CheckpointError("run `pip install safetensors` to read it.") from None
-    return dict(load(path.read_bytes()))
 
 
 def _numpy_globals() -> list[Any]:

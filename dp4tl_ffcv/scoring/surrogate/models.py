@@ -9,7 +9,7 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 
-from ...errors import CheckpointError
+from ...errors import CheckpointError, requires
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -86,10 +86,12 @@ class Classifier(nn.Module):
         self.arch = arch
         self.num_classes = num_classes
         self.trained_on: str | None = None  # fingerprint of the training beton
-        self.channels = _three("mean", mean), _three("std", std)
-        # Not part of the state dict, which has exactly the keys of the network.
+        self.channels = tuple(map(float, mean)), tuple(map(float, std))
         for name, values in zip(("mean", "std"), self.channels, strict=True):
+            if len(values) != 3:
+                raise ValueError(f"`{name}` must have three values, one per channel; got {values}.")
             buffer = 255.0 * torch.tensor(values).view(1, 3, 1, 1)
+            # Not part of the state dict, which has exactly the keys of the network.
             self.register_buffer(name, buffer, persistent=False)
 
     @property
@@ -114,11 +116,8 @@ class Classifier(nn.Module):
     def features(self, images: Tensor) -> tuple[Tensor | None, Tensor]:
         """Return logits `(B, C)`, None for an encoder, and features `(B, D)`."""
         caught: list[Tensor] = []
-        handle = self.head.register_forward_pre_hook(lambda _, inputs: caught.append(inputs[0]))
-        try:
+        with self.head.register_forward_pre_hook(lambda _, inputs: caught.append(inputs[0])):
             logits = self(images)
-        finally:
-            handle.remove()
         return None if self.num_classes is None else logits, caught[0]
 
 
@@ -194,20 +193,17 @@ def replace_head(model: Classifier, num_classes: int | None) -> Classifier:
 
 def _timm_model(name: str, **options: Any) -> tuple[nn.Module, tuple[Any, Any]]:
     """Build a model of timm; return it with the mean and standard deviation of its images."""
-    unknown = (
-        f"there is no architecture {name!r}. Choose one of {', '.join(SMALL_RESNETS)}, "
-        "torchvision.models.list_models() or timm.list_models()"
-    )
-    try:
+    with requires("timm", f"architecture {name!r}, which torchvision does not have,"):
         import timm
-    except ImportError:
-        raise ValueError(f"{unknown} (`pip install timm`).") from None
     try:
-        if not timm.is_model(name):
-            raise ValueError(f"{unknown}.")
+        if not timm.is_model(name):  # create_model would look names such as hf_hub:NAME up
+            raise RuntimeError("unknown")
         network: Any = timm.create_model(name, **options)
-    except RuntimeError as error:  # from timm for an unknown tag, `NAME.TAG`
-        raise ValueError(f"{unknown}.") from error
+    except RuntimeError as error:
+        raise ValueError(
+            f"there is no architecture {name!r}. Choose one of {', '.join(SMALL_RESNETS)}, "
+            "torchvision.models.list_models() or timm.list_models()."
+        ) from error
     if network.get_classifier() is not _find_head(network)[1]:
         raise ValueError(
             f"{TIMM}{name} does not end in one nn.Linear. Choose another architecture."
@@ -259,10 +255,3 @@ def _with_head(network: nn.Module, head: nn.Module) -> nn.Module:
     parent, _, attribute = name.rpartition(".")
     setattr(network.get_submodule(parent), attribute, head)
     return network
-
-
-def _three(name: str, values: tuple[float, ...]) -> tuple[float, ...]:
-    found = tuple(map(float, values))
-    if len(found) != 3:
-        raise ValueError(f"`{name}` must have three values, one per channel; got {found}.")
-    return found
