@@ -51,26 +51,6 @@ def atomic_open(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
         raise
 
 
-@contextmanager
-def part_file(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
-    """Like `atomic_open`, for large files: the next run reuses the file of a killed one.
-
-    The temporary file is `.NAME.part`. It starts empty.
-
-    Raises:
-        BlockingIOError: another process writes to `path`.
-    """
-    target = Path(path)
-    with locked_part(target) as stream:
-        try:
-            stream.truncate(0)
-            yield stream
-            publish(stream, part_path(target), target)
-        except BaseException:
-            part_path(target).unlink(missing_ok=True)
-            raise
-
-
 def part_path(target: Path) -> Path:
     """Return the path of the unfinished file of `target`."""
     return target.with_name(f".{target.name}.part")
@@ -78,7 +58,7 @@ def part_path(target: Path) -> Path:
 
 @contextmanager
 def locked_part(target: Path) -> Iterator[IO[bytes]]:
-    """Open the unfinished file of `target` and lock it. A killed run's content is kept.
+    """Open `.NAME.part`, the unfinished file of `target`, and lock it. Keep a killed run's content.
 
     Raises:
         BlockingIOError: another process writes to `target`.
@@ -211,13 +191,9 @@ class Artifact:
 
 
 def check_fingerprint(what: str, expected: str | None, found: str, beton: Path) -> None:
-    """Raise `StaleArtifactError` unless an artifact was made for a beton.
+    """Raise `StaleArtifactError` unless the artifact in the argument `what` was made for a beton.
 
-    Args:
-        what: argument that holds the artifact, for the error.
-        expected: fingerprint in the artifact. None, for artifacts of bare arrays, fits every beton.
-        found: fingerprint of the beton.
-        beton: path of the beton, for the error.
+    An artifact of bare arrays has None as its fingerprint and fits every beton.
     """
     if expected is not None and expected != found:
         raise StaleArtifactError(

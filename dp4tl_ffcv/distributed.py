@@ -1,6 +1,5 @@
 """Processes that `torchrun` starts: their ranks and devices, and work that they share."""
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -8,6 +7,8 @@ from typing import Any, TypeVar
 
 import torch
 from torch import distributed
+
+from . import torchrun
 
 # How long a process waits for the others, which may be compiling or have slower disks. After a
 # failure torchrun stops all processes, so none waits this long for a failed one.
@@ -32,9 +33,15 @@ def process_group() -> Iterator[torch.device]:
     """
     device = best_device()
     if device.type == "cuda":
-        device = torch.device("cuda", _local_gpu())
+        count = torch.cuda.device_count()
+        if torchrun.local_rank() >= count:
+            raise ValueError(
+                f"more processes than GPUs: this machine has {count}. Start one process for each "
+                f"GPU, with --nproc-per-node {count}."
+            )
+        device = torch.device("cuda", torchrun.local_rank())
         torch.cuda.set_device(device)
-    joins = int(os.environ.get("WORLD_SIZE", "1")) > 1 and not distributed.is_initialized()
+    joins = torchrun.world_size() > 1 and not distributed.is_initialized()
     if joins:
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         distributed.init_process_group(backend, timeout=_TIMEOUT)
@@ -83,14 +90,3 @@ def on_rank_zero(action: Callable[[], Result]) -> Result:
     if error_text is not None:
         raise ValueError(error_text)
     return result  # type: ignore[no-any-return]
-
-
-def _local_gpu() -> int:
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    count = torch.cuda.device_count()
-    if local_rank >= count:
-        raise ValueError(
-            f"more processes than GPUs: this machine has {count}. Start one process for each GPU, "
-            f"with --nproc-per-node {count}."
-        )
-    return local_rank

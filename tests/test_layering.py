@@ -21,13 +21,14 @@ OURS = {*FOLDERS, "tests"}
 # Part -> the parts it may import. "public" is `from dp4tl_ffcv import NAME`, which only the top
 # layers of the package may use.
 HELPERS = {
-    "artifacts", "errors", "ffcv_import", "parallel", "progress", "runs", "validate", "version",
+    "artifacts", "errors", "ffcv_import", "parallel", "progress", "runs", "torchrun", "validate",
+    "version",
 }  # fmt: skip
 LIBRARY = {
     *HELPERS, "kernels", "jpeg", "beton", "writing", "selection", "compaction", "loading",
     "scoring", "distributed", "extraction", "report",
 }  # fmt: skip
-PACKAGE = {*LIBRARY, "cli", "utils", "__main__"}
+PACKAGE = {*LIBRARY, "cli", "utils"}
 PARTS = {
     **dict.fromkeys(HELPERS, HELPERS),
     "kernels": {"errors", "validate"},
@@ -42,7 +43,6 @@ PARTS = {
     "extraction": {*HELPERS, "distributed", "beton", "scoring", "loading"},
     "report": LIBRARY,
     "cli": {*LIBRARY, "public"},
-    "__main__": {"cli"},
     "public": LIBRARY,
     "utils": LIBRARY,
     "writers": {*LIBRARY, "cli", "public", "utils"},

@@ -1,6 +1,5 @@
 """Entry point: choose the verb, run it, print its result, turn an error into one line."""
 
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from functools import reduce
@@ -9,19 +8,11 @@ from typing import Any
 
 import tyro
 
-from ..errors import BetonError, one_line_errors
-from .cluster import Cluster
-from .compact import Compact
-from .export import Export
-from .features import Features
-from .inspect import Inspect
+from .. import torchrun
+from ..errors import one_line_errors
 from .programs import recipes, run_program, write_verb, writers
-from .report import Report
-from .score import Score
-from .select import Select
-from .verify import Verify
+from .verbs import Verb
 
-VERBS = (Inspect, Verify, Features, Cluster, Score, Select, Compact, Export, Report)
 _DESCRIPTION = "Prune a source dataset for a target task, and load the retained samples with FFCV."
 
 
@@ -32,25 +23,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
         run_verb(_parse(words))
 
 
-def run_verb(verb: Any) -> None:
+def run_verb(verb: Verb) -> None:
     """Run a verb and print the summary of its result."""
     with one_line_errors(verb, program="dp4tl", debug=verb.output.debug or None):
         result = verb.run()
-        if os.environ.get("RANK", "0") != "0":  # under torchrun, only rank 0 prints
-            return
-        summary = result if isinstance(result, Mapping) else result.summary()
-        verb.output.show({"out": str(verb.out), **summary} if hasattr(verb, "out") else summary)
-        if summary.get("problems"):  # of verify
-            raise BetonError(
-                f"{verb.beton} is damaged; its problems are listed above. "
-                "Copy the file again from an intact one, or write it again."
-            )
+        if torchrun.rank() == 0:  # all processes have the same result
+            summary = result if isinstance(result, Mapping) else result.summary()
+            verb.output.show({"out": str(verb.out), **summary} if hasattr(verb, "out") else summary)
+        verb.finish(result)
 
 
 def _parse(words: Sequence[str]) -> Any:
     in_write = words[:1] == ["write"]
     return tyro.cli(
-        reduce(or_, writers() if in_write else [*VERBS, write_verb(), *recipes()]),
+        reduce(or_, writers() if in_write else [*Verb.__subclasses__(), write_verb(), *recipes()]),
         prog="dp4tl write" if in_write else "dp4tl",
         description="Write a dataset as betons." if in_write else _DESCRIPTION,
         args=words[in_write:],

@@ -5,15 +5,24 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
-from ..artifacts import part_file, part_path
+from ..artifacts import locked_part, part_path, publish
 from ..beton.format import header_bytes
 from ..beton.index import BetonIndex
 from ..beton.manifest import Manifest, write_manifest
+from ..parallel import map_ordered
+from ..progress import track
 from ..writing.journal import Journal
-from .copy_ranges import check_free_space, copy_ranges
+from ..writing.pages import write_all
 from .plan import Retained, place
-from .source import SourceBeton
+from .source import SourceBeton, SourceFile
+
+_BUFFER = 1 << 19  # bytes written at a time, while they are still in the CPU's cache
+_TASK = 1 << 23  # bytes per task of a thread
+_STAT_BLOCK = 512  # bytes, on any file system
+
+Ranges = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]  # starts, places, sizes
 
 
 def copy_samples(
@@ -35,24 +44,81 @@ def copy_samples(
     for pointer in retained.pointers:
         moved = pointer.rows >= 0
         pointer.of(retained.metadata)[moved] = places[pointer.rows[moved]]
-    with part_file(target) as stream:
-        Journal(target).remove()  # a killed run with other options may have left one
-        fields, count = source.descriptors(), len(retained.metadata)
-        stream.write(header_bytes(len(fields), placement.page_size, count, placement.table_at))
-        stream.write(fields.tobytes())
-        stream.write(retained.metadata.view(np.uint8).data)
-        stream.truncate(placement.table_at)
-        allocations = retained.extents.copy()
-        allocations["ptr"] = places
-        stream.seek(placement.table_at)
-        stream.write(allocations.view(np.uint8).data)
-        stream.flush()
-        starts = retained.extents["ptr"].astype(np.int64)
-        title = f"compact {target.name}"
-        copy_ranges(source.file, stream.fileno(), (starts, places, sizes), num_threads, title)
-        written = BetonIndex.open(part_path(target), custom_fields=source.custom_fields)
-        # Flush the file before its manifest is renamed, so that its own rename follows at once.
-        os.fsync(stream.fileno())
-        write_manifest(target, describe(written))
-    written.path = target
-    return written
+    with locked_part(target) as stream:
+        try:
+            stream.truncate(0)
+            Journal(target).remove()  # a killed run with other options may have left one
+            fields, count = source.descriptors(), len(retained.metadata)
+            stream.write(header_bytes(len(fields), placement.page_size, count, placement.table_at))
+            stream.write(fields.tobytes())
+            stream.write(retained.metadata.view(np.uint8).data)
+            stream.truncate(placement.table_at)
+            allocations = retained.extents.copy()
+            allocations["ptr"] = places
+            stream.seek(placement.table_at)
+            stream.write(allocations.view(np.uint8).data)
+            stream.flush()
+            ranges = retained.extents["ptr"].astype(np.int64), places, sizes
+            title = f"compact {target.name}"
+            copy_ranges(source.file, stream.fileno(), ranges, num_threads, title)
+            index = BetonIndex.open(part_path(target), custom_fields=source.custom_fields)
+            # Flush the file before its manifest is renamed, so that its own rename follows at once.
+            os.fsync(stream.fileno())
+            write_manifest(target, describe(index))
+            publish(stream, part_path(target), target)
+        except BaseException:
+            part_path(target).unlink(missing_ok=True)
+            raise
+    index.path = target
+    return index
+
+
+def check_free_space(target: Path, num_bytes: int) -> None:
+    """Raise ValueError unless the disk has room for `target`.
+
+    The unfinished file of a killed run counts as free space, because it is overwritten.
+    """
+    folder = next(folder for folder in target.absolute().parents if folder.is_dir())
+    system = os.statvfs(folder)
+    part = part_path(target)
+    unfinished = part.stat().st_blocks * _STAT_BLOCK if part.exists() else 0
+    free = system.f_bavail * system.f_frsize + unfinished
+    if free < num_bytes:
+        raise ValueError(
+            f"no space left: {target.name} needs {num_bytes} bytes, and {str(folder)!r} has {free} "
+            "free. Free space there, write elsewhere, or retain less."
+        )
+
+
+def copy_ranges(
+    source: SourceFile, target: int, ranges: Ranges, num_threads: int, description: str
+) -> None:
+    """Copy `sizes[i]` bytes from `starts[i]` of a file to `places[i]` of another, for every i.
+
+    `target` is a file descriptor. Places ascend, and the ranges do not overlap in the target. Short
+    gaps between them are filled with zeros.
+    """
+    starts, places, sizes = ranges
+    tasks = np.split(np.arange(len(places)), np.flatnonzero(np.diff(places // _TASK)) + 1)
+
+    def copy(rows: NDArray[np.int64]) -> None:
+        """Collect the ranges `rows` in a buffer, and write it whenever it is full."""
+        buffer, base, filled = memoryview(bytearray(_BUFFER)), -_BUFFER, 0  # bytes from `base` on
+        columns = (starts[rows], places[rows], sizes[rows])
+        for start, to, size in zip(*(column.tolist() for column in columns), strict=True):
+            while size:
+                at = to - base
+                if at >= _BUFFER:
+                    write_all(target, buffer[:filled], base)
+                    base, at, filled = to, 0, 0
+                part = buffer[at : at + size]
+                source.read_into(part, start)
+                buffer[filled:at] = bytes(at - filled)
+                filled = at + len(part)
+                start, to, size = start + len(part), to + len(part), size - len(part)
+        write_all(target, buffer[:filled], base)
+
+    total = -(-int(sizes.sum()) >> 20)
+    with map_ordered(copy, tasks, num_threads, threads=True) as copied:
+        for _ in track(copied, total=total, description=description, unit="MiB", scale=_TASK >> 20):
+            pass

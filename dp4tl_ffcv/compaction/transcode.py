@@ -17,7 +17,7 @@ from ..kernels import resize_area
 from ..validate import check_choice, check_int
 from ..writing.build import DEFAULT_PAGE_SIZE, BuildPlan, build_beton, cannot_encode
 from ..writing.encode import MARK, Encoded
-from .copy_ranges import check_free_space
+from .copy_samples import check_free_space
 from .plan import Retained, place
 from .raw_budget import ImagePlan, choose_raw
 from .source import SourceBeton

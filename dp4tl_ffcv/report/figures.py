@@ -1,16 +1,14 @@
 """Figures of the report, as SVG for the page and as PNG for the folder.
 
-Figures are drawn with `matplotlib.figure.Figure`, which leaves the caller's plots and backend
-alone. The same input gives the same bytes.
+The same input gives the same bytes, and the caller's plots and backend are left alone.
 """
 
 import io
-import re
 import textwrap
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path as FilePath
+from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
@@ -18,8 +16,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patches import Patch, PathPatch
-from matplotlib.path import Path
+from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator, PercentFormatter
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
@@ -61,7 +58,7 @@ class Plot:
     """A finished figure and its file name without suffix."""
 
     name: str
-    svg: str
+    svg: bytes
     png: bytes
 
 
@@ -150,9 +147,8 @@ def _draw_speedup(
     for hollow in (False, True):
         points: dict[float, float] = {}
         for row in rows:
-            value: float | None = getattr(row, key)
-            if value is not None and _hollow(row) == hollow:
-                points.setdefault(row.keep, value)
+            if _hollow(row) == hollow:
+                points.setdefault(row.keep, getattr(row, key))
         keeps = sorted(points)
         axes.plot(keeps, [points[keep] for keep in keeps], **size, **_marks(style, hollow))
 
@@ -161,21 +157,19 @@ def _draw_speedup(
 def class_scores_plot(given: ClassScores, class_names: Sequence[str], place: int) -> Plot:
     """Plot one bar per source class in rank order, relevant classes in the method's colour.
 
-    Args:
-        given: the scores of one method.
-        class_names: name of each source class.
-        place: position of the method, which chooses its colour.
+    `place` is the position of the method, which chooses its colour.
     """
     order, scores = given.scores.ranking(), given.scores.scores
     color = _STYLES[place % len(_STYLES)][0]
     count, heights = len(order), scores[order]
     ranks = np.arange(1, count + 1)
-    marked = np.ones(count, bool) if given.relevant is None else given.relevant[order]
+    marked = given.relevant[order]
     named = count <= _MAX_NAMED
     figure = Figure(figsize=(8.8, 4.6 if named else 3.6), layout="constrained")
     axes = figure.subplots()
+    width = 0.8 if count <= _MAX_GAPS else 1.0
     for chosen, shade in ((~marked, _IRRELEVANT), (marked, color)):
-        _bars(axes, ranks[chosen], heights[chosen], 0.8 if count <= _MAX_GAPS else 1.0, shade)
+        axes.bar(ranks[chosen], heights[chosen], width, color=shade, linewidth=0)
     axes.set_xlim(0.2, count + 0.8)
     axes.set_ylim(min(0.0, heights.min() * 1.05), max(heights.max() * 1.05, 1e-9))
     axes.grid(visible=False, axis="x")
@@ -187,26 +181,19 @@ def class_scores_plot(given: ClassScores, class_names: Sequence[str], place: int
         axes.set_xticks(ranks, labels, rotation=60, ha="right", rotation_mode="anchor")
     else:
         axes.xaxis.set_major_locator(MaxNLocator(12, integer=True, steps=[1, 2, 5, 10]))
-    if given.relevant is not None:
-        above = np.full(int(marked.sum()), 1.03)  # in axis heights: marks classes with score 0 too
-        axes.plot(
-            ranks[marked],
-            above,
-            "v",
-            c=color,
-            ms=4.5,
-            transform=axes.get_xaxis_transform(),
-            clip_on=False,
-        )
-        known = Line2D([], [], linestyle="", marker="v", color=color, label="relevant")
-        other = Patch(color=_IRRELEVANT, label="not relevant")
-        figure.legend(handles=[known, other], loc="outside upper center", ncols=2)
+    above = np.full(int(marked.sum()), 1.03)  # in axis heights: marks classes with score 0 too
+    axes.plot(
+        ranks[marked], above, "v", c=color, transform=axes.get_xaxis_transform(), clip_on=False
+    )
+    known = Line2D([], [], linestyle="", marker="v", color=color, label="relevant")
+    other = Patch(color=_IRRELEVANT, label="not relevant")
+    figure.legend(handles=[known, other], loc="outside upper center", ncols=2)
     return _finish(figure, f"class_scores_{given.method}")
 
 
 def contact_sheet_png(pictures: Sequence[tuple[str, NDArray[np.uint8]]]) -> bytes:
     """Return a PNG of the pictures in a grid, at one height, each with its name below."""
-    path = FilePath(mpl.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
+    path = Path(mpl.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
     font = ImageFont.truetype(path, _LETTER, layout_engine=ImageFont.Layout.BASIC)
     columns, step = min(_COLUMNS, len(pictures)), _HEIGHT + 3 * _LETTER + 10
     sheet = Image.new("RGB", (columns * _TILE, -(-len(pictures) // columns) * step), "white")
@@ -224,19 +211,6 @@ def contact_sheet_png(pictures: Sequence[tuple[str, NDArray[np.uint8]]]) -> byte
     png = io.BytesIO()
     sheet.save(png, format="PNG")
     return png.getvalue()
-
-
-def _bars(
-    axes: Axes, x: NDArray[np.int64], heights: NDArray[np.float64], width: float, color: str
-) -> None:
-    """Draw all bars as one path, to keep the SVG small."""
-    if len(x):
-        left, right, zero = x - width / 2, x + width / 2, np.zeros(len(x))
-        corners = [(left, zero), (left, heights), (right, heights), (right, zero), (left, zero)]
-        vertices = np.stack([np.stack(corner, axis=1) for corner in corners], axis=1)
-        codes = [Path.MOVETO, Path.LINETO, Path.LINETO, Path.LINETO, Path.CLOSEPOLY] * len(x)
-        path = Path(vertices.reshape(-1, 2), codes)
-        axes.add_patch(PathPatch(path, facecolor=color, edgecolor="none"))
 
 
 def _shorten(name: str, length: int = 24) -> str:
@@ -294,12 +268,4 @@ def _finish(figure: Figure, name: str) -> Plot:
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         figure.savefig(png, format="png", dpi=150, metadata={"Software": None})
         figure.savefig(svg, format="svg", metadata=dateless)
-    return Plot(name=name, svg=_inline(svg.getvalue().decode(), name), png=png.getvalue())
-
-
-def _inline(svg: str, name: str) -> str:
-    """Prepare an SVG file for HTML: drop prolog, namespaces and comments, make ids unique."""
-    svg = re.sub(r"<!--.*?-->", "", svg[svg.index("<svg") :], flags=re.DOTALL)
-    svg = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", svg).replace("xlink:href", "href")
-    svg = re.sub(r'(\sid="|\shref="#|url\(#)', rf"\g<1>{name}-", svg)
-    return svg.replace("<svg ", '<svg role="img" ', 1)
+    return Plot(name=name, svg=svg.getvalue(), png=png.getvalue())

@@ -1,6 +1,5 @@
 """Text of the report: checked rows, the summary computed from them, and the HTML page."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from importlib.resources import files
@@ -13,10 +12,7 @@ from numpy.typing import NDArray
 from ..scoring import Scores
 
 _KEYS = ("environment", "seeds", "rows", "stages", "definitions", "classes")
-_TEXT = ("method", "finetuning", "budget")
-_REQUIRED = ("keep", "retained_classes", "retained_samples", "test_accuracy_mean")
 _LABELS = {"full": "full source", "label_mapping": "LM", "feature_mapping": "FM"}
-_UNKNOWN = "\N{EN DASH}"
 _TOLERANCE = 1e-9  # rounding must not decide whether equal accuracies count as reached
 
 
@@ -26,19 +22,14 @@ class ClassScores:
 
     method: str
     scores: Scores
-    relevant: NDArray[np.bool_] | None
-    """Classes known to be relevant `(C,)`. None if unknown."""
+    relevant: NDArray[np.bool_]
+    """Whether each class is known to be relevant `(C,)`."""
 
     def best(self, class_names: Sequence[str], count: int) -> list[tuple[str, str, bool]]:
         """Return name, score and relevance of the best `count` classes."""
-        return [
-            (
-                class_names[each],
-                f"{self.scores.scores[each]:,.5g}",
-                self.relevant is not None and bool(self.relevant[each]),
-            )
-            for each in self.scores.ranking()[:count]
-        ]
+        scores = self.scores.scores
+        best = self.scores.ranking()[:count]
+        return [(class_names[i], f"{scores[i]:,.5g}", bool(self.relevant[i])) for i in best]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,58 +42,32 @@ class Row:
     budget: str
     retained_classes: int
     retained_samples: int
-    pretrain_seconds: float | None
-    selection_seconds: float | None
-    speedup: float | None
-    speedup_with_selection: float | None
+    pretrain_seconds: float
+    selection_seconds: float
+    speedup: float
+    speedup_with_selection: float
     test_accuracy_mean: float
     test_accuracy_spread: float | None
-    test_accuracies: tuple[float, ...]
-    relevant_share: float | None
-    relevant_found: float | None
+    """None for a single seed."""
+    test_accuracies: list[float]
+    relevant_share: float
+    relevant_found: float
 
 
 def parse_rows(result: Mapping[str, Any]) -> list[Row]:
-    """Return the checked rows of a `result.json`.
+    """Return the rows of a `result.json`.
 
     Raises:
-        ValueError: a key is missing, a value is not a number, or a finetuning has no full run.
+        ValueError: a key is missing, there are no rows, or a finetuning has no full run.
     """
     if missing := [key for key in _KEYS if key not in result]:
         raise ValueError(f"it has no {', '.join(missing)}")
-    rows = [_parse_row(row, number) for number, row in enumerate(result["rows"])]
-    if not rows:
-        raise ValueError("it has no rows")
+    names = [field.name for field in fields(Row)]
+    rows = [Row(**{name: row[name] for name in names}) for row in result["rows"]]
     full = {row.finetuning for row in rows if row.method == "full"}
-    if missing := sorted({row.finetuning for row in rows} - full):
-        raise ValueError(f"the full source was not trained for {', '.join(missing)}")
+    if not full or full != {row.finetuning for row in rows}:
+        raise ValueError("a finetuning has no row of the full source")
     return rows
-
-
-def _parse_row(row: Mapping[str, Any], number: int) -> Row:
-    values: dict[str, Any] = {}
-    for name in (field.name for field in fields(Row)):
-        if name not in row:
-            raise ValueError(f"row {number} has no {name}")
-        value = row[name]
-        if name in _TEXT:
-            values[name] = str(value)
-        elif name == "test_accuracies":
-            values[name] = tuple(_number(each, name, number) for each in value)
-        else:
-            values[name] = _number(value, name, number, optional=name not in _REQUIRED)
-    if not 0 < values["keep"] <= 1:
-        raise ValueError(f"row {number} has keep {values['keep']}, which is not in (0, 1]")
-    return Row(**values)
-
-
-def _number(value: object, name: str, number: int, *, optional: bool = False) -> Any:
-    """Return a finite number unchanged, and None for a missing one if `optional`."""
-    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-        return value
-    if optional and (value is None or isinstance(value, float)):
-        return None  # the spread of a single seed is NaN, or null in JSON
-    raise ValueError(f"{name} of row {number} is {value!r} instead of a finite number")
 
 
 def method_label(method: str) -> str:
@@ -146,7 +111,7 @@ def summarise(rows: Sequence[Row]) -> str:
         ]
         for method in dict.fromkeys(row.method for row in pruned):
             sentences.append(_claim([row for row in pruned if row.method == method], full))
-    return " ".join([*sentences, *_relevance(rows)])
+    return " ".join([*sentences, _relevance(rows)])
 
 
 def _claim(rows: Sequence[Row], full: Row) -> str:
@@ -169,41 +134,34 @@ def _claim(rows: Sequence[Row], full: Row) -> str:
     )
 
 
-def _relevance(rows: Sequence[Row]) -> list[str]:
+def _relevance(rows: Sequence[Row]) -> str:
     """Compare the methods' fractions of relevant classes at the smallest keep that all have."""
-    known: dict[str, dict[float, float]] = {}
+    shares: dict[str, dict[float, float]] = {}
     for row in rows:
-        if row.method != "full" and row.relevant_share is not None:
-            known.setdefault(row.method, {}).setdefault(row.keep, row.relevant_share)
-    common = set.intersection(*(set(each) for each in known.values())) if known else set()
-    if not common:
-        return []
-    keep = min(common)
-    shares = [f"{_share(each[keep])} for {method_label(m)}" for m, each in known.items()]
-    return [
+        if row.method != "full":
+            shares.setdefault(row.method, {}).setdefault(row.keep, row.relevant_share)
+    keep = min(set.intersection(*(set(each) for each in shares.values())))
+    found = [f"{_share(each[keep])} for {method_label(m)}" for m, each in shares.items()]
+    return (
         f"At keep {keep:g}, the fraction of the retained classes that are known to be relevant is "
-        f"{', '.join(shares)}."
-    ]
+        f"{', '.join(found)}."
+    )
 
 
-def _percent(value: float | None) -> str:
-    return _UNKNOWN if value is None else f"{100 * value:.2f}%"
+def _percent(value: float) -> str:
+    return f"{100 * value:.2f}%"
 
 
-def _share(value: float | None) -> str:
-    return _UNKNOWN if value is None else f"{100 * value:.3g}%"
+def _share(value: float) -> str:
+    return f"{100 * value:.3g}%"
 
 
 def _plus_minus(value: float | None) -> str:
     return "" if value is None else f" ± {100 * value:.2f}"
 
 
-def _times(value: float | None) -> str:
-    return _UNKNOWN if value is None else f"{value:.2f}\N{MULTIPLICATION SIGN}"
-
-
-def _seconds(value: float | None) -> str:
-    return _UNKNOWN if value is None else f"{value:,.1f}"
+def _times(value: float) -> str:
+    return f"{value:.2f}\N{MULTIPLICATION SIGN}"
 
 
 def render(context: Mapping[str, Any]) -> str:
@@ -217,7 +175,7 @@ def render(context: Mapping[str, Any]) -> str:
         plus_minus=_plus_minus,
         share=_share,
         times=_times,
-        seconds=_seconds,
+        seconds="{:,.1f}".format,
         label=method_label,
     )
     return environment.from_string(source).render(context)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from markupsafe import Markup
 
 from ..artifacts import atomic_open
 from ..beton import BetonIndex, read_image
@@ -29,16 +28,14 @@ def write_report(run: str | os.PathLike[str]) -> Path:
     first file is replaced, so a failure leaves the old report intact.
 
     Args:
-        run: the folder. Its `result.json` holds the measurements (`rows`, `stages`, `environment`,
-            `seeds`, `definitions`) and, in `classes`, the paths of the source beton, of the scores
-            and of the selections to show, relative to the folder.
+        run: folder of a finished `dp4tl demo`.
 
     Returns:
         Path of the page.
 
     Raises:
         FileNotFoundError: the demo is not finished, or one of its files was removed.
-        ValueError: `result.json` is incomplete or contains a wrong value.
+        ValueError: `result.json` is incomplete.
         StaleArtifactError: a selection belongs to another beton.
     """
     folder = Path(run)
@@ -54,7 +51,11 @@ def write_report(run: str | os.PathLike[str]) -> Path:
     index = BetonIndex.open(folder / classes["source"])
     names = index.class_names()
     curves = [accuracy_plot(rows), speedup_plot(rows)]
-    scores = _class_scores(folder, classes, len(names))
+    relevant = np.isin(np.arange(len(names)), classes["relevant"])
+    scores = [
+        ClassScores(method, Scores.load(folder / path), relevant)
+        for method, path in classes["scores"].items()
+    ]
     histograms = [class_scores_plot(each, names, place) for place, each in enumerate(scores)]
     pngs = {plot.name: plot.png for plot in (*curves, *histograms)}
     page = render(
@@ -62,9 +63,9 @@ def write_report(run: str | os.PathLike[str]) -> Path:
             "result": result,
             "summary": summarise(rows),
             "tables": _tables(rows),
-            "curves": {plot.name: Markup(plot.svg) for plot in curves},
+            "curves": {plot.name: _data_uri("svg+xml", plot.svg) for plot in curves},
             "histograms": [
-                (each, Markup(plot.svg), each.best(names, _TOP))
+                (each, _data_uri("svg+xml", plot.svg), each.best(names, _TOP))
                 for each, plot in zip(scores, histograms, strict=True)
             ],
             "sheets": _sheets(folder, classes, index, pngs),
@@ -74,16 +75,6 @@ def write_report(run: str | os.PathLike[str]) -> Path:
         _write(folder / "figures" / f"{name}.png", png)
     _write(folder / "report.html", page.encode())
     return folder / "report.html"
-
-
-def _class_scores(folder: Path, classes: Mapping[str, Any], count: int) -> list[ClassScores]:
-    relevant = None
-    if classes["relevant"] is not None:
-        relevant = np.isin(np.arange(count), classes["relevant"])
-    return [
-        ClassScores(method, Scores.load(folder / path), relevant)
-        for method, path in classes["scores"].items()
-    ]
 
 
 def _tables(rows: Sequence[Row]) -> list[tuple[str, list[tuple[Row, bool]]]]:
@@ -129,10 +120,14 @@ def _sheets(
                 name = "_".join(("classes", *re.findall(r"[\w.]+", title), half))
                 pictures = [(names[each], read_image(index, samples[each])) for each in shown]
                 pngs[name] = contact_sheet_png(pictures)
-                source = f"data:image/png;base64,{base64.b64encode(pngs[name]).decode()}"
+                source = _data_uri("png", pngs[name])
             halves.append((half, source, [names[each] for each in shown], len(members)))
         sheets.append({"title": title, "halves": halves})
     return sheets
+
+
+def _data_uri(kind: str, content: bytes) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -1,8 +1,5 @@
 """Betons that several compaction tests copy from."""
 
-import os
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -36,15 +33,3 @@ def blobs(tmp_path: Path) -> Path:
     ]
     fields = {"blob": BytesField(), "label": IntField(), "identifier": IntField()}
     return write_ours(tmp_path / "blobs.beton", samples, fields, class_names=NAMES)
-
-
-@pytest.fixture
-def other_file_system(tmp_path: Path) -> Iterator[Path]:
-    """A folder on another file system than `tmp_path`."""
-    shared = Path("/dev/shm")
-    if not shared.is_dir() or shared.stat().st_dev == tmp_path.stat().st_dev:
-        pytest.skip("/dev/shm is not another file system")
-    folder = shared / f"compact-{os.getpid()}-{tmp_path.name}"
-    folder.mkdir()
-    yield folder
-    shutil.rmtree(folder)

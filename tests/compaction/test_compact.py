@@ -18,7 +18,7 @@ from dp4tl_ffcv import (
     verify,
     write_beton,
 )
-from dp4tl_ffcv.compaction import copy_ranges
+from dp4tl_ffcv.compaction import copy_samples
 from dp4tl_ffcv.utils import sha256_of_file
 from tests.compaction.support import read_images, sha256
 from tests.support.betons import PAGE_SIZE, damage, write_ours, write_stock
@@ -259,7 +259,7 @@ def test_provenance_that_is_not_json_is_found_before_the_copy(
 ) -> None:
     chosen = Selection.of_classes(BetonIndex.open(source), [1], provenance={"rule": object()})
     with monkeypatch.context() as patched:
-        patched.setattr(copy_ranges, "_Copier", None)
+        patched.setattr(copy_samples, "map_ordered", None)
         with pytest.raises(TypeError, match="not JSON serializable"):
             compact(source, chosen, tmp_path / "out.beton")
     assert list(tmp_path.iterdir()) == []

@@ -1,6 +1,5 @@
-"""Copying byte ranges between files: the kernel's copies and ours give the same file."""
+"""Copying byte ranges from one file to their places in another."""
 
-import errno
 import os
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dp4tl_ffcv import BetonError
-from dp4tl_ffcv.compaction import copy_ranges
+from dp4tl_ffcv.compaction.copy_samples import copy_ranges
 from dp4tl_ffcv.compaction.source import SourceFile
 from tests.compaction.support import sha256
 
@@ -21,7 +20,7 @@ MIB = 1 << 20
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """12 MiB of random bytes."""
-    path = tmp_path_factory.mktemp("gather") / "source"
+    path = tmp_path_factory.mktemp("copy") / "source"
     path.write_bytes(np.random.default_rng(4).bytes(12 * MIB))
     return path
 
@@ -30,7 +29,7 @@ def copy(path: Path, target: Path, ranges: list[tuple[int, int, int]], num_threa
     columns: Any = tuple(np.array(ranges, dtype=np.int64).reshape(-1, 3).T)
     with target.open("w+b") as stream:
         file = SourceFile(path)
-        copy_ranges.copy_ranges(file, stream.fileno(), columns, num_threads, "copy")
+        copy_ranges(file, stream.fileno(), columns, num_threads, "copy")
         file.close()
     return sha256(target.read_bytes())
 
@@ -68,64 +67,12 @@ def test_all_bytes_arrive_and_gaps_are_zero(
     assert copy(source, target, ranges, threads) == expected(source, ranges)
 
 
-def test_long_ranges_are_copied_by_the_kernel_and_short_ones_written_together(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    calls: dict[str, list[int]] = {"copy_file_range": [], "pwrite": []}
-    for name in calls:
-        real = getattr(os, name)
-
-        def count(*arguments: Any, name: str = name, real: Any = real) -> int:
-            done: int = real(*arguments)
-            calls[name].append(done)
-            return done
-
-        monkeypatch.setattr(os, name, count)
-    short = [(10_000 * (n * 7 % 100), 1000 * n, 1000) for n in range(400)]
-    long = [(0, 400_000, MIB), (MIB, 400_000 + MIB, MIB), (MIB, 400_000 + 2 * MIB, 500)]
-    assert copy(source, tmp_path / "out", short + long) == expected(source, short + long)
-    assert sum(calls["copy_file_range"]) == 2 * MIB
-    assert len(calls["copy_file_range"]) == 1
-    assert sorted(calls["pwrite"]) == [500, 400_000]
-
-
-NO_SUPPORT = [errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM]
-
-
-@pytest.mark.parametrize("answer", [*NO_SUPPORT, 0, errno.EIO])
-@pytest.mark.parametrize("after", [0, 1])
-def test_a_kernel_that_cannot_copy_is_asked_once(
-    answer: int, after: int, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Some file systems copy 0 bytes instead of raising an error. Other errors are raised."""
-    real, calls = os.copy_file_range, []
-
-    def refuse(*arguments: Any) -> int:
-        calls.append(arguments)
-        if len(calls) <= after:
-            return real(arguments[0], arguments[1], 70_000, *arguments[3:])
-        if answer:
-            raise OSError(answer, os.strerror(answer))
-        return 0
-
-    monkeypatch.setattr(os, "copy_file_range", refuse)
-    ranges = [(5, 0, 3 * MIB), (1, 4 * MIB, 2 * MIB), (9, 9 * MIB, 3 * MIB + 1)]
-    if answer == errno.EIO:
-        with pytest.raises(OSError, match=os.strerror(answer)):
-            copy(source, tmp_path / "out", ranges, num_threads=1)
-        return
-    assert copy(source, tmp_path / "out", ranges, num_threads=1) == expected(source, ranges)
-    if answer:
-        assert len(calls) == after + 1
-
-
 def test_short_reads_and_writes_are_continued(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read, write, real = os.preadv, os.pwrite, os.copy_file_range
+    read, write = os.preadv, os.pwrite
     monkeypatch.setattr(os, "preadv", lambda file, parts, at: read(file, (parts[0][:4000],), at))
     monkeypatch.setattr(os, "pwrite", lambda file, data, at: write(file, data[:30_001], at))
-    monkeypatch.setattr(os, "copy_file_range", lambda a, b, n, *at: real(a, b, min(n, 99_999), *at))
     ranges = mixed(30, np.random.default_rng(1))
     assert copy(source, tmp_path / "out", ranges) == expected(source, ranges)
 
@@ -138,11 +85,3 @@ def test_ranges_beyond_the_end_are_an_error(
     first = max(start, 12 * MIB)
     with pytest.raises(BetonError, match=f"is truncated: it has no byte {first}"):
         copy(source, tmp_path / "out", [(0, 0, 5), (start, 100, size)])
-
-
-def test_several_threads_copy_a_file_whose_order_is_kept(source: Path) -> None:
-    sizes = np.full(120, 100_000)
-    places = np.cumsum(sizes) - sizes
-    starts, _, runs = copy_ranges._join(places, places, sizes)
-    assert starts.tolist() == [0, 84 * 100_000]  # the first range of the next 8 MiB
-    assert runs.sum() == sizes.sum()

@@ -152,16 +152,6 @@ def test_one_process_writes_a_file_at_a_time(
     compact(jpeg_source, None, out, num_workers=1, **options)
 
 
-@both_ways
-def test_another_file_system_gets_the_same_bytes(
-    options: Options, jpeg_source: Path, tmp_path: Path, other_file_system: Path
-) -> None:
-    for folder in (tmp_path, other_file_system):
-        compact(jpeg_source, None, folder / "out.beton", layout="class", **options)
-        assert names(folder) == ["out.beton", "out.beton.json"]
-    assert sha256_of_file(tmp_path / "out.beton") == sha256_of_file(other_file_system / "out.beton")
-
-
 # Runs that are continued.
 
 KILLED = """

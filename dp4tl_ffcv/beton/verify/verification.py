@@ -41,6 +41,14 @@ class Verification:
         """Whether no problem was found."""
         return self.num_problems == 0
 
+    def raise_for_problems(self) -> None:
+        """Raise BetonError if any problem was found."""
+        if not self.is_sound:
+            raise BetonError(
+                f"{self.beton} is damaged: {self.num_problems} problems. Copy the file again from "
+                "an intact one, or write it again."
+            )
+
     def summary(self) -> dict[str, Any]:
         """Return counts and problems as JSON-able values."""
         return {
