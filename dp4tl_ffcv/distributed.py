@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import torch
 from torch import distributed
 
-from . import torchrun
+from .torchrun import torchrun
 
 # How long a process waits for the others, which may be compiling or have slower disks. After a
 # failure torchrun stops all processes, so none waits this long for a failed one.
@@ -34,14 +34,14 @@ def process_group() -> Iterator[torch.device]:
     device = best_device()
     if device.type == "cuda":
         count = torch.cuda.device_count()
-        if torchrun.local_rank() >= count:
+        if torchrun().local_rank >= count:
             raise ValueError(
                 f"more processes than GPUs: this machine has {count}. Start one process for each "
                 f"GPU, with --nproc-per-node {count}."
             )
-        device = torch.device("cuda", torchrun.local_rank())
+        device = torch.device("cuda", torchrun().local_rank)
         torch.cuda.set_device(device)
-    joins = torchrun.world_size() > 1 and not distributed.is_initialized()
+    joins = torchrun().world_size > 1 and not distributed.is_initialized()
     if joins:
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         distributed.init_process_group(backend, timeout=_TIMEOUT)

@@ -1,23 +1,19 @@
-"""The variables that `torchrun` sets for each process. Without it, there is one process."""
+"""The variables that `torchrun` sets for each process."""
 
 import os
+from typing import NamedTuple
 
 
-def rank() -> int:
-    """Return the number of this process among all processes."""
-    return int(os.environ.get("RANK", "0"))
+class Torchrun(NamedTuple):
+    """Number of this process among all processes and among those on this machine."""
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    local_world_size: int = 1
 
 
-def world_size() -> int:
-    """Return the number of processes."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def local_rank() -> int:
-    """Return the number of this process among those on this machine."""
-    return int(os.environ.get("LOCAL_RANK", "0"))
-
-
-def local_world_size() -> int:
-    """Return the number of processes on this machine."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+def torchrun() -> Torchrun:
+    """Read the variables. Without them, there is one process."""
+    names = (name for name in Torchrun._fields if name.upper() in os.environ)
+    return Torchrun(**{name: int(os.environ[name.upper()]) for name in names})

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from . import torchrun
+from .torchrun import torchrun
 
 _BYTES = re.compile(r"(\d+(?:\.\d+)?) *([KMGT]?)(i?)B?", re.IGNORECASE)
 _POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
@@ -138,7 +138,7 @@ def resolve_num_workers(num_workers: int | None, *, at_least: int = 1) -> int:
         at_least: smallest number allowed. Pass 0 if the calling process can do the work.
     """
     if num_workers is None:
-        return max(1, len(os.sched_getaffinity(0)) // torchrun.local_world_size())
+        return max(1, len(os.sched_getaffinity(0)) // torchrun().local_world_size)
     return check_int("num_workers", num_workers, at_least)
 
 

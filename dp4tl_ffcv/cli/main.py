@@ -8,8 +8,8 @@ from typing import Any
 
 import tyro
 
-from .. import torchrun
 from ..errors import one_line_errors
+from ..torchrun import torchrun
 from .programs import recipes, run_program, write_verb, writers
 from .verbs import Verb
 
@@ -27,7 +27,7 @@ def run_verb(verb: Verb) -> None:
     """Run a verb and print the summary of its result."""
     with one_line_errors(verb, program="dp4tl", debug=verb.output.debug or None):
         result = verb.run()
-        if torchrun.rank() == 0:  # all processes have the same result
+        if torchrun().rank == 0:  # all processes have the same result
             summary = result if isinstance(result, Mapping) else result.summary()
             verb.output.show({"out": str(verb.out), **summary} if hasattr(verb, "out") else summary)
         verb.finish(result)
