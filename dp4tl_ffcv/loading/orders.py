@@ -31,6 +31,9 @@ class Order(Protocol):
         """Return the ids that `rank` reads in `epoch`, in order."""
 
 
+ORDERS: dict[str, Order]  # see __getattr__
+
+
 def sequential_order(
     ids: NDArray[np.int64],
     *,
