@@ -76,9 +76,14 @@ def test_a_failing_block_leaves_the_old_file_or_none(
 ) -> None:
     for content in old:
         (tmp_path / "a.bin").write_bytes(content)
-    with pytest.raises(type(error)), atomic_open(tmp_path / "a.bin") as stream:
-        stream.write(b"half")
-        raise error
+
+    def write() -> None:
+        with atomic_open(tmp_path / "a.bin") as stream:
+            stream.write(b"half")
+            raise error
+
+    with pytest.raises(type(error)):
+        write()
     assert [file.read_bytes() for file in tmp_path.iterdir()] == old
 
 
