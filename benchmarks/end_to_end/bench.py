@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -21,6 +20,7 @@ from benchmarks.end_to_end.sides import (
     fill_page_cache,
     retain_batches,
 )
+from benchmarks.harness.bench import BaseBench
 from benchmarks.harness.dataset import Images, prepare
 from benchmarks.harness.rows import alternate
 from benchmarks.harness.worker import Worker
@@ -32,7 +32,6 @@ FULL, STOCK_FULL, SYNTHETIC = "PrunedLoader, full", "stock Loader, full", "synth
 FULLS = (FULL, STOCK_FULL)
 METHODS = ("label_mapping", "feature_mapping")
 DETAILS = ("arch", "keep", "how", "page_cache", "method")
-RESULTS = "end_to_end_gpu.jsonl" if torch.cuda.is_available() else "end_to_end.jsonl"
 # The side of stock ffcv that loads the same samples.
 COUNTERPARTS = {FULL: STOCK_FULL, PRUNED: STOCK, COMPACTED: STOCK_COMPACTED, RAW: STOCK}
 # The paper's largest target has 50,500 training images for ImageNet's 1,281,167.
@@ -56,14 +55,6 @@ class Scale:
     limit: bool = False
     """Also measure the rate of the device without loading."""
 
-    def __post_init__(self) -> None:
-        """Reject a source with a short last batch."""
-        if self.samples % self.network.batch_size:
-            raise ValueError(
-                f"`samples` must be a multiple of the batch size {self.network.batch_size}; got "
-                f"{self.samples}"
-            )
-
 
 CPU = (
     Scale(
@@ -73,7 +64,7 @@ CPU = (
         cold=3,
     ),
 )
-QUICK = (
+QUICK_CPU = (
     Scale(
         network=Network(arch="resnet8_w16", resolution=32, batch_size=64),
         samples=640,
@@ -110,23 +101,15 @@ QUICK_GPU = (
 )
 
 
-def scales(*, quick: bool) -> tuple[Scale, ...]:
-    """Return the sizes for this machine's GPU, or for its CPU."""
-    if torch.cuda.is_available():
-        return QUICK_GPU if quick else GPU
-    return QUICK if quick else CPU
-
+ON_GPU = torch.cuda.is_available()
+SCALES, QUICK = (GPU, QUICK_GPU) if ON_GPU else (CPU, QUICK_CPU)
+RESULTS = "end_to_end_gpu.jsonl" if ON_GPU else "end_to_end.jsonl"
 
 Epochs = dict[Side, list[Epoch]]
 
 
-@dataclass(frozen=True)
-class Bench:
+class Bench(BaseBench[Scale]):
     """The files and the trained epochs, each made once."""
-
-    scale: Scale
-    data: Path
-    """Folder of the betons."""
 
     @cached_property
     def source(self) -> Path:
@@ -214,10 +197,8 @@ class Bench:
         return [epoch.images / epoch.seconds for epoch in self.epochs[cache][side]]
 
     def _alternate(self, *, cold: bool, rounds: int) -> Epochs:
-        with ExitStack() as processes:
-            workers = {
-                stock: processes.enter_context(self._trainer(cold=cold)) for stock in (False, True)
-            }
+        with self._trainer(cold=cold) as ours, self._trainer(cold=cold) as other:
+            workers = {False: ours, True: other}
             for side in self.sides:
                 workers[side.stock].call("open", side)
             calls = [partial(workers[side.stock].call, "epoch", side) for side in self.sides]
@@ -249,12 +230,6 @@ class Bench:
         started = time.perf_counter()
         compact(self.source, ids, path, raw_budget=raw_budget)
         return path, time.perf_counter() - started
-
-
-@contextmanager
-def open_benches(quick: bool, data: Path) -> Iterator[list[Bench]]:
-    """Yield one bench per network."""
-    yield [Bench(scale, data) for scale in scales(quick=quick)]
 
 
 def each_side(bench: Bench) -> Iterator[tuple[str, Side]]:

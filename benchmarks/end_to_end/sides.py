@@ -9,7 +9,7 @@ later.
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,27 +17,22 @@ from typing import Any
 
 import numpy as np
 import torch
-from ffcv.fields.basics import IntDecoder
 from ffcv.fields.rgb_image import RandomResizedCropRGBImageDecoder
-from ffcv.loader import Loader, OrderOption
-from ffcv.transforms import RandomHorizontalFlip, Squeeze, ToDevice, ToTensor, ToTorchImage
+from ffcv.transforms import RandomHorizontalFlip, ToDevice, ToTensor, ToTorchImage
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 import dp4tl_ffcv
 from benchmarks.harness.dataset import retain
+from benchmarks.harness.loaders import open_loader
 from benchmarks.harness.memory import read_so_far
 from dp4tl_ffcv.utils import Classifier
 from train.components.data import open_source
-from train.components.optimizers import make_optimizer
-from train.components.precision import loss_scaler
 from train.components.processes import Processes
-from train.components.schedules import learning_rate
 from train.components.throughput import Throughput
 from train.configs.pretrain import Config
-from train.pretrain import TrainState, make_model, train_step
+from train.pretrain import make_model, set_up, train_step
 
-SEED = 0
 LR = 0.01  # small enough for a finite loss; accuracy does not matter
 SYNTHETIC_STEPS = 20
 
@@ -60,12 +55,7 @@ def retain_batches(beton: dp4tl_ffcv.BetonIndex, keep: float, batch_size: int) -
     tunes its kernels again for it.
     """
     ids = retain(beton.labels(), keep)
-    whole = len(ids) // batch_size * batch_size
-    if not whole:
-        raise ValueError(
-            f"`keep` {keep} retains {len(ids)} samples, less than a batch of {batch_size}"
-        )
-    return ids[:whole]
+    return ids[: len(ids) // batch_size * batch_size]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +110,7 @@ class Trainer:
             schedule="constant",
             warmup=0.0,
         )
-        self.state = _state(config, Processes(self.device))
+        self.state = set_up(config, open_source(source, None), Processes(self.device))
 
     def open(self, side: Side) -> None:
         """Build the loader of a side, and train one batch."""
@@ -157,26 +147,19 @@ class Trainer:
         if side.beton is None:
             return Synthetic(network, self.device)
         move = [] if self.device.type == "cpu" else [ToDevice(self.device, non_blocking=True)]
-        size = (network.resolution, network.resolution)
-        options: dict[str, Any] = {
-            "fname": str(side.beton),
-            "batch_size": network.batch_size,
-            "num_workers": -1,
-            "seed": SEED,
-            "drop_last": False,  # all batches are whole
-        }
+        options: dict[str, Any] = {"batch_size": network.batch_size}
         if side.indices:
             index = dp4tl_ffcv.BetonIndex.open(side.beton)
             options["indices"] = retain_batches(index, side.keep, network.batch_size)
-        options["pipelines"] = {
-            "image": [*_decoders(size, stock=side.stock), ToTensor(), *move, ToTorchImage()],
-            "label": [IntDecoder(), ToTensor(), Squeeze(1), *move],
-            "identifier": None,
-        }
-        if side.stock:
-            return Loader(**options, order=OrderOption.RANDOM, os_cache=not self.cold)
-        cache = "extents" if self.cold else "auto"
-        return dp4tl_ffcv.PrunedLoader(**options, order="random", cache=cache)
+        return open_loader(
+            side.beton,
+            [*_decoders(network.resolution, side.stock), ToTensor(), *move, ToTorchImage()],
+            stock=side.stock,
+            order="random",
+            from_disk=self.cold,
+            move=move,
+            **options,
+        )
 
     # -- the cost of selection ---------------------------------------------------------------------
     def select(self, method: str, source: Path, target: Path, keep: float) -> float:
@@ -221,34 +204,11 @@ class Synthetic:
         return iter([(self.images, self.labels)] * len(self))
 
 
-def _state(config: Config, group: Processes) -> TrainState:
-    """Set up the recipe's train state without a loader."""
-    torch.backends.cudnn.benchmark = True
-    torch.manual_seed(config.seed)
-    model = make_model(config, open_source(config.train, None), group)
-    nothing: Any = ()
-    return TrainState(
-        config=config,
-        group=group,
-        model=model,
-        network=model,
-        averaged=None,
-        loader=nothing,
-        optimizer=make_optimizer(model, **config.optimizer_settings()),
-        learning_rate=learning_rate(config, num_steps=1),
-        scaler=loss_scaler("off", group.device),
-        criterion=nn.CrossEntropyLoss(),
-        num_steps=1,
-        validation=None,
-    )
-
-
-def _decoders(size: tuple[int, int], *, stock: bool) -> list[Any]:
+def _decoders(resolution: int, stock: bool) -> list[Any]:
+    size = (resolution, resolution)
     if stock:
         return [RandomResizedCropRGBImageDecoder(size), RandomHorizontalFlip()]
-    # Resolved here, so that the stock side's process holds stock ffcv alone.
-    decoder: Callable[..., Any] = dp4tl_ffcv.RandomResizedCropRGBImageDecoder
-    return [decoder(size, flip=0.5)]
+    return [dp4tl_ffcv.RandomResizedCropRGBImageDecoder(size, flip=0.5)]
 
 
 def drop_from_cache(path: Path) -> None:

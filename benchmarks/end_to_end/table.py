@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-HEAD = (
-    "| trained | keep | fed by | speed-up | x keep | cold, x keep | x keep with LM, FM "
-    "| images/s | waiting | read / retained |\n|---|---|---|---|---|---|---|---|---|---|"
-)
+COLUMNS = (
+    "trained", "keep", "fed by", "speed-up", "x keep", "cold, x keep", "x keep with LM, FM",
+    "images/s", "waiting", "read / retained",
+)  # fmt: skip
 Key = tuple[str, str, float]  # architecture, side, keep
 
 
@@ -19,11 +19,46 @@ def end_to_end_table(lines: Sequence[Mapping[str, Any]], measured: str) -> str:
     """
     rows = lines[1:]
     sides: dict[Key, None] = {}  # in the order of the file, the full source first
+    # Measurements of a side under a condition (page cache or method).
+    found: dict[tuple[str, Key, str], dict[str, Any]] = {}
     for row in rows:
-        for how in (row["params"]["how"], row["other_name"]):
+        params = row["params"]
+        condition = params.get("method", params["page_cache"])
+        own = {"value": row["ours"], "ratio": row["ratio"], "speedup": params.get("speedup")}
+        for how, numbers in ((params["how"], own), (row["other_name"], {"value": row["other"]})):
+            key = (params["arch"], how, params["keep"])
             if "Loader" in how or how.startswith("compacted"):
-                sides[row["params"]["arch"], how, row["params"]["keep"]] = None
+                sides[key] = None
+            cell = found.setdefault((row["figure"], key, condition), numbers)
+            if numbers is own:
+                cell.update(own)
+
+    def cell(figure: str, key: Key, form: str, condition: str = "warm", part: str = "ratio") -> str:
+        value = found.get((figure, key, condition), {}).get(part)
+        return "" if value is None else format(value, form)
+
+    def line(key: Key) -> list[str]:
+        arch, how, keep = key
+        mapped = [
+            cell("speedup_with_selection", key, ".2f", method)
+            for method in ("label_mapping", "feature_mapping")
+        ]
+        read = found.get(("bytes_read", key, "cold"), {}).get("ratio")
+        return [
+            arch,
+            f"{keep:g}",
+            how,
+            cell("speedup_of_ideal", key, ".2f", part="speedup"),
+            cell("speedup_of_ideal", key, ".2f"),
+            cell("speedup_of_ideal", key, ".2f", "cold"),
+            ", ".join(filter(None, mapped)),
+            cell("images_per_second", key, ",.0f", part="value"),
+            cell("stall_share", key, ".1%", part="value"),
+            format(1 / read, ".2f") if read else "",
+        ]
+
     order = sorted(sides, key=lambda key: (key[0], not key[1].endswith(", full"), key[2]))
+    table = [[*COLUMNS], *map(line, order)]
     first = rows[0]["params"]
     caption = (
         f"{measured}, by `python -m benchmarks.end_to_end`: {first['samples']:,} images of 400 px, "
@@ -35,76 +70,14 @@ def end_to_end_table(lines: Sequence[Mapping[str, Any]], measured: str) -> str:
         "files, `compact`; the training of the surrogate is not counted. *Waiting*: share of the "
         "time in which the step had no batch to work on."
     )
-    if not any(row["figure"] == "gpu_limit_share" for row in rows):
+    if any(row["figure"] == "gpu_limit_share" for row in rows):
+        limits = [cell("gpu_limit_share", key, ".2f") for key in order]
+        for cells, limit in zip(table, ("of the limit", *limits), strict=True):
+            cells.append(limit)
+        caption += (
+            " *Of the limit*: images/s against the same GPU fed with pixels from its own memory."
+        )
+    else:
         caption += " Loading and training share the processor here, so some waiting remains."
-        return "\n".join([HEAD, *(_line(rows, key) for key in order), "", caption])
-    caption += " *Of the limit*: images/s against the same GPU fed with pixels from its own memory."
-    head = "\n".join(
-        f"{part}{more}"
-        for part, more in zip(HEAD.split("\n"), (" of the limit |", "---|"))  # noqa: B905
-    )
-    cells = [
-        f"{_line(rows, key)} {_cell(_value(rows, 'gpu_limit_share', key, part='ratio'), '.2f')} |"
-        for key in order
-    ]
-    return "\n".join([head, *cells, "", caption])
-
-
-def _line(rows: Sequence[Mapping[str, Any]], key: Key) -> str:
-    arch, how, keep = key
-    speedup = _find(rows, "speedup_of_ideal", key, page_cache="warm")
-    selected = [
-        _find(rows, "speedup_with_selection", key, method=method)
-        for method in ("label_mapping", "feature_mapping")
-    ]
-    with_selection = ", ".join(_cell(row["ratio"], ".2f") for row in selected if row)
-    read = _value(rows, "bytes_read", key, page_cache="cold", part="ratio")
-    cells = [
-        arch,
-        f"{keep:g}",
-        how,
-        _cell(speedup["params"]["speedup"] if speedup else None, ".2f"),
-        _cell(speedup["ratio"] if speedup else None, ".2f"),
-        _cell(_value(rows, "speedup_of_ideal", key, page_cache="cold", part="ratio"), ".2f"),
-        with_selection,
-        _cell(_value(rows, "images_per_second", key), ",.0f"),
-        _cell(_value(rows, "stall_share", key), ".1%"),
-        _cell(1 / read if read else None, ".2f"),
-    ]
-    return f"| {' | '.join(cells)} |"
-
-
-def _value(
-    rows: Sequence[Mapping[str, Any]],
-    figure: str,
-    key: Key,
-    *,
-    page_cache: str = "warm",
-    part: str = "ours",
-) -> float | None:
-    """Return the measurement of a side, from its own row or from a row that compares with it."""
-    found = _find(rows, figure, key, page_cache=page_cache)
-    if found:
-        return found[part]  # type: ignore[no-any-return]  # a JSON object
-    arch, how, keep = key
-    for row in rows:
-        params = row["params"]
-        where = (row["figure"], params["arch"], row["other_name"], params["keep"])
-        if where == (figure, arch, how, keep) and params["page_cache"] == page_cache:
-            return row["other"] if part == "ours" else None
-    return None
-
-
-def _find(
-    rows: Sequence[Mapping[str, Any]], figure: str, key: Key, **wanted: str
-) -> Mapping[str, Any] | None:
-    for row in rows:
-        params = row["params"]
-        found = (row["figure"], params["arch"], params["how"], params["keep"])
-        if found == (figure, *key) and all(params[name] == wanted[name] for name in wanted):
-            return row
-    return None
-
-
-def _cell(value: float | None, form: str) -> str:
-    return "" if value is None else format(value, form)
+    head, *body = (f"| {' | '.join(cells)} |" for cells in table)
+    return "\n".join([head, f"|{'---|' * len(table[0])}", *body, "", caption])

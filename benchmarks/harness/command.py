@@ -1,13 +1,14 @@
-"""The command line of the benchmarks that compare two sides.
+"""The command line of the benchmarks.
 
 `benchmarks/NAME/` holds `bench.py`, which prepares the data that figures share, and `figures/`.
 Each module in `figures/` has a function `measure(bench)` that returns rows, so a new module is a
-new figure. `bench.py` defines `DETAILS` (parameters shown in the table) and `open_benches(quick,
-data)`, a context manager that yields a list of benches to measure, usually one.
+new figure. `bench.py` defines `DETAILS` (parameters shown in the table), `SCALES` and `QUICK` (how
+much to measure) and the class `Bench`.
 """
 
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -20,8 +21,6 @@ from dp4tl_ffcv.utils import one_line_errors
 
 if TYPE_CHECKING:
     from benchmarks.harness.rows import Row
-
-Figures = dict[tuple[str, ...], Callable[[Any], Sequence["Row"]]]
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 
@@ -53,18 +52,18 @@ def run(name: str, config: Config, results: Path = RESULTS) -> None:
     from benchmarks.harness.rows import publish
 
     figures = load_figures(name, config.only)
-    bench: Any = import_module(f"benchmarks.{name}.bench")
+    module: Any = import_module(f"benchmarks.{name}.bench")
     config.data.mkdir(parents=True, exist_ok=True)
     whole = not config.quick and not config.only
-    out = config.out or (results / getattr(bench, "RESULTS", f"{name}.jsonl") if whole else None)
-    with bench.open_benches(config.quick, config.data) as benches:
-        rows = measure(figures, benches, config.only)
-        publish(rows, name, bench.DETAILS, out)
+    out = config.out or (results / getattr(module, "RESULTS", f"{name}.jsonl") if whole else None)
+    with ExitStack() as stack:
+        scales = module.QUICK if config.quick else module.SCALES
+        benches = [module.Bench(scale, config.data, stack) for scale in scales]
+        head = {"bench": name, **benches[0].about()}
+        publish(measure(figures, benches, config.only), head, module.DETAILS, out)
 
 
-def load_figures(
-    name: str, only: Collection[str] = ()
-) -> dict[tuple[str, ...], Callable[..., Any]]:
+def load_figures(name: str, only: Collection[str] = ()) -> dict[tuple[str, ...], Any]:
     """Return the functions that measure the figures `only` (all if empty), by the figures' names.
 
     A module measures the figure that has its name, or the figures in its tuple `FIGURES`.
@@ -80,9 +79,7 @@ def load_figures(
 
 
 def measure(
-    figures: Figures,
-    benches: Sequence[Any],
-    only: Collection[str] = (),
+    figures: Mapping[tuple[str, ...], Any], benches: Sequence[Any], only: Collection[str] = ()
 ) -> "Iterator[Row]":
     """Yield the rows of `figures` on each bench as soon as they are measured."""
     from benchmarks.harness.rows import progress
@@ -91,7 +88,7 @@ def measure(
         for names, call in figures.items():
             started = time.perf_counter()
             progress(f"{', '.join(names)} ...")
-            yield from (row for row in call(bench) if not only or row.figure in only)
+            yield from (row for row in call(bench) if not only or row["figure"] in only)
             progress(f"    {time.perf_counter() - started:.0f} s")
 
 

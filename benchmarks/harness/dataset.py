@@ -9,8 +9,7 @@ Nothing is downloaded.
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
-from importlib.util import find_spec
+from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -75,13 +74,9 @@ def prepare(images: Images, folder: Path) -> Path:
     """Return the beton of `images` in `folder`; write it if it is missing."""
     path = folder / images.name
     if not path.exists():
-        contents, rng = _contents(images), np.random.default_rng((images.seed, images.num_samples))
-        chosen = rng.integers(len(contents), size=images.num_samples).tolist()
+        contents, rng = _draw_all(images)
         labels = _shuffled_labels(images.num_samples, images.num_classes, rng).tolist()
-        samples = [
-            (contents[image], label, number)
-            for number, (image, label) in enumerate(zip(chosen, labels, strict=True))
-        ]
+        samples = list(zip(contents, labels, range(images.num_samples), strict=True))
         fields = image_fields(mode=images.mode)
         write_beton(path, samples, fields, seed=None, page_size=PAGE_SIZE, num_workers=0)
     return path
@@ -94,13 +89,12 @@ def prepare_files(images: Images, folder: Path) -> Path:
     """
     path = folder / Path(images.name).stem
     if not path.exists():
-        contents, rng = _contents(images), np.random.default_rng((images.seed, images.num_samples))
         folder.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(prefix=f".{path.name}.", dir=folder) as unfinished:
             made = Path(unfinished) / path.name
             made.mkdir()
-            for number, image in enumerate(rng.integers(len(contents), size=images.num_samples)):
-                (made / f"{number:06}.jpg").write_bytes(contents[image])
+            for number, content in enumerate(_draw_all(images)[0]):
+                (made / f"{number:06}.jpg").write_bytes(content)
             made.rename(path)
     return path
 
@@ -121,20 +115,19 @@ def write_tables(num_samples: int, folder: Path, *, num_classes: int = 1000, see
     metadata["f2"] = np.arange(num_samples)
     spread = np.exp(0.4 * rng.standard_normal(num_samples)).clip(0.1, 10)
     sizes = (MEAN_BYTES * spread / spread.mean()).astype(np.int64)
-    header, descriptors = np.zeros(1, dtype=format.HEADER), np.zeros(3, dtype=format.FIELD)
+    descriptors = np.zeros(len(_FIELDS), dtype=format.FIELD)
     for row, (name, type_id) in zip(descriptors, _FIELDS.items(), strict=True):
         row["type_id"] = type_id
         row["name"][: len(name)] = np.frombuffer(name.encode(), dtype=np.uint8)
-    placed = place(sizes, header.nbytes + descriptors.nbytes + metadata.nbytes, PAGE_SIZE)
+    tables = format.HEADER.itemsize + descriptors.nbytes + metadata.nbytes
+    placed = place(sizes, tables, PAGE_SIZE)
     metadata["f0"]["data_ptr"] = placed.places
-    header["version"], header["num_fields"] = format.VERSION, len(_FIELDS)
-    header["page_size"], header["num_samples"] = PAGE_SIZE, num_samples
-    header["alloc_table_ptr"] = placed.table_at
+    header = format.header_bytes(len(_FIELDS), PAGE_SIZE, num_samples, placed.table_at)
     allocations = np.zeros(num_samples, dtype=format.ALLOCATION)
     allocations["sample_id"], allocations["ptr"] = np.arange(num_samples), placed.places
     allocations["size"] = sizes
     with atomic_open(path) as stream:
-        stream.write(header.tobytes() + descriptors.tobytes() + metadata.tobytes())
+        stream.write(header + descriptors.tobytes() + metadata.tobytes())
         stream.seek(placed.table_at)
         stream.write(allocations.tobytes())
     return path
@@ -162,21 +155,27 @@ def class_sizes(num_samples: int, num_classes: int) -> NDArray[np.int64]:
     return counts
 
 
-def _contents(images: Images) -> list[Any]:
-    """Return the distinct images, as the bytes of a JPEG or as RGB arrays."""
+def _draw_all(images: Images) -> tuple[list[Any], np.random.Generator]:
+    """Return the content of each sample, JPEG bytes or an RGB array, and the generator used."""
+    rng = np.random.default_rng((images.seed, images.num_samples))
+    chosen = rng.integers(images.distinct, size=images.num_samples)
     photographs = [_read(package, name) for package in PHOTOGRAPHS for name in PHOTOGRAPHS[package]]
+
+    def draw(number: int) -> Any:
+        picture = _draw(images, photographs, number)
+        if images.mode == "raw":
+            return np.ascontiguousarray(picture[..., ::-1])
+        return cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1].tobytes()
+
+    numbers, places = np.unique(chosen, return_inverse=True)
     with ThreadPoolExecutor() as pool:
-        pictures = list(pool.map(partial(_draw, images, photographs), range(images.distinct)))
-        encode = _encode_jpeg if images.mode == "jpg" else _rgb
-        return list(pool.map(encode, pictures))
+        contents = list(pool.map(draw, numbers.tolist()))
+    return [contents[place] for place in places], rng
 
 
 def _read(package: str, name: str) -> NDArray[np.uint8]:
-    spec = find_spec(package)
-    if spec is None or spec.submodule_search_locations is None:
-        raise ModuleNotFoundError(f"the photographs of {package} are needed: install '.[dev]'")
-    path = Path(spec.submodule_search_locations[0]) / name
-    return cv2.imdecode(np.fromfile(path, dtype=np.uint8), cv2.IMREAD_COLOR)  # type: ignore[return-value]  # OpenCV's stub says any dtype
+    (folder,) = import_module(package).__path__
+    return cv2.imdecode(np.fromfile(Path(folder) / name, dtype=np.uint8), cv2.IMREAD_COLOR)
 
 
 def _draw(images: Images, photographs: Sequence[NDArray[np.uint8]], number: int) -> NDArray[Any]:
@@ -191,13 +190,10 @@ def _draw(images: Images, photographs: Sequence[NDArray[np.uint8]], number: int)
     top = rng.integers(photograph.shape[0] - crop_height + 1)
     crop = photograph[top : top + crop_height, left : left + crop_width]
     filtering = cv2.INTER_AREA if scale > 1 else cv2.INTER_CUBIC
-    return _sharpen(cv2.resize(crop, (width, height), interpolation=filtering), rng)
-
-
-def _sharpen(picture: NDArray[Any], rng: np.random.Generator) -> NDArray[Any]:
-    """Sharpen, and add grain whose strength differs between images, as cameras do."""
+    picture = cv2.resize(crop, (width, height), interpolation=filtering)
     blurred = cv2.GaussianBlur(picture, (0, 0), sigmaX=1.0)
     sharp = cv2.addWeighted(picture, 3.0, blurred, -2.0, 0)
+    # The strength of the grain differs between images, as between cameras.
     grain = rng.uniform(0, 32) * rng.standard_normal(picture.shape, dtype=np.float32)
     return np.clip(sharp + grain + 0.5, 0, 255).astype(np.uint8)
 
@@ -206,14 +202,6 @@ def _sides(long_side: int, shape: NDArray[np.int64]) -> tuple[int, int]:
     """Return width and height."""
     width, height = np.rint(long_side * shape / shape.max()).astype(int)
     return int(width), int(height)
-
-
-def _encode_jpeg(picture: NDArray[Any]) -> bytes:
-    return bytes(cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1])
-
-
-def _rgb(picture: NDArray[Any]) -> NDArray[Any]:
-    return np.ascontiguousarray(picture[..., ::-1])
 
 
 def _shuffled_labels(

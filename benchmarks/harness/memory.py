@@ -2,6 +2,8 @@
 
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -31,7 +33,16 @@ def tree_bytes(session: int) -> int:
 
     A page that several processes share, as after a fork, counts once.
     """
-    return sum(_proportional_bytes(process) for process in _processes(session))
+    total = 0
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(FileNotFoundError, ProcessLookupError):  # the process has ended
+            # The command name in brackets may hold anything. State, parent, group, session follow.
+            if int(stat.read_text(errors="replace").rpartition(")")[2].split()[3]) == session:
+                lines = stat.with_name("smaps_rollup").read_text().splitlines()
+                total += sum(
+                    1024 * int(line.split()[1]) for line in lines if line.startswith(COUNTED)
+                )
+    return total
 
 
 class TreePeak:
@@ -41,35 +52,29 @@ class TreePeak:
     error in it is raised at the end of the context.
     """
 
+    growth: int
+    """Largest sample minus the sample at the start, in bytes, at the end of the context."""
+
     def __init__(self, session: int) -> None:
-        self._session = session
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._sample, daemon=True)
-        self._error: Exception | None = None
-        self.start = self._peak = 0
+        self._session, self._done = session, threading.Event()
 
     def __enter__(self) -> "TreePeak":
-        self.start = self._peak = tree_bytes(self._session)
-        self._thread.start()
+        self.start = tree_bytes(self._session)
+        self._pool = ThreadPoolExecutor(1)
+        self._peak = self._pool.submit(self._sample)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._done.set()
-        self._thread.join()
-        if self._error and not kind:
-            raise self._error
+        self._pool.shutdown()
+        if not kind:
+            self.growth = self._peak.result() - self.start
 
-    @property
-    def growth(self) -> int:
-        """Largest sample minus the sample at the start, in bytes."""
-        return self._peak - self.start
-
-    def _sample(self) -> None:
-        try:
-            while not self._done.wait(PERIOD):
-                self._peak = max(self._peak, tree_bytes(self._session))
-        except Exception as error:
-            self._error = error
+    def _sample(self) -> int:
+        peak = self.start
+        while not self._done.wait(PERIOD):
+            peak = max(peak, tree_bytes(self._session))
+        return peak
 
 
 def _proc_number(path: str, name: str) -> int:
@@ -77,23 +82,3 @@ def _proc_number(path: str, name: str) -> int:
         if line.startswith(f"{name}:"):
             return int(line.split()[1])
     raise OSError(f"{path} has no {name}: Linux is needed")
-
-
-def _processes(session: int) -> list[Path]:
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            # The command name in brackets may hold anything. State, parent, group, session follow.
-            if int(stat.read_text(errors="replace").rpartition(")")[2].split()[3]) == session:
-                found.append(stat.parent)
-        except (FileNotFoundError, ProcessLookupError):
-            pass  # the process has ended
-    return found
-
-
-def _proportional_bytes(process: Path) -> int:
-    try:
-        lines = (process / "smaps_rollup").read_text().splitlines()
-    except (FileNotFoundError, ProcessLookupError):
-        return 0  # the process has ended
-    return sum(1024 * int(line.split()[1]) for line in lines if line.startswith(COUNTED))

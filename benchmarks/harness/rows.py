@@ -3,7 +3,6 @@
 import json
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any, TypeVar
@@ -13,24 +12,8 @@ from dp4tl_ffcv.utils import atomic_open, environment
 _Result = TypeVar("_Result")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """One figure, measured on both sides. A `ratio` above 1 is better for ours."""
-
-    figure: str
-    unit: str
-    """More is better for a rate (`.../s`), less for anything else."""
-    ours: float | None
-    other: float | None
-    other_name: str
-    ratio: float | None
-    spread: tuple[float, float] | None = None
-    """Lower and upper quartile of the rounds' ratios."""
-    params: dict[str, Any] = field(default_factory=dict)
-
-    def line(self, bench: str) -> str:
-        """Return the row as a JSON line of the benchmark `bench`."""
-        return json.dumps(rounded({"bench": bench, **asdict(self)}), allow_nan=False)
+Row = dict[str, Any]
+"""One figure, measured on both sides. A `ratio` above 1 is better for ours."""
 
 
 def compare(
@@ -43,25 +26,24 @@ def compare(
 ) -> Row:
     """Return medians of both sides, and median and quartiles of the rounds' ratios.
 
-    There is no ratio if a side has no measurement, or one of 0.
+    More is better for a rate (`unit` ends with `/s`), less for anything else. There is no ratio if
+    a measurement is 0.
     """
-    pairs = list(zip(ours, other, strict=False))
-    usable = bool(pairs) and min(map(min, pairs)) > 0
-    ratios = [mine / its if unit.endswith("/s") else its / mine for mine, its in pairs if usable]
-    spread = None
-    if len(ratios) > 1:
-        lower, _, upper = quantiles(ratios, n=4, method="inclusive")
-        spread = (lower, upper)
-    return Row(
-        figure=figure,
-        unit=unit,
-        ours=median(ours) if ours else None,
-        other=median(other) if other else None,
-        other_name=other_name,
-        ratio=median(ratios) if ratios else None,
-        spread=spread,
-        params={**params, "rounds": len(pairs)} if pairs else params,
-    )
+    pairs = list(zip(ours, other, strict=True))
+    ratios = None
+    if all(map(all, pairs)):
+        ratios = [mine / its if unit.endswith("/s") else its / mine for mine, its in pairs]
+    quartiles = quantiles(ratios, n=4, method="inclusive") if ratios and len(pairs) > 1 else None
+    return {
+        "figure": figure,
+        "unit": unit,
+        "ours": median(ours),
+        "other": median(other),
+        "other_name": other_name,
+        "ratio": median(ratios) if ratios else None,
+        "spread": (quartiles[0], quartiles[2]) if quartiles else None,
+        "params": {**params, "rounds": len(pairs)},
+    }
 
 
 def alternate(*sides: Callable[[], _Result], rounds: int) -> tuple[list[_Result], ...]:
@@ -74,33 +56,36 @@ def alternate(*sides: Callable[[], _Result], rounds: int) -> tuple[list[_Result]
     return results
 
 
-def publish(rows: Iterable[Row], bench: str, details: Sequence[str], out: Path | None) -> None:
-    """Print rows as JSON lines on stdout and as a table on stderr; write the lines to `out`."""
+def publish(
+    rows: Iterable[Row], head: Mapping[str, Any], details: Sequence[str], out: Path | None
+) -> None:
+    """Print rows as JSON lines on stdout and as a table on stderr; write the lines to `out`.
+
+    The first line of the file is `head` with a description of the machine.
+    """
     shown, lines = [], []
     for row in rows:
         shown.append(row)
-        lines.append(row.line(bench))
+        lines.append(json.dumps(rounded({"bench": head["bench"], **row}), allow_nan=False))
         print(lines[-1], flush=True)
-    progress("\n" + table(shown, details))
+    if details:
+        progress("\n" + table(shown, details))
     if out:
-        write_lines(out, {"bench": bench, "environment": environment()}, lines)
-
-
-def write_lines(path: Path, head: Mapping[str, Any], lines: Iterable[str]) -> None:
-    """Write a result file: a head, which names the machine, then one JSON line for each row."""
-    with atomic_open(path) as stream:
-        stream.write("".join(f"{line}\n" for line in (json.dumps(head), *lines)).encode())
-    progress(f"written to {path}")
+        first = json.dumps({"bench": head["bench"], "environment": environment(), **head})
+        with atomic_open(out) as stream:
+            stream.write("".join(f"{line}\n" for line in (first, *lines)).encode())
+        progress(f"written to {out}")
 
 
 def table(rows: Sequence[Row], details: Sequence[str]) -> str:
     """Return the rows as aligned text. `details` names parameters to show next to the figure."""
     cells = [("figure", "what", "ours", "other", "unit", "ratio", "quartiles")]
     for row in rows:
-        what = ", ".join(f"{key} {row.params[key]}" for key in details if key in row.params)
-        spread = "" if row.spread is None else "{:.2f} to {:.2f}".format(*row.spread)
-        values = (_shown(row.ours), _shown(row.other), row.unit, _shown(row.ratio))
-        cells.append((row.figure, what, *values, spread))
+        params, spread = row["params"], row["spread"]
+        what = ", ".join(f"{key} {params[key]}" for key in details if key in params)
+        values = (_shown(row["ours"]), _shown(row["other"]), row["unit"], _shown(row["ratio"]))
+        quartiles = "{:.2f} to {:.2f}".format(*spread) if spread else ""
+        cells.append((row["figure"], what, *values, quartiles))
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()

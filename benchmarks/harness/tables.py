@@ -1,10 +1,11 @@
-"""Write the tables of README.md and docs/evidence.md from the result files.
+"""Write the tables of README.md, docs/evidence.md and benchmarks/README.md from the result files.
 
     dp4tl demo --fresh
     python -m benchmarks.loader
     python -m benchmarks.writing
     python -m benchmarks.scoring
     python -m benchmarks.end_to_end
+    python -m benchmarks.planted
     python -m benchmarks.harness.tables --result runs/demo/result.json
 
 The demo's result is kept in `benchmarks/results/demo.json`.
@@ -20,13 +21,15 @@ from typing import Any
 import tyro
 
 from benchmarks.end_to_end.table import end_to_end_table
+from benchmarks.planted import table as planted
 from dp4tl_ffcv.scoring import methods
 from dp4tl_ffcv.utils import one_line_errors, write_json
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = (ROOT / "README.md", ROOT / "docs" / "evidence.md")
+PAGES = tuple(ROOT / page for page in ("README.md", "docs/evidence.md", "benchmarks/README.md"))
 RESULTS = ROOT / "benchmarks" / "results"
 DEMO = RESULTS / "demo.json"
+PLANTED = RESULTS / "planted.jsonl"
 END_TO_END = {"end-to-end": "end_to_end.jsonl", "end-to-end GPU": "end_to_end_gpu.jsonl"}
 NAMES = {"full": "full source", "label_mapping": "LM", "feature_mapping": "FM", "random": "random"}
 DEMO_HEAD = (
@@ -223,6 +226,7 @@ def filled(page: Path) -> str:
     makers: dict[str, Callable[[], str]] = {
         "methods": methods.table,
         "demo": lambda: demo_table(json.loads(DEMO.read_text())),
+        "planted": lambda: planted.section(_lines(PLANTED)),
         **{name: partial(comparison_table, name) for name in COMPARISONS},
     }
     for name, file in END_TO_END.items():
@@ -245,11 +249,12 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 
 
 def main(config: Config) -> None:
-    """Keep the given result, if any, and write both pages."""
+    """Keep the given result, if any, and write the pages and the plot."""
     if config.result:
         write_json(DEMO, json.loads(config.result.read_text()))
     for page in PAGES:
         page.write_text(filled(page))
+    planted.draw(_lines(PLANTED), ROOT / "benchmarks" / planted.PLOT)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
 """Run each side of a benchmark in its own process."""
 
+import ctypes
 import multiprocessing
 import os
 import signal
 import tempfile
-import traceback
-from collections.abc import Callable
-from contextlib import suppress
-from multiprocessing.connection import Connection
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from benchmarks.harness.rows import progress
 PATIENCE = 600.0  # seconds
 # Idle OpenMP threads spin only briefly, so that the other side gets the cores.
 SPIN_COUNT = "10000"
+PR_SET_PDEATHSIG = 1
 
 
 class Worker:
@@ -34,14 +35,10 @@ class Worker:
         self.patience = patience
         os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
         self._log = tempfile.NamedTemporaryFile(suffix=".log")  # noqa: SIM115  # closed by `close`
-        context = multiprocessing.get_context("spawn")
-        self._connection, theirs = context.Pipe()
-        arguments = (theirs, self._log.name, make, args)
-        # A daemon could not start processes. This one ends when the connection closes.
-        self._process = context.Process(target=_serve, args=arguments)
-        self._process.start()
-        theirs.close()
-        self._ready = False
+        self._pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+        self.session: int = self._pool.submit(_lead_session, self._log.name).result()
+        """Session id of the process and of the processes that it starts."""
+        self._made = self._pool.submit(_make, make, args)
 
     def __enter__(self) -> "Worker":
         return self
@@ -49,68 +46,54 @@ class Worker:
     def __exit__(self, *_: Any) -> None:
         self.close()
 
-    @property
-    def session(self) -> int:
-        """Session id of the process and of the processes that it starts."""
-        return self._process.pid or 0
-
     def wait(self) -> "Worker":
         """Wait until the object exists."""
-        if not self._ready:
-            self._answer("start")
-            self._ready = True
+        self._answer("start", self._made)
         return self
 
     def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        """Call a method of the object and return its result.
-
-        If the process fails, a RuntimeError is raised and the end of its output is on stderr.
-        """
+        """Call a method of the object and return its result, or raise its error."""
         self.wait()
-        self._connection.send((method, args, kwargs))
-        return self._answer(method)
+        return self._answer(method, self._pool.submit(_call, method, args, kwargs))
 
     def close(self) -> None:
-        """End the process."""
-        self._connection.close()
-        self._process.join(1)
-        if self._process.is_alive():
-            with suppress(ProcessLookupError):  # the session may not exist yet
-                os.killpg(self.session, signal.SIGKILL)
-            self._process.kill()
-            self._process.join()
+        """End the process, without waiting for its threads."""
+        os.killpg(self.session, signal.SIGKILL)
+        self._pool.shutdown()
         self._log.close()
 
-    def _answer(self, method: str) -> Any:
+    def _answer(self, method: str, future: Future[Any]) -> Any:
         try:
-            if not self._connection.poll(self.patience):
-                raise RuntimeError(f"no answer to {method!r} from a worker in {self.patience:g} s")
-            failed, result = self._connection.recv()
-        except (EOFError, ConnectionResetError):
-            failed, result = True, "the process ended"
-        if failed:
+            return future.result(self.patience)
+        except Exception as error:
             progress(Path(self._log.name).read_text(errors="replace")[-4000:])
-            raise RuntimeError(f"a worker failed in {method!r}: {result}; its output is above")
-        return result
+            error.add_note(f"A worker failed in {method!r}; its output is above.")
+            raise
 
 
-def _serve(connection: Connection, log: str, make: Callable[..., Any], args: Any) -> None:
+@contextmanager
+def workers(*makes: Callable[..., Any]) -> Iterator[list[Worker]]:
+    """Yield a new process for each of `makes`."""
+    with ExitStack() as stack:
+        started = [stack.enter_context(Worker(make)) for make in makes]
+        yield [worker.wait() for worker in started]
+
+
+def _lead_session(log: str) -> int:
     os.setsid()
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     # This process was spawned, but its own children start by the usual method.
     multiprocessing.set_start_method(None, force=True)
     with open(log, "ab", buffering=0) as printed:
         os.dup2(printed.fileno(), 1)
         os.dup2(printed.fileno(), 2)
-    served = None
-    try:
-        served = make(*args)
-        connection.send((False, None))
-        while True:
-            method, arguments, keywords = connection.recv()
-            connection.send((False, getattr(served, method)(*arguments, **keywords)))
-    except EOFError:
-        pass
-    except Exception as error:
-        traceback.print_exc()
-        connection.send((True, f"{type(error).__name__}: {error}"))
-    os._exit(0)  # leaked threads must not keep the process alive
+    return os.getpid()
+
+
+def _make(make: Callable[..., Any], args: Any) -> None:
+    global _served
+    _served = make(*args)
+
+
+def _call(method: str, args: Any, kwargs: Any) -> Any:
+    return getattr(_served, method)(*args, **kwargs)

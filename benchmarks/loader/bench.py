@@ -1,23 +1,21 @@
 """Data and processes that the figures of the loader benchmark share."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from benchmarks.harness.bench import BaseBench
 from benchmarks.harness.dataset import IMAGENET_SAMPLES, Images, prepare, write_tables
 from benchmarks.harness.rows import Row, alternate, compare
-from benchmarks.harness.worker import Worker
+from benchmarks.harness.worker import Worker, workers
 from benchmarks.loader.sides import Ours, Setting, Side, Stock
 from dp4tl_ffcv import BetonIndex
 
 DETAILS = ("order", "keep", "samples", "how")
 ORDERS = ("sequential", "random", "quasi_random")
-
-Sides = tuple[Worker, Worker]  # ours and stock
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,22 +34,19 @@ class Scale:
     """Rounds that each start new processes."""
 
 
-QUICK = Scale(jpeg500=1500, jpeg400=2560, raw400=2560, tables=128_000, epochs=5, processes=1)
+SCALES = (Scale(),)
+QUICK = (Scale(jpeg500=1500, jpeg400=2560, raw400=2560, tables=128_000, epochs=5, processes=1),)
+
+both = partial(workers, Ours, Stock)
 
 
-@dataclass(frozen=True)
-class Bench:
+class Bench(BaseBench[Scale]):
     """The data, and a pair of processes that starts once."""
 
-    scale: Scale
-    data: Path
-    """Folder of the betons."""
-    processes: ExitStack
-
     @cached_property
-    def readers(self) -> Sides:
+    def readers(self) -> list[Worker]:
         """One process per side, for figures that compile almost nothing."""
-        return self.processes.enter_context(both())
+        return self.stack.enter_context(both())
 
     @property
     def small(self) -> Path:
@@ -102,20 +97,6 @@ class Bench:
         return [row(figure, "images/s", *rates, **params(setting, **loaded))]
 
 
-@contextmanager
-def open_benches(quick: bool, data: Path) -> Iterator[list[Bench]]:
-    """Yield the bench."""
-    with ExitStack() as processes:
-        yield [Bench(QUICK if quick else Scale(), data, processes)]
-
-
-@contextmanager
-def both() -> Iterator[Sides]:
-    """Yield a new process for each side."""
-    with Worker(Ours) as ours, Worker(Stock) as stock:
-        yield ours.wait(), stock.wait()
-
-
 def alternate_epochs(
     sides: Sequence[tuple[type[Side], Setting]], rounds: int
 ) -> tuple[list[list[float]], dict[str, Any]]:
@@ -123,14 +104,13 @@ def alternate_epochs(
 
     Return images/s of each side, and parameters of the row.
     """
-    with ExitStack() as processes:
-        workers = [processes.enter_context(Worker(side)) for side, _ in sides]
-        for worker, (_, setting) in zip(workers, sides, strict=True):
+    with workers(*(side for side, _ in sides)) as loaders:
+        for worker, (_, setting) in zip(loaders, sides, strict=True):
             worker.call("open", setting)
-        epochs = [partial(worker.call, "epoch") for worker in workers]
+        epochs = [partial(worker.call, "epoch") for worker in loaders]
         first = [epoch() for epoch in epochs]  # compiles, and fills the page cache
         loaded = alternate(*epochs, rounds=rounds)
-        cache = workers[0].call("attribute", "cache")
+        cache = loaders[0].call("attribute", "cache")
     for name in ("images", "labels"):
         if len({epoch[name] for epoch in chain(first, *loaded)}) > 1:
             raise RuntimeError(f"the sides loaded different {name}: {first}")

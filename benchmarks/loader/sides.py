@@ -6,28 +6,28 @@ They never share a process: stock ffcv edits numba's type objects, which breaks 
 import gc
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
-from ffcv.fields.basics import IntDecoder
 from ffcv.fields.rgb_image import RandomResizedCropRGBImageDecoder, SimpleRGBImageDecoder
-from ffcv.loader import Loader, OrderOption
+from ffcv.loader import Loader
 from ffcv.memory_managers.process_cache.schedule import compute_schedule
 from ffcv.pipeline.allocation_query import AllocationQuery
 from ffcv.pipeline.state import State
-from ffcv.transforms import Squeeze, ToTensor, ToTorchImage
+from ffcv.transforms import ToTensor, ToTorchImage
 from numpy.typing import NDArray
 
 import dp4tl_ffcv
 from benchmarks.harness.dataset import retain
+from benchmarks.harness.loaders import open_loader
 from benchmarks.harness.memory import peak_growth, read_so_far
 
-SEED = 0
 LEAK_SECONDS = 1.0  # time for threads to end
 
 
@@ -54,40 +54,35 @@ class Side:
     """A loader, and its measurements."""
 
     name: str
-    decoder: Callable[..., Any]
 
-    def build(self, setting: Setting, indices: NDArray[np.int64]) -> Any:
-        """Return a new loader."""
+    def decoder(self, size: tuple[int, int]) -> Any:
+        """Return the decoder of random crops."""
         raise NotImplementedError
 
     def plan(self, loader: Any, epoch: int) -> int:
         """Plan the reads of an epoch and return the largest number of bytes held at a time."""
         raise NotImplementedError
 
-    def uncompiled(self) -> AbstractContextManager[None]:
+    def uncompiled(self) -> AbstractContextManager[Any]:
         """Context in which loaders skip compilation that every loader would repeat."""
         return nullcontext()
 
-    def options(self, setting: Setting, indices: NDArray[np.int64]) -> dict[str, Any]:
-        """Return the arguments of both sides."""
+    def build(self, setting: Setting, indices: NDArray[np.int64]) -> Any:
+        """Return a new loader."""
         if setting.resolution is None:
-            image: list[Any] = [FirstByte(), ToTensor()]
+            image = [FirstByte(), ToTensor()]
         else:
-            side = (setting.resolution, setting.resolution)
-            image = [type(self).decoder(side), ToTensor(), ToTorchImage()]
-        return {
-            "fname": str(setting.beton),
-            "batch_size": setting.batch_size,
-            "num_workers": -1,
-            "seed": SEED,
-            "indices": indices,
-            "drop_last": False,
-            "pipelines": {
-                "image": image,
-                "label": [IntDecoder(), ToTensor(), Squeeze(1)],
-                "identifier": None,
-            },
-        }
+            size = (setting.resolution, setting.resolution)
+            image = [self.decoder(size), ToTensor(), ToTorchImage()]
+        return open_loader(
+            setting.beton,
+            image,
+            stock=isinstance(self, Stock),
+            order=setting.order,
+            from_disk=setting.from_disk,
+            batch_size=setting.batch_size,
+            indices=indices,
+        )
 
     # -- one loader, many epochs -------------------------------------------------------------------
     def open(self, setting: Setting) -> None:
@@ -183,11 +178,9 @@ class Stock(Side):
     """The released ffcv."""
 
     name = f"ffcv {version('ffcv')} Loader"
-    decoder = RandomResizedCropRGBImageDecoder
 
-    def build(self, setting: Setting, indices: NDArray[np.int64]) -> Any:
-        order = OrderOption[setting.order.upper()]
-        return Loader(**self.options(setting, indices), os_cache=not setting.from_disk, order=order)
+    def decoder(self, size: tuple[int, int]) -> Any:
+        return RandomResizedCropRGBImageDecoder(size)
 
     def plan(self, loader: Any, epoch: int) -> int:
         """Draw the order and schedule the pages as ffcv's page cache does before an epoch."""
@@ -201,15 +194,9 @@ class Stock(Side):
         schedule = compute_schedule([set().union(*map(pages_of, batch)) for batch in batches])
         return int(schedule.num_slots) * int(loader.reader.page_size)  # numpy's 32 bits overflow
 
-    @contextmanager
-    def uncompiled(self) -> Iterator[None]:
+    def uncompiled(self) -> AbstractContextManager[Any]:
         # ffcv compiles whenever a loader is built.
-        original = Loader.generate_code
-        Loader.generate_code = lambda _: None
-        try:
-            yield
-        finally:
-            Loader.generate_code = original
+        return patch.object(Loader, "generate_code", lambda _: None)
 
 
 class Ours(Side):
@@ -217,17 +204,9 @@ class Ours(Side):
 
     name = "PrunedLoader"
 
-    @staticmethod
-    def decoder(size: tuple[int, int]) -> Any:
+    def decoder(self, size: tuple[int, int]) -> Any:
         # Resolved here, so that the stock side's process holds stock ffcv alone.
         return dp4tl_ffcv.RandomResizedCropRGBImageDecoder(size)
-
-    def build(self, setting: Setting, indices: NDArray[np.int64]) -> Any:
-        return dp4tl_ffcv.PrunedLoader(
-            **self.options(setting, indices),
-            cache="extents" if setting.from_disk else "auto",
-            order=setting.order,
-        )
 
     def plan(self, loader: Any, epoch: int) -> int:
         # `loader.pool_bytes` would plan a second time.

@@ -1,50 +1,36 @@
 """A self-supervised encoder for the planted benchmark, whose features depend on no label."""
 
-from dataclasses import dataclass
-from pathlib import Path
-
 import torch
 from torch import Tensor, nn
 
-from dp4tl_ffcv import build_model, evaluation_loader
+from dp4tl_ffcv import BetonIndex, build_model, evaluation_loader
 from dp4tl_ffcv.utils import Classifier
 
 OUTPUTS = 64  # size of the projection that views are compared in
+EPOCHS, BATCH_SIZE, LR, TEMPERATURE = 10, 256, 2e-3, 0.2
 
 
-@dataclass(frozen=True)
-class Contrast:
-    """Settings of the contrastive training."""
-
-    epochs: int = 10
-    batch_size: int = 256
-    lr: float = 2e-3
-    temperature: float = 0.2
-
-
-def train_encoder(beton: Path, arch: str, resolution: int, settings: Contrast) -> Classifier:
+def train_encoder(index: BetonIndex, arch: str, resolution: int) -> Classifier:
     """Train a network to recognise an image in another crop and other colours.
 
     Each image gives two views; the other images of the batch are the negatives (SimCLR, arXiv
     2002.05709).
     """
-    loader = evaluation_loader(beton, batch_size=512, resolution=resolution, crop_ratio=1.0)
+    loader = evaluation_loader(index, batch_size=512, resolution=resolution, crop_ratio=1.0)
     images = torch.cat([batch.clone() for batch, _ in loader]).float()
     torch.manual_seed(0)
-    model = build_model(arch, OUTPUTS)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr)
-    num_steps = settings.epochs * (len(images) // settings.batch_size)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, num_steps))
-    model.train()
-    for _ in range(settings.epochs):
-        for rows in torch.split(torch.randperm(len(images)), settings.batch_size):
-            if len(rows) == settings.batch_size:
-                views = torch.cat([view(images[rows]), view(images[rows])])
-                loss = contrastive_loss(model(views), settings.temperature)
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-                optimizer.step()
-                schedule.step()
+    model = build_model(arch, OUTPUTS).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LR)
+    steps_per_epoch = len(images) // BATCH_SIZE
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, EPOCHS * steps_per_epoch)
+    for _ in range(EPOCHS):
+        for rows in torch.randperm(len(images)).split(BATCH_SIZE)[:steps_per_epoch]:
+            views = torch.cat([view(images[rows]), view(images[rows])])
+            loss = contrastive_loss(model(views), TEMPERATURE)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            schedule.step()
     return model
 
 

@@ -1,18 +1,18 @@
 """Scores of the planted benchmark: every method on the same surrogate, with its cost."""
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.harness.rows import progress
-from benchmarks.planted.encoder import Contrast, train_encoder
-from benchmarks.planted.runs import Job, Training, influence_run, influences_of, quiet, run_all
+from benchmarks.planted.encoder import train_encoder
+from benchmarks.planted.runs import Job, Runs, quiet
+from benchmarks.planted.variants import COMBINED, Variant, variants
 from dp4tl_ffcv import (
     BetonIndex,
     Clusters,
@@ -24,58 +24,16 @@ from dp4tl_ffcv import (
     extract_features,
     load_checkpoint,
 )
-from dp4tl_ffcv.scoring import methods, score
+from dp4tl_ffcv.scoring import score
 from dp4tl_ffcv.utils import Classifier
 from train import pretrain
 
-COMBINED = "combined"
 NUM_CLUSTERS = 80
 INFLUENCE_SEED = 5000
-# Inputs that the benchmark can provide. Methods that require others are left out.
-OF_TARGET = {"target", "outcomes", "included"}
-GIVEN = {*OF_TARGET, "source", "clusters", "beton", "seed", "models", "difficulty"}
 # Parts that are trained. Features and clusters are not.
 TRAINED = {"surrogate", "encoder", "influence runs"}
 
 _Part = TypeVar("_Part")
-
-
-@dataclass(frozen=True)
-class Variant:
-    """A scoring method with fixed options."""
-
-    method: methods.Method
-    options: Mapping[str, Any]
-    encoder: str = "surrogate"
-    """Network of the features: `surrogate`, or `encoder`, which is trained without labels."""
-    clusters: bool = False
-    """Score pseudo-classes."""
-
-    @property
-    def inputs(self) -> set[str]:
-        """Names of the method's inputs."""
-        return set(self.method.flags)
-
-    @property
-    def sees_target(self) -> bool:
-        """Whether the scores depend on the target."""
-        return bool(self.inputs & OF_TARGET)
-
-
-def variants() -> dict[str, Variant]:
-    """Return every variant of every method, by name."""
-    found: dict[str, Variant] = {}
-    for method in map(methods.get, methods.names()):
-        if not set(method.required) <= GIVEN:
-            continue
-        for unit in method.units:
-            several = len(method.units) > 1
-            name = f"{method.name}_{unit}" if several else method.name
-            found[name] = variant = Variant(method, {"unit": unit} if several else {})
-            if "clusters" in variant.inputs - set(method.required):
-                found[f"{name}_clusters"] = replace(variant, clusters=True)
-                found[f"{name}_label_free"] = replace(variant, clusters=True, encoder="encoder")
-    return found
 
 
 @dataclass(frozen=True)
@@ -87,7 +45,7 @@ class Scored:
     """Seconds of features, clusters and scoring, without training a network."""
     training_seconds: float
     """Seconds of training the surrogate, the encoder or the influence runs."""
-    clusters: Clusters | None = None
+    clusters: Clusters | None
     """Pseudo-classes that were scored."""
 
 
@@ -95,33 +53,24 @@ class Scored:
 class Scorer:
     """Scores of every variant. The parts that variants share are made once."""
 
-    training: Training
-    folder: Path
-    targets: tuple[str, ...]
-    surrogate_epochs: int
-    processes: int
-    influence_runs: int = 40
-    influence_epochs: int = 4
+    runs: Runs
+    index: BetonIndex
+    """The source."""
     parts: dict[str, tuple[Any, float]] = field(default_factory=dict)
     """Shared parts, and the seconds that each took, by name."""
     used: set[str] = field(default_factory=set)
     """Names of the parts that the current variant has used."""
 
-    @property
-    def index(self) -> BetonIndex:
-        """The source."""
-        return BetonIndex.open(self.training.data / "source_train.beton")
-
     def score(self, name: str, target: str, seed: int) -> Scored:
         """Return the scores of a variant for a target, or for all targets."""
-        variant = variants()[name]
-        if not self.parts:
-            self._extract("surrogate", self.targets[0])  # compiles, which counts for no variant
+        variant, targets = variants()[name], self.runs.scale.targets
+        if not self.parts:  # compiles, which counts for no variant
+            self._extract(self.surrogate(), targets[0], "train", "warm_up")
         self.used.clear()
         several = target == COMBINED and variant.sees_target
         found: list[Scores] = []
         seconds, inputs = 0.0, dict[str, Any]()
-        for one in self.targets if several else (target,):
+        for one in targets if several else (target,):
             inputs = self._inputs(variant, one, seed)
             scores, spent = timed(partial(variant.method.function, **inputs))
             found.append(scores)
@@ -143,13 +92,13 @@ class Scorer:
         given: dict[str, Callable[[], Any]] = {
             "target": lambda: self.features(variant.encoder, target),
             "source": lambda: self.features(variant.encoder, "source"),
-            "outcomes": lambda: influences_of(self.influences()[1], target),
+            "outcomes": lambda: self.influences()[1][target],
             "included": lambda: self.influences()[0],
             "models": lambda: [self.surrogate()],
             "beton": lambda: self.index,
             "difficulty": lambda: score("el2n", source=self.features("surrogate", "source")),
             "seed": lambda: seed,
-            "resolution": lambda: self.training.resolution,
+            "resolution": lambda: self.runs.scale.resolution,
             "crop_ratio": lambda: 1.0,
         }
         if variant.clusters or "clusters" in variant.method.required:
@@ -174,13 +123,9 @@ class Scorer:
         """Return a network trained on the full source. Its seconds are those of the loop."""
 
         def train() -> tuple[Classifier, float]:
-            config = self.training.pretraining(
-                self.folder / "surrogate",
-                epochs=self.surrogate_epochs,
-                seed=1000,
-                overwrite=True,
-            )
+            folder, epochs = self.runs.folder / "surrogate", self.runs.scale.surrogate_epochs
             with quiet():
+                config = self.runs.pretraining(folder, epochs=epochs, seed=1000)
                 result = pretrain.pretrain(config)
             return load_checkpoint(result["checkpoint"]), result["pretrain_seconds"]
 
@@ -188,24 +133,23 @@ class Scorer:
 
     def encoder(self) -> Classifier:
         """Return a network trained without labels."""
-        training = self.training
-        source = training.data / "source_train.beton"
-        train = partial(train_encoder, source, training.arch, training.resolution, Contrast())
+        scale = self.runs.scale
+        train = partial(train_encoder, self.index, scale.arch, scale.resolution)
         return self.part("encoder", partial(timed, train))
 
     def features(self, encoder: str, dataset: str) -> Features:
         """Return a network's features and logits of a training split."""
-        _ = self.surrogate() if encoder == "surrogate" else self.encoder()
-        extract = partial(self._extract, encoder, dataset)
+        model = self.surrogate() if encoder == "surrogate" else self.encoder()
+        extract = partial(self._extract, model, dataset, "train", encoder)
         return self.part(f"features {encoder} {dataset}", partial(timed, extract))
 
-    def _extract(self, encoder: str, dataset: str) -> Features:
+    def _extract(self, model: Any, dataset: str, split: str, name: str) -> Features:
         with quiet():
             return extract_features(
-                self.surrogate() if encoder == "surrogate" else self.encoder(),
-                self.training.data / f"{dataset}_train.beton",
-                self.folder / "features" / f"{encoder}_{dataset}",
-                resolution=self.training.resolution,
+                model,
+                self.runs.folder / "data" / f"{dataset}_{split}.beton",
+                self.runs.folder / "features" / f"{name}_{dataset}",
+                resolution=self.runs.scale.resolution,
                 crop_ratio=1.0,
                 logits=True,
                 restart=True,
@@ -218,37 +162,41 @@ class Scorer:
             f"clusters {encoder}", partial(timed, partial(cluster, features, NUM_CLUSTERS))
         )
 
-    def influences(self) -> tuple[NDArray[np.bool_], list[dict[str, Any]]]:
-        """Return which classes each run included `(R, C)`, and the runs' results."""
+    def influences(self) -> tuple[NDArray[np.bool_], dict[str, NDArray[np.bool_]]]:
+        """Return which classes each run included `(R, C)`, and its outcomes `(R, n)` by target."""
         return self.part("influence runs", self._run_influences)
 
-    def _run_influences(self) -> tuple[tuple[NDArray[np.bool_], list[dict[str, Any]]], float]:
-        index, rng = self.index, np.random.default_rng(0)
-        count = index.num_classes
-        included = np.zeros((self.influence_runs, count), dtype=np.bool_)
+    def _run_influences(
+        self,
+    ) -> tuple[tuple[NDArray[np.bool_], dict[str, NDArray[np.bool_]]], float]:
+        scale, folder, rng = self.runs.scale, self.runs.folder, np.random.default_rng(0)
+        count = self.index.num_classes
+        included = np.zeros((scale.influence_runs, count), dtype=np.bool_)
         jobs = []
         for run, row in enumerate(included):
             classes = np.sort(rng.permutation(count)[: count // 2])
             row[classes] = True
-            selection = Selection.of_classes(index, classes, num_classes=count)
-            path = self.folder / "selections" / f"influence_{run}.npz"
+            selection = Selection.of_classes(self.index, classes, num_classes=count)
+            path = folder / "selections" / f"influence_{run}.npz"
             selection.save(path)
-            jobs.append(
-                Job(
-                    selection=path,
-                    digest=selection.digest(),
-                    seed=INFLUENCE_SEED + run,
-                    targets=self.targets,
-                    images=len(selection),
-                )
-            )
-        training = replace(self.training, epochs=self.influence_epochs)
-        results = run_all(
-            influence_run, training, jobs, self.folder / "influence", self.processes, "influence"
-        )
+            seed = INFLUENCE_SEED + run
+            jobs.append(Job(path, selection.digest(), seed, scale.targets))
+        scale = replace(scale, epochs=scale.influence_epochs, modes=("linear_probe",))
+        results = Runs(scale, folder).do_all(jobs, "influence runs")
+        outcomes = {
+            target: np.array([self._hits(result, target) for result in results])
+            for target in scale.targets
+        }
         # Only the pretraining loops count, on as many cores as there are processes.
-        seconds = sum(result["pretrain_seconds"] for result in results) / self.processes
-        return (included, results), float(seconds)
+        seconds = sum(result["pretrained"]["pretrain_seconds"] for result in results)
+        return (included, outcomes), seconds / scale.processes
+
+    def _hits(self, result: dict[str, Any], target: str) -> NDArray[np.bool_]:
+        """Return whether a probe is right, for each validation image of the target."""
+        checkpoint = result["tuned"][target]["linear_probe"]["checkpoint"]
+        seen = self._extract(checkpoint, target, "val", "probe")
+        hits: NDArray[np.bool_] = seen.predictions == seen.labels
+        return hits
 
 
 def timed(call: Callable[[], _Part]) -> tuple[_Part, float]:
@@ -256,9 +204,3 @@ def timed(call: Callable[[], _Part]) -> tuple[_Part, float]:
     started = time.perf_counter()
     result = call()
     return result, time.perf_counter() - started
-
-
-def votes_of(scores: Scores, renderings: list[str]) -> Mapping[str, float]:
-    """Return the fraction of the votes that the classes of each rendering got."""
-    votes = scores.scores.reshape(len(renderings), -1).sum(axis=1)
-    return {name: float(v) for name, v in zip(renderings, votes / votes.sum(), strict=True)}

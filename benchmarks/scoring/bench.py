@@ -2,11 +2,9 @@
 
 import os
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -14,6 +12,7 @@ import numba
 import numpy as np
 import torch
 
+from benchmarks.harness.bench import BaseBench
 from benchmarks.harness.dataset import IMAGENET_SAMPLES, class_sizes
 from benchmarks.harness.rows import Row, alternate, compare
 
@@ -48,37 +47,33 @@ class Scale:
     """Rounds of figures that take milliseconds."""
 
 
-QUICK = Scale(
-    targets=10_100,
-    looped=20,
-    samples=256_000,
-    images=42,
-    backward=6,
-    rounds=3,
-    short_rounds=15,
+SCALES = (Scale(),)
+QUICK = (
+    Scale(
+        targets=10_100,
+        looped=20,
+        samples=256_000,
+        images=42,
+        backward=6,
+        rounds=3,
+        short_rounds=15,
+    ),
 )
 
 
-@dataclass(frozen=True)
-class Bench:
+@dataclass
+class Bench(BaseBench[Scale]):
     """The data."""
 
-    scale: Scale
-    data: Path
-    """Folder of features and tables."""
+    def __post_init__(self) -> None:
+        """Let both sides use all cores."""
+        torch.set_num_threads(CORES)
+        numba.set_num_threads(CORES)  # importing ffcv sets it to 1
 
     def labels(self, *, shuffled: bool = True) -> Any:
         """Return class ids `(samples,)` in ImageNet's frequencies."""
         labels = np.repeat(np.arange(CLASSES), class_sizes(self.scale.samples, CLASSES))
         return np.random.default_rng(0).permutation(labels) if shuffled else labels
-
-
-@contextmanager
-def open_benches(quick: bool, data: Path) -> Iterator[list[Bench]]:
-    """Yield the bench."""
-    torch.set_num_threads(CORES)
-    numba.set_num_threads(CORES)  # importing ffcv sets it to 1
-    yield [Bench(QUICK if quick else Scale(), data)]
 
 
 def alternate_timed(sides: Sides, rounds: int) -> dict[str, Times]:

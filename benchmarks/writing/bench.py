@@ -1,7 +1,7 @@
 """Files and processes that the figures of the writing benchmark share."""
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -10,16 +10,15 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.harness.bench import BaseBench
 from benchmarks.harness.dataset import Images, prepare_files
 from benchmarks.harness.rows import compare
-from benchmarks.harness.worker import Worker
+from benchmarks.harness.worker import Worker, workers
 from benchmarks.writing.sides import CORES, Job, Ours, Stock, class_of
 from dp4tl_ffcv import BetonIndex
 
 DETAILS = ("how", "flush", "images", "keep")
 WARM_UP = 100  # images
-
-Sides = tuple[Worker, Worker]  # ours and stock
 
 row = partial(compare, other_name=Stock.name)
 
@@ -50,34 +49,34 @@ class Scale:
     """Rounds of measuring memory, each in new processes."""
 
 
-QUICK = Scale(
-    passthrough=600,
-    resize=300,
-    compact=1500,
-    raw=2560,
-    peak=(1000, 10_000),
-    writes=2,
-    copies=3,
-    epochs=5,
-    peaks=1,
+SCALES = (Scale(),)
+QUICK = (
+    Scale(
+        passthrough=600,
+        resize=300,
+        compact=1500,
+        raw=2560,
+        peak=(1000, 10_000),
+        writes=2,
+        copies=3,
+        epochs=5,
+        peaks=1,
+    ),
 )
 
 
-@dataclass(frozen=True)
-class Bench:
+class Bench(BaseBench[Scale]):
     """The files, and a pair of processes that starts once."""
 
-    scale: Scale
-    data: Path
-    """Folder of the betons and image files to read."""
-    outputs: Path
-    """Folder for the written files, deleted at the end."""
-    processes: ExitStack
+    @cached_property
+    def outputs(self) -> Path:
+        """Folder for the written files, deleted at the end."""
+        return Path(self.stack.enter_context(TemporaryDirectory(prefix="writing.", dir=self.data)))
 
     @cached_property
-    def sides(self) -> Sides:
+    def sides(self) -> list[Worker]:
         """One process per side, for all figures but memory."""
-        return self.processes.enter_context(self.both())
+        return self.stack.enter_context(self.both())
 
     @property
     def small(self) -> Path:
@@ -101,13 +100,13 @@ class Bench:
         return files
 
     @contextmanager
-    def both(self) -> Iterator[Sides]:
+    def both(self) -> Iterator[list[Worker]]:
         """Yield a new process for each side, after each has written a few images."""
-        with Worker(Ours) as ours, Worker(Stock) as stock:
-            for side in (ours, stock):
+        with workers(Ours, Stock) as sides:
+            for side in sides:
                 side.call("list_files", Job(files=self.small, num_samples=WARM_UP))
                 side.call("write", self.outputs / "warm_up.beton")
-            yield ours, stock
+            yield sides
 
     def check_written(self, job: Job, long_side: int) -> dict[str, Any]:
         """Check the images that both sides wrote, and return parameters of the row."""
@@ -126,10 +125,3 @@ class Bench:
             "ours_bytes_per_image": sizes[0],
             "other_bytes_per_image": sizes[1],
         }
-
-
-@contextmanager
-def open_benches(quick: bool, data: Path) -> Iterator[list[Bench]]:
-    """Yield the bench."""
-    with TemporaryDirectory(prefix="writing.", dir=data) as outputs, ExitStack() as processes:
-        yield [Bench(QUICK if quick else Scale(), data, Path(outputs), processes)]

@@ -5,11 +5,13 @@ import gc
 import os
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
+from itertools import cycle, islice
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,18 +43,12 @@ class Side:
     def list_files(self, job: Job) -> None:
         """Make the listing."""
         self.job = job
-        self.samples = self.listing(Repeated(sorted(job.files.iterdir()), job.num_samples))
+        files = sorted(job.files.iterdir())
+        self.samples = self.listing(list(islice(cycle(files), job.num_samples)))
 
     def write(self, out: Path) -> float:
-        """Write the listed images with a worker per core. Return images/s.
-
-        First delete `out` and flush earlier files.
-        """
-        out.unlink(missing_ok=True)
-        os.sync()
-        started = time.perf_counter()
-        self.write_samples(out)
-        seconds = time.perf_counter() - started
+        """Write the listed images with a worker per core. Return images/s."""
+        seconds = seconds_to_write(out, partial(self.write_samples, out))
         gc.collect()  # stock ffcv leaves queues, which hold system semaphores
         return self.job.num_samples / seconds
 
@@ -61,7 +57,7 @@ class Side:
         gc.collect()
         ctypes.CDLL(None).malloc_trim(0)
 
-    def listing(self, paths: "Repeated") -> Any:
+    def listing(self, paths: list[Path]) -> Any:
         """Return the samples as this side expects them."""
         raise NotImplementedError
 
@@ -75,7 +71,7 @@ class Stock(Side):
 
     name = f"ffcv {version('ffcv')} DatasetWriter"
 
-    def listing(self, paths: "Repeated") -> "Photographs":
+    def listing(self, paths: list[Path]) -> "Photographs":
         return Photographs(paths)
 
     def write_samples(self, out: Path) -> None:
@@ -95,7 +91,7 @@ class Ours(Side):
 
     name = "write_beton"
 
-    def listing(self, paths: "Repeated") -> Any:
+    def listing(self, paths: list[Path]) -> Any:
         from dp4tl_ffcv.writing.sources import ImageFiles
 
         numbers = np.arange(len(paths))
@@ -107,23 +103,11 @@ class Ours(Side):
         )
         dp4tl_ffcv.write_beton(out, self.samples, fields, num_workers=CORES)
 
-    # -- compact -----------------------------------------------------------------------------------
-    def compact(
-        self,
-        source: Path,
-        indices: NDArray[np.int64],
-        out: Path,
-        *,
-        images: Literal["keep", "raw"] = "keep",
-    ) -> float:
+    def compact(self, source: Path, indices: NDArray[np.int64], out: Path, **options: Any) -> float:
         """Compact the samples `indices` of a beton to `out`. Return bytes/s."""
-        from dp4tl_ffcv.compaction.compact import compact
-
-        out.unlink(missing_ok=True)
-        os.sync()
-        started = time.perf_counter()
-        compact(source, indices, out, images=images, num_workers=CORES)
-        return out.stat().st_size / (time.perf_counter() - started)
+        compact = partial(dp4tl_ffcv.compact, source, indices, out, num_workers=CORES, **options)
+        seconds = seconds_to_write(out, compact)
+        return out.stat().st_size / seconds
 
 
 class Cp:
@@ -133,19 +117,20 @@ class Cp:
 
     def copy(self, source: Path, out: Path, *, flush: bool) -> float:
         """Copy a file. Return bytes/s."""
-        out.unlink(missing_ok=True)
-        os.sync()
-        started = time.perf_counter()
-        subprocess.run(["cp", source, out], check=True)
-        if flush:
-            subprocess.run(["sync", out], check=True)
-        return out.stat().st_size / (time.perf_counter() - started)
+
+        def copy() -> None:
+            subprocess.run(["cp", source, out], check=True)
+            if flush:
+                subprocess.run(["sync", out], check=True)
+
+        seconds = seconds_to_write(out, copy)
+        return out.stat().st_size / seconds
 
 
 class Photographs:
     """Images and labels as ffcv's script gets them from `torchvision.datasets.ImageFolder`."""
 
-    def __init__(self, paths: "Repeated") -> None:
+    def __init__(self, paths: list[Path]) -> None:
         from torchvision.datasets.folder import pil_loader  # here, not again in each worker
 
         self.load = pil_loader
@@ -160,30 +145,18 @@ class Photographs:
         return self.load(path), label
 
 
-class Repeated(Sequence[Path]):
-    """`length` paths that repeat `paths`."""
-
-    def __init__(self, paths: Sequence[Path], length: int) -> None:
-        self._paths, self._length = paths, length
-
-    def __len__(self) -> int:
-        return self._length
-
-    @overload
-    def __getitem__(self, index: int) -> Path: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Path]: ...
-    def __getitem__(self, index: int | slice) -> Path | list[Path]:
-        if isinstance(index, slice):
-            return [self[number] for number in range(*index.indices(self._length))]
-        if not 0 <= index < self._length:
-            raise IndexError(index)
-        return self._paths[index % len(self._paths)]
-
-
 def class_of(numbers: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return the labels of images, by their number in the listing."""
     return numbers % NUM_CLASSES
+
+
+def seconds_to_write(out: Path, write: Callable[[], Any]) -> float:
+    """Delete `out`, flush earlier files, and return the seconds of writing it again."""
+    out.unlink(missing_ok=True)
+    os.sync()
+    started = time.perf_counter()
+    write()
+    return time.perf_counter() - started
 
 
 def check_bytes(beton: Path, files: Path) -> None:

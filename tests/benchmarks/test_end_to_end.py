@@ -1,19 +1,16 @@
 """The end-to-end benchmark: all sides train on very little data, and figures of known epochs."""
 
-import json
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from benchmarks.end_to_end.bench import Bench, Scale, scales
+from benchmarks.end_to_end.bench import CPU, GPU, QUICK_CPU, QUICK_GPU, Bench, Scale
 from benchmarks.end_to_end.sides import Epoch, Network, Side, Trainer
 from benchmarks.end_to_end.table import end_to_end_table
 from benchmarks.harness.command import load_figures, measure
 from benchmarks.harness.dataset import retain
-from benchmarks.harness.rows import Row
-from dp4tl_ffcv import BetonIndex
 
 TINY = Scale(
     network=Network(arch="resnet8_w16", resolution=32, batch_size=16, num_classes=4),
@@ -35,24 +32,24 @@ SECONDS = {
 }
 
 
-def as_json(row: Row) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(row.line("end_to_end"))
-    return content
-
-
 Rows = dict[tuple[str, str, str], dict[str, Any]]
 
 
-def measured(bench: Bench, *only: str) -> Rows:
+def measured(bench: Bench) -> Rows:
     """Return the rows of a bench by figure, side (and method) and page cache."""
-    rows = list(measure(load_figures("end_to_end", only), [bench], only))
+    rows = list(measure(load_figures("end_to_end"), [bench]))
     named = {}
-    for row in map(as_json, rows):
+    for row in rows:
         params = row["params"]
         how = params["how"] + params.get("method", "")
         named[row["figure"], how, params["page_cache"]] = row
     assert len(named) == len(rows)
     return named
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("end_to_end")
 
 
 def pretend(bench: Bench, side: Side) -> Epoch:
@@ -63,9 +60,9 @@ def pretend(bench: Bench, side: Side) -> Epoch:
 
 
 @pytest.fixture(scope="module")
-def pretended(tmp_path_factory: pytest.TempPathFactory) -> tuple[Bench, Rows]:
+def pretended(folder: Path) -> tuple[Bench, Rows]:
     """Rows of epochs whose times are known."""
-    bench = Bench(TINY, tmp_path_factory.mktemp("pretended"))
+    bench = Bench(TINY, folder, ExitStack())
     epochs = {side: [pretend(bench, side)] * 3 for side in bench.sides}
     bench.__dict__["epochs"] = {"cold": epochs, "warm": epochs}
     bench.__dict__["selection_seconds"] = {"label_mapping": 1.0, "feature_mapping": 3.0}
@@ -93,19 +90,15 @@ def test_the_cost_of_selection_is_spread_over_a_run(pretended: tuple[Bench, Rows
     assert compacted["ours"] == pytest.approx(16 * 4 + 1 + seconds, rel=1e-4)
 
 
-def test_rates_and_waiting_are_compared_with_stock_ffcv(pretended: tuple[Bench, Rows]) -> None:
-    _, rows = pretended
+def test_rates_and_waiting_are_compared_with_stock_ffcv_and_the_device(
+    pretended: tuple[Bench, Rows],
+) -> None:
+    bench, rows = pretended
     rate = rows["images_per_second", "PrunedLoader", "warm"]
     assert (rate["other_name"], rate["ratio"]) == ("stock Loader, indices=", pytest.approx(2.0))
     stalled = rows["stall_share", "compacted", "cold"]
     assert (stalled["ours"], stalled["other"]) == (0.25, 0.25)
     assert stalled["other_name"] == "stock Loader, compacted"
-
-
-def test_the_limit_is_the_rate_of_the_device_without_loading(
-    pretended: tuple[Bench, Rows],
-) -> None:
-    bench, rows = pretended
     share = rows["gpu_limit_share", "compacted", "warm"]["ratio"]
     images = round(bench.share(0.5) * TINY.samples)
     assert share == pytest.approx((images / 4) / (TINY.samples / 1), rel=1e-4)
@@ -127,30 +120,17 @@ def test_the_table_has_a_line_for_each_side(pretended: tuple[Bench, Rows]) -> No
     assert sides["PrunedLoader"][-1] == f"{pruned / limit:.2f} |"
 
 
-@pytest.fixture(scope="module")
-def printed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Rows]:
-    """Rows of a real run with a cold page cache."""
-    folder = tmp_path_factory.mktemp("end_to_end")
+def test_all_sides_train_and_pruned_epochs_read_what_is_retained(folder: Path) -> None:
     cold = Scale(network=TINY.network, samples=TINY.samples, keeps=(0.5,), warm=0, cold=1)
-    return folder, measured(Bench(cold, folder))
-
-
-def test_all_sides_train_the_retained_samples(printed: tuple[Path, Rows]) -> None:
-    _, rows = printed
+    rows = measured(Bench(cold, folder, ExitStack()))
     pruned = {how for figure, how, _ in rows if figure == "speedup_of_ideal"}
     assert pruned == {how for how in SECONDS if how != "synthetic" and "full" not in how}
     for (figure, *_), row in rows.items():
         assert row["ours"] > 0, figure
         assert row["ratio"] is None or row["ratio"] > 0
-
-
-def test_pruned_epochs_read_what_is_retained_and_stock_ffcv_reads_pages(
-    printed: tuple[Path, Rows],
-) -> None:
-    _, rows = printed
     for how in ("PrunedLoader", "compacted", "PrunedLoader, full"):
         assert 0.9 < rows["bytes_read", how, "cold"]["ratio"] <= 1
-    assert rows["bytes_read", "stock Loader, indices=", "cold"]["ratio"] < 0.6
+    assert rows["bytes_read", "stock Loader, indices=", "cold"]["ratio"] < 0.6  # whole pages
 
 
 def test_the_retained_samples_fill_whole_batches(pretended: tuple[Bench, Rows]) -> None:
@@ -161,30 +141,19 @@ def test_the_retained_samples_fill_whole_batches(pretended: tuple[Bench, Rows]) 
     assert bench.retained(0.5).tolist() == chosen[: len(chosen) // 16 * 16].tolist()
 
 
-def test_a_source_with_a_short_last_batch_is_rejected() -> None:
-    with pytest.raises(ValueError, match="a multiple of the batch size 16; got 60"):
-        Scale(network=TINY.network, samples=60, warm=1, cold=1)
-
-
-@pytest.mark.parametrize("method", ["label_mapping", "feature_mapping"])
-def test_selection_runs_from_betons_to_classes(method: str, printed: tuple[Path, Rows]) -> None:
-    (source,) = printed[0].glob("jpg400_80_*0_2.beton")
-    assert BetonIndex.open(source).num_samples == TINY.samples
+def test_selection_runs_from_betons_to_classes(pretended: tuple[Bench, Rows]) -> None:
+    source = pretended[0].source
     trainer = Trainer(TINY.network, source, False, "cpu")
-    assert trainer.select(method, source, source, 0.5) > 0
+    for method in ("label_mapping", "feature_mapping"):
+        assert trainer.select(method, source, source, 0.5) > 0
 
 
-def test_without_a_gpu_a_small_network_is_trained_on_the_processor(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    for quick in (False, True):
-        (scale,) = scales(quick=quick)
-        assert (scale.device, scale.limit) == ("cpu", False)
-        assert scale.keeps == ((0.4,) if quick else (0.2, 0.4, 0.6))
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    networks = [scale.network for scale in scales(quick=False)]
-    assert [(each.arch, each.resolution) for each in networks] == [
+def test_a_small_network_is_trained_without_a_gpu_and_resnets_with_one() -> None:
+    for scale in (*CPU, *QUICK_CPU):
+        assert (scale.network.arch, scale.device, scale.limit) == ("resnet8_w16", "cpu", False)
+    for scale in (*CPU, *QUICK_CPU, *GPU, *QUICK_GPU):
+        assert scale.samples % scale.network.batch_size == 0  # no short last batch
+    assert [(scale.network.arch, scale.network.resolution) for scale in GPU] == [
         ("resnet18", 160),
         ("resnet50", 160),
     ]

@@ -1,6 +1,7 @@
-"""The tables of the README and the evidence page match the kept result files."""
+"""The tables of the pages match the kept result files."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -17,7 +18,7 @@ def test_the_pages_show_the_kept_results() -> None:
     for page in tables.PAGES:
         assert tables.filled(page) == page.read_text()
     text = "".join(page.read_text() for page in tables.PAGES)
-    for name in ("methods", "demo", "loader", "writing", "scoring", *tables.END_TO_END):
+    for name in ("methods", "demo", *tables.COMPARISONS, *tables.END_TO_END, "planted"):
         assert text.count(f"<!-- {name} table -->") == 1
 
 
@@ -43,6 +44,11 @@ def test_every_row_of_the_result_is_in_the_table(kept: dict[str, object]) -> Non
     for row in rows:
         accuracy = f"{100 * row['test_accuracy_mean']:.1f} ± "
         assert any(accuracy in line and f"| {row['keep']:g} |" in line for line in lines)
+
+
+def test_the_plot_of_planted_classes_is_drawn(tmp_path: Path) -> None:
+    tables.planted.draw(tables._lines(tables.PLANTED), tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_page_without_markers_is_rejected() -> None:

@@ -1,6 +1,5 @@
-"""Tables and the figure of the planted benchmark, made from its result file alone."""
+"""The section on planted classes in benchmarks/README.md, made from the result file alone."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,66 +8,23 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
+from scipy.stats import t
 
-from benchmarks.harness.tables import fill
-from benchmarks.planted.scores import COMBINED, variants
+from benchmarks.planted.variants import COMBINED, variants
 
-README = Path(__file__).resolve().parents[1] / "README.md"
-FIGURE = "results/planted.png"
-HEAD = (
-    "# Benchmarks\n\nTables and figures are generated from the result files in `results/` by the "
-    "commands that they name.\n"
-)
+PLOT = "results/planted.png"  # in benchmarks/
 MODES = {"linear_probe": "linear probe", "full_finetuning": "full finetuning"}
 OURS = ("label_mapping", "feature_mapping")
-# Student's t, one-sided 95 %, by n, with n - 1 degrees of freedom.
-T_95 = {2: 6.314, 3: 2.920, 4: 2.353, 5: 2.132}
 COLOURS = ("#0072B2", "#D55E00", "#CC79A7", "#56B4E9", "#E69F00", "#009E73", "#8C564B")
 BASELINES, MARKERS = "#8C8C8C", "os^vDxP*+1234"
 
 Runs = Mapping[tuple[str, str, float], Sequence[Mapping[str, Any]]]
 
 
-def largest_pruning(
-    full: Sequence[float], kept: Mapping[float, Sequence[float]], rule: str
-) -> float:
-    """Return the largest share that can be pruned with no loss, 0.0 if none.
-
-    `full` holds the accuracy of the full run by seed, `kept` the same for each keep. By the rule
-    `mean`, a keep passes if the mean difference to the full run is at least 0. By the rule `t`, a
-    keep passes unless a one-sided paired t-test finds a loss at the 5 % level:
-    `mean + t_95 * sd / sqrt(n) >= 0`. All larger keeps must pass as well, so that one lucky small
-    selection does not count.
-    """
-    smallest = 1.0
-    for keep in sorted(kept, reverse=True):
-        differences = np.subtract(kept[keep], full)
-        bound = float(differences.mean())
-        if rule == "t" and len(differences) > 1:
-            spread = differences.std(ddof=1) / np.sqrt(len(differences))
-            bound += T_95[len(differences)] * float(spread)
-        if bound < -1e-9:
-            break
-        smallest = keep
-    return 1.0 - smallest
-
-
-def write_report(results: Path) -> Path:
-    """Write the figure, and the benchmark's section of `benchmarks/README.md`."""
-    head, *rows = (json.loads(line) for line in results.read_text().splitlines())
-    runs: dict[tuple[str, str, float], list[dict[str, Any]]] = {}
-    for row in sorted((r for r in rows if r["figure"] == "run"), key=lambda row: int(row["seed"])):
-        runs.setdefault((row["method"], row["target"], row["keep"]), []).append(row)
-    draw(runs, README.parent / FIGURE)
-    text = README.read_text() if README.exists() else HEAD
-    if "<!-- planted table -->" not in text:
-        text += "\n## Planted classes\n\n<!-- planted table -->\n<!-- end of planted table -->\n"
-    README.write_text(fill(text, "planted", section(head, rows, runs)))
-    return README
-
-
-def section(head: dict[str, Any], rows: list[dict[str, Any]], runs: Runs) -> str:
-    """Return the section's text."""
+def section(lines: Sequence[Mapping[str, Any]]) -> str:
+    """Return the section's text, given the lines of the result file."""
+    head, *rows = lines
+    runs = runs_of(rows)
     machine, params = head["environment"], head["params"]
     targets, seeds = targets_in(runs), len(params["seeds"])
     parts = [
@@ -81,7 +37,7 @@ def section(head: dict[str, Any], rows: list[dict[str, Any]], runs: Runs) -> str
         "One surrogate serves all seeds. *combined*: all targets at once, scores by "
         "`combine_scores` (sum; influences, which may be negative, by rank), accuracy the mean "
         "over targets.",
-        f"![Accuracy of every method over keep]({FIGURE})",
+        f"![Accuracy of every method over keep]({PLOT})",
         *(finding(runs, target, mode) for mode in MODES for target in targets),
         votes(rows),
     ]
@@ -145,8 +101,8 @@ def pruning_table(runs: Runs, targets: Sequence[str], mode: str) -> str:
     lines = [f"| method | {' | '.join(targets)} |", f"|---|{'---|' * len(targets)}"]
     for method in methods_in(runs):
         cells = [
-            " / ".join(f"{pruned(runs, method, t, mode, rule):.0%}" for rule in ("mean", "t"))
-            for t in targets
+            " / ".join(f"{pruned(runs, method, target, mode, rule):.0%}" for rule in ("mean", "t"))
+            for target in targets
         ]
         lines.append(f"| {label_of(method)} | {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -163,12 +119,13 @@ def detail_table(
         "|---|---|---|---|---|---|---|",
     ]
     for method in ("full", *methods_in(runs)):
-        found = [r for t in single for r in runs[method, t, 1.0 if method == "full" else keep]]
+        kept = 1.0 if method == "full" else keep
+        found = [row for target in single for row in runs[method, target, kept]]
         cells = [f"{np.mean([r[name] for r in found]):.0%}" for name in ("precision", "recall")]
         accuracies = [f"{100 * mean_of(found, mode):.1f}" for mode in MODES]
         unit, cost = "", ["", ""]
         if method != "full":
-            of_targets = [costs[method, t] for t in single]
+            of_targets = [costs[method, target] for target in single]
             unit = of_targets[0]["unit"]
             scoring = float(np.mean([c["scoring_seconds"] for c in of_targets]))
             cost = [f"{scoring:.2f} s", f"{scoring + of_targets[0]['training_seconds']:.1f} s"]
@@ -177,8 +134,9 @@ def detail_table(
     return "\n".join(lines)
 
 
-def draw(runs: Runs, path: Path) -> None:
+def draw(lines: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Draw accuracy over keep, a row of panels for each way of finetuning."""
+    runs = runs_of(lines[1:])
     targets = targets_in(runs)
     with mpl.rc_context({"axes.spines.top": False, "axes.spines.right": False, "font.size": 9}):
         figure = Figure(figsize=(3.4 * len(targets), 6.6), layout="constrained")
@@ -193,7 +151,6 @@ def draw(runs: Runs, path: Path) -> None:
             panel.set_xlabel("keep")
         handles, labels = grid[0][0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside right center", frameon=False)
-        path.parent.mkdir(exist_ok=True)
         figure.savefig(path, dpi=110, metadata={"Software": None})
 
 
@@ -203,7 +160,7 @@ def plot_panel(panel: Any, runs: Runs, target: str, mode: str) -> None:
     panel.axhline(full, color="#444444", linewidth=1, label=label_of("full"))
     colours = iter(COLOURS)
     for number, method in enumerate(methods_in(runs)):
-        keeps = sorted(keep for name, t, keep in runs if (name, t) == (method, target))
+        keeps = keeps_of(runs, method, target)
         panel.plot(
             keeps,
             [mean_of(runs[method, target, keep], mode) for keep in keeps],
@@ -217,15 +174,41 @@ def plot_panel(panel: Any, runs: Runs, target: str, mode: str) -> None:
     panel.grid(color="#E3E3E3")
 
 
+def runs_of(rows: Sequence[Mapping[str, Any]]) -> Runs:
+    """Return the runs by method, target and keep, in the order of the seeds."""
+    runs: dict[tuple[str, str, float], list[Mapping[str, Any]]] = {}
+    found = [row for row in rows if row["figure"] == "run"]
+    for row in sorted(found, key=lambda row: int(row["seed"])):
+        runs.setdefault((row["method"], row["target"], row["keep"]), []).append(row)
+    return runs
+
+
 def pruned(runs: Runs, method: str, target: str, mode: str, rule: str) -> float:
-    """Return the largest pruning of a method on a target."""
+    """Return the largest share that a method can prune with no loss on a target, 0.0 if none.
+
+    By the rule `mean`, a keep passes if the mean difference to the full run is at least 0. By the
+    rule `t`, a keep passes unless a one-sided paired t-test finds a loss at the 5 % level:
+    `mean + t_95 * sd / sqrt(n) >= 0`. All larger keeps must pass as well, so that one lucky small
+    selection does not count.
+    """
     full = [row["accuracy"][mode] for row in runs["full", target, 1.0]]
-    kept = {
-        keep: [row["accuracy"][mode] for row in found]
-        for (name, of, keep), found in runs.items()
-        if (name, of) == (method, target)
-    }
-    return largest_pruning(full, kept, rule)
+    smallest = 1.0
+    for keep in reversed(keeps_of(runs, method, target)):
+        kept = [row["accuracy"][mode] for row in runs[method, target, keep]]
+        differences = np.subtract(kept, full)
+        bound = float(differences.mean())
+        if rule == "t" and len(differences) > 1:
+            spread = differences.std(ddof=1) / np.sqrt(len(differences))
+            bound += float(t.ppf(0.95, len(differences) - 1) * spread)
+        if bound < -1e-9:
+            break
+        smallest = keep
+    return 1.0 - smallest
+
+
+def keeps_of(runs: Runs, method: str, target: str) -> list[float]:
+    """Return the keeps that a method was run with, ascending."""
+    return sorted(keep for name, of, keep in runs if (name, of) == (method, target))
 
 
 def mean_of(found: Sequence[Mapping[str, Any]], mode: str) -> float:

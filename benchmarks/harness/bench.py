@@ -1,0 +1,24 @@
+"""Base of the benches: the data that the figures of a benchmark share."""
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+_Scale = TypeVar("_Scale")
+
+
+@dataclass
+class BaseBench(Generic[_Scale]):
+    """Data of a benchmark, and processes that start once."""
+
+    scale: _Scale
+    """How much is measured."""
+    data: Path
+    """Folder of generated data, kept for the next run."""
+    stack: ExitStack
+    """Closed at the end of the benchmark."""
+
+    def about(self) -> dict[str, Any]:
+        """Return more entries for the head of the result file."""
+        return {}

@@ -1,0 +1,1 @@
+"""Figures of the planted benchmark, one module each."""
