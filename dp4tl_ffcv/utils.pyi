@@ -19,7 +19,10 @@ from .scoring.gradients import gradient_norms as gradient_norms
 from .scoring.surrogate import BlurPoolConv as BlurPoolConv
 from .scoring.surrogate import Classifier as Classifier
 from .scoring.surrogate import replace_head as replace_head
+from .validate import check_choice as check_choice
+from .validate import check_int as check_int
 from .writing.sources import ImageFiles as ImageFiles
+from .writing.sources import LazyImages as LazyImages
 from .writing.sources import TarImages as TarImages
 from .writing.sources import TarMembers as TarMembers
 from .writing.sources import list_tar as list_tar

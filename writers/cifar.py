@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import hashlib
 import tarfile
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -27,15 +26,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 import dp4tl_ffcv
-from dp4tl_ffcv.validate import check_choice
+from dp4tl_ffcv import utils
+from dp4tl_ffcv.utils import check_choice
 
 from .components.common import Expected, Options, check_no_stale, run, write_splits
+from .components.draw import draw_by_class
 from .components.files import find
 from .components.safe_unpickle import byte_rows, read_dict
 
 SIDE = 32
 BYTES = 3 * SIDE * SIDE  # per image: all of red, then green, then blue
 IMAGES = {"train": 50_000, "test": 10_000}
+
+Images = tuple[NDArray[np.uint8], NDArray[np.int64]]  # (N, 3072) as in the files, and labels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,32 +76,6 @@ class Version:
         return (*self.train, self.test, self.names)
 
 
-@dataclass(frozen=True, eq=False)
-class Images(Sequence[tuple[NDArray[np.uint8], int, int]]):
-    """Images in memory as samples (pixels, label, identifier)."""
-
-    pixels: NDArray[np.uint8]
-    """(N, 3072), as in the files."""
-    labels: NDArray[np.int64]
-    identifiers: NDArray[np.int64]
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, position: int) -> tuple[NDArray[np.uint8], int, int]:  # type: ignore[override]  # one at a time
-        planes = self.pixels[position].reshape(3, SIDE, SIDE)
-        label, identifier = int(self.labels[position]), int(self.identifiers[position])
-        return np.ascontiguousarray(planes.transpose(1, 2, 0)), label, identifier
-
-    def name(self, position: int) -> str:
-        """Return `image IDENTIFIER`."""
-        return f"image {self.identifiers[position]}"
-
-    def chosen(self, mask: NDArray[np.bool_]) -> Images:
-        """Return the images where `mask` is true."""
-        return Images(self.pixels[mask], self.labels[mask], self.identifiers[mask])
-
-
 @dataclass(frozen=True)
 class Cifar:
     """CIFAR-10 or CIFAR-100."""
@@ -111,29 +88,17 @@ class Cifar:
     label_bytes: int
     """Bytes before each image in the binary version; the last one is the class."""
 
-    def write(self, config: Config) -> dict[str, dp4tl_ffcv.BetonIndex]:
-        """Write train, test and, with `config.val`, val; return the index of each."""
-        classes = self.classes
-        if config.val < 0 or config.val % classes:
-            raise ValueError(
-                f"--val must be 0 or a multiple of the {classes} classes, such as {50 * classes}; "
-                f"got {config.val}."
-            )
-        if not config.val:
-            check_no_stale(config.out, ["val"])
-        version, files = self._read(config)
-        splits = {
-            "train": self._parse(version, version.train, files),
-            "test": self._parse(version, (version.test,), files),
-        }
-        names = self._class_names(version, files[version.names])
-        counts = dict(IMAGES)
-        if config.val:
-            splits = {**_hold_out(splits["train"], config), "test": splits["test"]}
-            counts |= {"train": counts["train"] - config.val, "val": config.val}
-        return write_splits("cifar", splits, names, config, Expected(classes, counts))
+    def read(self, config: Config) -> tuple[list[Images], list[str]]:
+        """Return the images of train and test, and the class names."""
+        version, files = self._find(config)
+        splits = []
+        for names in (version.train, (version.test,)):
+            parts = [self._parse(version, name, files.pop(name)) for name in names]
+            planes, labels = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+            splits.append((planes, labels))
+        return splits, self._class_names(version, files[version.names])
 
-    def _read(self, config: Config) -> tuple[Version, dict[str, bytes]]:
+    def _find(self, config: Config) -> tuple[Version, dict[str, bytes]]:
         """Find a version and read its files."""
         versions = {
             name: version
@@ -152,26 +117,20 @@ class Cifar:
             find(place, name, layout=f"all files of {version.archive}")
         return version, {name: (place / name).read_bytes() for name in version.files}
 
-    def _parse(self, version: Version, names: Sequence[str], files: dict[str, bytes]) -> Images:
-        """Return the images of the named files and free the files' memory."""
-        parse = self._parse_python if version is self.python else self._parse_binary
-        parts = []
-        for name in names:
-            try:
-                parts.append(parse(files.pop(name)))
-            except ValueError as error:
-                raise _damaged(name, error) from error
-        pixels, labels = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-        return Images(pixels, labels, np.arange(len(labels), dtype=np.int64))
+    def _parse(self, version: Version, name: str, data: bytes) -> Images:
+        try:
+            return self._parse_python(data) if version is self.python else self._parse_binary(data)
+        except ValueError as error:
+            raise _damaged(name, error) from error
 
-    def _parse_binary(self, data: bytes) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    def _parse_binary(self, data: bytes) -> Images:
         size = self.label_bytes + BYTES
         if len(data) % size:
             raise ValueError(f"{len(data)} bytes, not a multiple of {size}")
         records = np.frombuffer(data, dtype=np.uint8).reshape(-1, size)
         return records[:, self.label_bytes :], records[:, self.label_bytes - 1].astype(np.int64)
 
-    def _parse_python(self, data: bytes) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    def _parse_python(self, data: bytes) -> Images:
         entry = read_dict(data)
         pixels = byte_rows(entry.get(b"data"), BYTES)
         labels = np.array(entry.get(self.labels.encode()))
@@ -237,7 +196,24 @@ DATASETS = {
 
 def write(config: Config) -> dict[str, dp4tl_ffcv.BetonIndex]:
     """Write train, test and, with `config.val`, val; return the index of each."""
-    return DATASETS[check_choice("name", config.name, DATASETS)].write(config)
+    dataset = DATASETS[check_choice("name", config.name, DATASETS)]
+    classes = dataset.classes
+    if config.val < 0 or config.val % classes:
+        raise ValueError(
+            f"--val must be 0 or a multiple of the {classes} classes, such as {50 * classes}; "
+            f"got {config.val}."
+        )
+    if not config.val:
+        check_no_stale(config.out, ["val"])
+    (train, test), names = dataset.read(config)
+    ids = {"train": np.arange(len(train[1]))}
+    counts = dict(IMAGES)
+    if config.val:
+        ids = _hold_out(train[1], config)
+        counts |= {"train": counts["train"] - config.val, "val": config.val}
+    splits = {split: _samples(train, numbers) for split, numbers in ids.items()}
+    splits["test"] = _samples(test, np.arange(len(test[1])))
+    return write_splits("cifar", splits, names, config, Expected(classes, counts))
 
 
 def _download(config: Config) -> None:
@@ -268,20 +244,28 @@ def _read_archive(archive: Path, version: Version) -> dict[str, bytes]:
     return files
 
 
-def _hold_out(train: Images, config: Config) -> dict[str, Images]:
-    rng = np.random.default_rng(config.seed)
-    classes = np.unique(train.labels)
-    each = config.val // len(classes)
-    held = np.zeros(len(train), dtype=bool)
-    for label in classes:
-        members = rng.permutation(np.flatnonzero(train.labels == label))
-        if each >= len(members):
-            raise ValueError(
-                f"--val {config.val} takes {each} images of each class, but class {label} has "
-                f"{len(members)} training images. Pass a smaller number."
-            )
-        held[members[:each]] = True
-    return {"train": train.chosen(~held), "val": train.chosen(held)}
+def _hold_out(train: NDArray[np.int64], config: Config) -> dict[str, NDArray[np.int64]]:
+    """Divide the training images, given their labels, into train and val."""
+    labels, counts = np.unique(train, return_counts=True)
+    each, smallest = config.val // len(labels), counts.argmin()
+    if each >= counts[smallest]:
+        raise ValueError(
+            f"--val {config.val} takes {each} images of each class, but class {labels[smallest]} "
+            f"has {counts[smallest]} training images. Pass a smaller number."
+        )
+    val, kept = draw_by_class(train, lambda _: [each], config.seed)
+    return {"train": np.sort(kept), "val": np.sort(val)}
+
+
+def _samples(images: Images, numbers: NDArray[np.int64]) -> utils.LazyImages:
+    """Return the images with some numbers, which are their identifiers."""
+    planes, labels = images
+
+    def image(position: int) -> NDArray[np.uint8]:
+        pixels = planes[numbers[position]].reshape(3, SIDE, SIDE).transpose(1, 2, 0)
+        return np.ascontiguousarray(pixels)
+
+    return utils.LazyImages(image, labels[numbers], numbers, lambda i: f"image {numbers[i]}")
 
 
 def _damaged(name: str, error: Exception) -> ValueError:

@@ -27,10 +27,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 import dp4tl_ffcv
-from dp4tl_ffcv.validate import check_choice
+from dp4tl_ffcv.utils import check_choice
 
 from .components.common import Expected, Options, run, write_splits
 from .components.files import find
@@ -146,34 +148,30 @@ def read_split(path: Path) -> tuple[dict[str, Listing], list[str]]:
         ValueError: the file is malformed, a label is missing, or a label has two names.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        return _parse_split(json.loads(path.read_text(encoding="utf-8")))
     except ValueError as error:
-        raise _malformed(path, f"it is not JSON: {error}") from error
+        raise ValueError(f"{path} is not a split file of CoOp: {error}.") from error
+
+
+def _parse_split(content: Any) -> tuple[dict[str, Listing], list[str]]:
     if not isinstance(content, dict) or set(content) != set(SPLITS):
-        raise _malformed(path, "its keys are not train, val and test")
+        raise ValueError("its keys are not train, val and test")
     splits: dict[str, Listing] = {}
     names: dict[int, str] = {}
-    identifier = 0
+    numbers = count()
     for split in SPLITS:
         if not isinstance(content[split], list):
-            raise _malformed(path, f"{split} is not a list")
-        splits[split] = listing = []
+            raise ValueError(f"{split} is not a list")
         for row in content[split]:
             if not isinstance(row, list) or [type(value) for value in row] != [str, int, str]:
-                raise _malformed(path, f"the row {row!r:.100} is not [path, label, class name]")
-            name = names.setdefault(row[1], row[2])
-            if name != row[2]:
-                raise _malformed(path, f"label {row[1]} has the names {name!r} and {row[2]!r}")
-            listing.append((row[0], row[1], identifier))
-            identifier += 1
+                raise ValueError(f"the row {row!r:.100} is not [path, label, class name]")
+            if names.setdefault(row[1], row[2]) != row[2]:
+                raise ValueError(f"label {row[1]} has the names {names[row[1]]!r} and {row[2]!r}")
+        splits[split] = [(file, label, next(numbers)) for file, label, _ in content[split]]
     absent = set(range(max(1, len(names)))).difference(names)
     if absent:
-        raise _malformed(path, f"it has {len(names)} labels, but not label {min(absent)}")
+        raise ValueError(f"it has {len(names)} labels, but not label {min(absent)}")
     return splits, [names[label] for label in range(len(names))]
-
-
-def _malformed(path: Path, why: str) -> ValueError:
-    return ValueError(f"{path} is not a split file of CoOp: {why}.")
 
 
 if __name__ == "__main__":

@@ -8,26 +8,33 @@ target's rendering. Source and targets share no original image, and neither do t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 import dp4tl_ffcv
-from dp4tl_ffcv.validate import check_choice
+from dp4tl_ffcv import utils
+from dp4tl_ffcv.utils import check_choice
 
 from .components.common import run
+from .components.draw import draw_by_class
 
 SIDE = 48  # pixels
 # Original images per digit and split. Each digit has at least 174.
 ORIGINALS = {
-    "source": {"train": 70, "val": 10, "test": 10},
-    "target": {"train": 20, "val": 20, "test": 44},
+    ("source", "train"): 70,
+    ("source", "val"): 10,
+    ("source", "test"): 10,
+    ("target", "train"): 20,
+    ("target", "val"): 20,
+    ("target", "test"): 44,
 }
+SPLITS = ("train", "val", "test")
 
 Mask = NDArray[np.float64]  # (SIDE, SIDE), 1 where there is ink
 Pixels = NDArray[np.float64]  # (SIDE, SIDE, 3), in [0, 1]
@@ -85,16 +92,12 @@ def _faded(mask: Mask, rng: np.random.Generator) -> Pixels:
     return pixels + rng.normal(0.0, 0.03, pixels.shape)
 
 
-def _upright(mask: Mask) -> Mask:
-    return mask
-
-
-def _upside_down(mask: Mask) -> Mask:
-    return np.rot90(mask, 2)
+_upright = np.asarray
+_upside_down = partial(np.rot90, k=2)
 
 
 def _outline_upside_down(mask: Mask) -> Mask:
-    down, right = np.gradient(np.rot90(mask, 2))
+    down, right = np.gradient(_upside_down(mask))
     edges: Mask = np.clip(4.0 * np.hypot(down, right), 0.0, 1.0)
     return edges
 
@@ -135,31 +138,37 @@ CLASS_NAMES = {
 }
 
 
-@dataclass(frozen=True)
-class RenderedDigits(Sequence[tuple[NDArray[np.uint8], int, int]]):
-    """Samples (pixels, label, original). Each read renders the sample, with the same pixels."""
+def rendered(
+    images: NDArray[np.float64],
+    originals: NDArray[np.int64],
+    labels: NDArray[np.int64],
+    dataset: str,
+    seed: tuple[int, ...],
+) -> utils.LazyImages:
+    """Return samples that are rendered when they are read, with the same pixels each time.
 
-    originals: NDArray[np.float64]  # (1797, 8, 8), 0 to 1
-    items: list[tuple[int, int]]  # original, class id
-    dataset: str
-    seed: tuple[int, ...]
+    Args:
+        images: all original images `(1797, 8, 8)`, 0 to 1.
+        originals: number of the original image of each sample.
+        labels: class id of each sample.
+        dataset: `source`, or the name of a target.
+        seed: seed of the renderings.
+    """
 
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __getitem__(self, position: int) -> tuple[NDArray[np.uint8], int, int]:  # type: ignore[override]  # one at a time
-        original, label = self.items[position]
-        rng = np.random.default_rng((*self.seed, position))
-        if self.dataset == "source":
-            shape, paint = list(RENDERINGS.values())[label // 10]
+    def render(position: int) -> NDArray[np.uint8]:
+        rng = np.random.default_rng((*seed, position))
+        if dataset == "source":
+            shape, paint = list(RENDERINGS.values())[labels[position] // 10]
             scale = rng.uniform(0.8, 1.1)
         else:
-            target = TARGETS[self.dataset]
+            target = TARGETS[dataset]
             shape, paint = RENDERINGS[target.rendering][0], target.paint
             scale = rng.uniform(0.65, 0.9)
-        mask = shape(_draw(self.originals[original], scale, rng))
-        pixels = np.clip(paint(mask, rng), 0.0, 1.0)
-        return np.round(255.0 * pixels).astype(np.uint8), label, original
+        mask = shape(_draw(images[originals[position]], scale, rng))
+        pixels: Pixels = np.clip(paint(mask, rng), 0.0, 1.0)
+        return np.round(255.0 * pixels).astype(np.uint8)
+
+    return utils.LazyImages(render, labels, originals)
 
 
 def write(config: Config) -> dict[str, dp4tl_ffcv.BetonIndex]:
@@ -169,27 +178,25 @@ def write(config: Config) -> dict[str, dp4tl_ffcv.BetonIndex]:
     from sklearn.datasets import load_digits
 
     digits = load_digits()
-    originals = digits.images / 16.0
-    parts = _split_originals(digits.target, config.seed)
+    *groups, _ = draw_by_class(digits.target, lambda _: [*ORIGINALS.values()], config.seed)
+    parts = dict(zip(ORIGINALS, groups, strict=True))
     fields = dp4tl_ffcv.image_fields(jpeg_quality=95)
     written = {}
-    for dataset, split in product(("source", *config.targets), ORIGINALS["source"]):
+    for dataset, split in product(("source", *config.targets), SPLITS):
         kind = "source" if dataset == "source" else "target"
-        members = parts[kind, split]
         repeats = config.variants if (dataset, split) == ("source", "train") else 1
         num_classes = len(CLASS_NAMES[dataset])
-        items = [
-            (int(original), int(digits.target[original]) + 10 * rendering)
-            for rendering in range(-(-num_classes // 10))
-            for original in np.repeat(members, repeats)
-            if digits.target[original] < num_classes
-        ]
-        number = 0 if kind == "source" else 1 + list(TARGETS).index(dataset)
-        seed = (config.seed, number, list(ORIGINALS[kind]).index(split))
+        numbers = np.repeat(parts[kind, split], repeats)
+        numbers = numbers[digits.target[numbers] < num_classes]
+        first_ids = np.arange(0, num_classes, 10)[:, None]  # of each rendering
+        labels = (first_ids + digits.target[numbers]).ravel()
+        numbers = np.tile(numbers, len(first_ids))
+        stream = 0 if kind == "source" else 1 + list(TARGETS).index(dataset)
+        seed = (config.seed, stream, SPLITS.index(split))
         name = f"{dataset}_{split}"
         written[name] = dp4tl_ffcv.write_beton(
             config.out / f"{name}.beton",
-            RenderedDigits(originals, items, dataset, seed),
+            rendered(digits.images / 16.0, numbers, labels, dataset, seed),
             fields,
             class_names=CLASS_NAMES[dataset],
             written_by={
@@ -209,19 +216,6 @@ def relevant_classes(target: str = "target") -> NDArray[np.bool_]:
     rendering = TARGETS[target].rendering
     relevant = {f"{digit}-{rendering}" for digit in CLASS_NAMES[target]}
     return np.array([name in relevant for name in CLASS_NAMES["source"]])
-
-
-def _split_originals(digits: NDArray[Any], seed: int) -> dict[tuple[str, str], NDArray[np.int64]]:
-    """Distribute the originals of each digit among the splits of source and target."""
-    parts: dict[tuple[str, str], list[NDArray[np.int64]]] = {}
-    rng = np.random.default_rng(seed)
-    for digit in range(10):
-        members = rng.permutation(np.flatnonzero(digits == digit))
-        for dataset, splits in ORIGINALS.items():
-            for split, count in splits.items():
-                parts.setdefault((dataset, split), []).append(members[:count])
-                members = members[count:]
-    return {key: np.concatenate(chunks) for key, chunks in parts.items()}
 
 
 def _draw(original: NDArray[np.float64], scale: float, rng: np.random.Generator) -> Mask:

@@ -27,12 +27,10 @@ from pathlib import Path
 from typing import Any
 
 import dp4tl_ffcv
-from dp4tl_ffcv.utils import requires
-from dp4tl_ffcv.validate import check_choice
+from dp4tl_ffcv.utils import check_choice, requires
 
 from .components.common import Expected, Options, run, write_splits
 from .components.files import is_hidden
-from .components.parquet import ParquetImages, open_parquet
 
 SPLITS = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -57,6 +55,8 @@ class Config(Options):
 
 def write(config: Config) -> dict[str, dp4tl_ffcv.BetonIndex]:
     """Write the chosen splits and return the index of each."""
+    from .components.parquet import ParquetImages
+
     files = files_of(config.root)
     chosen = [SPLITS.get(split, split) for split in config.splits]
     wanted = [check_choice("splits", split, sorted(files)) for split in chosen] or sorted(files)
@@ -116,6 +116,8 @@ def columns_of(
     path: Path, card: dict[str, Any], config: Config
 ) -> tuple[str, str, tuple[str, ...]]:
     """Return the columns of images and labels in a file, and the class names, () if unknown."""
+    from .components.parquet import open_parquet
+
     with open_parquet(path) as parquet:
         schema = parquet.schema_arrow
     metadata = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))

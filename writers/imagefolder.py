@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 import dp4tl_ffcv
 from dp4tl_ffcv import utils
 
-from .components.common import Options, check_no_stale, run, say, write_splits
+from .components.common import Options, check_no_stale, run, write_splits
+from .components.draw import draw_by_class
 from .components.files import IMAGE_SUFFIXES, folders_of, images_by_class
 
 SPLITS = ("train", "val", "test")
@@ -41,7 +42,7 @@ def write(config: Config) -> dict[str, dp4tl_ffcv.BetonIndex]:
     """Write each split that has images and return its index."""
     splits, class_names = list_images(config)
     check_no_stale(config.out, [split for split in SPLITS if split not in splits])
-    return write_splits("imagefolder", splits, class_names, config, None)
+    return write_splits("imagefolder", splits, class_names, config)
 
 
 def list_images(config: Config) -> tuple[dict[str, utils.ImageFiles], list[str]]:
@@ -65,43 +66,36 @@ def list_images(config: Config) -> tuple[dict[str, utils.ImageFiles], list[str]]
         paths, names = images_by_class(each, ignored)
         listings.append((paths, np.array([class_ids[name] for name in names], dtype=np.int64)))
     if ignored:
-        say(f"ignored {len(ignored)} other files and links to folders, such as {ignored[0]}")
+        print(f"ignored {len(ignored)} other files and links to folders, such as {ignored[0]}")
     if not any(paths for paths, _ in listings):
         raise ValueError(
             f"No images in the class folders of {str(root)!r}. "
             f"Known suffixes: {', '.join(IMAGE_SUFFIXES)}."
         )
     if present:
-        splits = {
-            split: utils.ImageFiles(*listing)
-            for split, listing in zip(present, listings, strict=True)
-        }
+        samples = [utils.ImageFiles(*listing) for listing in listings]
     else:
-        ((paths, labels),) = listings
-        splits = {
-            split: utils.ImageFiles([paths[i] for i in ids.tolist()], labels[ids], identifiers=ids)
-            for split, ids in _split(labels, len(class_names), config).items()
-        }
-    return {split: samples for split, samples in splits.items() if len(samples)}, class_names
+        samples = _split(*listings[0], config)
+    splits = zip(present or SPLITS, samples, strict=True)
+    return {split: images for split, images in splits if len(images)}, class_names
 
 
-def _split(
-    labels: NDArray[np.int64], num_classes: int, config: Config
-) -> dict[str, NDArray[np.int64]]:
-    if not (config.val >= 0 and config.test >= 0 and config.val + config.test < 1):
+def _split(paths: list[str], labels: NDArray[np.int64], config: Config) -> list[utils.ImageFiles]:
+    """Return the images of train, val and test."""
+    fractions = (config.val, config.test)
+    if not (min(fractions) >= 0 and sum(fractions) < 1):
         raise ValueError(
             "--val and --test must be fractions with a sum below 1; "
             f"got {config.val} and {config.test}."
         )
-    parts: dict[str, list[NDArray[np.int64]]] = {split: [] for split in SPLITS}
-    rng = np.random.default_rng(config.seed)
-    for label in range(num_classes):
-        members = rng.permutation(np.flatnonzero(labels == label))
-        num_val, num_test = (round(each * len(members)) for each in (config.val, config.test))
-        parts["val"].append(np.sort(members[:num_val]))
-        parts["test"].append(np.sort(members[num_val : num_val + num_test]))
-        parts["train"].append(np.sort(members[num_val + num_test :]))
-    return {split: np.concatenate(members) for split, members in parts.items()}
+    val, test, train = map(
+        np.sort,
+        draw_by_class(labels, lambda count: [round(x * count) for x in fractions], config.seed),
+    )
+    return [
+        utils.ImageFiles([paths[i] for i in ids], labels[ids], identifiers=ids)
+        for ids in (train, val, test)
+    ]
 
 
 if __name__ == "__main__":

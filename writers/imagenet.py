@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from sys import intern
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -79,13 +79,10 @@ def write(config: Config) -> dict[str, dp4tl_ffcv.BetonIndex]:
     listings = {split: _list(config.root, split, devkit) for split in config.splits}
     wnids = sorted({wnid for _, of_each in listings.values() for wnid in of_each})
     ids = {wnid: label for label, wnid in enumerate(wnids)}
-    splits: dict[str, utils.ImageFiles | utils.TarImages] = {}
+    splits: dict[str, Any] = {}
     for split, (images, of_each) in listings.items():
-        labels = [ids[wnid] for wnid in of_each]
-        if isinstance(images, list):
-            splits[split] = utils.ImageFiles(images, labels)
-        else:
-            splits[split] = utils.TarImages(images, labels)
+        samples: Any = utils.ImageFiles if isinstance(images, list) else utils.TarImages
+        splits[split] = samples(images, [ids[wnid] for wnid in of_each])
     return write_splits("imagenet", splits, _class_names(wnids, devkit), config, EXPECTED)
 
 
@@ -101,7 +98,8 @@ def read_devkit(root: Path) -> Devkit | None:
             meta, truth = ((folder / name).read_bytes() for name in (META, TRUTH))
         else:
             with tarfile.open(archive) as tar:
-                meta, truth = (_extract(tar, f"{DEVKIT}/{name}") for name in (META, TRUTH))
+                files: list[Any] = [tar.extractfile(f"{DEVKIT}/{name}") for name in (META, TRUTH)]
+                meta, truth = (file.read() for file in files)
     except (OSError, KeyError, tarfile.TarError, EOFError) as error:
         raise ValueError(
             f"The devkit in {str(root)!r} is damaged or lacks {META} or {TRUTH}: {error}. "
@@ -113,13 +111,6 @@ def read_devkit(root: Path) -> Devkit | None:
         names={str(each["WNID"]): str(each["words"]) for each in synsets},
         truth=[wnids[int(number)] for number in truth.split()],
     )
-
-
-def _extract(tar: tarfile.TarFile, name: str) -> bytes:
-    stream = tar.extractfile(name)
-    if stream is None:
-        raise KeyError(f"{name} is not a file")
-    return stream.read()
 
 
 def _list(
@@ -139,7 +130,7 @@ def _list_archive(
     path: Path, split: str, devkit: Devkit | None
 ) -> tuple[utils.TarMembers, list[str]]:
     members = utils.list_tar(path, nested=split == "train")
-    found = sorted((name, i) for i, name in enumerate(members.names()))
+    found = sorted((name, i) for i, name in enumerate(members.names))
     found = [(n, i) for n, i in found if n.lower().endswith(IMAGE_SUFFIXES) and not is_hidden(n)]
     names = [name for name, _ in found]
     wnids = _truth_of(names, devkit) if split == "val" else [_wnid_of(path, n) for n in names]
@@ -178,12 +169,9 @@ def _truth_of(names: Sequence[str], devkit: Devkit | None) -> list[str]:
 
 def _class_names(wnids: Sequence[str], devkit: Devkit | None) -> list[str]:
     """Name the classes, with the WNID added to a name that two classes have, such as crane."""
-    names = [devkit.names.get(wnid, wnid) if devkit else wnid for wnid in wnids]
-    times = Counter(names)
-    return [
-        name if times[name] == 1 else f"{name} ({wnid})"
-        for name, wnid in zip(names, wnids, strict=True)
-    ]
+    names = {wnid: devkit.names.get(wnid, wnid) if devkit else wnid for wnid in wnids}
+    times = Counter(names.values())
+    return [f"{name} ({wnid})" if times[name] > 1 else name for wnid, name in names.items()]
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 import dp4tl_ffcv
 from dp4tl_ffcv import utils
-from dp4tl_ffcv.validate import check_choice
+from dp4tl_ffcv.utils import check_choice
 
 from .components.common import Expected, Options, run, write_splits
 
@@ -113,25 +113,6 @@ class Config(Options):
     """Let torchvision download what is missing."""
 
 
-class DatasetImages(Sequence[tuple[Any, int, int]]):
-    """Samples (image, label, index) of a dataset that returns images instead of paths."""
-
-    def __init__(self, dataset: Any, name: str) -> None:
-        self._dataset, self._name = dataset, name
-        steps = utils.track(range(len(dataset)), total=len(dataset), description=f"list {name}")
-        self.labels = _labels(name, [_take(dataset, i)[1] for i in steps])
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, position: int) -> tuple[Any, int, int]:  # type: ignore[override]  # one at a time
-        return _take(self._dataset, position)[0], int(self.labels[position]), position
-
-    def name(self, position: int) -> str:
-        """Return `NAME:INDEX`."""
-        return f"{self._name}:{position}"
-
-
 def write(config: Config) -> dict[str, dp4tl_ffcv.BetonIndex]:
     """Write the chosen splits and return the index of each."""
     known = KNOWN[check_choice("name", config.name, KNOWN)]
@@ -154,12 +135,16 @@ def write(config: Config) -> dict[str, dp4tl_ffcv.BetonIndex]:
     return write_splits("torchvision", splits, names.pop(), config, expected)
 
 
-def samples_of(dataset: Any, name: str) -> utils.ImageFiles | DatasetImages:
+def samples_of(dataset: Any, name: str) -> utils.LazyImages:
     """Return the samples of a dataset of torchvision, as files if it has image files."""
     paths, labels = _files_of(dataset)
-    if len(paths) != len(dataset) or not all(isinstance(path, str | Path) for path in paths):
-        return DatasetImages(dataset, name)
-    return utils.ImageFiles(paths, _labels(name, labels))
+    if len(paths) == len(dataset) and all(isinstance(path, str | Path) for path in paths):
+        return utils.ImageFiles(paths, _labels(name, labels))
+    steps = utils.track(range(len(dataset)), total=len(dataset), description=f"list {name}")
+    labels = [_take(dataset, i)[1] for i in steps]
+    return utils.LazyImages(
+        lambda i: _take(dataset, i)[0], _labels(name, labels), name=lambda i: f"{name}:{i}"
+    )
 
 
 def _files_of(dataset: Any) -> tuple[Sequence[Any], Sequence[Any]]:

@@ -24,7 +24,7 @@ from typing import Any
 
 import dp4tl_ffcv
 from dp4tl_ffcv import utils
-from dp4tl_ffcv.validate import check_int
+from dp4tl_ffcv.utils import check_int
 
 from .components.common import MAX_CLASS_ID, Options, run, write_splits
 from .components.files import IMAGE_SUFFIXES
@@ -55,23 +55,23 @@ class Config(Options):
 
 def write(config: Config) -> dict[str, dp4tl_ffcv.BetonIndex]:
     """Write each given split and return its index."""
-    given = {"train": config.train, "val": config.val, "test": config.test}
-    patterns = {split: pattern for split, pattern in given.items() if pattern is not None}
-    if not patterns:
+    patterns = {"train": config.train, "val": config.val, "test": config.test}
+    listings = {
+        split: _list(split, shards_of(split, pattern), config)
+        for split, pattern in patterns.items()
+        if pattern is not None
+    }
+    if not listings:
         raise ValueError(
             "Name the shards of at least one split by --train, --val or --test, for example "
             "--train 'FOLDER/NAME-{000000..000146}.tar'."
         )
-    listings = {
-        split: _list(split, shards_of(split, pattern), config)
-        for split, pattern in patterns.items()
-    }
     ids, class_names = _number(listings, config.class_names)
     splits = {
         split: utils.TarImages(images, [ids[label] for label in labels])
         for split, (images, labels) in listings.items()
     }
-    return write_splits("webdataset", splits, class_names, config, None)
+    return write_splits("webdataset", splits, class_names, config)
 
 
 def shards_of(split: str, pattern: str) -> list[Path]:
@@ -121,29 +121,24 @@ def _list(split: str, shards: Sequence[Path], config: Config) -> Listing:
                 images.append(_one_of(files, config.image))
                 labels.append(_label_of(members.read(_one_of(files, (config.label,))), config))
             except ValueError as error:
-                raise ValueError(
-                    f"Sample {key!r} of {shard} has {error}. {_advice(key, members)}"
-                ) from error
+                advice = "Name the extensions by --image and --label."
+                if [each for each, _ in _samples_of(members)].count(key) > 1:
+                    advice = (
+                        "More of its files are elsewhere in the shard. Pack the files of a sample "
+                        "together: tar --sort=name -cf SHARD.tar FOLDER"
+                    )
+                raise ValueError(f"Sample {key!r} of {shard} has {error}. {advice}") from error
         parts.append(members.chosen(images))
     return utils.TarMembers.joined(parts), labels
 
 
 def _samples_of(members: utils.TarMembers) -> Iterator[tuple[str, list[tuple[str, int]]]]:
     """Yield key and files, as (extension, position), of each sample of a shard."""
-    names = (re.fullmatch(r"((?:.*/)?[^./]+)\.([^/]+)", name) for name in members.names())
+    names = (re.fullmatch(r"((?:.*/)?[^./]+)\.([^/]+)", name) for name in members.names)
     # Hidden files and files without an extension do not match. __NAME__ describes the shard.
     files = ((m[1], m[2].lower(), i) for i, m in enumerate(names) if m and m[1][:2] != "__")
     for key, group in groupby(files, key=lambda each: each[0]):
         yield key, [(extension, i) for _, extension, i in group]
-
-
-def _advice(key: str, members: utils.TarMembers) -> str:
-    if [each for each, _ in _samples_of(members)].count(key) == 1:
-        return "Name the extensions by --image and --label."
-    return (
-        "More of its files are elsewhere in the shard. Pack the files of a sample together: "
-        "tar --sort=name -cf SHARD.tar FOLDER"
-    )
 
 
 def _one_of(files: Sequence[tuple[str, int]], extensions: Sequence[str]) -> int:

@@ -19,7 +19,7 @@ from ..beton.index import BetonIndex
 from ..beton.manifest import Manifest, write_manifest
 from ..parallel import TASKS_PER_WORKER, map_ordered
 from ..progress import track
-from .encode import SLOT_BYTES, Batch, BatchEncoder, Encoded, Slots, Tasks
+from .encode import Batch, BatchEncoder, Encoded, Tasks
 from .journal import Journal, WriteState
 from .pages import PageWriter, move_pointers
 
@@ -92,8 +92,8 @@ def build_beton(target: Path, plan: BuildPlan, num_workers: int) -> BetonIndex:
 def _write_samples(pages: PageWriter, plan: BuildPlan, num_workers: int, title: str) -> None:
     left = plan.order[pages.state.done :]
     # One slot for each batch in the workers, and one for the batch that is being placed.
-    slots = Slots(TASKS_PER_WORKER * num_workers + 1 if num_workers else 0, SLOT_BYTES)
-    encoder = BatchEncoder(plan.encode, plan.name_of, plan.dtype, slots)
+    num_slots = TASKS_PER_WORKER * num_workers + 1 if num_workers else 0
+    encoder = BatchEncoder(plan.encode, plan.name_of, plan.dtype, num_slots)
     tasks = Tasks(left)
     # All workers must end in case of an error: they hold the lock of the file.
     with map_ordered(encoder, tasks, num_workers) as batches:
@@ -171,18 +171,16 @@ def _is_stored(
 ) -> bool:
     """Return whether the file holds the bytes and metadata of a sample."""
     encoded = _encode_or_none(plan, number)
-    if encoded is None:
-        return False
-    first = np.searchsorted(table["sample_id"], sample_id)
-    extents = table[first : first + len(encoded.blobs)]
-    if extents["sample_id"].tolist() != [sample_id] * len(encoded.blobs):
+    extents = table[table["sample_id"] == sample_id]
+    if encoded is None or len(extents) != len(encoded.blobs):
         return False
     row = np.zeros(1, dtype=plan.dtype)
     row[0] = encoded.row[0]
+    places = extents["ptr"].astype(np.int64)
     if len(extents):
         room = sum(max(1, blob.size) for blob in encoded.blobs)
-        move_pointers(row, extents["ptr"][:1].astype(np.int64), np.array([room]))
+        move_pointers(row, places[:1], np.array([room]))
     expected = [(plan.row_at(sample_id), row.tobytes())]
-    expected += zip(extents["ptr"].tolist(), (x.tobytes() for x in encoded.blobs), strict=True)
+    expected += [(place, x.tobytes()) for place, x in zip(places, encoded.blobs, strict=True)]
     handle = stream.fileno()
     return all(os.pread(handle, len(data), place) == data for place, data in expected)

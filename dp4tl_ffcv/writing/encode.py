@@ -83,46 +83,43 @@ class Tasks:
             self._size = min(BATCH, max(1, SLOT_BYTES // (2 * each)))
 
 
-class Slots:
-    """Shared memory through which worker processes return batches, faster than through a pipe.
+class BatchEncoder:
+    """Encodes batches of samples.
 
-    Create the slots before the workers are forked. Task k uses slot `k % count`.
+    Worker processes return the bytes of a batch through shared memory, faster than through a pipe:
+    task k uses slot `k % num_slots`. Create the encoder before the workers are forked.
+
+    Args:
+        encode: returns the sample of a given number.
+        name_of: returns the name of the sample of a given number.
+        dtype: record type of the samples' metadata.
+        num_slots: number of slots of `SLOT_BYTES` each. With 0, batches carry their bytes.
     """
 
-    def __init__(self, count: int, size: int) -> None:
-        self.count, self.size = count, size
-        self._memory = mmap.mmap(-1, count * size) if count else None
-
-    def view(self, task: int, size: int) -> memoryview | None:
-        """Return the first `size` bytes of a task's slot, or None if the slot is smaller."""
-        if self._memory is None or size > self.size:
-            return None
-        start = task % self.count * self.size
-        return memoryview(self._memory)[start : start + size]
-
-
-@dataclass(frozen=True)
-class BatchEncoder:
-    """Encodes batches of samples. `encode(number)` returns a sample of record type `dtype`."""
-
-    encode: Callable[[int], Encoded]
-    name_of: Callable[[int], str]
-    dtype: np.dtype[Any]
-    slots: Slots
+    def __init__(
+        self,
+        encode: Callable[[int], Encoded],
+        name_of: Callable[[int], str],
+        dtype: np.dtype[Any],
+        num_slots: int,
+    ) -> None:
+        self._encode, self._name_of, self._dtype = encode, name_of, dtype
+        self._num_slots = num_slots
+        self._memory = mmap.mmap(-1, num_slots * SLOT_BYTES) if num_slots else None
 
     def __call__(self, task: tuple[int, NDArray[np.int64]]) -> Batch:
         """Encode the samples of a task, given as its number and the numbers of the samples."""
         numbers, samples, skipped = [], [], []
         for number in task[1].tolist():
             try:
-                samples.append(self.encode(number))
+                samples.append(self._encode(number))
                 numbers.append(number)
             except MemoryError as error:  # not a fault of the sample, so it is never skipped
                 raise MemoryError(f"no memory for sample {number}") from error
             except Exception as error:  # datasets and codecs may raise any error
                 text = _text_of(error)
-                skipped.append({"sample": number, "name": self.name_of(number), "error": text})
-        rows = np.zeros(len(samples), dtype=self.dtype)  # with zeros between the columns
+                skipped.append({"sample": number, "name": self._name_of(number), "error": text})
+        rows = np.zeros(len(samples), dtype=self._dtype)  # with zeros between the columns
         for place, sample in enumerate(samples):
             rows[place] = sample.row[0]
         blobs = [blob for sample in samples for blob in sample.blobs]
@@ -135,18 +132,22 @@ class BatchEncoder:
         """Return the bytes of a task's batch, from the batch or from its slot."""
         if batch.data is not None:
             return batch.data
-        return self.slots.view(task, int(np.maximum(1, batch.sizes).sum())) or b""
+        return self._slot(task, int(np.maximum(1, batch.sizes).sum())) or b""
 
     def _hand_over(self, task: int, blobs: list[NDArray[np.uint8]]) -> bytes | None:
-        pieces = [blob.data if blob.size else b"\0" for blob in blobs]
-        slot = self.slots.view(task, sum(map(len, pieces)))
+        data = b"".join(blob.data if blob.size else b"\0" for blob in blobs)
+        slot = self._slot(task, len(data))
         if slot is None:
-            return b"".join(pieces)
-        end = 0
-        for piece in pieces:
-            start, end = end, end + len(piece)
-            slot[start:end] = piece
+            return data
+        slot[:] = data
         return None
+
+    def _slot(self, task: int, size: int) -> memoryview | None:
+        """Return the first `size` bytes of a task's slot, or None if the slot is smaller."""
+        if self._memory is None or size > SLOT_BYTES:
+            return None
+        start = task % self._num_slots * SLOT_BYTES
+        return memoryview(self._memory)[start : start + size]
 
 
 def _text_of(error: Exception) -> str:

@@ -72,7 +72,9 @@ class PageWriter:
             extents=state.extents + len(table),
             skipped=(*state.skipped, *batch.skipped),
         )
-        if self._is_due():
+        is_idle = self._saving is None or self._saving.done()
+        is_much = self.state.position - self._saved.position >= COMMIT_BYTES
+        if is_idle and (is_much or time.monotonic() - self._saved_at >= COMMIT_SECONDS):
             self._save()
 
     def finish(self) -> int:
@@ -80,12 +82,8 @@ class PageWriter:
         self._wait()
         end = -(-self.state.position // self.state.page_size) * self.state.page_size
         os.ftruncate(self._file, end)
-        with os.fdopen(os.dup(self._table), "rb") as table:
-            table.seek(0)
-            position = end
-            while block := table.read(1 << 22):
-                write_all(self._file, block, position)
-                position += len(block)
+        table = self._journal.read_table(self.state)
+        write_all(self._file, table.tobytes(), end)
         return end
 
     def __enter__(self) -> "PageWriter":
@@ -112,11 +110,6 @@ class PageWriter:
             position += size
         self.state = replace(self.state, page_size=page)
         return np.array(starts, dtype=np.int64)
-
-    def _is_due(self) -> bool:
-        is_idle = self._saving is None or self._saving.done()
-        is_much = self.state.position - self._saved.position >= COMMIT_BYTES
-        return is_idle and (is_much or time.monotonic() - self._saved_at >= COMMIT_SECONDS)
 
     def _save(self) -> None:
         """Record the state in the background, after its bytes were flushed to the disk."""

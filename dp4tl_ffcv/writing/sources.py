@@ -7,7 +7,7 @@ copy its page of memory.
 import os
 import tarfile
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -24,56 +24,69 @@ _MAGIC = {
 }
 
 
-class _Names:
+class Names(Sequence[str]):
     """Strings, stored in one blob of bytes."""
 
-    def __init__(self, blob: bytes, ends: NDArray[np.int64]) -> None:
-        self._blob, self._ends = blob, ends
-
-    @classmethod
-    def of(cls, names: Iterable[str | os.PathLike[str]]) -> "_Names":
-        blob, ends = bytearray(), array("q")
+    def __init__(self, names: Iterable[str | os.PathLike[str]] = ()) -> None:
+        self._blob, self._ends = bytearray(), array("q")
         for name in names:
-            blob += os.fsencode(name)
-            ends.append(len(blob))
-        return cls(bytes(blob), np.array(ends, dtype=np.int64))
+            self.append(name)
+
+    def append(self, name: str | os.PathLike[str]) -> None:
+        """Add a string."""
+        self._blob += os.fsencode(name)
+        self._ends.append(len(self._blob))
 
     def __len__(self) -> int:
         return len(self._ends)
 
-    def __iter__(self) -> Iterator[str]:
-        return map(self.__getitem__, range(len(self)))
-
-    def __getitem__(self, position: int) -> str:
-        start = int(self._ends[position - 1]) if position else 0
-        return os.fsdecode(self._blob[start : int(self._ends[position])])
+    def __getitem__(self, position: int) -> str:  # type: ignore[override]  # one at a time
+        start = self._ends[position - 1] if position else 0
+        return os.fsdecode(bytes(self._blob[start : self._ends[position]]))
 
 
-class _Labelled:
-    """Class ids and identifiers of images."""
+class LazyImages(Sequence[tuple[Any, int, int]]):
+    """Samples (image, label, identifier) whose images are read or made on demand.
 
-    def __init__(self, count: int, labels: ArrayLike, identifiers: ArrayLike | None) -> None:
+    Args:
+        image: returns the image at a position, in any form that `ImageField` takes.
+        labels: class id of each image.
+        identifiers: identifier of each image. None numbers them in order.
+        name: returns the name of the image at a position, for messages.
+    """
+
+    def __init__(
+        self,
+        image: Callable[[int], Any],
+        labels: ArrayLike,
+        identifiers: ArrayLike | None = None,
+        name: Callable[[int], str] = "image {}".format,
+    ) -> None:
+        count = np.size(labels)
         self.labels = _column("labels", labels, count)
         """Class id of each image."""
         given = np.arange(count) if identifiers is None else identifiers
         self.identifiers = _column("identifiers", given, count)
         """Identifier of each image."""
+        self._image, self._name = image, name
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def _check(self, position: int) -> int:
-        """Return `position`, counted from the end if negative. An IndexError ends iterations."""
-        if not -len(self) <= position < len(self):
-            raise IndexError(f"position {position} is out of range for {len(self)} images")
-        return position % len(self)
+    def __getitem__(self, position: int) -> tuple[Any, int, int]:  # type: ignore[override]  # one at a time
+        i = range(len(self))[position]
+        return self._image(i), int(self.labels[i]), int(self.identifiers[i])
+
+    def name(self, position: int) -> str:
+        """Return the name of an image, without reading the image."""
+        return self._name(position)
 
 
-class ImageFiles(_Labelled, Sequence[tuple[Path, int, int]]):
+class ImageFiles(LazyImages):
     """Image files as samples (path, label, identifier) for `image_fields()`.
 
     Args:
-        paths: path of each image. No file is opened.
+        paths: path of each image, which is also its name. No file is opened.
         labels: class id of each image.
         identifiers: identifier of each image. None numbers them in order.
     """
@@ -85,25 +98,19 @@ class ImageFiles(_Labelled, Sequence[tuple[Path, int, int]]):
         *,
         identifiers: ArrayLike | None = None,
     ) -> None:
-        self._paths = _Names.of(paths)
-        super().__init__(len(self._paths), labels, identifiers)
-
-    def __getitem__(self, position: int) -> tuple[Path, int, int]:  # type: ignore[override]  # one at a time
-        i = self._check(position)
-        return Path(self._paths[i]), int(self.labels[i]), int(self.identifiers[i])
-
-    def name(self, position: int) -> str:
-        """Return the path of an image."""
-        return self._paths[self._check(position)]
+        names = Names(paths)
+        ids = _column("labels", labels, len(names))
+        super().__init__(lambda i: Path(names[i]), ids, identifiers, names.__getitem__)
 
 
 class TarMembers:
     """Files in tar archives: their names, and the places of their bytes."""
 
-    def __init__(self, archives: Sequence[Path], names: _Names, spans: NDArray[np.int64]) -> None:
+    def __init__(self, archives: Sequence[Path], names: Names, spans: NDArray[np.int64]) -> None:
         self.archives = tuple(archives)
         """Paths of the archives."""
-        self._names = names
+        self.names = names
+        """Path of each member in its archive, after that of its inner archive if any."""
         self._spans = spans  # (n, 3): number of the archive, first byte, bytes
 
     @classmethod
@@ -115,23 +122,19 @@ class TarMembers:
         for part in parts:
             spans.append(part._spans + np.array([len(archives), 0, 0]))
             archives += part.archives
-        names = _Names.of(name for part in parts for name in part.names())
+        names = Names(name for part in parts for name in part.names)
         return cls(archives, names, np.concatenate(spans))
 
     def __len__(self) -> int:
         return len(self._spans)
 
-    def name(self, position: int) -> str:
-        """Return the path of a member in its archive, after that of its inner archive if any."""
-        return self._names[position]
-
-    def names(self) -> Iterator[str]:
-        """Yield the name of each member."""
-        return iter(self._names)
-
     def archive(self, position: int) -> Path:
         """Return the archive that holds a member."""
         return self.archives[int(self._spans[position, 0])]
+
+    def full_name(self, position: int) -> str:
+        """Return `ARCHIVE:MEMBER`."""
+        return f"{self.archive(position)}:{self.names[position]}"
 
     def read(self, position: int) -> bytes:
         """Return the bytes of a member. Safe to call from several threads and processes.
@@ -150,22 +153,22 @@ class TarMembers:
         if len(data) != size:
             raise ValueError(
                 f"{str(self.archive(position))!r} changed after it was listed: it now holds "
-                f"{len(data)} of {size} bytes of {self.name(position)!r}. Start again."
+                f"{len(data)} of {size} bytes of {self.names[position]!r}. Start again."
             )
         return data
 
     def chosen(self, positions: ArrayLike) -> "TarMembers":
         """Return the members at `positions`, in that order."""
         ids = np.asarray(positions, dtype=np.int64)
-        names = _Names.of(self._names[i] for i in ids.tolist())
+        names = Names(self.names[i] for i in ids.tolist())
         return TarMembers(self.archives, names, self._spans[ids])
 
 
-class TarImages(_Labelled, Sequence[tuple[bytes, int, int]]):
+class TarImages(LazyImages):
     """Images in tar archives as samples (bytes, label, identifier) for `image_fields()`.
 
     Args:
-        members: the images. Archives are not unpacked.
+        members: the images, which are called `ARCHIVE:MEMBER`. Archives are not unpacked.
         labels: class id of each image.
         identifiers: identifier of each image. None numbers them in order.
     """
@@ -173,17 +176,8 @@ class TarImages(_Labelled, Sequence[tuple[bytes, int, int]]):
     def __init__(
         self, members: TarMembers, labels: ArrayLike, *, identifiers: ArrayLike | None = None
     ) -> None:
-        self.members = members
-        super().__init__(len(members), labels, identifiers)
-
-    def __getitem__(self, position: int) -> tuple[bytes, int, int]:  # type: ignore[override]  # one at a time
-        i = self._check(position)
-        return self.members.read(i), int(self.labels[i]), int(self.identifiers[i])
-
-    def name(self, position: int) -> str:
-        """Return `ARCHIVE:MEMBER`."""
-        i = self._check(position)
-        return f"{self.members.archive(i)}:{self.members.name(i)}"
+        ids = _column("labels", labels, len(members))
+        super().__init__(members.read, ids, identifiers, members.full_name)
 
 
 def list_tar(path: str | os.PathLike[str], *, nested: bool = False) -> TarMembers:
@@ -200,23 +194,21 @@ def list_tar(path: str | os.PathLike[str], *, nested: bool = False) -> TarMember
         FileNotFoundError: the file does not exist.
         ValueError: the file is compressed, truncated, corrupt or not a tar archive.
     """
-    archive, spans = Path(path), array("q")
+    archive, names, spans = Path(path), Names(), array("q")
 
-    def names(stream: IO[bytes]) -> Iterator[str]:
-        size = os.fstat(stream.fileno()).st_size
-        for member in _files_of(archive, stream, 0, size):
+    def add(member: tarfile.TarInfo, name: str) -> None:
+        names.append(name)
+        spans.extend((0, member.offset_data, member.size))
+
+    with open(archive, "rb", buffering=0) as stream:  # a buffer would read more than the headers
+        for member in _files_of(archive, stream, 0, os.fstat(stream.fileno()).st_size):
             if nested and member.name.endswith(".tar"):
                 start, end = member.offset_data, member.offset_data + member.size
                 for inner in _files_of(archive, stream, start, end, member.name):
-                    spans.extend((0, inner.offset_data, inner.size))
-                    yield f"{member.name}/{inner.name}"
+                    add(inner, f"{member.name}/{inner.name}")
             else:
-                spans.extend((0, member.offset_data, member.size))
-                yield member.name
-
-    with open(archive, "rb", buffering=0) as file:  # a buffer would read more than the headers
-        listed = _Names.of(names(file))
-    return TarMembers([archive], listed, np.array(spans, dtype=np.int64).reshape(-1, 3))
+                add(member, member.name)
+    return TarMembers([archive], names, np.array(spans, dtype=np.int64).reshape(-1, 3))
 
 
 def _files_of(
@@ -247,9 +239,7 @@ def _files_of(
                     yield member
             last = tar.offset
     except tarfile.TarError as error:
-        if isinstance(error, tarfile.ReadError) and "end of data" in str(error):
-            raise _damaged(what, "it is truncated") from error
-        raise _damaged(what, "it is corrupt or not a tar archive") from error
+        raise _damaged(what, "it is truncated, corrupt or not a tar archive") from error
     # tarfile mistakes a corrupt header for the end of the archive, which is a block of zeros. It
     # may also have read past the end of an inner archive.
     stream.seek(last)

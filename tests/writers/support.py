@@ -1,45 +1,13 @@
-"""Helpers for tests of writers: small datasets, running a writer, content of a beton."""
+"""Helpers for tests of writers: running a writer, content of a beton, pickles."""
 
-import io
-import tarfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from struct import pack
 from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from dp4tl_ffcv import BetonIndex
-
-
-def jpeg(seed: int, side: int = 16) -> bytes:
-    """Return a JPEG that differs for each seed."""
-    pixels = np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8)
-    stream = io.BytesIO()
-    Image.fromarray(pixels).save(stream, "JPEG", quality=80)
-    return stream.getvalue()
-
-
-def put_all(root: Path, files: Mapping[str, bytes]) -> Path:
-    """Write files by their paths below `root`."""
-    for name, data in files.items():
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
-    return root
-
-
-def tar_of(files: Mapping[str, bytes], mode: str = "w") -> bytes:
-    """Return a tar archive of files, in their order."""
-    stream = io.BytesIO()
-    with tarfile.open(fileobj=stream, mode=mode) as tar:
-        for name, data in files.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            tar.addfile(member, io.BytesIO(data))
-    return stream.getvalue()
 
 
 def stored(index: BetonIndex) -> dict[int, tuple[int, bytes]]:

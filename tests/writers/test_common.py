@@ -5,76 +5,77 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from pkgutil import iter_modules
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 
 import writers
 from dp4tl_ffcv import BetonIndex
-from dp4tl_ffcv.utils import ImageFiles
-from tests.writers.support import jpeg, put_all, stored
+from dp4tl_ffcv.utils import ImageFiles, LazyImages
+from tests.support.files import numbered_jpeg as jpeg
+from tests.support.files import put_all
+from tests.writers.support import stored
 from writers.components.common import Expected, Options, run, write_splits
 
 NAMES = ("ant", "bee")
 WRITERS = sorted(each.name for each in iter_modules(writers.__path__) if not each.ispkg)
 
 
+def samples(*images: bytes, labels: Any = None, first: int = 0) -> LazyImages:
+    """Return samples of images, with labels 0, 1, 0... unless given."""
+    count = len(images)
+    labels = [number % 2 for number in range(count)] if labels is None else labels
+    return LazyImages(images.__getitem__, labels, range(first, first + count))
+
+
+def three(first: int = 0, *others: bytes) -> LazyImages:
+    return samples(*(jpeg(first + i) for i in range(3)), *others, first=first)
+
+
 def write(splits: Any, out: Path, names: Any = NAMES, **others: Any) -> dict[str, BetonIndex]:
+    expected = others.pop("expected", None)
     options = Options(out=out, **{"num_workers": 0, **others})
-    return write_splits("birds", splits, names, options, None)
-
-
-def three(first: int = 0) -> list[tuple[bytes, int, int]]:
-    return [(jpeg(first + i), i % 2, first + i) for i in range(3)]
+    return write_splits("birds", splits, names, options, expected)
 
 
 def test_manifests_record_the_options_that_change_samples(tmp_path: Path) -> None:
-    splits = {"train": three(), "val": three(3)}
-    written = write(splits, tmp_path / "out", jpeg_quality=77, seed=5)
+    written = write({"train": three(), "val": three(3)}, tmp_path / "out", jpeg_quality=77, seed=5)
     assert set(written) == {"train", "val"}
     assert stored(written["val"]) == {3 + i: (i % 2, jpeg(3 + i)) for i in range(3)}
     for split, index in written.items():
         assert index.path == tmp_path / "out" / f"{split}.beton"
-        assert index.manifest is not None
-        by = index.manifest.written_by
-        assert (by["writer"], by["split"], by["jpeg_quality"]) == ("birds", split, 77)
-        assert (by["seed"], by["shuffle"]) == (5, True)
-        # A killed run may continue with other values of these.
-        assert not {"out", "num_workers", "check_counts", "on_error"} & set(by)
+        by = dict(index.manifest.written_by)
+        del by["listing"]
+        # Not the options with which a killed run may continue.
+        assert by == {
+            "writer": "birds",
+            "split": split,
+            "mode": "jpg",
+            "jpeg_quality": 77,
+            "max_resolution": None,
+            "short_side": None,
+            "decode_check": False,
+            "seed": 5,
+            "shuffle": True,
+        }
 
 
 def test_the_seed_gives_the_order_unless_shuffle_is_off(tmp_path: Path) -> None:
-    samples = [(jpeg(i), 0, i) for i in range(20)]
+    all_samples = samples(*map(jpeg, range(20)))
 
     def order(name: str, **others: Any) -> list[int]:
-        index = write({"all": samples}, tmp_path / name, **others)["all"]
-        identifiers: list[int] = index.column("identifier").tolist()
-        return identifiers
+        index = write({"all": all_samples}, tmp_path / name, **others)["all"]
+        return index.column("identifier").tolist()
 
     one, other = order("one"), order("other", seed=1)
     assert one == order("same")
     assert one != other
     assert sorted(one) == sorted(other) == order("kept", shuffle=False) == list(range(20))
-
-
-def test_the_listing_hash_depends_on_names_and_labels(tmp_path: Path) -> None:
-    put_all(tmp_path, {"a.jpg": jpeg(0), "b.jpg": jpeg(1)})
-
-    def listing(names: list[str], labels: list[int]) -> str:
-        samples = ImageFiles([tmp_path / name for name in names], labels)
-        index = write({"all": samples}, tmp_path / "out")["all"]
-        assert index.manifest is not None
-        return str(index.manifest.written_by["listing"])
-
-    first = listing(["a.jpg", "b.jpg"], [0, 1])
-    others = [listing(["b.jpg", "a.jpg"], [0, 1]), listing(["a.jpg", "b.jpg"], [1, 0])]
-    assert len({first, *others}) == 3
-    assert listing(["a.jpg", "b.jpg"], [0, 1]) == first
 
 
 # Errors before anything is written.
@@ -86,22 +87,20 @@ def test_the_listing_hash_depends_on_names_and_labels(tmp_path: Path) -> None:
         (three(), Expected(2, {"train": 3, "val": 4}), "3 images in val instead of 4"),
         (three(), Expected(3, {"train": 3}), "2 classes instead of 3"),
         (three(), Expected(1, {"train": 2}), "3 images in train .* 2, 2 classes instead of 1"),
-        ([(jpeg(0), -1, 0)], None, "labels from -1 to -1"),
-        ([(jpeg(0), 2, 0)], None, "labels from 2 to 2, but the 2 class names are for labels 0"),
-        ([], None, "The split val has no images"),
+        (samples(jpeg(0), labels=[-1]), None, "labels from -1 to -1"),
+        (samples(jpeg(0), labels=[2]), None, "labels from 2 to 2, but the 2 class names"),
+        (samples(labels=np.zeros(0, dtype=int)), None, "The split val has no images"),
     ],
 )
 def test_wrong_counts_and_labels_are_refused(
-    val: list[Any], expected: Expected | None, why: str, tmp_path: Path
+    val: LazyImages, expected: Expected | None, why: str, tmp_path: Path
 ) -> None:
     splits = {"train": three(), "val": val}
-    options = Options(out=tmp_path / "out", num_workers=0)
     with pytest.raises(ValueError, match=f"{why}.*--no-check-counts" if expected else why):
-        write_splits("birds", splits, NAMES, options, expected)
+        write(splits, tmp_path / "out", expected=expected)
     assert not (tmp_path / "out").exists()
     if expected:
-        options = Options(out=tmp_path / "out", num_workers=0, check_counts=False)
-        assert set(write_splits("birds", splits, NAMES, options, expected)) == {"train", "val"}
+        write(splits, tmp_path / "out", expected=expected, check_counts=False)
 
 
 # Runs after other runs.
@@ -115,13 +114,12 @@ def inodes(out: Path) -> dict[str, int]:
 def test_finished_splits_are_not_written_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    bad = {"train": three(), "val": [*three(3), (b"no image", 0, 9)]}
-    with pytest.raises(ValueError, match="sample"):
-        write(bad, tmp_path)
+    with pytest.raises(ValueError, match="image 3"):
+        write({"train": three(), "val": three(3, b"no image")}, tmp_path)
     before = inodes(tmp_path)
     assert set(before) == {"train"}
     capsys.readouterr()
-    splits = {"train": three(), "val": [*three(3), (jpeg(9), 0, 9)]}
+    splits = {"train": three(), "val": three(3, jpeg(9))}
     written = write(splits, tmp_path, num_workers=1)
     assert inodes(tmp_path)["train"] == before["train"]
     assert stored(written["train"]) == {i: (i % 2, jpeg(i)) for i in range(3)}
@@ -135,59 +133,54 @@ def test_finished_splits_are_not_written_again(
 
 
 @pytest.mark.parametrize(
-    "change", ["option", "names", "labels", "manifest", "no manifest", "damage"]
+    "change", ["option", "class names", "labels", "file names", "manifest", "no manifest", "damage"]
 )
 def test_a_split_that_differs_is_written_again(
     change: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    first = write({"all": three()}, tmp_path)["all"]
-    before = inodes(tmp_path)
-    names, samples, others = NAMES, three(), {}
-    manifest = first.path.with_name("all.beton.json")
+    root = put_all(tmp_path / "root", {"a.jpg": jpeg(0), "b.jpg": jpeg(1)})
+    files, labels, names, others = ["a.jpg", "b.jpg"], [0, 1], NAMES, {}
+    out = tmp_path / "out"
+    first = write({"all": ImageFiles([root / name for name in files], labels)}, out)["all"]
+    before, manifest = inodes(out), out / "all.beton.json"
     if change == "option":
         others["jpeg_quality"] = 50
-    elif change == "names":
+    elif change == "class names":
         names = ("ant", "cat")
     elif change == "labels":
-        samples = [(image, 1 - label, number) for image, label, number in samples]
+        labels.reverse()
+    elif change == "file names":
+        files.reverse()
     elif change == "manifest":
         manifest.write_text(manifest.read_text().replace(first.fingerprint, "0" * 64))
     elif change == "no manifest":
         manifest.unlink()
     else:
         first.path.write_bytes(first.path.read_bytes()[:-24])
-    write({"all": samples}, tmp_path, names, **others)
-    assert inodes(tmp_path) != before
+    write({"all": ImageFiles([root / name for name in files], labels)}, out, names, **others)
+    assert inodes(out) != before
     assert capsys.readouterr().out == ""
 
 
 def test_a_split_with_skipped_images_is_written_again(tmp_path: Path) -> None:
-    samples = [*three(), (b"no image", 0, 9)]
-    write({"all": samples}, tmp_path, on_error="skip")
-    samples[3] = (jpeg(9), 0, 9)  # repaired
-    assert write({"all": samples}, tmp_path, on_error="skip")["all"].num_samples == 4
+    write({"all": three(0, b"no image")}, tmp_path, on_error="skip")
+    repaired = write({"all": three(0, jpeg(9))}, tmp_path, on_error="skip")
+    assert repaired["all"].num_samples == 4
 
 
 # The command line.
 
 
-@dataclass(frozen=True, kw_only=True)
-class Config(Options):
-    bad: bool = False
-
-
 @pytest.fixture
 def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Run a writer of three samples, or of `samples`, as a command."""
+    """Run a writer of some samples as a command."""
 
-    def run_writer(*arguments: str, samples: Any = None, names: Any = NAMES) -> None:
-        def write(config: Config) -> dict[str, BetonIndex]:
-            train = [*three(), (b"no image", 0, 9)] if config.bad else samples or three()
-            return write_splits("birds", {"train": train, "val": three()}, names, config, None)
-
+    def run_writer(train: LazyImages, *arguments: str) -> None:
         writer: Any = ModuleType("writers.birds")
         writer.__spec__ = ModuleSpec(writer.__name__, None)
-        writer.Config, writer.write = Config, write
+        writer.Config = Options
+        names = [*NAMES, *(f"rare {number}" for number in range(7))]
+        writer.write = lambda options: write_splits("birds", {"train": train}, names, options)
         monkeypatch.setitem(sys.modules, writer.__name__, writer)
         given = ["--out", str(tmp_path / "out"), "--num-workers", "0", *arguments]
         run(writer.__name__, given)
@@ -195,52 +188,31 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., No
     return run_writer
 
 
-def test_each_beton_and_each_skipped_image_is_printed(
-    command: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_classes_without_images_and_skipped_images_are_printed(
+    command: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    command("--on-error", "skip", "--bad")
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == f"train: 3 images, 2 classes -> {tmp_path / 'out' / 'train.beton'}"
-    assert lines[1].startswith("  skipped sample 3: ")
-    assert lines[2] == f"val: 3 images, 2 classes -> {tmp_path / 'out' / 'val.beton'}"
-
-
-def test_classes_without_images_are_printed(
-    command: Callable[..., None], capsys: pytest.CaptureFixture[str]
-) -> None:
-    command(names=[*NAMES, *(f"rare {number}" for number in range(7))])
-    rare = ", ".join(f"rare {number}" for number in range(5))
-    assert capsys.readouterr().out.splitlines()[1] == f"  no images of {rare} and 2 more"
+    """Characters that are no text, or that the output's encoding lacks, are printed as escapes."""
+    put_all(tmp_path, {"good.jpg": jpeg(0)})
+    bad = tmp_path / os.fsdecode("é ".encode() + b"\xff.jpg")
+    bad.write_bytes(b"no image")
+    stream = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(stream, encoding="ascii", errors="strict"))
+    command(ImageFiles([tmp_path / "good.jpg", bad], [0, 1]), "--on-error", "skip")
+    sys.stdout.flush()
+    lines = stream.getvalue().decode().splitlines()
+    assert lines[0] == f"train: 1 images, 9 classes -> {tmp_path / 'out' / 'train.beton'}"
+    assert lines[1] == "  no images of bee, rare 0, rare 1, rare 2, rare 3 and 3 more"
+    assert lines[2].startswith(f"  skipped {tmp_path}/\\xe9 \\udcff.jpg: ")
 
 
 def test_an_error_prints_one_line_and_exits_with_1(
     command: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as ended:
-        command("--bad")
+        command(three(0, b"no image"))
     assert ended.value.code == 1
     (line,) = [each for each in capsys.readouterr().err.splitlines() if "birds" in each]
-    assert line.startswith("dp4tl write birds: Cannot encode sample 3: ")
-
-
-@pytest.mark.parametrize(
-    ("encoding", "printed"), [("utf-8", "é \\udcff.jpg"), ("ascii", "\\xe9 \\udcff.jpg")]
-)
-def test_file_names_that_are_not_text_are_printed_with_escapes(
-    encoding: str,
-    printed: str,
-    command: Callable[..., None],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    put_all(tmp_path, {"good.jpg": jpeg(0)})
-    bad = tmp_path / os.fsdecode("é ".encode() + b"\xff.jpg")
-    bad.write_bytes(b"no image")
-    stream = io.BytesIO()
-    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(stream, encoding=encoding, errors="strict"))
-    command("--on-error", "skip", samples=ImageFiles([tmp_path / "good.jpg", bad], [0, 1]))
-    sys.stdout.flush()
-    assert f"skipped {tmp_path}/{printed}" in stream.getvalue().decode(encoding)
+    assert line.startswith("dp4tl write birds: Cannot encode image 3: ")
 
 
 # All writers.

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.writers.support import put_all
+from tests.support.files import put_all
 from writers.components.files import find, folders_of, images_below, images_by_class, is_hidden
 
 

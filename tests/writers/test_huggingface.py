@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.writers.support import check_refused, jpeg, names_of, put_all, stored, write
+from tests.support.files import numbered_jpeg as jpeg
+from tests.support.files import put_all
+from tests.writers.support import check_refused, names_of, stored, write
 from writers import huggingface
 from writers.components import parquet
 from writers.components.parquet import ParquetImages
@@ -171,7 +173,7 @@ def test_each_group_is_read_once_and_memory_holds_one_window(
     for i in range(240):
         content, label, identifier = shuffled[i]
         assert (content, label) == (jpeg(identifier), identifier % 120 // 60)
-        assert len(shuffled._cache) <= shuffled.held
+        assert shuffled._images_of.cache_info().currsize <= shuffled.held
     assert len(opened) == 80
     order = shuffled.identifiers
     assert sorted(order.tolist()) == list(range(240))
@@ -198,16 +200,6 @@ def without_labels(root: Path) -> None:
     put(root / "data" / "test-00000-of-00001.parquet", [-1, -1])
 
 
-def with_a_truncated_file(root: Path) -> None:
-    path = root / "data" / "train-00001-of-00002.parquet"
-    path.write_bytes(path.read_bytes()[:-20])
-
-
-def without_parquet(root: Path) -> None:
-    for path in root.rglob("*.parquet"):
-        path.unlink()
-
-
 @pytest.mark.parametrize(
     ("damage", "why"),
     [
@@ -224,8 +216,11 @@ def without_parquet(root: Path) -> None:
             "different columns or class names",
         ),
         (without_labels, "The split test has labels from -1 to -1"),
-        (with_a_truncated_file, r"00001-of-00002\.parquet is damaged or not parquet"),
-        (without_parquet, "No parquet files"),
+        (
+            lambda root: (root / "data" / "train-00001-of-00002.parquet").write_bytes(b"PAR1"),
+            r"00001-of-00002\.parquet is damaged or not parquet",
+        ),
+        (lambda root: root.rename(root.with_name("elsewhere")), "No parquet files"),
     ],
 )
 def test_a_damaged_dataset_is_refused(
@@ -248,16 +243,13 @@ def test_a_split_without_labels_can_be_left_out(root: Path, tmp_path: Path) -> N
         (["a", "b"], "must hold class ids; got 'a'"),
         ([0, None], "must hold class ids; got None"),
         ([0, 1 << 24], "must be at most 16777215; got 16777216"),
-        ([0, 2**64 - 1], "must be at most 16777215"),
     ],
 )
 def test_labels_that_are_not_class_ids_are_refused(
     labels: list[Any], why: str, tmp_path: Path
 ) -> None:
-    values = pa.array(labels, pa.uint64()) if labels[1] == 2**64 - 1 else labels
-    for features in (None, FEATURES):
-        put(tmp_path / "root" / "train.parquet", values, features=features)
-        check_refused(huggingface, tmp_path / "out", f"`label of .*{why}", root=tmp_path / "root")
+    put(tmp_path / "root" / "train.parquet", labels)
+    check_refused(huggingface, tmp_path / "out", f"`label of .*{why}", root=tmp_path / "root")
 
 
 def test_a_row_without_an_image_is_named(tmp_path: Path) -> None:

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from dp4tl_ffcv import BetonIndex
-from tests.writers.support import check_refused, jpeg, names_of, put_all, stored, write
+from tests.support.files import numbered_jpeg as jpeg
+from tests.support.files import put_all
+from tests.writers.support import check_refused, names_of, stored, write
 from writers import imagefolder
 
 
@@ -21,24 +23,14 @@ def write_one(root: Path, out: Path, **options: Any) -> BetonIndex:
     return write(imagefolder, out, root=root, val=0.0, test=0.0, **options)["train"]
 
 
-def labels_in_order(index: BetonIndex) -> list[int]:
-    """Return the labels in the order of the identifiers."""
-    labels: list[int] = index.labels()[np.argsort(index.column("identifier"))].tolist()
-    return labels
-
-
 def test_each_class_is_split_by_the_fractions(tmp_path: Path) -> None:
     fill(tmp_path / "root", {"cat": 20, "ant": 10, "bee": 40})
     written = write(imagefolder, tmp_path / "out", root=tmp_path / "root", val=0.2, test=0.1)
     counts = {split: index.class_counts().tolist() for split, index in written.items()}
     assert counts == {"train": [7, 28, 14], "val": [2, 8, 4], "test": [1, 4, 2]}
-    for split, index in written.items():
-        assert index.path == tmp_path / "out" / f"{split}.beton"
-        assert index.manifest is not None
-        assert index.manifest.class_names == ("ant", "bee", "cat")
-        assert list(index.manifest.class_counts) == counts[split]
+    for index in written.values():
+        assert names_of(index) == ("ant", "bee", "cat")
         assert index.manifest.written_by["writer"] == "imagefolder"
-        assert index.manifest.written_by["split"] == split
     ids = np.concatenate([index.column("identifier") for index in written.values()])
     assert sorted(ids.tolist()) == list(range(70))
 
@@ -57,12 +49,11 @@ def test_a_split_root_keeps_its_splits_and_has_one_numbering(tmp_path: Path) -> 
     fill(tmp_path / "root" / "train", {"ant": 3, "cat": 2})
     fill(tmp_path / "root" / "val", {"bee": 2, "cat": 1})
     written = write(imagefolder, tmp_path / "out", root=tmp_path / "root")
-    assert set(written) == {"train", "val"}
-    assert names_of(written["train"]) == names_of(written["val"]) == ("ant", "bee", "cat")
-    assert labels_in_order(written["train"]) == [0, 0, 0, 2, 2]
-    assert labels_in_order(written["val"]) == [1, 1, 2]
-    assert written["train"].class_counts().tolist() == [3, 0, 2]
-    assert not (tmp_path / "out" / "test.beton").exists()
+    labels = {"train": [0, 0, 0, 2, 2], "val": [1, 1, 2]}
+    assert set(written) == set(labels)
+    for split, index in written.items():
+        assert names_of(index) == ("ant", "bee", "cat")
+        assert [label for _, (label, _) in sorted(stored(index).items())] == labels[split]
 
 
 def test_jpegs_of_every_suffix_keep_their_bytes(tmp_path: Path) -> None:

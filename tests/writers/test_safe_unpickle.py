@@ -44,7 +44,6 @@ def test_an_array_of_another_type_or_width_is_refused(dtype: bytes, width: int, 
     ("value", "why"),
     [
         ({"data": Trap(getattr, "text", "upper")}, "names builtins.getattr|names __builtin__"),
-        ({"data": Trap(eval, "1")}, "names builtins.eval|names __builtin__"),
         ({"data": Trap(np.frombuffer, "12")}, "names numpy"),
         ({"data": np.zeros(3)}, "names numpy"),  # a newer numpy has other names
         ([1, 2], "the pickle holds a list, not a dict"),
@@ -76,9 +75,10 @@ def test_any_bytes_give_a_dictionary_or_an_error(data: bytes) -> None:
     assert isinstance(result, dict) or result
 
 
-@pytest.mark.parametrize("position", range(0, 400, 7))
-def test_a_changed_byte_gives_an_array_of_the_same_shape_or_an_error(position: int) -> None:
-    data = bytearray(python2({b"data": np.zeros((40, 4), dtype=np.uint8)}))
-    data[position % len(data)] ^= 0x55
-    result = outcome(lambda: byte_rows(read_dict(bytes(data)).get(b"data"), 4))
-    assert result if isinstance(result, str) else result.shape == (40, 4)
+def test_a_changed_byte_gives_an_array_of_the_same_shape_or_an_error() -> None:
+    whole = python2({b"data": np.zeros((40, 4), dtype=np.uint8)})
+    for position in range(len(whole)):
+        data = bytearray(whole)
+        data[position] ^= 0x55
+        result = outcome(lambda data=bytes(data): byte_rows(read_dict(data).get(b"data"), 4))
+        assert result if isinstance(result, str) else result.shape == (40, 4)

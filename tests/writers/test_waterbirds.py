@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.writers.support import check_refused, jpeg, names_of, put_all, stored, write
+from tests.support.files import numbered_jpeg as jpeg
+from tests.support.files import put_all
+from tests.writers.support import check_refused, names_of, stored, write
 from writers import waterbirds
 
 HEADER = "img_id,img_filename,y,split,place,place_filename"
@@ -26,13 +28,13 @@ def rows_of() -> dict[int, list[str]]:
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     root = put_all(tmp_path / "root", {row[1]: jpeg(number) for number, row in rows_of().items()})
-    write_metadata(root, rows_of())
-    return root
+    return write_metadata(root, rows_of())
 
 
-def write_metadata(root: Path, rows: Mapping[int, list[str]], header: str = HEADER) -> None:
+def write_metadata(root: Path, rows: Mapping[int, list[str]], header: str = HEADER) -> Path:
     lines = [header, *(",".join(row) for row in rows.values())]
     (root / "metadata.csv").write_text("\n".join(lines) + "\n")
+    return root
 
 
 def test_images_keep_their_splits_labels_ids_and_bytes(root: Path, tmp_path: Path) -> None:
@@ -61,27 +63,22 @@ def test_missing_files_are_named(root: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("column", "value", "why"),
+    ("column", "value"),
     [
-        (0, "x", "Line 8 of .* needs a unique img_id"),
-        (0, "6", "Line 8"),
-        (0, "", "Line 8"),
-        (2, "2", "Line 8"),
-        (2, "-1", "Line 8"),
-        (2, "1.0", "Line 8"),
-        (3, "3", "Line 8"),
-        (3, "train", "Line 8"),
-        (1, "../secret.jpg", "not inside the folder"),
-        (1, rows_of()[1][1], "twice"),
+        (0, "6"),  # the id of another row
+        (0, ""),
+        (2, "2"),
+        (2, "-1"),
+        (2, "1.0"),
+        (3, "3"),
+        (3, "train"),
     ],
 )
-def test_an_invalid_value_is_refused(
-    column: int, value: str, why: str, root: Path, tmp_path: Path
-) -> None:
-    (tmp_path / "secret.jpg").write_bytes(jpeg(0))
+def test_an_invalid_value_is_refused(column: int, value: str, root: Path, tmp_path: Path) -> None:
     rows = rows_of()
     rows[7][column] = value  # line 8, after the header
     write_metadata(root, rows)
+    why = "Line 8 of .* needs a unique img_id"
     check_refused(waterbirds, tmp_path / "out", why, root=root)
 
 

@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 
 from dp4tl_ffcv import BetonIndex
-from tests.writers.support import check_refused, jpeg, names_of, put_all, stored, tar_of, write
+from tests.support.files import numbered_jpeg as jpeg
+from tests.support.files import put_all, tar_of
+from tests.writers.support import check_refused, names_of, stored, write
 from writers import webdataset
 from writers.webdataset import shards_of
 
@@ -73,8 +75,6 @@ def test_every_split_has_one_numbering(tmp_path: Path) -> None:
     assert names_of(written["train"]) == names_of(written["val"]) == ("ant", "bee", "cat")
     assert stored(written["train"]) == {0: (2, jpeg(0)), 1: (0, jpeg(1))}
     assert stored(written["val"]) == {0: (1, jpeg(5)), 1: (2, jpeg(6))}
-    assert written["train"].manifest is not None
-    assert written["train"].manifest.written_by["writer"] == "webdataset"
 
 
 @pytest.mark.parametrize("labels", [[2, 0], ["ant", "cat"]])
@@ -108,9 +108,6 @@ def test_files_with_equal_names_up_to_the_first_dot_make_a_sample(tmp_path: Path
     }
     index = write_shard(tmp_path, tar_of(files))
     assert stored(index) == {0: (0, jpeg(1)), 1: (1, jpeg(2))}
-
-
-def test_the_image_can_be_one_of_several(tmp_path: Path) -> None:
     files = {"0.left.jpg": jpeg(1), "0.right.jpg": jpeg(2), "0.cls": b"0"}
     index = write_shard(tmp_path, tar_of(files), image=("right.jpg",))
     assert stored(index) == {0: (0, jpeg(2))}
@@ -137,7 +134,6 @@ NAMED = {"class_names": "names.txt"}
         (shard(0, [{"label": True}], "json"), {"label": "json"}, "the label True"),
         (shard(0, [{"label": 1.5}], "json"), {"label": "json"}, r"the label 1\.5"),
         (shard(0, [{"other": 1}], "json"), {"label": "json"}, "the label None"),
-        (shard(0, [[1]], "json"), {"label": "json"}, "the label None"),
         (shard(0, [1, "ant"]), {}, "mix integer and text labels, such as 1 and 'ant'"),
         (shard(0, [0, -1]), {}, r"`label` must be at least 0; got -1\."),
         (shard(0, [0, 1 << 24]), {}, r"`label` must be at most 16777215; got 16777216\."),
@@ -162,7 +158,6 @@ def test_a_malformed_shard_is_refused(
     [
         ({"train": "s-{009..012}.tar"}, r"--train .* there is no '.*s-012\.tar'"),
         ({"val": "none"}, "--val .*none"),
-        ({"val": "none-*.tar"}, "--val .*none"),
         ({"val": "{}.tar"}, "--val"),
         ({}, "--train, --val or --test"),
     ],

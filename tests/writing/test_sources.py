@@ -1,12 +1,10 @@
 """Samples from files and tar archives: bytes, order and memory; corrupt archives."""
 
-import io
 import multiprocessing
 import shutil
 import subprocess
 import tarfile
 import tracemalloc
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,27 +13,13 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from dp4tl_ffcv.writing.sources import ImageFiles, TarImages, TarMembers, list_tar
+from tests.support.files import put, tar_of
 
 FILES = {"a.jpg": b"one", "deep/er/b.jpg": b"", "c.jpg": bytes(range(256)) * 5}
 
 
-def tar_of(files: dict[str, bytes], **options: int) -> bytes:
-    stream = io.BytesIO()
-    with tarfile.open(fileobj=stream, mode="w", **options) as tar:
-        for name, data in files.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            tar.addfile(member, io.BytesIO(data))
-    return stream.getvalue()
-
-
-def put(path: Path, data: bytes) -> Path:
-    path.write_bytes(data)
-    return path
-
-
 def content(members: TarMembers) -> dict[str, bytes]:
-    return {members.name(i): members.read(i) for i in range(len(members))}
+    return {members.names[i]: members.read(i) for i in range(len(members))}
 
 
 # Files.
@@ -50,7 +34,7 @@ def test_files_are_samples_of_path_label_and_identifier(tmp_path: Path) -> None:
     assert ImageFiles(["a", "b"], [0, 0]).identifiers.tolist() == [0, 1]
     assert len(ImageFiles([], [])) == 0
     for position in (2, -3):
-        with pytest.raises(IndexError, match="out of range for 2"):
+        with pytest.raises(IndexError, match="out of range"):
             samples[position]
 
 
@@ -69,28 +53,24 @@ def test_wrong_labels_are_rejected(labels: list[int]) -> None:
         ImageFiles(["a", "b"], [0, 1], identifiers=labels)
 
 
-def bytes_of(make: Callable[[], object]) -> tuple[object, int, int]:
-    """Return what `make` returns, the bytes that it keeps, and their peak."""
-    tracemalloc.start()
-    try:
-        made = make()
-        return made, *tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-
-
 def test_a_listing_has_less_than_100_bytes_per_image_in_addition_to_names(tmp_path: Path) -> None:
-    count, name = 20_000, "train/n01440764/n01440764_{:05}.JPEG".format
+    count, name = 4_000, "train/n01440764/n01440764_{:05}.JPEG".format
     labels = np.zeros(count, dtype=np.int64)
     limit = count * (100 + len(name(0)))
-    files, kept, peak = bytes_of(lambda: ImageFiles(map(name, range(count)), labels))
-    assert kept < limit
-    assert peak < 1.5 * limit
     archive = put(tmp_path / "many.tar", tar_of({name(i): b"" for i in range(count)}))
-    images, kept, peak = bytes_of(lambda: TarImages(list_tar(archive), labels))
-    assert kept < limit
-    assert peak < 1.5 * limit
-    assert len(files) == len(images) == count  # type: ignore[arg-type]
+    for make in (
+        lambda: ImageFiles(map(name, range(count)), labels),
+        lambda: TarImages(list_tar(archive), labels),
+    ):
+        tracemalloc.start()
+        try:
+            images = make()
+            kept, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert len(images) == count
+        assert kept < limit
+        assert peak < 1.5 * limit
 
 
 # Archives.
@@ -100,27 +80,20 @@ def test_a_listing_has_less_than_100_bytes_per_image_in_addition_to_names(tmp_pa
     "form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT], ids=["us", "gnu", "pax"]
 )
 def test_the_files_of_an_archive_are_read_without_unpacking(form: int, tmp_path: Path) -> None:
-    archive = put(tmp_path / "a.tar", tar_of(FILES, format=form))
+    files = {**FILES, "Straße/日本.jpg": b"other alphabets"}
+    if form != tarfile.USTAR_FORMAT:
+        files["x" * 90 + "/" + "y" * 200 + ".jpg"] = b"a long name"
+    archive = put(tmp_path / "a.tar", tar_of(files, format=form))
     members = list_tar(archive)
-    assert content(members) == FILES
-    samples = TarImages(members, [2, 0, 1])
-    assert list(samples) == [
-        (data, label, i)
-        for i, (data, label) in enumerate(zip(FILES.values(), [2, 0, 1], strict=True))
-    ]
+    assert content(members) == files
+    samples = TarImages(members.chosen([2, 1, 0]), [2, 0, 1])
+    assert list(samples) == [(FILES["c.jpg"], 2, 0), (b"", 0, 1), (b"one", 1, 2)]
     assert samples.name(1) == f"{archive}:deep/er/b.jpg"
-    assert samples.labels.tolist() == [2, 0, 1]
-
-
-@pytest.mark.parametrize("form", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT], ids=["gnu", "pax"])
-def test_long_names_and_names_of_other_alphabets_are_kept(form: int, tmp_path: Path) -> None:
-    files = {"x" * 90 + "/" + "y" * 200 + ".jpg": b"long", "Straße/日本.jpg": b"names"}
-    assert content(list_tar(put(tmp_path / "a.tar", tar_of(files, format=form)))) == files
 
 
 def test_folders_and_links_are_left_out(tmp_path: Path) -> None:
     (tmp_path / "tree").mkdir()
-    (tmp_path / "tree" / "a.jpg").write_bytes(b"here")
+    put(tmp_path / "tree" / "a.jpg", b"here")
     (tmp_path / "tree" / "link.jpg").symlink_to("a.jpg")
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
         tar.add(tmp_path / "tree", "tree")
@@ -150,7 +123,7 @@ def test_shards_are_one_listing_and_members_can_be_chosen(tmp_path: Path) -> Non
         put(tmp_path / f"{n}.tar", tar_of({f"{n}.jpg": b"%d" % n, "l": b"x"})) for n in (0, 1)
     ]
     members = TarMembers.joined(map(list_tar, shards)).chosen([2, 0])
-    assert [(members.archive(i), members.name(i)) for i in range(2)] == [
+    assert [(members.archive(i), members.names[i]) for i in range(2)] == [
         (shards[1], "1.jpg"),
         (shards[0], "0.jpg"),
     ]
@@ -197,8 +170,8 @@ def test_a_compressed_archive_is_rejected(kind: str, name: str, tmp_path: Path) 
 def test_an_archive_truncated_anywhere_is_rejected(tmp_path: Path) -> None:
     whole = tar_of(FILES)
     end = len(whole.rstrip(b"\0")) // 512 * 512 + 512  # where the end mark starts
-    for length in (*range(1, end, 256), end - 1, end, end + 511):
-        with pytest.raises(ValueError, match=r"cut\.tar.*(is truncated|is corrupt)"):
+    for length in (0, *range(1, end, 256), end - 1, end, end + 511):
+        with pytest.raises(ValueError, match=r"cut\.tar.*is truncated"):
             list_tar(put(tmp_path / "cut.tar", whole[:length]))
     assert content(list_tar(put(tmp_path / "cut.tar", whole[: end + 512]))) == FILES
 
@@ -231,12 +204,11 @@ def test_a_sparse_member_is_rejected(tmp_path: Path) -> None:
         list_tar(tmp_path / "a.tar")
 
 
-@pytest.mark.parametrize("data", [b"", b"text", b"x" * 5000], ids=["empty", "short", "long"])
-def test_another_file_is_rejected(data: bytes, tmp_path: Path) -> None:
+def test_another_file_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"a\.tar"):
         list_tar(tmp_path / "a.tar")
-    with pytest.raises(ValueError, match=r"a\.tar.*(is truncated|not a tar archive)"):
-        list_tar(put(tmp_path / "a.tar", data))
+    with pytest.raises(ValueError, match=r"a\.tar.* is truncated, corrupt or not a tar archive"):
+        list_tar(put(tmp_path / "a.tar", b"x" * 5000))
 
 
 def test_an_archive_that_has_become_shorter_is_an_error(tmp_path: Path) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import import_module
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, Literal
 
@@ -61,10 +63,10 @@ class Expected:
 
 def write_splits(
     name: str,
-    splits: Mapping[str, Sequence[tuple[Any, ...]]],
+    splits: Mapping[str, Any],
     class_names: Sequence[str],
     options: Options,
-    expected: Expected | None,
+    expected: Expected | None = None,
 ) -> dict[str, dp4tl_ffcv.BetonIndex]:
     """Check all splits, then write each to `OUT/SPLIT.beton`.
 
@@ -72,10 +74,9 @@ def write_splits(
 
     Args:
         name: name of the writer.
-        splits: samples (image, label, identifier) by split. If samples are slow to read, the
-            sequence should have `labels` and `name(i)`, as `ImageFiles` has: all of them are needed
-            before the first byte is written. If a random order is slow to read, the sequence
-            should have `shuffled(seed)`, which returns the samples in a faster random order.
+        splits: samples (image, label, identifier) by split, in an order that is equal in each run.
+            Besides the methods of sequences, they have `labels` and `name(i)`, as `ImageFiles` has.
+            If a random order is slow to read, `shuffled(seed)` returns them in a faster one.
         class_names: name of each class id.
         options: the writer's options.
         expected: size of the dataset, None if it is not known.
@@ -87,14 +88,9 @@ def write_splits(
     if expected is not None and options.check_counts:
         _check_counts(splits, class_names, expected)
     for split, samples in splits.items():
-        _check_labels(split, _labels_of(samples), class_names)
-    if options.shuffle:
-        splits = {
-            split: samples.shuffled(options.seed) if hasattr(samples, "shuffled") else samples
-            for split, samples in splits.items()
-        }
-    arguments = {key: _as_json(value) for key, value in asdict(options).items()}
-    arguments = {key: value for key, value in arguments.items() if key not in _NOT_RECORDED}
+        _check_labels(split, samples.labels, class_names)
+    recorded = {key: value for key, value in asdict(options).items() if key not in _NOT_RECORDED}
+    arguments = json.loads(json.dumps(recorded, default=str))
     fields = dp4tl_ffcv.image_fields(
         mode=options.mode,
         jpeg_quality=options.jpeg_quality,
@@ -105,10 +101,13 @@ def write_splits(
     written = {}
     for split, samples in splits.items():
         path = options.out / f"{split}.beton"
+        seed = options.seed if options.shuffle else None
+        if seed is not None and hasattr(samples, "shuffled"):
+            samples, seed = samples.shuffled(seed), None
         written_by = {"writer": name, "split": split, **arguments, "listing": _digest(samples)}
         index = _already_written(path, written_by, class_names)
         if index is not None:
-            say(f"{split}: already written; delete {path} to write it again")
+            print(f"{split}: already written; delete {path} to write it again")
             written[split] = index
             continue
         written[split] = dp4tl_ffcv.write_beton(
@@ -117,7 +116,7 @@ def write_splits(
             fields,
             class_names=class_names,
             written_by=written_by,
-            seed=options.seed if options.shuffle and not hasattr(samples, "shuffled") else None,
+            seed=seed,
             num_workers=options.num_workers,
             on_error=options.on_error,
         )
@@ -151,15 +150,17 @@ def run(module: str, arguments: Sequence[str] | None = None) -> None:
     """
     import tyro
 
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files may not be text
     writer: Any = import_module(module)
     program = f"dp4tl write {writer.__spec__.name.rpartition('.')[2].replace('_', '-')}"
     config = tyro.cli(writer.Config, prog=program, description=writer.__doc__, args=arguments)
     with one_line_errors(config, program=program):
         written = writer.write(config)
     for name, index in written.items():
-        say(f"{name}: {index.num_samples} images, {index.num_classes} classes -> {index.path}")
+        print(f"{name}: {index.num_samples} images, {index.num_classes} classes -> {index.path}")
         for line in _notices(index):
-            say(f"  {line}")
+            print(f"  {line}")
 
 
 def _notices(index: dp4tl_ffcv.BetonIndex) -> Iterator[str]:
@@ -167,8 +168,8 @@ def _notices(index: dp4tl_ffcv.BetonIndex) -> Iterator[str]:
     manifest = index.manifest
     if manifest is None:
         return
-    pairs = zip(manifest.class_names, manifest.class_counts, strict=True)
-    empty = [name for name, count in pairs if not count]
+    counts = zip(manifest.class_names, manifest.class_counts, strict=True)
+    empty = [name for name, count in counts if not count]
     if empty:
         more = f" and {len(empty) - 5} more" if len(empty) > 5 else ""
         yield f"no images of {', '.join(empty[:5])}{more}"
@@ -190,21 +191,14 @@ def check_no_stale(out: Path, splits: Iterable[str]) -> None:
             )
 
 
-def say(line: str) -> None:
-    """Print a line, with escapes for characters that the output's encoding lacks."""
-    encoding = sys.stdout.encoding or "utf-8"
-    print(line.encode(encoding, "backslashreplace").decode(encoding))
-
-
 def _check_counts(
-    splits: Mapping[str, Sequence[tuple[Any, ...]]],
-    class_names: Sequence[str],
-    expected: Expected,
+    splits: Mapping[str, Any], class_names: Sequence[str], expected: Expected
 ) -> None:
+    found = {split: len(samples) for split, samples in splits.items()}
     wrong = [
-        f"{len(samples)} images in {split} instead of {expected.images[split]}"
-        for split, samples in splits.items()
-        if len(samples) != expected.images.get(split, len(samples))
+        f"{count} images in {split} instead of {expected.images[split]}"
+        for split, count in found.items()
+        if count != expected.images.get(split, count)
     ]
     if len(class_names) != expected.classes:
         wrong.append(f"{len(class_names)} classes instead of {expected.classes}")
@@ -218,31 +212,16 @@ def _check_counts(
 def _check_labels(split: str, labels: NDArray[np.int64], class_names: Sequence[str]) -> None:
     if not labels.size:
         raise ValueError(f"The split {split} has no images.")
-    lowest, highest = int(labels.min()), int(labels.max())
-    if lowest < 0 or highest >= len(class_names):
+    if labels.min() < 0 or labels.max() >= len(class_names):
         raise ValueError(
-            f"The split {split} has labels from {lowest} to {highest}, but the {len(class_names)} "
-            f"class names are for labels 0 to {len(class_names) - 1}."
+            f"The split {split} has labels from {labels.min()} to {labels.max()}, but the "
+            f"{len(class_names)} class names are for labels 0 to {len(class_names) - 1}."
         )
 
 
-def _labels_of(samples: Sequence[tuple[Any, ...]]) -> NDArray[np.int64]:
-    labels = getattr(samples, "labels", None)
-    if labels is None:
-        labels = [sample[1] for sample in samples]
-    return np.asarray(labels, dtype=np.int64)
-
-
-def _digest(samples: Sequence[tuple[Any, ...]]) -> str:
+def _digest(samples: Any) -> str:
     """Hash the labels and names, which are equal if a run continues another."""
-    name_of = getattr(samples, "name", str)
-    digest = hashlib.sha256(_labels_of(samples).astype("<i8").tobytes())
+    digest = hashlib.sha256(samples.labels.astype("<i8").tobytes())
     for i in range(len(samples)):
-        digest.update(os.fsencode(name_of(i)) + b"\0")
+        digest.update(os.fsencode(samples.name(i)) + b"\0")
     return digest.hexdigest()
-
-
-def _as_json(value: Any) -> Any:
-    if isinstance(value, tuple | list):
-        return [_as_json(each) for each in value]
-    return value if isinstance(value, bool | int | float | str | None) else str(value)

@@ -1,7 +1,6 @@
 """Find the images of a dataset's folder, by suffix and without hidden files."""
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 IMAGE_SUFFIXES = (
@@ -33,12 +32,23 @@ def folders_of(root: Path) -> list[str]:
         return sorted(each.name for each in entries if each.name[0] != "." and each.is_dir())
 
 
-def images_below(folder: Path, others: list[str] | None = None) -> list[str]:
+def images_below(folder: str | Path, others: list[str] | None = None) -> list[str]:
     """Return the sorted paths of all image files below `folder`, without hidden ones.
 
-    `others` receives the paths of ignored entries: other files, and links to folders.
+    Paths are strings, because a dataset may have a million files. `others` receives the paths of
+    ignored entries: other files, and links to folders.
     """
-    return list(_walk(os.fspath(folder), [] if others is None else others))
+    images = []
+    with os.scandir(os.fspath(folder)) as entries:
+        visible = sorted((e for e in entries if e.name[0] != "."), key=lambda e: e.name)
+    for each in visible:
+        if each.is_dir(follow_symlinks=False):
+            images += images_below(each.path, others)
+        elif each.name.lower().endswith(IMAGE_SUFFIXES) and not each.is_dir():
+            images.append(each.path)
+        elif others is not None:  # includes links to folders, which may lead back up
+            others.append(each.path)
+    return images
 
 
 def images_by_class(root: Path, others: list[str] | None = None) -> tuple[list[str], list[str]]:
@@ -54,16 +64,3 @@ def images_by_class(root: Path, others: list[str] | None = None) -> tuple[list[s
 def is_hidden(name: str) -> bool:
     """Return whether a part of a path is hidden, as AppleDouble files `._NAME` are."""
     return any(part.startswith(".") and part not in (".", "..") for part in name.split("/"))
-
-
-def _walk(folder: str, others: list[str]) -> Iterator[str]:
-    """Yield paths, as strings because a dataset may have a million files."""
-    with os.scandir(folder) as entries:
-        visible = sorted((e for e in entries if e.name[0] != "."), key=lambda e: e.name)
-    for each in visible:
-        if each.is_dir(follow_symlinks=False):
-            yield from _walk(each.path, others)
-        elif each.name.lower().endswith(IMAGE_SUFFIXES) and not each.is_dir():
-            yield each.path
-        else:  # includes links to folders, which may lead back up
-            others.append(each.path)

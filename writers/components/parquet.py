@@ -7,41 +7,46 @@ window is a few groups, drawn at random from all files, and a process holds one 
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dp4tl_ffcv.utils import requires
-from dp4tl_ffcv.validate import check_int
+from dp4tl_ffcv.utils import LazyImages, check_int, requires
 
 from .common import MAX_CLASS_ID
 
 WINDOW = 64 << 20  # bytes of images in a window; a larger group is a window alone
 
-Image = bytes | Path
 
+class ParquetImages(LazyImages):
+    """Samples (image, label, identifier) of a split. An image is its file's bytes or path.
 
-@dataclass(frozen=True)
-class ParquetImages(Sequence[tuple[Image, int, int]]):
-    """Samples (image, label, identifier) of a split. An image is its file's bytes or path."""
+    Args:
+        files: the parquet files.
+        column: column of images, {bytes, path} or bytes.
+        groups: (G, 4): number of the file, number in the file, first row in the split, bytes of
+            images.
+        labels: class id of each sample.
+        rows: row of each sample in the split, which is its identifier.
+        held: number of groups that a process keeps.
+    """
 
-    files: tuple[Path, ...]
-    column: str
-    """Column of images: {bytes, path}, or bytes."""
-    groups: NDArray[np.int64]
-    """(G, 4): number of the file, number in the file, first row in the split, bytes of images."""
-    labels: NDArray[np.int64]
-    """Class id of each sample."""
-    identifiers: NDArray[np.int64]
-    """Row of each sample in the split."""
-    held: int = 1
-    """Number of groups that a process keeps."""
-    _cache: OrderedDict[int, Any] = field(default_factory=OrderedDict, compare=False, repr=False)
+    def __init__(
+        self,
+        files: Sequence[Path],
+        column: str,
+        groups: NDArray[np.int64],
+        labels: NDArray[np.int64],
+        rows: NDArray[np.int64],
+        held: int = 1,
+    ) -> None:
+        super().__init__(self._read, labels, rows, self._name_of)
+        self.files, self.column, self.groups, self.held = files, column, groups, held
+        self._images_of = lru_cache(held)(self._read_group)
 
     @classmethod
     def of(cls, files: Sequence[Path], column: str, label_column: str) -> ParquetImages:
@@ -67,32 +72,8 @@ class ParquetImages(Sequence[tuple[Image, int, int]]):
             )
         # Negative labels mark a split without labels, which --splits may leave out.
         check_int(where, max(labels, default=0), at_most=MAX_CLASS_ID)
-        return cls(
-            files=tuple(files),
-            column=column,
-            groups=np.array(groups, dtype=np.int64).reshape(-1, 4),
-            labels=np.array(labels, dtype=np.int64),
-            identifiers=np.arange(len(labels), dtype=np.int64),
-        )
-
-    def __len__(self) -> int:
-        return len(self.identifiers)
-
-    def __getitem__(self, position: int) -> tuple[Image, int, int]:  # type: ignore[override]  # one at a time
-        row = int(self.identifiers[position])
-        number = self._group_of(row)
-        value = self._read(number)[row - int(self.groups[number, 2])].as_py()
-        if isinstance(value, dict):
-            path = value.get("path")
-            value = value.get("bytes") or (path and self._file_of(row).parent / path)
-        if not value:
-            raise ValueError(f"Column {self.column!r} has no image in {self.name(position)}.")
-        return value, int(self.labels[position]), row
-
-    def name(self, position: int) -> str:
-        """Return `FILE:ROW`. Rows are counted through all files of the split."""
-        row = int(self.identifiers[position])
-        return f"{self._file_of(row)}:{row}"
+        table = np.array(groups, dtype=np.int64).reshape(-1, 4)
+        return cls(files, column, table, np.array(labels, dtype=np.int64), np.arange(len(labels)))
 
     def shuffled(self, seed: int) -> ParquetImages:
         """Return the samples in random order within windows of randomly chosen groups."""
@@ -108,13 +89,24 @@ class ParquetImages(Sequence[tuple[Image, int, int]]):
             windows[-1].append(np.arange(first, ends[number]))
             left -= size
         order = np.concatenate([rng.permutation(np.concatenate(rows)) for rows in windows])
-        return replace(
-            self,
-            labels=self.labels[order],
-            identifiers=self.identifiers[order],
-            held=max(map(len, windows)),
-            _cache=OrderedDict(),
-        )
+        held = max(map(len, windows))
+        return ParquetImages(self.files, self.column, self.groups, self.labels[order], order, held)
+
+    def _read(self, position: int) -> Any:
+        row = int(self.identifiers[position])
+        number = self._group_of(row)
+        value = self._images_of(number)[row - int(self.groups[number, 2])].as_py()
+        if isinstance(value, dict):
+            path = value.get("path")
+            value = value.get("bytes") or (path and self._file_of(row).parent / path)
+        if not value:
+            raise ValueError(f"Column {self.column!r} has no image in {self.name(position)}.")
+        return value
+
+    def _name_of(self, position: int) -> str:
+        """Return `FILE:ROW`. Rows are counted through all files of the split."""
+        row = int(self.identifiers[position])
+        return f"{self._file_of(row)}:{row}"
 
     def _group_of(self, row: int) -> int:
         return int(np.searchsorted(self.groups[:, 2], row, side="right")) - 1
@@ -122,31 +114,19 @@ class ParquetImages(Sequence[tuple[Image, int, int]]):
     def _file_of(self, row: int) -> Path:
         return self.files[int(self.groups[self._group_of(row), 0])]
 
-    def _read(self, number: int) -> Any:
-        """Return the images of a group, and keep the most recent groups."""
-        if number not in self._cache:
-            while len(self._cache) >= self.held:
-                self._cache.popitem(last=False)
-            file, group = self.groups[number, :2].tolist()
-            with open_parquet(self.files[file]) as parquet:
-                table = parquet.read_row_group(group, [self.column], use_threads=False)
-            self._cache[number] = table[0]
-        self._cache.move_to_end(number)
-        return self._cache[number]
+    def _read_group(self, number: int) -> Any:
+        file, group = self.groups[number, :2].tolist()
+        with open_parquet(self.files[file]) as parquet:
+            return parquet.read_row_group(group, [self.column], use_threads=False)[0]
 
 
 def open_parquet(path: Path) -> Any:
-    """Open a parquet file.
-
-    Raises:
-        ValueError: the file is damaged or not parquet, or pyarrow is not installed.
-    """
+    """Open a parquet file. Raise ValueError if it is damaged or pyarrow is not installed."""
     with requires("pyarrow", "reading parquet"):
-        from pyarrow import ArrowInvalid
         from pyarrow.parquet import ParquetFile
     try:
         return ParquetFile(path)
-    except ArrowInvalid as error:
+    except ValueError as error:
         raise ValueError(
             f"{path} is damaged or not parquet ({error}). Download it again."
         ) from error
