@@ -1,6 +1,5 @@
 """Helpers for tests of writers: running a writer, content of a beton, pickles."""
 
-from collections.abc import Callable
 from pathlib import Path
 from struct import pack
 from typing import Any
@@ -69,13 +68,3 @@ def _python2(value: Any) -> bytes:
         + _python2(value.tobytes(order="F" if by_columns else "C"))
         + b"tb"
     )
-
-
-class Trap:
-    """Calls a function when it is unpickled."""
-
-    def __init__(self, function: Callable[..., Any], *arguments: Any) -> None:
-        self.call = (function, arguments)
-
-    def __reduce__(self) -> Any:
-        return self.call

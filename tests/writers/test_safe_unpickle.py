@@ -11,8 +11,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from tests.writers.support import Trap, python2
+from tests.writers.support import python2
 from writers.components.safe_unpickle import byte_rows, read_dict
+
+
+class Call:
+    """Calls a function when it is unpickled."""
+
+    def __init__(self, function: Callable[..., Any], *arguments: Any) -> None:
+        self.call = (function, arguments)
+
+    def __reduce__(self) -> Any:
+        return self.call
+
 
 ROWS = np.arange(12, dtype=np.uint8).reshape(3, 4)
 
@@ -43,8 +54,8 @@ def test_an_array_of_another_type_or_width_is_refused(dtype: bytes, width: int, 
 @pytest.mark.parametrize(
     ("value", "why"),
     [
-        ({"data": Trap(getattr, "text", "upper")}, "names builtins.getattr|names __builtin__"),
-        ({"data": Trap(np.frombuffer, "12")}, "names numpy"),
+        ({"data": Call(getattr, "text", "upper")}, "names builtins.getattr|names __builtin__"),
+        ({"data": Call(np.frombuffer, "12")}, "names numpy"),
         ({"data": np.zeros(3)}, "names numpy"),  # a newer numpy has other names
         ([1, 2], "the pickle holds a list, not a dict"),
     ],
@@ -55,7 +66,7 @@ def test_other_content_of_a_pickle_is_refused(value: Any, why: str) -> None:
 
 
 def test_a_pickle_cannot_make_numpy_create_a_dtype() -> None:
-    recorded = read_dict(pickle.dumps({"data": Trap(np.dtype, "O")}, 2))["data"]
+    recorded = read_dict(pickle.dumps({"data": Call(np.dtype, "O")}, 2))["data"]
     assert not isinstance(recorded, np.dtype)
     with pytest.raises(ValueError, match="not an array"):
         byte_rows(recorded, 4)
