@@ -35,7 +35,7 @@ from dp4tl_ffcv.utils import Classifier, replace_head, sha256_of_file
 from .components.data import open_splits
 from .components.optimizers import BestWeights, make_optimizer, take_step
 from .components.precision import autocast, loss_scaler
-from .components.processes import Processes, processes
+from .components.processes import processes
 from .components.schedules import learning_rate
 from .components.session import Session, try_batch
 from .components.validation import Validation
@@ -45,7 +45,14 @@ def finetune(config: Config) -> dict[str, Any]:
     """Finetune a classifier and return the content of `result.json`."""
     with processes() as group:
         splits = open_splits(train=config.train, val=config.val, test=config.test)
-        pretrained = load_pretrained(config, group)
+        if config.mode == "linear_probe" and group.world_size > 1:
+            raise ValueError(
+                "the mode linear_probe trains in one process, on features in memory. Start it "
+                "without torchrun."
+            )
+        pretrained = None
+        if config.mode != "from_scratch":
+            pretrained = load_checkpoint(str(config.checkpoint), arch=config.arch)
         inputs = {name: index.fingerprint for name, index in splits.items()}
         inputs["checkpoint"] = sha256_of_file(str(config.checkpoint)) if pretrained else ""
         session = Session("finetune", config, group, inputs, checkpoint="best.pt")
@@ -53,7 +60,13 @@ def finetune(config: Config) -> dict[str, Any]:
             return finished
         session.start()
         torch.manual_seed(config.seed)
-        model = make_model(config, splits["train"], pretrained, group)
+        num_classes = splits["train"].num_classes
+        if pretrained:
+            model = replace_head(pretrained, num_classes)
+        else:
+            model = build_model(str(config.arch), num_classes)
+            model.trained_on = splits["train"].fingerprint
+        model.to(memory_format=torch.channels_last).to(group.device)
 
         train = train_probe if config.mode == "linear_probe" else train_all
         trained = train(model, splits, session, config)
@@ -96,7 +109,7 @@ def train_all(
     )
     num_steps = config.epochs * len(loader)
     network = group.wrap(model)
-    optimizer = make_optimizer(model, **config.optimizer_settings())
+    optimizer = make_optimizer(model, config)
     rate = learning_rate(config, num_steps, group.world_size)
     scaler = loss_scaler(config.amp, group.device)
     criterion = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
@@ -142,7 +155,7 @@ def train_probe(
     features, labels = frozen_features(model, train, device)
     val_features, val_labels = frozen_features(model, val, device)
     head, best = model.head, BestWeights(model.head)
-    optimizer = make_optimizer(head, **config.optimizer_settings())
+    optimizer = make_optimizer(head, config)
     criterion = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
     rate = learning_rate(config, config.epochs * -(-len(labels) // config.batch_size))
     for epoch in range(config.epochs):
@@ -176,36 +189,7 @@ def frozen_features(
     return features, labels
 
 
-# -- model and evaluation ------------------------------------------------------------------------
-def load_pretrained(config: Config, group: Processes) -> Classifier | None:
-    """Read the checkpoint, or return None in the mode from_scratch.
-
-    Raises:
-        CheckpointError: the checkpoint cannot be read, or has another architecture.
-        ValueError: a linear probe in several processes.
-    """
-    if config.mode == "linear_probe" and group.world_size > 1:
-        raise ValueError(
-            "the mode linear_probe trains in one process, on features in memory. Start it without "
-            "torchrun."
-        )
-    if config.mode == "from_scratch":
-        return None
-    return load_checkpoint(str(config.checkpoint), arch=config.arch)
-
-
-def make_model(
-    config: Config, index: BetonIndex, pretrained: Classifier | None, group: Processes
-) -> Classifier:
-    """Return a classifier with a new head for the classes of `index`."""
-    if pretrained is None:
-        model = build_model(str(config.arch), index.num_classes)
-        model.trained_on = index.fingerprint
-    else:
-        model = replace_head(pretrained, index.num_classes)
-    return model.to(memory_format=torch.channels_last).to(group.device)
-
-
+# -- evaluation ----------------------------------------------------------------------------------
 def evaluation(index: BetonIndex, config: Config) -> Validation:
     """Return the evaluation of a split: the centre crop of each sample."""
     return Validation(

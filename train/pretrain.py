@@ -146,7 +146,7 @@ def set_up(config: Config, source: Source, group: Processes) -> TrainState:
         network=group.wrap(network),
         averaged=AveragedWeights(model, config.ema) if config.ema else None,
         loader=loader,
-        optimizer=make_optimizer(model, **config.optimizer_settings()),
+        optimizer=make_optimizer(model, config),
         learning_rate=learning_rate(config, num_steps, group.world_size),
         scaler=loss_scaler(config.amp, group.device),
         criterion=nn.CrossEntropyLoss(label_smoothing=config.label_smoothing),

@@ -114,18 +114,14 @@ def set_up(config: Config, group: Processes, source: Source, batch_size: int) ->
         moco=moco,
         query=group.wrap(moco.query),
         loader=loader,
-        optimizer=make_optimizer(moco.query, **config.optimizer_settings()),
+        optimizer=make_optimizer(moco.query, config),
         learning_rate=learning_rate(config, num_steps, group.world_size),
         num_steps=num_steps,
     )
 
 
 def batch_of_process(config: Config, group: Processes, num_samples: int) -> int:
-    """Return the images of this process in a step.
-
-    Raises:
-        ValueError: the batch does not fit the queue, or there are too few samples.
-    """
+    """Return the images of this process in a step, which must fit the queue and the samples."""
     batch_size = group.batch_size(config)
     in_all = batch_size * group.world_size
     if in_all > num_samples:

@@ -1,7 +1,7 @@
 """Small runs of the three training recipes, and what they leave."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from dp4tl_ffcv import (
     BetonIndex,
@@ -53,18 +54,13 @@ def weights(result: dict[str, Any]) -> dict[str, Tensor]:
 def accuracy_of(
     checkpoint: str, beton: Path, indices: Any = None, outputs: dict[int, int] | None = None
 ) -> float:
-    """Return the accuracy of a checkpoint, computed one image at a time.
-
-    `outputs` are the model's outputs by label, if they differ.
-    """
+    """Return the accuracy of a checkpoint. `outputs` are the model's outputs by label."""
     model = load_checkpoint(checkpoint).eval()
-    hits = []
+    options = {"batch_size": 40, "resolution": 32, "indices": indices, "num_workers": 1}
+    ((images, labels),) = evaluation_loader(beton, **options)
+    expected = torch.tensor([(outputs or {}).get(label, label) for label in labels.tolist()])
     with torch.inference_mode():
-        loader = evaluation_loader(beton, batch_size=1, resolution=32, indices=indices)
-        for images, labels in loader:
-            label = int(labels) if outputs is None else outputs[int(labels)]
-            hits.append(int(model(images).argmax()) == label)
-    return float(np.mean(hits))
+        return (model(images).argmax(1) == expected).float().mean().item()
 
 
 @pytest.fixture(scope="session")
@@ -126,3 +122,17 @@ def configure(
     """Return the configuration of a small run of the test module's RECIPE."""
     recipe = getattr(request.module, "RECIPE", "pretrain")
     return lambda **changes: settings_of_recipe(recipe, **{"run": tmp_path / "run", **changes})
+
+
+@pytest.fixture
+def taken() -> Iterator[list[dict[str, Any]]]:
+    """The optimiser and its options in every step that is taken from here on."""
+    found: list[dict[str, Any]] = []
+
+    def note(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        options = {k: v for k, v in optimizer.param_groups[0].items() if k != "params"}
+        found.append({"kind": type(optimizer).__name__, **options})
+
+    handle = register_optimizer_step_pre_hook(note)
+    yield found
+    handle.remove()

@@ -12,6 +12,7 @@ from tests.support.training import (  # noqa: F401  # fixtures
     configure,
     pretrained,
     settings_of_recipe,
+    taken,
     target,
     three_classes,
 )

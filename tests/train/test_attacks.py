@@ -125,17 +125,24 @@ def test_a_linear_model_is_attacked_to_its_closed_form(kind: Any, epsilon: float
         assert (adversarial - images)[inner].mul(direction[inner]).min() > 0.2 * epsilon
 
 
-def test_a_single_step_follows_the_sign_of_the_gradient_at_its_start() -> None:
+@pytest.mark.parametrize("loss", ["cross_entropy", "kl"])
+@pytest.mark.parametrize("steps", [1, 3])
+def test_every_step_follows_the_sign_of_the_gradient(loss: Any, steps: int) -> None:
     model, images, labels = normalised_net().eval(), photos_of(5), labels_of(5, 4)
     torch.manual_seed(0)
     noise = torch.empty(images.shape).uniform_(-3, 3)
     lower, upper = (images - 3.0).clamp(min=0), (images + 3.0).clamp(max=255)
-    leaf = (images + noise).clamp(lower, upper).requires_grad_()
-    nn.functional.cross_entropy(model(leaf), labels).backward()
-    assert leaf.grad is not None
-    expected = (leaf + 2.0 * leaf.grad.sign()).clamp(lower, upper)
-    attack = Attack(epsilon=3.0, step_size=2.0, steps=1)
-    assert torch.equal(attacked(model, images, labels, attack), expected)
+    expected, clean = (images + noise).clamp(lower, upper), model(images).detach().log_softmax(1)
+    for _ in range(steps):
+        leaf = expected.clone().requires_grad_()
+        moved = model(leaf).log_softmax(1)
+        divergence = (clean.exp() * (clean - moved)).sum()
+        objective = divergence if loss == "kl" else -moved[torch.arange(5), labels].sum()
+        (gradient,) = torch.autograd.grad(objective, leaf)
+        expected = (leaf.detach() + 1.0 * gradient.sign()).clamp(lower, upper)
+    attack = Attack(epsilon=3.0, step_size=1.0, steps=steps)
+    found = attacked(model, images, labels, attack, loss=loss)
+    assert (found - expected).abs().lt(1e-4).float().mean() > 0.99  # a gradient may be near 0
 
 
 # The random start.
@@ -265,38 +272,6 @@ def test_autocast_caches_no_frozen_weight() -> None:
         assert weight.grad.abs().sum() > 0
 
 
-# Strength.
-
-
-def test_attacks_are_stronger_than_noise_and_with_more_steps() -> None:
-    torch.manual_seed(0)
-    labels = labels_of(200, 4)
-    centres = 128 + 12 * torch.randn((4, 3, SIDE, SIDE))
-    noise = 40 * torch.randn((200, 3, SIDE, SIDE))
-    images = (centres[labels] + noise).clamp(0, 255).round().to(torch.uint8)
-    model = normalised_net().train()
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
-    for _ in range(30):
-        loss = nn.functional.cross_entropy(model(images), labels)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    model.eval()
-    with torch.no_grad():
-        random = images + torch.empty(images.shape).uniform_(-8, 8)
-        on_noise = (model(random).argmax(1) == labels).float().mean().item()
-
-    def accuracy(kind: Any, steps: int) -> float:
-        adversarial = attacked(model, images, labels, make_attack(kind, epsilon=8.0, steps=steps))
-        with torch.no_grad():
-            return (model(adversarial).argmax(1) == labels).float().mean().item()
-
-    assert on_noise > 0.9
-    assert accuracy("fgsm", 1) < on_noise - 0.1
-    assert accuracy("pgd", 20) < on_noise - 0.2
-    assert accuracy("pgd", 20) <= accuracy("fgsm", 1)
-
-
 # The losses.
 
 
@@ -326,24 +301,6 @@ def test_the_trades_loss_and_its_gradient_follow_the_formula_of_the_paper() -> N
     torch.testing.assert_close(loss, expected)
     gradients = [torch.autograd.grad(value, model.head.bias)[0] for value in (loss, expected)]
     torch.testing.assert_close(*gradients)
-
-
-def test_the_attack_of_trades_raises_the_divergence_without_labels() -> None:
-    model, images = normalised_net().eval(), photos_of(6)
-    attack = make_attack("trades", epsilon=8.0, steps=5)
-
-    def divergence(of: Tensor) -> float:
-        with torch.no_grad():
-            clean, moved = (model(each).log_softmax(1) for each in (images, of))
-        return float((clean.exp() * (clean - moved)).sum())
-
-    results = [
-        attacked(model, images, labels, attack, loss="kl")
-        for labels in (labels_of(6, 4), torch.zeros(6, dtype=torch.int64))
-    ]
-    assert torch.equal(*results)
-    noise = torch.empty(images.shape).uniform_(-8, 8)
-    assert divergence(results[0]) > 3 * divergence((images + noise).clamp(0, 255))
 
 
 # Wrapped models.

@@ -322,11 +322,7 @@ def test_a_file_overrides_a_name(write: Callable[..., str]) -> None:
     expected = named("ffcv_rn50_16")
     changes: dict[str, Any] = {"lr": 0.25, "blurpool": False, "val_resolution": None, "seed": 3}
     assert config == dataclasses.replace(expected, **changes)
-
-
-def test_a_file_may_give_the_paths(write: Callable[..., str]) -> None:
-    file = write("config.json", {"train": "train.beton", "run": "run"})
-    args = ["--config-file", file]
+    args = ["--config-file", write("paths.json", {"train": "train.beton", "run": "run"})]
     assert parse(Config, CONFIGS, description=None, args=args) == Config(**PATHS)
 
 
@@ -394,11 +390,14 @@ def dp4tl_file(**train: Any) -> dict[str, Any]:
 MACHINE: dict[str, Any] = {"seed": 43856, "num_workers": 12, "val": Path("val.beton")}
 
 
-@pytest.mark.parametrize("name", [[], ["--config", "ffcv_rn50_88"]])
+@pytest.mark.parametrize("kind", ["json", "yaml"])
 def test_dp4tls_file_is_the_configuration_of_that_name(
-    name: list[str], write: Callable[..., str]
+    kind: str, write: Callable[..., str]
 ) -> None:
-    config = parsed(*name, "--config-file", write("rn18_16.json", dp4tl_file()))
+    yaml = pytest.importorskip("yaml")
+    content = dp4tl_file() if kind == "json" else yaml.dump(dp4tl_file())
+    file = write(f"rn18_16.{kind}", content)
+    config = parsed("--config", "ffcv_rn50_88", "--config-file", file)
     assert config == dataclasses.replace(named("rn18_16"), **MACHINE)
 
 

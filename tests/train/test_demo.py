@@ -14,8 +14,9 @@ import pytest
 
 from dp4tl_ffcv import BetonIndex, Scores, Selection
 from dp4tl_ffcv.writers import digits
-from train import demo, finetune, pretrain
+from train import demo
 from train.components import demo_runs
+from train.components.session import Session
 
 ALL_ORIGINALS = digits.ORIGINALS
 METHODS = {"full", "label_mapping", "feature_mapping", "random"}
@@ -34,8 +35,8 @@ class Finished:
     """A demo that was stopped in its second pretraining, then continued to the end."""
 
     config: demo.Config
-    before_the_stop: list[str]
-    after_the_stop: list[str]
+    before_the_stop: list[Path]
+    after_the_stop: list[Path]
     output: list[str]
 
     @property
@@ -44,24 +45,16 @@ class Finished:
         return content
 
 
-def spy_on_training(patch: pytest.MonkeyPatch) -> list[str]:
-    """Return a list that gets the name of every run that trains from here on."""
-    trained: list[str] = []
-    set_up, train_one = pretrain.set_up, {}
+def spy_on_training(patch: pytest.MonkeyPatch) -> list[Path]:
+    """Return a list that gets the folder of every run that trains from here on."""
+    trained: list[Path] = []
+    start = Session.start
 
-    def spied_set_up(*arguments: Any) -> Any:
-        trained.append("pretrain")
-        return set_up(*arguments)
+    def spied(self: Session) -> None:
+        trained.append(self.config.run)
+        start(self)
 
-    patch.setattr(pretrain, "set_up", spied_set_up)
-    for name in ("train_probe", "train_all"):
-        train_one[name] = getattr(finetune, name)
-
-        def spied(*arguments: Any, name: str = name) -> Any:
-            trained.append(name)
-            return train_one[name](*arguments)
-
-        patch.setattr(finetune, name, spied)
+    patch.setattr(Session, "start", spied)
     return trained
 
 
@@ -83,14 +76,14 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     )
     with pytest.MonkeyPatch.context() as patch:
         before = spy_on_training(patch)
-        train_step = pretrain.train_step
+        count = Session.count
 
-        def stop_in_the_third_pretraining(*arguments: Any) -> Any:
-            if before.count("pretrain") == 3:
+        def stop_in_the_third_pretraining(self: Session, *batch: Any) -> None:
+            if before[-1].parent.name == "pretrain" and len(before) == 5:
                 raise KeyboardInterrupt
-            return train_step(*arguments)
+            count(self, *batch)
 
-        patch.setattr(pretrain, "train_step", stop_in_the_third_pretraining)
+        patch.setattr(Session, "count", stop_in_the_third_pretraining)
         with pytest.raises(KeyboardInterrupt):
             demo.run_demo(config)
         assert not (config.out / "result.json").exists()
@@ -105,18 +98,16 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
 
 
 def test_a_stopped_demo_continues_where_it_was(finished: Finished) -> None:
-    # Eight pretrainings in all: surrogate, full, and three methods with a control each. The first
-    # two, and the finetunings of the second, were finished; the third was stopped after a step.
-    assert finished.after_the_stop.count("pretrain") == 8 - 2
-    assert finished.before_the_stop[:2] == ["pretrain", "pretrain"]
-    for name in ("train_probe", "train_all"):
-        assert finished.before_the_stop.count(name) == 1
-        assert finished.after_the_stop.count(name) == 7 - 1
     out = finished.config.out
-    reused = [line for line in finished.output if "reused" in line]
-    for folder in ("pretrain/surrogate", "scores", "pretrain/full_1_seed0"):
-        assert f"{out / folder}: finished before, reused" in reused
-    assert len(reused) == 5
+    *whole, stopped = (str(run.relative_to(out)) for run in finished.before_the_stop)
+    tuned = [f"finetune/full_1_seed0/{mode}" for mode in ("linear_probe", "full_finetuning")]
+    assert whole == ["pretrain/surrogate", "pretrain/full_1_seed0", *tuned]
+    after = [str(run.relative_to(out)) for run in finished.after_the_stop]
+    assert after[0] == stopped
+    # Of the full source and of three methods, each with a control: pretraining and two finetunings.
+    assert len(after) == len(set(after)) == 6 * 3
+    assert not set(after) & set(whole)
+    assert f"{out / 'scores'}: finished before, reused" in finished.output
 
 
 def test_there_is_a_row_for_each_method_keep_budget_and_finetuning(finished: Finished) -> None:

@@ -2,14 +2,13 @@
 
 import json
 import shutil
-from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from dp4tl_ffcv import (
     BetonIndex,
@@ -176,23 +175,9 @@ def test_a_checkpoint_of_another_architecture_is_rejected(configure: Configure) 
 # Optimiser and schedule.
 
 
-@pytest.fixture
-def steps() -> Iterator[list[dict[str, Any]]]:
-    """The optimiser and its options in every step that is taken from here on."""
-    found: list[dict[str, Any]] = []
-
-    def note(optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        options = {k: v for k, v in optimizer.param_groups[0].items() if k != "params"}
-        found.append({"kind": type(optimizer).__name__, **options})
-
-    handle = register_optimizer_step_pre_hook(note)
-    yield found
-    handle.remove()
-
-
 @pytest.mark.parametrize("mode", MODES[:2])
 def test_settings_reach_the_optimiser_and_the_loss(
-    mode: str, configure: Configure, steps: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+    mode: str, configure: Configure, taken: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     smoothed: list[float] = []
     forward = torch.nn.CrossEntropyLoss.forward
@@ -204,14 +189,14 @@ def test_settings_reach_the_optimiser_and_the_loss(
     monkeypatch.setattr(torch.nn.CrossEntropyLoss, "forward", noted)
     finetune.finetune(configure(mode=mode, lr=1e-3, epochs=3, label_smoothing=0.125))
     expected = 1e-3 * (1 + np.cos(np.pi * np.arange(24) / 24)) / 2  # a cosine to zero
-    np.testing.assert_allclose([step["lr"] for step in steps], expected)
-    assert {step["kind"] for step in steps} == {"AdamW"}
+    np.testing.assert_allclose([step["lr"] for step in taken], expected)
+    assert {step["kind"] for step in taken} == {"AdamW"}
     assert smoothed == [0.125] * (24 if mode == "linear_probe" else 1 + 24)
-    del steps[:]
+    del taken[:]
     options = {"optimizer": "sgd", "momentum": 0.5, "weight_decay": 0.25, "schedule": "constant"}
     finetune.finetune(configure(mode=mode, epochs=1, lr=1e-3, overwrite=True, **options))
-    assert len(steps) == 8
-    for step in steps:
+    assert len(taken) == 8
+    for step in taken:
         assert step["kind"] == "SGD"
         assert step["lr"] == 1e-3
         assert (step["momentum"], step["nesterov"], step["weight_decay"]) == (0.5, False, 0.25)
@@ -220,9 +205,13 @@ def test_settings_reach_the_optimiser_and_the_loss(
 # Several processes.
 
 
-def test_several_processes_for_a_probe_are_rejected(configure: Configure) -> None:
+def test_several_processes_for_a_probe_are_rejected(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    two = Processes(torch.device("cpu"), 0, 2)
+    monkeypatch.setattr(finetune, "processes", lambda: nullcontext(two))
     with pytest.raises(ValueError, match=r"linear_probe.*without torchrun"):
-        finetune.load_pretrained(configure(), Processes(torch.device("cpu"), 0, 2))
+        finetune.finetune(configure())
 
 
 # Splits that do not belong together.

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from dp4tl_ffcv import (
     BetonIndex,
@@ -24,22 +23,8 @@ from train import pretrain
 from train.components.schedules import learning_rate_factor
 
 
-@pytest.fixture
-def steps(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The learning rate of every optimiser step that is taken from here on."""
-    rates: list[float] = []
-    step = torch.optim.SGD.step
-
-    def counted(self: Any, *args: Any, **kwargs: Any) -> Any:
-        rates.append(self.param_groups[0]["lr"])
-        return step(self, *args, **kwargs)
-
-    monkeypatch.setattr(torch.optim.SGD, "step", counted)
-    return rates
-
-
 def test_a_run_leaves_its_config_log_checkpoint_and_result(
-    configure: Configure, photos: Images, other_photos: Images, steps: list[float]
+    configure: Configure, photos: Images, other_photos: Images, taken: list[dict[str, Any]]
 ) -> None:
     config = configure()
     before = photos.path.read_bytes()
@@ -50,7 +35,7 @@ def test_a_run_leaves_its_config_log_checkpoint_and_result(
     assert written["epochs"] == 2
     assert [row["event"] for row in rows(config.run)] == ["start", "epoch", "epoch"]
     assert [row["step"] for row in rows(config.run)[1:]] == [3, 6]
-    assert len(steps) == result["steps"] == 6
+    assert len(taken) == result["steps"] == 6
     assert result["images"] == 6 * 32
     assert result["retained_classes"] == 10
     assert result["retained_samples"] == 120
@@ -86,10 +71,10 @@ def test_a_run_learns_and_the_validation_accuracy_is_that_of_its_checkpoint(
 
 @pytest.mark.parametrize("iterations", [2, 7])
 def test_iterations_are_exactly_that_many_steps(
-    iterations: int, configure: Configure, steps: list[float]
+    iterations: int, configure: Configure, taken: list[dict[str, Any]]
 ) -> None:
     result = pretrain.pretrain(configure(iterations=iterations, epochs=1, val=None))
-    assert len(steps) == result["steps"] == iterations
+    assert len(taken) == result["steps"] == iterations
     assert result["images"] == 32 * iterations
     assert result["val_accuracy"] is None
     assert not any("CheckedThread" in type(thread).__name__ for thread in threading.enumerate())
@@ -97,7 +82,7 @@ def test_iterations_are_exactly_that_many_steps(
 
 @pytest.mark.parametrize("schedule", ["cyclic", "step"])
 def test_the_rate_of_a_run_is_that_of_its_schedule(
-    schedule: str, configure: Configure, steps: list[float]
+    schedule: str, configure: Configure, taken: list[dict[str, Any]]
 ) -> None:
     shape: Any = {"schedule": schedule, "warmup": 0.25, "step_length": 2, "step_ratio": 0.3}
     pretrain.pretrain(configure(epochs=4, lr=0.2, val=None, **shape))
@@ -105,7 +90,7 @@ def test_the_rate_of_a_run_is_that_of_its_schedule(
         0.2 * learning_rate_factor(step, num_steps=12, steps_per_epoch=3, **shape)
         for step in range(12)
     ]
-    np.testing.assert_allclose(steps, expected)
+    np.testing.assert_allclose([step["lr"] for step in taken], expected)
 
 
 def test_a_selection_gives_a_head_of_its_own_and_the_retained_counts(
@@ -139,7 +124,7 @@ def test_the_command_says_in_one_line_that_a_beton_is_truncated(
 
 
 def test_a_validation_split_of_another_source_is_rejected_before_training(
-    configure: Configure, photos: Images, steps: list[float], tmp_path: Path
+    configure: Configure, photos: Images, taken: list[dict[str, Any]], tmp_path: Path
 ) -> None:
     selection = tmp_path / "nine.npz"
     Selection.of_classes(photos.index, [9]).save(selection)
@@ -148,4 +133,4 @@ def test_a_validation_split_of_another_source_is_rejected_before_training(
     write_beton(val, samples, image_fields())
     with pytest.raises(ValueError, match="`val`"):
         pretrain.pretrain(configure(selection=selection, val=val))
-    assert steps == []
+    assert taken == []

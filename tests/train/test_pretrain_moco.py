@@ -21,7 +21,7 @@ from tests.support.training import MOCO, Configure, rows
 from train import finetune, pretrain_moco
 from train.components.augmentations import augment, draw
 from train.components.data import open_source
-from train.components.moco import GroupedBatchNorm, group_norms
+from train.components.moco import GroupedBatchNorm
 from train.components.processes import Processes
 from train.configs.pretrain_moco import Config
 
@@ -108,16 +108,6 @@ def test_a_run_moves_the_query_network_at_the_rate_of_a_cosine(
     assert taken == [(pytest.approx(rate), count) for rate in rates]
 
 
-def test_the_queue_starts_over_when_it_is_full(configure: Configure) -> None:
-    state = set_up(configure())
-    bank, (first, second) = state.moco.loss.memory_bank, batch_of(state)
-    places = []
-    for step in range(3):
-        pretrain_moco.loss_of(state, first, second, (0, step))
-        places.append(int(bank.bank_ptr))
-    assert places == [40, 0, 40]
-
-
 def test_views_are_two_crops_of_the_same_image(
     colours: Colours, photos: Images, configure: Configure
 ) -> None:
@@ -149,15 +139,6 @@ def test_batch_statistics_are_those_of_each_part() -> None:
     torch.testing.assert_close(grouped.eval()(images), parts[0].eval()(images))
 
 
-def test_every_norm_of_an_encoder_is_replaced_and_its_state_fits_the_plain_one() -> None:
-    plain, grouped = build_model("resnet18", None), build_model("resnet18", None)
-    group_norms(grouped, 8)
-    norms = [part for part in grouped.modules() if isinstance(part, nn.BatchNorm2d)]
-    assert len(norms) == 20
-    assert all(isinstance(norm, GroupedBatchNorm) for norm in norms)
-    plain.load_state_dict(grouped.state_dict())
-
-
 # -- runs ------------------------------------------------------------------------------------------
 def test_a_run_leaves_an_encoder_and_a_result(trained: dict[str, Any], photos: Images) -> None:
     run = Path(trained["checkpoint"]).parents[1]
@@ -175,22 +156,6 @@ def test_a_run_leaves_an_encoder_and_a_result(trained: dict[str, Any], photos: I
     logits, features = model.eval().features(torch.zeros((2, 3, 32, 32), dtype=torch.uint8))
     assert logits is None
     assert features.shape == (2, 64)
-
-
-def test_a_run_learns_to_tell_images_apart(configure: Configure) -> None:
-    """Two crops of an image are nearer to each other than to those of other images."""
-    run = pretrain_moco.pretrain_moco(configure(epochs=12, lr=0.06))
-
-    def rank_of_the_other_crop(model: nn.Module) -> float:
-        loader = views(configure(batch_size=120))
-        first, second = (normalize(model.eval()(crops), dim=1) for crops in next(iter(loader)))
-        similarity = first @ second.T
-        return float((similarity > similarity.diagonal()[:, None]).float().sum(1).mean())
-
-    with torch.inference_mode():
-        torch.manual_seed(0)
-        untrained = rank_of_the_other_crop(build_model("resnet8_w16", None))
-        assert rank_of_the_other_crop(load_checkpoint(run["checkpoint"])) < 0.8 * untrained
 
 
 def test_a_selection_trains_on_what_it_retains(

@@ -35,7 +35,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
 
 def test_the_resolution_grows_along_its_ramp(configure: Configure, seen: list[Any]) -> None:
-    growing = {"resolution": 32, "end_resolution": 96, "ramp": (0, 2)}
+    growing = {"resolution": 32, "end_resolution": 96, "ramp": (0, 2), "val": None}
     pretrain.pretrain(configure(epochs=3, batch_size=60, **growing))
     assert [step["images"].shape[-1] for step in seen] == [32, 32, 64, 64, 96, 96]
     # At equal iterations each resolution has the same share of the run, in more epochs.

@@ -257,15 +257,6 @@ def test_two_processes_of_moco_share_batches_and_keep_the_same_networks_and_queu
     assert first["moco"]["loss"] == pytest.approx(alone["loss"], abs=0.3)
 
 
-@pytest.mark.parametrize(("count", "world_size"), [(0, 2), (1, 3), (5, 1), (21, 7), (22, 4)])
-def test_shares_cover_every_id_once(count: int, world_size: int) -> None:
-    device = torch.device("cpu")
-    shares = [
-        Processes(device, rank, world_size).share(np.arange(count)) for rank in range(world_size)
-    ]
-    assert sorted(np.concatenate(shares).tolist()) == list(range(count))
-
-
 def test_the_batch_size_is_per_step_or_per_process(settings_of_recipe: Configure) -> None:
     def config(**changes: Any) -> Any:
         return settings_of_recipe("pretrain", Path("run"), batch_size=32, **changes)

@@ -79,15 +79,6 @@ def test_a_rate_rises_once_from_its_start_and_then_falls(
         assert np.abs(np.diff(rates[:-1])).max(initial=0) <= steepest + 1e-12
 
 
-@pytest.mark.parametrize("schedule", ["cyclic", "cosine"])
-@pytest.mark.parametrize("end_factor", [0.0, 0.01])
-def test_the_peak_is_one_and_the_end_the_one_asked_for(schedule: str, end_factor: float) -> None:
-    rates = factors(80, schedule=schedule, warmup=0.125, end_factor=end_factor)
-    assert rates[10] == max(rates) == 1
-    assert rates[80] == pytest.approx(end_factor, abs=1e-15)
-    assert rates[79] > end_factor
-
-
 # Each schedule.
 
 

@@ -111,7 +111,7 @@ def adversarial_loss(
         model: the model in training mode, bare or wrapped.
         images: pixel values 0 to 255 `(B, 3, H, W)`, uint8 or float.
         labels: true classes `(B,)`.
-        kind: kind of adversarial training.
+        kind: kind of adversarial training, as above.
         attack: bounds and steps.
         criterion: function of logits `(B, C)` and labels that returns a scalar.
         beta: weight of the divergence in TRADES.

@@ -33,9 +33,7 @@ DEFINITIONS = {
     "equal_iterations": "as many optimiser steps as the full run",
 }
 
-# Largest ratio between the images per second of two runs. A larger ratio shows that the machine was
-# busy with something else, which makes the seconds unreliable.
-_EVEN = 1.25
+_EVEN = 1.25  # largest ratio between the images per second of two runs on an idle machine
 
 
 @dataclass(frozen=True)
@@ -88,12 +86,14 @@ def summarise(
     Args:
         outcomes: measurements of every run.
         selection_seconds: cost of a selection, by method.
-        relevant: True for the relevant source classes `(C,)`.
+        relevant: bool `(C,)`, True for the relevant source classes.
     """
-    full_seconds = _fastest(outcomes[FULL])
+    fastest = {
+        key: min(float(run["pretrain_seconds"]) for run in runs) for key, runs in outcomes.items()
+    }
     rows = []
     for (method, keep, budget), runs in outcomes.items():
-        seconds, cost = _fastest(runs), selection_seconds.get(method, 0.0)
+        seconds, cost = fastest[method, keep, budget], selection_seconds.get(method, 0.0)
         retained = [
             relevant[Selection.load(run["selection"]).classes] if run["selection"] else relevant
             for run in runs
@@ -108,8 +108,8 @@ def summarise(
             "pretrain_seconds": seconds,
             "pretrain_seconds_all": [run["pretrain_seconds"] for run in runs],
             "selection_seconds": cost,
-            "speedup": full_seconds / seconds,
-            "speedup_with_selection": full_seconds / (seconds + cost),
+            "speedup": fastest[FULL] / seconds,
+            "speedup_with_selection": fastest[FULL] / (seconds + cost),
             "relevant_share": float(np.mean([part.mean() for part in retained])),
             "relevant_found": float(np.mean([part.sum() for part in retained]) / relevant.sum()),
         }
@@ -154,7 +154,3 @@ def print_table(rows: list[dict[str, Any]]) -> None:
             f"{row['retained_classes']:>7}{row['pretrain_seconds']:>9.1f}{row['speedup']:>9.2f}"
             f"{row['speedup_with_selection']:>10.2f}{accuracy:>16}{row['relevant_share']:>9.2f}"
         )
-
-
-def _fastest(runs: list[dict[str, Any]]) -> float:
-    return min(float(run["pretrain_seconds"]) for run in runs)

@@ -48,7 +48,7 @@ class MoCo(nn.Module):
         return cast(Classifier, self.query[0])
 
     def keep_place_on_host(self) -> None:
-        """Move the queue's position to the host: lightly reads it in each step, without waiting."""
+        """Move the queue's position to the host, where lightly reads it without waiting."""
         bank = self.loss.memory_bank
         bank.bank_ptr = bank.bank_ptr.cpu()
 
@@ -67,8 +67,8 @@ class MoCo(nn.Module):
 class GroupedBatchNorm(nn.BatchNorm2d):
     """Batch normalisation over parts of the batch, as on several GPUs.
 
-    The running statistics come from the first part, as from the first GPU. The state has the
-    names and shapes of `nn.BatchNorm2d`.
+    The running statistics come from the first part, as they come from the first GPU. The state has
+    the names and shapes of `nn.BatchNorm2d`.
 
     Args:
         norm: the layer to replace.

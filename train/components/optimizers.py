@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,45 +10,29 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from dp4tl_ffcv.utils import BlurPoolConv, Classifier
 
+from ..configs.common import RunConfig
+
 _BLURRED_CHANNELS = 16  # as in ffcv-imagenet; blurring the 3 channels of the image loses detail
 
 
-def make_optimizer(
-    model: nn.Module,
-    *,
-    name: Literal["sgd", "adamw", "adam"],
-    lr: float,
-    momentum: float = 0.9,
-    nesterov: bool = True,
-    weight_decay: float,
-    norm_weight_decay: bool = True,
-) -> torch.optim.Optimizer:
-    """Return an optimiser of the trainable weights, fused if all of them are on a GPU.
-
-    Args:
-        model: the model to train.
-        name: SGD, or AdamW or Adam with torch's betas.
-        lr: learning rate.
-        momentum: momentum of SGD.
-        nesterov: use Nesterov momentum in SGD.
-        weight_decay: decoupled in AdamW, part of the gradient in the others.
-        norm_weight_decay: decay norms and biases too, which are the weights of one dimension.
-    """
+def make_optimizer(model: nn.Module, config: RunConfig) -> torch.optim.Optimizer:
+    """Return the optimiser of the trainable weights, fused if all of them are on a GPU."""
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     groups: list[dict[str, Any]] = [{"params": weights}]
-    if not norm_weight_decay:
+    if not config.norm_weight_decay:  # norms and biases are the weights of one dimension
         groups = [
             {"params": [weight for weight in weights if weight.ndim > 1]},
             {"params": [weight for weight in weights if weight.ndim <= 1], "weight_decay": 0.0},
         ]
     # A fused step handles the loss scale of fp16 on the GPU, without waiting for it.
-    shared: dict[str, Any] = {"lr": lr, "weight_decay": weight_decay}
+    shared: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay}
     if all(weight.is_cuda for weight in weights):
         shared["fused"] = True
-    if name != "sgd":
-        kind = torch.optim.AdamW if name == "adamw" else torch.optim.Adam
+    if config.optimizer != "sgd":
+        kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
         return kind(groups, **shared)
-    nesterov = nesterov and momentum > 0
+    momentum = config.momentum
+    nesterov = config.nesterov and momentum > 0
     optimizer = torch.optim.SGD(groups, momentum=momentum, nesterov=nesterov, **shared)
     if momentum > 0 and "fused" in shared:
         # Otherwise the first step allocates the buffer, and leaves it uninitialised if fp16
@@ -68,12 +52,7 @@ def take_step(
 ) -> None:
     """Compute the gradient of a loss and take one optimiser step, without waiting for the GPU.
 
-    Args:
-        optimizer: optimiser of the weights.
-        loss: loss of the batch.
-        lr: learning rate of the step.
-        scaler: scaler of the loss in fp16. None does not scale.
-        grad_clip: largest norm of the gradient of all weights. None does not clip.
+    `scaler` scales the loss in fp16. `grad_clip` is the largest norm of the whole gradient.
     """
     scaler = scaler or torch.amp.GradScaler(enabled=False)
     for group in optimizer.param_groups:
@@ -89,7 +68,7 @@ def take_step(
 
 
 class AveragedWeights:
-    """Exponential moving average of the weights and buffers of a model.
+    """A model whose weights and buffers are the exponential moving averages of another model's.
 
     After update t, counted from 1, the average is
 
@@ -97,10 +76,6 @@ class AveragedWeights:
 
     The second term limits the influence of the initial weights in short runs, like `num_updates`
     in TensorFlow. Integers, such as the batch count of batch norm, are copied.
-
-    Args:
-        model: the bare model, on its device.
-        decay: d, in [0, 1].
     """
 
     def __init__(self, model: Classifier, decay: float) -> None:
@@ -165,7 +140,7 @@ class BestWeights:
 def add_blurpool(model: nn.Module) -> None:
     """Blur before every strided convolution of 16 or more channels, as ffcv-imagenet does.
 
-    The model is changed in place. Call this before making the optimiser.
+    Changes the model in place.
 
     Raises:
         ValueError: the model has no such convolution.
@@ -180,9 +155,6 @@ def add_blurpool(model: nn.Module) -> None:
         and part.in_channels >= _BLURRED_CHANNELS
     ]
     if not strided:
-        raise ValueError(
-            f"`model` has no strided convolutions of {_BLURRED_CHANNELS} or more channels to blur "
-            "before. Train it without blurpool."
-        )
+        raise ValueError("`model` has no strided convolutions to blur. Train it without blurpool.")
     for parent, name, part in strided:
         setattr(parent, name, BlurPoolConv(part))

@@ -1,5 +1,6 @@
 """The log of a run: JSON lines, and curves for TensorBoard."""
 
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -20,7 +21,13 @@ class RunLog:
     def __init__(self, folder: RunFolder, *, active: bool = True, first_step: int = 0) -> None:
         self._folder = folder
         self._active = active
-        self._curves = _tensorboard(folder, first_step) if active else None
+        self._curves: Any = None
+        if active:
+            with suppress(ImportError):
+                from torch.utils.tensorboard import SummaryWriter
+
+                curves = str(folder.path / "tensorboard")
+                self._curves = SummaryWriter(curves, purge_step=first_step)
         self._losses: list[tuple[int, Tensor, torch.cuda.Event | None]] = []
 
     def write(self, event: str, step: int, **numbers: Any) -> None:
@@ -60,11 +67,3 @@ class RunLog:
         self.flush()
         if self._curves is not None:
             self._curves.close()
-
-
-def _tensorboard(folder: RunFolder, first_step: int) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        return None
-    return SummaryWriter(str(folder.path / "tensorboard"), purge_step=first_step)

@@ -73,17 +73,11 @@ def resolution_at(
     end_resolution: int | None = None,
     ramp: tuple[int, int] | None = None,
 ) -> int:
-    """Return the side of the training crops of an epoch, in pixels.
+    """Return the side of the training crops of an epoch (counted from 0), in pixels.
 
     As in ffcv-imagenet, the side is `resolution` until the first epoch of the ramp and
     `end_resolution` from its last epoch. Between them it is interpolated and rounded to a multiple
-    of 32, with ties to the even multiple.
-
-    Args:
-        epoch: number of the epoch, from 0.
-        resolution: side before the ramp.
-        end_resolution: side after the ramp.
-        ramp: first and last epoch. None keeps `resolution`.
+    of 32, with ties to the even multiple. Without a ramp it is `resolution`.
     """
     if ramp is None or end_resolution is None or epoch <= ramp[0]:
         return resolution

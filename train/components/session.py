@@ -26,7 +26,7 @@ _WITHOUT_EFFECT = {
 
 @dataclass
 class Counters:
-    """How far a run has come, over all its sessions."""
+    """Progress of a run, over all its sessions."""
 
     epoch: int = 0
     """Finished epochs."""
@@ -79,8 +79,8 @@ class Session:
         recipe: name of the recipe, for messages.
         config: settings of the run.
         processes: processes of the run.
-        inputs: what the result depends on besides the settings. A fingerprint under the name of a
-            setting replaces it: a path is not part of a run, the content of its file is.
+        inputs: fingerprints of the files that the result depends on. One with the name of a setting
+            replaces the setting: not the path of a file is part of a run, but its content.
         checkpoint: name of the checkpoint that the run writes.
     """
 
@@ -158,9 +158,9 @@ class Session:
             self.write("continue")
 
     def warm_up(self, action: Callable[[], Any]) -> None:
-        """Call `action`, which compiles and sets up what training needs, and take the time.
+        """Call `action`, which compiles and sets up what training needs.
 
-        That time is then not part of the training time.
+        Its time is reported, but is not part of the training time.
         """
         started = time.perf_counter()
         action()
@@ -232,13 +232,7 @@ class Session:
 
     # -- after training --------------------------------------------------------------------------
     def finish(self, model: Classifier, summary: str, **result: Any) -> dict[str, Any]:
-        """Save the checkpoint, write `result.json` and return its content.
-
-        Args:
-            model: the model to save.
-            summary: line to print.
-            result: what the recipe reports.
-        """
+        """Save the model, print `summary`, write `result.json` and return its content."""
         on_rank_zero(partial(save_checkpoint, self.checkpoint, model))
         self.log.close()
         self.say(summary)

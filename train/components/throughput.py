@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterable, Iterator
 from datetime import timedelta
+from itertools import chain
 from typing import Any
 
 import torch
@@ -44,10 +45,7 @@ class Throughput:
     def batches(self, loader: Iterable[Any], num_steps: int, images_per_step: int) -> Iterator[Any]:
         """Yield at most `num_steps` batches, and show a progress line on stderr.
 
-        Args:
-            loader: the batches.
-            num_steps: steps of this epoch.
-            images_per_step: images per step, over all processes.
+        `images_per_step` counts the images of all processes.
         """
         timed = self._timed(loader, num_steps)
         if self.quiet:
@@ -75,7 +73,8 @@ class Throughput:
         return self._stalled
 
     def _timed(self, loader: Iterable[Any], num_steps: int) -> Iterator[Any]:
-        batches, on_gpu = _opened_late(loader), self.device.type == "cuda"
+        # The chain opens the loader at the first request, so that opening counts as waiting.
+        batches, on_gpu = chain.from_iterable([loader]), self.device.type == "cuda"
         self._started = time.perf_counter()
         for _ in range(num_steps):
             left, waiting_since = self._event() if on_gpu else None, time.perf_counter()
@@ -100,8 +99,3 @@ class Throughput:
         event = torch.cuda.Event(enable_timing=True)
         event.record()
         return event
-
-
-def _opened_late(loader: Iterable[Any]) -> Iterator[Any]:
-    """Open a loader at the first request, so that opening counts as waiting."""
-    yield from loader

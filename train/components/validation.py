@@ -44,11 +44,8 @@ class Validation:
     def accuracies(self, model: nn.Module, processes: Processes) -> dict[str, Any]:
         """Return the accuracy, the accuracy of each class, and the accuracy under attack.
 
-        The keys of the classes are their labels in the beton. The model stays in evaluation mode.
-
-        Args:
-            model: the bare model, which takes pixel values.
-            processes: the processes of the run; all of them call this.
+        All processes must call this, with the bare model, which stays in evaluation mode. The keys
+        of the classes are their labels in the beton.
         """
         model.eval()
         device = processes.device

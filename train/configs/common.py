@@ -65,22 +65,21 @@ class RunConfig:
     """Use Nesterov momentum in SGD."""
     weight_decay: float = 0.0
     """Weight decay, decoupled in AdamW."""
+    norm_weight_decay: bool = True
+    """Decay the weights of norms and the biases too."""
     amp: Literal["bf16", "fp16", "off"] = "bf16"
     """Precision of the forward pass on a GPU. A CPU computes in float32."""
 
     def __post_init__(self) -> None:
         """Check the settings."""
-        check_choices(self)
+        for name, hint in get_type_hints(type(self)).items():
+            if get_origin(hint) is Literal:
+                check_choice(name, getattr(self, name), get_args(hint))
         check_fields(self, "seed lr weight_decay step_ratio", at_least=0)
         check_fields(self, "num_workers log_every save_every epochs batch_size", at_least=1)
         check_fields(self, "step_length resolution", at_least=1)
         check_fields(self, "min_scale momentum", at_least=0, at_most=1)
         check_fields(self, "warmup start_factor end_factor", at_least=0, at_most=1)
-
-    def optimizer_settings(self) -> dict[str, Any]:
-        """Return the arguments of `make_optimizer`."""
-        names = ("lr", "momentum", "nesterov", "weight_decay")
-        return {"name": self.optimizer, **{name: getattr(self, name) for name in names}}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,19 +100,8 @@ class SupervisedConfig(RunConfig):
         check_fields(self, "crop_ratio label_smoothing", at_least=0, at_most=1)
 
 
-def check_choices(config: Any) -> None:
-    """Raise a ValueError if a field of type `Literal` does not have one of its values."""
-    for name, hint in get_type_hints(type(config)).items():
-        if get_origin(hint) is Literal:
-            check_choice(name, getattr(config, name), get_args(hint))
-
-
 def check_fields(config: Any, names: str, **bounds: float) -> None:
-    """Check the numbers in the fields `names`, separated by spaces; None passes.
-
-    Raises:
-        ValueError: a number is out of `bounds`, which are the bounds of `check_number`.
-    """
+    """Check by `check_number` the fields `names`, which are separated by spaces; None passes."""
     for name in names.split():
         value = getattr(config, name)
         if value is not None:

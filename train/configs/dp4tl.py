@@ -4,7 +4,9 @@ The keys are declared in DP4TL's experiments (OPTML-Group/DP4TL, src/experiment/
 here with dots between the sections. As in DP4TL, a null value counts as absent.
 """
 
+import json
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 _SAME = {
@@ -56,9 +58,6 @@ def fields_of(nested: Mapping[str, Any]) -> dict[str, Any]:
     fp16, one output per source class, a cyclic schedule from 1e-4 to 1e-4. The result may hold
     fields that our recipe for the same task does not have.
 
-    Args:
-        nested: the sections of the file.
-
     Raises:
         ValueError: a key is unknown or missing, or asks for pruning.
     """
@@ -96,8 +95,10 @@ def _flatten(nested: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
     for key, value in nested.items():
         if isinstance(value, Mapping):
             yield from _flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+            continue
+        with suppress(ValueError, TypeError):
+            value = json.loads(value)  # the scalars of a YAML file are text
+        yield f"{prefix}{key}", value
 
 
 def _required(given: Mapping[str, Any], key: str) -> Any:

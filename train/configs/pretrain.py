@@ -55,8 +55,6 @@ class Config(SupervisedConfig):
     """Use Nesterov momentum in SGD."""
     weight_decay: float = 5e-5
     """Weight decay, decoupled in AdamW."""
-    norm_weight_decay: bool = True
-    """Decay the weights of norms and the biases too."""
     grad_clip: float | None = None
     """Largest norm of the gradient of all weights. None does not clip."""
     ema: float = 0.0
@@ -87,10 +85,6 @@ class Config(SupervisedConfig):
     """Order of the samples: random, or quasi_random for files larger than memory."""
     val_every: int = 0
     """Epochs between validations. 0 validates only at the end."""
-
-    def optimizer_settings(self) -> dict[str, Any]:
-        """Return the arguments of `make_optimizer`."""
-        return {**super().optimizer_settings(), "norm_weight_decay": self.norm_weight_decay}
 
     def __post_init__(self) -> None:
         """Check the settings."""
