@@ -40,12 +40,7 @@ def check_ints(
 
 
 def check_int_array(
-    name: str,
-    values: ArrayLike,
-    *,
-    at_least: int | None = None,
-    below: int | None = None,
-    distinct: bool = False,
+    name: str, values: ArrayLike, *, below: int | None = None, distinct: bool = False
 ) -> NDArray[np.int64]:
     """Return integers `(N,)` as contiguous int64; uint64 values from 2**63 on become negative.
 
@@ -59,8 +54,6 @@ def check_int_array(
         raise TypeError(f"`{name}` must be integers; got dtype {array.dtype}.{hint}")
     if array.ndim != 1:
         raise ValueError(f"`{name}` must have shape (N,); got {array.shape}.")
-    if array.size and at_least is not None and array.min() < at_least:
-        raise ValueError(f"`{name}` must be at least {at_least}; got {array.min()}.")
     if array.size and below is not None and (array.min() < 0 or array.max() >= below):
         raise ValueError(
             f"`{name}` must lie in [0, {below}); got values from {array.min()} to {array.max()}."

@@ -1,5 +1,6 @@
 """Fixtures of many tests: small image betons, damaged betons, and a guard against hanging."""
 
+import gc
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,6 +28,11 @@ NUM_CLASSES = 10
 PER_CLASS = 12
 CLASS_NAMES = [f"class {number}" for number in range(NUM_CLASSES)]
 HANGS_AFTER = 120.0  # seconds; guarded calls take at most two on an idle machine
+
+
+def pytest_collection_finish() -> None:
+    """Exempt what is imported by now from garbage collection, which tests ask for often."""
+    gc.freeze()
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from dp4tl_ffcv import (
     training_loader,
     write_beton,
 )
-from dp4tl_ffcv.loading import quasi_random_order, random_order, sequential_order
+from dp4tl_ffcv.loading.orders import quasi_random_order, random_order, sequential_order
 from dp4tl_ffcv.scoring import (
     coverage_centric,
     el2n,

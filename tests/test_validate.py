@@ -104,7 +104,6 @@ def test_processes_of_one_machine_share_its_cores(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize(
     ("values", "options", "message"),
     [
-        ([0, -1], {"at_least": 0}, "^`n` must be at least 0; got -1"),
         ([0, 3], {"below": 3}, r"^`n` must lie in \[0, 3\); got values from 0 to 3"),
         ([-1, 1], {"below": 3}, r"^`n` must lie in \[0, 3\); got values from -1 to 1"),
         (np.array([1 << 63], np.uint64), {"below": 3}, r"^`n` must lie in \[0, 3\)"),
@@ -118,7 +117,7 @@ def test_arrays_of_wrong_integers_are_rejected(values: Any, options: Any, messag
 
 @pytest.mark.parametrize("values", [[], [2, 0], np.array([5, 4, 3], np.uint8)[::2]])
 def test_arrays_of_integers_are_returned_as_contiguous_int64(values: Any) -> None:
-    array = check_int_array("n", values, at_least=0, below=6, distinct=True)
+    array = check_int_array("n", values, below=6, distinct=True)
     assert array.tolist() == list(values)
     assert array.dtype == np.int64
     assert array.flags.c_contiguous

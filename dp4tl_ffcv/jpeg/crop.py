@@ -13,6 +13,7 @@ from llvmlite import binding as llvm
 from numba import types
 
 from ..kernels.compiled import compiled
+from ..kernels.scratch import ALIGNMENT, aligned
 from ..kernels.ycc import box_scratch_bytes, convert_box
 from .turbojpeg import (
     TJCS_YCBCR,
@@ -65,22 +66,16 @@ _find_text = _external(_strstr)
 # libjpeg's warning when more rows follow than the header states.
 _ROWS_LEFT = np.frombuffer(b"extraneous bytes before marker\0", dtype=np.uint8)
 
-_ALIGNMENT = 64
 _HEADER = 64  # bytes for values that TurboJPEG reads and writes by address
 _COPY = 1 << 16  # bytes beyond one per pixel that a JPEG may have to be copied
 
 
 @compiled()
-def _up_to(size: int, multiple: int) -> int:
-    return (size + multiple - 1) // multiple * multiple
-
-
-@compiled()
 def jpeg_scratch_bytes(max_height: int, max_width: int) -> int:
     """Return the bytes of scratch memory that `decode_crop` needs for images up to this size."""
-    pixels = 3 * (_up_to(max_height, 16) * _up_to(max_width, 16) + _ALIGNMENT)
-    room = _up_to(box_scratch_bytes(max_width), _ALIGNMENT)
-    return _up_to(_HEADER + pixels + room + max_height * max_width + _COPY, _ALIGNMENT)
+    pixels = 3 * (aligned(max_height, 16) * aligned(max_width, 16) + ALIGNMENT)
+    room = aligned(box_scratch_bytes(max_width))
+    return aligned(_HEADER + pixels + room + max_height * max_width + _COPY)
 
 
 @compiled()
@@ -154,19 +149,19 @@ def _crop_planes(
     scratch: Any,
     out: Any,
 ) -> int:
-    pitch = _up_to(width, 8 * horizontal)
+    pitch = aligned(width, 8 * horizontal)
     chroma_pitch, chroma_height = pitch // horizontal, -(-height // vertical)
-    blue_at = _HEADER + _up_to(pitch * _up_to(height, 8 * vertical), _ALIGNMENT)
-    chroma_size = _up_to(chroma_pitch * _up_to(chroma_height, 8), _ALIGNMENT)
+    blue_at = _HEADER + aligned(pitch * aligned(height, 8 * vertical))
+    chroma_size = aligned(chroma_pitch * aligned(chroma_height, 8))
     red_at = blue_at + chroma_size
     room_at = red_at + chroma_size
-    copy_at = room_at + _up_to(box_scratch_bytes(width), _ALIGNMENT)
+    copy_at = room_at + aligned(box_scratch_bytes(width))
     strides, planes = scratch[:12].view(np.int32), scratch[16:40].view(np.int64)
     strides[0], strides[1], strides[2] = pitch, chroma_pitch, chroma_pitch
     base = scratch.ctypes.data
     planes[0], planes[1], planes[2] = base + _HEADER, base + blue_at, base + red_at
     # Up to the last chroma row that contributes to the crop's last row.
-    rows = _up_to(min(top + out.shape[0] + vertical - 1, height), 8 * vertical)
+    rows = aligned(min(top + out.shape[0] + vertical - 1, height), 8 * vertical)
     at, strides_at, copy = planes.ctypes.data, strides.ctypes.data, scratch[copy_at:]
     if not _decode_blocks(handle, data, rows, pitch, rows < height, at, strides_at, copy):
         rows, source, size, flags = height, data.ctypes.data, data.size, TJFLAG_FASTDCT
@@ -234,26 +229,15 @@ def decode_crop(
     scratch: Any,
     out: Any,
 ) -> int:
-    """Decode a box of a JPEG to RGB, to the same bits as ffcv's decoder.
+    """Decode a box of a JPEG to RGB, to the same bits as ffcv's decoder; return a status code.
 
     Truncated data is always detected; damage is detected in the rows down to the last row of the
     box. Only `scratch` and `out` are written to, whatever the data. After a failure their contents
     are undefined.
 
-    Args:
-        data: the JPEG, uint8 `(n,)`, contiguous.
-        height: expected rows of the image.
-        width: expected columns of the image.
-        top: first row of the box.
-        left: first column of the box.
-        crop_height: rows of the box.
-        crop_width: columns of the box.
-        scratch: at least `jpeg_scratch_bytes(height, width)` bytes, uint8, contiguous. No other
-            thread may use them.
-        out: uint8 `(crop_height, crop_width, 3)`, contiguous.
-
-    Returns:
-        `DECODED`, `NOT_A_JPEG`, `WRONG_SIZE`, `CORRUPT` or `BAD_REQUEST`.
+    `data`, `scratch` and `out` are contiguous uint8. `height` and `width` are the expected size of
+    the image. `scratch` has `jpeg_scratch_bytes(height, width)` bytes that no other thread uses.
+    `out` has the shape `(crop_height, crop_width, 3)`.
     """
     inside = 0 <= top < top + crop_height <= height and 0 <= left < left + crop_width <= width
     fits = out.shape[0] == crop_height and out.shape[1] == crop_width and out.shape[2] == 3

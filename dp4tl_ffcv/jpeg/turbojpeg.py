@@ -87,11 +87,9 @@ def read_header(data: Data) -> JpegHeader:
 
 
 def decode(data: Data, *, fast: bool = False) -> NDArray[np.uint8]:
-    """Decode a JPEG to RGB pixels `(H, W, 3)`. EXIF orientation is ignored.
+    """Decode a JPEG in grey, YCbCr or RGB to RGB pixels `(H, W, 3)`, ignoring EXIF orientation.
 
-    Args:
-        data: a JPEG in grey, YCbCr or RGB.
-        fast: use the faster, less exact transform. The pixels are then exactly ffcv's.
+    `fast` uses the faster, less exact transform, which gives exactly ffcv's pixels.
 
     Raises:
         JpegError: the data is not a JPEG, is truncated, corrupt where TurboJPEG detects it, or in
@@ -108,11 +106,9 @@ def check(data: Data) -> None:
 
 
 def encode(pixels: NDArray[np.uint8], *, quality: int) -> bytes:
-    """Encode RGB pixels as a baseline JPEG with 4:2:0 subsampling.
+    """Encode RGB pixels, uint8 `(H, W, 3)`, as a baseline JPEG with 4:2:0 subsampling.
 
-    Args:
-        pixels: `(H, W, 3)`, uint8.
-        quality: 1 to 100.
+    `quality` is 1 to 100.
 
     Raises:
         ValueError: the pixels have another shape or type, or `quality` is out of range.

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from numba import njit
+from numba.extending import intrinsic
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -32,6 +33,11 @@ def compiled(**options: Any) -> Callable[[_Function], _Function]:
         return cast("_Function", dispatcher)
 
     return decorate
+
+
+def compiled_intrinsic(make: Callable[..., Any]) -> Any:
+    """Return numba's intrinsic of `make`. Numba's own types describe `make` instead."""
+    return intrinsic(make)
 
 
 @cache

@@ -9,9 +9,7 @@ import math
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
 
-from ..validate import check_int, check_int_array, check_number, check_range
 from .compiled import compiled
 
 _TRIES = 10  # as in torchvision
@@ -48,7 +46,15 @@ def _uniform(key: Any, draw: Any, low: Any, high: Any) -> Any:
 def draw_crop(
     seed: Any, epoch: Any, sample: Any, view: Any, height: Any, width: Any, scale: Any, ratio: Any
 ) -> Any:
-    """Draw one crop of `random_crops` without checks."""
+    """Draw the random resized crop of a sample (Szegedy et al., arXiv 1409.4842).
+
+    Up to ten tries draw an area H W u, with u uniform in `scale`, and an aspect ratio whose
+    logarithm is uniform in `ratio` (width / height). The first crop that fits into the image is
+    placed uniformly. If no crop fits, the result is the largest centred crop of an allowed aspect
+    ratio. The counters are uint64; `view` numbers the crops of one image.
+
+    Returns top, left, height and width in pixels. Nothing is checked.
+    """
     key = _key(seed, epoch, sample, view)
     low, high = math.log(ratio[0]), math.log(ratio[1])
     for attempt in range(_TRIES):
@@ -70,95 +76,5 @@ def draw_crop(
 
 @compiled()
 def draw_flip(seed: Any, epoch: Any, sample: Any, view: Any, probability: Any) -> Any:
-    """Draw one flip of `random_flips` without checks."""
+    """Draw whether a sample is mirrored."""
     return _uniform(_key(seed, epoch, sample, view), _FLIP_DRAW, 0.0, 1.0) < probability
-
-
-@compiled()
-def _draw_crops(
-    heights: Any, widths: Any, ids: Any, seed: Any, epoch: Any, scale: Any, ratio: Any, view: Any
-) -> Any:
-    crops = np.empty((len(ids), 4), dtype=np.int64)
-    for row in range(len(ids)):
-        crop = draw_crop(seed, epoch, ids[row], view, heights[row], widths[row], scale, ratio)
-        for column in range(4):
-            crops[row, column] = crop[column]
-    return crops
-
-
-@compiled()
-def _draw_flips(ids: Any, seed: Any, epoch: Any, probability: Any, view: Any) -> Any:
-    flips = np.empty(len(ids), dtype=np.bool_)
-    for row in range(len(ids)):
-        flips[row] = draw_flip(seed, epoch, ids[row], view, probability)
-    return flips
-
-
-def random_crops(
-    heights: ArrayLike,
-    widths: ArrayLike,
-    ids: ArrayLike,
-    seed: int,
-    epoch: int,
-    scale: tuple[float, float] = (0.08, 1.0),
-    ratio: tuple[float, float] = (3 / 4, 4 / 3),
-    view: int = 0,
-) -> NDArray[np.int64]:
-    """Draw the random resized crop of each sample (Szegedy et al., arXiv 1409.4842).
-
-    Up to ten tries draw an area H W u, with u uniform in `scale`, and an aspect ratio whose
-    logarithm is uniform. The first crop that fits into the image is placed uniformly. If no crop
-    fits, the result is the largest centred crop of an allowed aspect ratio.
-
-    Args:
-        heights: image heights in pixels `(N,)`, at least 1.
-        widths: image widths in pixels `(N,)`, at least 1.
-        ids: sample ids `(N,)`, at least 0.
-        seed: seed of the run, at least 0.
-        epoch: number of the epoch, at least 0.
-        scale: smallest and largest area, as fractions of the image.
-        ratio: smallest and largest width / height.
-        view: number of the crop where one image gives several, at least 0.
-
-    Returns:
-        Boxes `(N, 4)`: top, left, height, width.
-    """
-    samples = check_int_array("ids", ids, at_least=0)
-    rows = check_int_array("heights", heights, at_least=1)
-    columns = check_int_array("widths", widths, at_least=1)
-    if not len(rows) == len(columns) == len(samples):
-        raise ValueError(
-            f"`heights`, `widths` and `ids` must have one entry per sample; got {len(rows)}, "
-            f"{len(columns)} and {len(samples)}."
-        )
-    scale, ratio = check_range("scale", scale, at_most=1.0), check_range("ratio", ratio)
-    run, time, crop = _as_counters(seed, epoch, view)
-    crops: NDArray[np.int64] = _draw_crops(rows, columns, samples, run, time, scale, ratio, crop)
-    return crops
-
-
-def random_flips(
-    ids: ArrayLike, seed: int, epoch: int, probability: float = 0.5, view: int = 0
-) -> NDArray[np.bool_]:
-    """Draw which samples are mirrored, each with `probability`.
-
-    Args:
-        ids: sample ids `(N,)`, at least 0.
-        seed: seed of the run, at least 0.
-        epoch: number of the epoch, at least 0.
-        probability: probability of a flip.
-        view: number of the crop where one image gives several, at least 0.
-
-    Returns:
-        Flags `(N,)`, true for mirrored samples.
-    """
-    samples = check_int_array("ids", ids, at_least=0)
-    chance = check_number("probability", probability, at_least=0, at_most=1)
-    run, time, crop = _as_counters(seed, epoch, view)
-    flips: NDArray[np.bool_] = _draw_flips(samples, run, time, chance, crop)
-    return flips
-
-
-def _as_counters(seed: int, epoch: int, view: int) -> list[np.uint64]:
-    numbers = {"seed": seed, "epoch": epoch, "view": view}
-    return [np.uint64(check_int(name, value, 0, (1 << 64) - 1)) for name, value in numbers.items()]

@@ -4,11 +4,11 @@ from typing import Any
 
 import numpy as np
 from llvmlite import binding, ir
-from numba import config, types
+from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic, overload
+from numba.extending import overload
 
-from .compiled import compiled
+from .compiled import compiled, compiled_intrinsic
 
 # 2**23 * 1.5: adding it rounds a float32 to a whole number and leaves that in the low bits.
 _ROUNDING = np.float32(12582912.0)
@@ -19,7 +19,6 @@ _LN_2_HIGH, _LN_2_LOW = np.float32(0.693359375), np.float32(-2.12194440e-4)  # t
 _FEATURES = binding.get_host_cpu_features()
 # Without hardware conversion, LLVM would call a function that does not exist.
 _HAS_HALVES = bool(_FEATURES.get("f16c") or _FEATURES.get("fullfp16"))
-_IS_INTERPRETED = bool(config.DISABLE_JIT)  # type: ignore[attr-defined]
 
 
 def exponential(x: Any) -> Any:
@@ -65,7 +64,10 @@ def as_words(values: Any) -> Any:
     return values.view(np.uint16) if _HAS_HALVES else values.astype(np.float32)
 
 
-def _widened(_: Any, value: Any) -> Any:
+@compiled_intrinsic
+def widened(_: Any, value: Any) -> Any:
+    """Convert a float32, a float64 or the uint16 word of a float16 to float64."""
+
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         (kind,), (number,) = signature.args, args
         if kind == types.uint16:
@@ -75,15 +77,10 @@ def _widened(_: Any, value: Any) -> Any:
     return types.float64(value), generate
 
 
-def _widened_interpreted(value: Any) -> Any:
-    return np.float64(value.view(np.float16) if isinstance(value, np.uint16) else value)
+@compiled_intrinsic
+def prefetch(_: Any, array: Any, _row: Any, _column: Any) -> Any:
+    """Request a matrix value's cache line without waiting for it."""
 
-
-# `widened(x)` converts a float32, a float64 or the uint16 word of a float16 to float64.
-widened: Any = _widened_interpreted if _IS_INTERPRETED else intrinsic(_widened)
-
-
-def _prefetch(_: Any, array: Any, _row: Any, _column: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         (kind, *_), (value, *at) = signature.args, args
         matrix = context.make_array(kind)(context, builder, value)
@@ -100,7 +97,3 @@ def _prefetch(_: Any, array: Any, _row: Any, _column: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(array, types.intp, types.intp), generate
-
-
-# `prefetch(matrix, row, column)` requests a value's cache line without waiting for it.
-prefetch: Any = (lambda _array, _row, _column: None) if _IS_INTERPRETED else intrinsic(_prefetch)

@@ -1,7 +1,6 @@
 """Exact nearest class mean of each sample, at the speed of a matrix product."""
 
 from concurrent.futures import ThreadPoolExecutor
-from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -182,23 +181,19 @@ def nearest_mean(
     dtype = np.promote_types(values.dtype, np.float32)
     product, wider = _Product(centres, dtype), _Product(centres, np.dtype(np.float64))
     threads = get_num_threads()
-    unused: SimpleQueue[_Buffers] = SimpleQueue()  # buffers are reused, since new memory is slow
-    for _ in range(threads):
-        unused.put(product.buffers(min(_BLOCK_ROWS, len(values))))
+    blocks = iter(enumerate(starts))  # each thread takes the next
 
-    def assign(block: int) -> None:
-        rows = slice(starts[block], starts[block] + _BLOCK_ROWS)
-        wide = values[rows].astype(dtype, copy=False)
-        buffers = unused.get()
-        try:
+    def assign(_: int) -> None:
+        buffers = product.buffers(min(_BLOCK_ROWS, len(values)))  # reused: new memory is slow
+        for block, start in blocks:
+            rows = slice(start, start + _BLOCK_ROWS)
+            wide = values[rows].astype(dtype, copy=False)
             if not product.vote(wide, buffers, nearest[rows], block_votes[block]):
                 wider.vote(wide, wider.buffers(len(wide)), nearest[rows], block_votes[block])
-        finally:
-            unused.put(buffers)
 
     # Blocks run in parallel; one BLAS thread per block keeps the bits fixed.
     with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(threads) as pool:
-        list(pool.map(assign, range(len(starts))))  # raises the exceptions of `assign`
+        list(pool.map(assign, range(threads)))  # raises the exceptions of `assign`
     votes = np.zeros(num_classes, dtype=np.float64)
     votes[present] = block_votes.sum(axis=0)
     return present[nearest], votes

@@ -11,12 +11,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..validate import check_ints
-from .checks import as_box, as_pixels
 from .compiled import compiled
+from .scratch import ALIGNMENT, aligned
 from .simd import LANES, TILE, load, spread, store, times, transpose
 
 _STRONGEST = 128  # factor by which an axis may shrink before uint16 has too few bits
-_ALIGNMENT = 64  # bytes in a cache line
 
 _jit = compiled(error_model="numpy")
 
@@ -164,21 +163,15 @@ def _fraction_bits(most: int, scale: float) -> int:
 
 
 @_jit
-def _padded(size: int, multiple: int) -> int:
-    return (size + multiple - 1) // multiple * multiple
-
-
-@_jit
 def _carve(scratch: Any, at: int, size: int) -> Any:
-    end = at + _padded(size, _ALIGNMENT)
+    end = at + aligned(size)
     return scratch[at:end], end
 
 
-def resize_scratch_bytes(max_height: int, max_width: int, out_height: int, out_width: int) -> int:
-    """Return the bytes of scratch memory that `resize_crop` needs for crops up to this size."""
-    del max_height  # rows are processed in blocks of fixed size
-    tables = _padded(16 * out_height, _ALIGNMENT) + _padded(16 * out_width, _ALIGNMENT)
-    source, result = _padded(3 * max_width, LANES), _padded(3 * out_width, LANES)
+def resize_scratch_bytes(max_width: int, out_height: int, out_width: int) -> int:
+    """Return the bytes of scratch memory that `resize_crop` needs for crops up to this width."""
+    tables = aligned(16 * out_height) + aligned(16 * out_width)
+    source, result = aligned(3 * max_width, LANES), aligned(3 * out_width, LANES)
     return int(tables + 2 * LANES * (2 * source + result) + 2 * TILE * TILE)
 
 
@@ -211,12 +204,12 @@ def resize_crop(
         _resize_plainly(source, top, left, down, across, mirrored, destination)
         return
 
-    stride = _padded(length, LANES)
+    stride = aligned(length, LANES)
     part, at = _carve(scratch, at, 2 * LANES * stride)
     blended_rows = part.view(np.uint16)
     part, at = _carve(scratch, at, 2 * LANES * stride)
     transposed = part.view(np.uint16)
-    part, at = _carve(scratch, at, 2 * LANES * _padded(3 * columns, LANES))
+    part, at = _carve(scratch, at, 2 * LANES * aligned(3 * columns, LANES))
     blended = part.view(np.uint16)
     corner, at = _carve(scratch, at, 2 * TILE * TILE)
 
@@ -263,13 +256,28 @@ def resize_area(
     Returns:
         uint8 `(height, width, 3)`.
     """
-    pixels = as_pixels(image, "image", "(H, W, 3)")
+    pixels = np.asarray(image)
+    if pixels.dtype != np.uint8:
+        raise TypeError(f"`image` must be uint8; got dtype {pixels.dtype}.")
+    if pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
+        raise ValueError(f"`image` must have shape (H, W, 3) and pixels; got {pixels.shape}.")
+    most_rows, most_columns, _ = pixels.shape
     rows, columns = check_ints("size", size, 2, at_least=1)
-    top, left, height, width = as_box(box, pixels)
+    box = (0, 0, most_rows, most_columns) if box is None else box
+    top, left, height, width = check_ints("box", box, 4)
+    bottom, right = top + height, left + width
+    if not (0 <= top < bottom <= most_rows and 0 <= left < right <= most_columns):
+        raise ValueError(
+            f"`box` must be (top, left, height, width) inside {most_rows} x {most_columns} pixels; "
+            f"got {box}."
+        )
     result = np.empty((rows, columns, 3), dtype=np.uint8)
-    needed = resize_scratch_bytes(height, width, rows, columns)
-    scratch = np.empty(needed + _ALIGNMENT, dtype=np.uint8)
-    start = -scratch.ctypes.data % _ALIGNMENT
+    needed = resize_scratch_bytes(width, rows, columns)
+    scratch = np.empty(needed + ALIGNMENT, dtype=np.uint8)
+    start = -scratch.ctypes.data % ALIGNMENT
     scratch = scratch[start : start + needed]
+    # Read-only, as images from Pillow are, so that one variant is compiled for all.
+    pixels = np.ascontiguousarray(pixels).view()
+    pixels.flags.writeable = False
     resize_crop(pixels, top, left, height, width, bool(mirrored), result, scratch)
     return result

@@ -1,19 +1,18 @@
 """Vectors of 32 uint16 in compiled code, with the operations that resizing needs.
 
 In plain loops over uint16, the compiler widens to 32 or 64 bits and cannot transpose in registers.
-These vectors are LLVM's generic ones, which map to the machine's registers. With numba disabled,
-numpy arrays of 32 numbers take their place.
+These vectors are LLVM's generic ones, which map to the machine's registers.
 """
 
 import operator
-from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 from llvmlite import ir
-from numba import config, types
+from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic, models, overload, register_model
+from numba.extending import models, overload, register_model
+
+from .compiled import compiled_intrinsic
 
 LANES = 32  # elements in a vector: one AVX-512 register, two AVX2 or four NEON registers
 TILE = 16  # side of the squares transposed in registers
@@ -38,13 +37,6 @@ class _LanesModel(models.PrimitiveModel):
         super().__init__(manager, kind, _VECTOR)  # type: ignore[no-untyped-call]
 
 
-def _vector_op(interpreted: Callable[..., Any]) -> Callable[[Callable[..., Any]], Any]:
-    """Make an intrinsic, or `interpreted` with numba disabled."""
-    if config.DISABLE_JIT:  # type: ignore[attr-defined]
-        return lambda _: interpreted
-    return intrinsic
-
-
 def _pointer(context: Any, builder: Any, array: tuple[Any, Any], at: Any, vector: Any) -> Any:
     # Numba's own indexing would test each index for negative values.
     kind, value = array
@@ -52,7 +44,7 @@ def _pointer(context: Any, builder: Any, array: tuple[Any, Any], at: Any, vector
     return builder.bitcast(builder.gep(data, [at]), vector.as_pointer())
 
 
-@_vector_op(lambda array, at: array[at : at + LANES].astype(np.uint16))
+@compiled_intrinsic
 def load(_: Any, array: Any, at: Any) -> Any:
     """Load `LANES` elements of uint8 or uint16."""
 
@@ -65,11 +57,7 @@ def load(_: Any, array: Any, at: Any) -> Any:
     return _lanes(array, at), generate
 
 
-def _store_interpreted(array: Any, at: int, value: Any) -> None:
-    array[at : at + LANES] = value
-
-
-@_vector_op(_store_interpreted)
+@compiled_intrinsic
 def store(_: Any, array: Any, at: Any, value: Any) -> Any:
     """Store `LANES` elements of uint16."""
 
@@ -81,7 +69,7 @@ def store(_: Any, array: Any, at: Any, value: Any) -> Any:
     return types.void(array, at, value), generate
 
 
-@_vector_op(lambda value: np.full(LANES, value, dtype=np.uint16))
+@compiled_intrinsic
 def spread(_: Any, _value: Any) -> Any:
     """Copy one number to all lanes."""
 
@@ -93,7 +81,7 @@ def spread(_: Any, _value: Any) -> Any:
     return _lanes(types.uint16), generate
 
 
-@_vector_op(lambda a, b: (a.astype(np.uint32) * b >> 16).astype(np.uint16))
+@compiled_intrinsic
 def times(_: Any, _a: Any, _b: Any) -> Any:
     """Return `a * b / 65536` rounded down: a product with a fraction."""
 
@@ -111,7 +99,7 @@ def times(_: Any, _a: Any, _b: Any) -> Any:
 
 
 def _register_operator(symbol: Any, name: str) -> None:
-    @intrinsic
+    @compiled_intrinsic
     def elementwise(_: Any, _a: Any, _b: Any) -> Any:
         def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
             return getattr(builder, name)(*args)
@@ -121,7 +109,7 @@ def _register_operator(symbol: Any, name: str) -> None:
     @overload(symbol)
     def typed(a, b):  # type: ignore[no-untyped-def]  # numba compares it with the lambda's
         if isinstance(a, _Lanes) and isinstance(b, _Lanes):
-            return lambda a, b: elementwise(a, b)  # type: ignore[call-arg]
+            return lambda a, b: elementwise(a, b)
         return None
 
 
@@ -132,18 +120,7 @@ _register_operator(operator.lshift, "shl")
 _register_operator(operator.rshift, "lshr")
 
 
-def _transpose_interpreted(
-    source: Any, source_at: int, source_stride: int, target: Any, target_at: int, target_stride: int
-) -> None:
-    starts = [source_at + row * source_stride for row in range(TILE)]
-    tile = np.stack([source[start : start + TILE] for start in starts], axis=1)
-    for row, line in enumerate(tile):
-        start = target_at + row * target_stride
-        cells = line.view(target.dtype)
-        target[start : start + cells.size] = cells
-
-
-@_vector_op(_transpose_interpreted)
+@compiled_intrinsic
 def transpose(
     _: Any,
     source: Any,

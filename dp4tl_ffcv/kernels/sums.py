@@ -6,8 +6,8 @@ import numpy as np
 from numba import get_num_threads, prange
 from numpy.typing import ArrayLike, NDArray
 
-from ..validate import check_int
-from .checks import as_features, as_labels
+from ..validate import check_int, check_int_array
+from .checks import as_features
 from .compiled import compiled
 from .histogram import class_histogram
 from .intrinsics import as_words, prefetch, widened
@@ -88,7 +88,7 @@ def class_sums(
     """
     num_classes = check_int("num_classes", num_classes, 1)
     values = as_features(features)
-    ids = as_labels(labels, num_classes)
+    ids = check_int_array("labels", labels, below=num_classes)
     if len(ids) != len(values):
         raise ValueError(
             f"`labels` must have one entry per row of `features`; got {len(ids)} labels and "

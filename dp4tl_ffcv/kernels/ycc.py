@@ -7,13 +7,8 @@ libjpeg-turbo's: "fancy" upsampling of the chroma planes, then JFIF's matrix in 
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
 
-from .checks import as_box, as_pixels
 from .compiled import compiled
-
-# 4:4:4, 4:2:2 and 4:2:0. Others are rare, and the result for 4:4:0 changed in libjpeg-turbo 2.1.
-_SUBSAMPLINGS = ((1, 1), (1, 2), (2, 2))
 
 # JFIF's factors 0.34414, 0.71414, 1.402 and 1.772 in units of 2^-16, minus the whole numbers that
 # bring them into 16 bits. The whole numbers are added separately.
@@ -118,11 +113,17 @@ def convert_box(
     scratch: Any,
     out: Any,
 ) -> None:
-    """Convert a box like `ycc_to_rgb`, without checks and without allocation.
+    """Convert the box at `top` and `left` to RGB, without checks and without allocation.
 
-    The planes and `out`, RGB uint8 `(height, width, 3)` of the box, are C-contiguous. Planes may
-    have more columns than the image, whose chroma has `columns` columns and the rows of `blue`.
-    `scratch` has `box_scratch_bytes(width)` bytes at an even address that no other thread uses.
+    `R = Y + 1.402 r`, `G = Y - 0.34414 b - 0.71414 r` and `B = Y + 1.772 b`, clamped to [0, 255],
+    where b and r are the upsampled chroma minus 128. Products are in units of 2^-16, and sums are
+    rounded half up. Along each subsampled axis, an upsampled chroma pixel is 3/4 of the nearest and
+    1/4 of the second nearest pixel. Planes of one or two columns are upsampled by repetition.
+
+    `vertical` and `horizontal` are 1, 1 for 4:4:4, 1, 2 for 4:2:2, and 2, 2 for 4:2:0. The planes
+    and `out`, uint8 `(height, width, 3)` of the box, are C-contiguous. Planes may have more columns
+    than the image, whose chroma has `columns` columns and the rows of `blue`. `scratch` has
+    `box_scratch_bytes(width)` bytes at an even address that no other thread uses.
     """
     height, width, _ = out.shape
     flat = out.reshape(height, 3 * width)
@@ -154,46 +155,3 @@ def convert_box(
                 wide_blue[column] = blue[near, first + column // 2]
                 wide_red[column] = red[near, first + column // 2]
         _convert_row(luma, np.uintp(line), x, blue_row, red_row, zero, skip, flat[row])
-
-
-def ycc_to_rgb(
-    luma: ArrayLike,
-    blue: ArrayLike,
-    red: ArrayLike,
-    subsampling: tuple[int, int],
-    box: tuple[int, int, int, int] | None = None,
-) -> NDArray[np.uint8]:
-    """Convert a box of a JPEG's planes to RGB, bit for bit like libjpeg-turbo.
-
-    `R = Y + 1.402 r`, `G = Y - 0.34414 b - 0.71414 r` and `B = Y + 1.772 b`, clamped to [0, 255],
-    where b and r are the upsampled chroma minus 128. Products are in units of 2^-16, and sums are
-    rounded half up. Along each subsampled axis, an upsampled chroma pixel is 3/4 of the nearest and
-    1/4 of the second nearest pixel. Planes of one or two columns are upsampled by repetition.
-
-    Args:
-        luma: Y plane, uint8 `(H, W)`.
-        blue: Cb plane, uint8 `(ceil(H / v), ceil(W / h))`.
-        red: Cr plane, of the shape of `blue`.
-        subsampling: `(v, h)`: (1, 1) for 4:4:4, (1, 2) for 4:2:2, (2, 2) for 4:2:0.
-        box: top, left, height and width. None takes the whole image.
-
-    Returns:
-        uint8 `(height, width, 3)`.
-    """
-    planes = {"luma": luma, "blue": blue, "red": red}
-    y, b, r = (as_pixels(plane, name, "(H, W)") for name, plane in planes.items())
-    if tuple(subsampling) not in _SUBSAMPLINGS:
-        raise ValueError(f"`subsampling` must be one of {_SUBSAMPLINGS}; got {subsampling}.")
-    vertical, horizontal = subsampling
-    expected = (-(-y.shape[0] // vertical), -(-y.shape[1] // horizontal))
-    for name, plane in (("blue", b), ("red", r)):
-        if plane.shape != expected:
-            raise ValueError(
-                f"`{name}` must have shape {expected} with luma {y.shape} and subsampling "
-                f"{subsampling}; got {plane.shape}."
-            )
-    top, left, height, width = as_box(box, y)
-    out = np.empty((height, width, 3), dtype=np.uint8)
-    scratch = np.empty(box_scratch_bytes(width), dtype=np.uint8)
-    convert_box(y, b, r, b.shape[1], vertical, horizontal, top, left, scratch, out)
-    return out

@@ -14,23 +14,18 @@ from .decoding.decoders import CenterCropRGBImageDecoder, RandomResizedCropRGBIm
 from .decoding.views import view_pipelines
 from .labels import RemapLabel
 from .loader import PrunedLoader
-from .orders import ORDERS, Order, quasi_random_order, random_order, sequential_order
+from .orders import ORDERS, Order
 from .presets import evaluation_loader, training_loader
-from .reading.plan import EpochPlan
 
 __all__ = [
     "CACHES",
     "ORDERS",
     "CenterCropRGBImageDecoder",
-    "EpochPlan",
     "Order",
     "PrunedLoader",
     "RandomResizedCropRGBImageDecoder",
     "RemapLabel",
     "evaluation_loader",
-    "quasi_random_order",
-    "random_order",
-    "sequential_order",
     "training_loader",
     "view_pipelines",
 ]

@@ -36,8 +36,8 @@ class PrunedLoader(Loader):
     """Drop-in for `ffcv.loader.Loader` that reads only the samples of a selection.
 
     Every argument of `Loader` works as in ffcv, with two differences. `num_workers` may be None:
-    all cores, shared among the processes of this machine. `OrderOption.QUASI_RANDOM` uses
-    `quasi_random_order`, which works with `distributed`.
+    all cores, shared among the processes of this machine. `OrderOption.QUASI_RANDOM` is the order
+    "quasi_random", which works with `distributed`.
 
     The file is checked before use. An error in a background thread is raised in the training loop.
     Leaving a loop early stops all threads. A second loader with the same pipeline compiles nothing.
@@ -200,7 +200,7 @@ class PrunedLoader(Loader):
     def __iter__(self) -> EpochBatches:
         """Start the next epoch."""
         Compiler.set_num_threads(self.num_workers)  # another loader may have changed it
-        order = self._check_order(self.next_traversal_order())
+        order = check_order(self.next_traversal_order(), self._extents.samples, len(self._index))
         self.memory_manager.epoch = self.next_epoch
         self.memory_manager.window_size = self._window_size
         self.next_epoch += 1
@@ -256,7 +256,8 @@ class PrunedLoader(Loader):
 
         Reads nothing from the file. Cost: O(retained).
         """
-        order = self._check_order(self.traversal_order.sample_order(epoch)).astype(np.int64)
+        wanted = self.traversal_order.sample_order(epoch)
+        order = check_order(wanted, self._extents.samples, len(self._index)).astype(np.int64)
         if self.drop_last:
             order = order[: len(order) // self.batch_size * self.batch_size]
         return plan_epoch(self._extents, order, self._window_size)
@@ -266,9 +267,6 @@ class PrunedLoader(Loader):
         """Samples that are read together: the number that the order asks for, in whole batches."""
         wanted = getattr(self.traversal_order, "window_size", self.batch_size)
         return max(1, -(-int(wanted) // self.batch_size)) * self.batch_size
-
-    def _check_order(self, order: Any) -> NDArray[Any]:
-        return check_order(order, self._extents.samples, len(self._index))
 
     @property
     def bytes_read(self) -> int:

@@ -96,8 +96,12 @@ def quasi_random_order(
     places = _shuffled_blocks(len(ids), block, np.random.default_rng(seeds))
     share = places[_share_of_blocks(len(ids), block, rank, world_size, pad)]
     # Each rank shuffles with its own seed, which differs from the seed that all ranks share.
-    own = np.random.SeedSequence((seed, epoch), spawn_key=(rank,))
-    return np.sort(ids)[_shuffled_groups(share, group, np.random.default_rng(own))]
+    own = np.random.default_rng(np.random.SeedSequence((seed, epoch), spawn_key=(rank,)))
+    whole = len(share) // group * group
+    groups = own.permuted(share[:whole].reshape(-1, group), axis=1)
+    shuffled = np.concatenate([groups.ravel(), own.permutation(share[whole:])])
+    order: NDArray[np.int64] = np.sort(ids)[shuffled]
+    return order
 
 
 def _deal(ids: NDArray[np.int64], rank: int, world_size: int, pad: bool) -> NDArray[np.int64]:
@@ -136,14 +140,6 @@ def _share_of_blocks(
     return np.concatenate(
         [np.arange(rank * whole, (rank + 1) * whole), np.arange(shared, shared + rest) % max(n, 1)]
     )
-
-
-def _shuffled_groups(
-    places: NDArray[np.int64], group: int, rng: np.random.Generator
-) -> NDArray[np.int64]:
-    whole = len(places) // group * group
-    groups = rng.permuted(places[:whole].reshape(-1, group), axis=1)
-    return np.concatenate([groups.ravel(), rng.permutation(places[whole:])])
 
 
 def _check_rank(rank: int, world_size: int) -> None:

@@ -67,11 +67,14 @@ def training_loader(  # noqa: PLR0913  # the options of a training loader
     decoder = RandomResizedCropRGBImageDecoder(
         (resolution, resolution), scale=(min_scale, 1.0), flip=0.5 if flip else 0.0
     )
+    if distributed and drop_last and order in ("random", "sequential"):
+        # The steps of an epoch must not depend on the ranks. In quasi-random order they always do.
+        order = partial(ORDERS[order], pad=False)  # type: ignore[call-arg, assignment]  # ours pad
     return PrunedLoader(
         index,
         batch_size,
         num_workers=num_workers,
-        order=_cut(order) if distributed and drop_last else order,
+        order=order,
         seed=seed,
         pipelines=_pipelines(index, decoder, device),
         drop_last=drop_last,
@@ -116,17 +119,6 @@ def evaluation_loader(
         relabel=relabel,
         cache=cache,
     )
-
-
-def _cut(order: str) -> Any:
-    """Drop the remainder of the shares, so that the steps of an epoch do not depend on the ranks.
-
-    In quasi-random order the batches depend on the ranks in any case.
-    """
-    if order not in ("random", "sequential"):
-        return order
-    function: Any = ORDERS[order]
-    return partial(function, pad=False)
 
 
 def _pipelines(

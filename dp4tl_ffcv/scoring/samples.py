@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..validate import check_int
+from ..validate import check_int, check_int_array
 from .inputs import as_array
 
 _BLOCK_BYTES = 1 << 25  # of float64 at a time: memory maps may exceed the memory
@@ -16,13 +16,13 @@ def labelled(
     name: str, values: Any, labels: Any, num_classes: int | None = None
 ) -> tuple[NDArray[Any], NDArray[np.int64]]:
     """Return values `(N, D)` and labels `(N,)` in `[0, num_classes)`; by default, D classes."""
-    from ..kernels.checks import as_features, as_labels
+    from ..kernels.checks import as_features
 
     rows = as_features(as_array(values), name)
     count = rows.shape[1] if num_classes is None else check_int("num_classes", num_classes, 1)
     if not len(rows):
         raise ValueError(f"`{name}` must have at least one row; got none. Check the source.")
-    ids = as_labels(as_array(labels), count)
+    ids = check_int_array("labels", as_array(labels), below=count)
     if len(ids) != len(rows):
         raise ValueError(
             f"`labels` must have one entry per row of `{name}`; got {len(ids)} labels and "

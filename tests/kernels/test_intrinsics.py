@@ -32,8 +32,6 @@ def test_the_float32_exponential_is_within_its_error_bound() -> None:
     exponentials(values, results)
     exact = np.exp(values.astype(np.float64))
     np.testing.assert_allclose(results, exact, rtol=1e-7)
-    interpreted = [intrinsics._exponential.py_func(value) for value in values[::5000]]
-    np.testing.assert_array_equal(results[::5000], interpreted)
 
 
 def test_the_exponential_is_one_at_zero_and_tiny_far_below() -> None:
@@ -61,8 +59,6 @@ def test_every_half_is_widened_to_its_value(
     widen(as_words(HALVES), results)
     np.testing.assert_array_equal(results, HALVES.astype(np.float64))
     np.testing.assert_array_equal(np.signbit(results), np.signbit(HALVES))
-    interpreted = [intrinsics._widened_interpreted(word) for word in as_words(HALVES)[::7]]
-    np.testing.assert_array_equal(interpreted, results[::7])
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

@@ -1,10 +1,7 @@
 """`nearest_mean` against its twin: ties, near ties, huge and tiny values, any thread count."""
 
-import subprocess
-import sys
 import warnings
 from collections.abc import Iterator
-from fractions import Fraction
 from typing import Any
 
 import numba
@@ -82,20 +79,6 @@ def test_integers_give_the_twins_classes_and_votes(case: Case) -> None:
 @given(real_numbers())
 def test_real_numbers_give_the_twins_classes_and_votes(case: Case) -> None:
     assert_like_twin(*case)
-
-
-@settings(max_examples=50)
-@given(whole_numbers())
-def test_the_class_is_the_first_at_the_smallest_exact_distance(case: Case) -> None:
-    features, means = case
-    nearest, _ = nearest_mean(features, means)
-    for row, label in zip(features.tolist(), nearest.tolist(), strict=True):
-        exact = {
-            other: sum((Fraction(a) - Fraction(b)) ** 2 for a, b in zip(row, mean, strict=True))
-            for other, mean in enumerate(means.tolist())
-            if not np.isnan(mean).any()
-        }
-        assert label == min(exact, key=lambda other: (exact[other], other))
 
 
 @pytest.mark.parametrize("offset", [0.0, 1e3, 1e6])
@@ -202,31 +185,20 @@ def test_special_cases(features: Any, means: Any, nearest: list[int], votes: lis
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize("more", [-1, 0, 1, _BLOCK_ROWS + 1])
-def test_bits_do_not_depend_on_threads_at_block_borders(
-    more: int, dtype: Any, thread_counts: list[int]
-) -> None:
-    rng = np.random.default_rng(more + 2)
-    features = rng.normal(size=(_BLOCK_ROWS + more, 7)).astype(dtype)
-    means = rng.normal(size=(9, 7))
-    results = []
-    for count in thread_counts:
-        numba.set_num_threads(count)
-        nearest, votes = nearest_mean(features, means)
-        results.append(nearest.tobytes() + votes.tobytes())
-    assert len(set(results)) == 1
-    expected, expected_votes = reference.nearest_mean(features, means)
-    np.testing.assert_array_equal(nearest, expected)
-    np.testing.assert_allclose(votes, expected_votes, rtol=1e-4)
-
-
 @pytest.mark.parametrize("block_rows", [1, 2, 7, 49, 50, 51])
-def test_classes_do_not_depend_on_the_block_size(
-    block_rows: int, monkeypatch: pytest.MonkeyPatch
+def test_bits_do_not_depend_on_threads_at_block_borders(
+    block_rows: int, dtype: Any, thread_counts: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rng = np.random.default_rng(12)
     monkeypatch.setattr("dp4tl_ffcv.kernels.nearest._BLOCK_ROWS", block_rows)
-    assert_like_twin(rng.normal(size=(50, 3)).astype(np.float32), rng.normal(size=(4, 3)))
+    features, means = rng.normal(size=(50, 7)).astype(dtype), rng.normal(size=(9, 7))
+    assert_like_twin(features, means)
+    results = set()
+    for count in thread_counts:
+        numba.set_num_threads(count)
+        nearest, votes = nearest_mean(features, means)
+        results.add(nearest.tobytes() + votes.tobytes())
+    assert len(results) == 1
 
 
 def test_strided_and_read_only_arguments_are_read_and_not_changed() -> None:
@@ -249,14 +221,12 @@ def test_features_that_are_not_finite_are_rejected(bad: float, dtype: Any) -> No
         nearest_mean(features, np.eye(3))
 
 
-def test_more_bad_blocks_than_threads_are_rejected_without_hanging() -> None:
-    # In a subprocess, since threads that hang would keep this process from ending.
-    code = (
-        "import numba, numpy as np; numba.set_num_threads(1)\n"
-        "from dp4tl_ffcv.kernels import nearest_mean\n"
-        f"features = np.full((20 * {_BLOCK_ROWS}, 2), np.nan, dtype=np.float32)\n"
-        "nearest_mean(features, np.eye(2))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 1
-    assert "ValueError: `features` must be finite" in done.stderr
+def test_more_bad_blocks_than_threads_are_rejected_without_hanging(guarded: Any) -> None:
+    features = np.full((20 * _BLOCK_ROWS, 2), np.nan, dtype=np.float32)
+
+    def assign() -> None:
+        numba.set_num_threads(1)
+        nearest_mean(features, np.eye(2))
+
+    with pytest.raises(ValueError, match="`features` must be finite"):
+        guarded(assign)

@@ -11,30 +11,20 @@ from dp4tl_ffcv.kernels import (
     class_members,
     class_sums,
     nearest_mean,
-    random_crops,
-    random_flips,
     resize_area,
-    ycc_to_rgb,
 )
 
 INT64 = np.iinfo(np.int64)
 BOXES = [(-1, 0, 2, 2), (0, -1, 2, 2), (0, 0, 5, 2), (0, 0, 2, 7), (3, 0, 2, 2), (0, 0, 0, 2)]
-PLANES = {name: np.zeros((2, 3), np.uint8) for name in ("blue", "red")}
-COUNTERS: dict[str, Any] = {"ids": [0, 1], "seed": 0, "epoch": 0}
 GOOD: dict[Any, dict[str, Any]] = {
     class_histogram: {"labels": [0, 1], "num_classes": 3},
     class_members: {"labels": [0, 1], "retained": [True, False, True]},
     class_sums: {"features": np.zeros((2, 2)), "labels": [0, 1], "num_classes": 3},
     nearest_mean: {"features": np.zeros((1, 2)), "means": np.zeros((1, 2))},
-    random_crops: {"heights": [4, 5], "widths": [6, 7], **COUNTERS},
-    random_flips: COUNTERS,
     resize_area: {"image": np.zeros((4, 6, 3), np.uint8), "size": (2, 2)},
-    ycc_to_rgb: {"luma": np.zeros((4, 6), np.uint8), **PLANES, "subsampling": (2, 2)},
 }
 
 COUNTING = (class_histogram, class_members, class_sums)
-DRAWING = (random_crops, random_flips)
-CROPPING = (resize_area, ycc_to_rgb)
 NAN, INF = math.nan, math.inf
 
 # Kernels, the argument, bad values of it, and the error.
@@ -105,41 +95,6 @@ TABLE: list[tuple[tuple[Any, ...], str, list[Any], type[Exception], str]] = [
         ValueError,
         "`means` must be finite and at most",
     ),
-    (DRAWING, "ids", [["a", "b"]], TypeError, "`ids` must be integers"),
-    (DRAWING, "ids", [[-1, 4]], ValueError, "`ids` must be at least 0; got -1"),
-    (DRAWING, "seed", [-1, 2**64], ValueError, r"`seed` must be in \[0, 18446744073709551615\]"),
-    (DRAWING, "seed", [1.0, None], TypeError, "`seed` must be an int"),
-    (DRAWING, "epoch", [-1], ValueError, "`epoch` must be in"),
-    (DRAWING, "epoch", [True], TypeError, "`epoch` must be an int"),
-    (DRAWING, "view", [-1], ValueError, "`view` must be in"),
-    (DRAWING, "view", ["0"], TypeError, "`view` must be an int"),
-    ((random_crops,), "heights", [[1.0, 2.0]], TypeError, "`heights` must be integers; got dtype"),
-    ((random_crops,), "heights", [[0, 4]], ValueError, "`heights` must be at least 1; got 0"),
-    ((random_crops,), "heights", [[3] * 3], ValueError, "one entry per sample; got 3, 2 and 2"),
-    ((random_crops,), "widths", [[True, True]], TypeError, "`widths` must be integers"),
-    ((random_crops,), "widths", [[[4, 4]], 4], ValueError, r"`widths` must have shape \(N,\)"),
-    ((random_crops,), "ids", [[1]], ValueError, "one entry per sample; got 2, 2 and 1"),
-    (
-        (random_crops,),
-        "scale",
-        [(0.0, 1.0), (0.5, 0.4), (0.5, 1.1), (NAN, 1.0), (0.5,), 0.5],
-        ValueError,
-        r"`scale` must be \(low, high\) with 0 < low <= high <= 1; got",
-    ),
-    (
-        (random_crops,),
-        "ratio",
-        [(-1.0, 1.0), (1.0, INF), (1.0, NAN)],
-        ValueError,
-        r"`ratio` must be \(low, high\) with 0 < low <= high; got",
-    ),
-    (
-        (random_flips,),
-        "probability",
-        [-0.1, 1.1, NAN],
-        ValueError,
-        "must be at least 0 and at most 1",
-    ),
     (
         (resize_area,),
         "image",
@@ -157,15 +112,9 @@ TABLE: list[tuple[tuple[Any, ...], str, list[Any], type[Exception], str]] = [
     ((resize_area,), "size", [(), (2,), (2, 2, 2), 5, None], ValueError, "must be 2 ints; got"),
     ((resize_area,), "size", [(0, 2), (2, -1)], ValueError, "`size` must be at least 1; got"),
     ((resize_area,), "size", [(2.0, 2), (2, "2"), (True, 2)], TypeError, "must be an int; got"),
-    (CROPPING, "box", BOXES, ValueError, r"`box` must be .* inside 4 x 6 pixels; got"),
-    (CROPPING, "box", [(0, 0, 2)], ValueError, "`box` must be 4 ints; got"),
-    (CROPPING, "box", [(0, 0, 2, 2.0)], TypeError, "`box` must be an int; got"),
-    ((ycc_to_rgb,), "luma", [np.zeros((4, 6))], TypeError, "`luma` must be uint8; got dtype"),
-    ((ycc_to_rgb,), "luma", [np.zeros(24, np.uint8)], ValueError, r"must have shape \(H, W\)"),
-    ((ycc_to_rgb,), "red", [np.zeros((0, 3), np.uint8)], ValueError, "`red` must have shape"),
-    ((ycc_to_rgb,), "blue", [np.zeros((3, 3), np.uint8)], ValueError, r"must have shape \(2, 3\)"),
-    ((ycc_to_rgb,), "subsampling", [(1, 1)], ValueError, r"`blue` must have shape \(4, 6\)"),
-    ((ycc_to_rgb,), "subsampling", [(2, 1)], ValueError, "`subsampling` must be one of"),
+    ((resize_area,), "box", BOXES, ValueError, r"`box` must be .* inside 4 x 6 pixels; got"),
+    ((resize_area,), "box", [(0, 0, 2)], ValueError, "`box` must be 4 ints; got"),
+    ((resize_area,), "box", [(0, 0, 2, 2.0)], TypeError, "`box` must be an int; got"),
 ]
 
 

@@ -1,7 +1,6 @@
 """Each cache gives compiled code the bytes of the file, from bounded memory."""
 
 import io
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,15 +12,14 @@ import pytest
 from numpy.typing import NDArray
 
 from dp4tl_ffcv import BetonIndex, PrunedLoader
-from dp4tl_ffcv.loading.caches import CACHES, choose_cache, open_cache
+from dp4tl_ffcv.loading import caches
+from dp4tl_ffcv.loading.caches import CACHES, available_memory, choose_cache, open_cache
 from dp4tl_ffcv.loading.caches.base import BaseCache as Cache
 from dp4tl_ffcv.loading.decoding.workspace import Workspace
 from dp4tl_ffcv.loading.ffcv_adapter.compilation import shared_compilation
 from dp4tl_ffcv.loading.ffcv_adapter.memory import EpochMemory, RetainedMemory
-from dp4tl_ffcv.loading.reading import memory_limit
 from dp4tl_ffcv.loading.reading.extents import RetainedExtents, retained_extents
 from dp4tl_ffcv.loading.reading.file_reader import FileReader
-from dp4tl_ffcv.loading.reading.memory_limit import available_memory
 from dp4tl_ffcv.loading.reading.plan import ALIGNMENT, plan_epoch
 from tests.loading.test_extents import NUM_SAMPLES, POINTING, write
 
@@ -81,9 +79,10 @@ def stored(paged: Any) -> Callable[[int], bytes]:
     return lambda number: paged.images[number].tobytes()
 
 
-@pytest.mark.parametrize("windows", [1, 3])
-@pytest.mark.parametrize("read_ahead", [1, 4])
-@pytest.mark.parametrize("name", CACHES)
+@pytest.mark.parametrize(
+    ("name", "read_ahead", "windows"),
+    [("extents", 1, 1), ("extents", 4, 1), ("extents", 1, 3), ("ram", 1, 1), ("os", 1, 1)],
+)
 def test_compiled_code_gets_the_bytes_of_the_file(
     name: str, read_ahead: int, windows: int, paged: Any, stored: Callable[[int], bytes]
 ) -> None:
@@ -201,7 +200,7 @@ def test_a_pool_is_reused_if_it_is_large_enough(paged: Any, stored: Callable[[in
 
 @pytest.mark.parametrize("name", CACHES)
 def test_two_epochs_run_at_once(name: str, paged: Any, stored: Callable[[int], bytes]) -> None:
-    epochs = Epochs(open_(name, paged.path))
+    epochs: Any = Epochs(open_(name, paged.path))
     orders = shuffled(1), shuffled(2)
     with epochs.context(orders[0]) as one, epochs.context(orders[1]) as other:
         if name == "extents":
@@ -211,17 +210,9 @@ def test_two_epochs_run_at_once(name: str, paged: Any, stored: Callable[[int], b
                 context.start_batch(batch)
                 for number in batches_of(order)[batch].tolist():
                     assert epochs.sample(number, context) == stored(number)
-
-
-def test_only_one_pool_is_kept_after_epochs_at_once(paged: Any) -> None:
-    cache = open_("extents", paged.path)
-    epochs = Epochs(cache)
-    contexts = [epochs.context(shuffled(seed)) for seed in range(4)]
-    for context in contexts:
-        context.__enter__()
-    for context in contexts:
-        context.__exit__(None, None, None)
-    assert sum(pool.nbytes for pool in cache.spare) <= cache.num_bytes(epochs.plan(shuffled()))
+    if name == "extents":  # keeps one pool
+        plan = epochs.plan(shuffled())
+        assert sum(pool.nbytes for pool in epochs.cache.spare) <= epochs.cache.num_bytes(plan)
 
 
 def test_ram_reads_everything_once(paged: Any) -> None:
@@ -236,14 +227,6 @@ def test_ram_reads_everything_once(paged: Any) -> None:
             assert context.state[0].nbytes == cache.num_bytes(plan)
     assert extents.num_bytes <= cache.num_bytes(plan)
     assert cache.num_bytes(plan) <= extents.num_bytes + ALIGNMENT * len(extents.ptrs)
-
-
-def test_os_maps_the_file_and_reads_nothing_itself(paged: Any) -> None:
-    cache = open_("os", paged.path)
-    epochs = Epochs(cache)
-    with epochs.context(shuffled()) as context:
-        assert context.state[0].nbytes == paged.path.stat().st_size
-    assert cache.reader.bytes_read == cache.num_bytes(epochs.plan(shuffled())) == 0
 
 
 def test_empty_bytes_have_no_address(tmp_path: Path) -> None:
@@ -279,8 +262,8 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
             return io.StringIO(files[path])
 
         values = {"SC_PHYS_PAGES": physical >> 12, "SC_PAGE_SIZE": 1 << 12}
-        monkeypatch.setattr(memory_limit, "open", open_file, raising=False)
-        monkeypatch.setattr(os, "sysconf", values.__getitem__)
+        monkeypatch.setattr(caches, "open", open_file, raising=False)
+        monkeypatch.setattr(caches, "sysconf", values.__getitem__)
 
     return pretend
 
@@ -299,25 +282,14 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         (64 << 30, 40 << 30, {"v2": ""}, 40 << 30),
     ],
 )
-def test_available_memory_is_limited_by_the_machine_and_the_container(
+def test_auto_is_os_for_bytes_that_fit_into_half_of_the_memory_of_machine_and_container(
     physical: int, available: int, limits: dict[str, str], expected: int,
     machine: Callable[..., None],
 ) -> None:  # fmt: skip
     machine(physical, available, **limits)
     assert available_memory() == expected
-
-
-def test_auto_is_os_for_bytes_that_fit_into_half_of_the_memory(
-    machine: Callable[..., None],
-) -> None:
-    def extents_of(num_bytes: int) -> RetainedExtents:
-        one = np.zeros(1, dtype=np.int64)
+    one = np.zeros(1, dtype=np.int64)
+    for num_bytes, cache in ((0, "os"), (expected // 2, "os"), (expected // 2 + 1, "extents")):
         sizes = np.array([num_bytes])
-        return RetainedExtents(one.astype(np.uint64), sizes, one, one, one, np.array([0, 1]))
-
-    machine(64 << 30, 10 << 30)
-    assert choose_cache(extents_of(0)) == "os"
-    assert choose_cache(extents_of(5 << 30)) == "os"
-    assert choose_cache(extents_of((5 << 30) + 1)) == "extents"
-    machine(64 << 30, 40 << 30, v2=str(10 << 30))
-    assert choose_cache(extents_of((5 << 30) + 1)) == "extents"
+        extents = RetainedExtents(one.astype(np.uint64), sizes, one, one, one, np.array([0, 1]))
+        assert choose_cache(extents) == cache

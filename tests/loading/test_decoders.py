@@ -1,7 +1,5 @@
 """The decoders make the pixels of ffcv's C code; epoch, seed and sample alone change them."""
 
-import os
-from pathlib import Path
 from typing import Any
 
 import ffcv.fields.rgb_image as stock
@@ -12,14 +10,14 @@ from ffcv.libffcv import imdecode, resize_crop
 from numpy.typing import NDArray
 
 from dp4tl_ffcv import BetonIndex, PrunedLoader, Selection, write_beton
-from dp4tl_ffcv.kernels.crops import random_crops, random_flips
 from dp4tl_ffcv.loading.decoding.decoders import (
     CenterCropRGBImageDecoder,
     RandomResizedCropRGBImageDecoder,
 )
 from tests.conftest import Images
+from tests.support.crops import random_crops, random_flips
 from tests.support.images import picture
-from tests.support.loading import CACHE_OPTIONS, ORDER_NAMES, only, run_script
+from tests.support.loading import CACHE_OPTIONS, ORDER_NAMES, loader_of, only
 
 SIZES = [(64, 64), (48, 80), (97, 61), (40, 40), (33, 120), (130, 47), (71, 72), (90, 160)]
 TINY = [(1, 1), (1, 50), (50, 1), (2, 3), (7, 5), (3, 200), (200, 3), (16, 16)]
@@ -27,24 +25,6 @@ SMART_THRESHOLD = 3 * 65 * 65  # bytes, above which images are JPEGs in the mixe
 OUTPUTS = [(24, 24), (32, 17), (100, 140), (1, 1)]
 SEED = 9
 RATIO = 224 / 256
-# Saves two epochs of a loader with a given number of workers.
-WORKERS = """
-import sys
-import numpy as np
-from dp4tl_ffcv import PrunedLoader
-from dp4tl_ffcv.loading import RandomResizedCropRGBImageDecoder
-
-path, out, workers, seed = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:])
-loader = PrunedLoader(
-    path, 5, num_workers=workers, seed=seed, drop_last=False,
-    pipelines={"image": [RandomResizedCropRGBImageDecoder((24, 24), flip=0.5)], "label": None},
-)
-assert loader.num_workers == workers
-epochs = [
-    np.concatenate([pixels[np.argsort(ids[:, 0])] for pixels, ids in loader]) for _ in range(2)
-]
-np.save(out, epochs)
-"""
 
 
 def decoded(index: BetonIndex) -> list[NDArray[np.uint8]]:
@@ -91,11 +71,10 @@ def cropping(flip: float = 0.5) -> RandomResizedCropRGBImageDecoder:
     return RandomResizedCropRGBImageDecoder((24, 24), flip=flip)
 
 
-def loader_of(dataset: Images, decoder: Any, batch_size: int = 5, **options: Any) -> PrunedLoader:
+def decoding(dataset: Images, decoder: Any, batch_size: int = 5, **options: Any) -> PrunedLoader:
     """Return a loader of images and their ids."""
-    options = {"seed": SEED, "num_workers": 2, "drop_last": False, **options}
     pipelines = only(image=[decoder], identifier=[])
-    return PrunedLoader(dataset.path, batch_size, pipelines=pipelines, **options)
+    return loader_of(dataset, batch_size, pipelines=pipelines, **{"seed": SEED, **options})
 
 
 def epoch(loader: PrunedLoader) -> dict[int, NDArray[np.uint8]]:
@@ -152,7 +131,7 @@ def shapes_of(dataset: Images) -> tuple[list[int], list[int]]:
 @pytest.mark.parametrize("mode", ["jpg", "raw", "smart"])
 def test_random_crops_have_the_pixels_of_ffcv(mode: str, datasets: dict[str, Images]) -> None:
     dataset, decoder = datasets[mode], cropping()
-    loader = loader_of(dataset, decoder)
+    loader = decoding(dataset, decoder)
     for number, size in enumerate([*OUTPUTS, OUTPUTS[0]]):
         decoder.output_size = size
         boxes = random_crops(*shapes_of(dataset), ids_of(dataset), SEED, number)
@@ -166,7 +145,7 @@ def test_crops_of_other_shapes_have_the_pixels_of_ffcv(mixed: Images) -> None:
     decoder = RandomResizedCropRGBImageDecoder((20, 31), scale, ratio, view=3)
     boxes = random_crops(*shapes_of(mixed), ids_of(mixed), SEED, 0, scale, ratio, view=3)
     expected = by_ffcv(mixed, boxes, np.zeros(len(boxes)), (20, 31))
-    assert_close(stacked(loader_of(mixed, decoder)), expected)
+    assert_close(stacked(decoding(mixed, decoder)), expected)
 
 
 @pytest.mark.parametrize("mode", ["jpg", "raw", "smart"])
@@ -178,22 +157,12 @@ def test_centre_crops_have_the_pixels_of_ffcv(mode: str, datasets: dict[str, Ima
             for image in dataset.images
         ]
     )
-    loader = loader_of(dataset, decoder)
+    loader = decoding(dataset, decoder)
     for size in OUTPUTS:
         decoder.output_size = size
         expected = by_ffcv(dataset, boxes, np.zeros(len(boxes)), size)
         for _ in range(2):
             assert_close(stacked(loader), expected)
-
-
-def test_centre_crops_equal_those_of_ffcvs_decoder(mixed: Images) -> None:
-    ids = np.flatnonzero([min(image.shape[:2]) > 1 for image in mixed.images])
-    ours, theirs = (
-        epoch(loader_of(mixed, kind((24, 24), ratio=RATIO), indices=ids))
-        for kind in (CenterCropRGBImageDecoder, stock.CenterCropRGBImageDecoder)
-    )
-    assert list(ours) == list(theirs) == ids.tolist()
-    assert_close(np.stack(list(ours.values())), np.stack(list(theirs.values())))
 
 
 # What the pixels depend on.
@@ -202,7 +171,7 @@ def test_centre_crops_equal_those_of_ffcvs_decoder(mixed: Images) -> None:
 @pytest.fixture(scope="module")
 def epochs(mixed: Images) -> list[NDArray[np.uint8]]:
     """The pixels of two epochs, which other options must not change."""
-    loader = loader_of(mixed, cropping())
+    loader = decoding(mixed, cropping())
     return [stacked(loader) for _ in range(2)]
 
 
@@ -214,11 +183,11 @@ def test_pixels_change_with_epoch_and_seed(mixed: Images, epochs: Any) -> None:
         if min(image.shape[:2]) > 20 and max(image.shape[:2]) < 2 * min(image.shape[:2])
     ]
     assert len(large) >= 8
-    others = [*epochs, stacked(loader_of(mixed, cropping(), seed=SEED + 1))]
+    others = [*epochs, stacked(decoding(mixed, cropping(), seed=SEED + 1))]
     for number, one in enumerate(others):
         for other in others[:number]:
             assert (one[large] != other[large]).any(axis=(1, 2, 3)).all()
-    again = loader_of(mixed, cropping())
+    again = decoding(mixed, cropping())
     for expected in epochs:
         np.testing.assert_array_equal(stacked(again), expected)
 
@@ -239,17 +208,9 @@ def test_pixels_change_with_epoch_and_seed(mixed: Images, epochs: Any) -> None:
     ids=str,
 )
 def test_pixels_do_not_depend_on_loading_options(options: Any, mixed: Images, epochs: Any) -> None:
-    loader = loader_of(mixed, cropping(), **options)
+    loader = decoding(mixed, cropping(), **options)
     for expected in epochs:
         np.testing.assert_array_equal(stacked(loader), expected)
-
-
-def test_pixels_do_not_depend_on_the_number_of_workers(
-    mixed: Images, epochs: Any, tmp_path: Path
-) -> None:
-    env = {**os.environ, "NUMBA_NUM_THREADS": "4"}
-    run_script(WORKERS, mixed.path, tmp_path / "four.npy", "4", str(SEED), env=env)
-    np.testing.assert_array_equal(np.load(tmp_path / "four.npy"), epochs)
 
 
 def test_a_crop_does_not_depend_on_the_other_retained_samples(mixed: Images, epochs: Any) -> None:
@@ -258,7 +219,7 @@ def test_a_crop_does_not_depend_on_the_other_retained_samples(mixed: Images, epo
         {"indices": [13]},
         {"selection": Selection.of_classes(mixed.index, [1])},
     ):
-        loader = loader_of(mixed, cropping(), batch_size=3, order="random", **chosen)
+        loader = decoding(mixed, cropping(), batch_size=3, order="random", **chosen)
         for expected in epochs:
             found = epoch(loader)
             assert set(found) == set(loader.indices.tolist())
@@ -266,21 +227,14 @@ def test_a_crop_does_not_depend_on_the_other_retained_samples(mixed: Images, epo
                 np.testing.assert_array_equal(pixels, expected[number])
 
 
-def test_a_repeated_sample_has_the_same_crop(mixed: Images, epochs: Any) -> None:
-    loader = loader_of(mixed, cropping(), indices=[4, 9, 4, 4])
-    ((pixels, numbers),) = loader
-    assert numbers[:, 0].tolist() == [4, 9, 4, 4]
-    np.testing.assert_array_equal(pixels, epochs[0][[4, 9, 4, 4]])
-
-
 def test_an_epoch_left_early_counts(mixed: Images, epochs: Any) -> None:
-    loader = loader_of(mixed, cropping())
+    loader = decoding(mixed, cropping())
     next(iter(loader))
     np.testing.assert_array_equal(stacked(loader), epochs[1])
 
 
 def test_two_epochs_at_once_have_their_own_crops(mixed: Images, epochs: Any) -> None:
-    loader = loader_of(mixed, cropping())
+    loader = decoding(mixed, cropping())
     pairs = [
         (one.copy(), other.copy()) for (one, _), (other, _) in zip(loader, loader, strict=True)
     ]
@@ -294,7 +248,7 @@ def test_two_epochs_at_once_have_their_own_crops(mixed: Images, epochs: Any) -> 
 def test_scratch_memory_grows_with_threads_not_with_samples(mixed: Images) -> None:
     sizes = {}
     for batch_size in (1, 8):
-        loader = loader_of(mixed, cropping(), batch_size=batch_size)
+        loader = decoding(mixed, cropping(), batch_size=batch_size)
         memory = loader.graph.allocate_memory(batch_size, loader.batches_ahead + 2)
         buffers = [part for part in memory["operation"].values() if part is not None]
         assert not any(isinstance(part, tuple) for part in buffers)
@@ -309,16 +263,10 @@ def test_scratch_memory_grows_with_threads_not_with_samples(mixed: Images) -> No
 
 def test_scratch_memory_fits_the_largest_retained_image(mixed: Images) -> None:
     decoder = cropping()
-    large = loader_of(mixed, decoder)._make_workspace().scratch.shape[1]
+    large = decoding(mixed, decoder)._make_workspace().scratch.shape[1]
     assert large >= 3 * 200 * 160
-    tiny = loader_of(mixed, decoder, indices=[16, 19])
+    tiny = decoding(mixed, decoder, indices=[16, 19])
     assert tiny._make_workspace().scratch.shape[1] < large
     tiny.set_selection([7])  # 90 x 160
     assert tiny._make_workspace().scratch.shape[1] >= 3 * 90 * 160
     assert set(epoch(tiny)) == {7}
-
-
-def test_a_loader_without_images_needs_no_scratch_memory(mixed: Images) -> None:
-    loader = PrunedLoader(mixed.path, 5, num_workers=1, pipelines={"image": None})
-    assert loader._make_workspace().scratch.size == 0
-    assert len(list(loader)) == 4

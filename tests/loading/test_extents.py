@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 from ffcv.fields import BytesField, IntField, JSONField, NDArrayField, RGBImageField
-from ffcv.writer import DatasetWriter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -17,7 +16,7 @@ from dp4tl_ffcv import BetonIndex, write_beton
 from dp4tl_ffcv.beton import format
 from dp4tl_ffcv.beton.tables import BLOCK
 from dp4tl_ffcv.loading.reading.extents import RetainedExtents, retained_extents
-from tests.support.betons import StampField
+from tests.support.betons import StampField, write_stock
 
 NUM_SAMPLES = 30
 # Some bytes are empty, also at the end of a sample: ffcv gives them the address of the next value.
@@ -62,9 +61,7 @@ def write(kind: str, path: Path) -> Path:
     if kind == "ours":
         write_beton(path, samples, fields, seed=None)
     else:
-        workers = 2 if kind == "two workers" else 1
-        writer = DatasetWriter(str(path), fields, page_size=1 << 21, num_workers=workers)
-        writer.from_indexed_dataset(samples, chunksize=4)
+        write_stock(path, samples, fields, 2 if kind == "two workers" else 1, chunk=4)
     if "shuffled" in kind:
         shuffle_allocations(path)
     return path

@@ -65,36 +65,30 @@ def test_a_loader_releases_the_allocation_table_that_it_opened(colours: Any) -> 
 # Resolution and epoch.
 
 
-def random_crops(size: tuple[int, int] = (8, 8)) -> RandomResizedCropRGBImageDecoder:
-    return RandomResizedCropRGBImageDecoder(size)
+def crops() -> RandomResizedCropRGBImageDecoder:
+    return RandomResizedCropRGBImageDecoder((8, 8))
 
 
-@pytest.mark.parametrize(("size", "expected"), [(12, (12, 12)), ((10, 6), (10, 6))])
-def test_a_resolution_takes_effect_in_the_next_epoch(
-    size: Any, expected: tuple[int, int], colours: Any
-) -> None:
+def test_a_resolution_takes_effect_in_the_next_epoch(colours: Any) -> None:
     loader = training_loader(colours.path, batch_size=60, resolution=8, seed=0)
     assert loader.resolution == (8, 8)
-    loader.resolution = size
-    assert loader.resolution == expected
-    assert next(iter(loader))[0].shape == (60, 3, *expected)
+    sizes: Any = {12: (12, 12), (10, 6): (10, 6)}
+    for size, expected in sizes.items():
+        loader.resolution = size
+        assert loader.resolution == expected
+        assert next(iter(loader))[0].shape == (60, 3, *expected)
+        with pytest.raises(ValueError, match="output_size"):
+            loader.resolution = 0
+        assert loader.resolution == expected
 
 
 def test_a_resolution_applies_to_all_views(colours: Any) -> None:
-    views = view_pipelines({"image": random_crops(), "second": random_crops()}, list)
+    views = view_pipelines({"image": crops(), "second": crops()}, list)
     loader = PrunedLoader(colours.path, 20, pipelines={**views, "label": None})
     assert loader.resolution == (8, 8)
     loader.resolution = 12
     first, _, second = next(iter(loader))
     assert first.shape == second.shape == (20, 12, 12, 3)
-
-
-@pytest.mark.parametrize("size", [0, (8, -1), (8,), 8.5])
-def test_an_impossible_resolution_is_rejected(size: Any, colours: Any) -> None:
-    loader = training_loader(colours.path, batch_size=60, resolution=8, seed=0)
-    with pytest.raises((ValueError, TypeError), match="output_size"):
-        loader.resolution = size
-    assert loader.resolution == (8, 8)
 
 
 def test_a_resolution_needs_an_image_decoder(colours: Any) -> None:
@@ -106,7 +100,7 @@ def test_a_resolution_needs_an_image_decoder(colours: Any) -> None:
 
 
 def test_an_epoch_can_be_loaded_again_by_its_number(colours: Any) -> None:
-    pipelines = {"image": [random_crops(), ToTensor()], "identifier": None}
+    pipelines = {"image": [crops(), ToTensor()], "identifier": None}
     loader = PrunedLoader(colours.path, 60, order="random", seed=2, pipelines=pipelines)
     epochs = [[labels.tolist() for _, labels in loader] for _ in range(3)]
     assert epochs[1] != epochs[2]

@@ -17,11 +17,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from dp4tl_ffcv import BetonError, PrunedLoader
+from dp4tl_ffcv import PrunedLoader
 from dp4tl_ffcv.loading.reading import shared_memory
 from dp4tl_ffcv.loading.reading.shared_memory import shared_bytes
-from tests.support.loading import Guarded, ids_of, pretend_rank
+from tests.support.loading import Guarded, ids_of, loader_of, pretend_rank
 
+SHARED = {"batch_size": 10, "cache": "ram", "distributed": True, "order": "random"}
 LONGEST_WAIT = 60.0  # seconds for another process
 SIZE = 3_000_000
 
@@ -60,9 +61,6 @@ for line in sys.stdin:
         print("written", flush=True)
     elif verb == "look":
         print(memory[0], flush=True)
-    elif verb == "drop":
-        del memory
-        print("dropped", flush=True)
 """
 
 
@@ -172,11 +170,10 @@ def test_the_first_process_fills_and_the_others_map_the_same_memory(
     assert files(folder) == []
 
 
-@pytest.mark.parametrize("count", [2, 4])
 def test_processes_that_start_at_once_fill_the_memory_once(
-    count: int, folder: Path, other: Callable[[], Other]
+    folder: Path, other: Callable[[], Other]
 ) -> None:
-    processes = [other() for _ in range(count)]
+    processes = [other() for _ in range(4)]
     for turn in range(5):
         for at, process in enumerate(processes):
             process.tell(f"take turn{turn} {SIZE} {at + 1} fast")
@@ -190,33 +187,26 @@ def test_processes_that_start_at_once_fill_the_memory_once(
     assert files(folder) == []
 
 
-def test_other_processes_wait_while_one_fills(folder: Path, other: Callable[[], Other]) -> None:
-    slow, waiting = other(), [other() for _ in range(2)]
+@pytest.mark.parametrize("is_killed", [False, True])
+def test_other_processes_wait_while_one_fills(
+    is_killed: bool, folder: Path, other: Callable[[], Other]
+) -> None:
+    slow, *waiting = (other() for _ in range(3))
     assert slow.ask(f"take a {SIZE} 5 slowly") == ["filling"]
     for process in waiting:
         process.tell(f"take a {SIZE} 6 fast")
         locks_wait(process.process.pid)
-    (folder / "go").touch()
-    assert slow.answer() == ["1", str(SIZE), "5", "5"]
-    assert [process.answer()[:3] for process in waiting] == [["0", str(SIZE), "5"]] * 2
+    if is_killed:
+        slow.kill()
+    else:
+        (folder / "go").touch()
+        assert slow.answer() == ["1", str(SIZE), "5", "5"]
+    answers = [process.answer() for process in waiting]
+    assert sorted(fills for fills, *_ in answers) == ["0", "1" if is_killed else "0"]
+    assert {answer[2] for answer in answers} == {"6" if is_killed else "5"}
 
 
-# Processes that are killed.
-
-
-def test_the_next_process_removes_the_file_of_a_killed_process(
-    folder: Path, other: Callable[[], Other]
-) -> None:
-    killed = other()
-    killed.ask(f"take a {SIZE} 5 fast")
-    killed.kill()
-    assert files(folder) == [f"dp4tl_ffcv-{os.getuid()}-a"]
-    memory = shared_bytes(100, filler(6), "b")
-    assert files(folder) == [f"dp4tl_ffcv-{os.getuid()}-b"]
-    assert memory[0] == 6
-
-
-def test_a_killed_process_does_not_affect_the_others(
+def test_the_file_of_a_killed_process_lasts_while_others_use_it(
     folder: Path, other: Callable[[], Other]
 ) -> None:
     killed, stays = other(), other()
@@ -226,8 +216,11 @@ def test_a_killed_process_does_not_affect_the_others(
     shared_bytes(100, filler(6), "b")
     assert shared_bytes(SIZE, not_called, "a")[0] == 5
     assert stays.ask("look") == ["5"]
-    stays.finish()
-    assert files(folder) == []
+    stays.kill()
+    assert files(folder) == [f"dp4tl_ffcv-{os.getuid()}-a"]
+    memory = shared_bytes(100, filler(6), "b")
+    assert files(folder) == [f"dp4tl_ffcv-{os.getuid()}-b"]
+    assert memory[0] == 6
 
 
 def test_a_partly_filled_memory_is_filled_again(folder: Path, other: Callable[[], Other]) -> None:
@@ -239,20 +232,6 @@ def test_a_partly_filled_memory_is_filled_again(folder: Path, other: Callable[[]
     memory = shared_bytes(SIZE, filler(6, calls), "a")
     assert calls == [SIZE]
     assert (memory == 6).all()
-
-
-def test_a_waiting_process_fills_after_the_first_is_killed(
-    folder: Path, other: Callable[[], Other]
-) -> None:
-    killed, waiting, third = other(), other(), other()
-    killed.ask(f"take a {SIZE} 5 slowly")
-    for process in (waiting, third):
-        process.tell(f"take a {SIZE} 6 fast")
-        locks_wait(process.process.pid)
-    killed.kill()
-    answers = [process.answer() for process in (waiting, third)]
-    assert sorted(answer[0] for answer in answers) == ["0", "1"]
-    assert {answer[2] for answer in answers} == {"6"}
 
 
 def test_files_of_other_users_and_programs_are_kept(folder: Path) -> None:
@@ -296,56 +275,28 @@ def descriptors() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
-def test_an_error_of_fill_is_raised_and_leaves_no_file(folder: Path) -> None:
-    def broken(memory: NDArray[np.uint8]) -> None:
-        memory[:5] = 1
-        raise BetonError("the disk")
+@pytest.mark.parametrize("fails", ["fill", "allocation"])
+def test_an_error_is_raised_and_leaves_no_file(
+    fails: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "the disk")
 
-    before = descriptors()
-    for _ in range(2):
-        with pytest.raises(BetonError, match="the disk"):
-            shared_bytes(SIZE, broken, "a")
-        assert files(folder) == []
+    before, fill, match = descriptors(), fail, "the disk"
+    if fails == "allocation":
+        fill, match = not_called, rf"no room for cache=\"ram\": it needs {SIZE} bytes in {folder}"
+    with monkeypatch.context() as patch:
+        if fails == "allocation":
+            patch.setattr(os, "posix_fallocate", fail)
+        for _ in range(2):
+            with pytest.raises(OSError, match=match) as raised:
+                shared_bytes(SIZE, fill, "a")
+            assert raised.value.errno == errno.ENOSPC
+            assert files(folder) == []
+        del raised
     gc.collect()
     assert descriptors() == before
     assert shared_bytes(SIZE, filler(4), "a")[-1] == 4
-
-
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.ENOMEM])
-def test_too_little_memory_is_an_error_with_advice(
-    code: int, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*_: Any) -> None:
-        raise OSError(code, os.strerror(code))
-
-    before = descriptors()
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "posix_fallocate", full)
-        found = rf"no room for cache=\"ram\": it needs {SIZE} bytes in {folder}"
-        with pytest.raises(OSError, match=rf"{found}.*--shm-size.*\"os\" or \"extents\"") as raised:
-            shared_bytes(SIZE, not_called, "a")
-    assert raised.value.errno == code
-    assert files(folder) == []
-    gc.collect()
-    assert descriptors() == before
-    assert shared_bytes(SIZE, filler(3), "a")[0] == 3
-
-
-def test_the_memory_is_allocated_before_it_is_written(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Writing to memory without room would kill the process."""
-    taken: list[int] = []
-    fallocate = os.posix_fallocate
-
-    def watched(file: int, start: int, length: int) -> None:
-        fallocate(file, start, length)
-        taken.append(os.fstat(file).st_blocks * 512)
-
-    monkeypatch.setattr(os, "posix_fallocate", watched)
-    shared_bytes(SIZE, lambda memory: taken.append(0), "a")
-    assert taken[0] >= SIZE
-    assert taken[1:] == [0]
 
 
 # Through loaders.
@@ -361,24 +312,19 @@ def corners(loader: PrunedLoader) -> list[list[int]]:
     return [pixel for pixels, *_ in loader for pixel in pixels[:, 0, 0].tolist()]
 
 
-def loader_of(path: Path, **options: Any) -> PrunedLoader:
-    return PrunedLoader(
-        path, 10, cache="ram", distributed=True, order="random", drop_last=False, **options
-    )
-
-
 def test_loaders_share_equal_bytes_of_the_same_file(
     colours: Any, tmp_path: Path, folder: Path, one_rank: None, guarded: Guarded
 ) -> None:
     copy = tmp_path / "copy.beton"
     copy.write_bytes(colours.path.read_bytes())
     loaders = [
-        loader_of(colours.path, indices=range(0, 60)),
-        loader_of(colours.path, indices=np.arange(60)[::-1], seed=3),
-        loader_of(colours.path, indices=range(1, 60)),
-        loader_of(colours.path, indices=range(60), pipelines={"image": None}),
-        loader_of(copy, indices=range(60)),
+        loader_of(colours, indices=range(0, 60), **SHARED),
+        loader_of(colours, indices=np.arange(60)[::-1], seed=3, **SHARED),
+        loader_of(colours, indices=range(1, 60), **SHARED),
+        loader_of(colours, indices=range(60), pipelines={"image": None}, **SHARED),
+        loader_of(copy, indices=range(60), **SHARED),
     ]
+    list(PrunedLoader(colours.path, 10, cache="ram"))  # shares nothing without `distributed`
     assert files(folder) == []  # nothing is read before the first epoch
     counts = []
     for at, loader in enumerate(loaders):
@@ -402,7 +348,7 @@ def test_files_with_equal_tables_are_not_confused(
 ) -> None:
     path = tmp_path / "a.beton"
     path.write_bytes(colours.path.read_bytes())
-    first = loader_of(path)
+    first = loader_of(path, **SHARED)
     images = guarded(lambda: corners(first))
     other = path if in_place else tmp_path / "b.beton"
     extent = colours.index.extents([5])[0]
@@ -410,12 +356,7 @@ def test_files_with_equal_tables_are_not_confused(
     data[int(extent["ptr"]) : int(extent["ptr"] + extent["size"])] = bytes(int(extent["size"]))
     other.write_bytes(data)
     os.utime(other, ns=(1, 1))  # the file system's clock may be too coarse for two versions
-    second = loader_of(other)
+    second = loader_of(other, **SHARED)
     assert first._index.fingerprint == second._index.fingerprint
     assert [0, 0, 0] not in images
     assert guarded(lambda: corners(second)).count([0, 0, 0]) == 1
-
-
-def test_a_loader_without_distributed_shares_nothing(colours: Any, folder: Path) -> None:
-    list(PrunedLoader(colours.path, 10, cache="ram"))
-    assert files(folder) == []

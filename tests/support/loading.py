@@ -13,7 +13,7 @@ import torch
 from ffcv.pipeline.operation import Operation
 from numpy.typing import NDArray
 
-from dp4tl_ffcv import Selection
+from dp4tl_ffcv import PrunedLoader, Selection
 from dp4tl_ffcv.loading import CACHES, ORDERS
 
 CACHE_OPTIONS = [*CACHES, "auto"]
@@ -38,6 +38,12 @@ class Step(Operation):
 def plus(number: Any) -> Callable[..., Any]:
     """Return a function that adds a number to a batch."""
     return lambda batch, _: batch + number
+
+
+def loader_of(beton: Any, batch_size: int, **options: Any) -> PrunedLoader:
+    """Return a loader with two workers that keeps the last batch. `beton` may be a dataset."""
+    options = {"num_workers": 2, "drop_last": False, **options}
+    return PrunedLoader(getattr(beton, "path", beton), batch_size, **options)
 
 
 def ids_of(batches: Any, dataset: Any) -> list[int]:

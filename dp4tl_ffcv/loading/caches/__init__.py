@@ -4,16 +4,18 @@ A module of this folder that defines a class `Cache` is a cache, called by the m
 `base` holds the interface.
 """
 
+from collections.abc import Iterator
 from importlib import import_module
+from os import sysconf  # the name `os` stands for the cache
 from pkgutil import iter_modules
 from typing import Any
 
 from ...validate import check_choice
 from ..reading.extents import RetainedExtents
 from ..reading.file_reader import FileReader
-from ..reading.memory_limit import available_memory
 from .base import BaseCache
 
+_CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 CACHES = tuple(module.name for module in iter_modules(__path__) if module.name != "base")
 
 
@@ -31,6 +33,25 @@ def choose_cache(extents: RetainedExtents) -> str:
     and for all processes. Otherwise, only the coming batches are read.
     """
     return "os" if extents.num_bytes <= available_memory() // 2 else "extents"
+
+
+def available_memory() -> int:
+    """Return the available memory in bytes, at most the limit of the process's control group."""
+    installed = sysconf("SC_PHYS_PAGES") * sysconf("SC_PAGE_SIZE")
+    return min([installed, *_limits()])
+
+
+def _limits() -> Iterator[int]:
+    with open("/proc/meminfo") as lines:
+        yield from (int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvail"))
+    for path in _CGROUP_LIMITS:
+        try:
+            with open(path) as stream:
+                limit = stream.read().strip()
+        except OSError:
+            continue
+        if limit.isdigit():  # or "max"
+            yield int(limit)
 
 
 def open_cache(

@@ -31,11 +31,8 @@ class EpochReads:
 class BaseCache(ABC):
     """The bytes of the retained samples, for all epochs.
 
-    Args:
-        reader: reader of the beton.
-        extents: byte ranges of the retained samples.
-        read_ahead: number of windows to read before they are needed.
-        shared_as: name of the memory that the processes of this machine share; None for none.
+    A cache may read `read_ahead` windows before they are needed. `shared_as` names the memory that
+    it shares with the other processes of this machine; None for none.
     """
 
     def __init__(

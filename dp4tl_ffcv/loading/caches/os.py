@@ -20,7 +20,7 @@ class Cache(BaseCache):
 
     def start(self, order: NDArray[np.int64], window_size: int) -> EpochReads:  # noqa: ARG002
         """Begin an epoch. The system reads the file later, as decoders touch it."""
-        self.reader.check_size(self.extents)
+        self.reader.check_size(self.extents)  # reading a map beyond the end kills the process
         return EpochReads(self._map, self._places)
 
     def num_bytes(self, plan: EpochPlan) -> int:  # noqa: ARG002

@@ -8,15 +8,14 @@ from typing import Any
 import numpy as np
 from numba import prange
 from numba.core.imputils import impl_ret_borrowed
-from numba.extending import intrinsic
 
 from ...beton.format import IMAGE_MODES
 from ...jpeg.crop import WRONG_SIZE, decode_crop
-from ...kernels.compiled import compiled
+from ...kernels.compiled import compiled, compiled_intrinsic
 from ...kernels.crops import draw_crop, draw_flip
 from ...kernels.resize import resize_crop
+from ...kernels.scratch import aligned
 
-ALIGNMENT = 64
 # Failures of raw images, in addition to those of JPEGs.
 NO_BYTES, WRONG_LENGTH = 101, 102
 # Columns of a crop's parameters: numbers in an array, so that all decoders share compiled code.
@@ -26,12 +25,6 @@ BOX_BYTES = 5 * 8  # top, left, height, width and a flag for mirroring, as int64
 _JPEG = next(number for number, mode in IMAGE_MODES.items() if mode == "jpg")
 # Numba optimises a function with everything that it calls: each level adds a second of compiling.
 _inlined = compiled(inline="always")
-
-
-@compiled()
-def aligned(num_bytes: int) -> int:
-    """Round up to whole cache lines."""
-    return (num_bytes + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT
 
 
 @compiled()
@@ -45,14 +38,10 @@ def bytes_at(address: Any, data: Any, places: Any, ptrs: Any, sizes: Any) -> Any
 
 @compiled(parallel=True)
 def decode_batch(batch: Any, destinations: Any, metadata: Any, state: Any, crops: Any) -> None:
-    """Write the crops of a batch to one destination for each decoder.
+    """Write the crops of a batch `(B,)` to a destination `(B, height, width, 3)` per decoder.
 
-    Args:
-        batch: sample ids `(B,)`.
-        destinations: for each decoder, uint8 `(B, height, width, 3)`.
-        metadata: column of the image field.
-        state: `EpochMemory.state`.
-        crops: parameters of each decoder's crop `(decoders, COLUMNS)`.
+    `metadata` is the column of the image field, `state` is `EpochMemory.state`, and `crops` are the
+    parameters of each decoder's crop `(decoders, COLUMNS)`.
     """
     data, places, ptrs, sizes, counter, scratch, failures = state
     # The work is in another function because numba compiles parallel code several times.
@@ -133,15 +122,14 @@ def _crop_jpeg(
     return status
 
 
-def _as_read_only(_: Any, array: Any) -> Any:
+@compiled_intrinsic
+def _read_only(_: Any, array: Any) -> Any:
+    """Return an array as read-only, as raw images are, so that `_resize_boxes` compiles once."""
+
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return impl_ret_borrowed(context, builder, signature.return_type, args[0])  # type: ignore[no-untyped-call]
 
     return array.copy(readonly=True)(array), generate
-
-
-# Returns an array as read-only, the type of raw images, so that `_resize_boxes` compiles once.
-_read_only: Any = intrinsic(_as_read_only)
 
 
 @_inlined

@@ -16,13 +16,9 @@ from ffcv.pipeline.allocation_query import AllocationQuery
 from ffcv.pipeline.state import State
 from numpy.typing import NDArray
 
-from ...jpeg.crop import jpeg_scratch_bytes
-from ...kernels.resize import resize_scratch_bytes
 from ...validate import check_fraction, check_int, check_ints, check_number, check_range
 from ..ffcv_adapter.compilation import precompiled
-from .crop_kernels import BOX_BYTES, COLUMNS, RATIO, aligned, decode_batch
-
-_MOST_VIEWS = 1 << 20
+from .crop_kernels import COLUMNS, RATIO, decode_batch
 
 
 class CropDecoder(SimpleRGBImageDecoder):
@@ -47,9 +43,10 @@ class CropDecoder(SimpleRGBImageDecoder):
     def crop(self) -> NDArray[np.float64]:
         """Parameters of the crop, for `decode_batch`."""
 
-    def scratch_bytes(self, max_height: int, max_width: int) -> int:
-        """Return the scratch bytes per thread for images of at most this size."""
-        return scratch_bytes((self,), max_height, max_width)
+    @property
+    def decoders(self) -> tuple["CropDecoder", ...]:
+        """The decoders that share one decoded image: this one."""
+        return (self,)
 
     def declare_state_and_memory(self, previous_state: State) -> tuple[State, Any]:
         """Ask ffcv for the memory of the results."""
@@ -60,7 +57,7 @@ class CropDecoder(SimpleRGBImageDecoder):
 
     def generate_code(self) -> Callable[..., Any]:
         """Return the function that ffcv calls for each batch."""
-        decode_crops = crops_decoder((self,))
+        decode_crops = crops_decoder(self.decoders)
 
         @precompiled
         def decode(batch_indices: Any, destination: Any, metadata: Any, state: Any) -> Any:
@@ -73,8 +70,7 @@ class CropDecoder(SimpleRGBImageDecoder):
 class RandomResizedCropRGBImageDecoder(CropDecoder):
     """Decoder of random crops, drawn as in `torchvision.transforms.RandomResizedCrop`.
 
-    The loader's seed, the epoch and the sample id determine each crop:
-    `dp4tl_ffcv.kernels.random_crops` returns the same boxes.
+    The loader's seed, the epoch and the sample id determine each crop.
 
     Args:
         output_size: height and width of the result, in pixels. Can be changed between epochs.
@@ -98,7 +94,7 @@ class RandomResizedCropRGBImageDecoder(CropDecoder):
         self.scale = check_range("scale", scale, at_most=1.0)
         self.ratio = check_range("ratio", ratio)
         self.flip = check_number("flip", flip, at_least=0, at_most=1)
-        self.view = check_int("view", view, 0, _MOST_VIEWS)
+        self.view = check_int("view", view, 0)
 
     @property
     def crop(self) -> NDArray[np.float64]:
@@ -126,15 +122,6 @@ class CenterCropRGBImageDecoder(CropDecoder):
         crop = np.zeros(COLUMNS)
         crop[RATIO] = self.ratio
         return crop
-
-
-def scratch_bytes(decoders: Sequence[CropDecoder], max_height: int, max_width: int) -> int:
-    """Return the scratch bytes per thread for images of at most this size."""
-    sizes = [decoder.output_size for decoder in decoders]
-    resizing = max(resize_scratch_bytes(max_height, max_width, *size) for size in sizes)
-    work = max(int(jpeg_scratch_bytes(max_height, max_width)), resizing)
-    pixels = 3 * max_height * max_width
-    return int(aligned(len(decoders) * BOX_BYTES) + aligned(pixels)) + work
 
 
 def crops_decoder(decoders: Sequence[CropDecoder]) -> Callable[..., Any]:

@@ -10,7 +10,7 @@ from ffcv.pipeline.allocation_query import AllocationQuery
 from ffcv.pipeline.operation import Operation
 from ffcv.pipeline.state import State
 
-from .decoders import CropDecoder, RandomResizedCropRGBImageDecoder, crops_decoder, scratch_bytes
+from .decoders import CropDecoder, RandomResizedCropRGBImageDecoder, crops_decoder
 
 
 def view_pipelines(
@@ -72,9 +72,6 @@ class _ViewsDecoder(SimpleRGBImageDecoder):
     def output_size(self, size: tuple[int, int]) -> None:
         for decoder in self.decoders:
             decoder.output_size = size
-
-    def scratch_bytes(self, max_height: int, max_width: int) -> int:
-        return scratch_bytes(self.decoders, max_height, max_width)
 
     def declare_state_and_memory(self, previous_state: State) -> tuple[State, Any]:
         declared = [decoder.declare_state_and_memory(previous_state) for decoder in self.decoders]

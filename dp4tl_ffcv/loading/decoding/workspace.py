@@ -1,6 +1,6 @@
 """Scratch memory of the decoders, and their record of samples that could not be decoded."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,8 +8,10 @@ from numpy.typing import NDArray
 
 from ...beton import BetonIndex
 from ...errors import BetonError
-from ...jpeg.crop import BAD_REQUEST, CORRUPT, NOT_A_JPEG, WRONG_SIZE
-from .crop_kernels import ALIGNMENT, NO_BYTES, WRONG_LENGTH, aligned
+from ...jpeg.crop import BAD_REQUEST, CORRUPT, NOT_A_JPEG, WRONG_SIZE, jpeg_scratch_bytes
+from ...kernels.resize import resize_scratch_bytes
+from ...kernels.scratch import ALIGNMENT, aligned
+from .crop_kernels import BOX_BYTES, NO_BYTES, WRONG_LENGTH
 
 _FAILURES = {
     NOT_A_JPEG: "is not a JPEG",
@@ -60,10 +62,10 @@ def make_workspace(
     """
     num_bytes, height, width = 0, 0, 0
     for field, decoder in decoders:
-        if hasattr(decoder, "scratch_bytes"):
+        if hasattr(decoder, "decoders"):
             images = index.column(field)[samples]
             height, width = int(images["height"].max()), int(images["width"].max())
-            num_bytes = max(num_bytes, decoder.scratch_bytes(height, width))
+            num_bytes = max(num_bytes, scratch_bytes(decoder.decoders, height, width))
     try:
         return Workspace(num_threads, num_bytes)
     except MemoryError as error:
@@ -71,3 +73,11 @@ def make_workspace(
             f"images of {height} x {width} pixels in {str(index.path)!r} do not fit into memory. "
             "Leave the largest images out of the selection, or write the beton again."
         ) from error
+
+
+def scratch_bytes(decoders: Sequence[Any], max_height: int, max_width: int) -> int:
+    """Return the bytes that `decoders` need to crop one image of at most this size."""
+    sizes = [decoder.output_size for decoder in decoders]
+    resizing = max(resize_scratch_bytes(max_width, *size) for size in sizes)
+    work = max(int(jpeg_scratch_bytes(max_height, max_width)), resizing)
+    return int(aligned(len(decoders) * BOX_BYTES) + aligned(3 * max_height * max_width)) + work

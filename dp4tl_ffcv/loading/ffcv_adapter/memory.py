@@ -29,7 +29,6 @@ class RetainedMemory(MemoryManager):
         seed: int,
         make_workspace: Callable[[], Workspace],
     ) -> None:
-        # ffcv's constructor is not called: it builds the Python sets.
         self.cache = cache
         self.epoch = 0
         self.window_size = 1  # samples that are read together, a multiple of the batch size

@@ -28,11 +28,6 @@ class RetainedExtents:
         """Bytes of all samples."""
         return int(self.sizes.sum())
 
-    @property
-    def end(self) -> int:
-        """Byte offset of the end of the last byte range."""
-        return int(self.ptrs[-1]) + int(self.sizes[-1]) if len(self.ptrs) else 0
-
     def sample_at(self, offset: int) -> int:
         """Return the sample at `offset`, or the last one before it."""
         row = int(np.searchsorted(self.ptrs, np.uint64(offset), side="right")) - 1

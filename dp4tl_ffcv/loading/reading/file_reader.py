@@ -49,8 +49,7 @@ class FileReader:
     ) -> None:
         """Read `size` bytes at `offset` into `memory[place:]`, for each request `(R, 3)`.
 
-        Raises:
-            BetonError: the file ends early or cannot be read; names the sample by `extents`.
+        Raises BetonError if the file ends early or cannot be read. `extents` tell the sample.
         """
         done = 0
         while (done := done + _read_requests(self.file, requests[done:], memory)) < len(requests):
@@ -81,11 +80,9 @@ class FileReader:
         return f"{found.st_dev}-{found.st_ino}-{found.st_size}-{found.st_mtime_ns}"
 
     def check_size(self, extents: RetainedExtents) -> None:
-        """Raise BetonError if the file ends before the last byte range.
-
-        Touching a memory map beyond the end of its file kills the process.
-        """
-        size, end = os.fstat(self.file).st_size, extents.end
+        """Raise BetonError if the file ends before the last byte range."""
+        size = os.fstat(self.file).st_size
+        end = int(extents.ptrs[-1]) + int(extents.sizes[-1]) if len(extents.ptrs) else 0
         if size < end:
             raise self._failure(size, _too_short(end - size), extents)
 

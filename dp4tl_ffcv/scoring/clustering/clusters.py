@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...artifacts import Artifact
-from ...kernels.checks import as_features, as_labels
+from ...kernels.checks import as_features
+from ...validate import check_int_array
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -33,7 +34,7 @@ class Clusters(Artifact):
                 f"`centroids` must be finite, with shape (K, D) and K >= 1; got shape "
                 f"{centroids.shape}. Check the features that were clustered."
             )
-        labels = np.array(as_labels(self.labels, len(centroids)))
+        labels = np.array(check_int_array("labels", self.labels, below=len(centroids)))
         if not labels.size:
             raise ValueError("`labels` must hold one pseudo-class per sample; got none.")
         self._freeze(labels=labels, centroids=centroids)
