@@ -1,8 +1,10 @@
 """Processes that `torchrun` starts: their ranks and devices, and work that they share."""
 
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -49,6 +51,7 @@ def process_group() -> Iterator[torch.device]:
     # Not after an exception: leaving the group would wait for the other processes, which wait for
     # this one. torchrun ends them when this process ends.
     if joins:
+        _wait_for_gloo()
         distributed.destroy_process_group()
 
 
@@ -90,3 +93,23 @@ def on_rank_zero(action: Callable[[], Result]) -> Result:
     if error_text is not None:
         raise ValueError(error_text)
     return result  # type: ignore[no-any-return]
+
+
+def _wait_for_gloo() -> None:
+    """Wait until gloo's threads have released the tensors of the last operation.
+
+    They take Python's lock for that, and a thread that asks for it while Python exits aborts the
+    process. Leaving a group does not end its threads once DistributedDataParallel has used it.
+    """
+    idle = 0
+    while idle < 3:  # a thread that waits for the lock looks idle, but gets it during the sleep
+        time.sleep(0.01)
+        busy = any(map(_is_busy_gloo_thread, Path("/proc/self/task").glob("*/stat")))
+        idle = 0 if busy else idle + 1
+
+
+def _is_busy_gloo_thread(stat: Path) -> bool:
+    with suppress(OSError):  # the thread has ended
+        _, _, rest = stat.read_text().partition("(pt_gloo_runloop) ")
+        return rest[:1] not in ("", "S")  # S: sleeping
+    return False

@@ -1,5 +1,8 @@
 """Process groups: joined from torchrun's environment, and left without waiting after a failure."""
 
+import hashlib
+import threading
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -36,6 +39,21 @@ def test_a_process_that_fails_does_not_wait_for_the_others(calls: list[str]) -> 
     with pytest.raises(InterruptedError), process_group():
         raise InterruptedError
     assert calls == ["joined"]
+
+
+def test_a_process_leaves_after_gloos_threads_have_finished(calls: list[str]) -> None:
+    working = threading.Event()
+
+    def work() -> None:
+        Path(f"/proc/self/task/{threading.get_native_id()}/comm").write_text("pt_gloo_runloop")
+        working.set()
+        hashlib.pbkdf2_hmac("sha256", b"", b"", 500_000)  # without Python's lock
+        calls.append("released")
+
+    with process_group():
+        threading.Thread(target=work).start()
+        working.wait()
+    assert calls == ["joined", "released", "left"]
 
 
 def test_without_torchrun_there_is_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
