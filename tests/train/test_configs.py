@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from train.configs import finetune, pretrain_moco
+from train.configs import demo, finetune, pretrain_moco
 from train.configs.command_line import parse
 from train.configs.pretrain import CONFIGS, Config
 
@@ -196,6 +196,8 @@ def test_settings_that_contradict_each_other_are_rejected() -> None:
     assert Config(**PATHS, attack_epsilon=0.0).attack == "none"
     with pytest.raises(ValueError, match="`arch`"):
         finetune.Config(**TARGET, mode="from_scratch")
+    with pytest.raises(ValueError, match="`control_keep`"):
+        demo.Config(keeps=(0.5,), control_keep=0.25)
 
 
 # The command line.
@@ -229,7 +231,7 @@ def test_paths_must_be_given(given: list[str], capsys: pytest.CaptureFixture[str
         (["--epochs", "0"], ["`epochs` must be at least 1"]),
     ],
 )
-def test_what_is_no_configuration_ends_the_program(
+def test_wrong_arguments_exit_with_status_2(
     args: list[str], words: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as caught:
@@ -472,6 +474,11 @@ def dp4tl_target_file(network: dict[str, Any], optimizer: dict[str, Any], **trai
     return {**content, "test": {"batch_size": 1024, "resolution": 224, "lr_tta": 0}}
 
 
+def parsed_target(*args: str) -> finetune.Config:
+    flags = ["--val", "val.beton", "--run", "run", *args]
+    return parse(finetune.Config, finetune.CONFIGS, description=None, args=flags)
+
+
 TRANSFERRED = {"pretrained_ckpt": "source.ckpt"}
 ADAM = {"lr": 0.0001, "weight_decay": 0.0}
 SGD = {"type": "SGD", "lr": 0.1, "weight_decay": 5e-4}
@@ -493,8 +500,7 @@ PROBE: dict[str, Any] = {"epoch": 50, "optimizer": {"lr": 0.01, "weight_decay": 
 def test_dp4tls_file_of_a_target_is_the_configuration_of_that_name(
     name: str, content: dict[str, Any], write: Callable[..., str]
 ) -> None:
-    args = ["--config-file", write("a.json", content), "--val", "val.beton", "--run", "run"]
-    config = parse(finetune.Config, finetune.CONFIGS, description=None, args=args)
+    config = parsed_target("--config-file", write("a.json", content))
     checkpoint = {} if "scratch" in name else {"checkpoint": Path("source.ckpt")}
     machine = {"arch": "resnet18", "seed": 43856, "num_workers": 8}
     assert config == named_target(name, **checkpoint, **machine)
@@ -505,6 +511,5 @@ def test_dp4tls_growing_resolution_of_a_target_is_named_as_missing(
 ) -> None:
     ramp = {"min_res": 160, "max_res": 192, "start_ramp": 1, "end_ramp": 3}
     content = dp4tl_target_file({}, SGD, progressive_resize=1, progressive_resolution=ramp)
-    args = ["--config-file", write("a.json", content), "--val", "val.beton", "--run", "run"]
     with pytest.raises(ValueError, match="end_resolution, ramp"):
-        parse(finetune.Config, finetune.CONFIGS, description=None, args=args)
+        parsed_target("--config-file", write("a.json", content))

@@ -281,8 +281,3 @@ def shows_the_claim(row: dict[str, Any], rows: list[dict[str, Any]]) -> bool:
         and row["speedup"] >= 1.8
         and row["relevant_share"] > random["relevant_share"]
     )
-
-
-def test_a_control_that_is_none_of_the_keeps_is_rejected(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="`control_keep`"):
-        demo.Config(out=tmp_path / "demo", keeps=(0.5,), control_keep=0.25)

@@ -19,7 +19,6 @@ from dp4tl_ffcv import (
     load_checkpoint,
     write_beton,
 )
-from dp4tl_ffcv.utils import Classifier
 from tests.conftest import Images
 from tests.support.models import assert_same_state
 from tests.support.training import (
@@ -99,22 +98,6 @@ def test_the_result_is_that_of_the_best_checkpoint(
     assert any("num_batches_tracked" in name for name in before)
     same = {name for name in before if torch.equal(before[name], after[name])}
     assert same == (set(before) if mode == "linear_probe" else set())
-
-
-def test_a_probe_computes_each_samples_features_once(
-    configure: Configure, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    passes: list[int] = []
-    forward = Classifier.forward
-
-    def counted(self: Classifier, images: torch.Tensor) -> torch.Tensor:
-        assert not self.training
-        passes.append(len(images))
-        return forward(self, images)
-
-    monkeypatch.setattr(Classifier, "forward", counted)
-    finetune.finetune(configure(epochs=7))
-    assert sum(passes) == 3 + 24 + 24 + 16  # a batch to set up; training, validation, test split
 
 
 def test_nothing_of_a_checkpoint_gets_into_a_training_from_scratch(

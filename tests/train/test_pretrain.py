@@ -40,6 +40,7 @@ def test_a_run_leaves_its_config_log_checkpoint_and_result(
     assert result["retained_classes"] == 10
     assert result["retained_samples"] == 120
     assert result["world_size"] == 1
+    assert result["robust_accuracy"] is None
     assert load_checkpoint(result["checkpoint"], arch="resnet8_w16").num_classes == 10
     assert photos.path.read_bytes() == before
 

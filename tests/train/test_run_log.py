@@ -64,16 +64,13 @@ def test_a_log_writes_lines_and_losses_in_order_without_tensorboard(
 def test_tensorboard_gets_the_numbers_where_it_is_installed(
     run: RunFolder, curves: list[tuple[Any, ...]]
 ) -> None:
+    log = RunLog(run, active=False)  # as on the other ranks: nothing is written
+    log.loss(2, torch.tensor(2.5))
+    log.write("epoch", 4, loss=2.0)
+    log.close()
+    assert rows(run.path)[1:] == curves == []
     log = RunLog(run, first_step=3)
     log.write("validation", 6, val_accuracy=0.5, val_accuracy_per_class={"1": 0.5}, robust=None)
     log.close()
     assert curves == [("open", "tensorboard", 3), ("validation/val_accuracy", 0.5, 6), ("close",)]
     assert rows(run.path)[1:][0]["val_accuracy_per_class"] == {"1": 0.5}
-
-
-def test_other_processes_write_nothing(run: RunFolder, curves: list[tuple[Any, ...]]) -> None:
-    log = RunLog(run, active=False)
-    log.loss(2, torch.tensor(2.5))
-    log.write("epoch", 4, loss=2.0)
-    log.close()
-    assert rows(run.path)[1:] == curves == []

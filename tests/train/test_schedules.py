@@ -163,7 +163,4 @@ def test_the_ramp_is_ffcv_imagenets(
     end = start + length
     side = resolution_at(epoch, resolution=low, end_resolution=high, ramp=(start, end))
     assert side == reference(epoch, low, high, start, end)
-
-
-def test_without_a_ramp_the_resolution_stays() -> None:
-    assert {resolution_at(epoch, resolution=33) for epoch in range(20)} == {33}
+    assert resolution_at(epoch, resolution=low) == low
