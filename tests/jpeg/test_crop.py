@@ -70,8 +70,8 @@ def check(data: NDArray[np.uint8], height: int, width: int) -> None:
 
 @pytest.mark.parametrize("subsampling", [0, 1, 2])
 def test_every_small_size_has_ffcvs_pixels(subsampling: int) -> None:
-    for height in range(1, 37):
-        for width in {1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 18, 31, 32, 33, 40, height}:
+    for height in (1, 2, 3, 4, 7, 8, 9, 15, 16, 17, 18, 31, 32, 33, 36):
+        for width in (1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 18, 31, 32, 33, 40):
             data = encoded(picture(height, width), quality=92, subsampling=subsampling)
             expected = decoded_by_ffcv(data, height, width)
             status, pixels = decode(data, (height, width))

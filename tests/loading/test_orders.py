@@ -85,7 +85,7 @@ def test_orders_never_change() -> None:
 
 
 @given(CASES, IDS, WORLDS, SEEDS, EPOCHS, st.booleans())
-def test_shares_have_equal_length_and_make_one_permutation(
+def test_shares_are_pure_functions_have_equal_length_and_make_one_permutation(
     case: tuple[str, dict[str, int]],
     ids: NDArray[Any],
     world_size: int,
@@ -94,17 +94,24 @@ def test_shares_have_equal_length_and_make_one_permutation(
     pad: bool,
 ) -> None:
     name, options = case
-    parts = shares(name, ids, world_size, seed=seed, epoch=epoch, pad=pad, **options)
+    options = {**options, "seed": seed, "epoch": epoch}
+    before = ids.copy()
+    ids.setflags(write=not ids.size)  # numpy cannot permute an empty read-only array
+    states = random.getstate(), str(np.random.get_state())  # noqa: NPY002
+    parts = shares(name, ids, world_size, pad=pad, **options)
+    assert (random.getstate(), str(np.random.get_state())) == states  # noqa: NPY002
+    assert parts == shares(name, before.copy(), world_size, pad=pad, **options)
+    assert np.array_equal(ids, before)
     length = -(-len(ids) // world_size) if pad else len(ids) // world_size
     assert {len(part) for part in parts} == {length}
-    whole = permutation(name, ids, seed=seed, epoch=epoch, **options)
+    whole = permutation(name, ids, **options)
     assert sorted(whole) == sorted(ids)
     # np.resize fills up from the start
     assert joined(parts) == Counter(np.resize(whole, length * world_size).tolist())
 
 
 @pytest.mark.parametrize("name", SHUFFLED)
-def test_epochs_and_seeds_differ_and_equal_arguments_agree(name: str) -> None:
+def test_epochs_and_seeds_differ(name: str) -> None:
     ids = np.arange(100)
     orders = {
         (seed, epoch): tuple(ORDERS[name](ids, seed=seed, epoch=epoch, rank=0, world_size=1))
@@ -112,36 +119,14 @@ def test_epochs_and_seeds_differ_and_equal_arguments_agree(name: str) -> None:
         for epoch in range(5)
     }
     assert len(set(orders.values())) == 25
-    assert tuple(ORDERS[name](ids, seed=3, epoch=4, rank=0, world_size=1)) == orders[3, 4]
 
 
-@given(CASES, IDS, WORLDS, SEEDS, EPOCHS, st.booleans())
-def test_orders_are_pure_functions(
-    case: tuple[str, dict[str, int]],
-    ids: NDArray[Any],
-    world_size: int,
-    seed: int,
-    epoch: int,
-    pad: bool,
-) -> None:
-    name, options = case
-    options = {**options, "seed": seed, "epoch": epoch, "pad": pad}
-    before = ids.copy()
-    ids.setflags(write=not ids.size)  # numpy cannot permute an empty read-only array
-    states = random.getstate(), str(np.random.get_state())  # noqa: NPY002
-    parts = shares(name, ids, world_size, **options)
-    assert (random.getstate(), str(np.random.get_state())) == states  # noqa: NPY002
-    assert parts == shares(name, before.copy(), world_size, **options)
-    assert np.array_equal(ids, before)
-
-
-@pytest.mark.parametrize("pad", [True, False])
-@pytest.mark.parametrize("dtype", [np.int32, np.int64, np.uint64])
+@pytest.mark.parametrize("dtype", [np.int32, np.uint64])
 @pytest.mark.parametrize("name", sorted(ORDERS))
-def test_an_order_is_a_new_array_of_the_ids_dtype(name: str, dtype: Any, pad: bool) -> None:
+def test_an_order_is_a_new_array_of_the_ids_dtype(name: str, dtype: Any) -> None:
     for n in (0, 8, 9):
         ids = np.arange(n).astype(dtype)
-        order = ORDERS[name](ids, seed=0, epoch=0, rank=0, world_size=2, pad=pad)  # type: ignore[call-arg]
+        order = ORDERS[name](ids, seed=0, epoch=0, rank=0, world_size=2)
         assert order.dtype == dtype
         assert not np.shares_memory(order, ids)
 
