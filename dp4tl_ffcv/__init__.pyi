@@ -23,9 +23,9 @@ from .scoring.combine import combine_scores as combine_scores
 from .scoring.features.features import Features as Features
 from .scoring.methods.feature_mapping import feature_mapping as feature_mapping
 from .scoring.methods.label_mapping import label_mapping as label_mapping
-from .scoring.surrogate import build_model as build_model
-from .scoring.surrogate import load_checkpoint as load_checkpoint
-from .scoring.surrogate import save_checkpoint as save_checkpoint
+from .scoring.surrogate.checkpoints import load_checkpoint as load_checkpoint
+from .scoring.surrogate.checkpoints import save_checkpoint as save_checkpoint
+from .scoring.surrogate.models import build_model as build_model
 from .selection import Selection as Selection
 from .selection import export_indices as export_indices
 from .selection import import_indices as import_indices

@@ -15,10 +15,10 @@ from .progress import track as track
 from .runs import RunFolder as RunFolder
 from .runs import environment as environment
 from .runs import settings_of as settings_of
-from .scoring.gradients import gradient_norms as gradient_norms
-from .scoring.surrogate import BlurPoolConv as BlurPoolConv
-from .scoring.surrogate import Classifier as Classifier
-from .scoring.surrogate import replace_head as replace_head
+from .scoring.gradients.norms import gradient_norms as gradient_norms
+from .scoring.surrogate.models import BlurPoolConv as BlurPoolConv
+from .scoring.surrogate.models import Classifier as Classifier
+from .scoring.surrogate.models import replace_head as replace_head
 from .validate import check_choice as check_choice
 from .validate import check_int as check_int
 from .writing.sources import ImageFiles as ImageFiles

@@ -1,7 +1,7 @@
-"""Inputs of scoring methods: features, their folders, arrays and tensors."""
+"""Inputs of scoring methods: features, their folders, arrays and tensors, and blocks of rows."""
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Union
 
@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import StaleArtifactError
-from ..validate import check_int
+from ..validate import check_int, check_int_array
 from .scores import Unit
 
 if TYPE_CHECKING:
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 Path = str | os.PathLike[str]
 FeaturesOrArray = Union["Features", Path, Any]
 """Features, the path of their folder, or anything that `as_array` takes."""
+
+_BLOCK_BYTES = 1 << 25  # of float64 at a time: memory maps may exceed the memory
 
 # Methods import the kernels inside functions: `dp4tl score --help` loads every method, and must not
 # wait for numba.
@@ -42,14 +44,18 @@ def features_or_none(values: FeaturesOrArray) -> "Features | None":
     return values if isinstance(values, Features) else None
 
 
-def whole_source(values: FeaturesOrArray) -> "Features | None":
-    """Return a whole source's features, row i for sample id i; None for an array."""
+def whole_source(values: FeaturesOrArray) -> tuple["Features | None", dict[str, Any]]:
+    """Return a whole source's features, row i for sample id i, and the provenance of scores.
+
+    Return (None, {}) for an array.
+    """
     source = features_or_none(values)
     if source is None:
-        return None
+        return None, {}
+    about = source_provenance(source)
     every, order = np.arange(len(source)), np.argsort(source.indices, kind="stable")
     if np.array_equal(order, every) and np.array_equal(source.indices, every):
-        return source
+        return source, about
     if not np.array_equal(source.indices[order], every):
         raise ValueError(
             f"`source` must hold each sample id from 0 to {len(source) - 1} once; sample ids are "
@@ -58,7 +64,7 @@ def whole_source(values: FeaturesOrArray) -> "Features | None":
     names = ("features", "labels", "indices", "logits", "predictions")
     given = {name: getattr(source, name) for name in names}
     rows = {name: values[order] for name, values in given.items() if values is not None}
-    return replace(source, **rows)
+    return replace(source, **rows), about
 
 
 def num_classes_of(source: "Features") -> int:
@@ -160,3 +166,45 @@ def check_one_source(name: str, provenances: Iterable[Mapping[str, Any]]) -> dic
             f"`{name}` were made for different sources. Make all of them from one beton."
         )
     return {"source_fingerprint": str(found.pop())} if found else {}
+
+
+def labelled(
+    name: str, values: Any, labels: Any, num_classes: int | None = None
+) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """Return values `(N, D)` and labels `(N,)` in `[0, num_classes)`; by default, D classes."""
+    from ..kernels.checks import as_features
+
+    rows = as_features(as_array(values), name)
+    count = rows.shape[1] if num_classes is None else check_int("num_classes", num_classes, 1)
+    if not len(rows):
+        raise ValueError(f"`{name}` must have at least one row; got none. Check the source.")
+    ids = check_int_array("labels", as_array(labels), below=count)
+    if len(ids) != len(rows):
+        raise ValueError(
+            f"`labels` must have one entry per row of `{name}`; got {len(ids)} labels and "
+            f"{len(rows)} rows."
+        )
+    return rows, ids
+
+
+def distances(
+    values: NDArray[Any], centres: NDArray[Any], places: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Return `||values[n] - centres[places[n]]||_2` for each n, in float64."""
+    found = np.empty(len(values), dtype=np.float64)
+    with np.errstate(over="ignore", invalid="ignore"):
+        for rows in blocks(values):
+            gaps = values[rows].astype(np.float64)
+            gaps -= centres[places[rows]]
+            np.square(gaps, out=gaps)
+            found[rows] = np.sqrt(gaps.sum(axis=1))  # the order of addition is fixed
+    if not np.isfinite(found).all():
+        raise ValueError("`source` holds NaN, inf or values whose squares overflow.")
+    return found
+
+
+def blocks(values: NDArray[Any], most_bytes: int | None = None) -> Iterator[slice]:
+    """Yield slices of rows that take at most so many bytes as float64."""
+    step = max(1, (most_bytes or _BLOCK_BYTES) // (8 * values.shape[1]))
+    for start in range(0, len(values), step):
+        yield slice(start, start + step)

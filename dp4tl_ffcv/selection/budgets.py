@@ -18,10 +18,9 @@ class Budget:
     """The value; a number of bytes is an int."""
 
     def number_of(self, costs: NDArray[np.int64], what: str) -> int:
-        """Return how many entries, best first, the budget retains.
+        """Return how many entries, best first, the budget retains, given their samples or bytes.
 
-        The costs are samples or bytes; `what` names an entry in the error if not even the first
-        fits.
+        The error names an entry `what`.
         """
         if self.name == "keep":
             return int(part_of(self.value, len(costs)))

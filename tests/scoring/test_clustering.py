@@ -153,7 +153,7 @@ def test_memory_maps_give_the_same_block_by_block(
     np.save(tmp_path / "features.npy", half)
     stored = np.load(tmp_path / "features.npy", mmap_mode="r")
     whole = cluster(half, 5, sample=30)
-    monkeypatch.setattr("dp4tl_ffcv.scoring.samples._BLOCK_BYTES", 8 * 8 * 64)
+    monkeypatch.setattr("dp4tl_ffcv.scoring.inputs._BLOCK_BYTES", 8 * 8 * 64)
     mapped = cluster(stored, 5, sample=30)
     assert mapped.digest() == whole.digest()
     assert np.array_equal(mapped.centroids, whole.centroids)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dp4tl_ffcv import build_model
-from dp4tl_ffcv.scoring.gradients import gradient_norms
+from dp4tl_ffcv.utils import gradient_norms
 
 CLASSES = 5
 METHODS = ("ghost", "vmap", "loop")

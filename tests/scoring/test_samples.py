@@ -256,7 +256,7 @@ def test_memory_maps_give_the_same_bits_block_by_block(
     expected = bits(features, labels)
     np.save(tmp_path / "features.npy", features)
     stored = np.load(tmp_path / "features.npy", mmap_mode="r")
-    monkeypatch.setattr("dp4tl_ffcv.scoring.samples._BLOCK_BYTES", 8 * 12 * 7)
+    monkeypatch.setattr("dp4tl_ffcv.scoring.inputs._BLOCK_BYTES", 8 * 12 * 7)
     assert bits(stored, labels) == expected
 
 

@@ -14,8 +14,7 @@ from ...errors import requires
 from ...kernels import nearest_mean
 from ...kernels.checks import as_features
 from ...validate import check_int
-from ..inputs import FeaturesOrArray, as_array, whole_source
-from ..samples import blocks
+from ..inputs import FeaturesOrArray, as_array, blocks, whole_source
 from .clusters import Clusters
 
 _SEEDING_ROWS = 1 << 12  # the first centroids are chosen from at least this many rows
@@ -65,10 +64,9 @@ def cluster(
         sample: rows per cluster of the first level that the centroids are fitted to.
         out: file (`.npz`) to write the clusters to.
     """
-    about: dict[str, Any] = {}
-    if (source := whole_source(features)) is not None:
-        made_for = source.provenance.get("beton_fingerprint")
-        about = {"features": dict(source.provenance), "source_fingerprint": made_for}
+    source, about = whole_source(features)
+    if source is not None:
+        about = {"features": about["source"], "source_fingerprint": about["source_fingerprint"]}
         features = source.features
     values = as_features(as_array(features))
     counts = list(num_clusters) if isinstance(num_clusters, Sequence) else [num_clusters]

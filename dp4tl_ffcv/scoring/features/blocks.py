@@ -77,11 +77,6 @@ class Plan:
 
         Yield None if the folder is finished. For a new folder, `shapes` returns the widths of
         features and of logits (None without a classifier).
-
-        Raises:
-            BlockingIOError: another run is writing the folder.
-            StaleArtifactError: the folder comes from another request.
-            ValueError: the folder holds something else, or is damaged.
         """
         folder = self.folder
         check_replaceable("out", folder)
@@ -140,11 +135,7 @@ class Plan:
         self._write_header(finished=False)  # last: without a header, the folder counts as empty
 
     def finish(self) -> None:
-        """Sum the features of each label, and mark the folder as finished.
-
-        The features are read from the file in the order of rows, so that the sums depend neither on
-        the number of processes and threads nor on interruptions.
-        """
+        """Sum the features of each label, in the order of rows, and mark the folder as finished."""
         if missing := self._missing():
             raise ValueError(
                 f"{str(self.folder)!r} lacks the blocks {missing[:8]}. Run the same command again "

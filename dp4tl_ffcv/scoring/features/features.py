@@ -16,8 +16,7 @@ from ...artifacts import write_json
 from ...errors import StaleArtifactError
 from ...validate import check_int, check_int_array
 from ...version import __version__
-from ..inputs import as_array
-from ..samples import blocks
+from ..inputs import as_array, blocks
 from .reductions import class_means, means_from_sums
 
 _KIND = "features"

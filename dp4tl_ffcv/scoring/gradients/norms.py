@@ -57,7 +57,8 @@ def gradient_norms(
         model, parameters, ("ghost", "vmap", "loop") if method == "auto" else (method,)
     )
     parts: list[NDArray[np.float64]] = []
-    with _evaluating(model), _plain_float(runner.device):
+    without_autocast = torch.autocast(runner.device.type, enabled=False)
+    with _evaluating(model), torch.inference_mode(False), torch.enable_grad(), without_autocast:
         for images, labels in batches:
             parts.append(runner.norms(images, labels, first=sum(map(len, parts))))
     if not sum(map(len, parts)):
@@ -218,11 +219,3 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
-
-
-@contextmanager
-def _plain_float(device: torch.device) -> Iterator[None]:
-    """Enable gradients and disable autocast."""
-    plain = torch.autocast(device.type, enabled=False)
-    with torch.inference_mode(False), torch.enable_grad(), plain:
-        yield

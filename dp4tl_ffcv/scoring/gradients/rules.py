@@ -43,8 +43,10 @@ def kind_of(layer: nn.Module) -> type[nn.Module] | None:
 
 # -- matrices: A (B, T, I) and G (B, T, O), for T positions where a sample uses the weight ---------
 def _linear(layer: nn.Linear, pairs: Pairs) -> Tensor:
-    a = _joined([_rows(fed) for fed, _ in pairs])
-    g = _joined([_rows(gradient) for _, gradient in pairs])
+    a, g = (
+        _joined([values.reshape(len(values), -1, values.shape[-1]) for values in calls])
+        for calls in zip(*pairs, strict=True)
+    )
     total = _bias(layer, [g.sum(1)])
     return total + _matrix_squares(a, g) if layer.weight.requires_grad else total
 
@@ -82,10 +84,6 @@ def _sum_of_products(a: Tensor, g: Tensor) -> Tensor:
 def _joined(parts: Sequence[Tensor]) -> Tensor:
     """Join the positions of all calls."""
     return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim=1)
-
-
-def _rows(values: Tensor) -> Tensor:
-    return values.reshape(len(values), -1, values.shape[-1])
 
 
 def _as_image(values: Tensor) -> Tensor:

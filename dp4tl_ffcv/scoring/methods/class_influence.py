@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..inputs import as_array
-from ..samples import blocks
+from ..inputs import as_array, blocks
 from ..scores import Scores
 from . import Method
 

@@ -5,6 +5,7 @@ holds.
 """
 
 import csv
+import io
 import os
 import re
 from collections.abc import Sequence
@@ -22,7 +23,6 @@ from . import Method
 if TYPE_CHECKING:
     from ...beton import BetonIndex
 
-_NPY = b"\x93NUMPY"  # the first bytes of every .npy file
 _BREAKS = re.compile(r"[\s,;]+")
 
 
@@ -77,15 +77,13 @@ def _read(
     path: str | os.PathLike[str], num_classes: int, column: str | int | None
 ) -> NDArray[np.int64]:
     try:
-        with open(path, "rb") as stream:
-            is_npy = stream.read(len(_NPY)) == _NPY
-        if is_npy and column is not None:
+        content = Path(path).read_bytes()
+        if not content.startswith(b"\x93NUMPY"):
+            numbers = _numbers(content.decode("utf-8-sig"), column)
+            return _checked(np.array(numbers, dtype=np.int64), num_classes)
+        if column is not None:
             raise ValueError("a .npy file has no `column`")
-        if is_npy:
-            ids = np.load(path, allow_pickle=False)
-        else:
-            ids = np.array(_numbers(Path(path).read_text("utf-8-sig"), column), dtype=np.int64)
-        return _checked(ids, num_classes)
+        return _checked(np.load(io.BytesIO(content), allow_pickle=False), num_classes)
     except (ValueError, TypeError, EOFError, OverflowError, csv.Error) as error:
         raise ValueError(f"{str(path)!r} is no list of class ids, .npy or text: {error}") from error
 

@@ -8,8 +8,7 @@ import numpy as np
 
 from ..combine import mean_scores
 from ..features.reductions import exponentials
-from ..inputs import FeaturesOrArray, logits_of, source_provenance, whole_source
-from ..samples import blocks, labelled
+from ..inputs import FeaturesOrArray, blocks, labelled, logits_of, whole_source
 from ..scores import Scores
 from . import Method
 
@@ -36,11 +35,10 @@ def el2n(source: FeaturesOrArray, labels: Any = None) -> Scores:
         return _of_logits(source, labels, {})
     runs = []
     for run in source if isinstance(source, list | tuple) else [source]:
-        features = whole_source(run)
+        features, about = whole_source(run)
         if features is None:
             raise ValueError("`labels` are needed with logits; got None.")
-        logits = logits_of("source", features)
-        runs.append(_of_logits(logits, features.labels, source_provenance(features)))
+        runs.append(_of_logits(logits_of("source", features), features.labels, about))
     return mean_scores(runs)
 
 

@@ -60,9 +60,9 @@ def grand(  # noqa: PLR0913  # options are named at the call
     from ...distributed import best_device
     from ...loading import evaluation_loader
     from ...progress import track
-    from ..gradients import gradient_norms
-    from ..surrogate import Classifier
+    from ..gradients.norms import gradient_norms
     from ..surrogate.checkpoints import load_model
+    from ..surrogate.models import Classifier
 
     index = BetonIndex.of(beton)
     device = best_device() if device is None else device
@@ -71,7 +71,7 @@ def grand(  # noqa: PLR0913  # options are named at the call
         models = [models]
     for number, each in enumerate(models, 1):
         model, weights = load_model(each, arch=arch, mean=mean, std=std)
-        batches = evaluation_loader(
+        loader = evaluation_loader(
             index,
             batch_size=batch_size,
             resolution=resolution,
@@ -79,8 +79,8 @@ def grand(  # noqa: PLR0913  # options are named at the call
             num_workers=num_workers,
             device=device,
         )
-        tracked = track(
-            batches,
+        batches = track(
+            loader,
             total=index.num_samples,
             description=f"gradients of model {number}",
             unit="images",
@@ -95,7 +95,7 @@ def grand(  # noqa: PLR0913  # options are named at the call
             "crop_ratio": crop_ratio,
             "source_fingerprint": index.fingerprint,
         }
-        norms = gradient_norms(model.to(device), tracked, method=method)
+        norms = gradient_norms(model.to(device), batches, method=method)
         runs.append(Scores(scores=norms, method="grand", unit="sample", provenance=provenance))
     return mean_scores(runs)
 

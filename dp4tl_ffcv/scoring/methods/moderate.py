@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 
 from ...validate import check_choice
 from ..features.reductions import class_means
-from ..inputs import FeaturesOrArray, num_classes_of, source_provenance, whole_source
-from ..samples import distances, labelled
+from ..inputs import FeaturesOrArray, distances, labelled, num_classes_of, whole_source
 from ..scores import Scores, Unit
 from . import Method
 
@@ -40,9 +39,6 @@ def moderate(
     closest to the median, and its class centre is the median of each feature. DP4TL's
     `data_wise_moderate` works within each class, like `select(..., balanced=True)` with these
     scores. Xia et al. (tmllab/2023_ICLR_Moderate-DS) work over all samples, like `median="all"`.
-    DP4TL has no score of classes without the target: `cmt` and `cmt_median` rank classes by the
-    distance of their mean to the target's class centres, and `ffmm` is feature mapping to the means
-    of each class's middle samples.
 
     Args:
         source: features folder of the source (`dp4tl features`). In Python also Features, or an
@@ -61,11 +57,10 @@ def moderate(
         raise ValueError("`median` has no effect on classes. Leave it out, or score samples.")
     about: dict[str, Any] = {}
     if labels is None:
-        features = whole_source(source)
+        features, about = whole_source(source)
         if features is None:
             raise ValueError("`labels` and `num_classes` are needed with an array of features.")
         source, labels, num_classes = features.features, features.labels, num_classes_of(features)
-        about = source_provenance(features)
     elif num_classes is None:
         raise ValueError("`num_classes` is needed with `labels`; got None.")
     values, ids = labelled("source", source, labels, num_classes)

@@ -2,13 +2,12 @@
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from ...validate import check_choice
-from ..inputs import FeaturesOrArray, as_array, check_one_source, source_provenance, whole_source
-from ..samples import blocks, distances
+from ..inputs import FeaturesOrArray, as_array, blocks, check_one_source, distances, whole_source
 from ..scores import Scores
 from . import Method
 
@@ -46,9 +45,9 @@ def prototype_distance(
 
     check_choice("prefer", prefer, ("far", "near"))
     clusters = Clusters.of(clusters)
-    about: dict[str, Any] = {"prefer": prefer, "clusters": clusters.described()}
-    if (features := whole_source(source)) is not None:
-        about |= source_provenance(features)
+    features, made_of = whole_source(source)
+    about = {"prefer": prefer, "clusters": clusters.described(), **made_of}
+    if features is not None:
         source = features.features
     values = as_features(as_array(source), "source")
     shape = (len(clusters), clusters.centroids.shape[1])

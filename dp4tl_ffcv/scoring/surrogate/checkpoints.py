@@ -8,6 +8,7 @@ import re
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,7 @@ _ENCODERS = ("encoder_q.", "base_encoder.")  # MoCo v1 and v2; MoCo v3
 _BLUR = ".blur_filter"
 # The files of torchvision's DenseNets use names from before torch 0.4, such as `norm.1.`.
 _OLD_DENSENET = re.compile(r"(\.denselayer\d+\.(?:norm|conv))\.([12]\.)")
-_SHOWN = 3  # keys of each kind that an error lists
+_SHOWN = 150  # characters of a list of keys in an error
 
 
 def save_checkpoint(path: str | os.PathLike[str], model: Classifier) -> None:
@@ -167,29 +168,15 @@ def _build_foreign(state: dict[str, Tensor], arch: str | None, headless: bool) -
 
 def _load_weights(model: Classifier, state: dict[str, Tensor]) -> None:
     """Load weights that must have exactly the keys and shapes of the network."""
-    network = model.network
-    _restore_blurs(network, state)
-    found, own = (
-        {name: tuple(value.shape) for name, value in values.items()}
-        for values in (state, network.state_dict())
-    )
-    # num_batches_tracked is new in torch 0.4.
-    needed = [name for name in own if not name.endswith(".num_batches_tracked")]
-    shared = [name for name in own if name in found]
-    kinds = {
-        "missing keys": [name for name in needed if name not in found],
-        "unknown keys": [name for name in found if name not in own],
-        "wrong shapes": [
-            f"{name} {found[name]} for {own[name]}" for name in shared if found[name] != own[name]
-        ],
-    }
-    faults = [f"{kind} {_first_of(names)}" for kind, names in kinds.items() if names]
-    if faults:
+    _restore_blurs(model.network, state)
+    try:
+        model.network.load_state_dict(state)
+    except RuntimeError as error:  # after its first line, one line for each kind of fault
+        faults = [shorten(line, _SHOWN) for line in str(error).splitlines()[1:4]]
         raise CheckpointError(
-            f"its weights do not fit {model.arch} with {model.num_classes} classes: "
-            f"{'; '.join(faults)}. Pass the architecture that was trained."
-        )
-    network.load_state_dict(state)
+            f"its weights do not fit {model.arch} with {model.num_classes} classes. "
+            f"{' '.join(faults)} Pass the architecture that was trained."
+        ) from error
 
 
 def _restore_blurs(network: nn.Module, state: Mapping[str, Tensor]) -> None:
@@ -218,8 +205,8 @@ def _find_state(values: Mapping[str, Any]) -> dict[str, Tensor]:
     if not values or not all(isinstance(value, Tensor) for value in values.values()):
         raise CheckpointError(
             "it is no state dict, and has none under state_dicts.network, state_dict or model; its "
-            f"keys are {_first_of([str(key) for key in values]) or 'none'}. Save the state dict "
-            "alone."
+            f"keys are {shorten(', '.join(map(str, values)), _SHOWN) or 'none'}. Save the state "
+            "dict alone."
         )
     state = {str(name): value for name, value in values.items()}
     while prefixes := [prefix for prefix in _PREFIXES if len(_below(state, prefix)) == len(state)]:
@@ -276,8 +263,3 @@ def _check_same(name: str, expected: Any, found: Any) -> None:
         raise CheckpointError(
             f"its {name} is {found}, not {expected}. Leave `{name}` out, or pass another file."
         )
-
-
-def _first_of(names: Sequence[str]) -> str:
-    more = len(names) - _SHOWN
-    return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
