@@ -306,7 +306,7 @@ def test_the_architecture_must_be_named(network: nn.Module, tmp_path: Path) -> N
 MISFITS: list[tuple[Callable[[State], State], str]] = [
     (
         lambda _: resnet50(num_classes=7).state_dict(),
-        r'Unexpected key.*: "layer1\.0\.conv3\.weight", .* \[...\] size mismatch for ',
+        r'Unexpected key.*: "layer1\.2\.conv1\.weight", .* \[...\] size mismatch for ',
     ),
     (lambda state: {"a": torch.ones(1)} | state, 'Unexpected key.*: "a"'),
     (lambda state: without(state, "conv1.weight"), r'Missing key.*: "conv1\.weight"'),

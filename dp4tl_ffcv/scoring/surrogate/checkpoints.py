@@ -36,7 +36,7 @@ _ENCODERS = ("encoder_q.", "base_encoder.")  # MoCo v1 and v2; MoCo v3
 _BLUR = ".blur_filter"
 # The files of torchvision's DenseNets use names from before torch 0.4, such as `norm.1.`.
 _OLD_DENSENET = re.compile(r"(\.denselayer\d+\.(?:norm|conv))\.([12]\.)")
-_SHOWN = 150  # characters of a list of keys in an error
+_SHOWN = 200  # characters of a list of keys in an error
 
 
 def save_checkpoint(path: str | os.PathLike[str], model: Classifier) -> None:
