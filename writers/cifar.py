@@ -29,7 +29,7 @@ import dp4tl_ffcv
 from dp4tl_ffcv import utils
 from dp4tl_ffcv.utils import check_choice
 
-from .components.common import Expected, Options, check_no_stale, run, write_splits
+from .components.common import Options, check_no_stale, run, write_splits
 from .components.draw import draw_by_class
 from .components.files import find
 from .components.safe_unpickle import byte_rows, read_dict
@@ -213,7 +213,7 @@ def write(config: Config) -> dict[str, dp4tl_ffcv.BetonIndex]:
         counts |= {"train": counts["train"] - config.val, "val": config.val}
     splits = {split: _samples(train, numbers) for split, numbers in ids.items()}
     splits["test"] = _samples(test, np.arange(len(test[1])))
-    return write_splits("cifar", splits, names, config, Expected(classes, counts))
+    return write_splits("cifar", splits, names, config, (classes, counts))
 
 
 def _download(config: Config) -> None:

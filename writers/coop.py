@@ -34,11 +34,9 @@ from typing import Any
 import dp4tl_ffcv
 from dp4tl_ffcv.utils import check_choice
 
-from .components.common import Expected, Options, run, write_splits
+from .components.common import SPLITS, Options, run, write_splits
 from .components.files import find
 from .components.listed import Listing, image_files
-
-SPLITS = ("train", "val", "test")
 
 
 @dataclass(frozen=True)
@@ -115,7 +113,7 @@ def write(config: Config) -> dict[str, dp4tl_ffcv.BetonIndex]:
     layout += " (--download gets them)" if target.torchvision else ""
     folder = find(config.root, *target.images, layout=layout)
     samples = image_files(folder, splits, split_file)
-    expected = Expected(target.classes, dict(zip(SPLITS, target.counts, strict=True)))
+    expected = (target.classes, dict(zip(SPLITS, target.counts, strict=True)))
     return write_splits("coop", samples, class_names, config, expected)
 
 

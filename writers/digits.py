@@ -21,7 +21,7 @@ import dp4tl_ffcv
 from dp4tl_ffcv import utils
 from dp4tl_ffcv.utils import check_choice
 
-from .components.common import run
+from .components.common import SPLITS, run
 from .components.draw import draw_by_class
 
 SIDE = 48  # pixels
@@ -34,7 +34,6 @@ ORIGINALS = {
     ("target", "val"): 20,
     ("target", "test"): 44,
 }
-SPLITS = ("train", "val", "test")
 
 Mask = NDArray[np.float64]  # (SIDE, SIDE), 1 where there is ink
 Pixels = NDArray[np.float64]  # (SIDE, SIDE, 3), in [0, 1]
@@ -138,22 +137,14 @@ CLASS_NAMES = {
 }
 
 
-def rendered(
+def _rendered(
     images: NDArray[np.float64],
     originals: NDArray[np.int64],
     labels: NDArray[np.int64],
     dataset: str,
     seed: tuple[int, ...],
 ) -> utils.LazyImages:
-    """Return samples that are rendered when they are read, with the same pixels each time.
-
-    Args:
-        images: all original images `(1797, 8, 8)`, 0 to 1.
-        originals: number of the original image of each sample.
-        labels: class id of each sample.
-        dataset: `source`, or the name of a target.
-        seed: seed of the renderings.
-    """
+    """Return samples that are rendered when they are read, with the same pixels each time."""
 
     def render(position: int) -> NDArray[np.uint8]:
         rng = np.random.default_rng((*seed, position))
@@ -196,7 +187,7 @@ def write(config: Config) -> dict[str, dp4tl_ffcv.BetonIndex]:
         name = f"{dataset}_{split}"
         written[name] = dp4tl_ffcv.write_beton(
             config.out / f"{name}.beton",
-            rendered(digits.images / 16.0, numbers, labels, dataset, seed),
+            _rendered(digits.images / 16.0, numbers, labels, dataset, seed),
             fields,
             class_names=CLASS_NAMES[dataset],
             written_by={

@@ -29,7 +29,7 @@ from typing import Any
 import dp4tl_ffcv
 from dp4tl_ffcv.utils import check_choice, requires
 
-from .components.common import Expected, Options, run, write_splits
+from .components.common import Options, run, write_splits
 from .components.files import is_hidden
 
 SPLITS = {
@@ -71,7 +71,7 @@ def write(config: Config) -> dict[str, dp4tl_ffcv.BetonIndex]:
     splits = {split: ParquetImages.of(files[split], image, label) for split in wanted}
     highest = max((int(s.labels.max()) for s in splits.values() if len(s)), default=-1)
     names = names or tuple(map(str, range(highest + 1)))
-    expected = Expected(classes=len(names), images=_counts_of(card))
+    expected = (len(names), _counts_of(card))
     return write_splits("huggingface", splits, names, config, expected)
 
 

@@ -17,11 +17,9 @@ from numpy.typing import NDArray
 import dp4tl_ffcv
 from dp4tl_ffcv import utils
 
-from .components.common import Options, check_no_stale, run, write_splits
+from .components.common import SPLITS, Options, check_no_stale, run, write_splits
 from .components.draw import draw_by_class
 from .components.files import IMAGE_SUFFIXES, folders_of, images_by_class
-
-SPLITS = ("train", "val", "test")
 
 
 @dataclass(frozen=True, kw_only=True)

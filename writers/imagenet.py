@@ -22,7 +22,7 @@ from __future__ import annotations
 import re
 import tarfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -34,7 +34,7 @@ import numpy as np
 import dp4tl_ffcv
 from dp4tl_ffcv import utils
 
-from .components.common import Expected, Options, run, write_splits
+from .components.common import Options, run, write_splits
 from .components.files import (
     IMAGE_SUFFIXES,
     find,
@@ -44,7 +44,7 @@ from .components.files import (
     is_hidden,
 )
 
-EXPECTED = Expected(classes=1000, images={"train": 1_281_167, "val": 50_000})
+EXPECTED = (1000, {"train": 1_281_167, "val": 50_000})
 DEVKIT = "ILSVRC2012_devkit_t12"
 META, TRUTH = "data/meta.mat", "data/ILSVRC2012_validation_ground_truth.txt"
 LAYOUTS = {
@@ -63,34 +63,24 @@ class Config(Options):
     """Splits to write."""
 
 
-@dataclass(frozen=True)
-class Devkit:
-    """Content of the development kit."""
-
-    names: dict[str, str]
-    """Class name by WNID."""
-    truth: list[str]
-    """WNID of each validation image."""
-
-
 def write(config: Config) -> dict[str, dp4tl_ffcv.BetonIndex]:
     """Write the chosen splits and return the index of each."""
-    devkit = read_devkit(config.root)
-    listings = {split: _list(config.root, split, devkit) for split in config.splits}
+    names, truth = read_devkit(config.root)
+    listings = {split: _list(config.root, split, truth) for split in config.splits}
     wnids = sorted({wnid for _, of_each in listings.values() for wnid in of_each})
     ids = {wnid: label for label, wnid in enumerate(wnids)}
     splits: dict[str, Any] = {}
     for split, (images, of_each) in listings.items():
         samples: Any = utils.ImageFiles if isinstance(images, list) else utils.TarImages
         splits[split] = samples(images, [ids[wnid] for wnid in of_each])
-    return write_splits("imagenet", splits, _class_names(wnids, devkit), config, EXPECTED)
+    return write_splits("imagenet", splits, _class_names(wnids, names), config, EXPECTED)
 
 
-def read_devkit(root: Path) -> Devkit | None:
-    """Read the development kit below `root`; return None if there is none."""
+def read_devkit(root: Path) -> tuple[dict[str, str], list[str]]:
+    """Return class names by WNID and the WNIDs of val; both are empty if there is no devkit."""
     folder, archive = root / DEVKIT, root / f"{DEVKIT}.tar.gz"
     if not folder.is_dir() and not archive.is_file():
-        return None
+        return {}, []
     with utils.requires("scipy", "reading the devkit"):
         from scipy.io import loadmat
     try:
@@ -107,33 +97,31 @@ def read_devkit(root: Path) -> Devkit | None:
         ) from error
     synsets = np.atleast_1d(loadmat(BytesIO(meta), squeeze_me=True)["synsets"])
     wnids = {int(each["ILSVRC2012_ID"]): str(each["WNID"]) for each in synsets}
-    return Devkit(
-        names={str(each["WNID"]): str(each["words"]) for each in synsets},
-        truth=[wnids[int(number)] for number in truth.split()],
-    )
+    names = {str(each["WNID"]): str(each["words"]) for each in synsets}
+    return names, [wnids[int(number)] for number in truth.split()]
 
 
 def _list(
-    root: Path, split: str, devkit: Devkit | None
+    root: Path, split: str, truth: Sequence[str]
 ) -> tuple[list[str] | utils.TarMembers, list[str]]:
     """Return the images of a split, and the WNID of each."""
     place = find(root, split, f"ILSVRC2012_img_{split}.tar", layout=LAYOUTS[split])
     if not place.is_dir():
-        return _list_archive(place, split, devkit)
+        return _list_archive(place, split, truth)
     if split == "val" and not folders_of(place):
         paths = images_below(place)
-        return paths, _truth_of(paths, devkit)
+        return paths, _truth_of(paths, truth)
     return images_by_class(place)
 
 
 def _list_archive(
-    path: Path, split: str, devkit: Devkit | None
+    path: Path, split: str, truth: Sequence[str]
 ) -> tuple[utils.TarMembers, list[str]]:
     members = utils.list_tar(path, nested=split == "train")
     found = sorted((name, i) for i, name in enumerate(members.names))
     found = [(n, i) for n, i in found if n.lower().endswith(IMAGE_SUFFIXES) and not is_hidden(n)]
     names = [name for name, _ in found]
-    wnids = _truth_of(names, devkit) if split == "val" else [_wnid_of(path, n) for n in names]
+    wnids = _truth_of(names, truth) if split == "val" else [_wnid_of(path, n) for n in names]
     return members.chosen([i for _, i in found]), wnids
 
 
@@ -148,9 +136,9 @@ def _wnid_of(archive: Path, name: str) -> str:
     return intern(inner.rpartition("/")[2].removesuffix(".tar"))
 
 
-def _truth_of(names: Sequence[str], devkit: Devkit | None) -> list[str]:
+def _truth_of(names: Sequence[str], truth: Sequence[str]) -> list[str]:
     """Return the WNIDs of validation images, whose file names count from 1."""
-    if devkit is None:
+    if not truth:
         raise ValueError(
             f"The labels of val are missing. Put {DEVKIT}.tar.gz from image-net.org into --root, "
             "or sort the images of val into folders by WNID."
@@ -158,18 +146,18 @@ def _truth_of(names: Sequence[str], devkit: Devkit | None) -> list[str]:
     wnids = []
     for name in names:
         number = re.search(r"ILSVRC2012_val_(\d{8})\.JPEG$", name)
-        if number is None or not 1 <= int(number[1]) <= len(devkit.truth):
+        if number is None or not 1 <= int(number[1]) <= len(truth):
             raise ValueError(
                 f"val has the image {name!r}, but the devkit has labels for "
-                f"ILSVRC2012_val_NUMBER.JPEG with numbers 1 to {len(devkit.truth)}. Remove it."
+                f"ILSVRC2012_val_NUMBER.JPEG with numbers 1 to {len(truth)}. Remove it."
             )
-        wnids.append(devkit.truth[int(number[1]) - 1])
+        wnids.append(truth[int(number[1]) - 1])
     return wnids
 
 
-def _class_names(wnids: Sequence[str], devkit: Devkit | None) -> list[str]:
+def _class_names(wnids: Sequence[str], words: Mapping[str, str]) -> list[str]:
     """Name the classes, with the WNID added to a name that two classes have, such as crane."""
-    names = {wnid: devkit.names.get(wnid, wnid) if devkit else wnid for wnid in wnids}
+    names = {wnid: words.get(wnid, wnid) for wnid in wnids}
     times = Counter(names.values())
     return [f"{name} ({wnid})" if times[name] > 1 else name for wnid, name in names.items()]
 

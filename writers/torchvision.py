@@ -31,45 +31,42 @@ import dp4tl_ffcv
 from dp4tl_ffcv import utils
 from dp4tl_ffcv.utils import check_choice
 
-from .components.common import Expected, Options, run, write_splits
+from .components.common import Options, run, write_splits
 
 Arguments = Mapping[str, Any]
 
 
-@dataclass(frozen=True)
-class Known:
-    """Size of a dataset, and how torchvision splits it."""
-
-    classes: int
-    splits: Mapping[str, tuple[int, Arguments]]
-    """Number of images of each split, and the arguments that choose the split."""
+Split = tuple[int, Arguments]  # number of images, and the arguments that choose the split
 
 
-def _known(classes: int, argument: str = "split", **splits: int | tuple[int, Any]) -> Known:
+def _known(
+    classes: int, argument: str = "split", **splits: int | tuple[int, Any]
+) -> tuple[int, dict[str, Split]]:
     """Describe each split by its number of images and the value of `argument`.
 
     The value is the split's name if only the number is given.
     """
     pairs = {s: each if isinstance(each, tuple) else (each, s) for s, each in splits.items()}
-    return Known(classes, {s: (count, {argument: value}) for s, (count, value) in pairs.items()})
+    return classes, {s: (count, {argument: value}) for s, (count, value) in pairs.items()}
 
 
-KNOWN = {
-    "Caltech101": Known(101, {"all": (8_677, {})}),
-    "Caltech256": Known(257, {"all": (30_607, {})}),
+# Number of classes, and the splits.
+KNOWN: dict[str, tuple[int, dict[str, Split]]] = {
+    "Caltech101": (101, {"all": (8_677, {})}),
+    "Caltech256": (257, {"all": (30_607, {})}),
     "CIFAR10": _known(10, "train", train=(50_000, True), test=(10_000, False)),
     "CIFAR100": _known(100, "train", train=(50_000, True), test=(10_000, False)),
     "CLEVRClassification": _known(11, train=70_000, val=15_000),  # numbers of objects, to 10
     "Country211": _known(211, train=31_650, val=(10_550, "valid"), test=21_100),
     "DTD": _known(47, train=1_880, val=1_880, test=1_880),
-    "EMNIST": Known(
+    "EMNIST": (
         47,
         {
             "train": (112_800, {"split": "balanced", "train": True}),
             "test": (18_800, {"split": "balanced", "train": False}),
         },
     ),
-    "EuroSAT": Known(10, {"all": (27_000, {})}),
+    "EuroSAT": (10, {"all": (27_000, {})}),
     "FashionMNIST": _known(10, "train", train=(60_000, True), test=(10_000, False)),
     "FER2013": _known(7, train=28_709, test=7_178),
     "FGVCAircraft": _known(100, train=3_334, val=3_333, test=3_333),
@@ -88,10 +85,10 @@ KNOWN = {
     "Places365": _known(365, train=(1_803_460, "train-standard"), val=36_500),
     "QMNIST": _known(10, "train", train=(60_000, True), test=(60_000, False)),
     "RenderedSST2": _known(2, train=6_920, val=872, test=1_821),
-    "SEMEION": Known(10, {"all": (1_593, {})}),
+    "SEMEION": (10, {"all": (1_593, {})}),
     "StanfordCars": _known(196, train=8_144, test=8_041),
     "STL10": _known(10, train=5_000, test=8_000),
-    "SUN397": Known(397, {"all": (108_754, {})}),
+    "SUN397": (397, {"all": (108_754, {})}),
     "SVHN": _known(10, train=73_257, test=26_032),
     "USPS": _known(10, "train", train=(7_291, True), test=(2_007, False)),
 }
@@ -115,13 +112,10 @@ class Config(Options):
 
 def write(config: Config) -> dict[str, dp4tl_ffcv.BetonIndex]:
     """Write the chosen splits and return the index of each."""
-    known = KNOWN[check_choice("name", config.name, KNOWN)]
-    wanted = [check_choice("splits", split, known.splits) for split in config.splits]
+    classes, known = KNOWN[check_choice("name", config.name, KNOWN)]
+    wanted = [check_choice("splits", split, known) for split in config.splits]
     extra = dict(map(_argument, config.arguments))
-    datasets = {
-        split: _open(config, {**known.splits[split][1], **extra})
-        for split in wanted or known.splits
-    }
+    datasets = {split: _open(config, {**known[split][1], **extra}) for split in wanted or known}
     splits = {split: samples_of(each, config.name) for split, each in datasets.items()}
     highest = max(int(samples.labels.max(initial=-1)) for samples in splits.values())
     names = {_names(each) or tuple(map(str, range(highest + 1))) for each in datasets.values()}
@@ -130,8 +124,8 @@ def write(config: Config) -> dict[str, dp4tl_ffcv.BetonIndex]:
             f"The splits {', '.join(splits)} of {config.name} have different classes. "
             "Write each split to another --out, with --splits."
         )
-    counts = {split: count for split, (count, _) in known.splits.items()}
-    expected = None if extra else Expected(known.classes, counts)
+    counts = {split: count for split, (count, _) in known.items()}
+    expected = None if extra else (classes, counts)
     return write_splits("torchvision", splits, names.pop(), config, expected)
 
 

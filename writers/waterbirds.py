@@ -21,13 +21,12 @@ from pathlib import Path
 
 import dp4tl_ffcv
 
-from .components.common import Expected, Options, run, write_splits
+from .components.common import SPLITS, Options, run, write_splits
 from .components.files import find
 from .components.listed import image_files
 
 CLASS_NAMES = ("landbird", "waterbird")
-SPLITS = ("train", "val", "test")
-EXPECTED = Expected(classes=2, images={"train": 4795, "val": 1199, "test": 5794})
+EXPECTED = (2, {"train": 4795, "val": 1199, "test": 5794})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -43,10 +43,10 @@ class BuildPlan:
     """Plans with the same key make the same file."""
     describe: Callable[[BetonIndex, tuple[dict[str, Any], ...]], Manifest]
     """Returns the manifest, given the index of the new file and the skipped samples."""
+    name_of: Callable[[int], str]
+    """Returns the name of a sample for messages and for the manifest."""
     check: Callable[[NDArray[Any]], None] | None = None
     """Raises ValueError for invalid metadata."""
-    name_of: Callable[[int], str] = "sample {}".format
-    """Returns the name of a sample for messages and for the manifest."""
     custom_fields: Mapping[str, Any] = field(default_factory=dict)
     page_size: int | None = None
     """Bytes per page. None starts at 8 MiB and doubles it until the largest sample fits."""
@@ -79,7 +79,7 @@ def build_beton(target: Path, plan: BuildPlan, num_workers: int) -> BetonIndex:
             journal.remove()  # the rename below releases the lock, and others may write then
             publish(stream, journal.part, target)
         except BaseException as error:
-            if journal.exists():
+            if journal.state.exists():
                 error.add_note("What was written so far is kept: run it again to continue.")
             else:
                 journal.remove()

@@ -84,16 +84,10 @@ class Tasks:
 
 
 class BatchEncoder:
-    """Encodes batches of samples.
+    """Encodes batches of samples. `encode(number)` returns a sample of record type `dtype`.
 
     Worker processes return the bytes of a batch through shared memory, faster than through a pipe:
     task k uses slot `k % num_slots`. Create the encoder before the workers are forked.
-
-    Args:
-        encode: returns the sample of a given number.
-        name_of: returns the name of the sample of a given number.
-        dtype: record type of the samples' metadata.
-        num_slots: number of slots of `SLOT_BYTES` each. With 0, batches carry their bytes.
     """
 
     def __init__(

@@ -3,6 +3,7 @@
 import io
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -100,7 +101,10 @@ class ImageField(RGBImageField):  # type: ignore[misc]  # ffcv is untyped
         if content is None:
             return self._made(_pixels_of(value))
         structure = read_structure(content)
-        header = _read_header(content) if structure else None
+        header = None
+        if structure:
+            with suppress(turbojpeg.JpegError):  # Pillow may be able to read the file
+                header = turbojpeg.read_header(content)
         if structure is None or header is None:
             return self._made(_decode_with_pillow(content))
         size = (header.height, header.width)
@@ -145,13 +149,6 @@ def _content_of(value: ImageValue) -> bytes | None:
         with open(value, "rb") as stream:
             return stream.read()
     return None
-
-
-def _read_header(content: bytes) -> turbojpeg.JpegHeader | None:
-    try:
-        return turbojpeg.read_header(content)
-    except turbojpeg.JpegError:  # Pillow may be able to read the file
-        return None
 
 
 def _decode_with_pillow(content: bytes) -> NDArray[np.uint8]:

@@ -38,13 +38,13 @@ class Journal:
     def __init__(self, target: Path) -> None:
         self.part = part_path(target)
         self.table = self.part.with_name(f"{self.part.name}.table")
-        self._state = self.part.with_name(f"{self.part.name}.json")
+        self.state = self.part.with_name(f"{self.part.name}.json")
         self._new_state = self.part.with_name(f"{self.part.name}.json.new")
 
     def read(self) -> WriteState | None:
         """Return the recorded state, or None if there is none or the files are too short."""
         try:
-            stored = json.loads(self._state.read_text())
+            stored = json.loads(self.state.read_text())
             state = WriteState(**{**stored, "skipped": tuple(stored["skipped"])})
             table_bytes = state.extents * ALLOCATION.itemsize
             is_whole = (
@@ -62,13 +62,9 @@ class Journal:
     def write(self, state: WriteState) -> None:
         """Record `state`. The data and table up to `state` must be on the disk already."""
         self._new_state.write_text(json.dumps(asdict(state)))
-        self._new_state.replace(self._state)
-
-    def exists(self) -> bool:
-        """Return whether a state is recorded."""
-        return self._state.exists()
+        self._new_state.replace(self.state)
 
     def remove(self) -> None:
         """Delete the files of the journal, the recorded state first."""
-        for path in (self._new_state, self._state, self.table):
+        for path in (self._new_state, self.state, self.table):
             path.unlink(missing_ok=True)

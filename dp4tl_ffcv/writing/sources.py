@@ -83,12 +83,10 @@ class LazyImages(Sequence[tuple[Any, int, int]]):
 
 
 class ImageFiles(LazyImages):
-    """Image files as samples (path, label, identifier) for `image_fields()`.
+    """Image files as samples (path, label, identifier). See `LazyImages`.
 
     Args:
         paths: path of each image, which is also its name. No file is opened.
-        labels: class id of each image.
-        identifiers: identifier of each image. None numbers them in order.
     """
 
     def __init__(
@@ -165,12 +163,10 @@ class TarMembers:
 
 
 class TarImages(LazyImages):
-    """Images in tar archives as samples (bytes, label, identifier) for `image_fields()`.
+    """Images in tar archives as samples (bytes, label, identifier). See `LazyImages`.
 
     Args:
         members: the images, which are called `ARCHIVE:MEMBER`. Archives are not unpacked.
-        labels: class id of each image.
-        identifiers: identifier of each image. None numbers them in order.
     """
 
     def __init__(

@@ -1,8 +1,4 @@
-"""Write betons from samples.
-
-An error in a sample is raised by the call. ffcv's own writer then waits forever, and leaves a file
-that opens as if it were valid.
-"""
+"""Write betons from samples. Errors in samples are raised; ffcv's own writer then hangs."""
 
 import hashlib
 import json
@@ -118,9 +114,8 @@ def write_beton(
             _check_labels(rows[label_column], label_field, len(names))
 
     def describe(index: BetonIndex, skipped: tuple[dict[str, Any], ...]) -> Manifest:
-        counts: list[int] = []
-        if label_column:
-            counts = np.bincount(index.metadata[label_column], minlength=len(names)).tolist()
+        labels = index.metadata[label_column] if label_column else None
+        counts = () if labels is None else np.bincount(labels, minlength=len(names)).tolist()
         return Manifest(
             fields={field.name: field.kind for field in index.fields},
             num_samples=len(index),
@@ -132,7 +127,6 @@ def write_beton(
             fingerprint=index.fingerprint,
         )
 
-    name_of = getattr(samples, "name", None)
     plan = BuildPlan(
         descriptors=_descriptors(fields),
         dtype=dtype,
@@ -146,7 +140,7 @@ def write_beton(
         },
         page_size=page_size,
         skip_errors=on_error == "skip",
-        **({"name_of": name_of} if callable(name_of) else {}),
+        name_of=getattr(samples, "name", "sample {}".format),
     )
     return build_beton(Path(path), plan, resolve_num_workers(num_workers, at_least=0))
 

@@ -22,12 +22,17 @@ def picture(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
     return np.clip(127.5 + 100 * np.stack(waves, axis=-1) + noise, 0, 255).astype(np.uint8)
 
 
-def jpeg(image: Any, **options: Any) -> bytes:
+def as_file(image: Any, kind: str = "JPEG", **options: Any) -> bytes:
     """Encode an array or a Pillow image with Pillow."""
     buffer = io.BytesIO()
     image = image if isinstance(image, Image.Image) else Image.fromarray(image)
-    image.save(buffer, "JPEG", **options)
+    image.save(buffer, kind, **options)
     return buffer.getvalue()
+
+
+def jpeg(image: Any, **options: Any) -> bytes:
+    """Encode an array or a Pillow image as a JPEG with Pillow."""
+    return as_file(image, **options)
 
 
 def write_images(

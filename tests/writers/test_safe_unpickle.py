@@ -1,5 +1,6 @@
 """Pickles of Python 2 are read as numpy reads them, and no code of a pickle is run."""
 
+import contextlib
 import pickle
 import warnings
 from collections.abc import Callable
@@ -7,8 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from tests.writers.support import python2
@@ -72,24 +71,10 @@ def test_a_pickle_cannot_make_numpy_create_a_dtype() -> None:
         byte_rows(recorded, 4)
 
 
-def outcome(function: Callable[[], Any]) -> Any:
-    """Return the result of a function, or the message of its ValueError."""
-    try:
-        return function()
-    except ValueError as error:
-        return str(error)
-
-
-@given(st.binary(max_size=200) | st.builds(bytes.__add__, st.just(b"\x80\x02"), st.binary()))
-def test_any_bytes_give_a_dictionary_or_an_error(data: bytes) -> None:
-    result = outcome(lambda: read_dict(data))
-    assert isinstance(result, dict) or result
-
-
 def test_a_changed_byte_gives_an_array_of_the_same_shape_or_an_error() -> None:
     whole = python2({b"data": np.zeros((40, 4), dtype=np.uint8)})
     for position in range(len(whole)):
         data = bytearray(whole)
         data[position] ^= 0x55
-        result = outcome(lambda data=bytes(data): byte_rows(read_dict(data).get(b"data"), 4))
-        assert result if isinstance(result, str) else result.shape == (40, 4)
+        with contextlib.suppress(ValueError):
+            assert byte_rows(read_dict(bytes(data)).get(b"data"), 4).shape == (40, 4)

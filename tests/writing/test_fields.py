@@ -14,8 +14,10 @@ from PIL import Image, ImageOps
 from dp4tl_ffcv import image_fields, read_image, write_beton
 from dp4tl_ffcv.jpeg.markers import read_structure
 from dp4tl_ffcv.kernels import resize_area
+from dp4tl_ffcv.writing.encode import Allocator
 from dp4tl_ffcv.writing.fields import ImageField
 from tests.support.betons import read_with_ffcv
+from tests.support.images import as_file
 
 ORIENTATION = 0x0112
 
@@ -24,13 +26,6 @@ def wave(height: int = 90, width: int = 120) -> NDArray[np.uint8]:
     rows, columns = np.mgrid[:height, :width]
     channels = [np.sin(rows / 9 + shift) * np.cos(columns / 13 - shift) for shift in range(3)]
     return (127.5 + 120 * np.stack(channels, axis=-1)).astype(np.uint8)
-
-
-def as_file(image: Any, kind: str = "JPEG", **options: Any) -> bytes:
-    stream = io.BytesIO()
-    image = image if isinstance(image, Image.Image) else Image.fromarray(image)
-    image.save(stream, kind, **options)
-    return stream.getvalue()
 
 
 def with_orientation(pixels: NDArray[np.uint8], orientation: int) -> bytes:
@@ -68,24 +63,21 @@ KEPT = {
 }
 
 
-@pytest.mark.parametrize("decode_check", [False, True])
 @pytest.mark.parametrize("kind", KEPT)
-def test_a_jpeg_that_needs_no_change_keeps_its_bytes(
-    kind: str, decode_check: bool, tmp_path: Path
-) -> None:
-    path = tmp_path / "a.jpg"
-    path.write_bytes(KEPT[kind])
-    for value in (KEPT[kind], path, str(path), memoryview(KEPT[kind])):
-        data, _, record = stored(value, tmp_path, decode_check=decode_check)
-        assert data == KEPT[kind]
+def test_a_jpeg_that_needs_no_change_keeps_its_bytes(kind: str, tmp_path: Path) -> None:
+    content, path = KEPT[kind], tmp_path / "a.jpg"
+    path.write_bytes(content)
+    for value, options in (
+        (content, {"decode_check": True}),
+        (path, {}),
+        (str(path), {"max_resolution": 120}),
+        (memoryview(content), {"short_side": 90}),
+    ):
+        data, _, record = stored(value, tmp_path, **options)
+        assert data == content
         with Image.open(path) as image:
             assert (record["width"], record["height"]) == image.size
         assert record["mode"] == 0
-
-
-@pytest.mark.parametrize("limit", [{"max_resolution": 120}, {"short_side": 90}])
-def test_a_jpeg_that_is_small_enough_keeps_its_bytes(limit: dict[str, int], tmp_path: Path) -> None:
-    assert stored(KEPT["baseline"], tmp_path, **limit)[0] == KEPT["baseline"]
 
 
 def test_stock_ffcv_reads_unchanged_jpegs(tmp_path: Path) -> None:
@@ -180,25 +172,19 @@ def test_a_side_is_limited_and_the_shape_kept(
     height: int, width: int, limit: int, is_short: bool
 ) -> None:
     field = ImageField(mode="raw", **{"short_side" if is_short else "max_resolution": limit})
-    record = np.zeros(1, dtype=field.metadata_type)
-    memory: list[NDArray[np.uint8]] = []
-
-    def malloc(size: int) -> tuple[int, NDArray[np.uint8]]:
-        memory.append(np.empty(size, dtype=np.uint8))
-        return 7, memory[-1]
-
+    record, malloc = np.zeros(1, dtype=field.metadata_type), Allocator()
     pixels = np.broadcast_to(np.arange(width, dtype=np.uint8)[:, None], (height, width, 3))
     field.encode(record, pixels, malloc)
     new = int(record["height"][0]), int(record["width"][0])
     side = min(height, width) if is_short else max(height, width)
     if side <= limit:
         assert new == (height, width)
-        assert memory[0].tobytes() == pixels.tobytes()
+        assert malloc.blobs[0].tobytes() == pixels.tobytes()
         return
     assert (min(new) if is_short else max(new)) == limit
     assert abs(new[0] - height * limit / side) <= 0.5 or new[0] == 1
     assert abs(new[1] - width * limit / side) <= 0.5 or new[1] == 1
-    assert memory[0].tobytes() == resize_area(np.ascontiguousarray(pixels), new).tobytes()
+    assert malloc.blobs[0].tobytes() == resize_area(np.ascontiguousarray(pixels), new).tobytes()
 
 
 def test_a_large_jpeg_is_shrunk_and_encoded_at_the_quality_asked_for(tmp_path: Path) -> None:
@@ -219,13 +205,12 @@ def cut(data: bytes) -> bytes:
 @pytest.mark.parametrize("mode", ["jpg", "raw"])
 @pytest.mark.parametrize(
     "content",
-    [b"", b"no image", cut(KEPT["baseline"]), KEPT["baseline"][:30], cut(OTHERS["PNG"])],
-    ids=["empty", "text", "cut JPEG", "cut header", "cut PNG"],
+    [b"", cut(KEPT["baseline"]), KEPT["baseline"][:30], cut(OTHERS["PNG"])],
+    ids=["empty", "cut JPEG", "cut header", "cut PNG"],
 )
 def test_corrupt_content_is_rejected(content: bytes, mode: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"^Cannot encode sample 0: "):
         stored(content, tmp_path, mode=mode)
-    assert list(tmp_path.iterdir()) == []
 
 
 def with_zeros_in_the_scan(data: bytes) -> bytes:

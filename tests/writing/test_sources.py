@@ -1,6 +1,5 @@
 """Samples from files and tar archives: bytes, order and memory; corrupt archives."""
 
-import multiprocessing
 import shutil
 import subprocess
 import tarfile
@@ -116,41 +115,6 @@ def test_an_archive_of_archives_is_read_in_place(tmp_path: Path) -> None:
     assert TarImages(members, np.zeros(5, dtype=int)).name(3) == f"{archive}:n02.tar/c.jpg"
     assert content(list_tar(archive)) == {**inner, "z.txt": b"last"}
     assert len(list_tar(put(tmp_path / "a.tar", tar_of({})))) == 0
-
-
-def test_shards_are_one_listing_and_members_can_be_chosen(tmp_path: Path) -> None:
-    shards = [
-        put(tmp_path / f"{n}.tar", tar_of({f"{n}.jpg": b"%d" % n, "l": b"x"})) for n in (0, 1)
-    ]
-    members = TarMembers.joined(map(list_tar, shards)).chosen([2, 0])
-    assert [(members.archive(i), members.names[i]) for i in range(2)] == [
-        (shards[1], "1.jpg"),
-        (shards[0], "0.jpg"),
-    ]
-    assert [members.read(i) for i in range(2)] == [b"1", b"0"]
-    assert len(TarMembers.joined([])) == 0
-
-
-def _read_all(samples: TarImages, backwards: bool, answers: "multiprocessing.Queue[bool]") -> None:
-    order = range(len(samples))[:: -1 if backwards else 1]
-    answers.put(all(samples[i][0] == b"%d," % i * 1000 for _ in range(5) for i in order))
-
-
-def test_two_forked_processes_read_one_archive_at_the_same_time(tmp_path: Path) -> None:
-    files = {f"{i}.jpg": b"%d," % i * 1000 for i in range(200)}
-    samples = TarImages(list_tar(put(tmp_path / "a.tar", tar_of(files))), np.zeros(200, dtype=int))
-    assert samples[7][0] == b"7," * 1000  # read here first, so that forks inherit what is kept
-    fork = multiprocessing.get_context("fork")
-    answers = fork.Queue()
-    readers = [
-        fork.Process(target=_read_all, args=(samples, backwards, answers))
-        for backwards in (False, True)
-    ]
-    for reader in readers:
-        reader.start()
-    assert [answers.get(timeout=60) for _ in readers] == [True, True]
-    for reader in readers:
-        reader.join()
 
 
 # Corrupt archives.

@@ -9,15 +9,12 @@ import numpy as np
 import pytest
 from ffcv.fields import (
     BytesField,
-    FloatField,
     IntField,
     JSONField,
     NDArrayField,
     RGBImageField,
 )
 from ffcv.fields.rgb_image import CenterCropRGBImageDecoder
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from dp4tl_ffcv import BetonIndex, Manifest, image_fields, verify, write_beton
@@ -46,11 +43,6 @@ def blobs(*sizes: int) -> list[tuple[Any, ...]]:
     return [(blob_of(size), number) for number, size in enumerate(sizes)]
 
 
-def skipped(index: BetonIndex) -> list[dict[str, Any]]:
-    """Return the manifest's list of skipped samples, sorted."""
-    return sorted(index.manifest.skipped, key=lambda each: int(each["sample"]))
-
-
 # The bytes of the file.
 
 
@@ -61,11 +53,11 @@ def test_the_file_does_not_depend_on_the_workers(
         (picture[: 100 + number], number % 4, number) for number, picture in enumerate(pictures)
     )
     files = []
-    for workers in (1, 4, 4, None):
+    for workers in (0, 1, 4):
         path = tmp_path / f"{len(files)}.beton"
         write_beton(path, samples, image_fields(), page_size=PAGE_SIZE, num_workers=workers)
         files.append(path.read_bytes())
-    assert files[1:] == files[:1] * 3
+    assert files[1:] == files[:1] * 2
 
 
 def test_samples_are_stored_in_order_and_cross_no_page(tmp_path: Path) -> None:
@@ -102,36 +94,24 @@ def stored_blobs(index: BetonIndex) -> list[bytes]:
     return [data[ptr : ptr + size] for _, ptr, size in index.allocations.tolist()]
 
 
-@pytest.mark.parametrize("spare", [0, 1])
-def test_a_sample_may_fill_a_page(spare: int, tmp_path: Path) -> None:
-    samples = blobs(PAGE_SIZE - spare, PAGE_SIZE - spare, 5)
-    index = write_blobs(tmp_path / "a.beton", samples, seed=None)
-    assert (index.allocations["ptr"] // np.uint64(PAGE_SIZE)).tolist() == [1, 2, 3]
-    assert stored_blobs(index) == [blob.tobytes() for blob, _ in samples]
-
-
 # Stock ffcv reads the file.
 
 
-@pytest.mark.parametrize("os_cache", [True, False])
-def test_stock_ffcv_reads_the_same_samples(
-    os_cache: bool, tmp_path: Path, pictures: NDArray[np.uint8]
-) -> None:
+def test_stock_ffcv_reads_the_same_samples(tmp_path: Path, pictures: NDArray[np.uint8]) -> None:
     path = tmp_path / "a.beton"
     samples = [(blob_of(n % 4), picture, 7 * n % 10) for n, picture in enumerate(pictures)]
     fields = {"note": BytesField(), "image": RGBImageField(write_mode="raw"), **LABEL}
     index = write_beton(path, samples, fields, page_size=PAGE_SIZE, seed=None)
     assert len(index.page_table[0]) > 1
-    rows = read_with_ffcv(path, os_cache)
+    rows = read_with_ffcv(path)
     for row, (note, picture, label) in zip(rows, samples, strict=True):
         assert row["note"][: len(note)].tolist() == note.tolist()
         np.testing.assert_array_equal(row["image"], picture)
         assert row["label"].tolist() == [label]
 
 
-@pytest.mark.parametrize("os_cache", [True, False])
-def test_stock_ffcv_reads_pages_that_grew(os_cache: bool, tmp_path: Path) -> None:
-    """The first sample may then be on the same page as the tables."""
+def test_stock_ffcv_reads_pages_that_grew(tmp_path: Path) -> None:
+    """The first sample may then be on the same page as the tables, in ffcv's page cache."""
     rng = np.random.default_rng(0)
     shapes = [(40, 30, 3)] * 5 + [(1700, 1700, 3)] + [(50, 20, 3)] * 5
     images = [rng.integers(0, 256, shape, dtype=np.uint8) for shape in shapes]
@@ -140,7 +120,7 @@ def test_stock_ffcv_reads_pages_that_grew(os_cache: bool, tmp_path: Path) -> Non
     index = write_beton(path, samples, image_fields(mode="raw"), num_workers=0)
     assert index.page_size == 16 << 20
     assert int(index.allocations["ptr"].min()) < index.page_size
-    rows = read_with_ffcv(path, os_cache, image=CenterCropRGBImageDecoder((20, 20), 1))
+    rows = read_with_ffcv(path, os_cache=False, image=CenterCropRGBImageDecoder((20, 20), 1))
     assert len(rows) == len(images)
     for row in rows:
         image = images[int(row["label"][0])]
@@ -156,33 +136,21 @@ def test_stock_ffcv_reads_pages_that_grew(os_cache: bool, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("samples", "fields", "message"),
+    ("samples", "message"),
     [
-        (Blobs(20, errors={7: OSError("disk gone")}), FIELDS, "blob 7: disk gone"),
-        (Blobs(20, errors={7: KeyError("x")}), FIELDS, "blob 7: KeyError"),
-        ([*blobs(1, 2, 3), (blob_of(1),)], FIELDS, "sample 3: 1 values for 2 fields"),
-        ([*blobs(1, 2), (blob_of(1), "x")], FIELDS, "sample 2: "),
-        ([*blobs(1), ("text", 1)], FIELDS, "sample 1: "),
-        (
-            [(np.zeros((4, 4, 3), dtype=np.uint8), 0), (np.zeros((4, 4, 3)), 0)],
-            {"image": RGBImageField(), "label": IntField()},
-            "sample 1: .*uint8",
-        ),
+        (Blobs(20, errors={7: OSError("disk gone")}), "blob 7: disk gone"),
+        (Blobs(20, errors={7: KeyError("x")}), "blob 7: KeyError"),
+        ([*blobs(1, 2, 3), (blob_of(1),)], "sample 3: 1 values for 2 fields"),
+        ([*blobs(1, 2), (blob_of(1), "x")], "sample 2: "),
     ],
-    ids=["disk", "key", "short", "label", "blob", "image"],
+    ids=["disk", "key", "short", "label"],
 )
-@pytest.mark.parametrize("workers", [0, 1, 3])
+@pytest.mark.parametrize("workers", [0, 2])
 def test_a_failing_sample_is_named_and_leaves_nothing(
-    samples: Any, fields: Any, message: str, workers: int, tmp_path: Path
+    samples: Any, message: str, workers: int, tmp_path: Path
 ) -> None:
     with pytest.raises(ValueError, match=f"^Cannot encode {message}"):
-        write_beton(tmp_path / "a.beton", samples, fields, num_workers=workers)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_an_interrupted_run_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt):
-        write_beton(tmp_path / "a.beton", Blobs(20, errors={7: KeyboardInterrupt()}), FIELDS)
+        write_beton(tmp_path / "a.beton", samples, FIELDS, num_workers=workers)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -192,7 +160,7 @@ def test_skipped_samples_are_listed_with_their_errors(workers: int, tmp_path: Pa
     index = write_blobs(tmp_path / "a.beton", samples, on_error="skip", num_workers=workers)
     texts = {n: f"no sample {n}" for n in (0, 17, 18, 300)}
     texts |= {3: "KeyError: 'x'", 4: "RuntimeError: "}
-    assert skipped(index) == [
+    assert sorted(index.manifest.skipped, key=lambda each: each["sample"]) == [
         {"sample": number, "name": f"blob {number}", "error": texts[number]}
         for number in sorted(texts)
     ]
@@ -201,34 +169,29 @@ def test_skipped_samples_are_listed_with_their_errors(workers: int, tmp_path: Pa
     assert sum(index.manifest.class_counts) == len(kept)
 
 
-def test_it_is_an_error_to_skip_every_sample(tmp_path: Path) -> None:
+def test_samples_are_not_skipped_if_all_fail_or_memory_is_lacking(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="Cannot encode blob"):
         write_blobs(tmp_path / "a.beton", Blobs(20, failing=range(20)), on_error="skip")
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_sample_is_not_skipped_for_lack_of_memory(workers: int, tmp_path: Path) -> None:
     samples = Blobs(errors={3: MemoryError()})
     with pytest.raises(MemoryError, match="no memory for sample 3"):
-        write_blobs(tmp_path / "a.beton", samples, on_error="skip", num_workers=workers)
+        write_blobs(tmp_path / "a.beton", samples, on_error="skip", num_workers=2)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_sample_larger_than_a_page_is_named(tmp_path: Path) -> None:
-    samples = blobs(5, PAGE_SIZE + 1, 5)
+def test_a_sample_may_fill_a_page_and_a_larger_one_is_named(tmp_path: Path) -> None:
+    samples = blobs(PAGE_SIZE, PAGE_SIZE + 1, 5)
     message = f"^Sample 1 has {PAGE_SIZE + 1} bytes and does not fit into a page"
     with pytest.raises(ValueError, match=message):
         write_blobs(tmp_path / "a.beton", samples, seed=None)
     assert list(tmp_path.iterdir()) == []
-    index = write_blobs(tmp_path / "a.beton", samples, page_size=2 * PAGE_SIZE, seed=None)
-    assert index.sample_bytes().tolist() == [5, PAGE_SIZE + 1, 5]
+    for page_size, stored in ((PAGE_SIZE, samples[::2]), (2 * PAGE_SIZE, samples)):
+        index = write_blobs(tmp_path / "a.beton", stored, page_size=page_size, seed=None)
+        assert stored_blobs(index) == [blob.tobytes() for blob, _ in stored]
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_pages_grow_until_the_largest_sample_fits(workers: int, tmp_path: Path) -> None:
+def test_pages_grow_until_the_largest_sample_fits(tmp_path: Path) -> None:
     samples = blobs(10, 9_000_000, 20, 17_000_000, 30, 8_000_000)
-    index = write_beton(tmp_path / "a.beton", samples, FIELDS, seed=None, num_workers=workers)
+    index = write_beton(tmp_path / "a.beton", samples, FIELDS, seed=None, num_workers=2)
     assert index.page_size == 32 << 20
     assert verify(index).is_sound
     assert stored_blobs(index) == [blob.tobytes() for blob, _ in samples]
@@ -250,30 +213,34 @@ def test_large_samples_make_small_batches() -> None:
 
 
 @pytest.mark.parametrize(
-    ("samples", "names"),
-    [(Blobs(9, failing=[7]), ()), (blobs(1, 2), ("only one",)), ([(blob_of(1), -1)], ())],
-    ids=["sample", "class names", "label"],
+    ("samples", "names", "message"),
+    [
+        (Blobs(9, failing=[7]), "", "Cannot encode blob 7"),
+        ([(blob_of(1), -3)], "", r"field 'label' must lie in \[0, 16777216\); got values from -3"),
+        ([(blob_of(1), 1 << 24)], "", r"must lie in \[0, 16777216\); got values from 16777216"),
+        ([(blob_of(1), 2)], "ab", "class id 2 has no name: `class_names` has 2"),
+    ],
+    ids=["sample", "negative", "large", "no name"],
 )
 def test_a_failure_leaves_an_existing_beton_as_it_was(
-    samples: Any, names: tuple[str, ...], tmp_path: Path
+    samples: Any, names: str, message: str, tmp_path: Path
 ) -> None:
     path = tmp_path / "a.beton"
-    write_beton(path, blobs(4, 5), FIELDS, class_names=["a", "b"])
+    write_blobs(path, blobs(4, 5), class_names="ab")
     before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
     assert sorted(before) == ["a.beton", "a.beton.json"]
-    with pytest.raises(ValueError, match=r"Cannot encode|class id"):
-        write_beton(path, samples, FIELDS, class_names=names)
+    with pytest.raises(ValueError, match=message):
+        write_blobs(path, samples, class_names=names)
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
 
 
 # Bad arguments.
 
 
-@settings(derandomize=True, deadline=None, max_examples=25)
-@given(st.text(st.characters(min_codepoint=1, max_codepoint=127), min_size=1, max_size=16))
-def test_good_field_names_come_back(tmp_path_factory: pytest.TempPathFactory, name: str) -> None:
-    path = tmp_path_factory.mktemp("names") / "a.beton"
-    index = write_beton(path, [(5,)], {name: IntField()}, label_field="")
+@pytest.mark.parametrize("name", ["a", "x" * 16, "a b", "\x01\x7f"])
+def test_good_field_names_come_back(tmp_path: Path, name: str) -> None:
+    fields, path = {name: IntField()}, tmp_path / "a.beton"
+    index = write_beton(path, [(5,)], fields, label_field="", num_workers=0)
     assert [field.name for field in BetonIndex.open(path).fields] == [name]
     assert index.column(name).tolist() == [5]
 
@@ -285,16 +252,15 @@ def test_good_field_names_come_back(tmp_path_factory: pytest.TempPathFactory, na
         ([()], {}, {}, "^`fields` is empty"),
         *(
             ([(1,)], {"label": field}, {}, "^`label_field` must name an IntField; 'label' is a")
-            for field in (FloatField(), BytesField(), NDArrayField(np.dtype("<i8"), (1,)))
+            for field in (JSONField(), NDArrayField(np.dtype("<i8"), (1,)))
         ),
-        ([(1,)], {"label": JSONField()}, {}, "^`label_field` must name an IntField"),
         *(
             ([(1, 2)], {**LABEL, name: IntField()}, {}, "^Field names must have 1 to 16 ASCII")
             for name in ("", "x" * 17, "é", "a\0b")
         ),
         *(
             ([(1,)], LABEL, {"page_size": size}, "^`page_size` must be a power of two from 2 MiB")
-            for size in (-1, 0, 1, 1 << 20, PAGE_SIZE - 1, PAGE_SIZE + 1, 3 << 20, 1 << 32)
+            for size in (0, 1 << 20, 3 << 20, 1 << 32)
         ),
         ([(1,)], LABEL, {"num_workers": -1}, "`num_workers` must be at least 0; got -1"),
         ([(1,)], LABEL, {"seed": -1}, "`seed` must be at least 0; got -1"),
@@ -307,33 +273,6 @@ def test_bad_arguments_are_rejected_before_anything_is_written(
     with pytest.raises(ValueError, match=message):
         write_beton(tmp_path / "new" / "a.beton", samples, fields, **options)
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize(
-    ("labels", "names", "message"),
-    [
-        ([2, -3], (), r"field 'label' must lie in \[0, 16777216\); got values from -3"),
-        ([1 << 24], (), r"must lie in \[0, 16777216\); got values from 16777216"),
-        ([2], ("a", "b"), "class id 2 has no name: `class_names` has 2"),
-    ],
-)
-def test_labels_must_be_class_ids(
-    labels: list[int], names: tuple[str, ...], message: str, tmp_path: Path
-) -> None:
-    samples = [(label,) for label in labels]
-    with pytest.raises(ValueError, match=message):
-        write_beton(
-            tmp_path / "a.beton", samples, LABEL, class_names=names, seed=None, num_workers=0
-        )
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_the_seed_gives_the_order(tmp_path: Path) -> None:
-    samples = [(np.zeros(3, np.uint8), number) for number in range(50)]
-    for seed in (None, 0, 1):
-        index = write_blobs(tmp_path / "a.beton", samples, seed=seed)
-        order = np.arange(50) if seed is None else np.random.default_rng(seed).permutation(50)
-        assert index.labels().tolist() == order.tolist()
 
 
 # The manifest.
@@ -360,16 +299,17 @@ def test_the_manifest_describes_the_beton(tmp_path: Path) -> None:
 
 def test_the_manifest_counts_the_classes_of_the_label_field(tmp_path: Path) -> None:
     fields = {"label": IntField(), "kind": IntField()}
-    write_beton(tmp_path / "a.beton", [(0, 1), (0, 1)], fields, label_field="kind")
-    write_beton(tmp_path / "b.beton", [(0, 1), (0, 1)], fields, label_field="none")
-    manifests = [read_manifest(tmp_path / name) for name in ("a.beton", "b.beton")]
-    assert [manifest and manifest.class_counts for manifest in manifests] == [(0, 2), ()]
+    for label_field, counts in {"kind": (0, 2), "none": ()}.items():
+        path = tmp_path / f"{label_field}.beton"
+        samples = [(0, 1), (0, 1)]
+        index = write_beton(path, samples, fields, label_field=label_field, num_workers=0)
+        assert index.manifest.class_counts == counts
 
 
 def test_a_manifest_that_is_missing_or_of_another_beton_is_ignored(tmp_path: Path) -> None:
     path, other = tmp_path / "a.beton", tmp_path / "b.beton"
-    write_beton(path, [(0,), (1,)], LABEL, class_names=["a", "b", "c"])
-    write_beton(other, [(1,), (0,)], LABEL)
+    write_beton(path, [(0,), (1,)], LABEL, class_names=["a", "b", "c"], num_workers=0)
+    write_beton(other, [(1,), (0,)], LABEL, num_workers=0)
     other.replace(path)
     assert read_manifest(path) is not None
     for index in (BetonIndex.open(path), BetonIndex.open(path)):
@@ -391,28 +331,25 @@ def test_a_manifest_that_is_missing_or_of_another_beton_is_ignored(tmp_path: Pat
 )
 def test_a_corrupt_manifest_is_named(damage: Callable[[bytes], bytes], tmp_path: Path) -> None:
     path, manifest = tmp_path / "a.beton", tmp_path / "a.beton.json"
-    index = write_beton(path, [(0,)], LABEL)
+    index = write_beton(path, [(0,)], LABEL, num_workers=0)
     manifest.write_bytes(damage(manifest.read_bytes()))
     with pytest.raises(ValueError, match=r"a\.beton\.json.* is not a beton's manifest"):
         _ = index.manifest
 
 
 class SignedField(OpaqueField):
-    """Bytes whose offset is stored as a signed number."""
+    """Three bytes whose offset is stored as a signed number."""
 
-    metadata_type = np.dtype([("place", "<i8"), ("number", "<i8")])
+    metadata_type = np.dtype("<i8")
 
     def encode(self, destination: Any, value: bytes, malloc: Any) -> None:
-        destination["place"], storage = malloc(len(value))
-        destination["number"] = -len(value)
+        destination[0], storage = malloc(3)
         storage[:] = np.frombuffer(value, dtype=np.uint8)
 
 
 def test_an_offset_may_be_stored_as_a_signed_number(tmp_path: Path) -> None:
-    values = [bytes([number]) * (number + 1) for number in range(9)]
-    samples = [(value, number) for number, value in enumerate(values)]
-    fields = {"signed": SignedField(), **LABEL}
+    samples = [(bytes([number] * 3),) for number in range(9)]
+    fields = {"signed": SignedField()}
     index = write_beton(tmp_path / "a.beton", samples, fields, seed=None, num_workers=0)
     data = index.path.read_bytes()
-    found = [data[row["place"] : row["place"] - row["number"]] for row in index.column("signed")]
-    assert found == values
+    assert [(data[place : place + 3],) for place in index.column("signed")] == samples

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 import dp4tl_ffcv  # loads each name when it is first used
 from dp4tl_ffcv.utils import one_line_errors
 
+SPLITS = ("train", "val", "test")
 MAX_CLASS_ID = (1 << 24) - 1  # each id up to the largest gets a name and a count
 # A killed run can be continued with other values of these options: they change no sample's bytes.
 _NOT_RECORDED = ("out", "num_workers", "check_counts", "download", "on_error")
@@ -52,13 +53,8 @@ class Options:
     """Require the dataset's known numbers of classes and of images per split."""
 
 
-@dataclass(frozen=True)
-class Expected:
-    """Size of a complete dataset."""
-
-    classes: int
-    images: Mapping[str, int]
-    """Number of images by split. A split that is not listed is not checked."""
+# Number of classes, and of images by split. A split that is not listed is not checked.
+Expected = tuple[int, Mapping[str, int]]
 
 
 def write_splits(
@@ -178,10 +174,7 @@ def _notices(index: dp4tl_ffcv.BetonIndex) -> Iterator[str]:
 
 
 def check_no_stale(out: Path, splits: Iterable[str]) -> None:
-    """Raise ValueError if `out` has one of `splits`, which this run does not write.
-
-    Such a beton of an earlier run may have images that this run writes to another split.
-    """
+    """Raise ValueError if `out` has one of `splits`, of an earlier run with other splits."""
     for split in splits:
         path = out / f"{split}.beton"
         if path.exists():
@@ -194,14 +187,15 @@ def check_no_stale(out: Path, splits: Iterable[str]) -> None:
 def _check_counts(
     splits: Mapping[str, Any], class_names: Sequence[str], expected: Expected
 ) -> None:
+    classes, images = expected
     found = {split: len(samples) for split, samples in splits.items()}
     wrong = [
-        f"{count} images in {split} instead of {expected.images[split]}"
+        f"{count} images in {split} instead of {images[split]}"
         for split, count in found.items()
-        if count != expected.images.get(split, count)
+        if count != images.get(split, count)
     ]
-    if len(class_names) != expected.classes:
-        wrong.append(f"{len(class_names)} classes instead of {expected.classes}")
+    if len(class_names) != classes:
+        wrong.append(f"{len(class_names)} classes instead of {classes}")
     if wrong:
         raise ValueError(
             f"The dataset is not complete: {', '.join(wrong)}. Get the missing files, or pass "

@@ -9,15 +9,9 @@ IMAGE_SUFFIXES = (
 
 
 def find(root: Path, *names: str, layout: str) -> Path:
-    """Return the first `root/name` that exists.
+    """Return the first `root/name` that exists, else raise ValueError.
 
-    Args:
-        root: folder of the dataset.
-        names: paths below `root`; "." is `root` itself.
-        layout: what `root` must hold, for the error message.
-
-    Raises:
-        ValueError: none of the paths exists.
+    `layout` says what `root`, the folder of the dataset, must hold.
     """
     for name in names:
         if (root / name).exists():
@@ -52,10 +46,7 @@ def images_below(folder: str | Path, others: list[str] | None = None) -> list[st
 
 
 def images_by_class(root: Path, others: list[str] | None = None) -> tuple[list[str], list[str]]:
-    """Return the paths of the images in the class folders of `root`, and the class of each.
-
-    `others` is described at `images_below`.
-    """
+    """Return the paths of the images in the class folders of `root`, and the class of each."""
     found = {name: images_below(root / name, others) for name in folders_of(root)}
     paths = [path for each in found.values() for path in each]
     return paths, [name for name, each in found.items() for _ in each]

@@ -15,12 +15,7 @@ Listing = Sequence[tuple[str, int, int]]  # path relative to the folder, class i
 def image_files(
     folder: Path, splits: Mapping[str, Listing], listing: Path
 ) -> dict[str, utils.ImageFiles]:
-    """Return the samples of each split after checking that every file exists.
-
-    Args:
-        folder: folder of the images.
-        splits: the images by split.
-        listing: file that lists the images, for error messages.
+    """Return the samples of each split, whose paths in the file `listing` are below `folder`.
 
     Raises:
         ValueError: a path leaves the folder, an image is listed twice, or files are missing.

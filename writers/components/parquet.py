@@ -23,16 +23,10 @@ WINDOW = 64 << 20  # bytes of images in a window; a larger group is a window alo
 
 
 class ParquetImages(LazyImages):
-    """Samples (image, label, identifier) of a split. An image is its file's bytes or path.
+    """Samples (image, label, row) of a split. An image is its file's bytes or path.
 
-    Args:
-        files: the parquet files.
-        column: column of images, {bytes, path} or bytes.
-        groups: (G, 4): number of the file, number in the file, first row in the split, bytes of
-            images.
-        labels: class id of each sample.
-        rows: row of each sample in the split, which is its identifier.
-        held: number of groups that a process keeps.
+    `groups` (G, 4) has for each group of rows the number of its file, its number in the file, its
+    first row in the split and the bytes of its images. A process keeps `held` groups.
     """
 
     def __init__(
