@@ -29,12 +29,13 @@ def compilations(work: Callable[[], Any]) -> list[Any]:
 def image_loader(dataset: Any, **options: Any) -> PrunedLoader:
     steps: list[Any] = [SimpleRGBImageDecoder(), RandomHorizontalFlip(), Cutout(4)]
     pipelines = only(image=[*steps, ToTensor(), ToTorchImage()], label=[IntDecoder(), ToTensor()])
-    return PrunedLoader(dataset.path, 20, pipelines=pipelines, **options)
+    # One worker: parallel code takes several times as long to compile.
+    return PrunedLoader(dataset.path, 20, num_workers=1, pipelines=pipelines, **options)
 
 
 def mapped_loader(dataset: Any, label_map: Any) -> PrunedLoader:
     pipelines = only(label=[IntDecoder(), RemapLabel(label_map), ToTensor()])
-    return PrunedLoader(dataset.path, 120, pipelines=pipelines)
+    return PrunedLoader(dataset.path, 120, num_workers=1, pipelines=pipelines)
 
 
 def labels_of(loader: PrunedLoader) -> list[int]:
@@ -74,7 +75,7 @@ def test_pipelines_with_different_constants_are_not_confused(colours: Any) -> No
 def added(make: Callable[[], Callable[..., Any]], dataset: Any) -> list[int]:
     """Return the numbers that the function of `make` adds to labels."""
     pipelines = only(label=[IntDecoder(), Step(make), ToTensor()])
-    loader = PrunedLoader(dataset.path, 120, pipelines=pipelines)
+    loader = PrunedLoader(dataset.path, 120, num_workers=1, pipelines=pipelines)
     return sorted(set(labels_of(loader) - dataset.labels))
 
 

@@ -66,7 +66,7 @@ def shared_compilation() -> Iterator[None]:
             parallel = getattr(code, "is_parallel", False)
             settings = (cls.is_enabled, cls.num_threads > 1, parallel, str(signature))
             try:
-                key = (_function_key(code), settings)
+                key = (_constant_key(code, ()), settings)
             except _NotAConstantError:
                 return build(code, signature)
             if key not in _compiled:
@@ -80,10 +80,8 @@ def shared_compilation() -> Iterator[None]:
             Compiler.compile = original
 
 
-def _function_key(function: Any, around: tuple[Any, ...] = ()) -> Any:
+def _function_key(function: types.FunctionType, around: tuple[Any, ...]) -> Any:
     """Return a key made of a function's code and of every value that numba compiles into it."""
-    if not isinstance(function, types.FunctionType):
-        return _constant_key(function, around)
     if function in around:
         return ("recursion", around.index(function))
     around = (*around, function)
