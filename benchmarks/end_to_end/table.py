@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from benchmarks.harness.rows import markdown
+
 COLUMNS = (
     "trained", "keep", "fed by", "speed-up", "x keep", "cold, x keep", "x keep with LM, FM",
     "images/s", "waiting", "read / retained",
@@ -79,5 +81,4 @@ def end_to_end_table(lines: Sequence[Mapping[str, Any]], measured: str) -> str:
         )
     else:
         caption += " Loading and training share the processor here, so some waiting remains."
-    head, *body = (f"| {' | '.join(cells)} |" for cells in table)
-    return "\n".join([head, f"|{'---|' * len(table[0])}", *body, "", caption])
+    return f"{markdown(table[0], table[1:])}\n\n{caption}"

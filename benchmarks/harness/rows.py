@@ -10,8 +10,6 @@ from typing import Any, TypeVar
 from dp4tl_ffcv.utils import atomic_open, environment
 
 _Result = TypeVar("_Result")
-
-
 Row = dict[str, Any]
 """One figure, measured on both sides. A `ratio` above 1 is better for ours."""
 
@@ -91,6 +89,12 @@ def table(rows: Sequence[Row], details: Sequence[str]) -> str:
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
         for line in cells
     )
+
+
+def markdown(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a Markdown table."""
+    head, *lines = (f"| {' | '.join(cells)} |" for cells in (columns, *rows))
+    return "\n".join([head, f"|{'---|' * len(columns)}", *lines])
 
 
 def progress(text: str) -> None:

@@ -21,6 +21,7 @@ from typing import Any
 import tyro
 
 from benchmarks.end_to_end.table import end_to_end_table
+from benchmarks.harness.rows import markdown
 from benchmarks.planted import table as planted
 from dp4tl_ffcv.scoring import methods
 from dp4tl_ffcv.utils import one_line_errors, write_json
@@ -32,12 +33,10 @@ DEMO = RESULTS / "demo.json"
 PLANTED = RESULTS / "planted.jsonl"
 END_TO_END = {"end-to-end": "end_to_end.jsonl", "end-to-end GPU": "end_to_end_gpu.jsonl"}
 NAMES = {"full": "full source", "label_mapping": "LM", "feature_mapping": "FM", "random": "random"}
-DEMO_HEAD = (
-    "| selection | keep | classes | pretraining | speed-up | with selection cost | linear probe "
-    "| full finetuning | relevant |\n|---|---|---|---|---|---|---|---|---|"
-)
-LOADER_HEAD = "| what | stock ffcv | `PrunedLoader` | ratio |\n|---|---|---|---|"
-HEAD = "| what | against | other | ours | ratio |\n|---|---|---|---|---|"
+DEMO_COLUMNS = (
+    "selection", "keep", "classes", "pretraining", "speed-up", "with selection cost",
+    "linear probe", "full finetuning", "relevant",
+)  # fmt: skip
 
 # Parameters of a row that tables show, and how.
 DETAILS: dict[str, Callable[[Any], str]] = {
@@ -135,18 +134,19 @@ def comparison_table(name: str) -> str:
         "alternation and of their ratio; above 1 is better for "
         f"{'`PrunedLoader`' if name == 'loader' else 'ours'}.{table.notes}"
     )
-    lines = []
+    columns = ["what", "stock ffcv", "`PrunedLoader`", "ratio"]
+    if name != "loader":  # whose columns name the other side
+        columns = ["what", "against", "other", "ours", "ratio"]
+    table_rows = []
     for row in rows:
-        shown = [
-            DETAILS[each](row["params"][each]) for each in table.details if each in row["params"]
-        ]
-        cells = [f"{table.figures[row['figure']]} ({', '.join(shown)})"]
-        if name != "loader":  # whose head names the other side
+        params = row["params"]
+        shown = ", ".join(DETAILS[each](params[each]) for each in table.details if each in params)
+        cells = [f"{table.figures[row['figure']]} ({shown})"]
+        if name != "loader":
             cells.append(row["other_name"])
         cells += [_amount(row[side], row["unit"]) for side in ("other", "ours")]
-        cells.append("" if row["ratio"] is None else _number(row["ratio"]))
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join([LOADER_HEAD if name == "loader" else HEAD, *lines, "", caption])
+        table_rows.append([*cells, "" if row["ratio"] is None else _number(row["ratio"])])
+    return f"{markdown(columns, table_rows)}\n\n{caption}"
 
 
 def demo_table(result: dict[str, Any]) -> str:
@@ -155,30 +155,27 @@ def demo_table(result: dict[str, Any]) -> str:
     for row in result["rows"]:
         rows.setdefault((row["budget"], -row["keep"], row["method"]), {})[row["finetuning"]] = row
     torch, seeds = result["environment"]["torch"], len(result["seeds"])
-    lines = [
-        DEMO_HEAD,
-        *(_demo_line(cells) for _, cells in sorted(rows.items(), key=lambda item: item[0][:2])),
-        "",
-        f"{_measured(result)}, torch {torch}. Accuracy on the target's test images: mean of "
-        f"{seeds} seeds ± standard deviation. Pretraining: seconds of the faster seed; *with "
-        "selection cost* adds the training of the surrogate, features, scores and selection. *=* "
-        "marks the control, which trains for as many steps as the full source; all other runs "
+    ordered = sorted(rows.items(), key=lambda item: item[0][:2])
+    table = markdown(DEMO_COLUMNS, (_demo_cells(row) for _, row in ordered))
+    return (
+        f"{table}\n\n{_measured(result)}, torch {torch}. Accuracy on the target's test images: "
+        f"mean of {seeds} seeds ± standard deviation. Pretraining: seconds of the faster seed; "
+        "*with selection cost* adds the training of the surrogate, features, scores and selection. "
+        "*=* marks the control, which trains for as many steps as the full source; all other runs "
         "train for as many epochs. "
-        "*Relevant*: share of the retained classes that are in the target's rendering.",
+        "*Relevant*: share of the retained classes that are in the target's rendering."
+    )
+
+
+def _demo_cells(finetunings: dict[str, Any]) -> list[str]:
+    row = finetunings["linear_probe"]
+    accuracies = [
+        f"{100 * finetunings[name]['test_accuracy_mean']:.1f} ± "
+        f"{100 * (finetunings[name]['test_accuracy_spread'] or 0.0):.1f} %"
+        for name in ("linear_probe", "full_finetuning")
     ]
-    return "\n".join(lines)
-
-
-def _demo_line(cells: dict[str, Any]) -> str:
-    row = cells["linear_probe"]
-    control = " *=*" if row["budget"] == "equal_iterations" else ""
-    accuracies = []
-    for finetuning in ("linear_probe", "full_finetuning"):
-        mean = 100 * cells[finetuning]["test_accuracy_mean"]
-        spread = 100 * (cells[finetuning]["test_accuracy_spread"] or 0.0)
-        accuracies.append(f"{mean:.1f} ± {spread:.1f} %")
-    parts = [
-        NAMES[row["method"]] + control,
+    return [
+        NAMES[row["method"]] + (" *=*" if row["budget"] == "equal_iterations" else ""),
         f"{row['keep']:g}",
         str(row["retained_classes"]),
         f"{row['pretrain_seconds']:.1f} s",
@@ -187,7 +184,6 @@ def _demo_line(cells: dict[str, Any]) -> str:
         *accuracies,
         f"{100 * row['relevant_share']:.0f} %",
     ]
-    return f"| {' | '.join(parts)} |"
 
 
 def _measured(head: dict[str, Any]) -> str:
@@ -195,16 +191,13 @@ def _measured(head: dict[str, Any]) -> str:
     return f"Measured on {machine['cores']} cores of {machine['cpu']}, GPU: {machine['gpu']}"
 
 
-def _amount(value: float | None, unit: str) -> str:
-    if value is None:
-        return ""
+def _amount(value: float, unit: str) -> str:
     if unit == "bytes":
         return f"{value / 1e9:.2f} GB" if value >= 1e9 else f"{value / 1e6:.1f} MB"
     if unit == "bytes/s":
         return f"{value / 1e9:.2f} GB/s"
-    if unit == "bytes/image":
-        return f"{_number(value)} bytes"
-    return f"{_number(value)} {unit}" if unit in ("s", "images/s") else _number(value)
+    shown = {"bytes/image": " bytes", "s": " s", "images/s": " images/s"}
+    return _number(value) + shown.get(unit, "")
 
 
 def _number(value: float) -> str:
@@ -231,17 +224,13 @@ def filled(page: Path) -> str:
     }
     for name, file in END_TO_END.items():
         if (RESULTS / file).exists():  # not every machine has a GPU
-            makers[name] = partial(_end_to_end, RESULTS / file)
+            lines = _lines(RESULTS / file)
+            makers[name] = partial(end_to_end_table, lines, _measured(lines[0]))
     text = page.read_text()
     for name, make in makers.items():
         if f"<!-- {name} table -->" in text:
             text = fill(text, name, make())
     return text
-
-
-def _end_to_end(path: Path) -> str:
-    lines = _lines(path)
-    return end_to_end_table(lines, _measured(lines[0]))
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

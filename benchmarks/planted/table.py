@@ -10,12 +10,14 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from scipy.stats import t
 
+from benchmarks.harness.rows import markdown
 from benchmarks.planted.variants import COMBINED, variants
 
 PLOT = "results/planted.png"  # in benchmarks/
 MODES = {"linear_probe": "linear probe", "full_finetuning": "full finetuning"}
 OURS = ("label_mapping", "feature_mapping")
 COLOURS = ("#0072B2", "#D55E00", "#CC79A7", "#56B4E9", "#E69F00", "#009E73", "#8C564B")
+RULES = ("mean", "t")
 BASELINES, MARKERS = "#8C8C8C", "os^vDxP*+1234"
 
 Runs = Mapping[tuple[str, str, float], Sequence[Mapping[str, Any]]]
@@ -98,14 +100,17 @@ def votes(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def pruning_table(runs: Runs, targets: Sequence[str], mode: str) -> str:
     """Return the largest pruning by method and target, by both rules."""
-    lines = [f"| method | {' | '.join(targets)} |", f"|---|{'---|' * len(targets)}"]
-    for method in methods_in(runs):
-        cells = [
-            " / ".join(f"{pruned(runs, method, target, mode, rule):.0%}" for rule in ("mean", "t"))
-            for target in targets
-        ]
-        lines.append(f"| {label_of(method)} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    return markdown(
+        ("method", *targets),
+        [
+            [label_of(method)]
+            + [
+                " / ".join(f"{pruned(runs, method, target, mode, rule):.0%}" for rule in RULES)
+                for target in targets
+            ]
+            for method in methods_in(runs)
+        ],
+    )
 
 
 def detail_table(
@@ -114,24 +119,21 @@ def detail_table(
     """Return precision, recall, accuracy and cost by method."""
     single = [target for target in targets if target != COMBINED]
     costs = {(r["method"], r["target"]): r for r in rows if r["figure"] == "cost"}
-    lines = [
-        "| method | unit | precision | recall | accuracy | scoring | with training |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    table = []
     for method in ("full", *methods_in(runs)):
         kept = 1.0 if method == "full" else keep
         found = [row for target in single for row in runs[method, target, kept]]
-        cells = [f"{np.mean([r[name] for r in found]):.0%}" for name in ("precision", "recall")]
-        accuracies = [f"{100 * mean_of(found, mode):.1f}" for mode in MODES]
         unit, cost = "", ["", ""]
         if method != "full":
             of_targets = [costs[method, target] for target in single]
             unit = of_targets[0]["unit"]
             scoring = float(np.mean([c["scoring_seconds"] for c in of_targets]))
             cost = [f"{scoring:.2f} s", f"{scoring + of_targets[0]['training_seconds']:.1f} s"]
-        cells = [label_of(method), unit, *cells, f"{' / '.join(accuracies)} %", *cost]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        shares = [f"{np.mean([r[name] for r in found]):.0%}" for name in ("precision", "recall")]
+        accuracies = " / ".join(f"{100 * mean_of(found, mode):.1f}" for mode in MODES)
+        table.append([label_of(method), unit, *shares, f"{accuracies} %", *cost])
+    columns = ("method", "unit", "precision", "recall", "accuracy", "scoring", "with training")
+    return markdown(columns, table)
 
 
 def draw(lines: Sequence[Mapping[str, Any]], path: Path) -> None:
