@@ -46,7 +46,6 @@ class Scale:
     samples: int
     """Images of 400 pixels in the full source, a multiple of the batch size."""
     keeps: tuple[float, ...] = (0.2, 0.4, 0.6)
-    """Fractions of the classes to retain."""
     warm: int
     """Rounds with the files in the page cache."""
     cold: int
@@ -109,11 +108,8 @@ Epochs = dict[Side, list[Epoch]]
 
 
 class Bench(BaseBench[Scale]):
-    """The files and the trained epochs, each made once."""
-
     @cached_property
     def source(self) -> Path:
-        """Beton of the full source."""
         return prepare(self._images(self.scale.samples), self.data)
 
     @cached_property
@@ -123,7 +119,6 @@ class Bench(BaseBench[Scale]):
 
     @cached_property
     def index(self) -> BetonIndex:
-        """Index of the source."""
         return BetonIndex.open(self.source)
 
     @cached_property
@@ -176,7 +171,6 @@ class Bench(BaseBench[Scale]):
             }
 
     def side(self, how: str, keep: float = 1.0) -> Side:
-        """Return a side by its name and keep."""
         (found,) = (side for side in self.sides if (side.how, side.keep) == (how, keep))
         return found
 
@@ -185,15 +179,12 @@ class Bench(BaseBench[Scale]):
         return retain_batches(self.index, keep, self.scale.network.batch_size)
 
     def share(self, keep: float) -> float:
-        """Return the retained fraction of the samples."""
         return len(self.retained(keep)) / self.index.num_samples
 
     def seconds(self, cache: str, side: Side) -> list[float]:
-        """Return the seconds of each epoch."""
         return [epoch.seconds for epoch in self.epochs[cache][side]]
 
     def rates(self, cache: str, side: Side) -> list[float]:
-        """Return the images per second of each epoch."""
         return [epoch.images / epoch.seconds for epoch in self.epochs[cache][side]]
 
     def _alternate(self, *, cold: bool, rounds: int) -> Epochs:
@@ -260,7 +251,6 @@ def against_ideal(
 
 
 def params_of(bench: Bench, cache: str, side: Side, **more: Any) -> dict[str, Any]:
-    """Return the parameters of a row."""
     network = bench.scale.network
     return {
         "how": side.how,

@@ -39,8 +39,6 @@ SYNTHETIC_STEPS = 20
 
 @dataclass(frozen=True, kw_only=True)
 class Network:
-    """The network that every side trains."""
-
     arch: str
     resolution: int
     """Side of the training crops in pixels."""
@@ -65,7 +63,6 @@ class Side:
     how: str
     """Name in the results."""
     keep: float = 1.0
-    """Fraction of the classes retained."""
     beton: Path | None = None
     """File to read. None repeats one batch of random pixels, without a loader."""
     indices: bool = False
@@ -76,8 +73,6 @@ class Side:
 
 @dataclass(frozen=True, kw_only=True)
 class Epoch:
-    """Measurements of one epoch."""
-
     seconds: float
     images: int
     waited: float
@@ -118,7 +113,6 @@ class Trainer:
         self._train(self.loaders[side], num_steps=1)
 
     def epoch(self, side: Side) -> Epoch:
-        """Train one epoch."""
         loader = self.loaders[side]
         if self.cold and side.beton is not None:
             drop_from_cache(side.beton)
@@ -212,14 +206,12 @@ def _decoders(resolution: int, stock: bool) -> list[Any]:
 
 
 def drop_from_cache(path: Path) -> None:
-    """Drop a file from the page cache."""
     with path.open("rb") as file:
         os.fsync(file.fileno())  # unwritten pages would stay in the cache
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def fill_page_cache(paths: Iterable[Path]) -> None:
-    """Read files into the page cache."""
     for path in paths:
         with path.open("rb", buffering=0) as file:
             while file.read(1 << 24):

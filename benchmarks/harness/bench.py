@@ -13,7 +13,6 @@ class BaseBench(Generic[_Scale]):
     """Data of a benchmark, and processes that start once."""
 
     scale: _Scale
-    """How much is measured."""
     data: Path
     """Folder of generated data, kept for the next run."""
     stack: ExitStack

@@ -27,8 +27,6 @@ RESULTS = Path(__file__).resolve().parents[1] / "results"
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Settings of a benchmark."""
-
     quick: bool = False
     """Measure on less data, in about a minute. The figures are rough and only printed."""
     only: tuple[str, ...] = ()

@@ -52,16 +52,12 @@ _FIELDS = {"image": 2, "label": 1, "identifier": 1}
 
 @dataclass(frozen=True, kw_only=True)
 class Images:
-    """Images to generate."""
-
     num_samples: int
     long_side: int
     """Longer side, in pixels."""
     mode: str = "jpg"
-    """`jpg` or `raw`."""
     num_classes: int = 100
     distinct: int = 256
-    """Number of different images."""
     seed: int = 0
 
     @property
@@ -199,7 +195,6 @@ def _draw(images: Images, photographs: Sequence[NDArray[np.uint8]], number: int)
 
 
 def _sides(long_side: int, shape: NDArray[np.int64]) -> tuple[int, int]:
-    """Return width and height."""
     width, height = np.rint(long_side * shape / shape.max()).astype(int)
     return int(width), int(height)
 

@@ -92,13 +92,11 @@ def table(rows: Sequence[Row], details: Sequence[str]) -> str:
 
 
 def markdown(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a Markdown table."""
     head, *lines = (f"| {' | '.join(cells)} |" for cells in (columns, *rows))
     return "\n".join([head, f"|{'---|' * len(columns)}", *lines])
 
 
 def progress(text: str) -> None:
-    """Print `text` on stderr."""
     print(text, file=sys.stderr, flush=True)
 
 

@@ -56,11 +56,9 @@ class Comparison:
     """The table of a benchmark that compares two sides."""
 
     figures: dict[str, str]
-    """Descriptions of the figures."""
     details: tuple[str, ...]
     """Parameters that a description is followed by."""
     notes: str = ""
-    """End of the caption."""
 
 
 COMPARISONS = {
@@ -118,8 +116,6 @@ COMPARISONS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Settings of the tables."""
-
     result: Path | None = None
     """A demo's result.json to keep. Without it, the kept result is used."""
 

@@ -47,7 +47,6 @@ class Worker:
         self.close()
 
     def wait(self) -> "Worker":
-        """Wait until the object exists."""
         self._answer("start", self._made)
         return self
 

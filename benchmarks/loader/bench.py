@@ -20,8 +20,6 @@ ORDERS = ("sequential", "random", "quasi_random")
 
 @dataclass(frozen=True, kw_only=True)
 class Scale:
-    """How much is measured."""
-
     jpeg500: int = 6000
     """Images of 500 pixels: enough to fill 80 pages."""
     jpeg400: int = 10_240
@@ -29,7 +27,6 @@ class Scale:
     tables: int = IMAGENET_SAMPLES
     """Samples of the beton without images."""
     epochs: int = 31
-    """Rounds of throughput."""
     processes: int = 3
     """Rounds that each start new processes."""
 
@@ -41,8 +38,6 @@ both = partial(workers, Ours, Stock)
 
 
 class Bench(BaseBench[Scale]):
-    """The data, and a pair of processes that starts once."""
-
     @cached_property
     def readers(self) -> list[Worker]:
         """One process per side, for figures that compile almost nothing."""
@@ -50,13 +45,11 @@ class Bench(BaseBench[Scale]):
 
     @property
     def small(self) -> Path:
-        """Beton to warm up on."""
         images = Images(num_samples=256, long_side=500, num_classes=16, distinct=32)
         return prepare(images, self.data)
 
     @property
     def paged(self) -> Path:
-        """Beton of many pages."""
         return prepare(Images(num_samples=self.scale.jpeg500, long_side=500), self.data)
 
     @property
@@ -90,7 +83,6 @@ class Bench(BaseBench[Scale]):
         return results
 
     def throughput(self, figure: str, images: Images) -> list[Row]:
-        """Compare images per second of whole epochs."""
         setting = Setting(beton=prepare(images, self.data))
         sides = ((Ours, setting), (Stock, setting))
         rates, loaded = alternate_epochs(sides, self.scale.epochs)
@@ -119,7 +111,6 @@ def alternate_epochs(
 
 
 def params(setting: Setting, **more: Any) -> dict[str, Any]:
-    """Return the parameters of a row."""
     return {
         "samples": BetonIndex.open(setting.beton).num_samples,
         "keep": setting.keep,
@@ -132,11 +123,9 @@ def params(setting: Setting, **more: Any) -> dict[str, Any]:
 
 
 def row(figure: str, unit: str, ours: Sequence[float], other: Sequence[float], **more: Any) -> Row:
-    """Return a row that compares with stock ffcv."""
     return compare(figure, unit, ours, other, Stock.name, **more)
 
 
 def single(figure: str, unit: str, values: Sequence[float], **more: Any) -> Row:
-    """Return a row of one measurement per side."""
     ours, other = values
     return row(figure, unit, [ours], [other], **more)

@@ -33,11 +33,8 @@ LEAK_SECONDS = 1.0  # time for threads to end
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """The samples that both sides load."""
-
     beton: Path
     keep: float = 0.2
-    """Fraction of the classes retained."""
     batch_size: int = 256
     order: str = "random"
     from_disk: bool = False
@@ -46,17 +43,13 @@ class Setting:
     """Crop size in pixels. None loads only the first byte of each image."""
 
     def retained(self) -> NDArray[np.int64]:
-        """Return the sample ids to load."""
         return retain(dp4tl_ffcv.BetonIndex.open(self.beton).labels(), self.keep)
 
 
 class Side:
-    """A loader, and its measurements."""
-
     name: str
 
     def decoder(self, size: tuple[int, int]) -> Any:
-        """Return the decoder of random crops."""
         raise NotImplementedError
 
     def plan(self, loader: Any, epoch: int) -> int:
@@ -68,7 +61,6 @@ class Side:
         return nullcontext()
 
     def build(self, setting: Setting, indices: NDArray[np.int64]) -> Any:
-        """Return a new loader."""
         if setting.resolution is None:
             image = [FirstByte(), ToTensor()]
         else:
@@ -107,7 +99,6 @@ class Side:
         return peak_growth(self.epoch)[1]
 
     def attribute(self, name: str) -> Any:
-        """Return an attribute of the loader, or None."""
         return getattr(self.loader, name, None)
 
     def leave_early(self, times: int) -> int:
@@ -175,8 +166,6 @@ class Side:
 
 
 class Stock(Side):
-    """The released ffcv."""
-
     name = f"ffcv {version('ffcv')} Loader"
 
     def decoder(self, size: tuple[int, int]) -> Any:

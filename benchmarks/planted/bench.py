@@ -49,15 +49,11 @@ class Case:
 
 
 class Bench(BaseBench[Scale]):
-    """The source and all scores."""
-
     def about(self) -> dict[str, Any]:
-        """Return the settings."""
         return {"params": asdict(self.scale)}
 
     @property
     def folder(self) -> Path:
-        """Folder of the betons, the features and the finished runs."""
         return self.data / self.scale.folder
 
     @property
@@ -72,7 +68,6 @@ class Bench(BaseBench[Scale]):
 
     @cached_property
     def index(self) -> BetonIndex:
-        """The source."""
         data = self.folder / "data"
         if not all((data / f"{name}_test.beton").exists() for name in ("source", *digits.TARGETS)):
             digits.write(digits.Config(out=data, targets=tuple(digits.TARGETS)))

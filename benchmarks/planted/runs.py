@@ -98,7 +98,6 @@ class Runs:
         return {"pretrained": pretrained, "tuned": tuned}
 
     def pretraining(self, run: Path, **changes: Any) -> pretrain.Config:
-        """Return the settings of a pretraining run."""
         settings: dict[str, Any] = {
             **self._common(run),
             "train": self.folder / "data" / "source_train.beton",
@@ -112,7 +111,6 @@ class Runs:
     def finetuning(
         self, run: Path, target: str, mode: Any, checkpoint: str, seed: int
     ) -> finetune.Config:
-        """Return the settings of a finetuning run."""
         probe = mode == "linear_probe"
         data = self.folder / "data"
         return finetune.Config(

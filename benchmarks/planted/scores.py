@@ -55,7 +55,6 @@ class Scorer:
 
     runs: Runs
     index: BetonIndex
-    """The source."""
     parts: dict[str, tuple[Any, float]] = field(default_factory=dict)
     """Shared parts, and the seconds that each took, by name."""
     used: set[str] = field(default_factory=set)
@@ -132,7 +131,6 @@ class Scorer:
         return self.part("surrogate", train)
 
     def encoder(self) -> Classifier:
-        """Return a network trained without labels."""
         scale = self.runs.scale
         train = partial(train_encoder, self.index, scale.arch, scale.resolution)
         return self.part("encoder", partial(timed, train))
@@ -200,7 +198,6 @@ class Scorer:
 
 
 def timed(call: Callable[[], _Part]) -> tuple[_Part, float]:
-    """Return the result of a call, and its seconds."""
     started = time.perf_counter()
     result = call()
     return result, time.perf_counter() - started

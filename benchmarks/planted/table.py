@@ -24,7 +24,6 @@ Runs = Mapping[tuple[str, str, float], Sequence[Mapping[str, Any]]]
 
 
 def section(lines: Sequence[Mapping[str, Any]]) -> str:
-    """Return the section's text, given the lines of the result file."""
     head, *rows = lines
     runs = runs_of(rows)
     machine, params = head["environment"], head["params"]
@@ -99,7 +98,6 @@ def votes(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def pruning_table(runs: Runs, targets: Sequence[str], mode: str) -> str:
-    """Return the largest pruning by method and target, by both rules."""
     return markdown(
         ("method", *targets),
         [
@@ -116,7 +114,6 @@ def pruning_table(runs: Runs, targets: Sequence[str], mode: str) -> str:
 def detail_table(
     rows: Sequence[Mapping[str, Any]], runs: Runs, targets: Sequence[str], keep: float
 ) -> str:
-    """Return precision, recall, accuracy and cost by method."""
     single = [target for target in targets if target != COMBINED]
     costs = {(r["method"], r["target"]): r for r in rows if r["figure"] == "cost"}
     table = []
@@ -209,20 +206,16 @@ def pruned(runs: Runs, method: str, target: str, mode: str, rule: str) -> float:
 
 
 def keeps_of(runs: Runs, method: str, target: str) -> list[float]:
-    """Return the keeps that a method was run with, ascending."""
     return sorted(keep for name, of, keep in runs if (name, of) == (method, target))
 
 
 def mean_of(found: Sequence[Mapping[str, Any]], mode: str) -> float:
-    """Return the mean accuracy."""
     return float(np.mean([row["accuracy"][mode] for row in found]))
 
 
 def methods_in(runs: Runs) -> list[str]:
-    """Return the methods that were run, in the order of the rows."""
     return list(dict.fromkeys(method for method, _, _ in runs if method != "full"))
 
 
 def targets_in(runs: Runs) -> list[str]:
-    """Return the targets, in the order of the rows."""
     return list(dict.fromkeys(target for _, target, _ in runs))

@@ -25,7 +25,6 @@ class Variant:
 
     @property
     def inputs(self) -> set[str]:
-        """Names of the method's inputs."""
         return set(self.method.flags)
 
     @property

@@ -27,14 +27,11 @@ Times = list[tuple[float, Any]]
 
 @dataclass(frozen=True, kw_only=True)
 class Scale:
-    """How much is measured."""
-
     targets: int = 50_500
     """Target images that are assigned to class means."""
     looped: int = 100
     """Target images that the published loop assigns, per round."""
     samples: int = IMAGENET_SAMPLES
-    """Samples of the source."""
     images: int = 170
     """Images whose gradient norms are computed at once, per round."""
     backward: int = 24
@@ -63,8 +60,6 @@ QUICK = (
 
 @dataclass
 class Bench(BaseBench[Scale]):
-    """The data."""
-
     def __post_init__(self) -> None:
         """Let both sides use all cores."""
         torch.set_num_threads(CORES)
@@ -85,7 +80,6 @@ def alternate_timed(sides: Sides, rounds: int) -> dict[str, Times]:
 
 
 def seconds_of(times: Times) -> list[float]:
-    """Return the seconds alone."""
     return [second for second, _ in times]
 
 

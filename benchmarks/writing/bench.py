@@ -25,10 +25,7 @@ row = partial(compare, other_name=Stock.name)
 
 @dataclass(frozen=True, kw_only=True)
 class Scale:
-    """How much is measured."""
-
     passthrough: int = 3000
-    """Files of 400 pixels."""
     resize: int = 1200
     """Files of 500 pixels."""
     compact: int = 16_384
@@ -40,11 +37,8 @@ class Scale:
     distinct: int = 256
     """Different images of each kind."""
     writes: int = 5
-    """Rounds of writing."""
     copies: int = 9
-    """Rounds of compacting byte for byte."""
     epochs: int = 21
-    """Rounds of loading."""
     peaks: int = 2
     """Rounds of measuring memory, each in new processes."""
 
@@ -66,8 +60,6 @@ QUICK = (
 
 
 class Bench(BaseBench[Scale]):
-    """The files, and a pair of processes that starts once."""
-
     @cached_property
     def outputs(self) -> Path:
         """Folder for the written files, deleted at the end."""
@@ -80,16 +72,13 @@ class Bench(BaseBench[Scale]):
 
     @property
     def small(self) -> Path:
-        """Folder of small files."""
         return prepare_files(self.images(self.scale.distinct, 64), self.data)
 
     @property
     def outs(self) -> tuple[Path, Path]:
-        """Outputs of both sides."""
         return self.outputs / "ours.beton", self.outputs / "other.beton"
 
     def images(self, num_samples: int, long_side: int) -> Images:
-        """Return JPEG images to generate."""
         return Images(num_samples=num_samples, long_side=long_side, distinct=self.scale.distinct)
 
     def files_in_memory(self, num_samples: int, long_side: int) -> Path:

@@ -25,10 +25,7 @@ CHUNK = 100  # samples per task of ffcv's writer, as in its ImageNet script
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """Images to write."""
-
     files: Path
-    """Folder of JPEG files."""
     num_samples: int
     """Images to list. The listing repeats the files."""
     max_resolution: int | None = None
@@ -41,7 +38,6 @@ class Side:
     name: str
 
     def list_files(self, job: Job) -> None:
-        """Make the listing."""
         self.job = job
         files = sorted(job.files.iterdir())
         self.samples = self.listing(list(islice(cycle(files), job.num_samples)))
@@ -62,7 +58,6 @@ class Side:
         raise NotImplementedError
 
     def write_samples(self, out: Path) -> None:
-        """Write `samples` to the beton `out`."""
         raise NotImplementedError
 
 
@@ -87,8 +82,6 @@ class Stock(Side):
 
 
 class Ours(Side):
-    """`write_beton`."""
-
     name = "write_beton"
 
     def listing(self, paths: list[Path]) -> Any:
@@ -116,7 +109,6 @@ class Cp:
     name = "cp"
 
     def copy(self, source: Path, out: Path, *, flush: bool) -> float:
-        """Copy a file. Return bytes/s."""
 
         def copy() -> None:
             subprocess.run(["cp", source, out], check=True)

@@ -71,7 +71,6 @@ def features_file(samples: int, columns: int, folder: Path) -> Path:
 
 
 def open_features(path: Path) -> NDArray[np.float16]:
-    """Map the file into memory."""
     features: NDArray[np.float16] = np.load(path, mmap_mode="r")
     return features
 

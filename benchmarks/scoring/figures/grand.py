@@ -53,7 +53,6 @@ def measure(bench: Bench) -> list[Row]:
 
 
 def loop_gradient_norms(model: nn.Module, images: Tensor, labels: Tensor) -> NDArray[np.float64]:
-    """Return each image's gradient norm, by a backward pass per image."""
     norms = []
     for image, label in zip(images, labels, strict=True):
         model.zero_grad()

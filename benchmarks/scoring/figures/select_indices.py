@@ -50,6 +50,5 @@ def measure(bench: Bench) -> list[Row]:
 
 
 def torch_members(labels: Tensor, classes: Tensor) -> NDArray[np.int64]:
-    """Return the samples of the classes, ascending."""
     members: NDArray[np.int64] = torch.isin(labels, classes).nonzero()[:, 0].numpy()
     return members

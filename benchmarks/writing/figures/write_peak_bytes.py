@@ -29,7 +29,6 @@ def measure(bench: Bench) -> list[Row]:
 
 
 def _peaks(bench: Bench, number: int) -> list[tuple[int, int]]:
-    """Measure both sides in new processes."""
     job = Job(files=bench.small, num_samples=number)
     with bench.both() as sides:
         return [_peak(side, job, bench) for side in sides]
