@@ -1,7 +1,7 @@
 """Sides, files and epochs that the figures of the end-to-end benchmark share."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -22,7 +22,7 @@ from benchmarks.end_to_end.sides import (
 )
 from benchmarks.harness.bench import BaseBench
 from benchmarks.harness.dataset import Images, prepare
-from benchmarks.harness.rows import alternate
+from benchmarks.harness.rows import Row, alternate, compare
 from benchmarks.harness.worker import Worker
 from dp4tl_ffcv import BetonIndex, compact
 
@@ -196,16 +196,11 @@ class Bench(BaseBench[Scale]):
             if not cold:
                 fill_page_cache({side.beton for side in self.sides if side.beton})
             epochs = dict(zip(self.sides, alternate(*calls, rounds=rounds), strict=True))
-        self._check(epochs)
-        return epochs
-
-    def _check(self, epochs: Epochs) -> None:
         for side, made in epochs.items():
-            if side.beton is None:
-                continue
             expected = len(self.retained(side.keep))
-            if {epoch.images for epoch in made} != {expected}:
+            if side.beton and {epoch.images for epoch in made} != {expected}:
                 raise RuntimeError(f"{side.how} did not train on {expected} images: {made}")
+        return epochs
 
     def _trainer(self, *, cold: bool) -> Worker:
         return Worker(Trainer, self.scale.network, self.source, cold, self.scale.device)
@@ -222,44 +217,57 @@ class Bench(BaseBench[Scale]):
         compact(self.source, ids, path, raw_budget=raw_budget)
         return path, time.perf_counter() - started
 
+    def each_side(self) -> Iterator[tuple[str, Side]]:
+        """Yield each page cache and side that loads files."""
+        for cache, epochs in self.epochs.items():
+            for side in epochs:
+                if side.how != SYNTHETIC:
+                    yield cache, side
 
-def each_side(bench: Bench) -> Iterator[tuple[str, Side]]:
-    """Yield each page cache and side that loads files."""
-    for cache, epochs in bench.epochs.items():
-        for side in epochs:
-            if side.how != SYNTHETIC:
-                yield cache, side
+    def against_stock(
+        self, figure: str, unit: str, values: Callable[[str, Side], list[float]]
+    ) -> list[Row]:
+        """Compare each side of ours with stock ffcv on the same samples."""
+        rows = []
+        for cache, side in self.each_side():
+            if side.how in COUNTERPARTS:
+                other = self.side(COUNTERPARTS[side.how], side.keep)
+                its, ours = values(cache, other), values(cache, side)
+                rows.append(self.row(figure, unit, cache, side, its, other.how, ours))
+        return rows
 
+    def against_ideal(
+        self, cache: str, side: Side
+    ) -> tuple[list[float], list[float], dict[str, Any]]:
+        """Return seconds of epochs, the retained share of the full source's, and parameters."""
+        share = self.share(side.keep)
+        full = self.seconds(cache, self.side(STOCK_FULL if side.stock else FULL))
+        ours = self.seconds(cache, side)
+        speedup = median(whole / mine for whole, mine in zip(full, ours, strict=True))
+        more = {"samples_kept": share, "speedup": speedup}
+        return ours, [share * seconds for seconds in full], more
 
-def pairs(bench: Bench) -> Iterator[tuple[str, Side, Side]]:
-    """Yield each page cache, side of ours and counterpart of stock ffcv."""
-    for cache, side in each_side(bench):
-        if side.how in COUNTERPARTS:
-            yield cache, side, bench.side(COUNTERPARTS[side.how], side.keep)
-
-
-def against_ideal(
-    bench: Bench, cache: str, side: Side
-) -> tuple[list[float], list[float], dict[str, Any]]:
-    """Return the seconds of an epoch, the full source's times the retained fraction, parameters."""
-    share = bench.share(side.keep)
-    full = bench.seconds(cache, bench.side(STOCK_FULL if side.stock else FULL))
-    ours = bench.seconds(cache, side)
-    params = params_of(bench, cache, side, samples_kept=share)
-    params["speedup"] = median(whole / mine for whole, mine in zip(full, ours, strict=True))
-    return ours, [share * seconds for seconds in full], params
-
-
-def params_of(bench: Bench, cache: str, side: Side, **more: Any) -> dict[str, Any]:
-    network = bench.scale.network
-    return {
-        "how": side.how,
-        "keep": side.keep,
-        "page_cache": cache,
-        "arch": network.arch,
-        "resolution": network.resolution,
-        "batch_size": network.batch_size,
-        "samples": bench.scale.samples,
-        "device": bench.scale.device,
-        **more,
-    }
+    def row(
+        self,
+        figure: str,
+        unit: str,
+        cache: str,
+        side: Side,
+        other: Sequence[float],
+        other_name: str,
+        ours: Sequence[float],
+        **more: Any,
+    ) -> Row:
+        """Compare measurements of a side's epochs with others."""
+        network = self.scale.network
+        params = {
+            "how": side.how,
+            "keep": side.keep,
+            "page_cache": cache,
+            "arch": network.arch,
+            "resolution": network.resolution,
+            "batch_size": network.batch_size,
+            "samples": self.scale.samples,
+            "device": self.scale.device,
+        }
+        return compare(figure, unit, ours, other, other_name, **params, **more)

@@ -17,8 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from ffcv.fields.rgb_image import RandomResizedCropRGBImageDecoder
-from ffcv.transforms import RandomHorizontalFlip, ToDevice, ToTensor, ToTorchImage
+from ffcv.transforms import ToDevice
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -147,10 +146,11 @@ class Trainer:
             options["indices"] = retain_batches(index, side.keep, network.batch_size)
         return open_loader(
             side.beton,
-            [*_decoders(network.resolution, side.stock), ToTensor(), *move, ToTorchImage()],
             stock=side.stock,
             order="random",
             from_disk=self.cold,
+            resolution=network.resolution,
+            flip=True,
             move=move,
             **options,
         )
@@ -196,13 +196,6 @@ class Synthetic:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         return iter([(self.images, self.labels)] * len(self))
-
-
-def _decoders(resolution: int, stock: bool) -> list[Any]:
-    size = (resolution, resolution)
-    if stock:
-        return [RandomResizedCropRGBImageDecoder(size), RandomHorizontalFlip()]
-    return [dp4tl_ffcv.RandomResizedCropRGBImageDecoder(size, flip=0.5)]
 
 
 def drop_from_cache(path: Path) -> None:

@@ -57,13 +57,13 @@ class Bench(BaseBench[Scale]):
         """Beton with as many samples as ImageNet, tables only."""
         return write_tables(self.scale.tables, self.data)
 
-    def first_epochs(self, setting: Setting, method: str, *args: Any) -> list[Any]:
+    def first_epochs(self, setting: Setting, method: str) -> list[Any]:
         """Call `method` of a new loader on each side."""
         results = []
         for side in self.readers:
             side.call("warm_up", replace(setting, beton=self.small))
             side.call("open", setting)
-            results.append(side.call(method, *args))
+            results.append(side.call(method))
         return results
 
     def plans(self, setting: Setting, rounds: int) -> Any:
@@ -102,12 +102,11 @@ def alternate_epochs(
         epochs = [partial(worker.call, "epoch") for worker in loaders]
         first = [epoch() for epoch in epochs]  # compiles, and fills the page cache
         loaded = alternate(*epochs, rounds=rounds)
-        cache = loaders[0].call("attribute", "cache")
     for name in ("images", "labels"):
         if len({epoch[name] for epoch in chain(first, *loaded)}) > 1:
             raise RuntimeError(f"the sides loaded different {name}: {first}")
     rates = [[epoch["images"] / epoch["seconds"] for epoch in side] for side in loaded]
-    return rates, {"images": first[0]["images"], "ours_cache": cache}
+    return rates, {"images": first[0]["images"], "ours_cache": first[0]["cache"]}
 
 
 def params(setting: Setting, **more: Any) -> dict[str, Any]:

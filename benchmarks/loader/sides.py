@@ -15,12 +15,12 @@ from typing import Any
 from unittest.mock import patch
 
 import numpy as np
-from ffcv.fields.rgb_image import RandomResizedCropRGBImageDecoder, SimpleRGBImageDecoder
+from ffcv.fields.rgb_image import SimpleRGBImageDecoder
 from ffcv.loader import Loader
 from ffcv.memory_managers.process_cache.schedule import compute_schedule
 from ffcv.pipeline.allocation_query import AllocationQuery
 from ffcv.pipeline.state import State
-from ffcv.transforms import ToTensor, ToTorchImage
+from ffcv.transforms import ToTensor
 from numpy.typing import NDArray
 
 import dp4tl_ffcv
@@ -49,9 +49,6 @@ class Setting:
 class Side:
     name: str
 
-    def decoder(self, size: tuple[int, int]) -> Any:
-        raise NotImplementedError
-
     def plan(self, loader: Any, epoch: int) -> int:
         """Plan the reads of an epoch and return the largest number of bytes held at a time."""
         raise NotImplementedError
@@ -61,14 +58,10 @@ class Side:
         return nullcontext()
 
     def build(self, setting: Setting, indices: NDArray[np.int64]) -> Any:
-        if setting.resolution is None:
-            image = [FirstByte(), ToTensor()]
-        else:
-            size = (setting.resolution, setting.resolution)
-            image = [self.decoder(size), ToTensor(), ToTorchImage()]
         return open_loader(
             setting.beton,
-            image,
+            image=() if setting.resolution else [FirstByte(), ToTensor()],
+            resolution=setting.resolution or 0,
             stock=isinstance(self, Stock),
             order=setting.order,
             from_disk=setting.from_disk,
@@ -83,7 +76,7 @@ class Side:
         gc.collect()
         self.loader = self.build(setting, setting.retained())
 
-    def epoch(self) -> dict[str, float]:
+    def epoch(self) -> dict[str, Any]:
         """Load an epoch. The sum `labels` shows whether both sides loaded the same samples."""
         images = labels = 0
         read, started = read_so_far(), time.perf_counter()
@@ -91,15 +84,13 @@ class Side:
             images += len(batch)
             labels += int(batch.sum())
         seconds = time.perf_counter() - started
-        read = read_so_far() - read
-        return {"images": images, "labels": labels, "seconds": seconds, "read": read}
+        cache = getattr(self.loader, "cache", None)
+        counts = {"images": images, "labels": labels, "read": read_so_far() - read}
+        return {**counts, "seconds": seconds, "cache": cache}
 
     def epoch_growth(self) -> int:
         """Load an epoch and return the largest growth of resident memory, in bytes."""
         return peak_growth(self.epoch)[1]
-
-    def attribute(self, name: str) -> Any:
-        return getattr(self.loader, name, None)
 
     def leave_early(self, times: int) -> int:
         """Leave `times` epochs after their first batch, and count the threads that remain."""
@@ -168,9 +159,6 @@ class Side:
 class Stock(Side):
     name = f"ffcv {version('ffcv')} Loader"
 
-    def decoder(self, size: tuple[int, int]) -> Any:
-        return RandomResizedCropRGBImageDecoder(size)
-
     def plan(self, loader: Any, epoch: int) -> int:
         """Draw the order and schedule the pages as ffcv's page cache does before an epoch."""
         loader.next_epoch = epoch
@@ -192,10 +180,6 @@ class Ours(Side):
     """`PrunedLoader`, which compiles once per process."""
 
     name = "PrunedLoader"
-
-    def decoder(self, size: tuple[int, int]) -> Any:
-        # Resolved here, so that the stock side's process holds stock ffcv alone.
-        return dp4tl_ffcv.RandomResizedCropRGBImageDecoder(size)
 
     def plan(self, loader: Any, epoch: int) -> int:
         # `loader.pool_bytes` would plan a second time.

@@ -2,11 +2,10 @@
 
 import os
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
@@ -22,7 +21,13 @@ CLASSES, COLUMNS = 1000, 512  # ImageNet's classes, a ResNet-18's features
 PAUSE = 0.02  # seconds in which spinning threads go to sleep
 
 Sides = dict[str, Callable[[], Any]]
-Times = list[tuple[float, Any]]
+
+
+class Times(NamedTuple):
+    """The rounds of one side."""
+
+    seconds: tuple[float, ...]
+    results: tuple[Any, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,30 +77,19 @@ class Bench(BaseBench[Scale]):
 
 
 def alternate_timed(sides: Sides, rounds: int) -> dict[str, Times]:
-    """Call each side once to warm up, then time all in turn. Return seconds and results."""
+    """Call each side once to warm up, then time all in turn."""
     for side in sides.values():
         side()
-    times = alternate(*(partial(_timed, side) for side in sides.values()), rounds=rounds)
-    return dict(zip(sides, times, strict=True))
-
-
-def seconds_of(times: Times) -> list[float]:
-    return [second for second, _ in times]
-
-
-def fastest(times: Mapping[str, Times], ways: Collection[str]) -> tuple[str, list[float]]:
-    """Return the way with the smallest median, and its seconds."""
-    best = min(ways, key=lambda way: median(seconds_of(times[way])))
-    return best, seconds_of(times[best])
+    rows = alternate(*(partial(_timed, side) for side in sides.values()), rounds=rounds)
+    return {name: Times(*zip(*row, strict=True)) for name, row in zip(sides, rows, strict=True)}
 
 
 def compare_pairs(figure: str, what: str, sides: Sides, rounds: int, **params: Any) -> Row:
     """Time two sides, ours first. Their results (`what`, in the error) must be equal."""
-    times = alternate_timed(sides, rounds)
-    for (_, mine), (_, its) in zip(*times.values(), strict=True):
+    ours, other = alternate_timed(sides, rounds).values()
+    for mine, its in zip(ours.results, other.results, strict=True):
         check_same(what, mine, its)
-    ours, other = map(seconds_of, times.values())
-    return compare(figure, "s", ours, other, list(times)[1], **params)
+    return compare(figure, "s", ours.seconds, other.seconds, list(sides)[1], **params)
 
 
 def check_same(name: str, ours: Any, other: Any, rtol: float = 0.0) -> None:

@@ -1,20 +1,13 @@
 """Images trained per second, against the same GPU training on pixels that are in its memory."""
 
-from benchmarks.end_to_end.bench import SYNTHETIC, Bench, each_side, params_of
-from benchmarks.harness.rows import Row, compare
+from benchmarks.end_to_end.bench import SYNTHETIC, Bench
+from benchmarks.harness.rows import Row
 
 
 def measure(bench: Bench) -> list[Row]:
-    if not bench.scale.limit:
-        return []
-    return [
-        compare(
-            "gpu_limit_share",
-            "images/s",
-            bench.rates(cache, side),
-            bench.rates(cache, bench.side(SYNTHETIC)),
-            SYNTHETIC,
-            **params_of(bench, cache, side),
-        )
-        for cache, side in each_side(bench)
-    ]
+    rows = []
+    for cache, side in bench.each_side() if bench.scale.limit else ():
+        limit, ours = bench.rates(cache, bench.side(SYNTHETIC)), bench.rates(cache, side)
+        about = ("gpu_limit_share", "images/s", cache, side)
+        rows.append(bench.row(*about, limit, SYNTHETIC, ours))
+    return rows

@@ -19,7 +19,6 @@ from benchmarks.scoring.bench import (
     Sides,
     alternate_timed,
     check_same,
-    seconds_of,
 )
 from dp4tl_ffcv.utils import atomic_open
 
@@ -37,11 +36,11 @@ def measure(bench: Bench) -> list[Row]:
     features = open_features(path)
     for column in (0, COLUMNS - 1):
         sums = np.bincount(labels, features[:, column].astype(np.float64), minlength=CLASSES)
-        for _, means in times["ours"]:
+        for means in times["ours"].results:
             check_same("the means", means[:, column], sums / counts)
-    totals = [[total for _, total in times[way]] for way in READERS]
+    totals = [times[way].results for way in READERS]
     check_same("the bytes read", totals[0], totals[1])
-    rates = {way: [size / second for second in seconds_of(side)] for way, side in times.items()}
+    rates = {way: [size / second for second in side.seconds] for way, side in times.items()}
     params = {
         "samples": bench.scale.samples,
         "columns": COLUMNS,

@@ -20,8 +20,6 @@ from benchmarks.scoring.bench import (
     Sides,
     alternate_timed,
     check_same,
-    fastest,
-    seconds_of,
 )
 from dp4tl_ffcv import feature_mapping
 from dp4tl_ffcv.kernels import nearest_mean
@@ -49,12 +47,13 @@ def measure(bench: Bench) -> list[Row]:
         sides[way]()
         check_nearest(features, means, nearest, nearest_by_product(products, single))
     times = alternate_timed(sides, scale.rounds)
-    for (_, votes), (_, looped) in zip(times["ours"], times["loop"], strict=True):
+    for votes, looped in zip(times["ours"].results, times["loop"].results, strict=True):
         check_same("the votes", votes, np.bincount(nearest, minlength=CLASSES))
         check_nearest(part, means, nearest[: scale.looped], looped)
-    ours = seconds_of(times["ours"])
-    loop = [second * scale.targets / scale.looped for second in seconds_of(times["loop"])]
-    best, seconds = fastest(times, PRODUCTS)
+    ours = times["ours"].seconds
+    loop = [second * scale.targets / scale.looped for second in times["loop"].seconds]
+    best = min(PRODUCTS, key=lambda way: median(times[way].seconds))
+    seconds = times[best].seconds
     params = {
         "targets": scale.targets,
         "classes": CLASSES,

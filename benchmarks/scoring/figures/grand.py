@@ -14,7 +14,6 @@ from benchmarks.scoring.bench import (
     Sides,
     alternate_timed,
     check_same,
-    seconds_of,
 )
 from dp4tl_ffcv import build_model
 from dp4tl_ffcv.utils import gradient_norms
@@ -35,10 +34,10 @@ def measure(bench: Bench) -> list[Row]:
         "one backward per image": lambda: loop_gradient_norms(model, *few),
     }
     times = alternate_timed(sides, bench.scale.rounds)
-    for (_, mine), (_, its) in zip(*times.values(), strict=True):
+    for mine, its in zip(*(side.results for side in times.values()), strict=True):
         check_same("the norms", mine[: count[1]], its, rtol=TOLERANCE)
     ours, other = (
-        [number / second for second in seconds_of(side)]
+        [number / second for second in side.seconds]
         for number, side in zip(count, times.values(), strict=True)
     )
     params = {

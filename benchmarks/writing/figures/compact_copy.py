@@ -8,10 +8,9 @@ from typing import Any
 
 from benchmarks.harness.dataset import prepare
 from benchmarks.harness.rows import Row, alternate, compare
-from benchmarks.harness.worker import Worker
 from benchmarks.loader.sides import Setting
 from benchmarks.writing.bench import Bench
-from benchmarks.writing.sides import Cp
+from benchmarks.writing.sides import cp
 from dp4tl_ffcv import BetonIndex
 
 MEMORY = Path("/dev/shm")  # files here have no disk to be flushed to
@@ -34,18 +33,17 @@ def measure(bench: Bench) -> list[Row]:
 
     def against_cp(folder: Path, flush: bool, flushed: str) -> Row:
         ours = partial(bench.sides[0].call, "compact", source, kept, folder / "ours.beton")
-        cp = partial(other.call, "copy", like, folder / "copy", flush=flush)
-        mine, its = alternate(ours, cp, rounds=bench.scale.copies)
+        other = partial(cp, like, folder / "copy", flush=flush)
+        mine, its = alternate(ours, other, rounds=bench.scale.copies)
         about = {**params, "flush": flushed}
-        return compare("compact_copy", "bytes/s", mine, its, Cp.name, **about)
+        return compare("compact_copy", "bytes/s", mine, its, "cp", **about)
 
     # `compact` always flushes, `cp` only when followed by `sync`.
-    with Worker(Cp) as other:
-        rows = [
-            against_cp(bench.outputs, True, "both"),
-            against_cp(bench.outputs, False, "compact alone"),
-        ]
-        if shutil.disk_usage(MEMORY).free > 3 * size:
-            with TemporaryDirectory(dir=MEMORY) as folder:
-                rows.append(against_cp(Path(folder), False, "neither, into memory"))
+    rows = [
+        against_cp(bench.outputs, True, "both"),
+        against_cp(bench.outputs, False, "compact alone"),
+    ]
+    if shutil.disk_usage(MEMORY).free > 3 * size:
+        with TemporaryDirectory(dir=MEMORY) as folder:
+            rows.append(against_cp(Path(folder), False, "neither, into memory"))
     return rows
