@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from statistics import median
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 
 from benchmarks.end_to_end.sides import (
     Epoch,
-    Network,
+    Scale,
     Side,
     Trainer,
     fill_page_cache,
@@ -38,68 +37,16 @@ COUNTERPARTS = {FULL: STOCK_FULL, PRUNED: STOCK, COMPACTED: STOCK_COMPACTED, RAW
 TARGET_SHARE = 0.04
 
 
-@dataclass(frozen=True, kw_only=True)
-class Scale:
-    """How much is measured, with one network."""
-
-    network: Network
-    samples: int
-    """Images of 400 pixels in the full source, a multiple of the batch size."""
-    keeps: tuple[float, ...] = (0.2, 0.4, 0.6)
-    warm: int
-    """Rounds with the files in the page cache."""
-    cold: int
-    """Rounds with each file dropped from the page cache before its epoch."""
-    device: str = "cpu"
-    limit: bool = False
-    """Also measure the rate of the device without loading."""
-
-
-CPU = (
-    Scale(
-        network=Network(arch="resnet8_w16", resolution=64, batch_size=64),
-        samples=2560,
-        warm=5,
-        cold=3,
-    ),
+_on_cpu = partial(Scale, arch="resnet8_w16", batch_size=64)
+CPU = (_on_cpu(resolution=64, samples=2560, keeps=(0.2, 0.4, 0.6), warm=5, cold=3),)
+# Stock ffcv compiles every loader again, which takes most of the time of a cold round.
+QUICK_CPU = (_on_cpu(resolution=32, samples=640, keeps=(0.4,), warm=1, cold=0),)
+_on_gpu = partial(Scale, resolution=160, warm=2, device="cuda", limit=True)
+GPU = (
+    _on_gpu(arch="resnet18", batch_size=1024, samples=153_600, keeps=(0.2, 0.4, 0.6), cold=1),
+    _on_gpu(arch="resnet50", batch_size=1024, samples=51_200, keeps=(0.2,), cold=0),
 )
-QUICK_CPU = (
-    Scale(
-        network=Network(arch="resnet8_w16", resolution=32, batch_size=64),
-        samples=640,
-        keeps=(0.4,),
-        warm=1,
-        cold=0,  # stock ffcv compiles every loader again, which takes most of the time
-    ),
-)
-GPU = tuple(
-    Scale(
-        network=Network(arch=arch, resolution=160, batch_size=1024),
-        samples=samples,
-        keeps=keeps,
-        warm=2,
-        cold=cold,
-        device="cuda",
-        limit=True,
-    )
-    for arch, samples, keeps, cold in (
-        ("resnet18", 153_600, (0.2, 0.4, 0.6), 1),
-        ("resnet50", 51_200, (0.2,), 0),
-    )
-)
-QUICK_GPU = (
-    Scale(
-        network=Network(arch="resnet18", resolution=160, batch_size=512),
-        samples=20_480,
-        keeps=(0.2,),
-        warm=2,
-        cold=1,
-        device="cuda",
-        limit=True,
-    ),
-)
-
-
+QUICK_GPU = (_on_gpu(arch="resnet18", batch_size=512, samples=20_480, keeps=(0.2,), cold=1),)
 ON_GPU = torch.cuda.is_available()
 SCALES, QUICK = (GPU, QUICK_GPU) if ON_GPU else (CPU, QUICK_CPU)
 RESULTS = "end_to_end_gpu.jsonl" if ON_GPU else "end_to_end.jsonl"
@@ -176,7 +123,7 @@ class Bench(BaseBench[Scale]):
 
     def retained(self, keep: float) -> NDArray[np.int64]:
         """Return the sample ids of the classes that `keep` retains."""
-        return retain_batches(self.index, keep, self.scale.network.batch_size)
+        return retain_batches(self.index, keep, self.scale.batch_size)
 
     def share(self, keep: float) -> float:
         return len(self.retained(keep)) / self.index.num_samples
@@ -203,10 +150,10 @@ class Bench(BaseBench[Scale]):
         return epochs
 
     def _trainer(self, *, cold: bool) -> Worker:
-        return Worker(Trainer, self.scale.network, self.source, cold, self.scale.device)
+        return Worker(Trainer, self.scale, self.source, cold)
 
     def _images(self, samples: int) -> Images:
-        classes = self.scale.network.num_classes
+        classes = self.scale.num_classes
         return Images(num_samples=samples, long_side=400, num_classes=classes)
 
     def _compact(self, keep: float, raw_budget: int | None = None) -> tuple[Path, float]:
@@ -259,15 +206,15 @@ class Bench(BaseBench[Scale]):
         **more: Any,
     ) -> Row:
         """Compare measurements of a side's epochs with others."""
-        network = self.scale.network
+        scale = self.scale
         params = {
             "how": side.how,
             "keep": side.keep,
             "page_cache": cache,
-            "arch": network.arch,
-            "resolution": network.resolution,
-            "batch_size": network.batch_size,
-            "samples": self.scale.samples,
-            "device": self.scale.device,
+            "arch": scale.arch,
+            "resolution": scale.resolution,
+            "batch_size": scale.batch_size,
+            "samples": scale.samples,
+            "device": scale.device,
         }
         return compare(figure, unit, ours, other, other_name, **params, **more)

@@ -9,7 +9,7 @@ later.
 import math
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -37,12 +37,25 @@ SYNTHETIC_STEPS = 20
 
 
 @dataclass(frozen=True, kw_only=True)
-class Network:
-    arch: str
+class Scale:
+    """How much is measured, and the network that every side trains."""
+
+    arch: str = "resnet8_w16"
     resolution: int
     """Side of the training crops in pixels."""
     batch_size: int
     num_classes: int = 100
+    samples: int
+    """Images of 400 pixels in the full source, a multiple of the batch size."""
+    keeps: tuple[float, ...]
+    """Fractions of the classes to retain."""
+    warm: int
+    """Rounds with the files in the page cache."""
+    cold: int
+    """Rounds with each file dropped from the page cache before its epoch."""
+    device: str = "cpu"
+    limit: bool = False
+    """Also measure the rate of the device without loading."""
 
 
 def retain_batches(beton: dp4tl_ffcv.BetonIndex, keep: float, batch_size: int) -> NDArray[np.int64]:
@@ -84,22 +97,21 @@ class Trainer:
     """A network, and loaders of one library.
 
     Args:
-        network: network to train.
+        scale: the network to train, and its device.
         source: beton of the full source.
         cold: drop the file from the page cache before each epoch, and read ahead the samples of the
             coming batches (stock: their pages), as for files larger than memory.
-        device: device of the network.
     """
 
-    def __init__(self, network: Network, source: Path, cold: bool, device: str) -> None:
-        self.network, self.cold, self.device = network, cold, torch.device(device)
+    def __init__(self, scale: Scale, source: Path, cold: bool) -> None:
+        self.scale, self.cold, self.device = scale, cold, torch.device(scale.device)
         self.loaders: dict[Side, Any] = {}
         config = Config(
             train=source,
             run=source.parent,  # nothing is written
-            arch=network.arch,
-            resolution=network.resolution,
-            batch_size=network.batch_size,
+            arch=scale.arch,
+            resolution=scale.resolution,
+            batch_size=scale.batch_size,
             lr=LR,
             schedule="constant",
             warmup=0.0,
@@ -127,7 +139,7 @@ class Trainer:
         losses = torch.zeros((), device=self.device)
         started = time.perf_counter()
         for step, (pixels, labels) in enumerate(
-            throughput.batches(loader, num_steps, self.network.batch_size)
+            throughput.batches(loader, num_steps, self.scale.batch_size)
         ):
             losses += train_step(state, pixels, labels, step)
             images += len(pixels)
@@ -136,20 +148,20 @@ class Trainer:
         return images, time.perf_counter() - started, throughput.stalled
 
     def _loader(self, side: Side) -> Any:
-        network = self.network
+        scale = self.scale
         if side.beton is None:
-            return Synthetic(network, self.device)
+            return synthetic(scale, self.device)
         move = [] if self.device.type == "cpu" else [ToDevice(self.device, non_blocking=True)]
-        options: dict[str, Any] = {"batch_size": network.batch_size}
+        options: dict[str, Any] = {"batch_size": scale.batch_size}
         if side.indices:
             index = dp4tl_ffcv.BetonIndex.open(side.beton)
-            options["indices"] = retain_batches(index, side.keep, network.batch_size)
+            options["indices"] = retain_batches(index, side.keep, scale.batch_size)
         return open_loader(
             side.beton,
             stock=side.stock,
             order="random",
             from_disk=self.cold,
-            resolution=network.resolution,
+            resolution=scale.resolution,
             flip=True,
             move=move,
             **options,
@@ -177,25 +189,16 @@ class Trainer:
 
     def _features(self, surrogate: Classifier, beton: Path, out: Path) -> Any:
         return dp4tl_ffcv.extract_features(
-            surrogate, beton, out, resolution=self.network.resolution, device=self.device
+            surrogate, beton, out, resolution=self.scale.resolution, device=self.device
         )
 
 
-class Synthetic:
-    """One batch of random pixels, repeated: the rate of the device without loading."""
-
-    def __init__(self, network: Network, device: torch.device) -> None:
-        self.batch_size = network.batch_size
-        shape = (network.batch_size, 3, network.resolution, network.resolution)
-        images = torch.randint(0, 256, shape, dtype=torch.uint8)
-        self.images = images.to(memory_format=torch.channels_last).to(device)
-        self.labels = torch.arange(network.batch_size, device=device) % network.num_classes
-
-    def __len__(self) -> int:
-        return SYNTHETIC_STEPS
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        return iter([(self.images, self.labels)] * len(self))
+def synthetic(scale: Scale, device: torch.device) -> list[tuple[Tensor, Tensor]]:
+    """Return one batch of random pixels, repeated: the rate of the device without loading."""
+    shape = (scale.batch_size, 3, scale.resolution, scale.resolution)
+    images = torch.randint(0, 256, shape, dtype=torch.uint8)
+    labels = torch.arange(scale.batch_size, device=device) % scale.num_classes
+    return [(images.to(memory_format=torch.channels_last).to(device), labels)] * SYNTHETIC_STEPS
 
 
 def drop_from_cache(path: Path) -> None:

@@ -76,19 +76,15 @@ def publish(
 
 
 def table(rows: Sequence[Row], details: Sequence[str]) -> str:
-    """Return the rows as aligned text. `details` names parameters to show next to the figure."""
-    cells = [("figure", "what", "ours", "other", "unit", "ratio", "quartiles")]
+    """Return the rows as a table. `details` names parameters to show next to the figure."""
+    lines = []
     for row in rows:
         params, spread = row["params"], row["spread"]
         what = ", ".join(f"{key} {params[key]}" for key in details if key in params)
         values = (_shown(row["ours"]), _shown(row["other"]), row["unit"], _shown(row["ratio"]))
         quartiles = "{:.2f} to {:.2f}".format(*spread) if spread else ""
-        cells.append((row["figure"], what, *values, quartiles))
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in cells
-    )
+        lines.append((row["figure"], what, *values, quartiles))
+    return markdown(("figure", "what", "ours", "other", "unit", "ratio", "quartiles"), lines)
 
 
 def markdown(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

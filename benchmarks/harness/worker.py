@@ -13,7 +13,6 @@ from typing import Any
 
 from benchmarks.harness.rows import progress
 
-PATIENCE = 600.0  # seconds
 # Idle OpenMP threads spin only briefly, so that the other side gets the cores.
 SPIN_COUNT = "10000"
 PR_SET_PDEATHSIG = 1
@@ -28,11 +27,12 @@ class Worker:
     Args:
         make: function or class of an importable module.
         *args: arguments of `make`.
-        patience: seconds to wait for an answer.
     """
 
-    def __init__(self, make: Callable[..., Any], *args: Any, patience: float = PATIENCE) -> None:
-        self.patience = patience
+    patience = 600.0
+    """Seconds to wait for an answer."""
+
+    def __init__(self, make: Callable[..., Any], *args: Any) -> None:
         os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
         self._log = tempfile.NamedTemporaryFile(suffix=".log")  # noqa: SIM115  # closed by `close`
         self._pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))

@@ -1,6 +1,7 @@
 """The end-to-end benchmark: all sides train on very little data, and figures of known epochs."""
 
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,14 +9,16 @@ import pytest
 from ffcv.pipeline.compiler import Compiler
 
 from benchmarks.end_to_end import bench as bench_module
-from benchmarks.end_to_end.bench import CPU, GPU, QUICK_CPU, QUICK_GPU, Bench, Scale
-from benchmarks.end_to_end.sides import Epoch, Network, Side, Trainer
+from benchmarks.end_to_end.bench import CPU, GPU, QUICK_CPU, QUICK_GPU, Bench
+from benchmarks.end_to_end.sides import Epoch, Scale, Side, Trainer
 from benchmarks.end_to_end.table import end_to_end_table
 from benchmarks.harness.command import load_figures, measure
 from benchmarks.harness.dataset import retain
 
 TINY = Scale(
-    network=Network(arch="resnet8_w16", resolution=32, batch_size=16, num_classes=4),
+    resolution=32,
+    batch_size=16,
+    num_classes=4,
     samples=80,
     keeps=(0.5,),
     warm=1,
@@ -134,7 +137,7 @@ def test_all_sides_train_and_pruned_epochs_read_what_is_retained(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bench_module, "Trainer", Uncompiled)
-    cold = Scale(network=TINY.network, samples=TINY.samples, keeps=(0.5,), warm=0, cold=1)
+    cold = replace(TINY, warm=0, limit=False)
     rows = measured(Bench(cold, folder, ExitStack()))
     pruned = {how for figure, how, _ in rows if figure == "speedup_of_ideal"}
     assert pruned == {how for how in SECONDS if how != "synthetic" and "full" not in how}
@@ -156,17 +159,17 @@ def test_the_retained_samples_fill_whole_batches(pretended: tuple[Bench, Rows]) 
 
 def test_selection_runs_from_betons_to_classes(pretended: tuple[Bench, Rows]) -> None:
     source = pretended[0].source
-    trainer = Trainer(TINY.network, source, False, "cpu")
+    trainer = Trainer(TINY, source, cold=False)
     for method in ("label_mapping", "feature_mapping"):
         assert trainer.select(method, source, source, 0.5) > 0
 
 
 def test_a_small_network_is_trained_without_a_gpu_and_resnets_with_one() -> None:
     for scale in (*CPU, *QUICK_CPU):
-        assert (scale.network.arch, scale.device, scale.limit) == ("resnet8_w16", "cpu", False)
+        assert (scale.arch, scale.device, scale.limit) == ("resnet8_w16", "cpu", False)
     for scale in (*CPU, *QUICK_CPU, *GPU, *QUICK_GPU):
-        assert scale.samples % scale.network.batch_size == 0  # no short last batch
-    assert [(scale.network.arch, scale.network.resolution) for scale in GPU] == [
+        assert scale.samples % scale.batch_size == 0  # no short last batch
+    assert [(scale.arch, scale.resolution) for scale in GPU] == [
         ("resnet18", 160),
         ("resnet50", 160),
     ]

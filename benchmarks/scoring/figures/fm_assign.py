@@ -1,14 +1,12 @@
 """Votes of feature mapping, against the published loop and against bare matrix products."""
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from statistics import median
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from benchmarks.harness.rows import Row, compare
@@ -25,7 +23,6 @@ from dp4tl_ffcv import feature_mapping
 from dp4tl_ffcv.kernels import nearest_mean
 
 FIGURES = ("fm_assign", "fm_assign_roofline")
-BLOCK_ROWS = 1024  # rows of a product that one thread computes at a time
 
 Matrix = NDArray[np.float32]
 
@@ -111,20 +108,9 @@ def _torch_product(features: Matrix, means: Matrix, products: Matrix) -> None:
     torch.matmul(*others, out=torch.from_numpy(products))
 
 
-def _blocked_product(features: Matrix, means: Matrix, products: Matrix) -> None:
-    def multiply(start: int) -> None:
-        rows = slice(start, start + BLOCK_ROWS)
-        np.matmul(features[rows], means.T, out=products[rows])
-
-    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(CORES) as pool:
-        for _ in pool.map(multiply, range(0, len(features), BLOCK_ROWS)):
-            pass
-
-
 PRODUCTS: dict[str, Callable[[Matrix, Matrix, Matrix], None]] = {
     "numpy.matmul": _numpy_product,
     "torch.matmul": _torch_product,
-    f"numpy.matmul, {BLOCK_ROWS} rows a thread": _blocked_product,
 }
 """Matrix products into existing memory, by name."""
 
@@ -132,11 +118,7 @@ PRODUCTS: dict[str, Callable[[Matrix, Matrix, Matrix], None]] = {
 def nearest_by_product(products: Matrix, means: Matrix) -> NDArray[np.int64]:
     """Return the nearest means that the products give, in their precision."""
     squares = np.einsum("cd,cd->c", means, means)
-    parts = [
-        np.argmin(squares - 2 * products[at : at + BLOCK_ROWS], axis=1)
-        for at in range(0, len(products), BLOCK_ROWS)
-    ]
-    return np.concatenate(parts).astype(np.int64)
+    return np.argmin(squares - 2 * products, axis=1)
 
 
 def check_nearest(
