@@ -47,11 +47,9 @@ class Setting:
 
 
 class Side:
-    name: str
+    """A loader. `plan` plans the reads of an epoch and returns the most bytes held at a time."""
 
-    def plan(self, loader: Any, epoch: int) -> int:
-        """Plan the reads of an epoch and return the largest number of bytes held at a time."""
-        raise NotImplementedError
+    name: str
 
     def uncompiled(self) -> AbstractContextManager[Any]:
         """Context in which loaders skip compilation that every loader would repeat."""

@@ -33,7 +33,10 @@ class Job:
 
 
 class Side:
-    """A way to list image files and write them to a beton."""
+    """A way to list image files and write them to a beton.
+
+    Subclasses define `listing`, which returns the samples as they expect them, and `write_samples`.
+    """
 
     name: str
 
@@ -52,13 +55,6 @@ class Side:
         """Return free memory to the kernel, so that later growth is visible."""
         gc.collect()
         ctypes.CDLL(None).malloc_trim(0)
-
-    def listing(self, paths: list[Path]) -> Any:
-        """Return the samples as this side expects them."""
-        raise NotImplementedError
-
-    def write_samples(self, out: Path) -> None:
-        raise NotImplementedError
 
 
 class Stock(Side):

@@ -4,7 +4,6 @@ import json
 import multiprocessing
 import os
 import sys
-import threading
 import time
 from collections.abc import Callable
 from concurrent.futures.process import BrokenProcessPool
@@ -20,43 +19,7 @@ from benchmarks.harness.memory import TreePeak, tree_bytes
 from benchmarks.harness.rows import Row, alternate, compare
 from benchmarks.harness.worker import Worker
 
-FIGURES = {
-    "loader": {
-        "read_amplification",
-        "pool_bytes",
-        "construct_seconds",
-        "construct_bytes",
-        "jpeg_rrc_throughput",
-        "raw_rrc_throughput",
-        "second_loader_seconds",
-        "leaked_threads",
-        "planning_seconds",
-    },
-    "writing": {
-        "write_passthrough",
-        "write_resize",
-        "compact_copy",
-        "compact_raw_throughput",
-        "write_peak_bytes",
-    },
-    "scoring": {
-        "fm_assign",
-        "fm_assign_roofline",
-        "class_means",
-        "histogram",
-        "select_indices",
-        "grand",
-    },
-    "end_to_end": {
-        "speedup_of_ideal",
-        "speedup_with_selection",
-        "images_per_second",
-        "stall_share",
-        "bytes_read",
-        "gpu_limit_share",
-    },
-    "planted": {"cost", "votes", "run"},
-}
+BENCHMARKS = ("loader", "writing", "scoring", "end_to_end", "planted")
 
 
 def row(unit: str, ours: list[float], other: list[float], **params: Any) -> Row:
@@ -117,11 +80,15 @@ def test_the_table_shows_every_row_and_a_dash_for_a_missing_ratio() -> None:
 
 
 # -- the command line ------------------------------------------------------------------------------
-@pytest.mark.parametrize("name", FIGURES)
-def test_every_figure_is_found_by_its_file(name: str) -> None:
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_every_figure_of_the_kept_results_is_found_by_its_file(name: str) -> None:
+    lines = (command.RESULTS / f"{name}.jsonl").read_text().splitlines()
+    figures = {json.loads(line)["figure"] for line in lines[1:]}
+    if name == "end_to_end":
+        figures.add("gpu_limit_share")  # not measured on a machine without a GPU
     found = command.load_figures(name)
-    assert {figure for names in found for figure in names} == FIGURES[name]
-    some = sorted(FIGURES[name])[0]
+    assert {figure for names in found for figure in names} == figures
+    some = min(figures)
     assert [some in names for names in command.load_figures(name, [some])] == [True]
 
 
@@ -240,21 +207,8 @@ def test_memory_of_all_processes_counts_and_shared_pages_count_once() -> None:
         assert peak.growth < size
 
 
-def no_sample_in_the_background(session: int) -> int:
-    if threading.current_thread() is not threading.main_thread():
-        raise PermissionError(f"no access to {session}")
-    return 0
-
-
-def test_a_failed_sample_is_an_error_unless_the_measured_code_failed(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def fail() -> None:
+def test_a_failed_sample_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    samples = iter([0])  # of the start; each later sample fails
+    monkeypatch.setattr(memory, "tree_bytes", lambda _: next(samples))
+    with pytest.raises(StopIteration), TreePeak(1):
         time.sleep(0.2)
-        raise RuntimeError("the measured code failed")
-
-    monkeypatch.setattr(memory, "tree_bytes", no_sample_in_the_background)
-    with pytest.raises(PermissionError, match="no access"), TreePeak(1):
-        time.sleep(0.2)
-    with pytest.raises(RuntimeError, match="the measured code failed"), TreePeak(1):
-        fail()

@@ -5,7 +5,6 @@ from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from benchmarks.harness.command import load_figures, measure
@@ -111,12 +110,3 @@ def test_changed_and_missing_images_are_detected(files: Path, tmp_path: Path) ->
     side.write(out)
     with pytest.raises(RuntimeError, match="every file"):
         check_bytes(out, files)
-
-
-def test_a_longer_listing_repeats_the_files(files: Path) -> None:
-    side = Ours()
-    side.list_files(Job(files=files, num_samples=30))
-    paths, labels, identifiers = zip(*(side.samples[i] for i in range(30)), strict=True)
-    assert [Path(path).name for path in paths] == [f"{i % 12:06}.jpg" for i in range(30)]
-    np.testing.assert_array_equal(labels, np.arange(30))
-    np.testing.assert_array_equal(identifiers, np.arange(30))
