@@ -1,8 +1,9 @@
 """The source, the scores and the selections that the figures of the planted benchmark share."""
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.harness.bench import BaseBench
-from benchmarks.harness.rows import progress
+from benchmarks.harness.rows import Row, progress
 from benchmarks.planted.runs import Job, Runs, Scale, one_thread
 from benchmarks.planted.scores import Scored, Scorer
 from benchmarks.planted.variants import COMBINED, variants
@@ -33,19 +34,6 @@ QUICK = (
         processes=1,  # each process compiles, which would take longer than the few runs
     ),
 )
-
-
-@dataclass(frozen=True)
-class Case:
-    """One selection whose accuracy is reported."""
-
-    method: str
-    target: str
-    keep: float
-    job: Job
-    relevant: NDArray[np.bool_]
-    """Whether each sample of the source is of a relevant class `(N,)`."""
-    retained: NDArray[np.int64]
 
 
 class Bench(BaseBench[Scale]):
@@ -82,16 +70,15 @@ class Bench(BaseBench[Scale]):
         for method in self.scale.methods:
             progress(f"score by {method}")
             variant = variants()[method]
-            for target in self.targets:
-                for seed in self.scale.seeds:
-                    shared = (
-                        method,
-                        target if variant.sees_target else self.targets[0],
-                        seed if "seed" in variant.inputs else self.scale.seeds[0],
-                    )
-                    if shared not in scored:
-                        scored[shared] = scorer.score(*shared)
-                    scored[method, target, seed] = scored[shared]
+            for target, seed in product(self.targets, self.scale.seeds):
+                shared = (
+                    method,
+                    target if variant.sees_target else self.targets[0],
+                    seed if "seed" in variant.inputs else self.scale.seeds[0],
+                )
+                if shared not in scored:
+                    scored[shared] = scorer.score(*shared)
+                scored[method, target, seed] = scored[shared]
         return scored
 
     def first_scores(self) -> Iterator[tuple[str, str, Scored]]:
@@ -100,24 +87,24 @@ class Bench(BaseBench[Scale]):
             if seed == self.scale.seeds[0]:
                 yield method, target, scored
 
-    def cases(self) -> Iterator[Case]:
-        """Yield the full run and every selection, seed by seed."""
+    def cases(self) -> Iterator[tuple[Row, Job]]:
+        """Yield the full run and every selection, seed by seed, with the row that it begins."""
         labels, everything = self.index.labels(), np.arange(self.index.num_samples)
         relevant = {name: digits.relevant_classes(name)[labels] for name in self.scale.targets}
         relevant[COMBINED] = np.any(list(relevant.values()), axis=0)
-        for seed in self.scale.seeds:
-            for target in self.targets:
-                tuned = self.scale.targets if target == COMBINED else (target,)
-                full = Job(None, "full", seed, tuned)
-                yield Case("full", target, 1.0, full, relevant[target], everything)
-                for method in self.scale.methods:
-                    for keep in self.scale.keeps:
-                        selection = self.select(self.scored[method, target, seed], keep)
-                        digest = selection.digest()
-                        path = self.folder / "selections" / f"{digest[:24]}.npz"
-                        selection.save(path)
-                        job = Job(path, digest, seed, tuned)
-                        yield Case(method, target, keep, job, relevant[target], selection.indices)
+        for seed, target in product(self.scale.seeds, self.targets):
+            tuned = self.scale.targets if target == COMBINED else (target,)
+            about = {"figure": "run", "method": "full", "target": target, "keep": 1.0, "seed": seed}
+            full = Job(None, "full", seed, tuned)
+            yield {**about, **relevance(everything, relevant[target])}, full
+            for method, keep in product(self.scale.methods, self.scale.keeps):
+                selection = self.select(self.scored[method, target, seed], keep)
+                digest = selection.digest()
+                path = self.folder / "selections" / f"{digest[:24]}.npz"
+                selection.save(path)
+                row = {**about, "method": method, "keep": keep}
+                found = relevance(selection.indices, relevant[target])
+                yield {**row, **found}, Job(path, digest, seed, tuned)
 
     def select(self, scored: Scored, keep: float) -> Selection:
         """Select a fraction of the classes or samples, or the pseudo-classes that fit into it."""
@@ -125,3 +112,13 @@ class Bench(BaseBench[Scale]):
             return select(scored.scores, self.index, keep=keep)
         budget = round(keep * self.index.num_samples)
         return select(scored.scores, self.index, keep_samples=budget, clusters=scored.clusters)
+
+
+def relevance(retained: NDArray[np.int64], relevant: NDArray[np.bool_]) -> dict[str, Any]:
+    """Return how many samples are retained, and precision and recall of the relevant."""
+    hits = relevant[retained].sum()
+    return {
+        "samples": len(retained),
+        "precision": float(hits / len(retained)),
+        "recall": float(hits / relevant.sum()),
+    }

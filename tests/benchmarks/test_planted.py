@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from benchmarks.planted import runs, table
-from benchmarks.planted.bench import QUICK, Case
+from benchmarks.planted.bench import QUICK, relevance
 from benchmarks.planted.encoder import contrastive_loss
-from benchmarks.planted.figures.run import run_row
+from benchmarks.planted.figures.run import outcome
 from benchmarks.planted.runs import Job, Runs, Scale, merge
 from benchmarks.planted.variants import variants
 from dp4tl_ffcv.scoring import methods
@@ -46,16 +46,15 @@ def test_targets_with_the_same_selection_share_a_pretraining_run() -> None:
 
 def test_a_row_counts_retained_samples_and_averages_targets() -> None:
     relevant = np.array([True, True, False, False, True])
-    job = Job(None, "one", 0, ("a", "b"))
-    case = Case("label_mapping", "combined", 0.4, job, relevant, np.array([1, 2, 3]))
+    row = relevance(np.array([1, 2, 3]), relevant)
+    assert row == {"samples": 3, "precision": pytest.approx(1 / 3), "recall": pytest.approx(1 / 3)}
     tuned = {
         target: {"linear_probe": {"test_accuracy": accuracy}}
         for target, accuracy in (("a", 0.5), ("b", 0.7), ("c", 0))
     }
-    row = run_row(case, {"pretrained": {"retained_classes": 2}, "tuned": tuned})
-    assert row["precision"] == pytest.approx(1 / 3)
-    assert row["recall"] == pytest.approx(1 / 3)
-    assert row["accuracy"] == {"linear_probe": pytest.approx(0.6)}
+    result = {"pretrained": {"retained_classes": 2}, "tuned": tuned}
+    accuracy = outcome(Job(None, "one", 0, ("a", "b")), result)["accuracy"]
+    assert accuracy == {"linear_probe": pytest.approx(0.6)}
 
 
 def test_each_run_is_pretrained_and_finetuned_in_folders_that_are_kept(
