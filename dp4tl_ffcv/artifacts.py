@@ -60,9 +60,7 @@ def part_path(target: Path) -> Path:
 def locked_part(target: Path) -> Iterator[IO[bytes]]:
     """Open `.NAME.part`, the unfinished file of `target`, and lock it. Keep a killed run's content.
 
-    Raises:
-        BlockingIOError: another process writes to `target`.
-        IsADirectoryError: `target` is a folder.
+    Raise BlockingIOError if another process writes to `target`.
     """
     if target.is_dir():
         raise IsADirectoryError(f"{str(target)!r} is a folder. Add a file name.")
@@ -133,12 +131,7 @@ def save_artifact(
 def load_artifact(
     path: str | os.PathLike[str], kind: str, names: tuple[str, ...]
 ) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
-    """Read the arrays `names` and the header of an artifact of `kind`.
-
-    Raises:
-        FileNotFoundError: the file does not exist.
-        ValueError: the file is not an artifact, of another kind, or of a newer format.
-    """
+    """Read the arrays `names` and the header of an artifact of `kind`, or raise ValueError."""
     try:
         with np.load(path, allow_pickle=False) as stored:
             header = json.loads(str(stored["header"]))

@@ -37,20 +37,8 @@ def map_ordered(
     cancels queued tasks, waits for running tasks and ends the workers.
 
     Worker processes are forked: `function` need not be picklable and sees the memory of this
-    process, while tasks and results are pickled.
-
-    Args:
-        function: called once per task. Its exceptions are raised by the iterator.
-        tasks: arguments of the calls.
-        num_workers: number of workers. With 0, the calling thread makes the calls.
-        threads: use threads instead of processes.
-
-    Raises:
-        RuntimeError: a worker process died.
-
-    >>> with map_ordered(abs, [-1, 2, -3], num_workers=2, threads=True) as results:
-    ...     list(results)
-    [1, 2, 3]
+    process, while tasks and results are pickled. With no workers, the calling thread makes the
+    calls. The iterator raises the exceptions of `function`, and RuntimeError if a worker dies.
     """
     if num_workers == 0:
         yield map(function, tasks)

@@ -1,8 +1,8 @@
 """A process that extracts features. Tests kill it, or start several with torchrun's variables.
 
-    python tests/extraction_process.py BETON OUT DELAY
+    python tests/extraction_process.py BETON DELAY OUT...
 
-Prints the ids that were loaded, and a digest of the features or the error.
+Prints, for each OUT, the ids that were loaded, and a digest of the features or the error.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from dp4tl_ffcv import Features, build_model, extract_features, extraction
 from dp4tl_ffcv.scoring.features import blocks
-from dp4tl_ffcv.utils import Classifier
+from dp4tl_ffcv.utils import Classifier, process_group
 
 SAMPLES = 70
 CLASSES = 5
@@ -74,19 +74,20 @@ def digest(features: Features) -> str:
     return hashlib.sha256(b"".join(arrays)).hexdigest()
 
 
-def main(beton: str, out: str, delay: str) -> None:
+def main(beton: str, delay: str, *outs: str) -> None:
     """Extract in blocks of 10 rows, waiting `delay` seconds before each batch."""
     torch.set_num_threads(1)
-    loaded: list[int] = []
     extraction.BLOCK_ROWS = blocks.BLOCK_ROWS = 10
-    extraction.evaluation_loader = fake_loader(loaded, lambda: time.sleep(float(delay)))
-    options: dict[str, Any] = {"indices": IDS, "logits": True, "batch_size": 5}
-    try:
-        features = extract_features(surrogate(), beton, out, device="cpu", **options)
-    except ValueError as error:
-        print(json.dumps({"loaded": loaded, "error": str(error)}))
-    else:
-        print(json.dumps({"loaded": loaded, "digest": digest(features)}))
+    options: dict[str, Any] = {"indices": IDS, "logits": True, "batch_size": 5, "device": "cpu"}
+    with process_group():
+        for out in outs:
+            loaded: list[int] = []
+            extraction.evaluation_loader = fake_loader(loaded, lambda: time.sleep(float(delay)))
+            try:
+                found = {"digest": digest(extract_features(surrogate(), beton, out, **options))}
+            except ValueError as error:
+                found = {"error": str(error)}
+            print(json.dumps({"loaded": loaded, **found}), flush=True)
 
 
 if __name__ == "__main__":

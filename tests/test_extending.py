@@ -172,23 +172,13 @@ def shown(copy: Path) -> dict[str, str]:
     return dict(zip(COMMANDS, done.stdout.split("=== next command")[1:], strict=True))
 
 
-def test_a_writer(copy: Path, shown: dict[str, str]) -> None:
+def test_each_new_file_is_found_and_used(copy: Path, shown: dict[str, str]) -> None:
     assert "grey-squares" in shown["writers"]
     assert BetonIndex.open(copy / "betons/train.beton").class_counts().tolist() == [4, 8]
-
-
-def test_a_scoring_method(copy: Path, shown: dict[str, str]) -> None:
     assert "class-sizes" in shown["methods"]
     scores = Scores.load(copy / "sizes.npz")
-    assert scores.method == "class_sizes"
-    assert scores.scores.tolist() == [4, 8]
-
-
-def test_a_recipe(shown: dict[str, str]) -> None:
+    assert (scores.method, scores.scores.tolist()) == ("class_sizes", [4, 8])
     assert "count-samples" in shown["recipes"]
     assert "12 samples" in shown["recipe"]
-
-
-def test_an_order_and_a_cache(shown: dict[str, str]) -> None:
     assert "order: reverse" in shown["order and cache"]
     assert "cache: talkative" in shown["order and cache"]

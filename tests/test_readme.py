@@ -2,69 +2,38 @@
 
 import json
 import re
-import shlex
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from dp4tl_ffcv import BetonIndex, Features, Scores, Selection
 from dp4tl_ffcv.cli import main
+from tests.support.images import picture
+from tests.support.pages import blocks, commands
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [(ROOT / name).read_text() for name in ("README.md", "docs/guide.md")]
 SOURCE = ("circle", "cross", "frame", "square", "triangle")
 TARGET = ("circle", "frame", "triangle")
 PER_CLASS = {"source": 8, "target": 10}
+COMMANDS = [words for page in PAGES for part in blocks(page, "bash") for words in commands(part)]
 ELSEWHERE = ("imagenet", "/data/", "pets_train", "torchrun", "make")  # data that no test has
-
-
-def blocks(page: str, language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", page, flags=re.DOTALL | re.MULTILINE)
-
-
-def commands() -> list[list[str]]:
-    text = "".join(block for page in PAGES for block in blocks(page, "bash"))
-    lines = text.replace("\\\n", " ").splitlines()
-    return [words for line in lines if (words := shlex.split(line, comments=True))]
 
 
 def runs_here(words: list[str]) -> bool:
     return not any(name in word for word in words for name in ELSEWHERE)
 
 
-def draw(shape: str, rng: np.random.Generator) -> Image.Image:
-    """Draw a light shape on a dark ground, with random colours and position."""
-    paper, ink = rng.integers(0, 90, 3), rng.integers(150, 256, 3)
-    image = Image.new("RGB", (64, 56), tuple(map(int, paper)))
-    brush = ImageDraw.Draw(image)
-    left, top = rng.integers(8, 20, 2).tolist()
-    right, bottom = left + 32, top + 32
-    middle = (left + right) // 2, (top + bottom) // 2
-    colour = tuple(map(int, ink))
-    if shape == "circle":
-        brush.ellipse((left, top, right, bottom), fill=colour)
-    elif shape == "cross":
-        brush.line((left, middle[1], right, middle[1]), fill=colour, width=8)
-        brush.line((middle[0], top, middle[0], bottom), fill=colour, width=8)
-    elif shape == "triangle":
-        brush.polygon([(left, bottom), (right, bottom), (middle[0], top)], fill=colour)
-    else:
-        fill = colour if shape == "square" else None
-        brush.rectangle((left, top, right, bottom), fill=fill, outline=colour, width=4)
-    return image
-
-
 def draw_photos(folder: Path) -> None:
-    rng = np.random.default_rng(0)
     for dataset, shapes in (("source", SOURCE), ("target", TARGET)):
         for shape in shapes:
             (folder / dataset / shape).mkdir(parents=True)
             for number in range(PER_CLASS[dataset]):
-                draw(shape, rng).save(folder / dataset / shape / f"{number}.png")
+                image = Image.fromarray(picture(56, 64, 10 * SOURCE.index(shape) + number))
+                image.save(folder / dataset / shape / f"{number}.png")
 
 
 def in_miniature(words: list[str]) -> list[str]:
@@ -87,7 +56,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     draw_photos(home / "photos")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(home)
-        for words in commands():
+        for words in COMMANDS:
             if not runs_here(words):
                 continue
             assert words[0] == "dp4tl"
@@ -164,7 +133,7 @@ def test_commands_that_need_other_data_name_verbs_and_flags_that_exist(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "1000")  # do not wrap the names of configurations
     checked = 0
-    for words in commands():
+    for words in COMMANDS:
         if "dp4tl" not in words or runs_here(words):
             continue
         words = words[words.index("dp4tl") + 1 :]

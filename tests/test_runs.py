@@ -41,18 +41,12 @@ def test_a_started_run_has_its_config_and_log(resume: bool, tmp_path: Path) -> N
 
 
 def test_a_finished_run_is_found_again_with_its_result(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path, CONFIG)
-    folder.start()
-    full = folder.finish({"accuracy": 0.75})
+    config = {**CONFIG, "ramp": (1, 2), "names": {1: "a"}}  # compared as JSON
+    full = finish(tmp_path, config, accuracy=0.75).finished()
     assert full == {"accuracy": 0.75, "environment": environment()}
-    assert folder.finished() == full
-    assert RunFolder(tmp_path, dict(reversed(CONFIG.items()))).finished() == full
+    same = {"names": {"1": "a"}, "ramp": [1, 2], **CONFIG}
+    assert RunFolder(tmp_path, same).finished() == full
     assert json.loads((tmp_path / "result.json").read_text()) == full
-
-
-def test_configs_are_compared_as_json(tmp_path: Path) -> None:
-    finish(tmp_path, {"ramp": (1, 2), "names": {1: "a"}}, accuracy=1)
-    assert RunFolder(tmp_path, {"ramp": [1, 2], "names": {"1": "a"}}).finished() is not None
 
 
 @pytest.mark.parametrize(
@@ -79,16 +73,7 @@ def stop(path: Path, config: dict[str, Any]) -> RunFolder:
     return folder
 
 
-def test_an_unfinished_run_starts_over(tmp_path: Path) -> None:
-    stop(tmp_path, CONFIG)
-    again = RunFolder(tmp_path, CONFIG)
-    assert again.finished() is None
-    again.start()
-    assert [row.get("event") for row in rows(again)] == ["start"]
-    assert not again.checkpoints.exists()
-
-
-def test_a_resumed_run_keeps_checkpoints_and_log(tmp_path: Path) -> None:
+def test_an_unfinished_run_is_resumed_or_starts_over(tmp_path: Path) -> None:
     stop(tmp_path, CONFIG)
     again = RunFolder(tmp_path, CONFIG)
     again.start(resume=True)
@@ -97,6 +82,9 @@ def test_a_resumed_run_keeps_checkpoints_and_log(tmp_path: Path) -> None:
     assert (start["event"], epoch) == ("start", {"epoch": 0})
     assert resume == {"event": "resume", **environment()}
     assert again.finished() is None
+    again.start()
+    assert [row.get("event") for row in rows(again)] == ["start"]
+    assert not again.checkpoints.exists()
 
 
 def test_an_unfinished_run_of_another_config_is_neither_resumed_nor_deleted(tmp_path: Path) -> None:
@@ -131,9 +119,7 @@ def test_a_finished_run_is_not_resumed_and_other_files_are_kept(tmp_path: Path) 
     folder.checkpoints.mkdir()
     folder.start(resume=True)
     assert folder.finished() is None
-    assert not (tmp_path / "result.json").exists()
-    assert not folder.checkpoints.exists()
-    assert (tmp_path / "notes.txt").read_text() == "mine"
+    assert {path.name for path in tmp_path.iterdir()} == {"notes.txt", "config.json", "log.jsonl"}
 
 
 def test_checkpoints_without_a_run_are_kept(tmp_path: Path) -> None:
@@ -156,17 +142,12 @@ def test_a_damaged_folder_is_not_finished(name: str, content: bytes, tmp_path: P
     assert folder.finished() is not None
 
 
-def test_a_result_that_is_not_json_leaves_the_run_unfinished(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path, CONFIG)
-    folder.start()
-    with pytest.raises(ValueError, match="JSON"):
-        folder.finish({"accuracy": float("nan")})
-    assert folder.finished() is None
-
-
-def test_a_config_that_is_not_json_is_rejected(tmp_path: Path) -> None:
+def test_configs_and_results_must_be_json(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="JSON"):
         RunFolder(tmp_path, {"path": tmp_path})
+    with pytest.raises(ValueError, match="JSON"):
+        finish(tmp_path, CONFIG, accuracy=float("nan"))
+    assert RunFolder(tmp_path, CONFIG).finished() is None
 
 
 def test_the_environment_names_machine_and_versions() -> None:

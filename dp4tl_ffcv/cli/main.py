@@ -10,7 +10,7 @@ import tyro
 
 from ..errors import one_line_errors
 from ..torchrun import torchrun
-from .programs import recipes, run_program, write_verb, writers
+from .programs import programs, run_program, write_verb
 from .verbs import Verb
 
 _DESCRIPTION = "Prune a source dataset for a target task, and load the retained samples with FFCV."
@@ -35,8 +35,9 @@ def run_verb(verb: Verb) -> None:
 
 def _parse(words: Sequence[str]) -> Any:
     in_write = words[:1] == ["write"]
+    verbs = [*Verb.__subclasses__(), write_verb(), *programs("train")]
     return tyro.cli(
-        reduce(or_, writers() if in_write else [*Verb.__subclasses__(), write_verb(), *recipes()]),
+        reduce(or_, programs("writers") if in_write else verbs),
         prog="dp4tl write" if in_write else "dp4tl",
         description="Write a dataset as betons." if in_write else _DESCRIPTION,
         args=words[in_write:],

@@ -1,7 +1,4 @@
-"""Recipes and writers as verbs, found by listing their packages.
-
-`dp4tl NAME` runs `train/NAME.py`, and `dp4tl write NAME` runs `writers/NAME.py`.
-"""
+"""Recipes (`dp4tl NAME`) and writers (`dp4tl write NAME`) as verbs, found in their packages."""
 
 import ast
 import sys
@@ -21,14 +18,9 @@ class Program:
     """An entry in the list of verbs. The program parses its own arguments."""
 
 
-def recipes() -> list[Any]:
-    """Return the verbs of all recipes."""
-    return [_verb(name, _summary(path)) for name, path in _files("train").items()]
-
-
-def writers() -> list[Any]:
-    """Return the verbs of all writers."""
-    return [_verb(name, _summary(path)) for name, path in _files("writers").items()]
+def programs(package: str) -> list[Any]:
+    """Return the verbs of all programs in `train` or `writers`."""
+    return [_verb(name, _summary(path)) for name, path in _files(package).items()]
 
 
 def write_verb() -> Any:
@@ -37,14 +29,7 @@ def write_verb() -> Any:
 
 
 def run_program(words: Sequence[str]) -> bool:
-    """Run the recipe or the writer that a command line names.
-
-    Args:
-        words: the command line after `dp4tl`.
-
-    Returns:
-        Whether `words` name a recipe or a writer.
-    """
+    """Run the recipe or the writer that `words`, a command line, name. Return whether they do."""
     package, skipped = ("writers", 1) if words[:1] == ["write"] else ("train", 0)
     verb, arguments = words[: skipped + 1], words[skipped + 1 :]
     path = _files(package).get("".join(verb[skipped:]).replace("_", "-"))

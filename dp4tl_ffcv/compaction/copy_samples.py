@@ -20,7 +20,6 @@ from .source import SourceBeton, SourceFile
 
 _BUFFER = 1 << 19  # bytes written at a time, while they are still in the CPU's cache
 _TASK = 1 << 23  # bytes per task of a thread
-_STAT_BLOCK = 512  # bytes, on any file system
 
 Ranges = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]  # starts, places, sizes
 
@@ -81,7 +80,7 @@ def check_free_space(target: Path, num_bytes: int) -> None:
     folder = next(folder for folder in target.absolute().parents if folder.is_dir())
     system = os.statvfs(folder)
     part = part_path(target)
-    unfinished = part.stat().st_blocks * _STAT_BLOCK if part.exists() else 0
+    unfinished = part.stat().st_blocks * 512 if part.exists() else 0
     free = system.f_bavail * system.f_frsize + unfinished
     if free < num_bytes:
         raise ValueError(

@@ -29,13 +29,11 @@ class Pointer:
 def find_pointers(
     index: BetonIndex, metadata: NDArray[Any], extents: NDArray[Any], starts: NDArray[np.int64]
 ) -> Iterator[Pointer]:
-    """Find all offsets that change when the samples' bytes move.
+    """Find all offsets that change when the samples' bytes move. See `Retained` for the arguments.
 
     The file does not say what the 64-bit numbers of a custom field mean. They are offsets if each
     is 0 or the start of an extent of the same sample. Extents without a pointer are an error,
     because nothing would lead to them after the move.
-
-    See `Retained` for `metadata`, `extents` and `starts`.
     """
     found = extents["size"] == 0
     for field in index.fields:

@@ -27,14 +27,12 @@ class ImagePlan:
     @property
     def changed(self) -> NDArray[np.bool_]:
         """Whether each image is stored in another way than before."""
-        changed: NDArray[np.bool_] = self.shrunk | (self.raw != self.was_raw)
-        return changed
+        return np.asarray(self.shrunk | (self.raw != self.was_raw))
 
     @property
     def pixel_bytes(self) -> NDArray[np.int64]:
         """Bytes of each image as raw pixels."""
-        num_bytes: NDArray[np.int64] = 3 * self.sizes.prod(axis=1)
-        return num_bytes
+        return np.asarray(3 * self.sizes.prod(axis=1))
 
 
 def choose_raw(
@@ -51,11 +49,8 @@ def choose_raw(
     `ids`. Samples that would need a larger page as pixels keep their JPEGs: with larger pages, the
     file size would no longer grow with the number of images chosen, which the search requires.
 
-    `sizes` are the bytes of each extent if no image is chosen. `placed` returns the page size and
-    the file size, given the bytes of each extent.
-
-    Returns:
-        For each field, the positions of the chosen images in the new order.
+    `sizes` are the bytes of each extent if no image is chosen. `placed` returns page and file size
+    for other sizes. Return the positions of the chosen images in the new order, for each field.
     """
     page_size, least = placed(sizes)
     if least > budget:

@@ -77,8 +77,7 @@ def method_label(method: str) -> str:
 
 def full_row(rows: Sequence[Row], finetuning: str) -> Row:
     """Return the full-source run to which the other rows of `finetuning` are compared."""
-    full = [row for row in rows if row.method == "full" and row.finetuning == finetuning]
-    return min(full, key=lambda row: row.budget != "equal_epochs")
+    return next(row for row in rows if (row.method, row.finetuning) == ("full", finetuning))
 
 
 def reaches_full(row: Row, full: Row) -> bool:
@@ -102,15 +101,11 @@ def summarise(rows: Sequence[Row]) -> str:
             + ("Its mean minus its spread" if spread is not None else "Its mean, without a spread")
             + f", {_percent(mark)}, is the mark."
         )
-        pruned = [
-            row
-            for row in rows
-            if row.finetuning == finetuning
-            and row.method != "full"
-            and row.budget == "equal_epochs"
-        ]
-        for method in dict.fromkeys(row.method for row in pruned):
-            sentences.append(_claim([row for row in pruned if row.method == method], full))
+        compared: dict[str, list[Row]] = {}
+        for row in rows:
+            if row.finetuning == finetuning and row.budget == "equal_epochs" and row is not full:
+                compared.setdefault(row.method, []).append(row)
+        sentences += [_claim(each, full) for each in compared.values()]
     return " ".join([*sentences, _relevance(rows)])
 
 

@@ -88,7 +88,6 @@ def test_bad_arguments_are_rejected(
 
 def test_a_corrupt_jpeg_is_named(tmp_path: Path) -> None:
     index = write_images(tmp_path / "a.beton", IMAGES, mode="jpg")
-    assert read_image(index, 2).shape == IMAGES[2].shape
     short = changed(index, lambda tables: tables.allocations["size"].__setitem__(2, 300))
     with pytest.raises(BetonError, match=r"image of sample 2 in .* is corrupt"):
         read_image(short, 2)
@@ -102,11 +101,10 @@ def test_a_corrupt_jpeg_is_named(tmp_path: Path) -> None:
     "change",
     [
         lambda tables: tables.metadata["f0"]["height"].__setitem__(0, 41),
-        lambda tables: tables.metadata["f0"]["width"].__setitem__(0, 1),
         lambda tables: tables.metadata["f0"]["mode"].__setitem__(0, 7),
         lambda tables: replace(tables, allocations=tables.allocations[1:]),
     ],
-    ids=["height", "width", "mode", "no bytes"],
+    ids=["height", "mode", "no bytes"],
 )
 def test_an_image_whose_tables_are_corrupt_is_named(change: Any, tmp_path: Path) -> None:
     index = write_images(tmp_path / "a.beton", IMAGES)

@@ -9,6 +9,15 @@ import pytest
 from dp4tl_ffcv.cli import main
 
 
+def flags_of(options: dict[str, Any]) -> list[object]:
+    """Return the flags that give a verb its options."""
+    flags: list[object] = []
+    for name, value in options.items():
+        flags.append(f"--{name.replace('_', '-')}")
+        flags += [] if value is True else value if isinstance(value, tuple) else [value]
+    return flags
+
+
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., dict[str, Any]]:
     """Run a verb that succeeds, and return what it prints as JSON."""

@@ -1,9 +1,6 @@
-"""`dp4tl features`: its options, a second run, and several processes under torchrun."""
+"""`dp4tl features`: its options, a second run, and the output of several processes."""
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +13,6 @@ from dp4tl_ffcv import Features, build_model, save_checkpoint
 from dp4tl_ffcv.cli import main
 from tests.conftest import Images
 
-ROOT = Path(__file__).resolve().parents[2]
 PASS = ("--resolution", "32", "--batch-size", "16", "--num-workers", "2")
 Run = Callable[..., dict[str, Any]]
 
@@ -45,19 +41,14 @@ def run(
 
 
 def test_options_choose_what_is_kept(run: Run, tmp_path: Path) -> None:
-    run()
-    plain = Features.load(tmp_path / "out")
-    assert plain.logits is None
-    assert plain.features.dtype == np.float32
     assert run("--logits", "--dtype", "float16", out="half")["classes"] == 10
     half = Features.load(tmp_path / "half")
     assert half.logits is not None
-    np.testing.assert_array_equal(half.features, plain.features.astype(np.float16))
-    np.testing.assert_array_equal(half.predictions, plain.predictions)
+    assert half.features.dtype == np.float16
     assert run("--headless", out="bare")["classes"] is None
     bare = Features.load(tmp_path / "bare")
-    np.testing.assert_array_equal(bare.features, plain.features)
-    assert bare.predictions is bare.soft_votes is None
+    np.testing.assert_array_equal(half.features, bare.features.astype(np.float16))
+    assert bare.logits is bare.predictions is bare.soft_votes is None
 
 
 def test_a_second_run_takes_over_or_starts_over(
@@ -78,38 +69,10 @@ def test_a_second_run_takes_over_or_starts_over(
     assert Features.load(tmp_path / "out").provenance["crop_ratio"] == 1
 
 
-def test_processes_of_torchrun_share_the_work(
-    run: Run, photos: Images, checkpoint: Path, tmp_path: Path
+def test_only_rank_0_prints(
+    run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run("--logits", out="alone")
-    code = (
-        "from dp4tl_ffcv import extraction; from dp4tl_ffcv.cli import main; "
-        "from dp4tl_ffcv.scoring.features import blocks; "
-        "extraction.BLOCK_ROWS = blocks.BLOCK_ROWS = 16; main()"
-    )
-    torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--no-python")
-    command = (*torchrun, "--nproc-per-node", "2", sys.executable, "-c", code, "features")
-    inputs = (str(photos.path), "--model", str(checkpoint), *PASS[:4], "--logits")
-    done = subprocess.run(
-        [*command, *inputs, "--out", str(tmp_path / "shared"), "--json"],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == {  # once
-        "out": str(tmp_path / "shared"), "samples": 120, "classes": 10, "features": 64,
-    }  # fmt: skip
-    alone, shared = Features.load(tmp_path / "alone"), Features.load(tmp_path / "shared")
-    for name in ("labels", "indices", "counts", "predictions"):
-        np.testing.assert_array_equal(getattr(alone, name), getattr(shared, name))
-    for name in (
-        "features",
-        "logits",
-        "sums",
-        "soft_votes",
-    ):  # other numbers of threads add otherwise
-        np.testing.assert_allclose(
-            getattr(alone, name), getattr(shared, name), rtol=1e-4, atol=1e-4
-        )
-    assert alone.provenance == shared.provenance
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(json.JSONDecodeError):
+        run()
+    assert capsys.readouterr().out == ""

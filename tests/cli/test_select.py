@@ -8,6 +8,7 @@ import pytest
 
 from dp4tl_ffcv import Clusters, Selection, select
 from dp4tl_ffcv.scoring import random_scores
+from tests.cli.conftest import flags_of
 from tests.conftest import Images
 from tests.support.scores import scores_of
 
@@ -51,12 +52,10 @@ def test_options_are_arguments(
         name: folders[value] / value if value in folders else value
         for name, value in options.items()
     }
-    flags: list[object] = []
-    for name, value in options.items():
-        flags.append(f"--{name.replace('_', '-')}")
-        flags += [] if value is True else value if isinstance(value, tuple) else [value]
     files, out = [scored / f"{name}.npz" for name in names.split()], scored / "out.npz"
-    result = run("select", "--scores", *files, "--beton", photos.path, *flags, "--out", out)
+    result = run(
+        "select", "--scores", *files, "--beton", photos.path, *flags_of(options), "--out", out
+    )
     expected, found = select(files, photos.index, **options), Selection.load(out)
     assert found.digest() == expected.digest()
     assert found.provenance == expected.provenance

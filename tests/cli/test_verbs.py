@@ -5,6 +5,7 @@ import subprocess
 import sys
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 from unittest.mock import MagicMock
 
 import pytest
@@ -81,8 +82,7 @@ def test_help_imports_nothing_heavy_and_no_strangers_file(verb: str, tmp_path: P
         "write nonsense",
         "inspect",
         "score nonsense",
-        "inspect a.beton --nonsense",
-        "select --scores a.npz --beton b.beton --keep many --out c.npz",
+        "inspect a --nonsense",
     ],
 )
 def test_wrong_usage_exits_with_status_2(
@@ -94,21 +94,22 @@ def test_wrong_usage_exits_with_status_2(
     assert "Traceback" not in capsys.readouterr().err
 
 
-def test_ctrl_c_exits_with_status_130(
-    public: MagicMock, capsys: pytest.CaptureFixture[str]
-) -> None:
-    public.verify.side_effect = KeyboardInterrupt
+@pytest.mark.parametrize(
+    ("error", "option", "status", "shown"),
+    [
+        (KeyboardInterrupt, "--no-debug", 130, "\ndp4tl: stopped."),
+        (ValueError, "--debug", 1, "Traceback"),
+    ],
+)
+def test_ctrl_c_and_debug(
+    error: Any, option: str, status: int, shown: str, public: MagicMock,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    public.verify.side_effect = error
     with pytest.raises(SystemExit) as caught:
-        main(["verify", "nowhere.beton"])
-    assert caught.value.code == 130
-    assert capsys.readouterr().err.strip().startswith("dp4tl: stopped.")
-
-
-def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        main(["inspect", "nowhere.beton", "--debug"])
-    assert caught.value.code == 1
-    assert capsys.readouterr().err.startswith("Traceback")
+        main(["verify", "nowhere.beton", option])
+    assert caught.value.code == status
+    assert capsys.readouterr().err.startswith(shown)
 
 
 def test_results_are_text_or_json(public: MagicMock, capsys: pytest.CaptureFixture[str]) -> None:

@@ -53,22 +53,3 @@ def test_problems_are_listed_and_have_status_1(
     last = result["first_problems"][-1]
     assert (last["kind"], last["sample_id"]) == ("jpeg", 17)
     assert "Not a JPEG" in last["message"]
-
-
-def test_a_truncated_file_is_a_problem(truncated: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    status, result, _ = run(capsys, truncated)
-    assert status == 1
-    assert "truncated" in result["first_problems"][0]["message"]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [(("none.beton",), "no file"), (("{photos}", "--num-workers", "-1"), "num_workers")],
-)
-def test_bad_input_is_one_line(
-    arguments: tuple[str, ...], message: str, photos: Images, capsys: pytest.CaptureFixture[str]
-) -> None:
-    status, result, err = run(capsys, *(each.format(photos=photos.path) for each in arguments))
-    assert (status, result) == (1, {})
-    assert message in err
-    assert err.count("\n") == 1

@@ -77,8 +77,7 @@ def test_short_reads_and_writes_are_continued(
     assert copy(source, tmp_path / "out", ranges) == expected(source, ranges)
 
 
-@pytest.mark.parametrize("start", [12 * MIB - 1, 12 * MIB, 20 * MIB])
-@pytest.mark.parametrize("size", [2, 3 * MIB])
+@pytest.mark.parametrize(("start", "size"), [(12 * MIB - 1, 2), (12 * MIB, 3 * MIB), (20 * MIB, 2)])
 def test_ranges_beyond_the_end_are_an_error(
     start: int, size: int, source: Path, tmp_path: Path
 ) -> None:

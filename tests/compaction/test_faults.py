@@ -60,46 +60,32 @@ def test_too_little_space_is_found_before_the_first_byte(
 
 
 @both_ways
-def test_a_full_disk_is_named_and_the_old_file_stays(
-    options: Options, jpeg_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("call", ["pwrite", "fsync"])  # during the copy, and at its end
+def test_a_full_disk_is_named_and_the_old_file_and_manifest_stay(
+    call: str, options: Options, jpeg_source: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     out = tmp_path / "out.beton"
     compact(jpeg_source, [1, 2], out)
     before = {name: sha256_of_file(tmp_path / name) for name in names(tmp_path)}
-    write, calls = os.pwrite, []
 
-    def fill(*arguments: Any) -> int:
-        calls.append(arguments)
-        if len(calls) == 2:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        return write(*arguments)
+    def fill(*_: Any) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(os, "pwrite", fill)
+    monkeypatch.setattr(os, call, fill)
     with pytest.raises(OSError, match="No space left on device") as caught:
         compact(jpeg_source, None, out, num_workers=1, **options)
     assert caught.value.filename == str(out)
     assert {name: sha256_of_file(tmp_path / name) for name in names(tmp_path)} == before
 
 
-@both_ways
-def test_the_old_manifest_stays_with_the_old_file(
-    options: Options, jpeg_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    out = tmp_path / "out.beton"
-    manifest = compact(jpeg_source, [1, 2], out).path.with_name("out.beton.json").read_bytes()
-
-    def fail(_: int) -> None:
-        raise OSError(5, "Input/output error")
-
-    monkeypatch.setattr(os, "fsync", fail)
-    with pytest.raises(OSError, match="Input/output error"):
-        compact(jpeg_source, None, out, num_workers=1, **options)
-    assert (tmp_path / "out.beton.json").read_bytes() == manifest
-    assert len(BetonIndex.open(out)) == 2
-
-
-@both_ways
-@pytest.mark.parametrize("change", ["written", "replaced", "deleted"])
+@pytest.mark.parametrize(
+    ("change", "options"),
+    [
+        *(("written", {}), ("replaced", {}), ("deleted", {}), ("written", {"images": "raw"})),
+        ("opened", {}),  # between opening the file and reading its tables
+    ],
+)
 def test_a_source_that_changes_is_an_error(
     change: str, options: Options, jpeg_source: Path, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -109,7 +95,9 @@ def test_a_source_that_changes_is_an_error(
     real = BetonIndex.open
 
     def disturb(opened: Any, **arguments: Any) -> BetonIndex:
-        if Path(opened).name == ".out.beton.part":
+        if change == "opened":
+            os.utime(path, ns=(0, 0))
+        elif Path(opened).name == ".out.beton.part":
             if change == "written":
                 os.utime(path, ns=(0, 0))
             elif change == "deleted":
@@ -149,7 +137,10 @@ def test_one_process_writes_a_file_at_a_time(
         with pytest.raises(BlockingIOError):
             compact(jpeg_source, None, out, num_workers=1, **options)
         assert (tmp_path / ".out.beton.part").read_bytes() == b"of another"
+    for suffix in (".json", ".table"):  # of other options
+        (tmp_path / f".out.beton.part{suffix}").write_bytes(b"left")
     compact(jpeg_source, None, out, num_workers=1, **options)
+    assert names(tmp_path) == ["out.beton", "out.beton.json"]
 
 
 # Runs that are continued.
@@ -254,12 +245,3 @@ def test_an_unfinished_file_of_other_options_is_not_continued(
     placed.clear()
     compact(jpeg_source, chosen, out, **options)
     assert sum(placed) < 35
-
-
-def test_copying_removes_the_unfinished_file_of_other_options(
-    jpeg_source: Path, tmp_path: Path
-) -> None:
-    for suffix in ("", ".json", ".table"):
-        (tmp_path / f".out.beton.part{suffix}").write_bytes(b"left")
-    compact(jpeg_source, None, tmp_path / "out.beton")
-    assert names(tmp_path) == ["out.beton", "out.beton.json"]

@@ -16,6 +16,7 @@ from dp4tl_ffcv.cli import main
 from dp4tl_ffcv.scoring import random_scores
 from dp4tl_ffcv.utils import ImageFiles
 from tests.conftest import Images
+from tests.support.pages import commands
 from writers import imagefolder
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "drop-in.md").read_text()
@@ -78,11 +79,6 @@ def followed(photos: Images, tmp_path_factory: pytest.TempPathFactory) -> Follow
             elif language == "python" and ("timm" not in text or find_spec("timm")):
                 exec(compile(text, "docs/drop-in.md", "exec"), done.names)
     return done
-
-
-def commands(text: str) -> list[list[str]]:
-    lines = text.replace("\\\n", " ").splitlines()
-    return [words for line in lines if (words := shlex.split(line, comments=True))]
 
 
 def test_the_page_has_commands_and_python_for_the_routes() -> None:

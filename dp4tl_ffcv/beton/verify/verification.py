@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ...errors import BetonError
 from ...validate import resolve_num_workers
@@ -126,26 +125,21 @@ def _manifest_problems(path: Path, tables: Tables) -> Iterator[str]:
         return
     if manifest is None:
         return
-    if manifest.fingerprint not in ("", BetonIndex(path, tables).fingerprint):
+    index = BetonIndex(path, tables)
+    if manifest.fingerprint not in ("", index.fingerprint):
         yield "it was written for another beton"
         return  # its content describes the other beton
-    if manifest.num_samples != len(tables.metadata):
-        yield f"it counts {manifest.num_samples} samples, the beton has {len(tables.metadata)}"
+    if manifest.num_samples != len(index):
+        yield f"it counts {manifest.num_samples} samples, the beton has {len(index)}"
     fields = {field.name: field.kind for field in tables.fields}
     if manifest.fields != fields:
         yield f"it names the fields {manifest.fields}, the beton has {fields}"
-    columns = {field.name: field.column for field in tables.fields if field.kind == "int"}
-    column = columns.get(manifest.label_field)
-    counts = list(manifest.class_counts)
-    if counts and (column is None or _class_counts(tables.metadata[column], len(counts)) != counts):
+    counts, names = list(manifest.class_counts), len(manifest.class_names)
+    try:
+        labels = index.labels(manifest.label_field)
+    except BetonError:
+        labels = None  # no class ids
+    if counts and (labels is None or np.bincount(labels, minlength=len(counts)).tolist() != counts):
         yield f"its class counts differ from those of the field {manifest.label_field!r}"
-    names = len(manifest.class_names)
     if names and counts and names != len(counts):
         yield f"it names {names} classes and counts {len(counts)}"
-
-
-def _class_counts(labels: NDArray[Any], num_classes: int) -> list[int] | None:
-    if len(labels) and not 0 <= labels.min() <= labels.max() < num_classes:
-        return None
-    counts: list[int] = np.bincount(labels.astype(np.int64), minlength=num_classes).tolist()
-    return counts
