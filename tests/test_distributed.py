@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dp4tl_ffcv import distributed
-from dp4tl_ffcv.distributed import on_rank_zero, process_group, rank, world_size
+from dp4tl_ffcv.distributed import process_group, rank, world_size
 
 
 @pytest.fixture
@@ -54,13 +54,6 @@ def test_a_process_leaves_after_gloos_threads_have_finished(calls: list[str]) ->
         threading.Thread(target=work).start()
         working.wait()
     assert calls == ["joined", "released", "left"]
-
-
-def test_without_torchrun_there_is_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("WORLD_SIZE", raising=False)
-    with process_group():
-        assert (rank(), world_size()) == (0, 1)
-        assert on_rank_zero(lambda: 3) == 3
 
 
 def test_more_processes_than_gpus_are_rejected(monkeypatch: pytest.MonkeyPatch) -> None:

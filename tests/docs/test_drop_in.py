@@ -81,12 +81,6 @@ def followed(photos: Images, tmp_path_factory: pytest.TempPathFactory) -> Follow
     return done
 
 
-def test_the_page_has_commands_and_python_for_the_routes() -> None:
-    languages = [language for language, _ in blocks()]
-    assert set(languages) == {"bash", "python", "sh"}  # sh: other people's commands
-    assert languages.count("python") >= 7
-
-
 def test_exports_and_compacted_files_hold_the_selection(followed: Followed) -> None:
     folder = followed.folder
     train, val = (Selection.load(folder / f"pets_lm_40{part}.npz") for part in ("", "_val"))
