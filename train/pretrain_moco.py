@@ -58,8 +58,8 @@ def pretrain_moco(config: Config) -> dict[str, Any]:
         session.start()
         state = set_up(config, group, source, batch_size)
         session.resume(moco=state.moco, optimizer=state.optimizer)
-        first_key = partial(loss_of, state, key=(0, 0))
-        session.warm_up(lambda: try_batch(state.moco, state.loader, first_key))
+        first_loss = partial(loss_of, state, key=(0, 0))
+        session.warm_up(lambda: try_batch(state.moco, state.loader, first_loss))
 
         while session.step < state.num_steps:
             state.moco.train()

@@ -21,7 +21,6 @@ from train.components.session import Session
 ALL_ORIGINALS = digits.ORIGINALS
 METHODS = {"full", "label_mapping", "feature_mapping", "random"}
 FINETUNING = {"linear_probe", "full_finetuning"}
-SPLITS = ("train", "val", "test")
 KEYS = {
     "method", "keep", "finetuning", "budget", "retained_classes", "retained_samples",
     "pretrain_steps", "pretrain_seconds", "pretrain_seconds_all", "selection_seconds", "speedup",
@@ -61,7 +60,7 @@ def spy_on_training(patch: pytest.MonkeyPatch) -> list[Path]:
 @pytest.fixture(scope="module", autouse=True)
 def few_originals() -> Iterator[None]:
     """A few images instead of thousands."""
-    few = {"source": {"train": 2, "val": 1, "test": 1}, "target": dict.fromkeys(SPLITS, 2)}
+    few = {key: 1 if key in (("source", "val"), ("source", "test")) else 2 for key in ALL_ORIGINALS}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(digits, "ORIGINALS", few)
         yield
