@@ -33,6 +33,21 @@ def test_a_selection_grows_and_shrinks_between_epochs(order: str, cache: str, pa
     assert loader.next_epoch == 1 + 2 * len(STEPS)
 
 
+@pytest.mark.parametrize("order", ORDER_NAMES)
+def test_a_changed_loader_equals_a_new_one(order: str, colours: Any) -> None:
+    changed, made = (
+        loader_of(colours, 5, order=order, seed=3, selection=of_classes(colours, classes))
+        for classes in ([1], [4, 6])
+    )
+    for loader in (changed, made):
+        samples_of(loader, colours)
+    changed.set_selection(of_classes(colours, [4, 6]))
+    for found, expected in zip(
+        samples_of(changed, colours), samples_of(made, colours), strict=True
+    ):
+        np.testing.assert_array_equal(found, expected)
+
+
 def test_sample_ids_can_be_set_or_assigned(colours: Any) -> None:
     loader = loader_of(colours, 5, selection=of_classes(colours, [4]))
     for given in ([9, 3, 3, 80], np.array([1], np.uint8), torch.arange(120), range(40, 60, 3)):
