@@ -2,8 +2,7 @@
 
 All sides run the recipe's own step (`train.pretrain.train_step`), and the recipe's `Throughput`
 measures how long the step waits for the loader. The sides differ in loader and file. Stock ffcv and
-`PrunedLoader` never share a process: ffcv edits numba's type objects, which breaks loaders built
-later.
+`PrunedLoader` train in different processes, so that neither profits from what the other compiled.
 """
 
 import math
