@@ -80,7 +80,10 @@ def assert_same_distribution(one: NDArray[Any], other: NDArray[Any]) -> None:
 def test_crops_equal_the_twins_and_lie_inside_the_image(
     samples: Any, seed: int, epoch: int, scale: Any, ratio: Any, view: int
 ) -> None:
-    arguments = (*map(np.array, zip(*samples, strict=True)), seed, epoch, scale, ratio, view)
+    heights, widths, ids = zip(*samples, strict=True)
+    # With a dtype: numpy makes floats of a list of small integers and integers above 2^63.
+    numbers = np.array(ids, dtype=np.uint64)
+    arguments = (np.array(heights), np.array(widths), numbers, seed, epoch, scale, ratio, view)
     boxes = random_crops(*arguments)
     assert (boxes.dtype, boxes.shape) == (np.int64, (len(samples), 4))
     np.testing.assert_array_equal(boxes, reference.random_crops(*arguments))
