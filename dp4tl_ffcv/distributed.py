@@ -98,11 +98,12 @@ def on_rank_zero(action: Callable[[], Result]) -> Result:
 def _wait_for_gloo() -> None:
     """Wait until gloo's threads have released the tensors of the last operation.
 
-    They take Python's lock for that, and a thread that asks for it while Python exits aborts the
+    The threads need the GIL for that, and a thread that waits for the GIL at exit aborts the
     process. Leaving a group does not end its threads once DistributedDataParallel has used it.
     """
-    idle = 0
-    while idle < 3:  # a thread that waits for the lock looks idle, but gets it during the sleep
+    idle, deadline = 0, time.monotonic() + 10
+    # Three times: a thread that waits for the GIL looks idle, but gets it during the next sleep.
+    while idle < 3 and time.monotonic() < deadline:
         time.sleep(0.01)
         busy = any(map(_is_busy_gloo_thread, Path("/proc/self/task").glob("*/stat")))
         idle = 0 if busy else idle + 1
