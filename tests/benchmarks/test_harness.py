@@ -207,8 +207,18 @@ def test_memory_of_all_processes_counts_and_shared_pages_count_once() -> None:
         assert peak.growth < size
 
 
-def test_a_failed_sample_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    samples = iter([0])  # of the start; each later sample fails
-    monkeypatch.setattr(memory, "tree_bytes", lambda _: next(samples))
-    with pytest.raises(StopIteration), TreePeak(1):
-        time.sleep(0.2)
+def test_a_failed_sample_is_an_error_unless_the_measured_code_failed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def measured(error: Exception | None) -> None:
+        samples = iter([0])  # of the start; each later sample fails
+        monkeypatch.setattr(memory, "tree_bytes", lambda _: next(samples))
+        with TreePeak(1):
+            time.sleep(0.2)
+            if error:
+                raise error
+
+    with pytest.raises(StopIteration):
+        measured(None)
+    with pytest.raises(KeyError, match="measured"):
+        measured(KeyError("measured"))

@@ -89,12 +89,12 @@ def net(forward: Callable[[Any, Tensor], Tensor], inner: int = 4, **layers: Any)
 
 
 def shared() -> nn.Module:
-    """One layer of each kind, used twice."""
+    """One layer of each kind, used twice, and dropout."""
 
     def forward(net: Any, x: Tensor) -> Tensor:
         x = net.norm(net.twice(net.stem(x)).relu())
         x = net.norm(net.twice(x).relu()).flatten(2).mean(2)
-        return net.head(net.mix(net.mix(x).relu()))
+        return net.head(net.drop(net.mix(net.mix(x).relu())))
 
     return Net(
         forward,
@@ -102,6 +102,7 @@ def shared() -> nn.Module:
         twice=nn.Conv2d(4, 4, 3, padding=1),
         norm=nn.BatchNorm2d(4),
         mix=nn.Linear(4, 4),
+        drop=nn.Dropout(),
         head=nn.Linear(4, CLASSES),
     )
 

@@ -90,6 +90,7 @@ def test_label_mapping_of_features(name: str, given: Path) -> None:
             found = method(target)
             same(found, method(features.logits))
             assert found.provenance == {"target": dict(features.provenance)}
+    same(soft_label_mapping(given / "target_votes_only"), soft_label_mapping(given / "target"))
 
 
 @pytest.mark.parametrize("name", ["source", "shuffled", "no_outputs", "incomplete"])
@@ -240,6 +241,7 @@ def test_grand_reads_another_programs_checkpoint(other_photos: Images, tmp_path:
     ("method", "inputs", "says"),
     [
         (label_mapping, {"target": "target_no_outputs"}, "features without logits"),
+        (label_mapping, {"target": "target_votes_only"}, "features without logits"),
         (soft_label_mapping, {"target": "target_no_outputs"}, "features without logits"),
         (el2n, {"source": "no_logits"}, "--logits"),
         (el2n, {"source": "incomplete"}, "each sample id from 0 to 118 once"),

@@ -46,6 +46,7 @@ def given(photos: Any, other_photos: Any, tmp_path_factory: pytest.TempPathFacto
     replace(source, **bare).save(folder / "no_outputs")
     replace(target, **bare).save(folder / "target_no_outputs")
     replace(target, predictions=None, soft_votes=None).save(folder / "target_logits_only")
+    replace(target, predictions=None, logits=None).save(folder / "target_votes_only")
     labels = np.random.default_rng(5).integers(0, 4, size=len(source))
     centroids = np.stack([source.features[labels == k].mean(axis=0) for k in range(4)])
     for name, images in (("clusters", photos), ("foreign_clusters", other_photos)):

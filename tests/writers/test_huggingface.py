@@ -230,11 +230,10 @@ def test_a_split_without_labels_can_be_left_out(root: Path, tmp_path: Path) -> N
         (["a", "b"], "must hold class ids; got 'a'"),
         ([0, None], "must hold class ids; got None"),
         ([0, 1 << 24], "must be at most 16777215; got 16777216"),
+        (np.array([0, 2**64 - 1], dtype=np.uint64), "must be at most 16777215; got 18446744073709"),
     ],
 )
-def test_labels_that_are_not_class_ids_are_refused(
-    labels: list[Any], why: str, tmp_path: Path
-) -> None:
+def test_labels_that_are_not_class_ids_are_refused(labels: Any, why: str, tmp_path: Path) -> None:
     put(tmp_path / "root" / "train.parquet", labels)
     check_refused(huggingface, tmp_path / "out", f"`label of .*{why}", root=tmp_path / "root")
 

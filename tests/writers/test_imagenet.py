@@ -121,7 +121,10 @@ def test_folders_give_the_same_bytes_as_archives(val: str, archives: Path, tmp_p
     assert one["train"].path.read_bytes() == other["train"].path.read_bytes()
     assert names_of(other["val"]) == NAMES
     if val == "flat":  # otherwise images are listed by class
-        assert one["val"].path.read_bytes() == other["val"].path.read_bytes()
+        alone = write(imagenet, tmp_path / "val", root=root, splits=("val",), check_counts=True)
+        assert set(alone) == {"val"}
+        for each in (other, alone):
+            assert one["val"].path.read_bytes() == each["val"].path.read_bytes()
     assert sorted(stored(one["val"]).values()) == sorted(stored(other["val"]).values())
 
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from tests.writers.support import python2
@@ -69,6 +71,12 @@ def test_a_pickle_cannot_make_numpy_create_a_dtype() -> None:
     assert not isinstance(recorded, np.dtype)
     with pytest.raises(ValueError, match="not an array"):
         byte_rows(recorded, 4)
+
+
+@given(st.binary(max_size=200) | st.builds(bytes.__add__, st.just(b"\x80\x02"), st.binary()))
+def test_any_bytes_give_a_dictionary_or_an_error(data: bytes) -> None:
+    with contextlib.suppress(ValueError):
+        assert isinstance(read_dict(data), dict)
 
 
 def test_a_changed_byte_gives_an_array_of_the_same_shape_or_an_error() -> None:

@@ -187,6 +187,14 @@ def test_other_counts_than_the_published_ones_are_refused(tmp_path: Path) -> Non
     check_refused(writer, tmp_path / "out", why, **options)
 
 
+def test_a_missing_image_file_is_named(tmp_path: Path) -> None:
+    files = dtd()
+    del files["dtd/dtd/images/woven/woven_0001.jpg"]
+    root = put_all(tmp_path / "root", files)
+    with pytest.raises(ValueError, match=r"Cannot encode .*woven_0001\.jpg: .*No such file"):
+        write(writer, tmp_path / "out", root=root, name="DTD")
+
+
 @pytest.mark.parametrize(
     ("options", "why"),
     [

@@ -20,7 +20,7 @@ from dp4tl_ffcv.beton import format
 from dp4tl_ffcv.errors import one_line_errors
 from dp4tl_ffcv.writing import pages
 from tests.support.betons import PAGE_SIZE, put
-from tests.support.blobs import COUNT, ORDER, Blobs, write_blobs
+from tests.support.blobs import COUNT, FIELDS, ORDER, Blobs, write_blobs
 
 STOP = KeyboardInterrupt()
 
@@ -168,14 +168,17 @@ def test_another_beton_is_not_continued(change: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("often")
-def test_a_beton_of_other_labels_is_not_continued(tmp_path: Path) -> None:
+@pytest.mark.parametrize("with_blobs", [False, True])
+def test_a_beton_of_other_labels_is_not_continued(with_blobs: bool, tmp_path: Path) -> None:
     class Shifted(Blobs):
         shift = 0
 
         def __getitem__(self, number: Any) -> Any:
-            return ((super().__getitem__(number)[1] + self.shift) % 7,)
+            blob, label = super().__getitem__(number)
+            label = (label + self.shift) % 7
+            return (blob, label) if with_blobs else (label,)
 
-    path, fields = tmp_path / "a.beton", {"label": IntField()}
+    path, fields = tmp_path / "a.beton", FIELDS if with_blobs else {"label": IntField()}
     with pytest.raises(KeyboardInterrupt):
         write_beton(path, Shifted(errors={int(ORDER[300]): STOP}), fields, num_workers=0)
     Shifted.shift = 1
@@ -190,6 +193,7 @@ def test_a_beton_of_other_labels_is_not_continued(tmp_path: Path) -> None:
         ("", lambda data: data[: len(data) // 2]),
         ("", None),
         (".table", lambda data: data[:24]),
+        (".table", lambda data: bytes(len(data))),
         (".table", None),
         (".json", lambda data: data.replace(b'"placed": ', b'"placed": 1')),
         (".json", lambda data: data[:-9]),

@@ -97,21 +97,25 @@ def stored_blobs(index: BetonIndex) -> list[bytes]:
 # Stock ffcv reads the file.
 
 
-def test_stock_ffcv_reads_the_same_samples(tmp_path: Path, pictures: NDArray[np.uint8]) -> None:
+@pytest.mark.parametrize("os_cache", [True, False])
+def test_stock_ffcv_reads_the_same_samples(
+    os_cache: bool, tmp_path: Path, pictures: NDArray[np.uint8]
+) -> None:
     path = tmp_path / "a.beton"
     samples = [(blob_of(n % 4), picture, 7 * n % 10) for n, picture in enumerate(pictures)]
     fields = {"note": BytesField(), "image": RGBImageField(write_mode="raw"), **LABEL}
     index = write_beton(path, samples, fields, page_size=PAGE_SIZE, seed=None)
     assert len(index.page_table[0]) > 1
-    rows = read_with_ffcv(path)
+    rows = read_with_ffcv(path, os_cache)
     for row, (note, picture, label) in zip(rows, samples, strict=True):
         assert row["note"][: len(note)].tolist() == note.tolist()
         np.testing.assert_array_equal(row["image"], picture)
         assert row["label"].tolist() == [label]
 
 
-def test_stock_ffcv_reads_pages_that_grew(tmp_path: Path) -> None:
-    """The first sample may then be on the same page as the tables, in ffcv's page cache."""
+@pytest.mark.parametrize("os_cache", [True, False])
+def test_stock_ffcv_reads_pages_that_grew(os_cache: bool, tmp_path: Path) -> None:
+    """The first sample may then be on the same page as the tables."""
     rng = np.random.default_rng(0)
     shapes = [(40, 30, 3)] * 5 + [(1700, 1700, 3)] + [(50, 20, 3)] * 5
     images = [rng.integers(0, 256, shape, dtype=np.uint8) for shape in shapes]
@@ -120,7 +124,7 @@ def test_stock_ffcv_reads_pages_that_grew(tmp_path: Path) -> None:
     index = write_beton(path, samples, image_fields(mode="raw"), num_workers=0)
     assert index.page_size == 16 << 20
     assert int(index.allocations["ptr"].min()) < index.page_size
-    rows = read_with_ffcv(path, os_cache=False, image=CenterCropRGBImageDecoder((20, 20), 1))
+    rows = read_with_ffcv(path, os_cache, image=CenterCropRGBImageDecoder((20, 20), 1))
     assert len(rows) == len(images)
     for row in rows:
         image = images[int(row["label"][0])]

@@ -1,12 +1,14 @@
 """Votes of feature mapping, against the published loop and against bare matrix products."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from statistics import median
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from benchmarks.harness.rows import Row, compare
@@ -23,6 +25,7 @@ from dp4tl_ffcv import feature_mapping
 from dp4tl_ffcv.kernels import nearest_mean
 
 FIGURES = ("fm_assign", "fm_assign_roofline")
+BLOCK_ROWS = 1024  # rows of a product that one thread computes at a time
 
 Matrix = NDArray[np.float32]
 
@@ -108,9 +111,19 @@ def _torch_product(features: Matrix, means: Matrix, products: Matrix) -> None:
     torch.matmul(*others, out=torch.from_numpy(products))
 
 
+def _blocked_product(features: Matrix, means: Matrix, products: Matrix) -> None:
+    def multiply(start: int) -> None:
+        rows = slice(start, start + BLOCK_ROWS)
+        np.matmul(features[rows], means.T, out=products[rows])
+
+    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(CORES) as pool:
+        list(pool.map(multiply, range(0, len(features), BLOCK_ROWS)))
+
+
 PRODUCTS: dict[str, Callable[[Matrix, Matrix, Matrix], None]] = {
     "numpy.matmul": _numpy_product,
     "torch.matmul": _torch_product,
+    f"numpy.matmul, {BLOCK_ROWS} rows a thread": _blocked_product,
 }
 """Matrix products into existing memory, by name."""
 
