@@ -23,7 +23,7 @@ from .scoring.features.features import Features
 from .scoring.features.reductions import BLOCK_ROWS
 from .scoring.surrogate.checkpoints import ModelLike, load_model
 from .scoring.surrogate.models import Classifier
-from .validate import check_choice, check_int, check_int_array
+from .validate import check_choice, check_int
 
 
 def extract_features(  # noqa: PLR0913  # options are named at the call
@@ -85,7 +85,7 @@ def extract_features(  # noqa: PLR0913  # options are named at the call
     check_choice("dtype", dtype, ("float16", "float32"))
     index = BetonIndex.of(beton)
     chosen = np.arange(index.num_samples) if indices is None else indices
-    ids = check_int_array("indices", chosen, below=index.num_samples)
+    ids = index.check_ids("indices", chosen)
     if not ids.size:
         raise ValueError("`indices` is empty; pass at least one sample id.")
     classifier, weights = load_model(

@@ -21,6 +21,8 @@ from .scoring.surrogate.models import Classifier as Classifier
 from .scoring.surrogate.models import replace_head as replace_head
 from .validate import check_choice as check_choice
 from .validate import check_int as check_int
+from .validate import check_number as check_number
+from .validate import check_range as check_range
 from .writing.sources import ImageFiles as ImageFiles
 from .writing.sources import LazyImages as LazyImages
 from .writing.sources import TarImages as TarImages

@@ -40,11 +40,16 @@ def check_ints(
 
 
 def check_int_array(
-    name: str, values: ArrayLike, *, below: int | None = None, distinct: bool = False
+    name: str,
+    values: ArrayLike,
+    *,
+    below: int | None = None,
+    distinct: bool = False,
+    hint: str = "",
 ) -> NDArray[np.int64]:
     """Return integers `(N,)` as contiguous int64; uint64 values from 2**63 on become negative.
 
-    With `below`, values must lie in `[0, below)`.
+    With `below`, values must lie in `[0, below)`; the error otherwise ends with `hint`.
     """
     array = np.asarray(values)
     if array.size == 0 and array.dtype.kind == "f":  # np.asarray([]) is float64
@@ -57,6 +62,7 @@ def check_int_array(
     if array.size and below is not None and (array.min() < 0 or array.max() >= below):
         raise ValueError(
             f"`{name}` must lie in [0, {below}); got values from {array.min()} to {array.max()}."
+            f"{hint}"
         )
     if distinct and len(np.unique(array)) < len(array):
         found, counts = np.unique(array, return_counts=True)

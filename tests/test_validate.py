@@ -105,7 +105,7 @@ def test_processes_of_one_machine_share_its_cores(monkeypatch: pytest.MonkeyPatc
     ("values", "options", "message"),
     [
         ([0, 3], {"below": 3}, r"^`n` must lie in \[0, 3\); got values from 0 to 3"),
-        ([-1, 1], {"below": 3}, r"^`n` must lie in \[0, 3\); got values from -1 to 1"),
+        ([-1, 1], {"below": 3, "hint": " Hint."}, r"^`n` must .* got values from -1 to 1\. Hint\."),
         (np.array([1 << 63], np.uint64), {"below": 3}, r"^`n` must lie in \[0, 3\)"),
         ([2, 1, 2], {"distinct": True}, "^`n` must be distinct; got 2 more than once"),
     ],

@@ -129,7 +129,9 @@ def score_and_select(config: Config, surrogate: dict[str, Any]) -> dict[str, flo
         "seeds": config.seeds,
     }
     run = RunFolder(config.out / "scores", facts, overwrite=True)
-    if finished := run.finished():
+    names = {each.selection for each in plan(config) if each.selection}
+    complete = all((config.out / "selections" / f"{name}.npz").exists() for name in names)
+    if complete and (finished := run.finished()):
         print(f"{run.path}: finished before, reused")
         return dict(finished["seconds"])
     run.start()
@@ -235,7 +237,8 @@ def seconds_of_stages(out: Path) -> dict[str, float]:
 def start_over(out: Path) -> None:
     """Delete the files of earlier runs of the demo, and nothing else."""
     for name in ("data", "pretrain", "scores", "selections", "finetune", "figures"):
-        shutil.rmtree(out / name, ignore_errors=True)
+        if (out / name).exists():
+            shutil.rmtree(out / name)
     for name in ("result.json", "report.html", "stages.json"):
         (out / name).unlink(missing_ok=True)
 

@@ -21,7 +21,7 @@ import dp4tl_ffcv
 from dp4tl_ffcv import utils
 from dp4tl_ffcv.utils import check_choice
 
-from .components.common import SPLITS, run
+from .components.common import SPLITS, already_written, run
 from .components.draw import draw_by_class
 
 SIDE = 48  # pixels
@@ -185,18 +185,21 @@ def write(config: Config) -> dict[str, dp4tl_ffcv.BetonIndex]:
         stream = 0 if kind == "source" else 1 + list(TARGETS).index(dataset)
         seed = (config.seed, stream, SPLITS.index(split))
         name = f"{dataset}_{split}"
-        written[name] = dp4tl_ffcv.write_beton(
-            config.out / f"{name}.beton",
+        path = config.out / f"{name}.beton"
+        written_by = {
+            "writer": "digits",
+            "dataset": dataset,
+            "split": split,
+            "seed": config.seed,
+            "variants": repeats,
+        }
+        class_names = CLASS_NAMES[dataset]
+        written[name] = already_written(path, written_by, class_names) or dp4tl_ffcv.write_beton(
+            path,
             _rendered(digits.images / 16.0, numbers, labels, dataset, seed),
             fields,
-            class_names=CLASS_NAMES[dataset],
-            written_by={
-                "writer": "digits",
-                "dataset": dataset,
-                "split": split,
-                "seed": config.seed,
-                "variants": repeats,
-            },
+            class_names=class_names,
+            written_by=written_by,
             num_workers=config.num_workers,
         )
     return written

@@ -171,6 +171,11 @@ class BetonIndex:
         np.add.at(totals, owners, self.allocations["size"].astype(np.int64))
         return totals
 
+    def check_ids(self, name: str, ids: ArrayLike) -> NDArray[np.int64]:
+        """Return sample ids `(M,)` as int64, or raise TypeError or ValueError."""
+        hint = f" Check whether they were made for {str(self.path)!r}."
+        return check_int_array(name, ids, below=len(self), hint=hint)
+
     def extents(self, indices: ArrayLike) -> NDArray[Any]:
         """Return the rows of `allocations` of the samples `indices`, in the order of `indices`.
 
@@ -183,7 +188,7 @@ class BetonIndex:
             TypeError: the indices are not integers.
             ValueError: an index is out of range.
         """
-        ids = check_int_array("indices", indices, below=len(self))
+        ids = self.check_ids("indices", indices)
         retained = np.zeros(len(self), dtype=np.bool_)
         retained[ids] = True
         table = self.allocations

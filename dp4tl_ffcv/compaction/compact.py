@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from ..beton import BetonIndex, Manifest
 from ..beton.manifest import manifest_path
 from ..selection.selection import Selection
-from ..validate import check_choice, check_int, check_int_array, parse_bytes, resolve_num_workers
+from ..validate import check_choice, check_int, parse_bytes, resolve_num_workers
 from .copy_samples import copy_samples
 from .plan import retain
 from .source import SourceBeton
@@ -169,14 +169,14 @@ def _choose(
         selection = Selection.load(selection)
     if not isinstance(selection, Selection):
         given = np.arange(index.num_samples) if selection is None else selection
-        ids = np.unique(check_int_array("selection", given, below=index.num_samples))
+        ids = np.unique(index.check_ids("selection", given))
         if not ids.size:
             raise ValueError("`selection` retains no sample.")
         if not relabel:
             return None, ids
         selection = Selection.of_indices(index, ids)
     selection.check(index)
-    ids = check_int_array("indices", selection.indices, below=index.num_samples)
+    ids = index.check_ids("indices", selection.indices)
     return selection, np.unique(ids)
 
 

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..beton import BetonIndex
 from ..selection import Selection
-from ..validate import check_int, check_int_array
+from ..validate import check_int
 from ..version import __version__
 from .caches import cache_name, choose_cache, open_cache
 from .decoding.workspace import Workspace, make_workspace
@@ -326,7 +326,7 @@ def _choose_indices(
         indices = selection.indices
     if indices is None:
         return np.arange(index.num_samples, dtype=np.uint64)
-    ids = check_int_array("indices", indices, below=index.num_samples)
+    ids = index.check_ids("indices", indices)
     if not ids.size:
         raise ValueError("`indices` is empty: there is nothing to load.")
     return ids.astype(np.uint64)  # ffcv's type for "all samples", so that both share compiled code

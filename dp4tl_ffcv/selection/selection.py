@@ -101,7 +101,7 @@ class Selection(Artifact):
         selection has no classes.
         """
         index = BetonIndex.of(beton)
-        ids = np.unique(check_int_array("indices", indices, below=index.num_samples))
+        ids = np.unique(index.check_ids("indices", indices))
         if label_field == "label" and not any(field.name == "label" for field in index.fields):
             classes = label_map = np.empty(0, dtype=np.int64)
         else:

@@ -200,7 +200,7 @@ def test_labels_of_another_kind_and_negative_ones_are_rejected(
 @pytest.mark.parametrize(
     ("indices", "error", "message"),
     [
-        ([0, 6], ValueError, r"^`indices` must lie in \[0, 6\); got values from 0 to 6"),
+        ([0, 6], ValueError, r"^`indices` must lie in \[0, 6\); got values from 0 to 6\. Check"),
         ([-1], ValueError, r"^`indices` must lie in \[0, 6\)"),
         ([True] * 6, TypeError, r"^`indices` must be integers; .*np\.flatnonzero"),
         ([0.0], TypeError, "^`indices` must be integers; got dtype float64"),

@@ -392,13 +392,23 @@ def dp4tl_file(**train: Any) -> dict[str, Any]:
 MACHINE: dict[str, Any] = {"seed": 43856, "num_workers": 12, "val": Path("val.beton")}
 
 
-@pytest.mark.parametrize("kind", ["json", "yaml"])
+def other_yaml_words(text: str) -> str:
+    for word, other in (("null", "~"), ("0.5", ".5"), ("5.0e-05", "5e-5")):
+        text = text.replace(f": {word}\n", f": {other}\n")
+    for switch, off in (("blurpool", "False"), ("prune", "no"), ("lr_tta", "off")):
+        text = text.replace(f"{switch}: 0\n", f"{switch}: {off}\n")
+    return text
+
+
+@pytest.mark.parametrize("kind", ["json", "yaml", "other yaml"])
 def test_dp4tls_file_is_the_configuration_of_that_name(
     kind: str, write: Callable[..., str]
 ) -> None:
     yaml = pytest.importorskip("yaml")
     content = dp4tl_file() if kind == "json" else yaml.dump(dp4tl_file())
-    file = write(f"rn18_16.{kind}", content)
+    if kind == "other yaml":
+        content = other_yaml_words(content)
+    file = write(f"rn18_16.{kind.split()[-1]}", content)
     config = parsed("--config", "ffcv_rn50_88", "--config-file", file)
     assert config == dataclasses.replace(named("rn18_16"), **MACHINE)
 

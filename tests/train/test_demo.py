@@ -191,7 +191,17 @@ def test_a_second_run_trains_nothing_and_ends_with_the_path_of_the_report(
     assert trained == []
     assert Path(printed[-1]) == config.out / "report.html"
     assert len([line for line in printed if "reused" in line]) == 2 + 7 * 3
+    assert len([line for line in printed if "already written" in line]) == 6
     assert finished.result["rows"] == before["rows"]
+
+
+def test_a_deleted_selection_is_made_again(finished: Finished, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(finished.config.out, tmp_path / "demo"))
+    selection = out / "selections" / "label_mapping_0.25.npz"
+    selection.unlink()
+    surrogate = json.loads((out / "pretrain" / "surrogate" / "result.json").read_text())
+    demo.score_and_select(replace(finished.config, out=out), surrogate)
+    assert selection.exists()
 
 
 def test_fresh_deletes_what_the_demo_wrote_and_nothing_else(
@@ -206,6 +216,9 @@ def test_fresh_deletes_what_the_demo_wrote_and_nothing_else(
     with pytest.raises(KeyboardInterrupt):
         demo.run_demo(replace(finished.config, out=out, fresh=True))
     assert {path.name for path in out.iterdir()} == {"leftover", "stages.json"}
+    (out / "data").touch()  # a file cannot be deleted as a folder
+    with pytest.raises(NotADirectoryError):
+        demo.start_over(out)
 
 
 def outcome(seconds: float, rate: float, *accuracies: float) -> dict[str, Any]:

@@ -177,6 +177,7 @@ def test_settings_reach_the_optimiser_and_the_loss(
     assert smoothed == [0.125] * (24 if mode == "linear_probe" else 1 + 24)
     del taken[:]
     options = {"optimizer": "sgd", "momentum": 0.5, "weight_decay": 0.25, "schedule": "constant"}
+    options["norm_weight_decay"] = False
     finetune.finetune(configure(mode=mode, epochs=1, lr=1e-3, overwrite=True, **options))
     assert len(taken) == 8
     for step in taken:

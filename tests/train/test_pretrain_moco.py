@@ -106,6 +106,10 @@ def test_a_run_moves_the_query_network_at_the_rate_of_a_cosine(
     rates = 0.2 * (1 + np.cos(np.pi * np.arange(6) / 6)) / 2
     count = len(list(set_up(config).moco.query.parameters()))
     assert taken == [(pytest.approx(rate), count) for rate in rates]
+    other = set_up(configure(optimizer="adamw", schedule="constant", norm_weight_decay=False))
+    assert isinstance(other.optimizer, torch.optim.AdamW)
+    assert [group["weight_decay"] for group in other.optimizer.param_groups] == [1e-4, 0]
+    assert other.learning_rate(5) == other.config.lr
 
 
 def test_views_are_two_crops_of_the_same_image(

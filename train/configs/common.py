@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from dp4tl_ffcv.validate import check_choice, check_number
+from dp4tl_ffcv.utils import check_choice, check_number
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,6 @@ The keys are declared in DP4TL's experiments (OPTML-Group/DP4TL, src/experiment/
 here with dots between the sections. As in DP4TL, a null value counts as absent.
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import Any
@@ -48,6 +47,12 @@ _OTHERS = {
     "distributed": "world_size address port",
 }
 _KNOWN = {f"{section}.{key}" for section, keys in _OTHERS.items() for key in keys.split()}
+# Words of YAML 1.1 that are not text.
+_WORDS = {
+    **dict.fromkeys(("true", "yes", "on"), True),
+    **dict.fromkeys(("false", "no", "off"), False),
+    **dict.fromkeys(("null", "~", ""), None),
+}
 _CYCLE_ENDS = 1e-4  # learning rate at both ends of the cyclic schedule
 
 
@@ -96,9 +101,17 @@ def _flatten(nested: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
         if isinstance(value, Mapping):
             yield from _flatten(value, f"{prefix}{key}.")
             continue
-        with suppress(ValueError, TypeError):
-            value = json.loads(value)  # the scalars of a YAML file are text
-        yield f"{prefix}{key}", value
+        yield f"{prefix}{key}", _scalar(value) if isinstance(value, str) else value
+
+
+def _scalar(text: str) -> Any:
+    """Return the value of a scalar in a YAML file, which is read as text."""
+    if text.lower() in _WORDS:
+        return _WORDS[text.lower()]
+    for number in (int, float):
+        with suppress(ValueError):
+            return number(text)
+    return text
 
 
 def _required(given: Mapping[str, Any], key: str) -> Any:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from dp4tl_ffcv.validate import check_range
+from dp4tl_ffcv.utils import check_range
 
 from .common import RunConfig, check_fields
 

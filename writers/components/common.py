@@ -101,9 +101,8 @@ def write_splits(
         if seed is not None and hasattr(samples, "shuffled"):
             samples, seed = samples.shuffled(seed), None
         written_by = {"writer": name, "split": split, **arguments, "listing": _digest(samples)}
-        index = _already_written(path, written_by, class_names)
+        index = already_written(path, written_by, class_names)
         if index is not None:
-            print(f"{split}: already written; delete {path} to write it again")
             written[split] = index
             continue
         written[split] = dp4tl_ffcv.write_beton(
@@ -119,10 +118,10 @@ def write_splits(
     return written
 
 
-def _already_written(
+def already_written(
     path: Path, written_by: Mapping[str, Any], class_names: Sequence[str]
 ) -> dp4tl_ffcv.BetonIndex | None:
-    """Return the index of a beton that an equal run finished, or None."""
+    """Return the index of a beton that an equal run finished, and say so; otherwise None."""
     try:
         index = dp4tl_ffcv.BetonIndex.open(path)
         manifest = index.manifest
@@ -134,7 +133,10 @@ def _already_written(
         and manifest.class_names == tuple(class_names)
         and not manifest.skipped  # this run may be able to read the skipped images
     )
-    return index if same else None
+    if not same:
+        return None
+    print(f"{path.stem}: already written; delete {path} to write it again")
+    return index
 
 
 def run(module: str, arguments: Sequence[str] | None = None) -> None:

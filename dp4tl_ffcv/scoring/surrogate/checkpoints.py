@@ -169,14 +169,25 @@ def _build_foreign(state: dict[str, Tensor], arch: str | None, headless: bool) -
 def _load_weights(model: Classifier, state: dict[str, Tensor]) -> None:
     """Load weights that must have exactly the keys and shapes of the network."""
     _restore_blurs(model.network, state)
-    try:
-        model.network.load_state_dict(state)
-    except RuntimeError as error:  # after its first line, one line for each kind of fault
-        faults = [shorten(line, _SHOWN) for line in str(error).splitlines()[1:4]]
+    own = model.network.state_dict()
+    unlike = {
+        name: f"{name} {tuple(value.shape)} instead of {tuple(own[name].shape)}"
+        for name, value in state.items()
+        if name in own and value.shape != own[name].shape
+    }
+    fitting = state | {name: own[name] for name in unlike}
+    keys = model.network.load_state_dict(fitting, strict=False)
+    faults = {
+        "missing keys": keys.missing_keys,
+        "unknown keys": keys.unexpected_keys,
+        "wrong shapes": unlike.values(),
+    }
+    if any(faults.values()):
+        listed = (f"{k}: {shorten(', '.join(v), _SHOWN)}." for k, v in faults.items() if v)
         raise CheckpointError(
-            f"its weights do not fit {model.arch} with {model.num_classes} classes. "
-            f"{' '.join(faults)} Pass the architecture that was trained."
-        ) from error
+            f"its weights do not fit {model.arch} with {model.num_classes} classes; "
+            f"{' '.join(listed)} Pass the architecture that was trained."
+        )
 
 
 def _restore_blurs(network: nn.Module, state: Mapping[str, Tensor]) -> None:

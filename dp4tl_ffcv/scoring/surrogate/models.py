@@ -9,7 +9,7 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 
-from ...errors import CheckpointError, requires
+from ...errors import CheckpointError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -193,17 +193,21 @@ def replace_head(model: Classifier, num_classes: int | None) -> Classifier:
 
 def _timm_model(name: str, **options: Any) -> tuple[nn.Module, tuple[Any, Any]]:
     """Build a model of timm; return it with the mean and standard deviation of its images."""
-    with requires("timm", f"architecture {name!r}, which torchvision does not have,"):
-        import timm
+    choices = f"Choose one of {', '.join(SMALL_RESNETS)}, torchvision.models.list_models()"
     try:
-        if not timm.is_model(name):  # create_model would look names such as hf_hub:NAME up
-            raise RuntimeError("unknown")
-        network: Any = timm.create_model(name, **options)
-    except RuntimeError as error:
+        import timm
+    except ImportError as error:
         raise ValueError(
-            f"there is no architecture {name!r}. Choose one of {', '.join(SMALL_RESNETS)}, "
-            "torchvision.models.list_models() or timm.list_models()."
+            f"there is no architecture {name!r} without timm, which is not installed. {choices}, "
+            "or run `pip install timm`."
         ) from error
+    unknown = f"there is no architecture {name!r}. {choices} or timm.list_models()."
+    if not timm.is_model(name):  # create_model would look up names such as hf_hub:NAME
+        raise ValueError(unknown)
+    try:
+        network: Any = timm.create_model(name, **options)
+    except RuntimeError as error:  # the name has an unknown tag: NAME.TAG
+        raise ValueError(unknown) from error
     if network.get_classifier() is not _find_head(network)[1]:
         raise ValueError(
             f"{TIMM}{name} does not end in one nn.Linear. Choose another architecture."
