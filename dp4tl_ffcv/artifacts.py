@@ -164,7 +164,9 @@ class Artifact:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the file `path` (`.npz`), atomically."""
         arrays = {name: getattr(self, name) for name in self.ARRAYS}
-        save_artifact(path, self.KIND, arrays, {name: getattr(self, name) for name in self.FACTS})
+        facts = {name: getattr(self, name) for name in self.FACTS}
+        facts |= {name: dict(fact) for name, fact in facts.items() if isinstance(fact, Mapping)}
+        save_artifact(path, self.KIND, arrays, facts)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:

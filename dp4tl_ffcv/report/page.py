@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from ..scoring import Scores
 
 _KEYS = ("environment", "seeds", "rows", "stages", "definitions", "classes")
+_CLASS_KEYS = ("source", "relevant", "scores", "selections")
 _LABELS = {"full": "full source", "label_mapping": "LM", "feature_mapping": "FM"}
 _TOLERANCE = 1e-9  # rounding must not decide whether equal accuracies count as reached
 
@@ -58,16 +59,27 @@ def parse_rows(result: Mapping[str, Any]) -> list[Row]:
     """Return the rows of a `result.json`.
 
     Raises:
+        TypeError: a number is null or text.
         ValueError: a key is missing, there are no rows, or a finetuning has no full run.
     """
-    if missing := [key for key in _KEYS if key not in result]:
+    missing = [key for key in _KEYS if key not in result]
+    if missing := missing or [key for key in _CLASS_KEYS if key not in result["classes"]]:
         raise ValueError(f"it has no {', '.join(missing)}")
-    names = [field.name for field in fields(Row)]
-    rows = [Row(**{name: row[name] for name in names}) for row in result["rows"]]
+    rows = [_parse_row(row, number) for number, row in enumerate(result["rows"])]
     full = {row.finetuning for row in rows if row.method == "full"}
     if not full or full != {row.finetuning for row in rows}:
         raise ValueError("a finetuning has no row of the full source")
     return rows
+
+
+def _parse_row(row: Mapping[str, Any], number: int) -> Row:
+    for field in fields(Row):
+        if field.name not in row:
+            raise ValueError(f"row {number} has no {field.name}")
+        value = row[field.name]
+        if field.type in (int, float) and not isinstance(value, int | float):
+            raise TypeError(f"{field.name} of row {number} is {value!r} instead of a number")
+    return Row(**{field.name: row[field.name] for field in fields(Row)})
 
 
 def method_label(method: str) -> str:
@@ -160,7 +172,7 @@ def _times(value: float) -> str:
 
 
 def render(context: Mapping[str, Any]) -> str:
-    """Return the HTML page. Everything that is not `Markup` is escaped."""
+    """Return the HTML page. All values are escaped."""
     source = files(__package__).joinpath("report.html.j2").read_text("utf-8")
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True

@@ -44,7 +44,7 @@ def write_report(run: str | os.PathLike[str]) -> Path:
         result = json.loads(path.read_text())
         rows = parse_rows(result)
         classes = result["classes"]
-    except (KeyError, ValueError) as error:
+    except (TypeError, ValueError) as error:
         raise ValueError(
             f"{path} is not the result of a finished demo: {error}. Run `dp4tl demo` again."
         ) from error

@@ -143,12 +143,13 @@ def _best_groups(
 
     `groups` holds the group of each sample; a budget of samples or bytes counts only some samples.
     """
-    sizes = np.bincount(groups, minlength=len(scores))
+    costs = np.bincount(groups, minlength=len(scores))
     ranking = scores.ranking()
-    ranking = ranking[sizes[ranking] > 0]
-    weights = counted * (index.sample_bytes() if budget.name == "keep_bytes" else 1)
-    # bincount's float64 is exact up to 2**53 bytes.
-    costs = np.bincount(groups, weights, minlength=len(scores)).astype(np.int64)
+    ranking = ranking[costs[ranking] > 0]
+    if budget.name in ("keep_samples", "keep_bytes"):
+        weights = counted * (index.sample_bytes() if budget.name == "keep_bytes" else 1)
+        # bincount's float64 is exact up to 2**53 bytes.
+        costs = np.bincount(groups, weights, minlength=len(scores)).astype(np.int64)
     best = np.zeros(len(scores), dtype=np.bool_)
     best[ranking[: budget.number_of(costs[ranking], scores.unit)]] = True
     return best

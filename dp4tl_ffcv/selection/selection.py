@@ -101,13 +101,15 @@ class Selection(Artifact):
         selection has no classes.
         """
         index = BetonIndex.of(beton)
-        ids = np.unique(index.check_ids("indices", indices))
+        retained = np.zeros(index.num_samples, dtype=np.bool_)
+        retained[index.check_ids("indices", indices)] = True
+        ids = np.flatnonzero(retained)
         if label_field == "label" and not any(field.name == "label" for field in index.fields):
             classes = label_map = np.empty(0, dtype=np.int64)
         else:
             labels = index.labels(label_field)
-            classes = np.unique(labels[ids])
             count = max(num_classes or 0, _num_classes(index, labels, label_field))
+            classes = np.flatnonzero(np.bincount(labels[ids], minlength=count))
             label_map = _number(classes, count)
         return cls(
             classes=classes,

@@ -129,11 +129,14 @@ class BatchEncoder:
         return self._slot(task, int(np.maximum(1, batch.sizes).sum())) or b""
 
     def _hand_over(self, task: int, blobs: list[NDArray[np.uint8]]) -> bytes | None:
-        data = b"".join(blob.data if blob.size else b"\0" for blob in blobs)
-        slot = self._slot(task, len(data))
+        parts = [blob.data if blob.size else b"\0" for blob in blobs]
+        slot = self._slot(task, sum(map(len, parts)))
         if slot is None:
-            return data
-        slot[:] = data
+            return b"".join(parts)
+        end = 0
+        for part in parts:
+            start, end = end, end + len(part)
+            slot[start:end] = part
         return None
 
     def _slot(self, task: int, size: int) -> memoryview | None:

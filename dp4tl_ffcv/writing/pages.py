@@ -83,7 +83,7 @@ class PageWriter:
         end = -(-self.state.position // self.state.page_size) * self.state.page_size
         os.ftruncate(self._file, end)
         table = self._journal.read_table(self.state)
-        write_all(self._file, table.tobytes(), end)
+        write_all(self._file, table.view(np.uint8).data, end)
         return end
 
     def __enter__(self) -> "PageWriter":

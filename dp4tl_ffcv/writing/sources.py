@@ -44,6 +44,10 @@ class Names(Sequence[str]):
         start = self._ends[position - 1] if position else 0
         return os.fsdecode(bytes(self._blob[start : self._ends[position]]))
 
+    def path(self, position: int) -> Path:
+        """Return a string as a path."""
+        return Path(self[position])
+
 
 class LazyImages(Sequence[tuple[Any, int, int]]):
     """Samples (image, label, identifier) whose images are read or made on demand.
@@ -98,7 +102,7 @@ class ImageFiles(LazyImages):
     ) -> None:
         names = Names(paths)
         ids = _column("labels", labels, len(names))
-        super().__init__(lambda i: Path(names[i]), ids, identifiers, names.__getitem__)
+        super().__init__(names.path, ids, identifiers, names.__getitem__)
 
 
 class TarMembers:

@@ -108,6 +108,7 @@ def write_beton(
     dtype = metadata_dtype([field.metadata_type for field in fields.values()])
     label_column = dict(zip(fields, dtype.names or (), strict=True)).get(label_field)
     names = tuple(class_names)
+    name_of = getattr(samples, "name", None)
 
     def check(rows: NDArray[Any]) -> None:
         if label_column and len(rows):
@@ -140,7 +141,7 @@ def write_beton(
         },
         page_size=page_size,
         skip_errors=on_error == "skip",
-        name_of=getattr(samples, "name", "sample {}".format),
+        name_of=name_of if callable(name_of) else "sample {}".format,
     )
     return build_beton(Path(path), plan, resolve_num_workers(num_workers, at_least=0))
 

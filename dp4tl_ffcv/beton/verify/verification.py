@@ -139,7 +139,11 @@ def _manifest_problems(path: Path, tables: Tables) -> Iterator[str]:
         labels = index.labels(manifest.label_field)
     except BetonError:
         labels = None  # no class ids
-    if counts and (labels is None or np.bincount(labels, minlength=len(counts)).tolist() != counts):
+    # A corrupt class id may be too large to count up to.
+    is_in_range = labels is not None and labels.max(initial=-1) < len(counts)
+    if counts and not (
+        is_in_range and np.bincount(labels, minlength=len(counts)).tolist() == counts
+    ):
         yield f"its class counts differ from those of the field {manifest.label_field!r}"
     if names and counts and names != len(counts):
         yield f"it names {names} classes and counts {len(counts)}"

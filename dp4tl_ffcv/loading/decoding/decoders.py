@@ -20,6 +20,8 @@ from ...validate import check_fraction, check_int, check_ints, check_number, che
 from ..ffcv_adapter.compilation import precompiled
 from .crop_kernels import COLUMNS, RATIO, decode_batch
 
+_MOST_VIEWS = 1 << 20  # the parameters of a crop are floats, which hold small integers exactly
+
 
 class CropDecoder(SimpleRGBImageDecoder):
     """Base of decoders that resize a crop to `output_size` with the area filter."""
@@ -94,7 +96,7 @@ class RandomResizedCropRGBImageDecoder(CropDecoder):
         self.scale = check_range("scale", scale, at_most=1.0)
         self.ratio = check_range("ratio", ratio)
         self.flip = check_number("flip", flip, at_least=0, at_most=1)
-        self.view = check_int("view", view, 0)
+        self.view = check_int("view", view, 0, _MOST_VIEWS)
 
     @property
     def crop(self) -> NDArray[np.float64]:
