@@ -14,6 +14,7 @@ TYPES = (numba.uint8[::1], numba.uint8[:, ::1], numba.uint32[::1], numba.uint64[
 @pytest.mark.parametrize("os_cache", [True, False])
 def test_ffcvs_loader_edits_no_type(colours: Colours, os_cache: bool) -> None:
     assert dp4tl_ffcv.writing.write
+    assert numba.typed.Dict.__module__ == "numba.typed.typeddict"
     table = {each: number for number, each in enumerate(TYPES)}
     loader = Loader(
         str(colours.path),

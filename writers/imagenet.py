@@ -88,8 +88,7 @@ def read_devkit(root: Path) -> tuple[dict[str, str], list[str]]:
             meta, truth = ((folder / name).read_bytes() for name in (META, TRUTH))
         else:
             with tarfile.open(archive) as tar:
-                files: list[Any] = [tar.extractfile(f"{DEVKIT}/{name}") for name in (META, TRUTH)]
-                meta, truth = (file.read() for file in files)
+                meta, truth = (_extract(tar, f"{DEVKIT}/{name}") for name in (META, TRUTH))
     except (OSError, KeyError, tarfile.TarError, EOFError) as error:
         raise ValueError(
             f"The devkit in {str(root)!r} is damaged or lacks {META} or {TRUTH}: {error}. "
@@ -99,6 +98,13 @@ def read_devkit(root: Path) -> tuple[dict[str, str], list[str]]:
     wnids = {int(each["ILSVRC2012_ID"]): str(each["WNID"]) for each in synsets}
     names = {str(each["WNID"]): str(each["words"]) for each in synsets}
     return names, [wnids[int(number)] for number in truth.split()]
+
+
+def _extract(tar: tarfile.TarFile, name: str) -> bytes:
+    stream = tar.extractfile(name)
+    if stream is None:
+        raise KeyError(f"{name} is not a file")
+    return stream.read()
 
 
 def _list(

@@ -27,7 +27,7 @@ def compare(
     More is better for a rate (`unit` ends with `/s`), less for anything else. There is no ratio if
     a measurement is 0.
     """
-    pairs = list(zip(ours, other, strict=True))
+    pairs = list(zip(ours, other, strict=False))  # the last round may lack a side
     ratios = None
     if all(map(all, pairs)):
         ratios = [mine / its if unit.endswith("/s") else its / mine for mine, its in pairs]

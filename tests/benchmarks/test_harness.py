@@ -45,6 +45,11 @@ def test_a_ratio_above_one_means_a_higher_rate_or_a_smaller_amount(
     assert found["ratio"] == (ratio and pytest.approx(ratio))
 
 
+def test_a_round_that_only_one_side_measured_has_no_ratio() -> None:
+    found = row("images/s", [10.0, 30.0], [10.0])
+    assert (found["ours"], found["ratio"], found["params"]["rounds"]) == (20, 1, 1)
+
+
 def test_sides_have_medians_and_rounds_have_ratios() -> None:
     assert row("images/s", [10, 40, 90, 40, 10], [10, 20, 30, 10, 100], keep=0.2) == {
         "figure": "figure",

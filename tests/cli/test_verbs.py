@@ -3,7 +3,9 @@
 import json
 import subprocess
 import sys
-from dataclasses import fields
+from collections.abc import Callable
+from dataclasses import MISSING, fields
+from inspect import signature
 from pathlib import Path
 from typing import Any
 from unittest.mock import MagicMock
@@ -12,7 +14,7 @@ import pytest
 
 import dp4tl_ffcv
 from dp4tl_ffcv import scoring
-from dp4tl_ffcv.cli import main
+from dp4tl_ffcv.cli import main, verbs
 from dp4tl_ffcv.cli.main import run_verb
 from dp4tl_ffcv.cli.verbs import Verb
 
@@ -44,6 +46,27 @@ def test_a_verb_calls_one_public_function(
     assert len(set(calls) - {"BetonIndex.open"}) <= 1  # a verb may open the beton
     assert len(calls) == len(set(calls)) > 0
     assert capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("verb", "function"),
+    [
+        (verbs.Inspect, dp4tl_ffcv.BetonIndex.summary),
+        (verbs.Verify, dp4tl_ffcv.verify),
+        (verbs.Features, dp4tl_ffcv.extract_features),
+        (verbs.Cluster, dp4tl_ffcv.cluster),
+        (verbs.Select, dp4tl_ffcv.select),
+        (verbs.Compact, dp4tl_ffcv.compact),
+    ],
+)
+def test_an_option_has_the_default_of_the_argument(
+    verb: type[Verb], function: Callable[..., Any]
+) -> None:
+    defaults = {each.name: each.default for each in fields(verb) if each.default is not MISSING}
+    if verb is verbs.Compact:
+        assert defaults.pop("selection") is None  # required in Python
+    arguments = signature(function).parameters
+    assert defaults == {name: arguments[name].default for name in defaults}
 
 
 def test_every_recipe_and_writer_is_a_verb(capsys: pytest.CaptureFixture[str]) -> None:

@@ -71,7 +71,7 @@ def test_bad_arguments_of_loaders_are_rejected(options: Any, match: str, colours
         (CROP, {"ratio": (2.0, 1.0)}, "^`ratio` must be"),
         (CROP, {"flip": 1.5}, "^`flip` must be at least 0 and at most 1; got 1.5"),
         (CROP, {"flip": -0.1}, "^`flip` must be"),
-        (CROP, {"view": -1}, "^`view` must"),
+        *((CROP, {"view": view}, "^`view` must") for view in (-1, 2**53)),
         *((CROP, {"output_size": size}, "^`output_size` must")
           for size in ((0, 8), (8,), 8, (8.5, 8))),
         *((CENTRE, {"ratio": ratio}, "^`ratio` must") for ratio in (0.0, -0.5, 1.01, float("nan"))),

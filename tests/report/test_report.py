@@ -267,7 +267,10 @@ def test_a_failure_leaves_the_old_report(tmp_path: Path, monkeypatch: pytest.Mon
         (lambda given: given.update(rows=[]), "a finetuning has no row of the full source"),
         (lambda given: given["rows"].pop(0), "a finetuning has no row of the full source"),
         (lambda given: given.pop("environment"), "it has no environment"),
-        (lambda given: given["rows"][2].pop("keep"), "'keep'"),
+        (lambda given: given["rows"][2].pop("keep"), "row 2 has no keep"),
+        (lambda given: given["rows"][1].update(keep=None), "keep of row 1 is None instead"),
+        (lambda given: given["classes"].pop("scores"), "it has no scores"),
+        (lambda given: given.update(rows=None), "'NoneType' object is not iterable"),
     ],
 )
 def test_an_incomplete_result_is_rejected(

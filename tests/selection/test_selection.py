@@ -1,6 +1,7 @@
 """`Selection`: its arrays are consistent, its file, and the check of its beton."""
 
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -98,7 +99,7 @@ def test_bad_classes_and_indices_are_rejected(
 
 
 def test_a_selection_comes_back_from_its_file(uneven: BetonIndex, tmp_path: Path) -> None:
-    provenance = {"keep": 0.4, "scores": {"deep": [1, None, "ä"]}}
+    provenance = MappingProxyType({"keep": 0.4, "scores": {"deep": [1, None, "ä"]}})
     selection = Selection.of_classes(uneven, [6, 0], label_field="other", provenance=provenance)
     selection.save(tmp_path / "deep" / "s.npz")
     loaded = Selection.load(tmp_path / "deep" / "s.npz")

@@ -1,6 +1,7 @@
 """ImageNet from folders and from archives: equal betons, labels, class names, counts."""
 
 import io
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -159,6 +160,16 @@ def without_meta() -> dict[str, bytes]:
     return {name: data for name, data in devkit().items() if not name.endswith("meta.mat")}
 
 
+def folders_in_devkit() -> bytes:
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w:gz") as tar:
+        for name in devkit():
+            member = tarfile.TarInfo(name)
+            member.type = tarfile.DIRTYPE
+            tar.addfile(member)
+    return stream.getvalue()
+
+
 def flat(*names: str) -> dict[str, bytes]:
     return {f"val/{name}": jpeg(0) for name in names}
 
@@ -173,6 +184,7 @@ def flat(*names: str) -> dict[str, bytes]:
         ({f"{DEVKIT}.tar.gz": tar_of(without_meta(), "w:gz")}, "val", r"lacks .*meta\.mat"),
         ({f"{DEVKIT}.tar.gz": half(tar_of(devkit(), "w:gz"))}, "val", "is damaged"),
         ({f"{DEVKIT}.tar.gz": b"text"}, "val", "is damaged"),
+        ({f"{DEVKIT}.tar.gz": folders_in_devkit()}, "val", "meta.mat is not a file"),
         (flat(*VAL, "other.JPEG") | devkit(), "val", "image '.*other.JPEG', .* numbers 1 to 5"),
         (flat("ILSVRC2012_val_00000006.JPEG") | devkit(), "val", "00000006.JPEG', .* 1 to 5"),
         ({"ILSVRC2012_img_train.tar": tar_of(VAL)}, "train", "a tar of 1,000 tars"),

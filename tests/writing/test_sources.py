@@ -1,5 +1,6 @@
 """Samples from files and tar archives: bytes, order and memory; corrupt archives."""
 
+import pickle
 import shutil
 import subprocess
 import tarfile
@@ -28,6 +29,7 @@ def test_files_are_samples_of_path_label_and_identifier(tmp_path: Path) -> None:
     samples = ImageFiles([tmp_path / "a b.jpg", "é/ü.png"], [3, 1], identifiers=[70, 80])
     assert list(samples) == [(tmp_path / "a b.jpg", 3, 70), (Path("é/ü.png"), 1, 80)]
     assert samples[-1] == samples[1]
+    assert list(pickle.loads(pickle.dumps(samples))) == list(samples)
     assert [samples.name(i) for i in range(2)] == [str(tmp_path / "a b.jpg"), "é/ü.png"]
     assert samples.labels.tolist() == [3, 1]
     assert ImageFiles(["a", "b"], [0, 0]).identifiers.tolist() == [0, 1]

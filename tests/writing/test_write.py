@@ -35,6 +35,12 @@ class Uneven(list[Any]):
         return super().__getitem__(index)
 
 
+class Named(list[Any]):
+    """Samples with an attribute that is not the method `name`."""
+
+    name = "a data set"
+
+
 def blob_of(size: int) -> NDArray[np.uint8]:
     return np.full(size, size % 251, dtype=np.uint8)
 
@@ -146,8 +152,9 @@ def test_stock_ffcv_reads_pages_that_grew(os_cache: bool, tmp_path: Path) -> Non
         (Blobs(20, errors={7: KeyError("x")}), "blob 7: KeyError"),
         ([*blobs(1, 2, 3), (blob_of(1),)], "sample 3: 1 values for 2 fields"),
         ([*blobs(1, 2), (blob_of(1), "x")], "sample 2: "),
+        (Named([*blobs(1, 2), (blob_of(1), "x")]), "sample 2: "),
     ],
-    ids=["disk", "key", "short", "label"],
+    ids=["disk", "key", "short", "label", "named"],
 )
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_failing_sample_is_named_and_leaves_nothing(

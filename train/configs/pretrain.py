@@ -80,9 +80,9 @@ class Config(SupervisedConfig):
     sync_batchnorm: bool = False
     """Compute batch statistics over all processes."""
     cache: str = "auto"
-    """How the loader reads: auto, os, extents or ram."""
+    """How the loader reads, such as auto or extents."""
     order: str = "random"
-    """Order of the samples: random, or quasi_random for files larger than memory."""
+    """Order of the samples, such as random, or quasi_random for files larger than memory."""
     val_every: int = 0
     """Epochs between validations. 0 validates only at the end."""
 
