@@ -315,9 +315,7 @@ def test_a_manifest_that_contradicts_the_file_is_found(
         assert found(verify(jpegs)) == {("manifest", None)}
 
 
-def test_a_class_id_too_large_to_count_contradicts_the_manifest(
-    jpegs: Path, photos: Images
-) -> None:
+def test_a_huge_class_id_contradicts_the_manifest(jpegs: Path, photos: Images) -> None:
     stored = json.loads(manifest_path(photos.path).read_text())
     write_json(manifest_path(jpegs), {**stored, "fingerprint": ""})
     with damage(jpegs) as parts:

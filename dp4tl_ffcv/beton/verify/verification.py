@@ -140,9 +140,10 @@ def _manifest_problems(path: Path, tables: Tables) -> Iterator[str]:
     except BetonError:
         labels = None  # no class ids
     # A corrupt class id may be too large to count up to.
-    is_in_range = labels is not None and labels.max(initial=-1) < len(counts)
-    if counts and not (
-        is_in_range and np.bincount(labels, minlength=len(counts)).tolist() == counts
+    if counts and (
+        labels is None
+        or labels.max(initial=-1) >= len(counts)
+        or np.bincount(labels, minlength=len(counts)).tolist() != counts
     ):
         yield f"its class counts differ from those of the field {manifest.label_field!r}"
     if names and counts and names != len(counts):
