@@ -154,7 +154,7 @@ def load_artifact(
 
 
 class Artifact:
-    """Base of dataclasses of read-only arrays and JSON-able facts that are kept in a file."""
+    """Base class for dataclasses saved as one file of arrays and metadata."""
 
     __slots__ = ()
     KIND: ClassVar[str]
@@ -176,7 +176,7 @@ class Artifact:
 
     @classmethod
     def of(cls, given: Self | str | os.PathLike[str]) -> Self:
-        """Return `given`, loaded if it is a path."""
+        """Load `given` if it is a path; else return it."""
         return cls.load(given) if isinstance(given, str | os.PathLike) else given
 
     def _freeze(self, **arrays: NDArray[Any]) -> None:
@@ -192,5 +192,6 @@ def check_fingerprint(what: str, expected: str | None, found: str, beton: Path) 
     """
     if expected is not None and expected != found:
         raise StaleArtifactError(
-            f"`{what}` was made for another beton than {str(beton)!r}. Make it again for this one."
+            f"`{what}` was made for another beton, not for {str(beton)!r}. Pass that beton, or "
+            f"make `{what}` for this one."
         )

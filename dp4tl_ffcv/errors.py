@@ -25,7 +25,7 @@ class StaleArtifactError(ValueError):
 
 @contextmanager
 def requires(package: str, purpose: str) -> Iterator[None]:
-    """Within the block, which imports from an optional `package`, name it if it is missing."""
+    """Turn an ImportError in the block into a ValueError that names the optional `package`."""
     try:
         yield
     except ImportError as error:
@@ -38,7 +38,7 @@ def requires(package: str, purpose: str) -> Iterator[None]:
 def one_line_errors(
     settings: Any = None, *, program: str | None = None, debug: bool | None = None
 ) -> Iterator[None]:
-    """Within the block, end the program with one line on stderr and status 1 on an error.
+    """Print an exception of the block as one line on stderr and exit with status 1.
 
     Ctrl-C ends the program with status 130.
 
@@ -74,7 +74,7 @@ def _typed_program() -> str:
 
 
 def _flags_of(settings: Any) -> set[str]:
-    """Return the names of the fields that have a flag. An annotated one is positional."""
+    """Return the names of the fields that have a flag. Fields typed `Annotated` are positional."""
     if not is_dataclass(settings):
         return set()
     nested = (_flags_of(value) for value in vars(settings).values())

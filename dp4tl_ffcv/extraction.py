@@ -72,15 +72,16 @@ def extract_features(  # noqa: PLR0913  # options are named at the call
         amp: on a GPU, compute in mixed precision.
         restart: delete the folder of another run instead of raising StaleArtifactError.
         batch_size: images per forward pass. Rounded down to a power of two (300 runs as 256) of at
-            most 4096: then a continued run forms the same batches, and writes the same bytes.
-        num_workers: loading threads per process; None shares all cores among the processes.
+            most 4096, so that a continued run forms the same batches, and writes the same bytes.
+        num_workers: loading threads per process. None: all cores, shared by the processes.
         device: where the model is moved to and run; None takes this process's GPU, else the CPU.
 
     Raises:
         BlockingIOError: another run is writing `out`.
         CheckpointError: the model cannot be loaded, see `load_checkpoint`.
         StaleArtifactError: `out` comes from another model, other samples or other settings.
-        ValueError: an argument is wrong, or a feature is not finite (float16 ends at 65504).
+        ValueError: an argument is wrong, or a feature is not finite (float16 cannot hold values
+            above 65504).
     """
     check_choice("dtype", dtype, ("float16", "float32"))
     index = BetonIndex.of(beton)

@@ -26,7 +26,7 @@ class RunFolder:
     Args:
         path: the folder.
         config: everything that the result depends on, as JSON values.
-        overwrite: replace a finished run of another configuration.
+        overwrite: delete a run of another configuration.
     """
 
     def __init__(
@@ -53,8 +53,10 @@ class RunFolder:
             resume: keep checkpoints and log of an unfinished run of the same configuration.
 
         Raises:
-            ValueError: the folder holds checkpoints that are not a run's; or, without `overwrite`,
-                a finished run of another configuration or, with `resume`, an unfinished one.
+            ValueError: the folder holds checkpoints, but no run.
+            ValueError: without `overwrite`: it holds a finished run of another configuration.
+            ValueError: without `overwrite` and with `resume`: it holds an unfinished run of another
+                configuration.
         """
         before = _read(self.path / "config.json")
         is_finished = _read(self.path / "result.json") is not None
@@ -88,7 +90,7 @@ class RunFolder:
         else:
             return
         raise ValueError(
-            f"{str(self.path)!r} holds {kind}. Choose another folder, or pass overwrite."
+            f"{str(self.path)!r} holds {kind}. Choose another folder, or pass `overwrite`."
         )
 
     def _delete_unfinished_writes(self) -> None:

@@ -91,7 +91,7 @@ class TrainState:
     model: Classifier
     """The bare model."""
     network: nn.Module
-    """The same weights as they are trained: compiled, with the gradients of all processes."""
+    """The model wrapped for training: compiled and in DistributedDataParallel."""
     averaged: AveragedWeights | None
     loader: PrunedLoader
     optimizer: torch.optim.Optimizer

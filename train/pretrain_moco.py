@@ -6,7 +6,8 @@ r"""Pretrain an encoder without labels, by MoCo v2, on a source beton or the sam
 Each image is decoded once and cropped twice; the crops are augmented on the device. The query
 network encodes one crop. The key network, a moving average of the query network, encodes the other.
 The query network learns to find the key of the same image among the keys of earlier images
-(arXiv 1911.05722, 2003.04297). Losses and modules come from lightly: `pip install lightly`.
+(arXiv 1911.05722, 2003.04297). Losses and modules come from lightly:
+`pip install '.[moco]'` or `pip install lightly`.
 
 The run folder gets `config.json`, `log.jsonl`, `result.json` and `checkpoints/last.pt`: the encoder
 without a head, for `dp4tl features` (then `dp4tl cluster`, and feature mapping of pseudo-classes)
@@ -90,7 +91,7 @@ class TrainState:
     group: Processes
     moco: MoCo
     query: nn.Module
-    """The query network of `moco`, with the gradients of all processes."""
+    """The query network of `moco`, in DistributedDataParallel."""
     loader: PrunedLoader
     optimizer: torch.optim.Optimizer
     learning_rate: Callable[[int], float]

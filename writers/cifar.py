@@ -1,6 +1,6 @@
 """Write betons of CIFAR-10 or CIFAR-100: train, test and, with --val N, a part of train as val.
 
-ROOT holds one of the published forms, from www.cs.toronto.edu/~kriz/cifar.html:
+ROOT (--root) holds one of the published forms, from www.cs.toronto.edu/~kriz/cifar.html:
 
     --name cifar10                                 --name cifar100
     cifar-10-batches-bin/  (*.bin, batches...)     cifar-100-binary/  (train.bin, test.bin, ...)
@@ -8,10 +8,10 @@ ROOT holds one of the published forms, from www.cs.toronto.edu/~kriz/cifar.html:
     cifar-10-batches-py/   (data_batch_1, ...)     cifar-100-python/  (train, test, meta)
     cifar-10-python.tar.gz                         cifar-100-python.tar.gz
 
-10 or 100 classes (the fine labels), 50,000 images for training and 10,000 for testing, of 32 x 32
-pixels, stored raw. Archives are not extracted, and must have the published MD5. Pickles in the
-Python version are read without running code. The identifier of an image is its position in the
-training or test images, as in torchvision.
+The datasets have 10 or 100 classes (the fine labels), and 50,000 training and 10,000 test images of
+32 x 32 pixels. By default they are stored raw. Archives are not extracted, and must have the
+published MD5. Pickles in the Python version are read without running code. The identifier of an
+image is its position in the training or test images, as in torchvision.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ import dp4tl_ffcv
 from dp4tl_ffcv import utils
 from dp4tl_ffcv.utils import check_choice
 
-from .components.common import Options, check_no_stale, run, write_splits
+from .components.common import CountedOptions, check_no_stale, run, write_splits
 from .components.draw import draw_by_class
 from .components.files import find
 from .components.safe_unpickle import byte_rows, read_dict
@@ -42,7 +42,7 @@ Images = tuple[NDArray[np.uint8], NDArray[np.int64]]  # (N, 3072) as in the file
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(Options):
+class Config(CountedOptions):
     """Options of the writer."""
 
     name: Literal["cifar10", "cifar100"]
@@ -258,7 +258,7 @@ def _hold_out(train: NDArray[np.int64], config: Config) -> dict[str, NDArray[np.
 
 
 def _samples(images: Images, numbers: NDArray[np.int64]) -> utils.LazyImages:
-    """Return the images with some numbers, which are their identifiers."""
+    """Return the images `numbers`, which become their identifiers."""
     planes, labels = images
 
     def image(position: int) -> NDArray[np.uint8]:

@@ -1,21 +1,21 @@
 """Write betons of DTD, Food-101 and seven other targets with CoOp's splits: `--name dtd`.
 
-ROOT holds the images, extracted from the dataset's archive, and CoOp's split file,
+ROOT (--root) holds the images, extracted from the dataset's archive, and CoOp's split file,
 split_zhou_DATASET.json. CoOp's DATASETS.md (github.com/KaiyangZhou/CoOp) links to both.
 
-    --name           train     val    test  classes   images in ROOT, from the archive
-    caltech101       4,128   1,649   2,465      100   101_ObjectCategories/, its .tar.gz
-    dtd              2,820   1,128   1,692       47   images/, dtd-r1.0.1.tar.gz
-    eurosat         13,500   5,400   8,100       10   2750/, EuroSAT.zip (RGB, 64 x 64 pixels)
-    flowers102       4,093   1,633   2,463      102   jpg/, 102flowers.tgz
-    food101         50,500  20,200  30,300      101   images/, food-101.tar.gz
-    oxford_pets      2,944     736   3,669       37   images/, images.tar.gz
-    stanford_cars    6,509   1,635   8,041      196   cars_train/, cars_test/, their .tgz
-    sun397          15,880   3,970  19,850      397   SUN397/, SUN397.tar.gz
-    ucf101           7,639   1,898   3,783      101   UCF-101-midframes/, its .zip
+    --name          train     val    test  classes   images in ROOT, from the archive
+    caltech101      4,128   1,649   2,465      100   101_ObjectCategories/, the same .tar.gz
+    dtd             2,820   1,128   1,692       47   images/, dtd-r1.0.1.tar.gz
+    eurosat        13,500   5,400   8,100       10   2750/, EuroSAT.zip (RGB, 64 x 64 pixels)
+    flowers102      4,093   1,633   2,463      102   jpg/, 102flowers.tgz
+    food101        50,500  20,200  30,300      101   images/, food-101.tar.gz
+    oxford_pets     2,944     736   3,669       37   images/, images.tar.gz
+    stanford_cars   6,509   1,635   8,041      196   cars_train/, cars_test/, cars_{train,test}.tgz
+    sun397         15,880   3,970  19,850      397   SUN397/, SUN397.tar.gz
+    ucf101          7,639   1,898   3,783      101   UCF-101-midframes/, UCF-101-midframes.zip
 
---download lets torchvision download and extract missing images, except those of stanford_cars and
-ucf101, but no split file.
+--download lets torchvision get missing images, except for stanford_cars and ucf101. It never gets
+the split file.
 
 CoOp leaves out two classes of Caltech-101 (BACKGROUND_Google, Faces_easy), trains on half of each
 class of Flowers, splits each class of Food-101 into 500, 200 and 300 images, and uses the first of
@@ -34,7 +34,7 @@ from typing import Any
 import dp4tl_ffcv
 from dp4tl_ffcv.utils import check_choice
 
-from .components.common import SPLITS, Options, run, write_splits
+from .components.common import SPLITS, CountedOptions, run, write_splits
 from .components.files import find
 from .components.listed import Listing, image_files
 
@@ -83,7 +83,7 @@ TARGETS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(Options):
+class Config(CountedOptions):
     """Options of the writer."""
 
     name: str

@@ -1,13 +1,13 @@
 """Write betons from parquet files of an image dataset, as Hugging Face `datasets` publishes them.
 
-ROOT is a local copy of a dataset's repository, or of the folder of one configuration. The name of a
-file or of its folder gives the split; validation, valid and dev are written as val:
+ROOT (--root) is a local copy of a dataset's repository, or of one configuration's folder. The name
+of a file or of its folder gives the split; validation, valid and dev are written as val:
 
     data/train-00000-of-00005.parquet      data/validation-00000-of-00001.parquet
     train.parquet                          train/0000.parquet
     README.md                              numbers of images per split, class names
 
-The column of images holds {bytes, path} or bytes, the column of labels class ids (ClassLabel or
+The image column holds {bytes, path} or bytes. The label column holds class ids (ClassLabel or
 integers). The names of the columns and of the classes come from the metadata in each file, or else
 from README.md. This needs pyarrow, and pyyaml to read README.md. The identifier of an image is its
 row, counted through the files of its split.
@@ -29,7 +29,7 @@ from typing import Any
 import dp4tl_ffcv
 from dp4tl_ffcv.utils import check_choice, requires
 
-from .components.common import Options, run, write_splits
+from .components.common import CountedOptions, run, write_splits
 from .components.files import is_hidden
 
 SPLITS = {
@@ -40,7 +40,7 @@ SPLITS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(Options):
+class Config(CountedOptions):
     """Options of the writer."""
 
     root: Path

@@ -1,9 +1,9 @@
 """Write betons from a folder of images: `ROOT/CLASS/*.jpg` or `ROOT/SPLIT/CLASS/*.jpg`.
 
-If ROOT has folders called train, val or test, they become the splits. Otherwise --val and --test
-split the images of each class at random. Class ids follow the sorted class names and are the same
-in all splits. The identifier of an image is its position in the sorted listing of its folder: ROOT,
-or ROOT/SPLIT.
+If ROOT (--root) has folders called train, val or test, they become the splits. Otherwise --val and
+--test split the images of each class at random. Class ids follow the sorted class names and are the
+same in all splits. The identifier of an image is its position in the sorted listing of its folder:
+ROOT, or ROOT/SPLIT.
 """
 
 from __future__ import annotations

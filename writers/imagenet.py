@@ -1,12 +1,12 @@
 """Write betons of ImageNet (ILSVRC2012), train and val, from folders or the official archives.
 
-ROOT holds the archives from image-net.org (free, after registration), which are not extracted:
+ROOT (--root) holds the archives from image-net.org (free, after registration), not extracted:
 
     ILSVRC2012_img_train.tar        a tar of 1,000 tars, WNID.tar
     ILSVRC2012_img_val.tar          ILSVRC2012_val_00000001.JPEG to ..._00050000.JPEG
     ILSVRC2012_devkit_t12.tar.gz    labels of val, and class names
 
-or folders, which are preferred to the archive of the same split:
+or folders, which are used instead of the archive if both exist:
 
     train/WNID/*.JPEG
     val/WNID/*.JPEG, or val/ILSVRC2012_val_*.JPEG with the devkit
@@ -34,7 +34,7 @@ import numpy as np
 import dp4tl_ffcv
 from dp4tl_ffcv import utils
 
-from .components.common import Options, run, write_splits
+from .components.common import CountedOptions, run, write_splits
 from .components.files import (
     IMAGE_SUFFIXES,
     find,
@@ -54,7 +54,7 @@ LAYOUTS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(Options):
+class Config(CountedOptions):
     """Options of the writer."""
 
     root: Path

@@ -1,9 +1,9 @@
 """Write betons from a classification dataset of torchvision.datasets: `--name DTD --root data`.
 
-ROOT is the `root` of torchvision's class, and --download lets the class download the dataset if it
-can. Splits are torchvision's: train and test, and val if there is one. OxfordIIITPet's trainval is
-written as train, and a dataset without splits as all. --arguments passes further arguments to the
-class, such as `partition=2` or `annotation_level=family`.
+ROOT (--root) is the `root` of torchvision's class. --download lets the class download the dataset
+if it can. Splits are torchvision's: train and test, and val if there is one. OxfordIIITPet's
+trainval is written as train, and a dataset without splits as all. --arguments passes further
+arguments to the class, such as `partition=2` or `annotation_level=family`.
 
 Image files keep their bytes. Class ids and names are torchvision's. The identifier of an image is
 its index in torchvision's dataset.
@@ -31,7 +31,7 @@ import dp4tl_ffcv
 from dp4tl_ffcv import utils
 from dp4tl_ffcv.utils import check_choice
 
-from .components.common import Options, run, write_splits
+from .components.common import CountedOptions, run, write_splits
 
 Arguments = Mapping[str, Any]
 
@@ -95,7 +95,7 @@ KNOWN: dict[str, tuple[int, dict[str, Split]]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(Options):
+class Config(CountedOptions):
     """Options of the writer."""
 
     name: str

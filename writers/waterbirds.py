@@ -1,13 +1,13 @@
 """Write betons of Waterbirds with the train, val and test splits of its metadata.csv.
 
---root is the folder inside waterbird_complete95_forest2water2.tar.gz from
+ROOT (--root) is the folder inside waterbird_complete95_forest2water2.tar.gz from
 nlp.stanford.edu/data/dro:
 
     waterbird_complete95_forest2water2/
         metadata.csv  (img_id,img_filename,y,split,place,place_filename)
         001.Black_footed_Albatross/Black_Footed_Albatross_0001_796111.jpg ...
 
-2 classes; 4,795 images for training, 1,199 for validation, 5,794 for testing.
+It has 2 classes, and 4,795 training, 1,199 validation and 5,794 test images.
 
 The identifier of a sample is its img_id in metadata.csv. Worst-group accuracy uses the groups
 2 * y + place: landbirds on land, landbirds on water, waterbirds on land, waterbirds on water.
@@ -21,7 +21,7 @@ from pathlib import Path
 
 import dp4tl_ffcv
 
-from .components.common import SPLITS, Options, run, write_splits
+from .components.common import SPLITS, CountedOptions, run, write_splits
 from .components.files import find
 from .components.listed import image_files
 
@@ -30,7 +30,7 @@ EXPECTED = (2, {"train": 4795, "val": 1199, "test": 5794})
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(Options):
+class Config(CountedOptions):
     """Options of the writer."""
 
     root: Path

@@ -6,8 +6,8 @@ from typing import Any
 from benchmarks.harness.rows import markdown
 
 COLUMNS = (
-    "trained", "keep", "fed by", "speed-up", "x keep", "cold, x keep", "x keep with LM, FM",
-    "images/s", "waiting", "read / retained",
+    "trained", "fraction kept", "fed by", "speed-up", "x kept", "cold, x kept",
+    "x kept with LM, FM", "images/s", "waiting", "read / retained",
 )  # fmt: skip
 Key = tuple[str, str, float]  # architecture, side, keep
 
@@ -65,9 +65,10 @@ def end_to_end_table(lines: Sequence[Mapping[str, Any]], measured: str) -> str:
     caption = (
         f"{measured}, by `python -m benchmarks.end_to_end`: {first['samples']:,} images of 400 px, "
         f"crops of {first['resolution']} px, batches of {first['batch_size']:,}; medians of epochs "
-        "that alternate. *Speed-up*: against the full source by the same loader; the ideal is "
-        "1 / keep, *x keep* 1. *Cold*: the file was dropped from the page cache before each "
-        "epoch, and bytes are read as needed; otherwise the file is in memory. *With LM, FM*: a "
+        "that alternate. *Fraction kept*: of the source's classes. *Speed-up*: against the full "
+        "source by the same loader. *x kept*: the speed-up times the fraction kept; 1 is ideal. "
+        "*Cold*: the file was dropped from the page cache before each epoch, and bytes are read as "
+        "needed; otherwise the file is in memory. *With LM, FM*: a "
         "run of 16 epochs, with the surrogate's inference, scores, selection and, for compacted "
         "files, `compact`; the training of the surrogate is not counted. *Waiting*: share of the "
         "time in which the step had no batch to work on."
@@ -80,5 +81,5 @@ def end_to_end_table(lines: Sequence[Mapping[str, Any]], measured: str) -> str:
             " *Of the limit*: images/s against the same GPU fed with pixels from its own memory."
         )
     else:
-        caption += " Loading and training share the processor here, so some waiting remains."
+        caption += " Loading and training share the CPU here, so some waiting remains."
     return f"{markdown(table[0], table[1:])}\n\n{caption}"

@@ -28,18 +28,18 @@ RESULTS = Path(__file__).resolve().parents[1] / "results"
 @dataclass(frozen=True, kw_only=True)
 class Config:
     quick: bool = False
-    """Measure on less data, in about a minute. The figures are rough and only printed."""
+    """Measure on less data, in about a minute. The numbers are rough, and only printed."""
     only: tuple[str, ...] = ()
-    """Names of figures to measure. By default, measure all."""
+    """Names of the measurements to make. Default: all."""
     data: Path = Path("runs/bench")
     """Folder that keeps generated data for the next run."""
     out: Path | None = None
-    """File for the JSON lines. By default, a full run writes to benchmarks/results/."""
+    """File for the JSON lines. Default: benchmarks/results/ for a full run, no file otherwise."""
 
 
 def main(name: str, description: str, arguments: Sequence[str] | None = None) -> None:
     """Run `python -m benchmarks.NAME`."""
-    text = f"{description}\n\nFigures: {', '.join(_modules(name))}."
+    text = f"{description}\n\nMeasurements: {', '.join(_modules(name))}."
     config = tyro.cli(Config, prog=f"python -m benchmarks.{name}", description=text, args=arguments)
     with one_line_errors(config):
         run(name, config)
@@ -72,7 +72,9 @@ def load_figures(name: str, only: Collection[str] = ()) -> dict[tuple[str, ...],
         found[getattr(module, "FIGURES", (module_name,))] = module.measure
     known = [figure for names in found for figure in names]
     if unknown := set(only).difference(known):
-        raise ValueError(f"--only: no figure {', '.join(unknown)}. There are {', '.join(known)}.")
+        raise ValueError(
+            f"--only: no measurement {', '.join(unknown)}. There are {', '.join(known)}."
+        )
     return {names: call for names, call in found.items() if not only or set(names) & set(only)}
 
 

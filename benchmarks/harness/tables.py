@@ -34,16 +34,21 @@ PLANTED = RESULTS / "planted.jsonl"
 END_TO_END = {"end-to-end": "end_to_end.jsonl", "end-to-end GPU": "end_to_end_gpu.jsonl"}
 NAMES = {"full": "full source", "label_mapping": "LM", "feature_mapping": "FM", "random": "random"}
 DEMO_COLUMNS = (
-    "selection", "keep", "classes", "pretraining", "speed-up", "with selection cost",
+    "selection", "fraction kept", "classes", "pretraining", "speed-up", "with selection cost",
     "linear probe", "full finetuning", "relevant",
 )  # fmt: skip
 
+# Names in the result files that tables show in other words.
+SIDES = {
+    "numpy.sum of the map as uint64": "reading the map once (numpy.sum)",
+    "sum of the map as uint64 by all threads": "reading the map once, by all threads",
+}
 # Parameters of a row that tables show, and how.
 DETAILS: dict[str, Callable[[Any], str]] = {
     "targets": "{:,} targets".format,
     "samples": "{:,} samples".format,
     "images": "{:,} images".format,
-    "keep": "keep {:g}".format,
+    "keep": "{:.0%} kept".format,
     "order": str,
     "file_bytes": lambda size: f"{size / 1e6:,.0f} MB",
     "how": str,
@@ -57,7 +62,7 @@ class Comparison:
 
     figures: dict[str, str]
     details: tuple[str, ...]
-    """Parameters that a description is followed by."""
+    """Parameters to show in parentheses after the description."""
     notes: str = ""
 
 
@@ -67,7 +72,7 @@ COMPARISONS = {
             "read_amplification": "bytes read / bytes retained",
             "pool_bytes": "memory for bytes read",
             "construct_seconds": "construction to first planned epoch",
-            "construct_bytes": "memory for that",
+            "construct_bytes": "memory until the first epoch is planned",
             "planning_seconds": "planning an epoch",
             "second_loader_seconds": "second loader of a process, to its first batch",
             "jpeg_rrc_throughput": "JPEG of 400 px, random resized crop to 160",
@@ -90,15 +95,14 @@ COMPARISONS = {
         notes=(
             " The input files are in the page cache. `write_beton` and `compact` flush to the disk "
             "before the clock stops; ffcv does not, and `cp` does where the row says so. Memory: "
-            "growth over the process and its workers. `write_beton` needs, for each image, its "
-            "name and 24 bytes of numbers in the listing, 64 bytes of order and tables, and, for a "
-            "moment, copies of some of these."
+            "growth over the process and its workers. `write_beton` keeps about 90 bytes per image "
+            "plus its name, and briefly copies part of this."
         ),
     ),
     "scoring": Comparison(
         figures={
-            "fm_assign": "votes of feature mapping, and the tie-break scores",
-            "fm_assign_roofline": "the same",
+            "fm_assign": "votes and tie-break scores of feature mapping",
+            "fm_assign_roofline": "votes and tie-break scores of feature mapping",
             "class_means": "means of classes, from a memory map of float16",
             "histogram": "samples of each class",
             "select_indices": "sample ids of the retained classes",
@@ -126,9 +130,9 @@ def comparison_table(name: str) -> str:
     head, *rows = _lines(RESULTS / f"{name}.jsonl")
     against = f", against {rows[0]['other_name']}" if name == "loader" else ""
     caption = (
-        f"{_measured(head)}{against}, by `python -m benchmarks.{name}`: medians of both sides in "
-        "alternation and of their ratio; above 1 is better for "
-        f"{'`PrunedLoader`' if name == 'loader' else 'ours'}.{table.notes}"
+        f"{_measured(head)}{against}, by `python -m benchmarks.{name}`. Runs of both sides "
+        "alternate; the table gives medians and the median ratio. A ratio above 1 is better for "
+        f"{'`PrunedLoader`' if name == 'loader' else 'us'}.{table.notes}"
     )
     columns = ["what", "stock ffcv", "`PrunedLoader`", "ratio"]
     if name != "loader":  # whose columns name the other side
@@ -139,7 +143,7 @@ def comparison_table(name: str) -> str:
         shown = ", ".join(DETAILS[each](params[each]) for each in table.details if each in params)
         cells = [f"{table.figures[row['figure']]} ({shown})"]
         if name != "loader":
-            cells.append(row["other_name"])
+            cells.append(SIDES.get(row["other_name"], row["other_name"]))
         cells += [_amount(row[side], row["unit"]) for side in ("other", "ours")]
         table_rows.append([*cells, "" if row["ratio"] is None else _number(row["ratio"])])
     return f"{markdown(columns, table_rows)}\n\n{caption}"
@@ -155,7 +159,8 @@ def demo_table(result: dict[str, Any]) -> str:
     table = markdown(DEMO_COLUMNS, (_demo_cells(row) for _, row in ordered))
     return (
         f"{table}\n\n{_measured(result)}, torch {torch}. Accuracy on the target's test images: "
-        f"mean of {seeds} seeds ± standard deviation. Pretraining: seconds of the faster seed; "
+        f"mean of {seeds} seeds ± standard deviation. *Fraction kept*: of the source's classes. "
+        "*Pretraining*: seconds of the faster seed; "
         "*with selection cost* adds the training of the surrogate, features, scores and selection. "
         "*=* marks the control, which trains for as many steps as the full source; all other runs "
         "train for as many epochs. "

@@ -1,7 +1,7 @@
-"""Time scoring against the code that it replaces.
+"""Compare the speed of the scoring kernels with numpy, torch and published code.
 
-Both sides work on the same arrays with the same number of threads. Every figure compares their
-results, and fails where the results differ.
+Both sides work on the same arrays with the same number of threads. Every measurement also compares
+the results, and fails if they differ.
 """
 
 from benchmarks.harness.command import main

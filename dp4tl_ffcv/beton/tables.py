@@ -183,6 +183,6 @@ def _damaged(path: Path, found: str) -> BetonError:
 
 def _foreign(path: Path, found: str) -> BetonError:
     return BetonError(
-        f"{str(path)!r} is not a beton of version {VERSION}: {found}. "
-        "Pass a file written by ffcv or `write_beton`."
+        f"{str(path)!r} is not a beton in FFCV's format (version {VERSION}): {found}. "
+        "Pass a file that ffcv or `dp4tl write` wrote."
     )

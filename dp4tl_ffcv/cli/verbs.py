@@ -53,7 +53,7 @@ class Verify(Verb):
     decode: bool = False
     """Read and decode every image."""
     num_workers: int | None = None
-    """Threads that decode. Default: one per core."""
+    """Threads that decode. Default: all cores."""
 
     def run(self) -> Any:
         """Check the file."""
@@ -81,7 +81,7 @@ class Features(Verb):
     out: Path
     """Folder to write."""
     arch: str | None = None
-    """Architecture, of torchvision or timm:NAME. Another program's checkpoint needs it."""
+    """Architecture (torchvision's name, or timm:NAME). Needed for other programs' checkpoints."""
     num_classes: int | None = None
     """Fail unless the checkpoint has this number of classes."""
     mean: tuple[float, float, float] | None = None
@@ -105,7 +105,7 @@ class Features(Verb):
     batch_size: int = 256
     """Images per forward pass, rounded down to a power of two (300 runs as 256) of at most 4096."""
     num_workers: int | None = None
-    """Loading threads per process. Without it, the processes share all cores."""
+    """Loading threads per process. Default: all cores, shared by the processes."""
 
     def run(self) -> Any:
         """Extract the features."""
@@ -121,11 +121,12 @@ class Cluster(Verb):
     features: Annotated[Path, tyro.conf.Positional]
     """Features of the whole source (`dp4tl features`), from any encoder."""
     num_clusters: tuple[int, ...]
-    """Number of clusters. Of several numbers, the one with the largest silhouette is used."""
+    """Number of clusters. Give several to use the one with the largest silhouette."""
     out: Path
     """Clusters file (.npz) to write."""
     levels: tuple[int, ...] = ()
-    """Numbers of clusters of the finer levels, largest first: their centroids are clustered."""
+    """For hierarchical k-means: cluster into these numbers first, largest first, then cluster the
+    centroids into --num-clusters."""
     seed: int = 0
     """Seed of the initial centroids and of --sample."""
     iterations: int = 25
@@ -181,11 +182,11 @@ class Select(Verb):
     keep_classes: int | None = None
     """Number of classes to keep."""
     keep_samples: int | None = None
-    """Largest number of samples to keep."""
+    """Keep at most this many samples."""
     keep_bytes: str | None = None
-    """Largest size of the retained samples, such as 20GiB."""
+    """Keep at most this many bytes of samples, such as 20GiB."""
     combine: Literal["sum", "max", "rank", "round-robin"] = "sum"
-    """How to combine several scores: sum or maximum of shares, mean rank, or taking turns."""
+    """Combine scores by sum or maximum of normalised scores, by mean rank, or by turns."""
     weights: tuple[float, ...] | None = None
     """Weight of each scores file. Default: all equal."""
     within: Path | None = None
@@ -228,11 +229,11 @@ class Compact(Verb):
     images: Literal["keep", "jpeg", "raw"] = "keep"
     """How to store images: unchanged, as JPEG, or as raw pixels."""
     raw_budget: str | None = None
-    """Size of the new file, such as 64GiB. Stores as many images as fit as raw pixels."""
+    """Largest size of the new file, such as 64GiB. Store as raw pixels as many images as fit."""
     fields: tuple[str, ...] | None = None
     """Fields to copy, such as `image label`. Default: all."""
     num_workers: int | None = None
-    """Threads that copy, or processes that encode. Default: one per core."""
+    """Threads that copy, or processes that encode. Default: all cores."""
 
     def run(self) -> Any:
         """Copy the samples."""
@@ -259,7 +260,7 @@ class Export(Verb):
 
 @dataclass(frozen=True, kw_only=True)
 class Report(Verb):
-    """Write the HTML report of a finished `dp4tl demo` again, from the files in its folder."""
+    """Rebuild the HTML report of a finished `dp4tl demo` from the files in its folder."""
 
     run_folder: Annotated[Path, tyro.conf.Positional]
     """Folder of the demo, such as runs/demo."""

@@ -20,7 +20,7 @@ How = Literal["sum", "max", "rank", "round-robin"]
 
 
 def mean_scores(scores: Sequence[Scores]) -> Scores:
-    """Average scores of the same method over runs, `s[i] = mean_r s_r[i]`, and tie-break scores.
+    """Average one method's scores, and its tie-break scores, over runs: `s[i] = mean_r s_r[i]`.
 
     A single run is returned unchanged.
 
@@ -57,7 +57,7 @@ def combine_scores(
     * `rank`: `s[c] = -sum_t w_t r_t[c]`, with r the positions in the targets' rankings, from 0;
       classes with equal scores and tie-break scores share their mean position.
     * `round-robin`: the targets take turns in proportion to their weights (turn k of target t is
-      due at time `k / w_t`; the first target goes first if two are due). In its turn, a target adds
+      due at time `k / w_t`; the earlier target goes first on a tie). In its turn, a target adds
       the best class of its ranking that is not yet chosen; `s[c] = C - position of c`.
 
     The tie-break scores are combined separately, by the same rule; round-robin leaves no ties.

@@ -20,7 +20,7 @@ class Budget:
     def number_of(self, costs: NDArray[np.int64], what: str) -> int:
         """Return how many entries, best first, the budget retains, given their samples or bytes.
 
-        The error names an entry `what`.
+        `what` is the word for an entry in the error.
         """
         if self.name == "keep":
             return int(part_of(self.value, len(costs)))
@@ -41,7 +41,8 @@ def one_budget(**given: Any) -> Budget:
     found = {name: value for name, value in given.items() if value is not None}
     if len(found) != 1:
         names = ", ".join(f"`{name}`" for name in given)
-        raise ValueError(f"give exactly one of {names}; got {sorted(found) or 'none'}.")
+        got = " and ".join(f"`{name}`" for name in found) or "none"
+        raise ValueError(f"give exactly one of {names}; got {got}.")
     ((name, value),) = found.items()
     if name == "keep":
         value = check_fraction(name, value)

@@ -72,6 +72,6 @@ def _check_suffix(path: str | os.PathLike[str]) -> str:
     suffix = Path(path).suffix
     if suffix not in EXPORT_SUFFIXES:
         raise ValueError(
-            f"{str(path)!r} must end in {', '.join(EXPORT_SUFFIXES)}; the suffix names the format."
+            f"{str(path)!r} must end in .npy, .indices or .txt, which names the format."
         )
     return suffix

@@ -230,13 +230,12 @@ def _check_options(
         raise ValueError("`within` and `keep_within` go together. Pass both or neither.")
     if within is not None and (of_samples or within.unit != "sample"):
         raise ValueError(
-            f"`within` needs class scores for `scores` and sample scores for `within`; got "
+            "`scores` must be class scores and `within` sample scores; got "
             f"{scores.unit} scores and {within.unit} scores."
         )
-    if balanced and (not of_samples or budget.name != "keep"):
-        raise ValueError(
-            f"`balanced` needs sample scores and `keep`; got {scores.unit} scores and "
-            f"`{budget.name}`."
-        )
+    if balanced and not of_samples:
+        raise ValueError("`balanced` needs sample scores; `scores` holds class scores.")
+    if balanced and budget.name != "keep":
+        raise ValueError(f"`balanced` needs `keep`, a fraction of each class; got `{budget.name}`.")
     if clusters is not None and of_samples and not balanced:
         raise ValueError("with sample scores, `clusters` have no effect without `balanced`.")

@@ -98,7 +98,9 @@ def test_every_figure_of_the_kept_results_is_found_by_its_file(name: str) -> Non
 
 
 def test_an_unknown_figure_is_an_error_that_lists_the_known() -> None:
-    with pytest.raises(ValueError, match=r"--only: no figure speed\. There are .*leaked_threads"):
+    with pytest.raises(
+        ValueError, match=r"--only: no measurement speed\. There are .*leaked_threads"
+    ):
         command.load_figures("loader", ["speed"])
 
 

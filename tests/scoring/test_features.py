@@ -121,7 +121,7 @@ def test_other_files_are_not_replaced(kind: str, tmp_path: Path) -> None:
     else:
         features_with().save(tmp_path / "f")
         (tmp_path / "f" / "thesis.tex").write_text("precious")
-    with pytest.raises(ValueError, match=r"exists and is no folder of features"):
+    with pytest.raises(ValueError, match=r"exists and is not a features folder"):
         bare().save(tmp_path / "f")
     rest = tmp_path / "f" if kind == "file" else tmp_path / "f" / "thesis.tex"
     assert rest.read_text() == "precious"
@@ -140,7 +140,7 @@ def rewrite_header(**changes: Any) -> Callable[[Path], Any]:
     return lambda path: path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-CORRUPT = r"is no folder of features, or is corrupt"
+CORRUPT = r"is not a features folder, or is corrupt"
 
 
 @pytest.mark.parametrize(

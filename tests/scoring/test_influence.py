@@ -89,9 +89,9 @@ HALF = np.array([[True], [False]])
         ([["a"], ["b"]], HALF, TypeError, "^`outcomes` must be numbers"),
         ([[1.0]], HALF, ValueError, r"must have shapes \(R, n\) and \(R, C\)"),
         ([1.0, 2.0], HALF, ValueError, r"must have shapes \(R, n\) and \(R, C\)"),
-        (np.zeros((2, 0)), HALF, ValueError, "^no runs"),
-        (np.zeros((2, 1)), np.zeros((2, 0), bool), ValueError, "^no runs"),
-        (np.zeros((0, 1)), np.zeros((0, 1), bool), ValueError, "^no runs"),
+        (np.zeros((2, 0)), HALF, ValueError, "are empty: "),
+        (np.zeros((2, 1)), np.zeros((2, 0), bool), ValueError, "are empty: "),
+        (np.zeros((0, 1)), np.zeros((0, 1), bool), ValueError, "are empty: "),
         ([[1.0], [np.nan]], HALF, ValueError, "^`outcomes` hold NaN or inf"),
         ([[1.0], [-np.inf]], HALF, ValueError, "^`outcomes` hold NaN or inf"),
         ([[1.0, np.inf], [2.0, -np.inf]], HALF, ValueError, "^`outcomes` hold NaN or inf"),
@@ -173,9 +173,9 @@ def test_published_arrays_are_read(tmp_path: Path, dtype: Any) -> None:
         (b"-1", r"must lie in \[0, 8\)"),
         (b"1\n0.5\n", "0.5"),
         (b"n01440764\nn01443537\n", "n01443537"),
-        (b"99999999999999999999", "is no list of class ids"),
-        (b"PK\x03\x04\xff\xfe", "is no list of class ids"),
-        (b"\x93NUMPY\x01\x00", "is no list of class ids"),
+        (b"99999999999999999999", "is not a list of class ids"),
+        (b"PK\x03\x04\xff\xfe", "is not a list of class ids"),
+        (b"\x93NUMPY\x01\x00", "is not a list of class ids"),
     ],
 )
 def test_files_without_a_list_are_rejected(tmp_path: Path, content: bytes, message: str) -> None:
@@ -183,7 +183,7 @@ def test_files_without_a_list_are_rejected(tmp_path: Path, content: bytes, messa
     path.write_bytes(content)
     with pytest.raises(ValueError, match=message) as caught:
         class_list(path, 8)
-    assert str(caught.value).startswith(f"{str(path)!r} is no list of class ids")
+    assert str(caught.value).startswith(f"{str(path)!r} is not a list of class ids")
 
 
 @pytest.mark.parametrize(
@@ -193,7 +193,7 @@ def test_files_without_a_list_are_rejected(tmp_path: Path, content: bytes, messa
 )
 def test_arrays_of_other_types_are_rejected_without_unpickling(tmp_path: Path, array: Any) -> None:
     np.save(tmp_path / "list.npy", array, allow_pickle=True)
-    with pytest.raises(ValueError, match=r"is no list of class ids"):
+    with pytest.raises(ValueError, match=r"is not a list of class ids"):
         class_list(tmp_path / "list.npy", 8)
 
 

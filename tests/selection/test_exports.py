@@ -52,7 +52,7 @@ def test_ids_are_read_in_any_order_and_repeats_count_once(
 def test_another_suffix_is_rejected(
     name: str, selection: Selection, uneven: BetonIndex, tmp_path: Path
 ) -> None:
-    message = r"must end in \.npy, \.indices, \.txt; the suffix names the format"
+    message = r"must end in \.npy, \.indices or \.txt, which names the format"
     with pytest.raises(ValueError, match=message):
         export_indices(selection, tmp_path / name)
     with pytest.raises(ValueError, match=message):

@@ -272,7 +272,7 @@ OF_PSEUDO_CLASSES = scores_of(np.ones(CLASSES), clusters_sha256="ab")
         (CLASS_SCORES, {"keep_bytes": "5 XB"}, ValueError, "^`keep_bytes` must be bytes, or text"),
         (scores_of(np.eye(12)[3]), {"keep_samples": 8}, ValueError, "best class takes 9 samples"),
         (CLASS_SCORES, {"keep": None}, ValueError, "exactly one of .*; got none"),
-        (CLASS_SCORES, {"keep": 1, "keep_bytes": 2}, ValueError, "got .'keep', 'keep_bytes'"),
+        (CLASS_SCORES, {"keep": 1, "keep_bytes": 2}, ValueError, "got `keep` and `keep_bytes`"),
         (SAMPLE_SCORES, {"keep_classes": 3}, ValueError, "^`keep_classes` needs class scores"),
         (random_scores(11), {}, ValueError, "has 12 classes, .* cover 11"),
         (random_scores(13), {}, ValueError, "has 12 classes, .* cover 13"),
@@ -281,11 +281,11 @@ OF_PSEUDO_CLASSES = scores_of(np.ones(CLASSES), clusters_sha256="ab")
         (CLASS_SCORES, {"keep_within": 0.5}, ValueError, "^`within` and `keep_within` go together"),
         (
             CLASS_SCORES, {"within": CLASS_SCORES, "keep_within": 0.5}, ValueError,
-            "^`within` needs .*; got class scores and class scores",
+            "^`scores` must be class scores .*; got class scores and class scores",
         ),
         (
             SAMPLE_SCORES, {"within": SAMPLE_SCORES, "keep_within": 0.5}, ValueError,
-            "^`within` needs .*; got sample scores and sample scores",
+            "^`scores` must be class scores .*; got sample scores and sample scores",
         ),
         (
             CLASS_SCORES, {"within": SAMPLE_SCORES, "keep_within": 0.0}, ValueError,
@@ -296,7 +296,7 @@ OF_PSEUDO_CLASSES = scores_of(np.ones(CLASSES), clusters_sha256="ab")
             "has 34 samples, but `within` covers 33",
         ),
         (CLASS_SCORES, {"balanced": True}, ValueError, "^`balanced` needs sample sc"),
-        (SAMPLE_SCORES, {"keep_bytes": 9, "balanced": True}, ValueError, "^`balanced` needs sam"),
+        (SAMPLE_SCORES, {"keep_bytes": 9, "balanced": True}, ValueError, "`balanced` needs `keep`"),
         (SAMPLE_SCORES, {"clusters": pseudo(8)}, ValueError, "`clusters` have no effect"),
         (CLASS_SCORES, {"clusters": pseudo(12, 33)}, ValueError, "34 .* `clusters` covers 33"),
         (CLASS_SCORES, {"clusters": pseudo(8)}, ValueError, "8 pseudo-classes, but .* cover 12"),

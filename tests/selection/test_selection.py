@@ -127,7 +127,7 @@ def test_another_suffix_is_rejected(uneven: BetonIndex, tmp_path: Path) -> None:
 def test_a_selection_is_rejected_for_another_beton(uneven: BetonIndex, photos: Any) -> None:
     selection = Selection.of_classes(uneven, [0])
     selection.check(uneven)
-    message = r"^`selection` was made for another beton than '.*photos\.beton'"
+    message = r"^`selection` was made for another beton, not for '.*photos\.beton'"
     with pytest.raises(StaleArtifactError, match=message):
         selection.check(photos.index)
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from dp4tl_ffcv import BetonIndex
+from writers.components.common import CountedOptions
 
 
 def stored(index: BetonIndex) -> dict[int, tuple[int, bytes]]:
@@ -27,7 +28,8 @@ def names_of(index: BetonIndex) -> tuple[str, ...]:
 
 def write(writer: Any, out: Path, **options: Any) -> dict[str, BetonIndex]:
     """Run a writer in this process, by default without its check of counts."""
-    given = {"num_workers": 0, "check_counts": False, **options}
+    unchecked = {"check_counts": False} if issubclass(writer.Config, CountedOptions) else {}
+    given = {"num_workers": 0, **unchecked, **options}
     written: dict[str, BetonIndex] = writer.write(writer.Config(out=out, **given))
     return written
 

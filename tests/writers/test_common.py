@@ -20,7 +20,7 @@ from dp4tl_ffcv.utils import ImageFiles, LazyImages
 from tests.support.files import numbered_jpeg as jpeg
 from tests.support.files import put_all
 from tests.writers.support import stored
-from writers.components.common import Expected, Options, run, write_splits
+from writers.components.common import CountedOptions, Expected, run, write_splits
 
 NAMES = ("ant", "bee")
 WRITERS = sorted(each.name for each in iter_modules(writers.__path__) if not each.ispkg)
@@ -39,7 +39,7 @@ def three(first: int = 0, *others: bytes) -> LazyImages:
 
 def write(splits: Any, out: Path, names: Any = NAMES, **others: Any) -> dict[str, BetonIndex]:
     expected = others.pop("expected", None)
-    options = Options(out=out, **{"num_workers": 0, **others})
+    options = CountedOptions(out=out, **{"num_workers": 0, **others})
     return write_splits("birds", splits, names, options, expected)
 
 
@@ -175,7 +175,7 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., No
     def run_writer(train: LazyImages, *arguments: str) -> None:
         writer: Any = ModuleType("writers.birds")
         writer.__spec__ = ModuleSpec(writer.__name__, None)
-        writer.Config = Options
+        writer.Config = CountedOptions
         names = [*NAMES, *(f"rare {number}" for number in range(7))]
         writer.write = lambda options: write_splits("birds", {"train": train}, names, options)
         monkeypatch.setitem(sys.modules, writer.__name__, writer)

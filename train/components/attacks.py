@@ -1,7 +1,7 @@
 """Adversarial images, and training losses on them.
 
 All attacks are bounded in the L-infinity norm and follow the sign of the gradient (Madry et al.,
-ICLR 2018). Bounds and steps are pixel values of 255, and apply to pixels: the model normalises
+ICLR 2018). Bounds and steps are on the scale 0 to 255, and apply to pixels: the model normalises
 inside. An attack computes no gradient of a weight, and does not change the model: neither its
 running statistics, nor its `.grad`s, nor its mode.
 """
@@ -24,9 +24,9 @@ class Attack:
     """Bounds and steps of a projected gradient ascent on the loss, from a random start."""
 
     epsilon: float
-    """Largest change of a pixel value, of 255."""
+    """Largest change of a pixel value, on the scale 0 to 255."""
     step_size: float
-    """Change of a pixel value in a step, of 255."""
+    """Change of a pixel value in a step, on the scale 0 to 255."""
     steps: int
     """Number of steps."""
 

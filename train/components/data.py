@@ -17,7 +17,7 @@ class Source:
     index: BetonIndex
     """The training beton."""
     selection: Selection | None
-    """The retained classes and samples. None retains all."""
+    """The retained classes and samples. None keeps all samples."""
     val: BetonIndex | None
     """The validation beton."""
 
@@ -46,7 +46,7 @@ def open_source(train: Path, selection: Path | None, val: Path | None = None) ->
 
     Raises:
         StaleArtifactError: the selection was made for another beton.
-        ValueError: the validation beton is that of another source.
+        ValueError: the validation beton belongs to another source.
     """
     index = BetonIndex.open(train)
     chosen = Selection.load(selection) if selection else None
@@ -73,7 +73,7 @@ def open_splits(**paths: Path) -> dict[str, BetonIndex]:
     splits = {name: BetonIndex.open(path) for name, path in paths.items()}
     num_classes = splits["train"].num_classes
     for (first, one), (second, other) in combinations(splits.items(), 2):
-        # A fingerprint does not cover pixels. Few betons have equal ones, so that few are read.
+        # A fingerprint does not cover pixels. Hash files only if fingerprints match, which is rare.
         if one.fingerprint == other.fingerprint and (
             sha256_of_file(one.path) == sha256_of_file(other.path)
         ):

@@ -135,7 +135,7 @@ def uneven_rates(outcomes: Outcomes) -> str | None:
         return None
     return (
         f"pretraining ran at {min(rates):.0f} to {max(rates):.0f} images/s: the machine was busy "
-        "with something else at times, so seconds and speed-ups are equally uncertain"
+        "with something else at times, so the times and speed-ups may be off by the same factor"
     )
 
 

@@ -58,7 +58,7 @@ class MoCo(nn.Module):
         return {"queue": bank.bank.clone(), "place": bank.bank_ptr.clone()}
 
     def set_extra_state(self, state: Mapping[str, Tensor]) -> None:
-        """Take over a queue."""
+        """Restore a saved queue."""
         bank = self.loss.memory_bank
         bank.bank.copy_(state["queue"])
         bank.bank_ptr.copy_(state["place"])

@@ -103,13 +103,13 @@ class AveragedWeights:
         return {"updates": self.updates, "average": self.average.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over a state."""
+        """Restore a saved state."""
         self.updates = state["updates"]
         self.average.load_state_dict(state["average"])
 
 
 class BestWeights:
-    """The weights of the epoch with the highest validation accuracy; the first of equals."""
+    """The weights of the epoch with the highest validation accuracy, the earliest on a tie."""
 
     def __init__(self, part: nn.Module) -> None:
         self.part = part
@@ -117,7 +117,7 @@ class BestWeights:
         self.weights: dict[str, Any] = {}
 
     def offer(self, epoch: int, accuracy: float) -> None:
-        """Keep the present weights if they are better."""
+        """Save the current weights if their accuracy is the best so far."""
         if accuracy > self.accuracy:
             self.epoch, self.accuracy = epoch, accuracy
             self.weights = copy.deepcopy(self.part.state_dict())
@@ -132,7 +132,7 @@ class BestWeights:
         return {"epoch": self.epoch, "accuracy": self.accuracy, "weights": self.weights}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over a state."""
+        """Restore a saved state."""
         self.epoch, self.accuracy = state["epoch"], state["accuracy"]
         self.weights = state["weights"]
 

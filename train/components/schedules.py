@@ -45,8 +45,8 @@ def learning_rate_factor(
         steps_per_epoch: steps of an epoch, for the step schedule.
         schedule: how the factor falls. The cyclic schedule rises over at least one step.
         warmup: fraction of all steps over which the factor rises.
-        start_factor: `first`, the factor at step 0. A step at factor 0 would be lost, so that 0
-            means 1 / (T + 1): the line is at 0 one step before the run.
+        start_factor: `first`, the factor at step 0. 0 means 1 / (T + 1), because a step with
+            learning rate 0 would be wasted.
         end_factor: `end`, the factor after the last step, for the cyclic and cosine schedules.
         step_length: epochs between two falls of the step schedule, from the start of the run.
         step_ratio: factor of each fall.

@@ -26,7 +26,7 @@ _WITHOUT_EFFECT = {
 
 @dataclass
 class Counters:
-    """Progress of a run, over all its sessions."""
+    """Progress of a run, including the part before a restart."""
 
     epoch: int = 0
     """Finished epochs."""
@@ -79,8 +79,8 @@ class Session:
         recipe: name of the recipe, for messages.
         config: settings of the run.
         processes: processes of the run.
-        inputs: fingerprints of the files that the result depends on. One with the name of a setting
-            replaces the setting: not the path of a file is part of a run, but its content.
+        inputs: fingerprints of the files that the result depends on. A fingerprint named like a
+            setting replaces it, so a run depends on a file's content, not its path.
         checkpoint: name of the checkpoint that the run writes.
     """
 
@@ -109,12 +109,12 @@ class Session:
 
     @property
     def epoch(self) -> int:
-        """Finished epochs, which is the number of the present epoch."""
+        """Index of the current epoch, from 0."""
         return self.counters.epoch
 
     @property
     def step(self) -> int:
-        """Optimiser steps taken, which is the number of the present step."""
+        """Index of the current step, from 0."""
         return self.counters.step
 
     def say(self, text: str) -> None:

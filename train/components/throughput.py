@@ -12,7 +12,7 @@ from dp4tl_ffcv.utils import track
 
 
 class Throughput:
-    """Passes the batches of an epoch on, and measures how long training waits for them.
+    """Iterate over an epoch's batches and measure the time spent waiting for them.
 
     On a GPU, the waiting time of the GPU counts, by its own clock: from the end of a step to the
     arrival of the next batch. The training loop runs ahead of the GPU, so its own waiting time

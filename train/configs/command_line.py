@@ -88,7 +88,7 @@ def _file_values(path: Path, config_type: type[Any]) -> dict[str, Any]:
     known = {field.name for field in fields(config_type)}
     if any(isinstance(value, Mapping) for value in values.values()):
         values = dp4tl.fields_of(values)
-        # DP4TL's files also turn off what our recipe does not have.
+        # Ignore options that the file turns off and this recipe lacks.
         values = {name: value for name, value in values.items() if value or name in known}
     unknown = [name for name in values if name not in known]
     if unknown:

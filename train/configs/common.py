@@ -16,11 +16,11 @@ class RunConfig:
     resume: bool = True
     """Continue a stopped run. --no-resume starts it over."""
     overwrite: bool = False
-    """Replace a finished run with other settings in the same folder."""
+    """Delete a run with different settings in this folder and start over."""
     seed: int = 0
     """Seed of the initial weights, the order of the samples and the augmentations."""
     num_workers: int | None = None
-    """Loading threads of each process. None shares the cores of a machine among its processes."""
+    """Loading threads per process. None: all cores, shared by the processes."""
     log_every: int = 50
     """Steps between two losses in the log."""
     save_every: int = 1
@@ -49,7 +49,8 @@ class RunConfig:
     warmup: float = 0.0
     """Fraction of all steps over which the learning rate rises linearly."""
     start_factor: float = 0.0
-    """Learning rate at the first step of the warm-up / --lr. 0 starts one step above zero."""
+    """Starting learning rate / --lr. With 0, the first step takes the first nonzero value of the
+    line from 0 to --lr."""
     end_factor: float = 0.0
     """Learning rate after the last step / --lr, in the cyclic and cosine schedules."""
     step_length: int = 30

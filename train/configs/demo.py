@@ -31,7 +31,7 @@ class Config:
     variants: int = 1
     """Renderings of each original per source class."""
     num_workers: int | None = None
-    """Loading threads. None takes all cores."""
+    """Loading threads. None: all cores."""
 
     def __post_init__(self) -> None:
         """Check the settings."""

@@ -64,7 +64,7 @@ def fields_of(nested: Mapping[str, Any]) -> dict[str, Any]:
     fields that our recipe for the same task does not have.
 
     Raises:
-        ValueError: a key is unknown or missing, or asks for pruning.
+        ValueError: a key is unknown or missing, or `dataset.prune` is set.
     """
     given = dict(_flatten(nested))
     unknown = sorted(given.keys() - _SAME.keys() - _SWITCHES.keys() - _KNOWN)

@@ -45,8 +45,8 @@ class Config(SupervisedConfig):
 
 # -- by name -------------------------------------------------------------------------------------
 # The values are those of DP4TL's files (OPTML-Group/DP4TL, configs/imagenet_transfer_to_downstream
-# and configs/downstream_train_from_scratch). What is not set here has the same value in the files
-# and in `Config`, except for the seed, the number of threads and the precision, which are ours.
+# and configs/downstream_train_from_scratch). The defaults of `Config` equal the published values,
+# except for the seed, the number of threads and the precision, which are ours.
 # DP4TL chooses the epoch on the test split. Its linear probe trains on the whole centre square and
 # tests on a crop of 7/8 of its side; here both crop to 7/8.
 
@@ -69,7 +69,7 @@ _SGD = {"optimizer": "sgd", "weight_decay": 5e-4}
 
 
 def _dp4tl(target: str, mode: str) -> dict[str, Any]:
-    """Return DP4TL's settings; from scratch, for the smaller of its two architectures."""
+    """Return DP4TL's settings; the from-scratch settings are those of ResNet-18."""
     if mode == "linear_probe":
         own = {**_ADAM, "lr": 1e-2, "epochs": 50}
     elif mode == "from_scratch":

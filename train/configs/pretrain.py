@@ -47,7 +47,7 @@ class Config(SupervisedConfig):
     schedule: Literal["cyclic", "step", "cosine", "constant"] = "cyclic"
     """How the learning rate falls: linearly, by a factor every few epochs, as a cosine, or not."""
     warmup: float = 0.125
-    """Fraction of all steps over which the learning rate rises linearly: 2 of 16 epochs."""
+    """Fraction of all steps over which the learning rate rises; the default is 2 of 16 epochs."""
 
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """SGD with momentum, or AdamW."""
@@ -106,9 +106,9 @@ class Config(SupervisedConfig):
 
 
 # -- by name -------------------------------------------------------------------------------------
-# The values of the published files. Settings that are missing here have `Config`'s default, which
-# equals the files' value. Only seed, number of threads and order are ours. The last batch is
-# dropped.
+# The values of the published files. The defaults of `Config` equal the published values; only seed,
+# number of threads and order are ours. The last, smaller batch of an epoch is dropped, as in the
+# files.
 
 # First and last epoch of the ramp from 160 to 192 pixels, by the number of epochs.
 _RAMPS = {16: (11, 13), 24: (17, 20), 32: (23, 27), 40: (29, 34), 56: (41, 48), 88: (65, 76)}
@@ -179,8 +179,8 @@ _VIT = {
     "amp": "fp16",
 }
 
-# rn18_16 is the surrogate of the paper. DP4TL has no file for rn50 beyond 16 epochs: those follow
-# its ResNet-18. ffcv_rn50 takes batches of 512 on each of eight GPUs.
+# rn18_16 is the surrogate of the paper. DP4TL has no file for rn50 beyond 16 epochs: the
+# longer rn50 settings copy its ResNet-18's. ffcv_rn50 takes batches of 512 on each of eight GPUs.
 CONFIGS: dict[str, dict[str, Any]] = {
     **{f"rn18_{epochs}": _dp4tl(18, epochs, batch_size=1024) for epochs in _RAMPS},
     **{f"rn50_{epochs}": _dp4tl(50, epochs, batch_size=512) for epochs in _RAMPS},

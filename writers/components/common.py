@@ -21,7 +21,7 @@ from dp4tl_ffcv.utils import one_line_errors
 
 SPLITS = ("train", "val", "test")
 MAX_CLASS_ID = (1 << 24) - 1  # each id up to the largest gets a name and a count
-# A killed run can be continued with other values of these options: they change no sample's bytes.
+# Options that a resumed run may change: they change no sample's bytes.
 _NOT_RECORDED = ("out", "num_workers", "check_counts", "download", "on_error")
 
 
@@ -46,9 +46,15 @@ class Options:
     shuffle: bool = True
     """Write samples in random order instead of the dataset's order."""
     num_workers: int | None = None
-    """Worker processes, by default one per core. 0 works in this process."""
+    """Worker processes. Default: one per core. 0 works in this process."""
     on_error: Literal["raise", "skip"] = "raise"
     """Stop at an unreadable image, or skip it and list it in the manifest."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CountedOptions(Options):
+    """Options of a writer that knows the size of its dataset."""
+
     check_counts: bool = True
     """Require the dataset's known numbers of classes and of images per split."""
 
@@ -75,13 +81,13 @@ def write_splits(
             If a random order is slow to read, `shuffled(seed)` returns them in a faster one.
         class_names: name of each class id.
         options: the writer's options.
-        expected: size of the dataset, None if it is not known.
+        expected: size of the dataset, for `CountedOptions`; None if it is not known.
 
     Raises:
         ValueError: the size is not the expected one, a split has no images, or a label has no
             class name.
     """
-    if expected is not None and options.check_counts:
+    if expected is not None and isinstance(options, CountedOptions) and options.check_counts:
         _check_counts(splits, class_names, expected)
     for split, samples in splits.items():
         _check_labels(split, samples.labels, class_names)
@@ -176,7 +182,7 @@ def _notices(index: dp4tl_ffcv.BetonIndex) -> Iterator[str]:
 
 
 def check_no_stale(out: Path, splits: Iterable[str]) -> None:
-    """Raise ValueError if `out` has one of `splits`, of an earlier run with other splits."""
+    """Raise ValueError if `out` holds a beton of `splits`, from a run that split differently."""
     for split in splits:
         path = out / f"{split}.beton"
         if path.exists():

@@ -25,8 +25,8 @@ WINDOW = 64 << 20  # bytes of images in a window; a larger group is a window alo
 class ParquetImages(LazyImages):
     """Samples (image, label, row) of a split. An image is its file's bytes or path.
 
-    `groups` (G, 4) has for each group of rows the number of its file, its number in the file, its
-    first row in the split and the bytes of its images. A process keeps `held` groups.
+    `groups` (G, 4) has a row per group. Its columns: file, group in the file, first row in the
+    split, image bytes. A process keeps `held` groups.
     """
 
     def __init__(

@@ -1,6 +1,7 @@
 """Read pickles of dictionaries, lists, numbers, strings and byte arrays without running any code.
 
-Objects that only record their arguments replace numpy's functions. Any other name is rejected.
+numpy's functions are replaced by objects that only record their arguments. Any other name is
+rejected.
 """
 
 import io

@@ -58,7 +58,8 @@ def cluster(
         features: Features of the whole source, the path of their folder, or an array `(N, D)` of
             float16, float32 or float64; memory maps are read block by block.
         num_clusters: number of clusters K, from 1 to N; or several to choose from.
-        levels: numbers of clusters of the finer levels, descending, each above `num_clusters`.
+        levels: for hierarchical k-means: the numbers of clusters to form first, descending, each
+            above `num_clusters`. The centroids of each level are clustered into the next.
         seed: seed of the random samples and of the first centroids.
         iterations: iterations of k-means on each level.
         sample: rows per cluster of the first level that the centroids are fitted to.

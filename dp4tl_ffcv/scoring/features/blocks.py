@@ -119,7 +119,9 @@ class Plan:
 
     def _create(self, columns: int, outputs: int | None) -> None:
         if self.logits and outputs is None:
-            raise ValueError("`logits` cannot be kept: the model has no classifier. Leave it out.")
+            raise ValueError(
+                "`logits` cannot be kept: the model has no classifier. Leave out `logits`."
+            )
         count = len(self.indices)
         blocks = -(-count // BLOCK_ROWS)
         self.folder.mkdir(parents=True, exist_ok=True)

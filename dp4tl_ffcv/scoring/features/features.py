@@ -114,7 +114,7 @@ class Features:
         )
 
     def class_means(self, num_classes: int) -> NDArray[np.float64]:
-        """Return the mean feature of each class `(num_classes, D)`, like `class_means`.
+        """Return the mean feature of each class `(num_classes, D)`, like `reductions.class_means`.
 
         Features from `dp4tl features` hold the sums, so the means need no pass over the features.
         """
@@ -238,12 +238,12 @@ def check_replaceable(name: str, path: Path) -> None:
         entry.name in ours or entry.name.startswith(f".{HEADER}.") for entry in path.iterdir()
     ):
         raise ValueError(
-            f"`{name}` {str(path)!r} exists and is no folder of features. Use another folder."
+            f"`{name}` {str(path)!r} exists and is not a features folder. Use another folder."
         )
 
 
 def remove_folder(path: Path) -> None:
-    """Delete a folder of features. Its header goes first: a kill leaves no valid folder."""
+    """Delete a features folder, the header first, so that a kill leaves no valid folder."""
     if path.exists():
         (path / HEADER).unlink(missing_ok=True)
         shutil.rmtree(path)
@@ -265,5 +265,5 @@ def _check_shape(name: str, values: Any, shape: tuple[int | None, ...]) -> None:
 
 def _not_features(path: str | os.PathLike[str]) -> ValueError:
     return ValueError(
-        f"{str(path)!r} is no folder of features, or is corrupt. Make it with `dp4tl features`."
+        f"{str(path)!r} is not a features folder, or is corrupt. Make it with `dp4tl features`."
     )

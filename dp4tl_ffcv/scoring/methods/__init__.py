@@ -87,7 +87,7 @@ def score(name: str, /, *, out: str | os.PathLike[str] | None = None, **inputs: 
     """Score by the method called `name`.
 
     Args:
-        name: `label_mapping`, say; `names()` lists all.
+        name: such as `label_mapping`; `names()` lists all.
         out: file (`.npz`) to write the scores to.
         inputs: arguments of the method's function.
     """

@@ -20,10 +20,10 @@ def class_influence(outcomes: Any, included: Any) -> Scores:
     `s[c] = mean_j I[c, j]`, with I as in `class_influences`.
 
     Args:
-        outcomes: .npy file `(R, n)`: how well each run did on each target image, for example 1 for
-            a correct prediction and 0 otherwise. In Python also an array.
-        included: .npy file `(R, C)`: whether each run was pretrained on each source class. In
-            Python also an array.
+        outcomes: .npy file, runs x target images: how well each training run did on each image, for
+            example 1 for a correct prediction and 0 otherwise. In Python also an array `(R, n)`.
+        included: .npy file, runs x source classes: whether each training run included each class in
+            pretraining. In Python also an array `(R, C)`.
 
     >>> class_influence([[0.9], [0.5], [0.8]], [[True, False], [False, True], [True, True]]).scores
     array([ 0.35, -0.25])
@@ -90,7 +90,7 @@ def _runs(outcomes: Any, included: Any) -> tuple[NDArray[Any], NDArray[np.bool_]
             f"{masks.shape}. Pass one row of each per run."
         )
     if not values.size or not masks.size:
-        raise ValueError(f"no runs, images or classes: got {values.shape} and {masks.shape}.")
+        raise ValueError(f"`outcomes` and `included` are empty: {values.shape} and {masks.shape}.")
     if not ((masks == 0) | (masks == 1)).all():
         raise ValueError("`included` must hold true and false, or 1 and 0; got other values.")
     masks = masks.astype(np.bool_)

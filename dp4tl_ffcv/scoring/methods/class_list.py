@@ -1,7 +1,7 @@
-"""Class list: a list of classes to keep, best first, such as Jain et al. publish.
+"""Class list: keep the classes of a list.
 
-The published lists are sorted by class id, which is no ranking: keep as many classes as the list
-holds.
+Lists run from best to worst, except those that Jain et al. published, which are sorted by class id:
+keep as many classes as the list holds.
 """
 
 import csv
@@ -38,8 +38,8 @@ def class_list(
 
     If the budget differs from the list's length, the order of the list decides: a list of classes
     to keep starts with the best, a list of classes to exclude with the worst. Classes that are not
-    listed are ranked by their ids. Jain et al. published lists (MadryLab/data-transfer,
-    `class_exclusion_files_handpicked`) in the order of class ids, which is no ranking.
+    listed are ranked by their ids. The lists of Jain et al. (MadryLab/data-transfer,
+    `class_exclusion_files_handpicked`) are sorted by class id: choose a budget of their length.
 
     Args:
         classes: file of class ids in `[0, C)`: .npy `(K,)`, or text with ids separated by commas,
@@ -85,7 +85,7 @@ def _read(
             raise ValueError("a .npy file has no `column`")
         return _checked(np.load(io.BytesIO(content), allow_pickle=False), num_classes)
     except (ValueError, TypeError, EOFError, OverflowError, csv.Error) as error:
-        raise ValueError(f"{str(path)!r} is no list of class ids, .npy or text: {error}") from error
+        raise ValueError(f"{str(path)!r} is not a list of class ids: {error}") from error
 
 
 def _checked(classes: Any, num_classes: int) -> NDArray[np.int64]:

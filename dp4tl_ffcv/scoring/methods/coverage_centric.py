@@ -24,8 +24,8 @@ def coverage_centric(
     """Order samples so that the first m, for any m, cover all difficulties evenly.
 
     `s[n] = N - position of n`. The difficulties are cut into strata of equal width, and each
-    stratum is shuffled. In every round, each stratum that still has samples gives one: the largest
-    stratum first, the harder of two equal ones first. So the first m samples hold
+    stratum is shuffled. In every round, each stratum that still has samples gives one. The largest
+    stratum goes first; the harder stratum goes first on a tie. So the first m samples hold
     `min(size, level)` samples of each stratum, and the largest strata share the remainder. For
     every m, this is the budget of coverage-centric coreset selection. (Zheng et al. 2023, arXiv
     2210.15809.)
@@ -33,8 +33,8 @@ def coverage_centric(
     Args:
         difficulty: sample scores that are high for hard samples, such as el2n or grand.
         strata: number of strata (difficulty ranges of equal width), 1 to 1,000,000.
-        cutoff: fraction of the samples in [0, 1), rounded down, to put last because the hardest
-            samples are often mislabelled. The easiest of them comes first.
+        cutoff: fraction of hardest samples to rank last, because they are often mislabelled; in
+            [0, 1). In Python: their number is rounded down, and the easiest of them comes first.
         seed: seed of the shuffles.
     """
     difficulty = Scores.of(difficulty)

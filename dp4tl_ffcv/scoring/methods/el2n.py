@@ -1,4 +1,4 @@
-"""EL2N: norm of the error of the softmax outputs, averaged over runs."""
+"""EL2N: norm of the error of the softmax outputs, averaged over training runs."""
 
 from collections.abc import Mapping
 from pathlib import Path

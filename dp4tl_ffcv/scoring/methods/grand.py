@@ -1,4 +1,4 @@
-"""GraNd: norm of each sample's gradient, averaged over runs."""
+"""GraNd: norm of each sample's gradient, averaged over training runs."""
 
 import os
 from collections.abc import Sequence
@@ -42,15 +42,16 @@ def grand(  # noqa: PLR0913  # options are named at the call
         models: checkpoints trained on the source for a few epochs, one per run. In Python also
             classifiers.
         beton: source beton, with fields `image` and `label`.
-        arch: architecture, of torchvision or timm:NAME, of checkpoints that do not record it.
+        arch: architecture (torchvision's name, or timm:NAME). Needed for other programs'
+            checkpoints.
         mean: mean per channel, for pixels in [0, 1], of checkpoints that do not record it.
         std: standard deviation per channel, of checkpoints that do not record it.
         resolution: side of the centre crop in pixels, after resizing.
         crop_ratio: side of the centre crop / shorter side of the image.
         batch_size: images loaded at a time; does not change the scores.
-        num_workers: loading threads. Default: all cores.
-        method: how to compute the norms, which does not change them, see `gradient_norms`. auto
-            uses the fastest that suits the model.
+        num_workers: loading threads. Default: all cores, shared by the processes.
+        method: how to compute the norms; all methods give the same norms. auto takes the fastest
+            that supports the model. In Python, see `gradient_norms`.
         device: where the models run. Default: the GPU if there is one.
 
     Raises:

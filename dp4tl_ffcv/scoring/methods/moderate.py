@@ -1,6 +1,6 @@
-"""Moderate: how close the distance to the class mean is to the median distance.
+"""Moderate: keep samples (or classes) at a typical distance from their centre.
 
-`dp4tl select --balanced` then keeps the same fraction of each class, as DP4TL does.
+To keep the same fraction of each class, as DP4TL does, use `dp4tl select --balanced`.
 """
 
 from pathlib import Path

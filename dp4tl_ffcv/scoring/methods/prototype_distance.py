@@ -53,8 +53,8 @@ def prototype_distance(
     shape = (len(clusters), clusters.centroids.shape[1])
     if values.shape != shape:
         raise ValueError(
-            f"`clusters` are of features of shape {shape}, but `source` has shape {values.shape}. "
-            "Cluster these features."
+            f"`clusters` were made from features of shape {shape}; `source` has shape "
+            f"{values.shape}. Cluster `source`."
         )
     about |= check_one_source("clusters", (clusters.provenance, about))
     nearest = [nearest_mean(values[rows], clusters.centroids)[0] for rows in blocks(values)]

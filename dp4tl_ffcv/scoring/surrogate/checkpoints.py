@@ -116,11 +116,13 @@ def load_model(model: ModelLike, **options: Any) -> tuple[Classifier, dict[str, 
     The name of an architecture loads the pretrained weights of torchvision or timm. `options` are
     passed to `load_checkpoint`, and must be None or False for a model that is not a checkpoint.
     """
-    if not isinstance(model, Classifier) and (
-        Path(model).exists() or not is_architecture(str(model))
-    ):
-        classifier = load_checkpoint(model, **options)
-        return classifier, {"checkpoint_sha256": sha256_of_file(model)}
+    if not isinstance(model, Classifier) and Path(model).exists():
+        return load_checkpoint(model, **options), {"checkpoint_sha256": sha256_of_file(model)}
+    if not (isinstance(model, Classifier) or is_architecture(str(model))):
+        raise CheckpointError(
+            f"{str(model)!r} is neither a checkpoint file nor an architecture of torchvision or "
+            "timm:NAME."
+        )
     for name, value in options.items():
         if value is not None and value is not False:
             raise ValueError(f"`{name}` is for a checkpoint file. Leave it out for this model.")
