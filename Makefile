@@ -25,7 +25,8 @@ demo: $(RUNTIME)
 	@"$(VENV)/bin/python" -m train.demo
 
 test: $(STAMP)
-	@"$(VENV)/bin/python" -m pytest -n auto --dist loadfile --durations=15 $(PYTEST_ARGS)
+	@export GOMP_SPINCOUNT=10000 # OpenMP's threads wait with less of the processor
+	"$(VENV)/bin/python" -m pytest -n auto --dist loadfile --durations=15 $(PYTEST_ARGS)
 
 lint: $(STAMP)
 	@set -x

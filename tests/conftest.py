@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import settings
 from numpy.typing import NDArray
 
@@ -17,6 +18,9 @@ from dp4tl_ffcv.ffcv_import import import_ffcv
 from tests.support.images import write_images
 
 import_ffcv()  # the fast way, before a test imports ffcv itself
+torch.set_num_threads(
+    1
+)  # with more threads than cores, parallel test processes wait for each other
 
 pytest_plugins = ["tests.support.betons", "tests.support.features", "tests.support.labels"]
 

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-import torch
 
 from tests.support.training import (  # noqa: F401  # fixtures
     configure,
@@ -16,8 +15,6 @@ from tests.support.training import (  # noqa: F401  # fixtures
     target,
     three_classes,
 )
-
-torch.set_num_threads(1)  # more threads than cores, in parallel test processes, wait for each other
 
 
 @pytest.fixture
