@@ -156,7 +156,7 @@ def test_selections_are_the_same(
     chosen = [scores[method] for method in methods]
     if "within" in options:
         options = {**options, "within": scores[options["within"]]}
-    combined = chosen[0] if len(chosen) == 1 else combine_scores(chosen, how="sum")
+    combined = chosen[0] if len(chosen) == 1 else combine_scores(chosen, combine="sum")
     selection = select(combined, index, **options)
     for part in ("classes", "indices", "label_map"):
         expected = GOLDEN[f"selection/{name}/{part}"]

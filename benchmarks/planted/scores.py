@@ -77,7 +77,7 @@ class Scorer:
         if several:
             # Negative scores have no sum to be divided by.
             how: Any = "rank" if any((each.scores < 0).any() for each in found) else "sum"
-            scores, spent = timed(partial(combine_scores, found, how=how))
+            scores, spent = timed(partial(combine_scores, found, combine=how))
             seconds += spent
         return Scored(
             scores,

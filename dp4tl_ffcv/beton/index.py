@@ -94,7 +94,7 @@ class BetonIndex:
     def num_classes(self) -> int:
         """Number of classes C: the largest label + 1, or the number of class names if larger.
 
-        For a label field other than `label`, use `len(index.class_counts(field))`.
+        For a label field other than `label`, use `len(index.class_counts(label_field))`.
         """
         return len(self.class_counts())
 
@@ -116,34 +116,35 @@ class BetonIndex:
         values: NDArray[Any] = self.metadata[self.field(name).column]
         return values
 
-    def labels(self, field: str = "label") -> NDArray[np.int64]:
+    def labels(self, label_field: str = "label") -> NDArray[np.int64]:
         """Return the class id of every sample `(N,)`.
 
         Raises:
             BetonError: the field does not exist, holds no integers, or holds a negative one.
         """
-        found = self.field(field)
+        found = self.field(label_field)
         if found.kind != "int":
             raise BetonError(
-                f"The field {field!r} of {str(self.path)!r} holds no class ids; its kind is "
+                f"The field {label_field!r} of {str(self.path)!r} holds no class ids; its kind is "
                 f"{found.kind}. Name an integer field."
             )
         labels = np.ascontiguousarray(self.metadata[found.column], dtype=np.int64)
         if labels.size and labels.min() < 0:
             raise BetonError(
-                f"The field {field!r} of {str(self.path)!r} holds the negative class id "
+                f"The field {label_field!r} of {str(self.path)!r} holds the negative class id "
                 f"{labels.min()}. Write the beton with class ids from 0."
             )
         return labels
 
-    def class_names(self, field: str = "label") -> tuple[str, ...]:
+    def class_names(self, label_field: str = "label") -> tuple[str, ...]:
         """Return the name of each class id. Empty without a manifest that names them."""
         manifest = self.manifest
-        return manifest.class_names if manifest and manifest.label_field == field else ()
+        return manifest.class_names if manifest and manifest.label_field == label_field else ()
 
-    def class_counts(self, field: str = "label") -> NDArray[np.int64]:
+    def class_counts(self, label_field: str = "label") -> NDArray[np.int64]:
         """Return the number of samples of each class `(C,)`."""
-        return np.bincount(self.labels(field), minlength=len(self.class_names(field)))
+        num_names = len(self.class_names(label_field))
+        return np.bincount(self.labels(label_field), minlength=num_names)
 
     @cached_property
     def manifest(self) -> Manifest | None:

@@ -21,14 +21,14 @@ _MAX_PICTURES = 40  # of kept and of pruned classes: more pictures would bury th
 _TOP = 15  # classes listed below a histogram
 
 
-def write_report(run: str | os.PathLike[str]) -> Path:
+def write_report(run_folder: str | os.PathLike[str]) -> Path:
     """Write `report.html` and the folder `figures` into a demo's folder.
 
     The page contains everything that it shows and loads nothing. All of it is made before the
     first file is replaced, so a failure leaves the old report intact.
 
     Args:
-        run: folder of a finished `dp4tl demo`.
+        run_folder: folder of a finished `dp4tl demo`.
 
     Returns:
         Path of the page.
@@ -38,7 +38,7 @@ def write_report(run: str | os.PathLike[str]) -> Path:
         ValueError: `result.json` is incomplete.
         StaleArtifactError: a selection belongs to another beton.
     """
-    folder = Path(run)
+    folder = Path(run_folder)
     path = folder / "result.json"
     try:
         result = json.loads(path.read_text())

@@ -16,7 +16,7 @@ from .scores import Scores
 # Ratios of weights are rounded to a fraction with a small denominator if it is this close.
 _ROUNDING, _LARGEST_DENOMINATOR = 1e-14, 10_000
 
-How = Literal["sum", "max", "rank", "round-robin"]
+Combine = Literal["sum", "max", "rank", "round-robin"]
 
 
 def mean_scores(scores: Sequence[Scores]) -> Scores:
@@ -46,7 +46,7 @@ def mean_scores(scores: Sequence[Scores]) -> Scores:
 
 
 def combine_scores(
-    scores: Sequence[Scores], *, how: How = "sum", weights: Sequence[float] | None = None
+    scores: Sequence[Scores], *, combine: Combine = "sum", weights: Sequence[float] | None = None
 ) -> Scores:
     """Combine scores of several targets into one.
 
@@ -64,38 +64,38 @@ def combine_scores(
 
     Args:
         scores: one per target, over the same classes or samples.
-        how: the rule.
+        combine: the rule.
         weights: one per target, above 0. Default: all equal.
 
     Returns:
-        Scores of method `HOW_METHOD`, with the provenance of each target.
+        Scores of a method such as `sum_label_mapping`, with the provenance of each target.
 
     Raises:
         StaleArtifactError: the scores were made for different sources or clusters.
     """
-    check_choice("how", how, get_args(How))
+    check_choice("combine", combine, get_args(Combine))
     provenance = _check_alike(scores)
     shares = _shares(weights, len(scores))
-    if how == "round-robin":
+    if combine == "round-robin":
         order = _in_turns([one.ranking() for one in scores], shares)
         combined = np.empty(len(order), dtype=np.float64)
         combined[order] = np.arange(len(order), 0, -1)
         tie_break = np.zeros_like(combined)
-    elif how == "rank":
+    elif combine == "rank":
         positions = [_positions(one.scores, one.tie_break) for one in scores]
         combined = -_weighted(positions, shares).sum(axis=0)
         tie_break = -_weighted([_positions(one.tie_break) for one in scores], shares).sum(axis=0)
     else:
-        join = np.sum if how == "sum" else np.max
-        combined = join(_weighted([_scaled(one.scores, how) for one in scores], shares), axis=0)
-        ties = [_scaled(one.tie_break, how, zeros=True) for one in scores]
+        join = np.sum if combine == "sum" else np.max
+        combined = join(_weighted([_scaled(one.scores, combine) for one in scores], shares), axis=0)
+        ties = [_scaled(one.tie_break, combine, zeros=True) for one in scores]
         tie_break = join(_weighted(ties, shares), axis=0)
     return Scores(
         scores=combined,
         tie_break=tie_break,
-        method="_".join((how, *_methods(scores))),
+        method="_".join((combine, *_methods(scores))),
         unit=scores[0].unit,
-        provenance={**provenance, "how": how, "weights": shares.tolist()},
+        provenance={**provenance, "how": combine, "weights": shares.tolist()},
     )
 
 
@@ -105,13 +105,15 @@ def _weighted(values: Sequence[NDArray[np.float64]], shares: Any) -> NDArray[np.
     return weighted
 
 
-def _scaled(values: NDArray[np.float64], how: str, *, zeros: bool = False) -> NDArray[np.float64]:
+def _scaled(
+    values: NDArray[np.float64], combine: str, *, zeros: bool = False
+) -> NDArray[np.float64]:
     """Divide values by their sum. All may be 0 if `zeros` is true."""
     largest = values.max()
     if (values < 0).any() or not (largest > 0 or zeros):
         raise ValueError(
-            f"{how!r} needs scores >= 0 that are not all 0; got values from {values.min():g} to "
-            f"{largest:g}. Use 'rank' or 'round-robin'."
+            f"{combine!r} needs scores >= 0 that are not all 0; got values from {values.min():g} "
+            f"to {largest:g}. Use 'rank' or 'round-robin'."
         )
     scaled = values / largest if largest > 0 else values  # the sum of huge values would overflow
     return scaled / scaled.sum() if largest > 0 else values

@@ -12,7 +12,7 @@ from ..beton import BetonIndex
 from ..errors import StaleArtifactError
 from ..scoring import Scores
 from ..scoring.clustering.clusters import Clusters
-from ..scoring.combine import How, combine_scores
+from ..scoring.combine import Combine, combine_scores
 from ..validate import check_fraction, check_int
 from .budgets import Budget, one_budget, part_of
 from .selection import Selection
@@ -28,7 +28,7 @@ def select(  # noqa: PLR0913  # options are named at the call
     keep_classes: int | None = None,
     keep_samples: int | None = None,
     keep_bytes: int | str | None = None,
-    combine: How = "sum",
+    combine: Combine = "sum",
     weights: Sequence[float] | None = None,
     within: ScoresLike | None = None,
     keep_within: float | None = None,
@@ -123,13 +123,13 @@ def select(  # noqa: PLR0913  # options are named at the call
 
 
 def _combined(
-    scores: ScoresLike | Sequence[ScoresLike], how: How, weights: Sequence[float] | None
+    scores: ScoresLike | Sequence[ScoresLike], combine: Combine, weights: Sequence[float] | None
 ) -> Scores:
     several = [scores] if isinstance(scores, Scores | str | os.PathLike) else scores
     loaded = [Scores.of(one) for one in several]
     if len(loaded) == 1 and not weights:
         return loaded[0]
-    return combine_scores(loaded, how=how, weights=weights or None)
+    return combine_scores(loaded, combine=combine, weights=weights or None)
 
 
 def _best_groups(

@@ -46,7 +46,7 @@ def image_fields(
 
 
 def write_beton(
-    path: str | os.PathLike[str],
+    out: str | os.PathLike[str],
     samples: Sequence[tuple[Any, ...]],
     fields: Mapping[str, Any],
     *,
@@ -69,7 +69,7 @@ def write_beton(
     variable length.
 
     Args:
-        path: the beton. Its manifest is `path` with `.json` appended.
+        out: the beton to write. Its manifest is `out` with `.json` appended.
         samples: indexable. Each item is a tuple of one value per field. If there is a method
             `name(i)`, messages use the name that it returns for item i.
         fields: `image_fields()`, or ffcv field objects by name, at most 16 ASCII characters each.
@@ -90,7 +90,7 @@ def write_beton(
         ValueError: there are no samples, an argument is out of range, a sample cannot be encoded
             or does not fit into a page, or a label has no class name.
         RuntimeError: a worker process died.
-        BlockingIOError: another process is writing to `path`.
+        BlockingIOError: another process is writing to `out`.
     """
     _check_fields(fields, label_field)
     if not len(samples):
@@ -143,7 +143,7 @@ def write_beton(
         skip_errors=on_error == "skip",
         name_of=name_of if callable(name_of) else "sample {}".format,
     )
-    return build_beton(Path(path), plan, resolve_num_workers(num_workers, at_least=0))
+    return build_beton(Path(out), plan, resolve_num_workers(num_workers, at_least=0))
 
 
 def _encode(

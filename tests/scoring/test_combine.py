@@ -82,7 +82,7 @@ def test_an_average_needs_one_method() -> None:
 def test_sum_and_max_follow_their_formulas(how: Any, problem: tuple[Any, list[float]]) -> None:
     parts, weights = problem
     assume(all(part.scores.any() for part in parts))
-    made = combine_scores(parts, how=how, weights=weights)
+    made = combine_scores(parts, combine=how, weights=weights)
     for name in ("scores", "tie_break"):
         columns = [scaled(getattr(part, name).tolist()) for part in parts]
         expected = combined_by_hand(columns, weights, how)
@@ -92,7 +92,7 @@ def test_sum_and_max_follow_their_formulas(how: Any, problem: tuple[Any, list[fl
 @given(targets())
 def test_rank_averages_positions(problem: tuple[list[Scores], list[float]]) -> None:
     parts, weights = problem
-    made = combine_scores(parts, how="rank", weights=weights)
+    made = combine_scores(parts, combine="rank", weights=weights)
     positions = [ranks_by_hand(part.scores, part.tie_break) for part in parts]
     expected = combined_by_hand(positions, weights, "rank")
     np.testing.assert_allclose(-made.scores, expected, atol=1e-12)
@@ -112,7 +112,7 @@ def test_round_robin_adds_the_best_unseen_class_of_the_target_that_is_due(
         t = min(range(len(parts)), key=lambda t: ((taken[t] + 1) / weights[t], t))
         taken[t] += 1
         order.append(next(c for c in lists[t] if c not in order))
-    made = combine_scores(parts, how="round-robin", weights=weights)
+    made = combine_scores(parts, combine="round-robin", weights=weights)
     assert made.ranking().tolist() == order
     assert made.scores[order].tolist() == list(range(len(order), 0, -1))
 
@@ -122,7 +122,7 @@ def test_round_robin_adds_the_best_unseen_class_of_the_target_that_is_due(
 def test_one_target_keeps_its_ranking(how: Any, problem: tuple[list[Scores], Any]) -> None:
     part = problem[0][0]
     assume(part.scores.any())
-    assert combine_scores([part], how=how).ranking().tolist() == part.ranking().tolist()
+    assert combine_scores([part], combine=how).ranking().tolist() == part.ranking().tolist()
 
 
 def test_the_provenance_of_each_target_is_recorded() -> None:
@@ -130,7 +130,7 @@ def test_the_provenance_of_each_target_is_recorded() -> None:
         scores_of([1.0, 2.0], target="pets", source_fingerprint="ab", clusters_sha256="12"),
         scores_of([1.0, 0.0], method="y", target="cars", clusters_sha256="12"),
     ]
-    made = combine_scores(parts, how="rank", weights=[1, 3])
+    made = combine_scores(parts, combine="rank", weights=[1, 3])
     assert made.method == "rank_x_y"
     assert made.provenance == {
         "parts": [{"method": part.method, "scores": dict(part.provenance)} for part in parts],
@@ -147,7 +147,9 @@ def test_turns_do_not_depend_on_the_scale_of_the_weights(scale: float, weights: 
     rng = np.random.default_rng(0)
     parts = [scores_of(rng.permutation(400)) for _ in weights]
     plain, other = (
-        combine_scores(parts, how="round-robin", weights=[number * weight for weight in weights])
+        combine_scores(
+            parts, combine="round-robin", weights=[number * weight for weight in weights]
+        )
         for number in (1, scale)
     )
     assert plain.ranking().tolist() == other.ranking().tolist()
@@ -156,7 +158,9 @@ def test_turns_do_not_depend_on_the_scale_of_the_weights(scale: float, weights: 
 @pytest.mark.parametrize("how", HOWS)
 def test_huge_weights_and_scores_do_not_overflow(how: Any) -> None:
     parts = [scores_of([1.5e308, 1.5e308, 0.0]), scores_of([0.0, 1.0, 4.0])]
-    huge, plain = (combine_scores(parts, how=how, weights=w) for w in ([1.2e308, 1.2e308], [1, 1]))
+    huge, plain = (
+        combine_scores(parts, combine=how, weights=w) for w in ([1.2e308, 1.2e308], [1, 1])
+    )
     assert np.isfinite(huge.scores).all()
     assert huge.scores.tolist() == plain.scores.tolist()
     assert huge.provenance["weights"] == [0.5, 0.5]
@@ -210,9 +214,9 @@ def test_scores_of_different_things_are_rejected(
 )
 def test_shares_of_negative_scores_are_rejected(how: Any, wrong: Scores, what: str) -> None:
     with pytest.raises(ValueError, match=f"^'{how}' needs scores >= 0 .*; got values from {what}"):
-        combine_scores([ONE, wrong], how=how)
+        combine_scores([ONE, wrong], combine=how)
     for other in ("rank", "round-robin"):
-        combine_scores([ONE, wrong], how=other)
+        combine_scores([ONE, wrong], combine=other)
 
 
 @pytest.mark.parametrize(
@@ -228,5 +232,5 @@ def test_bad_weights_are_rejected(weights: Any) -> None:
 
 
 def test_an_unknown_rule_is_rejected() -> None:
-    with pytest.raises(ValueError, match=r"^`how` must be one of .*; got 'union'"):
-        combine_scores([ONE], how="union")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"^`combine` must be one of .*; got 'union'"):
+        combine_scores([ONE], combine="union")  # type: ignore[arg-type]

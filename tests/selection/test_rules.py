@@ -222,7 +222,7 @@ def test_several_scores_are_combined(
 ) -> None:
     one, other = (random_scores(CLASSES, seed=seed) for seed in (1, 2))
     other.save(tmp_path / "other.npz")
-    combined = combine_scores([one, other], how=how, weights=weights or None)
+    combined = combine_scores([one, other], combine=how, weights=weights or None)
     given_scores = [one, tmp_path / "other.npz"]
     found = select(given_scores, uneven, keep=0.3, combine=how, weights=weights)
     expected = select(combined, uneven, keep=0.3)

@@ -130,8 +130,10 @@ def taken() -> Iterator[list[dict[str, Any]]]:
     found: list[dict[str, Any]] = []
 
     def note(optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        options = {k: v for k, v in optimizer.param_groups[0].items() if k != "params"}
-        found.append({"kind": type(optimizer).__name__, **options})
+        groups = optimizer.param_groups
+        options = {k: v for k, v in groups[0].items() if k != "params"}
+        decays = [group["weight_decay"] for group in groups]
+        found.append({"kind": type(optimizer).__name__, **options, "weight_decays": decays})
 
     handle = register_optimizer_step_pre_hook(note)
     yield found

@@ -183,7 +183,8 @@ def test_settings_reach_the_optimiser_and_the_loss(
     for step in taken:
         assert step["kind"] == "SGD"
         assert step["lr"] == 1e-3
-        assert (step["momentum"], step["nesterov"], step["weight_decay"]) == (0.5, False, 0.25)
+        assert (step["momentum"], step["nesterov"]) == (0.5, False)
+        assert step["weight_decays"] == [0.25, 0]  # weights, biases
 
 
 # Several processes.
