@@ -25,7 +25,7 @@ COUNTS = {
     "fm_assign_roofline": 1,
     "grand": 1,
     "histogram": 2,
-    "select_indices": 2,
+    "select_indices": 3,
 }
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from benchmarks.harness.dataset import write_tables
 from benchmarks.harness.rows import Row
 from benchmarks.scoring.bench import CLASSES, CORES, Bench, Sides, compare_pairs
-from dp4tl_ffcv import BetonIndex, Selection
+from dp4tl_ffcv import BetonIndex, Scores, Selection, select
 from dp4tl_ffcv.kernels import class_members
 
 KEEP = 0.9
@@ -36,6 +36,12 @@ def measure(bench: Bench) -> list[Row]:
         "ours": lambda: Selection.of_classes(index, classes).indices,
         "torch.isin, nonzero": lambda: torch_members(torch.from_numpy(index.labels()), wanted),
     }
+    is_wanted = np.isin(np.arange(CLASSES), classes).astype(np.float64)
+    scores = Scores(method="class_list", scores=is_wanted)
+    from_scores: Sides = {
+        "ours": lambda: select(scores, index, keep=KEEP).indices,
+        "torch.isin, nonzero": from_tables["torch.isin, nonzero"],
+    }
     params = {"samples": len(labels), "keep": KEEP, "classes": CLASSES, "threads": CORES}
     rounds = bench.scale.short_rounds
     return [
@@ -45,6 +51,7 @@ def measure(bench: Bench) -> list[Row]:
         for how, sides, bound in (
             ("from labels", from_labels, "reading the labels twice and writing the ids"),
             ("from a beton's tables to a Selection", from_tables, "gathering the labels, twice"),
+            ("by class scores to a Selection", from_scores, "gathering the labels, three times"),
         )
     ]
 
