@@ -143,8 +143,7 @@ class BetonIndex:
 
     def class_counts(self, label_field: str = "label") -> NDArray[np.int64]:
         """Return the number of samples of each class `(C,)`."""
-        num_names = len(self.class_names(label_field))
-        return np.bincount(self.labels(label_field), minlength=num_names)
+        return np.bincount(self.labels(label_field), minlength=len(self.class_names(label_field)))
 
     @cached_property
     def manifest(self) -> Manifest | None:

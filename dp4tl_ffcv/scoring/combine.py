@@ -105,14 +105,12 @@ def _weighted(values: Sequence[NDArray[np.float64]], shares: Any) -> NDArray[np.
     return weighted
 
 
-def _scaled(
-    values: NDArray[np.float64], combine: str, *, zeros: bool = False
-) -> NDArray[np.float64]:
+def _scaled(values: NDArray[np.float64], rule: str, *, zeros: bool = False) -> NDArray[np.float64]:
     """Divide values by their sum. All may be 0 if `zeros` is true."""
     largest = values.max()
     if (values < 0).any() or not (largest > 0 or zeros):
         raise ValueError(
-            f"{combine!r} needs scores >= 0 that are not all 0; got values from {values.min():g} "
+            f"{rule!r} needs scores >= 0 that are not all 0; got values from {values.min():g} "
             f"to {largest:g}. Use 'rank' or 'round-robin'."
         )
     scaled = values / largest if largest > 0 else values  # the sum of huge values would overflow
