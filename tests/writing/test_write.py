@@ -36,9 +36,7 @@ class Uneven(list[Any]):
 
 
 class Named(list[Any]):
-    """Samples with an attribute that is not the method `name`."""
-
-    name = "a data set"
+    name = "a data set"  # not a method
 
 
 def blob_of(size: int) -> NDArray[np.uint8]:
