@@ -198,7 +198,6 @@ def _dividing_a_block(batch_size: int) -> int:
 
 
 def _digest(model: torch.nn.Module) -> str:
-    """Return the SHA-256 of the parameters and buffers."""
     digest = hashlib.sha256()
     for name, value in chain(model.named_parameters(), model.named_buffers()):
         content = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)

@@ -77,7 +77,6 @@ def _results(
 
 
 def _start(function: Callable[[Any], Any], parent: int) -> None:
-    """Prepare a worker process."""
     global _function
     _function = function
     gc.freeze()  # the collector would write to the parent's objects and so copy their memory

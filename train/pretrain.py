@@ -240,7 +240,7 @@ def loss_of(state: TrainState, images: Tensor, labels: Tensor) -> Tensor:
 
 
 def validate(state: TrainState) -> dict[str, Any]:
-    """Return the accuracies of the present weights, or of their average."""
+    """Return the accuracies of the current weights, or of their average."""
     if state.validation is None:
         return {"val_accuracy": None}
     state.group.seed(state.config.seed, state.num_steps)  # for the random start of an attack

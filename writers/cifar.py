@@ -99,7 +99,6 @@ class Cifar:
         return splits, self._class_names(version, files[version.names])
 
     def _find(self, config: Config) -> tuple[Version, dict[str, bytes]]:
-        """Find a version and read its files."""
         versions = {
             name: version
             for version in (self.binary, self.python)

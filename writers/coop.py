@@ -118,7 +118,6 @@ def write(config: Config) -> dict[str, dp4tl_ffcv.BetonIndex]:
 
 
 def _download(name: str, target: Target, root: Path) -> None:
-    """Download and extract the images, unless one of their folders is there."""
     if target.torchvision is None:
         raise ValueError(
             f"torchvision cannot download {name}. Get the archive that --help names, and leave out "

@@ -155,7 +155,6 @@ def _card_of(root: Path) -> dict[str, Any]:
 
 
 def _features_of(card: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return the card's features in the form of the files' metadata."""
     features: dict[str, dict[str, Any]] = {}
     for each in card.get("features", ()):
         kind = each.get("dtype")

@@ -79,7 +79,6 @@ def list_images(config: Config) -> tuple[dict[str, utils.ImageFiles], list[str]]
 
 
 def _split(paths: list[str], labels: NDArray[np.int64], config: Config) -> list[utils.ImageFiles]:
-    """Return the images of train, val and test."""
     fractions = (config.val, config.test)
     if not (min(fractions) >= 0 and sum(fractions) < 1):
         raise ValueError(

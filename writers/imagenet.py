@@ -110,7 +110,6 @@ def _extract(tar: tarfile.TarFile, name: str) -> bytes:
 def _list(
     root: Path, split: str, truth: Sequence[str]
 ) -> tuple[list[str] | utils.TarMembers, list[str]]:
-    """Return the images of a split, and the WNID of each."""
     place = find(root, split, f"ILSVRC2012_img_{split}.tar", layout=LAYOUTS[split])
     if not place.is_dir():
         return _list_archive(place, split, truth)
@@ -132,7 +131,6 @@ def _list_archive(
 
 
 def _wnid_of(archive: Path, name: str) -> str:
-    """Return the WNID of `WNID.tar/FILE`."""
     inner, slash, _ = name.rpartition("/")
     if not slash:
         raise ValueError(

@@ -209,7 +209,6 @@ def _open(config: Config, arguments: Arguments) -> Any:
 
 
 def _names(dataset: Any) -> tuple[str, ...]:
-    """Return the dataset's class names, or () if it has none."""
     for name in ("classes", "categories", "all_categories"):
         if found := getattr(dataset, name, None):
             return tuple(each if isinstance(each, str) else ", ".join(each) for each in found)

@@ -163,7 +163,6 @@ def _label_of(data: bytes, config: Config) -> Label:
 def _number(
     listings: Mapping[str, Listing], file: Path | None
 ) -> tuple[dict[Label, int], list[str]]:
-    """Return the class id of each label, and the class names."""
     labels = {label for _, stored in listings.values() for label in stored}
     given = [line.strip() for line in file.read_text().splitlines() if line.strip()] if file else []
     numbers = {label for label in labels if isinstance(label, int)}

@@ -1,1 +1,0 @@
-"""Benchmark: end_to_end."""

@@ -165,7 +165,6 @@ class Bench(BaseBench[Scale]):
         return path, time.perf_counter() - started
 
     def each_side(self) -> Iterator[tuple[str, Side]]:
-        """Yield each page cache and side that loads files."""
         for cache, epochs in self.epochs.items():
             for side in epochs:
                 if side.how != SYNTHETIC:
@@ -205,7 +204,6 @@ class Bench(BaseBench[Scale]):
         ours: Sequence[float],
         **more: Any,
     ) -> Row:
-        """Compare measurements of a side's epochs with others."""
         scale = self.scale
         params = {
             "how": side.how,

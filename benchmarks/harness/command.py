@@ -38,7 +38,6 @@ class Config:
 
 
 def main(name: str, description: str, arguments: Sequence[str] | None = None) -> None:
-    """Run `python -m benchmarks.NAME`."""
     text = f"{description}\n\nMeasurements: {', '.join(_modules(name))}."
     config = tyro.cli(Config, prog=f"python -m benchmarks.{name}", description=text, args=arguments)
     with one_line_errors(config):

@@ -76,7 +76,6 @@ def publish(
 
 
 def table(rows: Sequence[Row], details: Sequence[str]) -> str:
-    """Return the rows as a table. `details` names parameters to show next to the figure."""
     lines = []
     for row in rows:
         params, spread = row["params"], row["spread"]
@@ -97,7 +96,6 @@ def progress(text: str) -> None:
 
 
 def rounded(value: Any) -> Any:
-    """Return a JSON value whose floats have six significant digits."""
     if isinstance(value, float):
         return float(f"{value:.6g}")
     if isinstance(value, Mapping):

@@ -1,14 +1,7 @@
 """Write the tables of README.md, docs/evidence.md and benchmarks/README.md from the result files.
 
-    dp4tl demo --fresh
-    python -m benchmarks.loader
-    python -m benchmarks.writing
-    python -m benchmarks.scoring
-    python -m benchmarks.end_to_end
-    python -m benchmarks.planted
-    python -m benchmarks.harness.tables --result runs/demo/result.json
-
-The demo's result is kept in `benchmarks/results/demo.json`.
+After `dp4tl demo --fresh`, `--result runs/demo/result.json` copies the demo's result to
+`benchmarks/results/demo.json` first.
 """
 
 import json
@@ -125,7 +118,6 @@ class Config:
 
 
 def comparison_table(name: str) -> str:
-    """Return the kept rows of benchmark `name` as a Markdown table with its caption."""
     table = COMPARISONS[name]
     head, *rows = _lines(RESULTS / f"{name}.jsonl")
     against = f", against {rows[0]['other_name']}" if name == "loader" else ""
@@ -150,7 +142,6 @@ def comparison_table(name: str) -> str:
 
 
 def demo_table(result: dict[str, Any]) -> str:
-    """Return the demo's rows as a Markdown table with its caption."""
     rows: dict[tuple[str, float, str], dict[str, Any]] = {}
     for row in result["rows"]:
         rows.setdefault((row["budget"], -row["keep"], row["method"]), {})[row["finetuning"]] = row
@@ -216,7 +207,6 @@ def fill(page: str, name: str, text: str) -> str:
 
 
 def filled(page: Path) -> str:
-    """Return a page with its tables made from the result files."""
     makers: dict[str, Callable[[], str]] = {
         "methods": methods.table,
         "demo": lambda: demo_table(json.loads(DEMO.read_text())),

@@ -51,7 +51,6 @@ class Worker:
         return self
 
     def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        """Call a method of the object and return its result, or raise its error."""
         self.wait()
         return self._answer(method, self._pool.submit(_call, method, args, kwargs))
 
@@ -73,7 +72,6 @@ class Worker:
 
 @contextmanager
 def workers(*makes: Callable[..., Any]) -> Iterator[list[Worker]]:
-    """Yield a new process for each of `makes`."""
     with ExitStack() as stack:
         started = [stack.enter_context(Worker(make)) for make in makes]
         yield [worker.wait() for worker in started]

@@ -40,7 +40,6 @@ both = partial(workers, Ours, Stock)
 class Bench(BaseBench[Scale]):
     @cached_property
     def readers(self) -> list[Worker]:
-        """One process per side, for figures that compile almost nothing."""
         return self.stack.enter_context(both())
 
     @property
@@ -58,7 +57,6 @@ class Bench(BaseBench[Scale]):
         return write_tables(self.scale.tables, self.data)
 
     def first_epochs(self, setting: Setting, method: str) -> list[Any]:
-        """Call `method` of a new loader on each side."""
         results = []
         for side in self.readers:
             side.call("warm_up", replace(setting, beton=self.small))

@@ -69,7 +69,6 @@ class Side:
 
     # -- one loader, many epochs -------------------------------------------------------------------
     def open(self, setting: Setting) -> None:
-        """Build the loader whose epochs are measured."""
         self.loader: Any = None  # frees the memory of an earlier loader
         gc.collect()
         self.loader = self.build(setting, setting.retained())

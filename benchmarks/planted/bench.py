@@ -46,12 +46,10 @@ class Bench(BaseBench[Scale]):
 
     @property
     def runs(self) -> Runs:
-        """The runs, with the settings of this scale."""
         return Runs(self.scale, self.folder)
 
     @property
     def targets(self) -> tuple[str, ...]:
-        """The targets, and their combination if it is asked for."""
         return (*self.scale.targets, *([COMBINED] if self.scale.combined else []))
 
     @cached_property
@@ -82,7 +80,6 @@ class Bench(BaseBench[Scale]):
         return scored
 
     def first_scores(self) -> Iterator[tuple[str, str, Scored]]:
-        """Yield method, target and scores of the first seed."""
         for (method, target, seed), scored in self.scored.items():
             if seed == self.scale.seeds[0]:
                 yield method, target, scored

@@ -143,6 +143,5 @@ def one_thread() -> None:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep the recipes' progress off the terminal."""
     with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
         yield

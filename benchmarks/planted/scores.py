@@ -61,7 +61,6 @@ class Scorer:
     """Names of the parts that the current variant has used."""
 
     def score(self, name: str, target: str, seed: int) -> Scored:
-        """Return the scores of a variant for a target, or for all targets."""
         variant, targets = variants()[name], self.runs.scale.targets
         if not self.parts:  # compiles, which counts for no variant
             self._extract(self.surrogate(), targets[0], "train", "warm_up")
@@ -87,7 +86,6 @@ class Scorer:
         )
 
     def _inputs(self, variant: Variant, target: str, seed: int) -> dict[str, Any]:
-        """Return the arguments of a variant's function."""
         given: dict[str, Callable[[], Any]] = {
             "target": lambda: self.features(variant.encoder, target),
             "source": lambda: self.features(variant.encoder, "source"),
@@ -119,7 +117,7 @@ class Scorer:
         return part
 
     def surrogate(self) -> Classifier:
-        """Return a network trained on the full source. Its seconds are those of the loop."""
+        """Return a network trained on the full source. Only the training loop is timed."""
 
         def train() -> tuple[Classifier, float]:
             folder, epochs = self.runs.folder / "surrogate", self.runs.scale.surrogate_epochs
@@ -136,7 +134,6 @@ class Scorer:
         return self.part("encoder", partial(timed, train))
 
     def features(self, encoder: str, dataset: str) -> Features:
-        """Return a network's features and logits of a training split."""
         model = self.surrogate() if encoder == "surrogate" else self.encoder()
         extract = partial(self._extract, model, dataset, "train", encoder)
         return self.part(f"features {encoder} {dataset}", partial(timed, extract))

@@ -76,12 +76,10 @@ def finding(runs: Runs, target: str, mode: str) -> str:
 
 
 def is_baseline(method: str) -> bool:
-    """Return whether a method's scores do not depend on the target."""
     return not variants()[method].sees_target
 
 
 def label_of(method: str) -> str:
-    """Return the name of a method that tables and figures show."""
     if method == "full":
         return "full source"
     name = method.removesuffix("_label_free").replace("_", " ")
@@ -89,7 +87,6 @@ def label_of(method: str) -> str:
 
 
 def votes(rows: Sequence[Mapping[str, Any]]) -> str:
-    """List the renderings that LM and FM map each target to."""
     lines = ["**Where the targets' votes go** (share of images; the relevant rendering first):", ""]
     for row in rows:
         if row["figure"] == "votes":
@@ -178,7 +175,6 @@ def plot_panel(panel: Any, runs: Runs, target: str, mode: str) -> None:
 
 
 def runs_of(rows: Sequence[Mapping[str, Any]]) -> Runs:
-    """Return the runs by method, target and fraction kept, in the order of the seeds."""
     runs: dict[tuple[str, str, float], list[Mapping[str, Any]]] = {}
     found = [row for row in rows if row["figure"] == "run"]
     for row in sorted(found, key=lambda row: int(row["seed"])):

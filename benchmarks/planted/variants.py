@@ -34,7 +34,6 @@ class Variant:
 
 
 def variants() -> dict[str, Variant]:
-    """Return every variant of every method, by name."""
     found: dict[str, Variant] = {}
     for method in map(methods.get, methods.names()):
         if not set(method.required) <= GIVEN:

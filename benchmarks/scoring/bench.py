@@ -71,7 +71,6 @@ class Bench(BaseBench[Scale]):
         numba.set_num_threads(CORES)  # importing ffcv sets it to 1
 
     def labels(self, *, shuffled: bool = True) -> Any:
-        """Return class ids `(samples,)` in ImageNet's frequencies."""
         labels = np.repeat(np.arange(CLASSES), class_sizes(self.scale.samples, CLASSES))
         return np.random.default_rng(0).permutation(labels) if shuffled else labels
 
@@ -93,7 +92,6 @@ def compare_pairs(figure: str, what: str, sides: Sides, rounds: int, **params: A
 
 
 def check_same(name: str, ours: Any, other: Any, rtol: float = 0.0) -> None:
-    """Raise RuntimeError unless both arrays are equal, or close within `rtol`."""
     same = np.array_equal(ours, other)
     if not same and (not rtol or not np.allclose(ours, other, rtol=rtol, atol=0.0)):
         raise RuntimeError(f"{name} of the two sides differ")

@@ -62,7 +62,6 @@ QUICK = (
 class Bench(BaseBench[Scale]):
     @cached_property
     def outputs(self) -> Path:
-        """Folder for the written files, deleted at the end."""
         return Path(self.stack.enter_context(TemporaryDirectory(prefix="writing.", dir=self.data)))
 
     @cached_property

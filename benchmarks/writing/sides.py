@@ -130,7 +130,6 @@ class Photographs:
 
 
 def class_of(numbers: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the labels of images, by their number in the listing."""
     return numbers % NUM_CLASSES
 
 
@@ -144,7 +143,6 @@ def seconds_to_write(out: Path, write: Callable[[], Any]) -> float:
 
 
 def check_bytes(beton: Path, files: Path) -> None:
-    """Raise RuntimeError unless the beton stores the bytes of every file."""
     index = dp4tl_ffcv.BetonIndex.open(beton)
     extents = index.extents(np.arange(index.num_samples))
     paths = sorted(files.iterdir())

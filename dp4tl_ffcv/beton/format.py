@@ -1,6 +1,6 @@
 """The binary layout of a beton: header, field descriptors, metadata, pages, allocation table.
 
-It is that of files written by ffcv 1.0.2. All integers are little-endian.
+ffcv 1.0.2 writes files of this layout. All integers are little-endian.
 """
 
 from collections.abc import Iterator, Sequence

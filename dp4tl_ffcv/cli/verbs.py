@@ -144,7 +144,7 @@ class Cluster(Verb):
 if TYPE_CHECKING:
     Flags = Any
 else:
-    Flags = Union[  # noqa: UP007  # of a tuple that is known at run time alone
+    Flags = Union[  # noqa: UP007  # the tuple is only known at run time
         tuple(
             Annotated[methods.get(name).flags_class(), tyro.conf.subcommand(name.replace("_", "-"))]
             for name in methods.names()

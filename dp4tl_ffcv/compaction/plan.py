@@ -88,8 +88,8 @@ def place(rooms: NDArray[np.int64], tables: int, page_size: int) -> Placement:
         page_size *= 2
     if page_size > LARGEST_PAGE:
         raise BetonError(
-            f"A sample has {largest} bytes, more than the largest page of {LARGEST_PAGE}. Leave "
-            "it out."
+            f"a sample has {largest} bytes, but the largest page has {LARGEST_PAGE}. Select other "
+            "samples."
         )
     ends = np.cumsum(rooms)
     places = ends - rooms

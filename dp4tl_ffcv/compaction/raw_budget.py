@@ -55,8 +55,8 @@ def choose_raw(
     page_size, least = placed(sizes)
     if least > budget:
         raise ValueError(
-            f"`raw_budget` of {budget} bytes is too small: without raw images the file has "
-            f"{least}. Raise it, or retain less."
+            f"`raw_budget` of {budget} bytes is too small: even without raw images, the file has "
+            f"{least} bytes. Raise the budget, or retain less."
         )
     candidates = [~field.raw for field in fields]
     samples = np.concatenate([np.flatnonzero(each) for each in candidates])

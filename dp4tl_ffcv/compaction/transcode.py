@@ -111,7 +111,6 @@ class Transcoder:
         return build_beton(target, plan, num_workers)
 
     def _key(self) -> str:
-        """Return a key that identifies the output file."""
         digest = hashlib.sha256(f"{_FORMAT} {_QUALITY} {self.source.file.signature}".encode())
         digest.update(self.source.index.fingerprint.encode())
         digest.update(self.ids.data)

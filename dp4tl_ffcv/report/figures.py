@@ -64,7 +64,7 @@ class Plot:
 
 @mpl.rc_context(_RC)
 def accuracy_plot(rows: Sequence[Row]) -> Plot:
-    """Plot test accuracy against keep, one panel per finetuning, the full source as a band."""
+    """Plot test accuracy by fraction kept, a panel per finetuning, the full source as a band."""
     finetunings = list(dict.fromkeys(row.finetuning for row in rows))
     figure = Figure(figsize=(max(5.0, 4.4 * len(finetunings)), 4.4), layout="constrained")
     panels = figure.subplots(1, len(finetunings), sharey=True, squeeze=False)[0]
@@ -108,7 +108,7 @@ def _draw_accuracy(
 
 @mpl.rc_context(_RC)
 def speedup_plot(rows: Sequence[Row]) -> Plot:
-    """Plot the speed-up of pretraining against keep, without and with the cost of selection."""
+    """Plot the speed-up of pretraining by fraction kept, without and with selection cost."""
     figure = Figure(figsize=(8.8, 4.4), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     styles = _styles(rows)
@@ -129,7 +129,7 @@ def speedup_plot(rows: Sequence[Row]) -> Plot:
         FuncFormatter(lambda value, _: f"{value:g}\N{MULTIPLICATION SIGN}")
     )
     panels[0].set_ylabel("speed-up over the full source")
-    ideal = Line2D([], [], color=_IDEAL, linestyle=":", label="1 / keep (ideal)")
+    ideal = Line2D([], [], color=_IDEAL, linestyle=":", label="1 / fraction kept (ideal)")
     full = Line2D([], [], color=_FULL, linewidth=1.2, label="full source")
     handles = [*_handles(styles, rows), full, ideal]
     figure.legend(handles=handles, loc="outside lower center", ncols=3)
@@ -257,7 +257,7 @@ def _keep_axis(axes: Axes, rows: Sequence[Row]) -> None:
     axes.set_xlim(keeps[0] / (1 + 0.1 * span), keeps[-1] * (1 + 0.1 * span))
     axes.set_xticks(ticks, [f"{keep:g}" for keep in ticks])
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_xlabel("keep (fraction of source classes retained)")
+    axes.set_xlabel("fraction of source classes kept")
 
 
 def _finish(figure: Figure, name: str) -> Plot:

@@ -99,7 +99,7 @@ def reaches_full(row: Row, full: Row) -> bool:
 
 
 def summarise(rows: Sequence[Row]) -> str:
-    """Return one paragraph: the smallest keep of each method that reaches the full run."""
+    """Return one paragraph: the smallest fraction at which each method reaches the full run."""
     sentences = []
     for finetuning in dict.fromkeys(row.finetuning for row in rows):
         full = full_row(rows, finetuning)
@@ -129,20 +129,20 @@ def _claim(rows: Sequence[Row], full: Row) -> str:
     if not reached:
         best = max(rows, key=lambda row: row.test_accuracy_mean)
         accuracy = _percent(best.test_accuracy_mean)
-        return f"{label} reaches it at no keep: its best is {accuracy} at keep {best.keep:g}."
+        return f"{label} never reaches it: its best is {accuracy} at {_share(best.keep)} kept."
     row = min(reached, key=lambda row: row.keep)
     missed = sorted({other.keep for other in rows if other not in reached} - {row.keep})
-    above = ", ".join(f"{keep:g}" for keep in missed if keep > row.keep)
+    above = ", ".join(_share(keep) for keep in missed if keep > row.keep)
     return (
-        f"{label} reaches it at keep {row.keep:g} ({row.retained_classes:,} classes, "
+        f"{label} reaches it at {_share(row.keep)} kept ({row.retained_classes:,} classes, "
         f"{_percent(row.test_accuracy_mean)}), where pretraining is {_times(row.speedup)} as fast, "
         f"or {_times(row.speedup_with_selection)} counting the selection"
-        + (f"; it misses it at keep {above}." if above else ".")
+        + (f"; it misses it at {above} kept." if above else ".")
     )
 
 
 def _relevance(rows: Sequence[Row]) -> str:
-    """Compare the methods' fractions of relevant classes at the smallest keep that all have."""
+    """Compare the fractions of relevant classes at the smallest fraction that all methods have."""
     shares: dict[str, dict[float, float]] = {}
     for row in rows:
         if row.method != "full":
@@ -150,8 +150,8 @@ def _relevance(rows: Sequence[Row]) -> str:
     keep = min(set.intersection(*(set(each) for each in shares.values())))
     found = [f"{_share(each[keep])} for {method_label(m)}" for m, each in shares.items()]
     return (
-        f"At keep {keep:g}, the fraction of the retained classes that are known to be relevant is "
-        f"{', '.join(found)}."
+        f"With {_share(keep)} of the classes kept, the fraction of them that is known to be "
+        f"relevant is {', '.join(found)}."
     )
 
 

@@ -100,7 +100,6 @@ def combine_scores(
 
 
 def _weighted(values: Sequence[NDArray[np.float64]], shares: Any) -> NDArray[np.float64]:
-    """Return `shares[t] * values[t]` `(T, C)`."""
     weighted: NDArray[np.float64] = np.asarray(shares)[:, None] * np.array(values)
     return weighted
 
@@ -195,7 +194,6 @@ def _methods(scores: Sequence[Scores]) -> list[str]:
 
 
 def _shares(weights: Sequence[float] | None, count: int) -> NDArray[np.float64]:
-    """Divide weights by their sum."""
     try:
         values = np.ones(count) if weights is None else np.asarray(weights, dtype=np.float64)
     except (ValueError, TypeError):  # text, or rows of several lengths

@@ -169,7 +169,6 @@ def _best_of_each(scores: Scores, groups: NDArray[np.int64], keep: float) -> NDA
 
 
 def _check_source(index: BetonIndex, **given: Scores | Clusters | None) -> None:
-    """Check that scores and clusters were made for the beton."""
     for name, made in given.items():
         if made is None:
             continue
@@ -219,7 +218,6 @@ def _check_options(
     balanced: bool,
     clusters: Clusters | None,
 ) -> None:
-    """Reject options that do not fit together."""
     of_samples = scores.unit == "sample"
     if of_samples and budget.name == "keep_classes":
         raise ValueError(

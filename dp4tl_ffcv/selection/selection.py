@@ -185,7 +185,6 @@ class Selection(Artifact):
 
 
 def _num_classes(index: BetonIndex, labels: NDArray[np.int64], label_field: str) -> int:
-    """Return the number of classes, from labels that are already read."""
     return max(int(labels.max(initial=-1)) + 1, len(index.class_names(label_field)))
 
 

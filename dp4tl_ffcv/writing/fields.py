@@ -96,7 +96,6 @@ class ImageField(RGBImageField):  # type: ignore[misc]  # ffcv is untyped
         storage[:] = np.frombuffer(data, dtype=np.uint8)
 
     def _stored(self, value: ImageValue) -> tuple[bytes, tuple[int, int]]:
-        """Return the stored bytes of an image, its height and its width."""
         content = _content_of(value)
         if content is None:
             return self._made(_pixels_of(value))
@@ -166,7 +165,6 @@ def _upright(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
 
 
 def _pixels_of(value: Any) -> NDArray[np.uint8]:
-    """Return upright RGB pixels `(H, W, 3)` of a PIL image or an array."""
     if isinstance(value, Image.Image):
         orientation = orientation_of(value.getexif)  # the conversion may lose it
         return _upright(np.asarray(_to_rgb(value)), orientation)

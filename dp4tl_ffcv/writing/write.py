@@ -1,4 +1,4 @@
-"""Write betons from samples. Errors in samples are raised; ffcv's own writer then hangs."""
+"""Write betons from samples. An error in a sample is raised; ffcv's own writer would hang."""
 
 import hashlib
 import json
@@ -60,10 +60,10 @@ def write_beton(
 ) -> BetonIndex:
     """Write `samples` to a beton that ffcv can read, and its manifest, atomically.
 
-    A run that is killed or fails leaves the unfinished file `.NAME.part` and its journal if it has
-    written 128 MiB or for 5 s. The same call continues the file, which then has the same bytes as
-    without an interruption. Calls are the same if their arguments and the number of samples agree,
-    and four samples that were already written.
+    A run that is killed or fails after 128 MiB or 5 s leaves the unfinished file `.NAME.part` and
+    its journal. The same call continues the file, and the result has the same bytes as without the
+    interruption. A call counts as the same if its arguments, the number of samples and four samples
+    that were already written are equal.
 
     Memory: 32 encoded samples per worker; per sample its metadata and 24 bytes per field of
     variable length.

@@ -115,7 +115,7 @@ def test_an_open_index_is_used_as_it_is(tiny: Path) -> None:
 
 
 def test_empty_bytes_of_a_first_sample_are_accepted(tmp_path: Path) -> None:
-    """ffcv places them before its first page, at byte 0."""
+    """ffcv places empty bytes before its first page, at byte 0."""
     samples = [(np.zeros(size, dtype=np.uint8), 0) for size in (0, 4, 0)]
     path = write_stock(tmp_path / "a.beton", samples, {"blob": BytesField(), "label": IntField()})
     index = BetonIndex.open(path)

@@ -172,7 +172,7 @@ def test_samples_that_share_bytes_are_an_error(tmp_path: Path) -> None:
 
 
 def test_a_beton_may_start_with_empty_bytes(tmp_path: Path) -> None:
-    """ffcv's writer gives them the offset 0."""
+    """ffcv's writer gives empty bytes the offset 0."""
     sizes = [0, 0, 4, 0]
     samples = [(np.full(size, 7, dtype=np.uint8), n) for n, size in enumerate(sizes)]
     fields = {"blob": BytesField(), "label": IntField()}
@@ -220,7 +220,7 @@ def test_a_page_is_the_smallest_that_holds_the_largest_sample() -> None:
     for largest, page_size in ((63, 64), (64, 64), (65, 128), (300, 512)):
         assert place(np.array([largest, 5]), 10, 64).page_size == page_size
     assert place(np.array([1 << 31]), 0, PAGE_SIZE).page_size == 1 << 31
-    with pytest.raises(BetonError, match="has 2147483649 bytes, more than the largest page"):
+    with pytest.raises(BetonError, match="has 2147483649 bytes, but the largest page has"):
         place(np.array([5, (1 << 31) + 1]), 0, PAGE_SIZE)
 
 

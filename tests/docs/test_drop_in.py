@@ -31,15 +31,15 @@ def blocks() -> list[tuple[str, str]]:
 
 @dataclass
 class Followed:
-    """What is left of following the page."""
+    """Files and Python names after all blocks of the page ran."""
 
     folder: Path
     names: dict[str, Any] = field(default_factory=dict)
-    """Of the Python on the page."""
+    """Python names that the page defines."""
 
 
 def write_photos(photos: Images) -> None:
-    """Write class folders as ImageNet's, their betons, and the scores that led to a selection."""
+    """Write class folders like ImageNet's, betons of them, and the scores of a selection."""
     data = photos.path.read_bytes()
     index, used = photos.index, 0
     places = index.column("image")["data_ptr"].astype(int)

@@ -217,11 +217,11 @@ def test_the_summary_names_the_smallest_keep_that_reaches_the_full_run(page: Pag
     for words in (
         "Linear probe: the full source (12 classes, 1,200 samples) reaches 93.00% ± 1.00",
         "Its mean minus its spread, 92.00%, is the mark.",
-        "LM reaches it at keep 0.25 (3 classes, 95.00%), where pretraining is 4.00× as fast, "
+        "LM reaches it at 25% kept (3 classes, 95.00%), where pretraining is 4.00× as fast, "
         "or 1.82× counting the selection.",
-        "FM reaches it at keep 0.5 (6 classes, 92.50%)",
-        "Random reaches it at no keep: its best is 70.00% at keep 0.25.",
-        "At keep 0.25, the fraction",
+        "FM reaches it at 50% kept (6 classes, 92.50%)",
+        "Random never reaches it: its best is 70.00% at 25% kept.",
+        "With 25% of the classes kept, the fraction",
         "100% for LM, 25% for FM, 25% for random.",
     ):
         assert words in page.text
@@ -239,8 +239,8 @@ def test_the_summary_admits_misses(tmp_path: Path) -> None:
         ("feature_mapping", 0.25, 0.92), ("feature_mapping", 0.5, 0.91),
     ]  # fmt: skip
     text = summary(tmp_path, [row("full", 1.0, 0.93), control, *(row(*run) for run in runs)])
-    assert "LM reaches it at no keep: its best is 91.99% at keep 0.5." in text
-    assert "; it misses it at keep 0.5." in text
+    assert "LM never reaches it: its best is 91.99% at 50% kept." in text
+    assert "; it misses it at 50% kept." in text
 
 
 def test_a_single_seed_has_no_spread(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from tests.support.models import assert_same_state, images, make, outputs
 from tests.support.traps import Trap
 
 UNREADABLE = r"^cannot load '.*': it is damaged, not a checkpoint, or holds objects"
-NO_STATE = r"^cannot load '.*': it is no state dict"
+NO_STATE = r"^cannot load '.*': it is not a state dict"
 
 
 @pytest.fixture(scope="module")

@@ -102,7 +102,7 @@ def test_frozen_weights_are_left_out_and_momentum_zero_needs_no_correction(
 
 @pytest.fixture
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Weights say that they are on a GPU, so that steps are fused: a CPU can do that as well."""
+    """Let weights report a GPU, so that steps are fused. A CPU can run fused steps too."""
     monkeypatch.setattr(nn.Parameter, "is_cuda", True, raising=False)
 
 

@@ -146,7 +146,7 @@ def settings(
 
 @pytest.fixture(scope="module")
 def single(settings: dict[str, Any]) -> dict[str, Any]:
-    """What one process finds."""
+    """Return the results of runs in one process."""
     paths = {name: Path(settings[name]) for name in ("train", "val")}
     out = Path(settings["out"])
     changes = {k: v for k, v in settings.items() if k not in ("train", "val", "out", "selection")}
@@ -163,7 +163,7 @@ def single(settings: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def ranks(settings: dict[str, Any], single: dict[str, Any]) -> list[dict[str, Any]]:
-    """What each of two processes finds."""
+    """Return the results of each of two processes."""
     out = Path(settings["out"])
     script = out / "rank.py"
     script.write_text(RANK)

@@ -83,7 +83,7 @@ def test_a_rate_rises_once_from_its_start_and_then_falls(
 
 
 def test_the_default_rises_and_falls_on_lines() -> None:
-    # Ten steps up from zero, one step before the first, then 70 down to zero behind the last.
+    # Ten steps up from zero, one step before the first, then 70 down to zero after the last.
     expected = [(step + 1) / 11 for step in range(10)] + [
         (80 - step) / 70 for step in range(10, 81)
     ]

@@ -225,7 +225,7 @@ def with_zeros_in_the_scan(data: bytes) -> bytes:
 def test_corrupt_data_is_detected_wherever_an_image_is_decoded(
     options: dict[str, Any], tmp_path: Path
 ) -> None:
-    """Pillow decodes it without an error."""
+    """Pillow decodes this corrupt file without an error."""
     content = with_zeros_in_the_scan(KEPT["baseline"])
     Image.open(io.BytesIO(content)).load()
     with pytest.raises(ValueError, match=r"^Cannot encode sample 0: .*JPEG"):

@@ -112,7 +112,7 @@ def test_a_killed_run_leaves_no_beton_and_the_next_one_completes_it(
 def test_ctrl_c_ends_every_process(
     gap: float | None, started: Any, tmp_path: Path, whole: bytes
 ) -> None:
-    """A terminal sends it to the whole group; impatient people send it twice."""
+    """A terminal sends Ctrl-C to the whole group, and twice if the user is impatient."""
     os.killpg(started.pid, signal.SIGINT)
     if gap is not None:
         time.sleep(gap)

@@ -119,7 +119,7 @@ def test_stock_ffcv_reads_the_same_samples(
 
 @pytest.mark.parametrize("os_cache", [True, False])
 def test_stock_ffcv_reads_pages_that_grew(os_cache: bool, tmp_path: Path) -> None:
-    """The first sample may then be on the same page as the tables."""
+    """On a page that grew, the first sample may follow the tables."""
     rng = np.random.default_rng(0)
     shapes = [(40, 30, 3)] * 5 + [(1700, 1700, 3)] + [(50, 20, 3)] * 5
     images = [rng.integers(0, 256, shape, dtype=np.uint8) for shape in shapes]

@@ -142,7 +142,6 @@ def _shift_hue(images: Tensor, turns: Tensor) -> Tensor:
 
 
 def _luminance(images: Tensor) -> Tensor:
-    """Return the grey values `(B, 1, H, W)`."""
     red, green, blue = images.split(1, dim=1)
     grey: Tensor = LUMINANCE[0] * red + LUMINANCE[1] * green + LUMINANCE[2] * blue
     return grey

@@ -94,7 +94,6 @@ class Validation:
         device: torch.device,
         attack: Attack | None = None,
     ) -> Tensor:
-        """Return for each sample whether the model is right, bool (n,)."""
         hits = []
         for images, labels in self.batches(ids, device):
             outputs = model(pgd(model, images, labels, attack) if attack else images)

@@ -105,7 +105,6 @@ def _flatten(nested: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
 
 
 def _scalar(text: str) -> Any:
-    """Return the value of a scalar in a YAML file, which is read as text."""
     if text.lower() in _WORDS:
         return _WORDS[text.lower()]
     for number in (int, float):

@@ -115,7 +115,6 @@ _RAMPS = {16: (11, 13), 24: (17, 20), 32: (23, 27), 40: (29, 34), 56: (41, 48), 
 
 
 def _resnet(depth: int, epochs: int, batch_size: int) -> dict[str, Any]:
-    """Return the settings that DP4TL and ffcv-imagenet share."""
     return {
         "arch": f"resnet{depth}",
         "full_head": True,

@@ -168,7 +168,6 @@ def run(module: str, arguments: Sequence[str] | None = None) -> None:
 
 
 def _notices(index: dp4tl_ffcv.BetonIndex) -> Iterator[str]:
-    """Yield a line about classes without images, and one for each skipped image."""
     manifest = index.manifest
     if manifest is None:
         return

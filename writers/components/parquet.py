@@ -19,7 +19,7 @@ from dp4tl_ffcv.utils import LazyImages, check_int, requires
 
 from .common import MAX_CLASS_ID
 
-WINDOW = 64 << 20  # bytes of images in a window; a larger group is a window alone
+WINDOW = 64 << 20  # bytes of images in a window; a larger group is a window of its own
 
 
 class ParquetImages(LazyImages):

@@ -1,1 +1,0 @@
-"""Figures of the end-to-end benchmark, one module each."""

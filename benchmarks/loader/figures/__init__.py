@@ -1,1 +1,0 @@
-"""Figures of the loader benchmark, one module each."""

@@ -1,1 +1,0 @@
-"""Figures of the scoring benchmark, one module each."""

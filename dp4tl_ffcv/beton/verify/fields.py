@@ -162,7 +162,6 @@ def _expected_sizes(
 
 
 def _array_bytes(arguments: NDArray[np.uint8]) -> int:
-    """Return the bytes of each array of a field, from the arguments in its descriptor."""
     header = arguments[: _ARRAYS.itemsize].view(_ARRAYS)[0]
     text = arguments[_ARRAYS.itemsize :][: int(header["type_length"])].tobytes().decode("ascii")
     [entry] = json.loads(text)

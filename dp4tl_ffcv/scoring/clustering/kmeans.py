@@ -58,8 +58,7 @@ def cluster(
         features: Features of the whole source, the path of their folder, or an array `(N, D)` of
             float16, float32 or float64; memory maps are read block by block.
         num_clusters: number of clusters K, from 1 to N; or several to choose from.
-        levels: for hierarchical k-means: the numbers of clusters to form first, descending, each
-            above `num_clusters`. The centroids of each level are clustered into the next.
+        levels: for hierarchical k-means, the larger numbers of clusters to form first, descending.
         seed: seed of the random samples and of the first centroids.
         iterations: iterations of k-means on each level.
         sample: rows per cluster of the first level that the centroids are fitted to.
@@ -207,7 +206,6 @@ def _choose(total: int, count: int, generator: np.random.Generator) -> NDArray[n
 def _drop_empty(
     labels: NDArray[np.int64], centroids: NDArray[np.float32]
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Drop empty clusters and renumber the others in order."""
     used = np.bincount(labels, minlength=len(centroids)) > 0
     return (np.cumsum(used) - 1)[labels], centroids[used]
 

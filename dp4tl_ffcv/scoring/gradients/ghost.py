@@ -116,7 +116,6 @@ def _recorded(
 def _record(
     calls: list[_Call], rule: Rule, layer: nn.Module, args: tuple[Any, ...], output: Any
 ) -> None:
-    """Record a call, as a forward hook."""
     if len(args) != 1 or not isinstance(output, Tensor) or output.grad_fn is None:
         return  # _check_complete then finds that no call owns the parameters' edges
     fed = args[0]

@@ -153,7 +153,6 @@ class _Runner:
         return F.cross_entropy(logits, labels, reduction="sum")
 
     def _loop(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Run a forward and a backward pass per sample."""
         values = list(self._parameters.values())
         norms = []
         for image, label in zip(torch.split(images, 1), torch.split(labels, 1), strict=True):

@@ -82,7 +82,6 @@ def _sum_of_products(a: Tensor, g: Tensor) -> Tensor:
 
 
 def _joined(parts: Sequence[Tensor]) -> Tensor:
-    """Join the positions of all calls."""
     return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim=1)
 
 
@@ -92,7 +91,6 @@ def _as_image(values: Tensor) -> Tensor:
 
 
 def _geometry(layer: Any) -> list[tuple[int, ...]]:
-    """Return kernel, stride and dilation, each for rows and columns."""
     return [(1, *sizes)[-2:] for sizes in (layer.kernel_size, layer.stride, layer.dilation)]
 
 

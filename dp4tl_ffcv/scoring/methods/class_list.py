@@ -110,7 +110,6 @@ def _numbers(text: str, column: str | int | None) -> list[int]:
 
 
 def _column(lines: Sequence[str], column: str | int) -> list[str]:
-    """Return the entries of one column of a table, without the header."""
     first = lines[0] if lines else ""
     mark = next((mark for mark in ",;\t" if mark in first), " ")
     rows = list(csv.reader(lines, delimiter=mark, skipinitialspace=True))

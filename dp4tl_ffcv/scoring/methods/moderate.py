@@ -96,7 +96,6 @@ def _of_classes(means: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArra
 def _medians(
     values: NDArray[np.float64], groups: NDArray[np.int64], count: int
 ) -> NDArray[np.float64]:
-    """Return the median of the values of each group `(count,)`; 0 for empty groups."""
     ordered = values[np.lexsort((values, groups))]
     sizes = np.bincount(groups, minlength=count)
     present = np.flatnonzero(sizes)

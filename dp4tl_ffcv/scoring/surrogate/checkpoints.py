@@ -130,7 +130,6 @@ def load_model(model: ModelLike, **options: Any) -> tuple[Classifier, dict[str, 
 
 
 def _build_recorded(values: Mapping[str, Any]) -> Classifier:
-    """Build the model that a checkpoint of this project describes."""
     arch, num_classes = values["arch"], values["num_classes"]
     try:
         network = build_model(arch, num_classes).network
@@ -148,7 +147,6 @@ def _build_recorded(values: Mapping[str, Any]) -> Classifier:
 
 
 def _build_foreign(state: dict[str, Tensor], arch: str | None, headless: bool) -> Classifier:
-    """Build a model from another program's weights."""
     if arch is None:
         raise CheckpointError(
             "another program's checkpoint does not record its architecture. Pass `arch`, such as "
@@ -169,7 +167,6 @@ def _build_foreign(state: dict[str, Tensor], arch: str | None, headless: bool) -
 
 
 def _load_weights(model: Classifier, state: dict[str, Tensor]) -> None:
-    """Load weights that must have exactly the keys and shapes of the network."""
     _restore_blurs(model.network, state)
     own = model.network.state_dict()
     unlike = {
@@ -205,11 +202,7 @@ def _restore_blurs(network: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 
 def _find_state(values: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Return another program's state dict, with the key names of the network.
-
-    DP4TL keeps it in `state_dicts.network`; Lightning, MoCo and timm in `state_dict`; DeiT in
-    `model`.
-    """
+    """Return another program's state dict, with the key names of the network."""
     places = (values.get("state_dicts"), "network"), (values, "state_dict"), (values, "model")
     for holder, key in places:
         if isinstance(holder, Mapping) and isinstance(holder.get(key), Mapping):
@@ -217,9 +210,9 @@ def _find_state(values: Mapping[str, Any]) -> dict[str, Tensor]:
             break
     if not values or not all(isinstance(value, Tensor) for value in values.values()):
         raise CheckpointError(
-            "it is no state dict, and has none under state_dicts.network, state_dict or model; its "
-            f"keys are {shorten(', '.join(map(str, values)), _SHOWN) or 'none'}. Save the state "
-            "dict alone."
+            "it is not a state dict, and has none under state_dicts.network, state_dict or model. "
+            f"Its keys: {shorten(', '.join(map(str, values)), _SHOWN) or 'none'}. Save only the "
+            "state dict."
         )
     state = {str(name): value for name, value in values.items()}
     while prefixes := [prefix for prefix in _PREFIXES if len(_below(state, prefix)) == len(state)]:

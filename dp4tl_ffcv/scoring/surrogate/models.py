@@ -192,7 +192,6 @@ def replace_head(model: Classifier, num_classes: int | None) -> Classifier:
 
 
 def _timm_model(name: str, **options: Any) -> tuple[nn.Module, tuple[Any, Any]]:
-    """Build a model of timm; return it with the mean and standard deviation of its images."""
     choices = f"Choose one of {', '.join(SMALL_RESNETS)}, torchvision.models.list_models()"
     try:
         import timm
