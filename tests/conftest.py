@@ -18,9 +18,7 @@ from dp4tl_ffcv.ffcv_import import import_ffcv
 from tests.support.images import write_images
 
 import_ffcv()  # the fast way, before a test imports ffcv itself
-torch.set_num_threads(
-    1
-)  # with more threads than cores, parallel test processes wait for each other
+torch.set_num_threads(1)  # parallel test processes with more threads wait for each other
 
 pytest_plugins = ["tests.support.betons", "tests.support.features", "tests.support.labels"]
 
