@@ -2,14 +2,16 @@
 
 import hashlib
 import threading
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 from dp4tl_ffcv import distributed
-from dp4tl_ffcv.distributed import process_group, rank, world_size
+from dp4tl_ffcv.distributed import on_rank_zero, process_group, rank, world_size
 
 
 @pytest.fixture
@@ -39,6 +41,28 @@ def test_a_process_that_fails_does_not_wait_for_the_others(calls: list[str]) -> 
     with pytest.raises(InterruptedError), process_group():
         raise InterruptedError
     assert calls == ["joined"]
+
+
+@pytest.mark.parametrize("failure", [None, RuntimeError("no room")])
+def test_every_rank_gets_the_result_or_the_error_of_rank_0(
+    failure: Exception | None, calls: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def action() -> int:
+        if failure is not None:
+            raise failure
+        return 3
+
+    calls.append("joined")
+    torch_stand_in: Any = distributed.distributed
+    sent: list[Any] = []
+    monkeypatch.setattr(torch_stand_in, "get_rank", lambda: 0)
+    torch_stand_in.broadcast_object_list = lambda values, **_: sent.extend(values)
+    with nullcontext() if failure is None else pytest.raises(RuntimeError, match="no room"):
+        assert on_rank_zero(action) == 3
+    monkeypatch.setattr(torch_stand_in, "get_rank", lambda: 1)
+    torch_stand_in.broadcast_object_list = lambda values, **_: values.__setitem__(slice(None), sent)
+    with nullcontext() if failure is None else pytest.raises(ValueError, match="no room"):
+        assert on_rank_zero(lambda: pytest.fail("only rank 0 acts")) == 3
 
 
 def test_a_process_leaves_after_gloos_threads_have_finished(calls: list[str]) -> None:

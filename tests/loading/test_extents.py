@@ -183,8 +183,9 @@ class _Tables:
         self.allocations["ptr"] = np.arange(num_samples) * 100_000 + 10**7
         self.allocations["size"] = 90_000
         self.fields: Sequence[Any] = ()
+        self.path = "many.beton"
 
-    extents = BetonIndex.extents
+    extents, check_ids = BetonIndex.extents, BetonIndex.check_ids
 
     def __len__(self) -> int:
         return self.num_samples
