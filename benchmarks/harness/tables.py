@@ -15,7 +15,6 @@ import tyro
 
 from benchmarks.end_to_end.table import end_to_end_table
 from benchmarks.harness.rows import markdown
-from benchmarks.planted import table as planted
 from dp4tl_ffcv.scoring import methods
 from dp4tl_ffcv.utils import one_line_errors, write_json
 
@@ -210,7 +209,7 @@ def filled(page: Path) -> str:
     makers: dict[str, Callable[[], str]] = {
         "methods": methods.table,
         "demo": lambda: demo_table(json.loads(DEMO.read_text())),
-        "planted": lambda: planted.section(_lines(PLANTED)),
+        "planted": planted_section,
         **{name: partial(comparison_table, name) for name in COMPARISONS},
     }
     for name, file in END_TO_END.items():
@@ -228,8 +227,17 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+def planted_section() -> str:
+    """Return the section of planted classes."""
+    from benchmarks.planted import table  # with scipy and matplotlib, which take a second
+
+    return table.section(_lines(PLANTED))
+
+
 def main(config: Config) -> None:
     """Keep the given result, if any, and write the pages and the plot."""
+    from benchmarks.planted import table as planted
+
     if config.result:
         write_json(DEMO, json.loads(config.result.read_text()))
     for page in PAGES:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.harness import tables
+from benchmarks.planted import table as planted
 
 
 def test_the_pages_show_the_kept_results() -> None:
@@ -44,7 +45,7 @@ def test_every_row_of_the_demo_is_in_its_table_and_no_path_is_kept() -> None:
 
 def test_the_plot_of_planted_classes_is_drawn(tmp_path: Path) -> None:
     lines = [json.loads(line) for line in tables.PLANTED.read_text().splitlines()]
-    tables.planted.draw(lines, tmp_path / "plot.png")
+    planted.draw(lines, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
