@@ -29,7 +29,7 @@ def write_verb() -> Any:
 
 
 def run_program(words: Sequence[str]) -> bool:
-    """Run the recipe or the writer that `words`, a command line, name. Return whether they do."""
+    """Run the recipe or writer that a command line names. Return False if it names none."""
     package, skipped = ("writers", 1) if words[:1] == ["write"] else ("train", 0)
     verb, arguments = words[: skipped + 1], words[skipped + 1 :]
     path = _files(package).get("".join(verb[skipped:]).replace("_", "-"))

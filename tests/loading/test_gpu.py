@@ -1,4 +1,4 @@
-"""On a GPU, no batch is overwritten before its copy, however far behind the GPU is."""
+"""A batch is not overwritten before the GPU has copied it, even if the GPU is far behind."""
 
 import warnings
 from collections.abc import Iterator

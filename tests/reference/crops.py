@@ -1,4 +1,4 @@
-"""Twins of `dp4tl_ffcv.kernels.random_crops` and `random_flips`."""
+"""Twins of `draw_crop` and `draw_flip` in `dp4tl_ffcv.kernels.crops`, for many samples."""
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
