@@ -1,9 +1,12 @@
 """Base of the benches: the data that the figures of a benchmark share."""
 
+import os
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
+
+CORES = len(os.sched_getaffinity(0))
 
 _Scale = TypeVar("_Scale")
 

@@ -1,7 +1,6 @@
 """Runs of the planted benchmark: pretrain on a selection and finetune on targets."""
 
 import io
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -13,6 +12,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.harness.bench import CORES
 from benchmarks.planted.variants import variants
 from dp4tl_ffcv.utils import track
 from train import finetune, pretrain
@@ -43,7 +43,7 @@ class Scale:
     finetune_epochs: int = 10
     finetune_lr: float = 1e-3
     modes: tuple[str, ...] = ("linear_probe", "full_finetuning")
-    processes: int = len(os.sched_getaffinity(0))
+    processes: int = CORES
     """Number of runs at a time, each on one core."""
 
 

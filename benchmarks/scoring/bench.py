@@ -1,6 +1,5 @@
 """Sizes, labels and timing that the figures of the scoring benchmark share."""
 
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,12 +10,11 @@ import numba
 import numpy as np
 import torch
 
-from benchmarks.harness.bench import BaseBench
+from benchmarks.harness.bench import CORES, BaseBench
 from benchmarks.harness.dataset import IMAGENET_SAMPLES, class_sizes
 from benchmarks.harness.rows import Row, alternate, compare
 
 DETAILS = ("how", "targets", "samples", "images")
-CORES = len(os.sched_getaffinity(0))
 CLASSES, COLUMNS = 1000, 512  # ImageNet's classes, a ResNet-18's features
 PAUSE = 0.02  # seconds in which spinning threads go to sleep
 

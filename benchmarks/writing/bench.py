@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.harness.bench import BaseBench
+from benchmarks.harness.bench import CORES, BaseBench
 from benchmarks.harness.dataset import Images, prepare_files
 from benchmarks.harness.rows import compare
 from benchmarks.harness.worker import Worker, workers
-from benchmarks.writing.sides import CORES, Job, Ours, Stock, class_of
+from benchmarks.writing.sides import Job, Ours, Stock, class_of
 from dp4tl_ffcv import BetonIndex
 
 DETAILS = ("how", "flush", "images", "keep")

@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 import dp4tl_ffcv
+from benchmarks.harness.bench import CORES
 
-CORES = len(os.sched_getaffinity(0))
 NUM_CLASSES = 100
 CHUNK = 100  # samples per task of ffcv's writer, as in its ImageNet script
 

@@ -172,12 +172,9 @@ def _choose(
         ids = np.unique(index.check_ids("selection", given))
         if not ids.size:
             raise ValueError("`selection` retains no sample.")
-        if not relabel:
-            return None, ids
-        selection = Selection.of_indices(index, ids)
+        return (Selection.of_indices(index, ids) if relabel else None), ids
     selection.check(index)
-    ids = index.check_ids("indices", selection.indices)
-    return selection, np.unique(ids)
+    return selection, np.unique(index.check_ids("indices", selection.indices))
 
 
 def _check_target(target: Path, source: Path) -> None:

@@ -15,7 +15,7 @@ from ..scoring.clustering.clusters import Clusters
 from ..scoring.combine import Combine, combine_scores
 from ..validate import check_fraction, check_int
 from .budgets import Budget, one_budget, part_of
-from .selection import Selection
+from .selection import Selection, num_classes_of
 
 ScoresLike = Scores | str | os.PathLike[str]
 
@@ -80,7 +80,7 @@ def select(  # noqa: PLR0913  # options are named at the call
     pseudo = None if clusters is None else Clusters.of(clusters)
     _check_options(ranked, budget, inner, keep_within, balanced, pseudo)
     _check_source(index, scores=ranked, clusters=pseudo, within=inner)
-    _check_classes(ranked, index, pseudo, label_field)
+    groups = _groups(ranked, index, pseudo, balanced, label_field)
     if budget.name == "keep_samples":
         check_int(budget.name, budget.value, 1, index.num_samples)
     provenance: dict[str, Any] = {
@@ -95,10 +95,6 @@ def select(  # noqa: PLR0913  # options are named at the call
         provenance |= {"keep_within": keep_within, "within": about}
     if pseudo is not None:
         provenance["clusters"] = pseudo.described()
-    if ranked.unit == "sample" and not balanced:
-        groups = np.arange(index.num_samples)
-    else:
-        groups = index.labels(label_field) if pseudo is None else pseudo.labels
     retained = np.ones(len(groups), dtype=np.bool_)
     if balanced:
         provenance["balanced"] = True
@@ -182,12 +178,21 @@ def _check_source(index: BetonIndex, **given: Scores | Clusters | None) -> None:
             )
 
 
-def _check_classes(
-    scores: Scores, index: BetonIndex, clusters: Clusters | None, label_field: str
-) -> None:
-    """Check that class scores cover the classes of the beton, or these pseudo-classes."""
+def _groups(
+    scores: Scores,
+    index: BetonIndex,
+    clusters: Clusters | None,
+    balanced: bool,
+    label_field: str,
+) -> NDArray[np.int64]:
+    """Return each sample's group: its class, its pseudo-class, or the sample itself.
+
+    Check that class scores cover the classes.
+    """
     if scores.unit == "sample":
-        return
+        if not balanced:
+            return np.arange(index.num_samples)
+        return index.labels(label_field) if clusters is None else clusters.labels
     made_for = scores.provenance.get("clusters_sha256")
     if clusters is not None:
         if made_for is not None and made_for != clusters.digest():
@@ -199,15 +204,18 @@ def _check_classes(
                 f"there are {clusters.num_clusters} pseudo-classes, but `scores` cover "
                 f"{len(scores)}. Score these clusters."
             )
-        return
+        return clusters.labels
     if made_for is not None:
         raise ValueError("the scores are for pseudo-classes. Pass their `clusters`.")
-    count, named = len(index.class_counts(label_field)), bool(index.class_names(label_field))
+    labels = index.labels(label_field)
+    count = num_classes_of(index, labels, label_field)
+    named = bool(index.class_names(label_field))
     if count > len(scores) or (named and count != len(scores)):
         raise ValueError(
             f"the beton has {count} classes, but `scores` cover {len(scores)}. Score the classes "
             "of this beton."
         )
+    return labels
 
 
 def _check_options(

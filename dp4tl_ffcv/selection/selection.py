@@ -43,8 +43,7 @@ class Selection(Artifact):
     """The open beton; None if the selection was loaded from its file."""
 
     def __post_init__(self) -> None:
-        for name in self.ARRAYS:
-            self._freeze(**{name: np.array(getattr(self, name), dtype=np.int64)})
+        self._freeze(**{n: np.array(getattr(self, n), dtype=np.int64) for n in self.ARRAYS})
         if not self.indices.size:
             raise ValueError(
                 "the selection retains no sample. Keep more, or check that the beton holds the "
@@ -72,7 +71,7 @@ class Selection(Artifact):
         """
         index = BetonIndex.of(beton)
         labels = index.labels(label_field)
-        count = max(num_classes or 0, _num_classes(index, labels, label_field))
+        count = max(num_classes or 0, num_classes_of(index, labels, label_field))
         ids = np.sort(check_int_array("classes", classes, below=count, distinct=True))
         label_map = _number(ids, count)
         return cls(
@@ -108,7 +107,7 @@ class Selection(Artifact):
             classes = label_map = np.empty(0, dtype=np.int64)
         else:
             labels = index.labels(label_field)
-            count = max(num_classes or 0, _num_classes(index, labels, label_field))
+            count = max(num_classes or 0, num_classes_of(index, labels, label_field))
             classes = np.flatnonzero(np.bincount(labels[ids], minlength=count))
             label_map = _number(classes, count)
         return cls(
@@ -136,7 +135,7 @@ class Selection(Artifact):
     def transfer(self, beton: Beton) -> "Selection":
         """Retain the same classes of another beton of the source, such as its validation split."""
         index = BetonIndex.of(beton)
-        count = _num_classes(index, index.labels(self.label_field), self.label_field)
+        count = num_classes_of(index, index.labels(self.label_field), self.label_field)
         if count > len(self.label_map):
             raise ValueError(
                 f"the beton has {count} classes, but the selection's source has "
@@ -184,7 +183,8 @@ class Selection(Artifact):
         )
 
 
-def _num_classes(index: BetonIndex, labels: NDArray[np.int64], label_field: str) -> int:
+def num_classes_of(index: BetonIndex, labels: NDArray[np.int64], label_field: str) -> int:
+    """Return the number of classes, given the labels: as many as are named, or as occur."""
     return max(int(labels.max(initial=-1)) + 1, len(index.class_names(label_field)))
 
 

@@ -10,11 +10,11 @@ from numba import njit, prange
 from numpy.typing import NDArray
 
 import dp4tl_ffcv
+from benchmarks.harness.bench import CORES
 from benchmarks.harness.rows import Row, compare
 from benchmarks.scoring.bench import (
     CLASSES,
     COLUMNS,
-    CORES,
     Bench,
     Sides,
     alternate_timed,

@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
+from benchmarks.harness.bench import CORES
 from benchmarks.harness.rows import Row, compare
 from benchmarks.scoring.bench import (
     CLASSES,
     COLUMNS,
-    CORES,
     Bench,
     Sides,
     alternate_timed,

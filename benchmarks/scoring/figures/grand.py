@@ -6,10 +6,10 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from benchmarks.harness.bench import CORES
 from benchmarks.harness.rows import Row, compare
 from benchmarks.scoring.bench import (
     CLASSES,
-    CORES,
     Bench,
     Sides,
     alternate_timed,

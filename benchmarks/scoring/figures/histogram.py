@@ -4,8 +4,9 @@ from functools import partial
 
 import numpy as np
 
+from benchmarks.harness.bench import CORES
 from benchmarks.harness.rows import Row
-from benchmarks.scoring.bench import CLASSES, CORES, Bench, compare_pairs
+from benchmarks.scoring.bench import CLASSES, Bench, compare_pairs
 from dp4tl_ffcv.kernels import class_histogram
 
 

@@ -8,9 +8,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from benchmarks.harness.bench import CORES
 from benchmarks.harness.dataset import write_tables
 from benchmarks.harness.rows import Row
-from benchmarks.scoring.bench import CLASSES, CORES, Bench, Sides, compare_pairs
+from benchmarks.scoring.bench import CLASSES, Bench, Sides, compare_pairs
 from dp4tl_ffcv import BetonIndex, Scores, Selection, select
 from dp4tl_ffcv.kernels import class_members
 
@@ -51,7 +52,7 @@ def measure(bench: Bench) -> list[Row]:
         for how, sides, bound in (
             ("from labels", from_labels, "reading the labels twice and writing the ids"),
             ("from a beton's tables to a Selection", from_tables, "gathering the labels, twice"),
-            ("by class scores to a Selection", from_scores, "gathering the labels, three times"),
+            ("by class scores to a Selection", from_scores, "gathering the labels, twice"),
         )
     ]
 

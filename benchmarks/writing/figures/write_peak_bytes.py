@@ -5,11 +5,12 @@ from statistics import median
 
 import numpy as np
 
+from benchmarks.harness.bench import CORES
 from benchmarks.harness.memory import TreePeak, tree_bytes
 from benchmarks.harness.rows import Row
 from benchmarks.harness.worker import Worker
 from benchmarks.writing.bench import Bench, row
-from benchmarks.writing.sides import CORES, Job
+from benchmarks.writing.sides import Job
 
 
 def measure(bench: Bench) -> list[Row]:

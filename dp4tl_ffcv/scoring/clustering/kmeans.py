@@ -74,16 +74,16 @@ def cluster(
         raise ValueError(f"`num_clusters` must name distinct numbers; got {tuple(counts)}.")
     if not len(values):
         raise ValueError("`features` must have at least one row; got none. Check the source.")
+    finer = [check_int("levels", level, 1, len(values)) for level in levels]
     for count in counts:  # check all before clustering
-        finer = [check_int("levels", level, 1, len(values)) for level in levels]
-        finer.append(check_int("num_clusters", count, 1, len(values)))
-        if any(more <= fewer for more, fewer in pairwise(finer)):
+        sizes = [*finer, check_int("num_clusters", count, 1, len(values))]
+        if any(more <= fewer for more, fewer in pairwise(sizes)):
             raise ValueError(
                 f"`levels` must descend, and end above `num_clusters`; got {tuple(levels)} and "
                 f"{count}."
             )
     options: dict[str, Any] = {
-        "levels": [int(level) for level in levels],
+        "levels": finer,
         "seed": check_int("seed", seed, 0),
         "iterations": check_int("iterations", iterations, 1),
         "sample": check_int("sample", sample, 1),
