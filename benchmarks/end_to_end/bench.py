@@ -22,6 +22,7 @@ from benchmarks.end_to_end.sides import (
 from benchmarks.harness.bench import BaseBench
 from benchmarks.harness.dataset import Images, prepare
 from benchmarks.harness.rows import Row, alternate, compare
+from benchmarks.harness.timing import Timing
 from benchmarks.harness.worker import Worker
 from dp4tl_ffcv import BetonIndex, compact
 
@@ -38,9 +39,9 @@ TARGET_SHARE = 0.04
 
 
 _on_cpu = partial(Scale, arch="resnet8_w16", batch_size=64)
-CPU = (_on_cpu(resolution=64, samples=2560, keeps=(0.2, 0.4, 0.6), warm=5, cold=3),)
+CPU = (_on_cpu(resolution=64, samples=2560, keeps=(0.2, 0.4, 0.6), warm=5, cold=5),)
 # Stock ffcv compiles every loader again, which takes most of the time of a cold round.
-QUICK_CPU = (_on_cpu(resolution=32, samples=640, keeps=(0.4,), warm=1, cold=0),)
+QUICK_CPU = (_on_cpu(resolution=32, samples=640, keeps=(0.4,), warm=5, cold=0),)
 _on_gpu = partial(Scale, resolution=160, warm=2, device="cuda", limit=True)
 GPU = (
     _on_gpu(arch="resnet18", batch_size=1024, samples=153_600, keeps=(0.2, 0.4, 0.6), cold=1),
@@ -131,8 +132,8 @@ class Bench(BaseBench[Scale]):
     def seconds(self, cache: str, side: Side) -> list[float]:
         return [epoch.seconds for epoch in self.epochs[cache][side]]
 
-    def rates(self, cache: str, side: Side) -> list[float]:
-        return [epoch.images / epoch.seconds for epoch in self.epochs[cache][side]]
+    def rates(self, cache: str, side: Side) -> list[Timing]:
+        return [epoch.timing.rate(epoch.images) for epoch in self.epochs[cache][side]]
 
     def _alternate(self, *, cold: bool, rounds: int) -> Epochs:
         with self._trainer(cold=cold) as ours, self._trainer(cold=cold) as other:
@@ -171,7 +172,7 @@ class Bench(BaseBench[Scale]):
                     yield cache, side
 
     def against_stock(
-        self, figure: str, unit: str, values: Callable[[str, Side], list[float]]
+        self, figure: str, unit: str, values: Callable[[str, Side], Sequence[Any]]
     ) -> list[Row]:
         """Compare each side of ours with stock ffcv on the same samples."""
         rows = []
@@ -199,9 +200,9 @@ class Bench(BaseBench[Scale]):
         unit: str,
         cache: str,
         side: Side,
-        other: Sequence[float],
+        other: Sequence[Any],
         other_name: str,
-        ours: Sequence[float],
+        ours: Sequence[Any],
         **more: Any,
     ) -> Row:
         scale = self.scale

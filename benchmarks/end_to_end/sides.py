@@ -24,6 +24,7 @@ import dp4tl_ffcv
 from benchmarks.harness.dataset import retain
 from benchmarks.harness.loaders import open_loader
 from benchmarks.harness.memory import read_so_far
+from benchmarks.harness.timing import Stopwatch, Timing
 from dp4tl_ffcv.utils import Classifier
 from train.components.data import open_source
 from train.components.processes import Processes
@@ -84,12 +85,16 @@ class Side:
 
 @dataclass(frozen=True, kw_only=True)
 class Epoch:
-    seconds: float
+    timing: Timing
     images: int
     waited: float
     """Seconds in which the step waited for a batch."""
     read: int
     """Bytes read by system calls."""
+
+    @property
+    def seconds(self) -> float:
+        return self.timing.wall
 
 
 class Trainer:
@@ -127,16 +132,17 @@ class Trainer:
         if self.cold and side.beton is not None:
             drop_from_cache(side.beton)
         read = read_so_far()
-        images, seconds, waited = self._train(loader, len(loader))
-        return Epoch(seconds=seconds, images=images, waited=waited, read=read_so_far() - read)
+        with Stopwatch() as watch:
+            images, waited = self._train(loader, len(loader))
+        read = read_so_far() - read
+        return Epoch(timing=watch.timing, images=images, waited=waited, read=read)
 
-    def _train(self, loader: Any, num_steps: int) -> tuple[int, float, float]:
-        """Train `num_steps` steps. Return images, seconds and seconds of waiting."""
+    def _train(self, loader: Any, num_steps: int) -> tuple[int, float]:
+        """Train `num_steps` steps. Return images and seconds of waiting."""
         state = replace(self.state, loader=loader)
         state.model.train()
         throughput, images = Throughput(self.device, quiet=True), 0
         losses = torch.zeros((), device=self.device)
-        started = time.perf_counter()
         for step, (pixels, labels) in enumerate(
             throughput.batches(loader, num_steps, self.scale.batch_size)
         ):
@@ -144,7 +150,7 @@ class Trainer:
             images += len(pixels)
         if not math.isfinite(losses.item()):  # waits for the device
             raise RuntimeError("the loss is not finite")
-        return images, time.perf_counter() - started, throughput.stalled
+        return images, throughput.stalled
 
     def _loader(self, side: Side) -> Any:
         scale = self.scale

@@ -28,7 +28,7 @@ RESULTS = Path(__file__).resolve().parents[1] / "results"
 @dataclass(frozen=True, kw_only=True)
 class Config:
     quick: bool = False
-    """Measure on less data, in about a minute. The numbers are rough, and only printed."""
+    """Measure on less data, in as many rounds. The numbers are rough, and only printed."""
     only: tuple[str, ...] = ()
     """Names of the measurements to make. Default: all."""
     data: Path = Path("runs/bench")

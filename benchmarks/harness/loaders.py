@@ -5,13 +5,14 @@ from pathlib import Path
 from typing import Any
 
 from ffcv.fields.basics import IntDecoder
-from ffcv.fields.rgb_image import RandomResizedCropRGBImageDecoder
+from ffcv.fields.rgb_image import CenterCropRGBImageDecoder, RandomResizedCropRGBImageDecoder
 from ffcv.loader import Loader, OrderOption
 from ffcv.transforms import RandomHorizontalFlip, Squeeze, ToTensor, ToTorchImage
 
 import dp4tl_ffcv
 
 SEED = 0
+CENTER_RATIO = 224 / 256  # side of the crop / shorter side of the image
 
 
 def open_loader(
@@ -21,12 +22,13 @@ def open_loader(
     order: str,
     from_disk: bool,
     resolution: int = 0,
+    center: bool = False,
     flip: bool = False,
     image: Sequence[Any] = (),
     move: Sequence[Any] = (),
     **options: Any,
 ) -> Any:
-    """Return a loader of random resized crops and labels.
+    """Return a loader of crops and labels.
 
     Args:
         beton: file to read.
@@ -35,14 +37,18 @@ def open_loader(
         from_disk: read ahead from the file (stock: `os_cache=False`) instead of using the default
             cache.
         resolution: side of the crops, in pixels.
-        flip: mirror half of the crops.
+        center: crop the centre, as for evaluation, instead of random resized crops.
+        flip: mirror half of the random crops.
         image: another pipeline of the images.
         move: operations that move tensors to a device.
         **options: further arguments of both loaders.
     """
     if not image:
         size = (resolution, resolution)
-        if stock:
+        if center:
+            crops = CenterCropRGBImageDecoder if stock else dp4tl_ffcv.CenterCropRGBImageDecoder
+            crop = [crops(size, CENTER_RATIO)]
+        elif stock:
             crop = [RandomResizedCropRGBImageDecoder(size), *([RandomHorizontalFlip()] * flip)]
         else:  # resolved here, so that the stock side's process holds stock ffcv alone
             crop = [dp4tl_ffcv.RandomResizedCropRGBImageDecoder(size, flip=0.5 * flip)]

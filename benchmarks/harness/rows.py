@@ -7,41 +7,80 @@ from pathlib import Path
 from statistics import median, quantiles
 from typing import Any, TypeVar
 
+from benchmarks.harness.timing import Timing
 from dp4tl_ffcv.utils import atomic_open, environment
 
 _Result = TypeVar("_Result")
 Row = dict[str, Any]
 """One figure, measured on both sides. A `ratio` above 1 is better for ours."""
+Quartiles = tuple[float, float]
+RATES = ("/s", "/processor s")  # ends of the units of which more is better
 
 
 def compare(
     figure: str,
     unit: str,
-    ours: Sequence[float],
-    other: Sequence[float],
+    ours: Sequence[float] | Sequence[Timing],
+    other: Sequence[float] | Sequence[Timing],
     other_name: str,
+    *,
+    floor: float | None = None,
     **params: Any,
 ) -> Row:
     """Return medians of both sides, and median and quartiles of the rounds' ratios.
 
-    More is better for a rate (`unit` ends with `/s`), less for anything else. There is no ratio if
-    a measurement is 0.
+    More is better for a rate (see `RATES`), less for anything else. There is no ratio if a
+    measurement is 0. A `Timing` is compared by the clock, as `ratio`, and by the processor time of
+    the process tree, as `cpu_ratio`.
+
+    Args:
+        figure: name of the figure.
+        unit: unit of both sides.
+        ours: our measurement in each round.
+        other: the other side's measurement in each round. The last round may lack a side.
+        other_name: name of the other side.
+        floor: `ratio` to reach.
+        **params: what was measured, and how.
     """
-    pairs = list(zip(ours, other, strict=False))  # the last round may lack a side
-    ratios = None
-    if all(map(all, pairs)):
-        ratios = [mine / its if unit.endswith("/s") else its / mine for mine, its in pairs]
-    quartiles = quantiles(ratios, n=4, method="inclusive") if ratios and len(pairs) > 1 else None
-    return {
+    pairs = list(zip(_wall(ours), _wall(other), strict=False))
+    ratio, spread = _ratio(unit, pairs)
+    row = {
         "figure": figure,
         "unit": unit,
-        "ours": median(ours),
-        "other": median(other),
+        "ours": median(_wall(ours)),
+        "other": median(_wall(other)),
         "other_name": other_name,
-        "ratio": median(ratios) if ratios else None,
-        "spread": (quartiles[0], quartiles[2]) if quartiles else None,
-        "params": {**params, "rounds": len(pairs)},
+        "ratio": ratio,
+        "spread": spread,
     }
+    if isinstance(ours[0], Timing):
+        processor = [(mine.cpu, its.cpu) for mine, its in zip(ours, other, strict=False)]
+        row["cpu_ratio"], row["cpu_spread"] = _ratio(unit, processor)
+    if floor is not None:
+        row |= {"floor": floor, "verdict": verdict(floor, spread)}
+    return {**row, "params": {**params, "rounds": len(pairs)}}
+
+
+def verdict(floor: float, spread: Quartiles | None) -> str:
+    """Return whether a ratio with these quartiles reaches `floor`, misses it, or may do either."""
+    if spread is None or spread[0] < floor <= spread[1]:
+        return "undecided"
+    return "reached" if floor <= spread[0] else "missed"
+
+
+def _wall(values: Sequence[float] | Sequence[Timing]) -> list[float]:
+    return [value.wall if isinstance(value, Timing) else value for value in values]
+
+
+def _ratio(
+    unit: str, pairs: Sequence[tuple[float, float]]
+) -> tuple[float | None, Quartiles | None]:
+    """Return median and quartiles of the pairs' ratios."""
+    if not all(map(all, pairs)):
+        return None, None
+    ratios = [mine / its if unit.endswith(RATES) else its / mine for mine, its in pairs]
+    quartiles = quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else None
+    return median(ratios), quartiles and (quartiles[0], quartiles[2])
 
 
 def alternate(*sides: Callable[[], _Result], rounds: int) -> tuple[list[_Result], ...]:
@@ -75,15 +114,25 @@ def publish(
         progress(f"written to {out}")
 
 
+COLUMNS = (
+    "figure", "what", "ours", "other", "unit", "ratio", "quartiles", "processor time",
+    "quartiles", "floor",
+)  # fmt: skip
+
+
 def table(rows: Sequence[Row], details: Sequence[str]) -> str:
     lines = []
     for row in rows:
-        params, spread = row["params"], row["spread"]
+        params = row["params"]
         what = ", ".join(f"{key} {params[key]}" for key in details if key in params)
-        values = (_shown(row["ours"]), _shown(row["other"]), row["unit"], _shown(row["ratio"]))
-        quartiles = "{:.2f} to {:.2f}".format(*spread) if spread else ""
-        lines.append((row["figure"], what, *values, quartiles))
-    return markdown(("figure", "what", "ours", "other", "unit", "ratio", "quartiles"), lines)
+        sides = (_shown(row["ours"]), _shown(row["other"]), row["unit"])
+        wall = (_shown(row["ratio"]), _quartiles(row["spread"]))
+        processor = ("", "")
+        if "cpu_ratio" in row:
+            processor = (_shown(row["cpu_ratio"]), _quartiles(row["cpu_spread"]))
+        floor = f"{row['floor']:g} {row['verdict']}" if "floor" in row else ""
+        lines.append((row["figure"], what, *sides, *wall, *processor, floor))
+    return markdown(COLUMNS, lines)
 
 
 def markdown(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -101,6 +150,10 @@ def rounded(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: rounded(item) for key, item in value.items()}
     return [rounded(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _quartiles(spread: Quartiles | None) -> str:
+    return "{:.2f} to {:.2f}".format(*spread) if spread else ""
 
 
 def _shown(value: float | None) -> str:

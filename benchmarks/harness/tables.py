@@ -5,7 +5,7 @@ After `dp4tl demo --fresh`, `--result runs/demo/result.json` copies the demo's r
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -68,6 +68,8 @@ COMPARISONS = {
             "planning_seconds": "planning an epoch",
             "second_loader_seconds": "second loader of a process, to its first batch",
             "jpeg_rrc_throughput": "JPEG of 400 px, random resized crop to 160",
+            "jpeg_rrc_throughput_500": "JPEG of 500 px, random resized crop to 224",
+            "jpeg_center_throughput": "JPEG of 400 px, centre crop to 160, as for evaluation",
             "raw_rrc_throughput": "raw of 400 px, random resized crop to 160",
             "leaked_threads": "threads left by 5 early breaks",
         },
@@ -122,12 +124,16 @@ def comparison_table(name: str) -> str:
     against = f", against {rows[0]['other_name']}" if name == "loader" else ""
     caption = (
         f"{_measured(head)}{against}, by `python -m benchmarks.{name}`. Runs of both sides "
-        "alternate; the table gives medians and the median ratio. A ratio above 1 is better for "
-        f"{'`PrunedLoader`' if name == 'loader' else 'us'}.{table.notes}"
+        "alternate; the table gives medians, and the quartiles of the ratio. A ratio above 1 is "
+        f"better for {'`PrunedLoader`' if name == 'loader' else 'us'}.{table.notes}"
     )
     columns = ["what", "stock ffcv", "`PrunedLoader`", "ratio"]
     if name != "loader":  # whose columns name the other side
         columns = ["what", "against", "other", "ours", "ratio"]
+    timed = any("cpu_ratio" in row for row in rows)
+    if timed:
+        columns.append("in processor time")
+        caption += " *In processor time*: of the process and its descendants."
     table_rows = []
     for row in rows:
         params = row["params"]
@@ -136,8 +142,18 @@ def comparison_table(name: str) -> str:
         if name != "loader":
             cells.append(SIDES.get(row["other_name"], row["other_name"]))
         cells += [_amount(row[side], row["unit"]) for side in ("other", "ours")]
-        table_rows.append([*cells, "" if row["ratio"] is None else _number(row["ratio"])])
+        cells.append(with_quartiles(row["ratio"], row["spread"]))
+        if timed:
+            cells.append(with_quartiles(row.get("cpu_ratio"), row.get("cpu_spread")))
+        table_rows.append(cells)
     return f"{markdown(columns, table_rows)}\n\n{caption}"
+
+
+def with_quartiles(ratio: float | None, spread: Sequence[float] | None) -> str:
+    """Return a median ratio and its quartiles, where there are any."""
+    if ratio is None:
+        return ""
+    return _number(ratio) + (f" ({_number(spread[0])} to {_number(spread[1])})" if spread else "")
 
 
 def demo_table(result: dict[str, Any]) -> str:

@@ -15,7 +15,7 @@ from benchmarks.harness.rows import progress
 
 # Idle OpenMP threads spin only briefly, so that the other side gets the cores.
 SPIN_COUNT = "10000"
-PR_SET_PDEATHSIG = 1
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 
 
 class Worker:
@@ -80,6 +80,7 @@ def workers(*makes: Callable[..., Any]) -> Iterator[list[Worker]]:
 def _lead_session(log: str) -> int:
     os.setsid()
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)  # orphans stay in the tree that is timed
     # This process was spawned, but its own children start by the usual method.
     multiprocessing.set_start_method(None, force=True)
     with open(log, "ab", buffering=0) as printed:

@@ -10,6 +10,7 @@ from typing import Any
 from benchmarks.harness.bench import BaseBench
 from benchmarks.harness.dataset import IMAGENET_SAMPLES, Images, prepare, write_tables
 from benchmarks.harness.rows import Row, alternate, compare
+from benchmarks.harness.timing import Timing
 from benchmarks.harness.worker import Worker, workers
 from benchmarks.loader.sides import Ours, Setting, Side, Stock
 from dp4tl_ffcv import BetonIndex
@@ -27,12 +28,12 @@ class Scale:
     tables: int = IMAGENET_SAMPLES
     """Samples of the beton without images."""
     epochs: int = 31
-    processes: int = 3
+    processes: int = 5
     """Rounds that each start new processes."""
 
 
 SCALES = (Scale(),)
-QUICK = (Scale(jpeg500=1500, jpeg400=2560, raw400=2560, tables=128_000, epochs=5, processes=1),)
+QUICK = (Scale(jpeg500=1500, jpeg400=2560, raw400=2560, tables=128_000, epochs=5),)
 
 both = partial(workers, Ours, Stock)
 
@@ -80,16 +81,18 @@ class Bench(BaseBench[Scale]):
                     results[at].append(once(sides[at]))
         return results
 
-    def throughput(self, figure: str, images: Images) -> list[Row]:
-        setting = Setting(beton=prepare(images, self.data))
+    def throughput(self, figure: str, images: Images, floor: float, **options: Any) -> list[Row]:
+        """Compare images/s of whole epochs. `options` are those of `Setting`."""
+        setting = Setting(beton=prepare(images, self.data), **options)
         sides = ((Ours, setting), (Stock, setting))
         rates, loaded = alternate_epochs(sides, self.scale.epochs)
-        return [row(figure, "images/s", *rates, **params(setting, **loaded))]
+        about = params(setting, long_side=images.long_side, resolution=setting.resolution, **loaded)
+        return [row(figure, "images/s", *rates, floor=floor, **about)]
 
 
 def alternate_epochs(
     sides: Sequence[tuple[type[Side], Setting]], rounds: int
-) -> tuple[list[list[float]], dict[str, Any]]:
+) -> tuple[list[list[Timing]], dict[str, Any]]:
     """Load epochs on all sides in turn, each in its own process. The first side is ours.
 
     Return images/s of each side, and parameters of the row.
@@ -98,12 +101,13 @@ def alternate_epochs(
         for worker, (_, setting) in zip(loaders, sides, strict=True):
             worker.call("open", setting)
         epochs = [partial(worker.call, "epoch") for worker in loaders]
-        first = [epoch() for epoch in epochs]  # compiles, and fills the page cache
+        # Compiles, fills the page cache, and indexes each retained JPEG.
+        first = [epoch() for epoch in epochs]
         loaded = alternate(*epochs, rounds=rounds)
     for name in ("images", "labels"):
         if len({epoch[name] for epoch in chain(first, *loaded)}) > 1:
             raise RuntimeError(f"the sides loaded different {name}: {first}")
-    rates = [[epoch["images"] / epoch["seconds"] for epoch in side] for side in loaded]
+    rates = [[epoch["seconds"].rate(epoch["images"]) for epoch in side] for side in loaded]
     return rates, {"images": first[0]["images"], "ours_cache": first[0]["cache"]}
 
 
@@ -119,7 +123,7 @@ def params(setting: Setting, **more: Any) -> dict[str, Any]:
     }
 
 
-def row(figure: str, unit: str, ours: Sequence[float], other: Sequence[float], **more: Any) -> Row:
+def row(figure: str, unit: str, ours: Sequence[Any], other: Sequence[Any], **more: Any) -> Row:
     return compare(figure, unit, ours, other, Stock.name, **more)
 
 

@@ -27,6 +27,7 @@ import dp4tl_ffcv
 from benchmarks.harness.dataset import retain
 from benchmarks.harness.loaders import open_loader
 from benchmarks.harness.memory import peak_growth, read_so_far
+from benchmarks.harness.timing import Stopwatch
 
 LEAK_SECONDS = 1.0  # time for threads to end
 
@@ -41,6 +42,8 @@ class Setting:
     """Read ahead from the file (stock: `os_cache=False`) instead of using the default cache."""
     resolution: int | None = 160
     """Crop size in pixels. None loads only the first byte of each image."""
+    center: bool = False
+    """Crop the centre, as for evaluation, instead of random resized crops."""
 
     def retained(self) -> NDArray[np.int64]:
         return retain(dp4tl_ffcv.BetonIndex.open(self.beton).labels(), self.keep)
@@ -60,6 +63,7 @@ class Side:
             setting.beton,
             image=() if setting.resolution else [FirstByte(), ToTensor()],
             resolution=setting.resolution or 0,
+            center=setting.center,
             stock=isinstance(self, Stock),
             order=setting.order,
             from_disk=setting.from_disk,
@@ -76,14 +80,14 @@ class Side:
     def epoch(self) -> dict[str, Any]:
         """Load an epoch. The sum `labels` shows whether both sides loaded the same samples."""
         images = labels = 0
-        read, started = read_so_far(), time.perf_counter()
-        for _, batch in self.loader:
-            images += len(batch)
-            labels += int(batch.sum())
-        seconds = time.perf_counter() - started
+        read = read_so_far()
+        with Stopwatch() as watch:
+            for _, batch in self.loader:
+                images += len(batch)
+                labels += int(batch.sum())
         cache = getattr(self.loader, "cache", None)
         counts = {"images": images, "labels": labels, "read": read_so_far() - read}
-        return {**counts, "seconds": seconds, "cache": cache}
+        return {**counts, "seconds": watch.timing, "cache": cache}
 
     def epoch_growth(self) -> int:
         """Load an epoch and return the largest growth of resident memory, in bytes."""

@@ -13,6 +13,7 @@ import torch
 from benchmarks.harness.bench import CORES, BaseBench
 from benchmarks.harness.dataset import IMAGENET_SAMPLES, class_sizes
 from benchmarks.harness.rows import Row, alternate, compare
+from benchmarks.harness.timing import Stopwatch, Timing
 
 DETAILS = ("how", "targets", "samples", "images")
 CLASSES, COLUMNS = 1000, 512  # ImageNet's classes, a ResNet-18's features
@@ -24,7 +25,7 @@ Sides = dict[str, Callable[[], Any]]
 class Times(NamedTuple):
     """The rounds of one side."""
 
-    seconds: tuple[float, ...]
+    seconds: tuple[Timing, ...]
     results: tuple[Any, ...]
 
 
@@ -55,7 +56,7 @@ QUICK = (
         samples=256_000,
         images=42,
         backward=6,
-        rounds=3,
+        rounds=5,
         short_rounds=15,
     ),
 )
@@ -95,8 +96,8 @@ def check_same(name: str, ours: Any, other: Any, rtol: float = 0.0) -> None:
         raise RuntimeError(f"{name} of the two sides differ")
 
 
-def _timed(call: Callable[[], Any]) -> tuple[float, Any]:
+def _timed(call: Callable[[], Any]) -> tuple[Timing, Any]:
     time.sleep(PAUSE)
-    start = time.perf_counter()
-    result = call()
-    return time.perf_counter() - start, result
+    with Stopwatch() as watch:
+        result = call()
+    return watch.timing, result

@@ -4,7 +4,6 @@ import ctypes
 import gc
 import os
 import subprocess
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 
 import dp4tl_ffcv
 from benchmarks.harness.bench import CORES
+from benchmarks.harness.timing import Stopwatch, Timing
 
 NUM_CLASSES = 100
 CHUNK = 100  # samples per task of ffcv's writer, as in its ImageNet script
@@ -45,11 +45,11 @@ class Side:
         files = sorted(job.files.iterdir())
         self.samples = self.listing(list(islice(cycle(files), job.num_samples)))
 
-    def write(self, out: Path) -> float:
+    def write(self, out: Path) -> Timing:
         """Write the listed images with a worker per core. Return images/s."""
         seconds = seconds_to_write(out, partial(self.write_samples, out))
         gc.collect()  # stock ffcv leaves queues, which hold system semaphores
-        return self.job.num_samples / seconds
+        return seconds.rate(self.job.num_samples)
 
     def settle(self) -> None:
         """Return free memory to the kernel, so that later growth is visible."""
@@ -92,14 +92,15 @@ class Ours(Side):
         )
         dp4tl_ffcv.write_beton(out, self.samples, fields, num_workers=CORES)
 
-    def compact(self, source: Path, indices: NDArray[np.int64], out: Path, **options: Any) -> float:
+    def compact(
+        self, source: Path, indices: NDArray[np.int64], out: Path, **options: Any
+    ) -> Timing:
         """Compact the samples `indices` of a beton to `out`. Return bytes/s."""
         compact = partial(dp4tl_ffcv.compact, source, indices, out, num_workers=CORES, **options)
-        seconds = seconds_to_write(out, compact)
-        return out.stat().st_size / seconds
+        return seconds_to_write(out, compact).rate(out.stat().st_size)
 
 
-def cp(source: Path, out: Path, *, flush: bool) -> float:
+def cp(source: Path, out: Path, *, flush: bool) -> Timing:
     """Copy a file by `cp`, and `sync` the copy if it must reach the disk. Return bytes/s."""
 
     def copy() -> None:
@@ -107,8 +108,7 @@ def cp(source: Path, out: Path, *, flush: bool) -> float:
         if flush:
             subprocess.run(["sync", out], check=True)
 
-    seconds = seconds_to_write(out, copy)
-    return out.stat().st_size / seconds
+    return seconds_to_write(out, copy).rate(out.stat().st_size)
 
 
 class Photographs:
@@ -133,13 +133,13 @@ def class_of(numbers: NDArray[np.int64]) -> NDArray[np.int64]:
     return numbers % NUM_CLASSES
 
 
-def seconds_to_write(out: Path, write: Callable[[], Any]) -> float:
+def seconds_to_write(out: Path, write: Callable[[], Any]) -> Timing:
     """Delete `out`, flush earlier files, and return the seconds of writing it again."""
     out.unlink(missing_ok=True)
     os.sync()
-    started = time.perf_counter()
-    write()
-    return time.perf_counter() - started
+    with Stopwatch() as watch:
+        write()
+    return watch.timing
 
 
 def check_bytes(beton: Path, files: Path) -> None:

@@ -14,6 +14,7 @@ from benchmarks.end_to_end.sides import Epoch, Scale, Side, Trainer
 from benchmarks.end_to_end.table import end_to_end_table
 from benchmarks.harness.command import load_figures, measure
 from benchmarks.harness.dataset import retain
+from benchmarks.harness.timing import Timing
 
 TINY = Scale(
     resolution=32,
@@ -69,7 +70,8 @@ def pretend(bench: Bench, side: Side) -> Epoch:
     """Make an epoch that waited for a quarter of its time and read each sample twice."""
     images = round(bench.share(side.keep) * TINY.samples)
     seconds = SECONDS[side.how]
-    return Epoch(seconds=seconds, images=images, waited=seconds / 4, read=1000)
+    timing = Timing(seconds, 3 * seconds)
+    return Epoch(timing=timing, images=images, waited=seconds / 4, read=1000)
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +111,7 @@ def test_rates_and_waiting_are_compared_with_stock_ffcv_and_the_device(
     bench, rows = pretended
     rate = rows["images_per_second", "PrunedLoader", "warm"]
     assert (rate["other_name"], rate["ratio"]) == ("stock Loader, indices=", pytest.approx(2.0))
+    assert rate["cpu_ratio"] == pytest.approx(2.0)
     stalled = rows["stall_share", "compacted", "cold"]
     assert (stalled["ours"], stalled["other"]) == (0.25, 0.25)
     assert stalled["other_name"] == "stock Loader, compacted"

@@ -3,7 +3,10 @@
 import json
 import multiprocessing
 import os
+import shlex
+import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures.process import BrokenProcessPool
@@ -19,9 +22,17 @@ import pytest
 from benchmarks.harness import command, memory, rows
 from benchmarks.harness.memory import TreePeak, tree_bytes
 from benchmarks.harness.rows import Row, alternate, compare
+from benchmarks.harness.timing import Stopwatch, Timing, tree_seconds
 from benchmarks.harness.worker import Worker
 
 BENCHMARKS = ("loader", "writing", "scoring", "end_to_end", "planted")
+
+
+# Figures that the kept results lack.
+UNMEASURED = {name: set[str]() for name in BENCHMARKS} | {
+    "end_to_end": {"gpu_limit_share"},  # needs a GPU
+    "loader": {"jpeg_center_throughput", "jpeg_rrc_throughput_500"},
+}
 
 
 def row(unit: str, ours: list[float], other: list[float], **params: Any) -> Row:
@@ -65,6 +76,37 @@ def test_sides_have_medians_and_rounds_have_ratios() -> None:
     }
 
 
+def test_timings_are_compared_by_the_clock_and_by_processor_time() -> None:
+    ours = [Timing(10, 5), Timing(20, 4)]
+    found = compare("figure", "images/s", ours, [Timing(5, 1), Timing(5, 1)], "another")
+    assert (found["ours"], found["other"]) == (15, 5)
+    assert (found["ratio"], found["spread"]) == (3, (2.5, 3.5))
+    assert (found["cpu_ratio"], found["cpu_spread"]) == (4.5, (4.25, 4.75))
+    assert "cpu_ratio" not in row("s", [1.0], [2.0])
+
+
+@pytest.mark.parametrize(
+    ("spread", "expected"),
+    [
+        ((2.0, 3.0), "reached"),
+        ((1.0, 1.9), "missed"),
+        ((1.9, 2.0), "undecided"),
+        ((1.0, 3.0), "undecided"),
+        (None, "undecided"),  # one round
+    ],
+)
+def test_a_floor_between_the_quartiles_is_undecided(
+    spread: tuple[float, float] | None, expected: str
+) -> None:
+    assert rows.verdict(2.0, spread) == expected
+
+
+def test_a_row_with_a_floor_says_whether_it_is_reached() -> None:
+    found = compare("figure", "images/s", [3.0, 3.0], [1.0, 1.0], "another", floor=2.0)
+    assert (found["floor"], found["verdict"]) == (2.0, "reached")
+    assert rows.table([found], []).splitlines()[-1].endswith("| 2 reached |")
+
+
 def test_each_side_comes_first_in_turn() -> None:
     calls: list[str] = []
 
@@ -83,7 +125,7 @@ def test_the_table_shows_every_row_and_a_dash_for_a_missing_ratio() -> None:
     assert "order random" in first
     assert "batch_size" not in first
     assert "2.25 to 2.75" in first
-    assert second == "| figure |  | 0 | 2,000,000 | s | - |  |"
+    assert second == "| figure |  | 0 | 2,000,000 | s | - |  |  |  |  |"
 
 
 # -- the command line ------------------------------------------------------------------------------
@@ -91,12 +133,21 @@ def test_the_table_shows_every_row_and_a_dash_for_a_missing_ratio() -> None:
 def test_every_figure_of_the_kept_results_is_found_by_its_file(name: str) -> None:
     lines = (command.RESULTS / f"{name}.jsonl").read_text().splitlines()
     figures = {json.loads(line)["figure"] for line in lines[1:]}
-    if name == "end_to_end":
-        figures.add("gpu_limit_share")  # not measured on a machine without a GPU
+    assert not figures & UNMEASURED[name]
     found = command.load_figures(name)
-    assert {figure for names in found for figure in names} == figures
+    assert {figure for names in found for figure in names} == figures | UNMEASURED[name]
     some = min(figures)
     assert [some in names for names in command.load_figures(name, [some])] == [True]
+
+
+@pytest.mark.parametrize("name", ["loader", "writing", "scoring", "end_to_end"])
+def test_every_form_of_a_benchmark_makes_at_least_five_rounds(name: str) -> None:
+    module: Any = import_module(f"benchmarks.{name}.bench")
+    rounds = {"epochs", "processes", "writes", "copies", "rounds", "short_rounds", "warm", "cold"}
+    for scale in (*module.SCALES, *module.QUICK):
+        made = {field: number for field, number in vars(scale).items() if field in rounds}
+        assert made
+        assert all(number >= 5 for number in made.values() if number), made
 
 
 def test_an_unknown_figure_is_an_error_that_lists_the_known() -> None:
@@ -177,6 +228,60 @@ def test_a_worker_that_hangs_is_an_error_and_its_children_end_with_it() -> None:
     while tree_bytes(worker.session) and time.monotonic() < deadline:
         time.sleep(0.01)
     assert tree_bytes(worker.session) == 0
+
+
+# -- processor time --------------------------------------------------------------------------------
+BURN = """if True:
+    import sys, time
+    while time.process_time() < 0.2:
+        pass
+    print(flush=True)
+    sys.stdin.read()
+"""
+
+
+def start_burning() -> "subprocess.Popen[bytes]":
+    pipe = subprocess.PIPE
+    return subprocess.Popen([sys.executable, "-c", BURN], stdin=pipe, stdout=pipe)
+
+
+def test_time_of_threads_and_children_counts_once() -> None:
+    def burn() -> None:
+        start = time.thread_time()
+        while time.thread_time() < start + 0.1:
+            pass
+
+    with Stopwatch() as idle:
+        time.sleep(0.1)
+    assert idle.timing.cpu < 0.05 < 0.1 <= idle.timing.wall
+    thread = threading.Thread(target=burn)
+    with Stopwatch() as watch:
+        thread.start()
+        thread.join()
+    assert 0.1 <= watch.timing.cpu < 0.2
+    with start_burning() as child:
+        with Stopwatch() as alive:
+            assert child.stdout
+            child.stdout.read(1)
+        assert 0 < alive.timing.cpu < 0.3  # of its 0.2 s, the part after the start
+        with Stopwatch() as ended:
+            child.communicate()
+        assert ended.timing.cpu < 0.15  # not all of the child's time again
+
+
+def test_time_of_orphans_and_of_children_that_nobody_waited_for_counts() -> None:
+    orphan = f"import os\nif os.fork(): os._exit(0)\nexec({BURN!r})"
+    with Worker(__import__, "subprocess").wait() as worker:
+        before = tree_seconds(worker.session)
+        worker.call("getoutput", f"{sys.executable} -c {shlex.quote(orphan)} < /dev/null")
+        assert tree_seconds(worker.session) - before >= 0.2
+    child = start_burning()
+    with Stopwatch() as watch:
+        assert child.stdin
+        child.stdin.close()
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # it stays a zombie
+    assert watch.timing.cpu > 0.1
+    child.wait()
 
 
 # -- bytes and memory ------------------------------------------------------------------------------

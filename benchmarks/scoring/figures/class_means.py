@@ -40,7 +40,7 @@ def measure(bench: Bench) -> list[Row]:
             check_same("the means", means[:, column], sums / counts)
     totals = [times[way].results for way in READERS]
     check_same("the bytes read", totals[0], totals[1])
-    rates = {way: [size / second for second in side.seconds] for way, side in times.items()}
+    rates = {way: [second.rate(size) for second in side.seconds] for way, side in times.items()}
     params = {
         "samples": bench.scale.samples,
         "columns": COLUMNS,

@@ -51,8 +51,8 @@ def measure(bench: Bench) -> list[Row]:
         check_same("the votes", votes, np.bincount(nearest, minlength=CLASSES))
         check_nearest(part, means, nearest[: scale.looped], looped)
     ours = times["ours"].seconds
-    loop = [second * scale.targets / scale.looped for second in times["loop"].seconds]
-    best = min(PRODUCTS, key=lambda way: median(times[way].seconds))
+    loop = [second.times(scale.targets / scale.looped) for second in times["loop"].seconds]
+    best = min(PRODUCTS, key=lambda way: median(wall for wall, _ in times[way].seconds))
     seconds = times[best].seconds
     params = {
         "targets": scale.targets,
@@ -70,7 +70,7 @@ def measure(bench: Bench) -> list[Row]:
         ),
         compare(
             "fm_assign_roofline", "s", ours, seconds, best, **params,
-            other_flop_per_s=operations / median(seconds),
+            other_flop_per_s=operations / median(wall for wall, _ in seconds),
             how="against the fastest bare float32 product",
         ),
     ]  # fmt: skip

@@ -37,7 +37,7 @@ def measure(bench: Bench) -> list[Row]:
     for mine, its in zip(*(side.results for side in times.values()), strict=True):
         check_same("the norms", mine[: count[1]], its, rtol=TOLERANCE)
     ours, other = (
-        [number / second for second in side.seconds]
+        [second.rate(number) for second in side.seconds]
         for number, side in zip(count, times.values(), strict=True)
     )
     params = {

@@ -4,6 +4,7 @@ from dataclasses import replace
 from functools import partial
 
 from benchmarks.harness.rows import Row, alternate
+from benchmarks.harness.timing import Timing
 from benchmarks.writing.bench import Bench, row
 from benchmarks.writing.sides import Job, check_bytes
 
@@ -15,7 +16,7 @@ def measure(bench: Bench) -> list[Row]:
     ways = {"bytes kept": job, "decode_check": replace(job, decode_check=True)}
     (ours, stock), (out, its_out) = bench.sides, bench.outs
 
-    def write_ours() -> list[float]:
+    def write_ours() -> list[Timing]:
         rates = []
         for way in ways.values():
             ours.call("list_files", way)

@@ -1,0 +1,12 @@
+"""Images per second: JPEGs of 400 pixels, centre crops of 160, as for evaluation."""
+
+from benchmarks.harness.dataset import Images
+from benchmarks.harness.rows import Row
+from benchmarks.loader.bench import Bench
+
+FLOOR = 2.0
+
+
+def measure(bench: Bench) -> list[Row]:
+    images = Images(num_samples=bench.scale.jpeg400, long_side=400)
+    return bench.throughput("jpeg_center_throughput", images, FLOOR, center=True)
