@@ -1,8 +1,9 @@
 """Loaders that read only the retained samples: a drop-in for `ffcv.loader.Loader`.
 
 `loader` defines `PrunedLoader`, and `presets` builds the usual image loaders. `orders` holds the
-orders of an epoch, `reading` plans and makes the reads, `caches` keeps the bytes, `decoding` turns
-them into images, `labels` renumbers the classes, and `ffcv_adapter` connects all this to ffcv.
+orders of an epoch, `positions` computes what is left of one, and `state` saves how far the loop has
+come. `reading` plans and makes the reads, `caches` keeps the bytes, `decoding` turns them into
+images, `labels` renumbers the classes, and `ffcv_adapter` connects all this to ffcv.
 """
 
 from ..ffcv_import import import_ffcv

@@ -24,15 +24,16 @@ from .ffcv_adapter.iterator import EpochBatches
 from .ffcv_adapter.memory import RetainedMemory
 from .ffcv_adapter.pipelines import copy_pipelines, insert_remap, pipeline_specs
 from .ffcv_adapter.reader import IndexReader
-from .ffcv_adapter.traversal import check_order, order_factory
+from .ffcv_adapter.traversal import order_factory
 from .reading.extents import RetainedExtents, retained_extents
 from .reading.file_reader import FileReader
 from .reading.plan import ALIGNMENT, MERGED_GAP, EpochPlan, plan_epoch
+from .state import StatefulLoader
 
 _SIGNATURE = inspect.signature(Loader.__init__)
 
 
-class PrunedLoader(Loader):
+class PrunedLoader(StatefulLoader):
     """Drop-in for `ffcv.loader.Loader` that reads only the samples of a selection.
 
     Every argument of `Loader` works as in ffcv, with two differences. `num_workers` may be None:
@@ -102,9 +103,7 @@ class PrunedLoader(Loader):
         self.recompile: bool = options["recompile"]
         self.seed = _choose_seed(options["seed"], self.distributed)
         self._read_ahead = check_int("read_ahead", read_ahead, 1)
-        self._make_order = order_factory(
-            options["order"], options.get("order_kwargs") or {}, self.batch_size
-        )
+        self._make_order = order_factory(options["order"], options.get("order_kwargs") or {})
 
         self._index = BetonIndex.of(fname, custom_fields=options["custom_fields"])
         self._opened_here = self._index is not fname
@@ -149,6 +148,8 @@ class PrunedLoader(Loader):
     ) -> None:
         """Change the retained samples from the next epoch on. A running epoch is not affected.
 
+        An epoch that `load_state_dict` was to continue starts from its beginning.
+
         Args:
             selection: a `Selection` or its path; sample ids, unless the loader has `relabel`; or
                 None for all samples.
@@ -189,6 +190,7 @@ class PrunedLoader(Loader):
         self.selection, self._indices, self._extents = selection, ids, extents
         self.cache, self.memory_manager, self.traversal_order = name, memory, order
         self._length: int | None = None
+        self._loaded = None
 
     def _shared_name(self, extents: RetainedExtents) -> str:
         # Processes that share memory must also agree on its layout.
@@ -198,28 +200,30 @@ class PrunedLoader(Loader):
         return digest.hexdigest()[:32]
 
     def __iter__(self) -> EpochBatches:
-        """Start the next epoch."""
+        """Start the next epoch, or continue the epoch of a loaded state."""
         Compiler.set_num_threads(self.num_workers)  # another loader may have changed it
-        order = check_order(self.next_traversal_order(), self._extents.samples, len(self._index))
+        order = self._order_of(self.next_epoch)
+        if self._loaded is None:
+            self._length = len(order)
+        if self.drop_last:
+            order = order[: len(order) // self.batch_size * self.batch_size]
+        progress = self._progress_of(order)
         self.memory_manager.epoch = self.next_epoch
         self.memory_manager.window_size = self._window_size
-        self.next_epoch += 1
-        self._length = len(order)
         if self.recompile:
             self.generate_code()
         # A copy, so that changes to the loader do not affect a running epoch.
-        return EpochBatches(copy.copy(self), order[: len(self) * self.batch_size])
+        batches = EpochBatches(copy.copy(self), order, progress)
+        self._running, self._loaded = progress, None
+        self.next_epoch += 1
+        return batches
 
     def __len__(self) -> int:
-        """Return the number of batches in an epoch."""
+        """Return the number of batches in a whole epoch, also while a part of one is left."""
         if self._length is None:
             self._length = len(self.next_traversal_order())
         whole, rest = divmod(self._length, self.batch_size)
         return whole + (rest > 0 and not self.drop_last)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Set the number of the next epoch, which determines its order and its random crops."""
-        self.next_epoch = check_int("epoch", epoch, 0)
 
     @property
     def resolution(self) -> tuple[int, int]:
@@ -256,8 +260,7 @@ class PrunedLoader(Loader):
 
         Reads nothing from the file. Cost: O(retained).
         """
-        wanted = self.traversal_order.sample_order(epoch)
-        order = check_order(wanted, self._extents.samples, len(self._index)).astype(np.int64)
+        order = self._order_of(epoch).astype(np.int64)
         if self.drop_last:
             order = order[: len(order) // self.batch_size * self.batch_size]
         return plan_epoch(self._extents, order, self._window_size)

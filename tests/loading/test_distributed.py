@@ -12,6 +12,7 @@ import pytest
 
 from dp4tl_ffcv import Selection
 from dp4tl_ffcv.loading.reading.shared_memory import FOLDER
+from tests.support.loading import ids_of, loader_of
 
 WORLD_SIZE = 2
 ORDERS = ["sequential", "random", "quasi_random", "ffcv's own"]
@@ -82,6 +83,12 @@ for cache, name in [*(("extents", name) for name in orders), ("ram", "random"), 
 relabelled = PrunedLoader(path, 6, order="random", selection=first, relabel=True, **options)
 cases["relabel"] = {"epochs": [epoch(relabelled) for _ in range(2)]}
 dist.barrier()
+stopped = PrunedLoader(path, 7, order="random", seed=3, indices=second, **options)
+batches = iter(stopped)
+taken = [next(batches)[0][:, 0, 0, 0].numpy() // 2 for _ in range(2)]
+cases["stopped"] = {"ids": np.concatenate(taken).tolist(), "state": stopped.state_dict()}
+batches.close()
+dist.barrier()
 dist.destroy_process_group()
 print(json.dumps(cases))
 """
@@ -149,6 +156,16 @@ def test_both_processes_renumber_the_classes_alike(ranks: Cases, colours: Any) -
         assert len(np.unique(np.concatenate([ids for ids, _ in epochs]))) == 36
         for ids, labels in epochs:
             np.testing.assert_array_equal(np.sort(CLASSES)[labels], colours.labels[ids])
+
+
+def test_one_process_reads_what_two_processes_have_left(ranks: Cases, colours: Any) -> None:
+    first, second = (rank["stopped"] for rank in ranks)
+    assert first["state"] == second["state"]
+    loader = loader_of(colours, 7, order="random", seed=3, indices=np.arange(61))
+    loader.load_state_dict(first["state"])
+    left = ids_of(loader, colours)
+    assert len(first["ids"] + second["ids"]) == 28
+    assert sorted(first["ids"] + second["ids"] + left) == list(range(61))
 
 
 def test_one_process_reads_into_the_shared_memory(ranks: Cases) -> None:

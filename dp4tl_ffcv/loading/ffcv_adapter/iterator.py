@@ -15,6 +15,7 @@ from ffcv.loader.epoch_iterator import EpochIterator
 from numpy.typing import NDArray
 
 from ...errors import BetonError
+from ..positions import Progress
 from .compilation import shared_compilation
 
 
@@ -113,11 +114,17 @@ def _event_on(stream: Any) -> torch.cuda.Event:
 
 
 class EpochBatches(Iterator[Any]):
-    """Iterator of one epoch. Leaving the loop, or deleting the iterator, stops the thread."""
+    """Iterator of one epoch. Leaving the loop, or deleting the iterator, stops the thread.
 
-    def __init__(self, loader: Any, order: NDArray[Any]) -> None:
+    `progress` counts the samples that the loop receives.
+    """
+
+    def __init__(self, loader: Any, order: NDArray[Any], progress: Progress) -> None:
         self._thread: _CheckedThread | None = None
+        self._progress, self._batch_size = progress, loader.batch_size
         if not len(order):
+            if progress.start.segments:
+                return  # the rest of the epoch is less than a batch
             samples = f"of the {len(loader.indices)} samples"
             raise ValueError(
                 f"`batch_size` is {loader.batch_size}: none {samples} make a whole batch. Pass "
@@ -131,12 +138,15 @@ class EpochBatches(Iterator[Any]):
         if self._thread is None:
             raise StopIteration
         try:
-            return next(self._thread)
+            batch = next(self._thread)
         except StopIteration:
             failure = self._thread.failure()
             self.close()
             if failure is None:
                 raise
+        else:
+            self._progress.advance(self._batch_size)
+            return batch
         raise failure
 
     def close(self) -> None:
