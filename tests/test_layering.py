@@ -76,7 +76,7 @@ THIRD_PARTY = {
     "llvmlite": ("dp4tl_ffcv.kernels", "dp4tl_ffcv.jpeg", "dp4tl_ffcv.loading"),
     "lightly": ("train",),
     "faiss": ("dp4tl_ffcv.scoring.clustering",),
-    "timm": ("dp4tl_ffcv.scoring.surrogate",),
+    "timm": ("dp4tl_ffcv.scoring.surrogate", "benchmarks.peers"),
     "safetensors": ("dp4tl_ffcv.scoring.surrogate",),
 }
 INSIDE_FUNCTIONS = {"torch": ("dp4tl_ffcv.selection.exports",), "torchvision": ("writers",)}

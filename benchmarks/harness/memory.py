@@ -1,7 +1,7 @@
 """Bytes read and memory used, by a process or by a whole tree of processes (Linux)."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -20,6 +20,11 @@ def read_so_far() -> int:
     return _proc_number("/proc/self/io", "rchar")
 
 
+def tree_read_bytes(session: int) -> int:
+    """Return the bytes that a session's processes have read from disks, ended ones included."""
+    return sum(_proc_number(folder / "io", "read_bytes") for folder in _session_folders(session))
+
+
 def peak_growth(call: Callable[[], _Result]) -> tuple[_Result, int]:
     """Return the result of `call` and the largest growth of resident memory during it, in bytes."""
     Path("/proc/self/clear_refs").write_text("5")  # resets the peak
@@ -34,15 +39,20 @@ def tree_bytes(session: int) -> int:
     A page that several processes share, as after a fork, counts once.
     """
     total = 0
+    for folder in _session_folders(session):
+        with suppress(FileNotFoundError, ProcessLookupError):  # the process has ended
+            lines = (folder / "smaps_rollup").read_text().splitlines()
+            total += sum(1024 * int(line.split()[1]) for line in lines if line.startswith(COUNTED))
+    return total
+
+
+def _session_folders(session: int) -> Iterator[Path]:
+    """Yield the folders in /proc of a session's processes."""
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with suppress(FileNotFoundError, ProcessLookupError):  # the process has ended
             # The command name in brackets may hold anything. State, parent, group, session follow.
             if int(stat.read_text(errors="replace").rpartition(")")[2].split()[3]) == session:
-                lines = stat.with_name("smaps_rollup").read_text().splitlines()
-                total += sum(
-                    1024 * int(line.split()[1]) for line in lines if line.startswith(COUNTED)
-                )
-    return total
+                yield stat.parent
 
 
 class TreePeak:
@@ -77,7 +87,7 @@ class TreePeak:
         return peak
 
 
-def _proc_number(path: str, name: str) -> int:
+def _proc_number(path: str | Path, name: str) -> int:
     for line in Path(path).read_text().splitlines():
         if line.startswith(f"{name}:"):
             return int(line.split()[1])

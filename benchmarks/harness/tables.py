@@ -15,6 +15,7 @@ import tyro
 
 from benchmarks.end_to_end.table import end_to_end_table
 from benchmarks.harness.rows import markdown
+from benchmarks.peers.table import peers_sentence, peers_table
 from dp4tl_ffcv.scoring import methods
 from dp4tl_ffcv.utils import one_line_errors, write_json
 
@@ -23,6 +24,7 @@ PAGES = tuple(ROOT / page for page in ("README.md", "docs/evidence.md", "benchma
 RESULTS = ROOT / "benchmarks" / "results"
 DEMO = RESULTS / "demo.json"
 PLANTED = RESULTS / "planted.jsonl"
+PEERS = RESULTS / "peers.jsonl"
 END_TO_END = {"end-to-end": "end_to_end.jsonl", "end-to-end GPU": "end_to_end_gpu.jsonl"}
 NAMES = {"full": "full source", "label_mapping": "LM", "feature_mapping": "FM", "random": "random"}
 DEMO_COLUMNS = (
@@ -232,6 +234,10 @@ def filled(page: Path) -> str:
         if (RESULTS / file).exists():  # not every machine has a GPU
             lines = _lines(RESULTS / file)
             makers[name] = partial(end_to_end_table, lines, _measured(lines[0]))
+    if PEERS.exists():
+        lines = _lines(PEERS)
+        makers["peers"] = partial(peers_table, lines, _measured(lines[0]), with_quartiles)
+        makers["fastest peer"] = partial(peers_sentence, lines)
     text = page.read_text()
     for name, make in makers.items():
         if f"<!-- {name} table -->" in text:

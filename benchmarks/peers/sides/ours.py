@@ -1,0 +1,31 @@
+"""PrunedLoader: `indices=` selects the subset of the full source's beton."""
+
+from benchmarks.peers.job import Epochs, Job
+
+DISTRIBUTION = "dp4tl_ffcv"
+REQUIRES = ("ffcv",)
+
+
+def load(job: Job) -> Epochs:
+    from ffcv.fields.basics import IntDecoder
+    from ffcv.transforms import Squeeze, ToTensor, ToTorchImage
+
+    from dp4tl_ffcv import PrunedLoader, RandomResizedCropRGBImageDecoder
+
+    size = (job.side, job.side)
+    crop = RandomResizedCropRGBImageDecoder(size, scale=job.scale, ratio=job.ratio, flip=0.5)
+    loader = PrunedLoader(
+        job.beton,
+        batch_size=job.batch_size,
+        num_workers=1,
+        order="random",
+        seed=job.seed,
+        drop_last=False,
+        indices=job.ids,
+        pipelines={
+            "image": [crop, ToTensor(), ToTorchImage()],
+            "label": None,
+            "identifier": [IntDecoder(), ToTensor(), Squeeze(1)],
+        },
+    )
+    return lambda _: loader
