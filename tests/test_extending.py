@@ -44,12 +44,12 @@ ORDER = '''def reverse_order(ids, *, seed=0, epoch=0, rank=0, world_size=1):
 
 '''
 CACHE = '''
-"""The cache `os`, which says that it was used."""
+"""The cache `extents`, which says that it was used."""
 
-from .os import Cache as OsCache
+from .extents import Cache as ExtentsCache
 
 
-class Cache(OsCache):
+class Cache(ExtentsCache):
     def start(self, *args):
         print("cache: talkative")
         return super().start(*args)

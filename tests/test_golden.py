@@ -197,7 +197,7 @@ def digest_of(batches: Iterator[tuple[torch.Tensor, torch.Tensor]]) -> str:
     return digest.hexdigest()
 
 
-@pytest.mark.parametrize("cache", ["os", "ram", "extents"])
+@pytest.mark.parametrize("cache", ["ram", "extents"])
 def test_training_pixels_are_the_same(
     cache: str, betons: dict[str, Path], lm_40: Selection
 ) -> None:

@@ -27,7 +27,7 @@ from .ffcv_adapter.reader import IndexReader
 from .ffcv_adapter.traversal import order_factory
 from .reading.extents import RetainedExtents, retained_extents
 from .reading.file_reader import FileReader
-from .reading.plan import ALIGNMENT, MERGED_GAP, EpochPlan, plan_epoch
+from .reading.plan import EpochPlan, plan_epoch
 from .state import StatefulLoader
 
 _SIGNATURE = inspect.signature(Loader.__init__)
@@ -51,14 +51,13 @@ class PrunedLoader(StatefulLoader):
         relabel: give the retained classes the labels 0 to K - 1. `RemapLabel` is inserted after
             the decoder of the selection's label field.
         cache: where the samples' bytes are kept. "extents" reads the coming batches into a pool
-            of bounded size, in any order. "ram" reads all retained bytes into memory before the
-            first epoch, and shares them between the processes of a machine if `distributed`. "os"
-            maps the file: the system reads the pages that are touched, and kills the process if
-            the file is truncated meanwhile. "auto" uses "os" if the retained bytes fit into half
-            of the free memory, else "extents". None follows `os_cache` if given (True: "os", False:
-            "extents"), and else means "auto".
-        read_ahead: number of windows that "extents" reads ahead. A window is one batch, or about
-            4,096 samples in quasi-random order.
+            of bounded size, in any order. "ram" does so in the first epoch, but keeps the bytes for
+            later epochs, and shares them between the processes of a machine if `distributed`.
+            "auto" uses "ram" if the retained bytes take at most a quarter of the available memory,
+            else "extents". None follows `os_cache` if it is False ("extents"), and else means
+            "auto".
+        read_ahead: number of windows that are read ahead. A window is one batch, or about 4,096
+            samples in quasi-random order.
         **kwargs: further arguments of `Loader`, by name. `order` is one of ffcv's options, a name
             in `dp4tl_ffcv.loading.ORDERS`, a function like the ones there, or a `TraversalOrder`
             class.
@@ -174,7 +173,9 @@ class PrunedLoader(StatefulLoader):
         """Build all that depends on the retained samples. After an error, nothing has changed."""
         used = {spec.source for spec in self.pipeline_specs.values()}
         extents = retained_extents(self._index, ids.astype(np.int64), used)
-        name = choose_cache(extents) if self._cache_option == "auto" else self._cache_option
+        name = self._cache_option
+        if name == "auto":
+            name = choose_cache(extents, self.distributed)
         shared = self.distributed and name == "ram"
         shared_as = self._shared_name(extents) if shared else None
         cache = open_cache(
@@ -194,7 +195,7 @@ class PrunedLoader(StatefulLoader):
 
     def _shared_name(self, extents: RetainedExtents) -> str:
         # Processes that share memory must also agree on its layout.
-        state = (self._index.fingerprint, self._file.identity, __version__, ALIGNMENT, MERGED_GAP)
+        state = (self._index.fingerprint, self._file.identity, __version__, self._file.sector)
         digest = hashlib.sha256(repr(state).encode())
         digest.update(extents.ptrs.data)
         return digest.hexdigest()[:32]
@@ -263,7 +264,7 @@ class PrunedLoader(StatefulLoader):
         order = self._order_of(epoch).astype(np.int64)
         if self.drop_last:
             order = order[: len(order) // self.batch_size * self.batch_size]
-        return plan_epoch(self._extents, order, self._window_size)
+        return plan_epoch(self._extents, order, self._window_size, self._file.sector)
 
     @property
     def _window_size(self) -> int:
@@ -273,7 +274,7 @@ class PrunedLoader(StatefulLoader):
 
     @property
     def bytes_read(self) -> int:
-        """Bytes that this loader has read from the file, 0 with the cache "os"."""
+        """Bytes that this loader has read from the file or the page cache, in whole sectors."""
         return self._file.bytes_read
 
     @property

@@ -66,7 +66,7 @@ def test_both_loaders_read_the_compacted_raw_file(
     def alternated(sides: Any, rounds: int) -> tuple[list[list[float]], dict[str, Any]]:
         loaded.append([(side.name, setting.beton.name) for side, setting in sides])
         rates = [[8.0] * rounds, [4.0] * rounds, [2.0] * rounds]
-        return rates, {"images": 8, "ours_cache": "os"}
+        return rates, {"images": 8, "ours_cache": "ram"}
 
     monkeypatch.setattr(compact_raw_throughput, "alternate_epochs", alternated)
     ours, stock = compact_raw_throughput.measure(tiny)
@@ -76,7 +76,7 @@ def test_both_loaders_read_the_compacted_raw_file(
     assert raw == its_raw != original
     assert (ours["params"]["how"], ours["ratio"]) == ("PrunedLoader", 4)
     assert (stock["params"]["how"], stock["ratio"]) == ("stock Loader", 2)
-    assert ours["params"]["ours_cache"] == "os"
+    assert ours["params"]["ours_cache"] == "ram"
     assert "ours_cache" not in stock["params"]
 
 

@@ -1,6 +1,9 @@
 """Each cache gives compiled code the bytes of the file, from bounded memory."""
 
-import io
+import os
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,16 +16,19 @@ from numpy.typing import NDArray
 
 from dp4tl_ffcv import BetonIndex, PrunedLoader
 from dp4tl_ffcv.loading import caches
-from dp4tl_ffcv.loading.caches import CACHES, available_memory, choose_cache, open_cache
+from dp4tl_ffcv.loading.caches import CACHES, choose_cache, open_cache
+from dp4tl_ffcv.loading.caches import extents as extents_cache
 from dp4tl_ffcv.loading.caches.base import BaseCache as Cache
+from dp4tl_ffcv.loading.caches.extents import page_cache_helps
 from dp4tl_ffcv.loading.decoding.workspace import Workspace
 from dp4tl_ffcv.loading.ffcv_adapter.compilation import shared_compilation
 from dp4tl_ffcv.loading.ffcv_adapter.memory import EpochMemory, RetainedMemory
 from dp4tl_ffcv.loading.reading.extents import RetainedExtents, retained_extents
 from dp4tl_ffcv.loading.reading.file_reader import FileReader
-from dp4tl_ffcv.loading.reading.plan import ALIGNMENT, plan_epoch
+from dp4tl_ffcv.loading.reading.plan import plan_epoch
 from tests.loading.test_extents import NUM_SAMPLES, POINTING, write
 
+ROOT = Path(__file__).resolve().parents[2]
 RETAINED = np.arange(0, 120, 2)
 BATCH = 7
 
@@ -64,7 +70,8 @@ class Epochs:
         return bytes(found)
 
     def plan(self, order: Any) -> Any:
-        return plan_epoch(self.cache.extents, np.asarray(order), self.manager.window_size)
+        sector = self.cache.reader.sector
+        return plan_epoch(self.cache.extents, np.asarray(order), self.manager.window_size, sector)
 
 
 @pytest.fixture(autouse=True)
@@ -81,7 +88,7 @@ def stored(paged: Any) -> Callable[[int], bytes]:
 
 @pytest.mark.parametrize(
     ("name", "read_ahead", "windows"),
-    [("extents", 1, 1), ("extents", 4, 1), ("extents", 1, 3), ("ram", 1, 1), ("os", 1, 1)],
+    [("extents", 1, 1), ("extents", 4, 1), ("extents", 1, 3), ("ram", 1, 1), ("ram", 2, 3)],
 )
 def test_compiled_code_gets_the_bytes_of_the_file(
     name: str, read_ahead: int, windows: int, paged: Any, stored: Callable[[int], bytes]
@@ -215,18 +222,93 @@ def test_two_epochs_run_at_once(name: str, paged: Any, stored: Callable[[int], b
         assert sum(pool.nbytes for pool in epochs.cache.spare) <= epochs.cache.num_bytes(plan)
 
 
-def test_ram_reads_everything_once(paged: Any) -> None:
+# The memory of "ram".
+
+
+def reading_threads() -> list[str]:
+    names = (thread.name for thread in threading.enumerate())
+    return [name for name in names if name.startswith("dp4tl-read")]
+
+
+def test_ram_reads_what_is_not_there_yet(paged: Any, stored: Callable[[int], bytes]) -> None:
     cache = open_("ram", paged.path)
-    epochs = Epochs(cache)
-    extents = cache.extents
-    assert cache.reader.bytes_read == 0
-    plan = epochs.plan(shuffled())
-    for seed in range(3):
-        with epochs.context(shuffled(seed)) as context:
-            assert cache.reader.bytes_read == extents.num_bytes
-            assert context.state[0].nbytes == cache.num_bytes(plan)
-    assert extents.num_bytes <= cache.num_bytes(plan)
-    assert cache.num_bytes(plan) <= extents.num_bytes + ALIGNMENT * len(extents.ptrs)
+    epochs, read = Epochs(cache), 0
+    for order, is_reading in ((shuffled(1)[:30], True), (shuffled(2), True), (shuffled(3), False)):
+        with epochs.context(order) as context:
+            assert bool(reading_threads()) == is_reading
+            for batch, ids in enumerate(batches_of(order)):
+                context.start_batch(batch)
+                assert all(epochs.sample(number, context) == stored(number) for number in ids)
+        new = epochs.plan(order).read_bytes if len(order) == 30 else cache.extents.num_bytes
+        read = max(read, new)
+        assert cache.reader.bytes_read == read
+    # Images of whole sectors, and a flag for each.
+    assert cache.num_bytes(epochs.plan(RETAINED)) == cache.extents.num_bytes + len(RETAINED)
+
+
+def test_ram_keeps_what_a_part_of_an_epoch_has_read(
+    paged: Any, stored: Callable[[int], bytes]
+) -> None:
+    epochs = Epochs(open_("ram", paged.path, read_ahead=1))
+    order = shuffled(1)
+    seen, rest = order[: 3 * BATCH].tolist(), order[3 * BATCH :].tolist()
+    with epochs.context(order) as context:
+        for batch in range(3):
+            context.start_batch(batch)
+        assert all(epochs.sample(number, context) == stored(number) for number in seen)
+        assert all(epochs.sample(number, context) == b"" for number in rest)
+    with epochs.context(order) as context:  # before it has read anything
+        assert all(epochs.sample(number, context) == stored(number) for number in seen)
+
+
+KILLED = """
+import os, signal, sys
+import numpy as np
+from tests.loading.test_caches import BATCH, Epochs, open_, shuffled
+
+order = shuffled(4)
+epochs = Epochs(open_("ram", sys.argv[1], shared_as=sys.argv[2]))
+context = epochs.context(order)
+for batch in range(3):
+    context.start_batch(batch)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_ram_uses_what_a_killed_process_has_read(
+    paged: Any, stored: Callable[[int], bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = f"killed{os.getpid()}"
+    command = [sys.executable, "-c", KILLED, paged.path, name]
+    killed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    epochs = Epochs(open_("ram", paged.path, shared_as=name))
+    order = shuffled(4)
+    with epochs.context(order[: 3 * BATCH]) as context:
+        context.start_batch(0)
+        assert epochs.cache.reader.bytes_read == 0
+        for number in order[: 3 * BATCH].tolist():
+            assert epochs.sample(number, context) == stored(number)
+    with epochs.context(order) as context:
+        for batch, ids in enumerate(batches_of(order)):
+            context.start_batch(batch)
+            assert all(epochs.sample(number, context) == stored(number) for number in ids)
+
+
+def test_two_caches_fill_one_memory_at_once(paged: Any, stored: Callable[[int], bytes]) -> None:
+    name = f"at-once{os.getpid()}"
+    one, two = (Epochs(open_("ram", paged.path, shared_as=name)) for _ in range(2))
+    first, second = shuffled(1), shuffled(1)[::-1]
+    with one.context(first) as left, two.context(second) as right:
+        for batch in range(5):  # more than half
+            for epochs, context, order in ((one, left, first), (two, right, second)):
+                context.start_batch(batch)
+                for number in batches_of(order)[batch].tolist():
+                    assert epochs.sample(number, context) == stored(number)
+    with one.context(first) as left, two.context(second) as right:
+        assert not reading_threads()
+        for number in RETAINED.tolist():
+            assert one.sample(number, left) == two.sample(number, right) == stored(number)
 
 
 def test_empty_bytes_have_no_address(tmp_path: Path) -> None:
@@ -242,54 +324,52 @@ def test_empty_bytes_have_no_address(tmp_path: Path) -> None:
     np.testing.assert_array_equal(ours["size"], column["size"])
 
 
-# The choice of "auto".
+# The choice of "auto", and of the page cache.
+
+GIB = 1 << 30
 
 
-@pytest.fixture
-def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Pretend that the machine has this memory, with `limits` in the files of the cgroup."""
-
-    def pretend(physical: int, available: int, **limits: str) -> None:
-        files = {"/proc/meminfo": f"MemTotal: 9 kB\nMemAvailable: {available >> 10} kB\n"}
-        if "v2" in limits:
-            files["/sys/fs/cgroup/memory.max"] = limits["v2"] + "\n"
-        if "v1" in limits:
-            files["/sys/fs/cgroup/memory/memory.limit_in_bytes"] = limits["v1"] + "\n"
-
-        def open_file(path: str) -> Any:
-            if path not in files:
-                raise FileNotFoundError(path)
-            return io.StringIO(files[path])
-
-        values = {"SC_PHYS_PAGES": physical >> 12, "SC_PAGE_SIZE": 1 << 12}
-        monkeypatch.setattr(caches, "open", open_file, raising=False)
-        monkeypatch.setattr(caches, "sysconf", values.__getitem__)
-
-    return pretend
+def of_bytes(*sizes: int, gap: int = 0) -> RetainedExtents:
+    """Return byte ranges of these sizes, one per sample."""
+    ids, found = np.arange(len(sizes)), np.array(sizes)
+    ptrs = (np.cumsum(found + gap) - found).astype(np.uint64)
+    return RetainedExtents(ptrs, found, ids, ids, ids, np.arange(len(sizes) + 1))
 
 
 @pytest.mark.parametrize(
-    ("physical", "available", "limits", "expected"),
+    ("num_bytes", "is_shared", "room", "expected"),
     [
-        (64 << 30, 40 << 30, {}, 40 << 30),
-        (30 << 30, 40 << 30, {}, 30 << 30),
-        (64 << 30, 40 << 30, {"v2": "max"}, 40 << 30),
-        (64 << 30, 40 << 30, {"v2": str(8 << 30)}, 8 << 30),
-        (64 << 30, 40 << 30, {"v2": str(60 << 30)}, 40 << 30),
-        (64 << 30, 40 << 30, {"v1": str(3 << 30)}, 3 << 30),
-        (64 << 30, 40 << 30, {"v1": "9223372036854771712"}, 40 << 30),
-        (64 << 30, 40 << 30, {"v1": str(3 << 30), "v2": str(2 << 30)}, 2 << 30),
-        (64 << 30, 40 << 30, {"v2": ""}, 40 << 30),
+        (0, False, 0, "ram"),
+        (10 * GIB, False, 0, "ram"),
+        (10 * GIB + 1, False, 0, "extents"),
+        (10 * GIB, True, 20 * GIB, "ram"),
+        (10 * GIB, True, 20 * GIB - 2, "extents"),
+        (10 * GIB + 1, True, 99 * GIB, "extents"),
     ],
 )
-def test_auto_is_os_for_bytes_that_fit_into_half_of_the_memory_of_machine_and_container(
-    physical: int, available: int, limits: dict[str, str], expected: int,
-    machine: Callable[..., None],
-) -> None:  # fmt: skip
-    machine(physical, available, **limits)
-    assert available_memory() == expected
-    one = np.zeros(1, dtype=np.int64)
-    for num_bytes, cache in ((0, "os"), (expected // 2, "os"), (expected // 2 + 1, "extents")):
-        sizes = np.array([num_bytes])
-        extents = RetainedExtents(one.astype(np.uint64), sizes, one, one, one, np.array([0, 1]))
-        assert choose_cache(extents) == cache
+def test_auto_is_ram_for_a_quarter_of_the_memory_with_room_to_share_it(
+    num_bytes: int, is_shared: bool, room: int, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(caches, "available_memory", lambda: 40 * GIB)
+    monkeypatch.setattr(caches, "shared_room", lambda: room)
+    assert choose_cache(of_bytes(num_bytes), is_shared) == expected
+
+
+@pytest.mark.parametrize(
+    ("sizes", "gap", "expected"),
+    [
+        ((110_000,) * 5, 500_000, True),  # 27 pages each, and at most one more
+        ((90_000,) * 5, 500_000, False),
+        ((3_000,) * 500, 0, True),  # neighbours share their pages
+        ((3_000,) * 500, 3_000, False),
+        ((4096,) * 5, 4096, True),
+        ((10 * GIB, 10 * GIB), 0, True),
+        ((10 * GIB, 10 * GIB + 1), 0, False),  # no room
+        ((), 0, True),
+    ],
+)
+def test_the_page_cache_is_used_if_its_pages_fit_and_hold_little_else(
+    sizes: tuple[int, ...], gap: int, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(extents_cache, "available_memory", lambda: 40 * GIB)
+    assert page_cache_helps(of_bytes(*sizes, gap=gap)) == expected

@@ -43,7 +43,7 @@ def labels_of(loader: PrunedLoader) -> list[int]:
 
 
 def test_a_second_loader_compiles_nothing(colours: Any, paged: Any) -> None:
-    assert len(list(image_loader(colours, cache="os"))) == 6
+    assert len(list(image_loader(colours, cache="ram"))) == 6
     selection = Selection.of_classes(colours.index, [1, 5])
     seconds = {
         "the same": lambda: image_loader(colours),

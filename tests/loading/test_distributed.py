@@ -16,7 +16,7 @@ from tests.support.loading import ids_of, loader_of
 
 WORLD_SIZE = 2
 ORDERS = ["sequential", "random", "quasi_random", "ffcv's own"]
-CASES = [*(f"extents, {order}" for order in ORDERS), "ram, random", "os, random"]
+CASES = [*(f"extents, {order}" for order in ORDERS), "ram, random"]
 CLASSES = [6, 1, 3]
 BATCH = 7
 LONGEST = 300  # seconds for both processes, which take a few
@@ -59,7 +59,7 @@ orders = {
     "sequential": "sequential", "random": "random", "quasi_random": "quasi_random",
     "ffcv's own": OrderOption.RANDOM, "dropping": partial(random_order, pad=False),
 }
-for cache, name in [*(("extents", name) for name in orders), ("ram", "random"), ("os", "random")]:
+for cache, name in [*(("extents", name) for name in orders), ("ram", "random")]:
     loader = PrunedLoader(
         path, 7, order=orders[name], cache=cache, selection=first, drop_last=False, **options,
     )
@@ -168,12 +168,10 @@ def test_one_process_reads_what_two_processes_have_left(ranks: Cases, colours: A
     assert sorted(first["ids"] + second["ids"] + left) == list(range(61))
 
 
-def test_one_process_reads_into_the_shared_memory(ranks: Cases) -> None:
+def test_the_processes_fill_the_shared_memory_together(ranks: Cases) -> None:
     cases = [rank["ram, random"] for rank in ranks]
-    retained = 36 * 3 * 16 * 16
-    read = sorted(case["read"] for case in cases)
-    assert read[0] == 0
-    assert retained <= read[1] <= 120 * 3 * 16 * 16  # with small gaps
+    for case in cases:
+        assert 18 * 3 * 16 * 16 <= case["read"] <= 18 * 4 * 512  # in whole sectors, at most
     assert [case["read_again"] for case in cases] == [0, 0]
     assert min(case["files"] for case in cases) >= 1
 

@@ -56,7 +56,7 @@ def ranks_of(
 
 @pytest.mark.parametrize(
     ("cache", "name"),
-    [("os", "random"), ("ram", "random"), *(("extents", name) for name in ORDERS)],
+    [("ram", "random"), *(("extents", name) for name in ORDERS)],
 )
 def test_every_epoch_loads_every_sample_once(
     cache: str, name: str, colours: Any, monkeypatch: pytest.MonkeyPatch

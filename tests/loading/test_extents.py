@@ -90,7 +90,7 @@ def betons(tmp_path_factory: pytest.TempPathFactory) -> dict[str, BetonIndex]:
 def plain_extents(
     index: BetonIndex, ids: Collection[int], fields: Collection[str]
 ) -> dict[int, tuple[int, set[int]]]:
-    """Return the size and the possible owners of the byte range at each offset."""
+    """Return the size and the possible owners of the byte range at each offset, if not empty."""
     used = [field for field in index.fields if field.name in fields]
     pointed = {
         int(values[number])
@@ -101,7 +101,7 @@ def plain_extents(
     custom = any(field.kind == "custom" for field in used)
     found: dict[int, tuple[int, set[int]]] = {}
     for owner, ptr, size in index.allocations.tolist():
-        if owner in ids and (custom or ptr in pointed):
+        if size and owner in ids and (custom or ptr in pointed):
             known, owners = found.get(ptr, (-1, set()))
             if size > known:
                 found[ptr] = (size, {owner})

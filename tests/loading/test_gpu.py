@@ -56,7 +56,7 @@ def check(batches: Any, dataset: Any, expected: Any = None) -> None:
     np.testing.assert_array_equal(np.sort(ids), np.arange(120) if expected is None else expected)
 
 
-@pytest.mark.parametrize("cache", ["extents", "ram", "os"])
+@pytest.mark.parametrize("cache", ["extents", "ram"])
 @pytest.mark.parametrize("batches_ahead", [1, 3])
 @pytest.mark.parametrize("channels_last", [True, False])
 def test_no_batch_is_overwritten_while_the_gpu_is_behind(

@@ -35,7 +35,7 @@ def test_all_batches_can_be_kept_if_all_are_made_ahead(colours: Any) -> None:
 
 
 def test_os_cache_chooses_the_cache_unless_cache_is_given(colours: Any) -> None:
-    for os_cache, cache in ((True, "os"), (False, "extents")):
+    for os_cache, cache in ((True, "ram"), (False, "extents")):
         for loader in (
             PrunedLoader(colours.path, 30, 2, os_cache),
             PrunedLoader(colours.path, 30, os_cache=not os_cache, cache=cache),

@@ -52,7 +52,7 @@ for turn in range(6):
     selection = Selection.of_classes(index, [turn % 10, 3 + turn % 7][: 1 + turn % 2])
     loader = PrunedLoader(
         index, 6, selection=selection, relabel=True, order="random", num_workers=1,
-        cache=("os", "extents", "ram")[turn % 3],
+        cache=("extents", "ram")[turn % 2],
     )
     count = sum(len(labels) for _, labels, _ in loader)
     assert count == len(selection), (count, len(selection))

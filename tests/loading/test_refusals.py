@@ -33,7 +33,8 @@ ONE_OF = "^`order` must be an OrderOption, one of sequential, random, quasi_rand
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"cache": "disk"}, "^`cache` must be one of extents, os, ram, auto; got 'disk'"),
+        ({"cache": "disk"}, "^`cache` must be one of extents, ram, auto; got 'disk'"),
+        ({"cache": "os"}, "^`cache` must be one of extents, ram, auto; got 'os'"),
         ({"cache": True}, "^`cache` must be one of"),
         ({"cache": ""}, "^`cache` must be one of"),
         ({"read_ahead": 0}, "^`read_ahead` must be at least 1; got 0"),

@@ -91,14 +91,14 @@ def test_a_running_epoch_keeps_its_selection(cache: str, paged: Any) -> None:
 
 
 def test_the_cache_is_chosen_again(colours: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(caches, "available_memory", lambda: 2 * 20 * 3 * 16 * 16)
+    monkeypatch.setattr(caches, "available_memory", lambda: 4 * 20 * 3 * 16 * 16)
     loader = loader_of(colours, 5, selection=of_classes(colours, [2]))
-    assert loader.cache == "os"
+    assert loader.cache == "ram"
     loader.set_selection(np.arange(21))
     assert loader.cache == "extents"
     np.testing.assert_array_equal(samples_of(loader, colours)[0], np.arange(21))
     loader.set_selection(np.arange(20))
-    assert loader.cache == "os"
+    assert loader.cache == "ram"
 
 
 def test_ram_frees_the_memory_of_pruned_samples(colours: Any) -> None:

@@ -2,12 +2,13 @@
 
 import errno
 import gc
+import mmap
 import os
+import re
 import select
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,11 +16,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from dp4tl_ffcv import PrunedLoader
 from dp4tl_ffcv.loading.reading import shared_memory
-from dp4tl_ffcv.loading.reading.shared_memory import shared_bytes
+from dp4tl_ffcv.loading.reading.shared_memory import private_bytes, shared_bytes, shared_room
 from tests.support.loading import Guarded, ids_of, loader_of, pretend_rank
 
 SHARED = {"batch_size": 10, "cache": "ram", "distributed": True, "order": "random"}
@@ -29,38 +29,21 @@ SIZE = 3_000_000
 # Another process reads commands, one per line, and answers each with a line. It loads the module
 # without the package, to start fast.
 OTHER = """
-import importlib.util, os, sys, time
+import importlib.util, sys
 from pathlib import Path
-import numpy as np
 
 spec = importlib.util.spec_from_file_location("shared_memory", sys.argv[1])
 shared_memory = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(shared_memory)
 shared_memory.FOLDER = Path(sys.argv[2])
-fills = 0
-
-def fill(memory):
-    global fills
-    fills += 1
-    memory[:] = value
-
-def fill_slowly(memory):
-    print("filling", flush=True)
-    while not os.path.exists(sys.argv[2] + "/go"):
-        time.sleep(0.001)
-    fill(memory)
 
 for line in sys.stdin:
     verb, *arguments = line.split()
     if verb == "take":
-        name, size, value, how = arguments[0], *map(int, arguments[1:3]), arguments[3]
-        memory = shared_memory.shared_bytes(size, fill if how == "fast" else fill_slowly, name)
-        print(fills, len(memory), memory[0], memory[-1], flush=True)
+        memory = shared_memory.shared_bytes(int(arguments[1]), arguments[0])
     elif verb == "write":
-        memory[0] = int(arguments[0])
-        print("written", flush=True)
-    elif verb == "look":
-        print(memory[0], flush=True)
+        memory[:] = int(arguments[0])
+    print(len(memory), memory[0], memory[-1], flush=True)
 """
 
 
@@ -123,121 +106,74 @@ def files(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.glob("dp4tl_ffcv-*"))
 
 
-def locks_wait(pid: int) -> None:
-    """Wait until a process waits for another process's lock."""
-    until = time.monotonic() + LONGEST_WAIT
-    while not any(
-        "->" in line and f" {pid} " in line for line in Path("/proc/locks").read_text().splitlines()
-    ):
-        assert time.monotonic() < until
-        time.sleep(0.002)
-
-
-def filler(value: int, calls: list[int] | None = None) -> Callable[[NDArray[np.uint8]], None]:
-    def fill(memory: NDArray[np.uint8]) -> None:
-        if calls is not None:
-            calls.append(len(memory))
-        memory[:] = value
-
-    return fill
-
-
-def not_called(memory: NDArray[np.uint8]) -> None:
-    raise AssertionError("the memory is filled already")
-
-
 # Several processes.
 
 
-def test_the_first_process_fills_and_the_others_map_the_same_memory(
+def test_all_processes_map_the_same_memory_which_begins_with_zeros(
     folder: Path, other: Callable[[], Other]
 ) -> None:
     processes = [other() for _ in range(3)]
-    answers = [process.ask(f"take a {SIZE} {at + 7} fast") for at, process in enumerate(processes)]
-    assert answers == [["1", str(SIZE), "7", "7"], *[["0", str(SIZE), "7", "7"]] * 2]
+    for process in processes:
+        assert process.ask(f"take a {SIZE}") == [str(SIZE), "0", "0"]
     assert files(folder) == [f"dp4tl_ffcv-{os.getuid()}-a"]
-    assert (folder / files(folder)[0]).stat().st_mode & 0o777 == 0o600
+    found = (folder / files(folder)[0]).stat()
+    assert found.st_mode & 0o777 == 0o600
+    assert found.st_blocks * 512 >= SIZE  # its room is reserved
     processes[2].ask("write 99")
-    assert [process.ask("look") for process in processes] == [["99"]] * 3
+    assert [process.ask("look")[1:] for process in processes] == [["99", "99"]] * 3
     for process in processes[:2]:
         process.finish()
         assert files(folder)
     late = other()
-    assert late.ask(f"take a {SIZE} 1 fast")[0] == "0"
+    assert late.ask(f"take a {SIZE}") == [str(SIZE), "99", "99"]
     processes[2].finish()
-    assert late.ask("look") == ["99"]
+    assert late.ask("look")[1:] == ["99", "99"]
     late.finish()
     assert files(folder) == []
 
 
-def test_processes_that_start_at_once_fill_the_memory_once(
+def test_processes_that_start_at_once_map_one_file(
     folder: Path, other: Callable[[], Other]
 ) -> None:
     processes = [other() for _ in range(4)]
     for turn in range(5):
-        for at, process in enumerate(processes):
-            process.tell(f"take turn{turn} {SIZE} {at + 1} fast")
-        answers = [process.answer() for process in processes]
-        assert len({answer[2] for answer in answers}) == 1  # all see the same
-        assert {answer[3] for answer in answers} == {answers[0][2]}
-        assert sum(int(answer[0]) for answer in answers) == turn + 1
+        for process in processes:
+            process.tell(f"take turn{turn} {SIZE}")
+        assert [process.answer() for process in processes] == [[str(SIZE), "0", "0"]] * 4
         assert len(files(folder)) == 1  # the file of the last turn was removed with its memory
+        processes[turn % 4].ask("write 7")
+        assert [process.ask("look")[1] for process in processes] == ["7"] * 4
     for process in processes:
         process.finish()
     assert files(folder) == []
 
 
-@pytest.mark.parametrize("is_killed", [False, True])
-def test_other_processes_wait_while_one_fills(
-    is_killed: bool, folder: Path, other: Callable[[], Other]
-) -> None:
-    slow, *waiting = (other() for _ in range(3))
-    assert slow.ask(f"take a {SIZE} 5 slowly") == ["filling"]
-    for process in waiting:
-        process.tell(f"take a {SIZE} 6 fast")
-        locks_wait(process.process.pid)
-    if is_killed:
-        slow.kill()
-    else:
-        (folder / "go").touch()
-        assert slow.answer() == ["1", str(SIZE), "5", "5"]
-    answers = [process.answer() for process in waiting]
-    assert sorted(fills for fills, *_ in answers) == ["0", "1" if is_killed else "0"]
-    assert {answer[2] for answer in answers} == {"6" if is_killed else "5"}
-
-
-def test_the_file_of_a_killed_process_lasts_while_others_use_it(
+def test_the_file_of_killed_processes_is_used_again_or_removed(
     folder: Path, other: Callable[[], Other]
 ) -> None:
     killed, stays = other(), other()
     for process in (killed, stays):
-        process.ask(f"take a {SIZE} 5 fast")
+        process.ask(f"take a {SIZE}")
+    killed.ask("write 5")
     killed.kill()
-    shared_bytes(100, filler(6), "b")
-    assert shared_bytes(SIZE, not_called, "a")[0] == 5
-    assert stays.ask("look") == ["5"]
+    shared_bytes(100, "b")
+    assert shared_bytes(SIZE, "a")[0] == 5
+    assert stays.ask("look")[1] == "5"
     stays.kill()
+    assert shared_bytes(SIZE, "a")[-1] == 5
+    last = other()
+    last.ask(f"take a {SIZE}")
+    last.kill()
     assert files(folder) == [f"dp4tl_ffcv-{os.getuid()}-a"]
-    memory = shared_bytes(100, filler(6), "b")
+    memory = shared_bytes(100, "b")
     assert files(folder) == [f"dp4tl_ffcv-{os.getuid()}-b"]
-    assert memory[0] == 6
-
-
-def test_a_partly_filled_memory_is_filled_again(folder: Path, other: Callable[[], Other]) -> None:
-    killed = other()
-    assert killed.ask(f"take a {SIZE} 5 slowly") == ["filling"]
-    killed.kill()
-    assert files(folder)
-    calls: list[int] = []
-    memory = shared_bytes(SIZE, filler(6, calls), "a")
-    assert calls == [SIZE]
-    assert (memory == 6).all()
+    assert memory[0] == 0
 
 
 def test_files_of_other_users_and_programs_are_kept(folder: Path) -> None:
     for name in ("dp4tl_ffcv-999999-a", "other", "dp4tl_ffcv"):
         (folder / name).write_bytes(b"1")
-    shared_bytes(10, filler(1), "a")
+    shared_bytes(10, "a")
     assert {"dp4tl_ffcv-999999-a", "other", "dp4tl_ffcv"} <= {
         path.name for path in folder.iterdir()
     }
@@ -247,10 +183,10 @@ def test_files_of_other_users_and_programs_are_kept(folder: Path) -> None:
 
 
 def test_one_process_can_map_the_memory_twice(folder: Path, guarded: Guarded) -> None:
-    one = shared_bytes(1000, filler(5), "a")
-    two = guarded(lambda: shared_bytes(1000, not_called, "a"))
+    one = shared_bytes(1000, "a")
+    two = guarded(lambda: shared_bytes(1000, "a"))
     one[3] = 9
-    assert (len(two), two[3], two[-1]) == (1000, 9, 5)
+    assert (len(two), two[3], two[-1]) == (1000, 9, 0)
     del one
     gc.collect()
     assert len(files(folder)) == 1
@@ -260,43 +196,61 @@ def test_one_process_can_map_the_memory_twice(folder: Path, guarded: Guarded) ->
     assert files(folder) == []
 
 
-@pytest.mark.parametrize(("num_bytes", "name"), [(100, None), (0, "a"), (0, None)])
-def test_memory_without_a_name_is_not_shared(
-    num_bytes: int, name: str | None, folder: Path
-) -> None:
-    calls: list[int] = []
-    one, two = (shared_bytes(num_bytes, filler(value, calls), name) for value in (1, 2))
-    assert (one.tolist(), two.tolist()) == ([1] * num_bytes, [2] * num_bytes)
-    assert calls == [num_bytes] * 2
-    assert files(folder) == []
+@pytest.mark.parametrize("size", [0, 100, 5000])
+def test_memory_begins_with_a_page(size: int, folder: Path) -> None:
+    for memory in (private_bytes(size), shared_bytes(size, "a")):
+        assert memory.tolist() == [0] * size
+        assert memory.flags.writeable
+        assert memory.ctypes.data % mmap.PAGESIZE == 0
+
+
+def flags_of(address: int) -> set[str]:
+    """Return the kernel's flags of the mapping that holds an address."""
+    is_inside = False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if found := re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line):
+            is_inside = int(found[1], 16) <= address < int(found[2], 16)
+        elif is_inside and line.startswith("VmFlags:"):
+            return set(line.split()[1:])
+    raise AssertionError("the address is not mapped")
+
+
+def test_private_memory_is_not_copied_by_a_fork() -> None:
+    memory = private_bytes(100)
+    assert {"wf", "hg"} <= flags_of(memory.ctypes.data)  # wiped on fork, in huge pages
 
 
 def descriptors() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
-@pytest.mark.parametrize("fails", ["fill", "allocation"])
 def test_an_error_is_raised_and_leaves_no_file(
-    fails: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: Any) -> None:
         raise OSError(errno.ENOSPC, "the disk")
 
-    before, fill, match = descriptors(), fail, "the disk"
-    if fails == "allocation":
-        fill, match = not_called, rf"no room for cache=\"ram\": it needs {SIZE} bytes in {folder}"
+    before = descriptors()
+    match = rf"no room for cache=\"ram\": it needs {SIZE} bytes in {folder}"
     with monkeypatch.context() as patch:
-        if fails == "allocation":
-            patch.setattr(os, "posix_fallocate", fail)
+        patch.setattr(os, "posix_fallocate", fail)
         for _ in range(2):
             with pytest.raises(OSError, match=match) as raised:
-                shared_bytes(SIZE, fill, "a")
+                shared_bytes(SIZE, "a")
             assert raised.value.errno == errno.ENOSPC
             assert files(folder) == []
         del raised
     gc.collect()
     assert descriptors() == before
-    assert shared_bytes(SIZE, filler(4), "a")[-1] == 4
+    assert shared_bytes(SIZE, "a")[-1] == 0
+
+
+def test_the_free_room_is_that_of_the_file_system(folder: Path) -> None:
+    before = shared_room()
+    memory = shared_bytes(SIZE, "a")
+    assert before - shared_room() >= SIZE
+    assert shared_room() > 0
+    del memory
 
 
 # Through loaders.

@@ -80,7 +80,7 @@ class Config(SupervisedConfig):
     sync_batchnorm: bool = False
     """Compute batch statistics over all processes."""
     cache: str = "auto"
-    """How the loader reads, such as auto or extents."""
+    """How the loader reads: auto, extents or ram."""
     order: str = "random"
     """Order of the samples, such as random, or quasi_random for files larger than memory."""
     val_every: int = 0

@@ -90,7 +90,7 @@ class Config(Augmentation, RunConfig):
     """Precision of the networks on a GPU. The loss, and everything on a CPU, is in float32."""
 
     cache: str = "auto"
-    """How the loader reads, such as auto or extents."""
+    """How the loader reads: auto, extents or ram."""
     order: str = "random"
     """Order of the samples, such as random, or quasi_random for files larger than memory."""
 

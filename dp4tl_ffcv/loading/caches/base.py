@@ -1,19 +1,21 @@
 """The interface of a cache: an array of bytes, and where in it each retained byte range starts."""
 
 from abc import ABC, abstractmethod
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..reading.extents import RetainedExtents
-from ..reading.file_reader import FileReader
+from ..reading.file_reader import READING_THREADS, FileReader
 from ..reading.plan import EpochPlan
 
 
 class EpochReads:
-    """The reads of one epoch. This class itself serves caches whose bytes are all in memory.
+    """The reads of one epoch. This class itself serves epochs whose bytes are all in memory.
 
-    Compiled code reads the bytes from `data`. Byte range `i` starts at `data[places[i]]`.
+    Compiled code reads the bytes from `data`. Byte range `i` starts at `data[places[i]]`, and is
+    not in memory if `places[i]` is negative.
     """
 
     def __init__(self, data: NDArray[np.uint8], places: NDArray[np.int64]) -> None:
@@ -55,3 +57,76 @@ class BaseCache(ABC):
     @abstractmethod
     def num_bytes(self, plan: EpochPlan) -> int:
         """Return the memory that the bytes of an epoch take, shared memory included."""
+
+
+class WindowReads(EpochReads):
+    """Reads the windows of an epoch in background threads, some of them before their turn.
+
+    Window `w` is read to `memory[w % slots * slot_bytes:]`, where `slots` is one for the window in
+    use and one for each window that is read ahead.
+    """
+
+    def __init__(
+        self,
+        cache: BaseCache,
+        plan: EpochPlan,
+        memory: NDArray[np.uint8],
+        places: NDArray[np.int64],
+        *,
+        slot_bytes: int,
+        through_cache: bool,
+    ) -> None:
+        super().__init__(memory, places)
+        self.plan = plan
+        self.current = -1  # window in use
+        self._cache, self._memory = cache, memory
+        self._slots, self._slot_bytes = cache.read_ahead + 1, slot_bytes
+        self._through_cache = through_cache
+        self._tasks: dict[int, list[Future[None]]] = {}
+        self._threads = ThreadPoolExecutor(READING_THREADS, "dp4tl-read")
+        for window in range(cache.read_ahead):
+            self._begin(window)
+
+    def wait(self, first: int) -> None:
+        """Wait for the batch's window, and start to read another one."""
+        window = first // self.plan.window_size
+        if window == self.current:
+            return
+        if self.current >= 0:
+            self.leave(self.current)
+        self.current = window
+        self._begin(window + self._cache.read_ahead)
+        for task in self._tasks.pop(window):
+            task.result()
+        starts = self.plan.row_starts
+        places = self.plan.places[starts[window] : starts[window + 1]]
+        self.places[self.rows(window)] = places + self._slot(window)
+
+    def leave(self, window: int) -> None:
+        """Make room for another window. Called when the next one begins."""
+
+    def stop(self) -> None:
+        """Cancel all requests, and wait for those that have begun."""
+        self._threads.shutdown(wait=True, cancel_futures=True)
+
+    def rows(self, window: int) -> NDArray[np.int64]:
+        """Return the rows of the byte ranges that the window reads."""
+        starts = self.plan.row_starts
+        return self.plan.rows[starts[window] : starts[window + 1]]
+
+    def _slot(self, window: int) -> int:
+        return window % self._slots * self._slot_bytes
+
+    def _begin(self, window: int) -> None:
+        """Start to read a window, if there is one, into its slot."""
+        if window >= self.plan.num_windows:
+            return
+        starts = self.plan.request_starts
+        requests = self.plan.requests[starts[window] : starts[window + 1]]
+        self._tasks[window] = self._cache.reader.submit(
+            self._threads,
+            requests,
+            self._memory[self._slot(window) :],
+            self._cache.extents,
+            self._through_cache,
+        )

@@ -3,15 +3,20 @@
 The pool has one slot for the window in use and one for each window that is read ahead.
 """
 
-from concurrent.futures import Future, ThreadPoolExecutor
+import mmap
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..reading.file_reader import READING_THREADS
+from ..reading.available_memory import available_memory
+from ..reading.extents import RetainedExtents
 from ..reading.plan import EpochPlan, plan_epoch
-from .base import BaseCache, EpochReads
+from ..reading.shared_memory import private_bytes
+from .base import BaseCache, EpochReads, WindowReads
+
+# Largest bytes of the pages divided by the bytes retained, for which the page cache is used.
+_MOST_AMPLIFICATION = 1.04
 
 
 class Cache(BaseCache):
@@ -20,10 +25,11 @@ class Cache(BaseCache):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.spare: list[NDArray[np.uint8]] = []  # pools of earlier epochs
+        self.through_cache = page_cache_helps(self.extents)
 
     def start(self, order: NDArray[np.int64], window_size: int) -> EpochReads:
         """Begin an epoch and start to read its first windows."""
-        return _PooledReads(self, plan_epoch(self.extents, order, window_size))
+        return _PooledReads(self, plan_epoch(self.extents, order, window_size, self.reader.sector))
 
     def num_bytes(self, plan: EpochPlan) -> int:
         """Return the bytes of the pool."""
@@ -34,54 +40,46 @@ class Cache(BaseCache):
         if self.spare and len(self.spare[-1]) >= num_bytes:
             return self.spare.pop()
         self.spare.clear()
-        return np.empty(num_bytes, dtype=np.uint8)
+        return private_bytes(num_bytes)
 
 
-class _PooledReads(EpochReads):
+def page_cache_helps(extents: RetainedExtents) -> bool:
+    """Return whether to read through the page cache, where later epochs find the bytes.
+
+    This needs room for the pages, half of the available memory, and pages that hold little else:
+    the page cache reads whole pages, direct I/O only sectors.
+    """
+    pages = mmap.PAGESIZE
+    firsts = extents.ptrs.astype(np.int64) // pages
+    ends = -(-(extents.ptrs.astype(np.int64) + extents.sizes) // pages)
+    # Two byte ranges may share a page.
+    firsts[1:] = np.maximum(firsts[1:], np.maximum.accumulate(ends)[:-1])
+    num_bytes = int(np.maximum(ends - firsts, 0).sum()) * pages
+    is_exact = num_bytes <= _MOST_AMPLIFICATION * extents.num_bytes
+    return is_exact and num_bytes <= available_memory() // 2
+
+
+class _PooledReads(WindowReads):
     def __init__(self, cache: Cache, plan: EpochPlan) -> None:
-        self._cache = cache
-        self._plan = plan
-        self._slots = min(cache.read_ahead + 1, max(1, plan.num_windows))
-        self._slot_bytes = plan.pool_bytes(1)
-        self._pool = cache.take_pool(self._slots * self._slot_bytes)
-        # -1 marks byte ranges that are not in the pool.
-        super().__init__(self._pool, np.full(len(cache.extents.ptrs), -1, dtype=np.int64))
-        self._current = -1
-        self._tasks: dict[int, list[Future[None]]] = {}
-        self._threads = ThreadPoolExecutor(READING_THREADS, "dp4tl-read")
-        for window in range(self._slots - 1):
-            self._begin(window)
+        slot_bytes = plan.pool_bytes(1)
+        self._owner = cache
+        self._pool = cache.take_pool(cache.num_bytes(plan))
+        # No byte range is in the pool.
+        places = np.full(len(cache.extents.ptrs), -1, dtype=np.int64)
+        super().__init__(
+            cache,
+            plan,
+            self._pool,
+            places,
+            slot_bytes=slot_bytes,
+            through_cache=cache.through_cache,
+        )
 
-    def wait(self, first: int) -> None:
-        """Wait for the batch's window, and start to read another into the slot it frees."""
-        window = first // self._plan.window_size
-        if window == self._current:
-            return
-        if self._current >= 0:
-            self.places[self._rows(self._current)] = -1
-        self._current = window
-        self._begin(window + self._slots - 1)
-        for task in self._tasks.pop(window):
-            task.result()
-        at = slice(self._plan.row_starts[window], self._plan.row_starts[window + 1])
-        slot_at = window % self._slots * self._slot_bytes
-        self.places[self._rows(window)] = self._plan.places[at] + slot_at
+    def leave(self, window: int) -> None:
+        """Take the bytes of a window out of use, before others replace them."""
+        self.places[self.rows(window)] = -1
 
     def stop(self) -> None:
-        """Cancel all requests, and wait for those that have begun."""
-        self._threads.shutdown(wait=True, cancel_futures=True)
-        self._cache.spare = [self._pool]  # one is enough: epochs need about the same
-
-    def _rows(self, window: int) -> NDArray[np.int64]:
-        starts = self._plan.row_starts
-        return self._plan.rows[starts[window] : starts[window + 1]]
-
-    def _begin(self, window: int) -> None:
-        """Start to read a window, if there is one, into its slot."""
-        if window >= self._plan.num_windows:
-            return
-        starts = self._plan.request_starts
-        requests = self._plan.requests[starts[window] : starts[window + 1]]
-        slot = self._pool[window % self._slots * self._slot_bytes :]
-        reader, extents = self._cache.reader, self._cache.extents
-        self._tasks[window] = reader.submit(self._threads, requests, slot, extents)
+        """Stop reading, and keep the pool for the next epoch."""
+        super().stop()
+        self._owner.spare = [self._pool]  # one is enough: epochs need about the same

@@ -59,8 +59,10 @@ def retained_extents(
     used = [field for field in index.fields if field.name in fields]
     if not any(field.kind == "custom" for field in used):  # whose pointers are unknown
         table = table[_is_wanted(index, samples, used, table)]
+    if not table["size"].all():
+        table = table[table["size"] > 0]  # nothing to read
     if not _ascends(table["ptr"]):
-        # ffcv gives an empty value the address of the next value: keep the larger range.
+        # Of several values at one address, keep the largest.
         table = table[np.lexsort((table["size"], table["ptr"]))]
         table = table[np.append(table["ptr"][1:] != table["ptr"][:-1], True)]
     ptrs = np.ascontiguousarray(table["ptr"])

@@ -1,9 +1,16 @@
-"""Read byte ranges of a beton, in compiled code that does not hold the GIL."""
+"""Read byte ranges of a beton, in compiled code that does not hold the GIL.
 
+Bytes in the page cache are copied. Other bytes are read by direct I/O: the disk transfers the
+sectors of a request and no more, straight into the caller's memory. Where the file system has no
+direct I/O, or the caller wants the page cache to keep the bytes, the system reads whole pages.
+"""
+
+import mmap
 import os
 import threading
 import weakref
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -13,23 +20,45 @@ from numpy.typing import NDArray
 from ...errors import BetonError
 from ...kernels.compiled import compiled
 from .extents import RetainedExtents
-from .plan import LARGEST_REQUEST
+from .plan import LARGEST_REQUEST, whole_sectors
 
 # SSDs and network disks need several requests at the same time.
-READING_THREADS = 8
+READING_THREADS = 16
+# A request takes as long as reading this many bytes, in addition to its own.
+_REQUEST_BYTES = 64 << 10
+# Sizes of sectors, of which direct I/O accepts one or more. Most disks have the first.
+SECTORS = (512, 4096)
 
 # Called by name: numba cannot cache code on disk that calls a function of ctypes.
-_pread = types.ExternalFunction(
+_pread: Any = types.ExternalFunction(
     "pread", types.intp(types.int32, types.uintp, types.uintp, types.int64)
+)
+_mincore: Any = types.ExternalFunction(
+    "mincore", types.int32(types.uintp, types.uintp, types.uintp)
 )
 
 
 @compiled()
-def _read_requests(file: Any, requests: Any, memory: Any) -> Any:
-    """Read until a request fails or returns too few bytes; return the number of whole requests."""
+def _read_requests(source: Any, direct: Any, requests: Any, memory: Any) -> Any:
+    """Read until a request fails or returns too few bytes; return the number of whole requests.
+
+    `source` is `FileReader.source`, `direct` the descriptor for bytes that are not in the page
+    cache.
+    """
+    file, sector, mapped, mapped_bytes, page = source
+    is_cached = np.empty(1, dtype=np.uint8)
     for number in range(len(requests)):
         offset, size, place = requests[number]
-        if _pread(file, memory[place:].ctypes.data, size, offset) != size:
+        used, num_bytes = file, size
+        if direct != file:
+            # The first and last page may be cached because of other samples: ask for the middle.
+            middle = (offset + size // 2) // page * page
+            is_cached[0] = 0
+            if middle < mapped_bytes:
+                _mincore(mapped + middle, page, is_cached.ctypes.data)
+            if is_cached[0] & 1 == 0:
+                used, num_bytes = direct, -(-size // sector) * sector
+        if _pread(used, memory[place:].ctypes.data, num_bytes, offset) < size:
             return number
     return len(requests)
 
@@ -40,51 +69,70 @@ class FileReader:
     def __init__(self, path: str) -> None:
         self.path = path
         self.file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        weakref.finalize(self, os.close, self.file)
+        with suppress(OSError):  # only a hint, which not every file system takes
+            os.posix_fadvise(self.file, 0, 0, os.POSIX_FADV_RANDOM)  # no read-ahead
+        self.direct, self.sector = _open_direct(self.file)
+        if self.direct != self.file:
+            weakref.finalize(self, os.close, self.direct)
+        self._map = _map(self.file)
         self.bytes_read = 0
         self._lock = threading.Lock()
-        weakref.finalize(self, os.close, self.file)
+
+    @property
+    def source(self) -> NDArray[np.int64]:
+        """Descriptor, sector, address and size of the map, size of a page, for compiled code."""
+        address = self._map.ctypes.data if len(self._map) else 0
+        values = (self.file, self.sector, address, len(self._map), mmap.PAGESIZE)
+        return np.array(values, dtype=np.int64)
 
     def read(
-        self, requests: NDArray[np.int64], memory: NDArray[np.uint8], extents: RetainedExtents
-    ) -> None:
-        """Read `size` bytes at `offset` into `memory[place:]`, for each request `(R, 3)`.
-
-        Raises BetonError if the file ends early or cannot be read. `extents` tell the sample.
-        """
-        done = 0
-        while (done := done + _read_requests(self.file, requests[done:], memory)) < len(requests):
-            self._read_slowly(requests[done], memory, extents)
-            done += 1
-        with self._lock:
-            self.bytes_read += int(requests[:, 1].sum())
-
-    def submit(
         self,
-        threads: ThreadPoolExecutor,
         requests: NDArray[np.int64],
         memory: NDArray[np.uint8],
         extents: RetainedExtents,
+        through_cache: bool = False,
+    ) -> None:
+        """Read `size` bytes at `offset` into `memory[place:]`, for each request `(R, 3)`.
+
+        Bytes up to the end of the last sector may follow those that were asked for.
+
+        Raises BetonError if the file ends early or cannot be read. `extents` tell the sample.
+
+        Args:
+            requests: offset, size and place of each request, as in `EpochPlan`.
+            memory: whole sectors, aligned to a page.
+            extents: byte ranges, to name the sample in an error.
+            through_cache: read whole pages, which the page cache keeps.
+        """
+        ends = requests[:, 2] + whole_sectors(requests[:, 1], self.sector) * self.sector
+        if ends.max(initial=0) > len(memory) or requests.min(initial=0) < 0:
+            raise ValueError("`requests` must lie within `memory`.")
+        direct, done = self.file if through_cache else self.direct, 0
+        while (done := done + _read_requests(self.source, direct, requests[done:], memory)) < len(
+            requests
+        ):
+            self._read_slowly(requests[done], memory, extents)
+            done += 1
+        with self._lock:
+            self.bytes_read += int(whole_sectors(requests[:, 1], self.sector).sum()) * self.sector
+
+    def submit(
+        self, threads: ThreadPoolExecutor, requests: NDArray[np.int64], *arguments: Any
     ) -> list[Future[None]]:
-        """Start to read requests as `read` does, in parts of similar size, one per task."""
-        ends = np.cumsum(requests[:, 1])
+        """Start to read requests as `read` does, in parts of similar duration, one per task."""
+        ends = np.cumsum(requests[:, 1] + _REQUEST_BYTES)
         total = int(ends[-1]) if len(ends) else 0
         share = max(LARGEST_REQUEST // 4, -(-total // (2 * READING_THREADS)))
         cuts = np.searchsorted(ends, np.arange(share, total, share))
         parts = [part for part in np.split(requests, cuts) if len(part)]
-        return [threads.submit(self.read, part, memory, extents) for part in parts]
+        return [threads.submit(self.read, part, *arguments) for part in parts]
 
     @property
     def identity(self) -> str:
         """A string that differs between files and between versions of a file."""
         found = os.fstat(self.file)
         return f"{found.st_dev}-{found.st_ino}-{found.st_size}-{found.st_mtime_ns}"
-
-    def check_size(self, extents: RetainedExtents) -> None:
-        """Raise BetonError if the file ends before the last byte range."""
-        size = os.fstat(self.file).st_size
-        end = int(extents.ptrs[-1]) + int(extents.sizes[-1]) if len(extents.ptrs) else 0
-        if size < end:
-            raise self._failure(size, _too_short(end - size), extents)
 
     def _read_slowly(
         self, request: NDArray[np.int64], memory: NDArray[np.uint8], extents: RetainedExtents
@@ -98,7 +146,8 @@ class FileReader:
             except OSError as error:
                 raise self._failure(offset, error.strerror or "an error", extents) from error
             if not found:
-                raise self._failure(offset, _too_short(end - place), extents)
+                reason = f"the file is {end - place} bytes too short"
+                raise self._failure(offset, reason, extents)
             place, offset = place + found, offset + found
 
     def _failure(self, offset: int, reason: str, extents: RetainedExtents) -> BetonError:
@@ -108,5 +157,27 @@ class FileReader:
         )
 
 
-def _too_short(num_bytes: int) -> str:
-    return f"the file is {num_bytes} bytes too short"
+def _open_direct(file: int) -> tuple[int, int]:
+    """Open a file for direct I/O; return the descriptor and the sector that it accepts.
+
+    Without direct I/O, return `file` itself.
+    """
+    direct = file
+    with suppress(OSError):  # the file system has no direct I/O
+        # By this name, it is the same file, even if another one has taken its path.
+        direct = os.open(f"/proc/self/fd/{file}", os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECT)
+        memory = mmap.mmap(-1, max(SECTORS))
+        for sector in SECTORS:
+            with suppress(OSError):  # a sector of another size
+                os.preadv(direct, [memoryview(memory)[:sector]], sector)
+                return direct, sector
+        os.close(direct)
+    return file, SECTORS[0]
+
+
+def _map(file: int) -> NDArray[np.uint8]:
+    """Map a file, only to ask which of its pages are in the page cache."""
+    try:
+        return np.frombuffer(mmap.mmap(file, 0, access=mmap.ACCESS_READ), dtype=np.uint8)
+    except (OSError, ValueError):  # a file that cannot be mapped, or is empty
+        return np.empty(0, dtype=np.uint8)

@@ -1,16 +1,15 @@
-"""Memory that the processes of a machine share: the first process fills it, the others map it.
+"""Memory for bytes that are read: of one process, or shared by the processes of a machine.
 
-The memory is a file in the system's memory file system. The process that fills it holds an
-exclusive lock. Processes that map it hold shared locks, and the last one to leave removes it. A
-killed process loses its locks, so that the next process can fill or remove its file.
+Shared memory is a file in the system's memory file system. Each process that maps it holds a shared
+lock, and the last one to leave removes it. A killed process loses its lock, so that the next
+process can continue to use its file, or remove it.
 """
 
 import fcntl
 import mmap
 import os
-import time
 import weakref
-from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -18,77 +17,64 @@ from numpy.typing import NDArray
 
 FOLDER = Path("/dev/shm")
 _PREFIX = "dp4tl_ffcv-"
-_FILLED = b"filled"
-_HEADER = mmap.PAGESIZE
-_PAUSE = 0.01  # seconds between two attempts to get a lock
-
-Fill = Callable[[NDArray[np.uint8]], None]
+_MADV_WIPEONFORK = 18  # from <linux/mman.h>, as mmap has no name for it
 
 
-def shared_bytes(num_bytes: int, fill: Fill, name: str | None) -> NDArray[np.uint8]:
-    """Return `num_bytes` of memory, filled by this process or by another one.
+def private_bytes(num_bytes: int) -> NDArray[np.uint8]:
+    """Return memory of zeros that begins with a page. A forked process gets zeros again."""
+    view = mmap.mmap(-1, max(1, num_bytes), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    # After a fork, this process could get a copy of a page to which a disk still writes.
+    for advice in (mmap.MADV_HUGEPAGE, _MADV_WIPEONFORK):
+        with suppress(OSError):  # an old kernel, or one without huge pages
+            view.madvise(advice)
+    return _array(view, num_bytes)
 
-    Only one of the processes that ask for the same name calls `fill`. The name identifies the
-    content, in letters and digits. With None, the memory is not shared. Raises OSError if there is
-    no room.
+
+def shared_bytes(num_bytes: int, name: str) -> NDArray[np.uint8]:
+    """Return memory that all processes map that ask for the same name. It begins with a page.
+
+    The first process gets zeros. The name, in letters and digits, identifies the size and the
+    content: after all processes were killed, the next one gets what they left.
+
+    Raises OSError if there is no room.
     """
-    if name is None or not num_bytes:
-        memory = np.empty(num_bytes, dtype=np.uint8)
-        fill(memory)
-        return memory
-    _remove_abandoned()
     path = FOLDER / f"{_PREFIX}{os.getuid()}-{name}"
+    _remove_abandoned(path)
     while True:
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            if _lock(file):
-                return _map(file, path, num_bytes, fill)
+            fcntl.flock(file, fcntl.LOCK_SH)
+            if os.fstat(file).st_nlink:
+                return _map(file, path, num_bytes)
         except BaseException:
             _leave(file, path)
             raise
-        os.close(file)
-        time.sleep(_PAUSE)
+        os.close(file)  # another process has removed it before the lock
 
 
-def _lock(file: int) -> bool:
-    """Lock the file, exclusively if it is not filled yet; return False to try again."""
-    fcntl.flock(file, fcntl.LOCK_SH)  # waits while another process fills it
-    if not os.fstat(file).st_nlink:  # another process removed it
-        return False
-    if _is_filled(file):
-        return True
-    try:
-        # Without waiting: another process that found it empty may also hold a shared lock.
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return os.fstat(file).st_nlink > 0
+def shared_room() -> int:
+    """Return the free bytes for shared memory."""
+    found = os.statvfs(FOLDER)
+    return found.f_bavail * found.f_frsize
 
 
-def _is_filled(file: int) -> bool:
-    return os.pread(file, len(_FILLED), 0) == _FILLED
-
-
-def _map(file: int, path: Path, num_bytes: int, fill: Fill) -> NDArray[np.uint8]:
-    """Map a locked file, fill it if necessary, and keep a shared lock on it."""
-    filled = _is_filled(file)
-    if not filled:
+def _map(file: int, path: Path, num_bytes: int) -> NDArray[np.uint8]:
+    if os.fstat(file).st_size < max(1, num_bytes):
         try:
-            os.posix_fallocate(file, 0, _HEADER + num_bytes)
+            os.posix_fallocate(file, 0, max(1, num_bytes))
         except OSError as error:
             raise OSError(
                 error.errno,
                 f'no room for cache="ram": it needs {num_bytes} bytes in {FOLDER}. Enlarge that '
-                'file system (docker: --shm-size), or use cache="os" or "extents".',
+                'file system (docker: --shm-size), or use cache="extents".',
             ) from error
-    view = mmap.mmap(file, _HEADER + num_bytes)
-    memory = np.frombuffer(view, dtype=np.uint8, offset=_HEADER)
-    if not filled:
-        fill(memory)
-        os.pwrite(file, _FILLED, 0)
-    fcntl.flock(file, fcntl.LOCK_SH)
+    view = mmap.mmap(file, max(1, num_bytes))
     weakref.finalize(view, _leave, file, path)
-    return memory
+    return _array(view, num_bytes)
+
+
+def _array(view: mmap.mmap, num_bytes: int) -> NDArray[np.uint8]:
+    return np.frombuffer(view, dtype=np.uint8, count=num_bytes)
 
 
 def _leave(file: int, path: Path) -> None:
@@ -103,8 +89,10 @@ def _leave(file: int, path: Path) -> None:
         os.close(file)
 
 
-def _remove_abandoned() -> None:
+def _remove_abandoned(but: Path) -> None:
     for path in FOLDER.glob(f"{_PREFIX}{os.getuid()}-*"):
+        if path == but:
+            continue
         try:
             file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         except FileNotFoundError:
