@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from dp4tl_ffcv import BetonIndex, Selection
+from dp4tl_ffcv import BetonIndex, Selection, training_loader
 from dp4tl_ffcv.utils import Classifier
 from tests.conftest import Images
 from tests.support.models import assert_same_state
@@ -30,7 +30,7 @@ import json, pickle, sys
 from pathlib import Path
 import numpy as np
 import torch
-from tests.train.test_processes import plain_model, validate_on_39
+from tests.train.test_processes import crops_of, plain_model, validate_on_39
 from dp4tl_ffcv.utils import on_rank_zero
 from train import finetune, pretrain, pretrain_moco
 from train.components.processes import processes
@@ -56,6 +56,12 @@ with processes() as group:
     found = {"sum": group.sum_over(mine).tolist(), "after": mine.tolist()}
     group.average_statistics([("0.running_mean", mine), ("0.weight", torch.ones(3))])
     found["mean"] = mine.tolist()
+    named = [("0.running_var", torch.arange(2.0) + group.rank), ("0.bias", torch.ones(2))]
+    rows = group.statistics(named)
+    named[0][1].zero_()
+    group.set_statistics(named, rows)
+    found["statistics"] = rows.tolist(), named[0][1].tolist()
+    found["agreed"] = [group.agree(group.rank == rank) for rank in range(2)]
     found["share"] = group.share(np.arange(5)).tolist()
     try:
         on_rank_zero(fail_on_rank_zero)
@@ -71,19 +77,22 @@ with processes() as group:
     pretrain.build_model = build_model
 
     found["normalised"] = run("normalised", ema=0.9, val_every=1)
-    step = pretrain.train_step
+    step, crops = pretrain.train_step, {}
 
     def stopped(state, images, labels, number):
         if number == 4:
             raise InterruptedError
+        crops.update({number: crops_of(images)})
         return step(state, images, labels, number)
 
-    pretrain.train_step = stopped
-    try:
-        run("resumed", ema=0.9, val_every=1)
-    except InterruptedError:
-        pretrain.train_step = step
-    found["resumed"] = run("resumed", ema=0.9, val_every=1)
+    for name in ("resumed", "handed_over"):
+        pretrain.train_step = stopped
+        try:
+            run(name, ema=0.9, val_every=1, save_every_minutes=1e-9)
+        except InterruptedError:
+            pretrain.train_step = step
+    found["crops"] = crops
+    found["resumed"] = run("resumed", ema=0.9, val_every=1, save_every_minutes=1e-9)
 
     configs = pickle.loads((out / "configs.pkl").read_bytes())
     states, set_up = [], pretrain_moco.set_up
@@ -105,6 +114,11 @@ def plain_model(arch: str, num_classes: int | None) -> Classifier:
         nn.Conv2d(3, 8, 5, stride=4), nn.ReLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten()
     )
     return Classifier(nn.Sequential(layers, nn.Linear(128, num_classes or 1)), arch, num_classes)
+
+
+def crops_of(images: torch.Tensor) -> list[int]:
+    """Return a number for each crop of a batch, which no other crop has."""
+    return [int(crop.double().pow(2).sum()) for crop in images]
 
 
 def weights_of(run: Path) -> dict[str, torch.Tensor]:
@@ -185,6 +199,8 @@ def test_sums_means_draws_and_failures_of_both(ranks: Ranks) -> None:
         assert found["sum"] == [1, 3, 5]
         assert found["after"] == [rank, 1 + rank, 2 + rank]
         assert found["mean"] == [0.5, 1.5, 2.5]
+        assert found["statistics"] == [[[0, 1], [1, 2]], [rank, 1 + rank]]
+        assert found["agreed"] == [True, False]
     assert sorted(ranks[0]["share"] + ranks[1]["share"]) == [0, 1, 2, 3, 4]
     assert ranks[0]["draw"] != ranks[1]["draw"]
     assert [found["failure"] for found in ranks] == ["RuntimeError: no room", "ValueError: no room"]
@@ -226,8 +242,33 @@ def test_two_processes_resume_to_the_same_weights_and_rank_0_alone_logs(
     expected = weights_of(out / "normalised")
     assert any(key.endswith("running_mean") for key in expected)
     assert_same_state(weights_of(out / "resumed"), expected)
+    assert [row["step"] for row in rows(out / "resumed") if row["event"] == "continue"] == [4]
     events = [(row["event"], row.get("step")) for row in rows(out / "normalised")]
     assert events == [("start", None), ("epoch", 3), ("validation", 3), ("epoch", 6)]
+
+
+def test_one_process_trains_on_what_two_processes_have_left_of_an_epoch(
+    ranks: Ranks, settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = {name: Path(settings[name]) for name in ("train", "val")}
+    changes = {k: v for k, v in settings.items() if k not in ("train", "val", "out", "selection")}
+    run = Path(settings["out"]) / "handed_over"
+    config = pretrain.Config(run=run, ema=0.9, val_every=1, **{**changes, **paths})
+    crops, step = {3: ranks[0]["crops"]["3"] + ranks[1]["crops"]["3"]}, pretrain.train_step
+
+    def noted(state: Any, images: Any, labels: Any, number: int) -> Any:
+        crops[number] = crops_of(images)
+        return step(state, images, labels, number)
+
+    monkeypatch.setattr(pretrain, "train_step", noted)
+    result = pretrain.pretrain(config)
+    assert (result["steps"], result["images"], result["world_size"]) == (6, 6 * 32, 1)
+    loader = training_loader(
+        config.train, batch_size=32, resolution=32, seed=0, min_scale=config.min_scale
+    )
+    loader.set_epoch(1)
+    whole = {3 + number: sorted(crops_of(images)) for number, (images, _) in enumerate(loader)}
+    assert {number: sorted(found) for number, found in crops.items()} == whole
 
 
 def test_two_processes_finetune_one_model(ranks: Ranks, target: dict[str, Path]) -> None:
@@ -268,10 +309,16 @@ def test_the_batch_size_is_per_step_or_per_process(settings_of_recipe: Configure
         three.batch_size(config())
 
 
-def test_draws_follow_from_the_seed_and_the_epoch() -> None:
+def test_one_process_takes_the_mean_statistics_of_several() -> None:
+    named = [("running_mean", torch.zeros(2)), ("weight", torch.zeros(2))]
+    Processes(torch.device("cpu")).set_statistics(named, torch.tensor([[1.0, 2.0], [3.0, 6.0]]))
+    assert [tensor.tolist() for _, tensor in named] == [[2, 4], [0, 0]]
+
+
+def test_draws_follow_from_the_seed_and_the_step() -> None:
     group, draws = Processes(torch.device("cpu")), []
-    for seed, epoch in [(0, 0), (0, 1), (1, 0), (0, 0)]:
-        group.seed(seed, epoch)
+    for seed, step in [(0, 0), (0, 1), (1, 0), (0, 0)]:
+        group.seed(seed, step)
         draws.append(torch.rand(4).tolist())
     assert draws[0] == draws[3]
     assert len({tuple(draw) for draw in draws}) == 3

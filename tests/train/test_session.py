@@ -26,10 +26,13 @@ from tests.support.training import (
     weights,
 )
 from train import pretrain
+from train.components.counters import Counters
 from train.components.processes import Processes
+from train.components.saved_state import SavedState
 from train.components.session import Session
 
 LONGEST = 500  # seconds; it takes a few when the machine is free
+ALWAYS = 1e-9  # minutes: save after every step
 WHOLE = {
     "pretrain": {},
     "finetune": {"mode": "full_finetuning", "lr": 1e-3, "epochs": 2, "save_every": 1},
@@ -100,22 +103,24 @@ def assert_same_run(result: dict[str, Any], whole: dict[str, Any]) -> None:
 
 
 # -- stopped runs --------------------------------------------------------------------------------
+@pytest.mark.parametrize("minutes", [0, ALWAYS], ids=["epochs", "minutes"])
 def test_a_stopped_run_continues_to_the_same_weights(
-    whole: Whole, steps: list[int], tmp_path: Path
+    minutes: float, whole: Whole, steps: list[int], tmp_path: Path
 ) -> None:
     per_epoch, total = {"finetune": (8, 16)}.get(whole.recipe, (3, 6))
-    config = replace(whole.config, run=tmp_path / "run")
+    config = replace(whole.config, run=tmp_path / "run", save_every_minutes=minutes)
     stop_at(per_epoch + 1, whole.recipe, config)
+    resumed_at = per_epoch + 1 if minutes else per_epoch
     with (config.run / "log.jsonl").open("a") as stream:
         stream.write('{"event": "st')  # a kill cuts a line
     torch.manual_seed(123)  # random numbers do not depend on what came before
     del steps[:]
     result = RECIPES[whole.recipe](config)
-    assert steps == list(range(per_epoch, total))
+    assert steps == list(range(resumed_at, total))
     assert_same_run(result, whole.result)
     found = [(row["event"], row.get("step")) for row in rows(config.run)]
     assert found == [
-        ("start", None), ("epoch", per_epoch), ("resume", None), ("continue", per_epoch),
+        ("start", None), ("epoch", per_epoch), ("resume", None), ("continue", resumed_at),
         ("epoch", total),
     ]  # fmt: skip
     assert rows(config.run)[-1]["loss"] == rows(whole.config.run)[-1]["loss"]
@@ -131,7 +136,13 @@ KILLED: dict[str, tuple[dict[str, Any], str, int]] = {
         "train_step",
         8,
     ),
+    "between two batches": (
+        {"ema": 0.9, "attack": "fgsm", "order": "quasi_random", "save_every_minutes": ALWAYS},
+        "train_step",
+        6,
+    ),
     "while writing": ({"iterations": 7, "optimizer": "adamw", "lr": 0.01}, "save", 2),
+    "while writing in mid-epoch": ({"save_every_minutes": ALWAYS}, "save", 5),
     "before the first epoch's end": ({"epochs": 1}, "train_step", 2),
 }
 # Starts every run in a process of its own, which kills itself with SIGKILL.
@@ -191,10 +202,36 @@ def test_a_killed_run_continues_to_the_same_weights(
     config = settings_of_recipe("pretrain", killed / name, **KILLED[name][0])
     assert not (config.run / "result.json").exists()
     result = pretrain.pretrain(config)
-    resumed_at = {"averaged, attacked and growing": 6, "while writing": 3}.get(name, 0)
+    resumed_at = {
+        "averaged, attacked and growing": 6, "between two batches": 5, "while writing": 3,
+        "while writing in mid-epoch": 4,
+    }.get(name, 0)  # fmt: skip
     assert steps == list(range(resumed_at, result["steps"]))
     assert_same_run(result, pretrain.pretrain(replace(config, run=tmp_path / "whole")))
     assert [path.name for path in (config.run / "checkpoints").iterdir()] == ["last.pt"]
+
+
+@pytest.mark.parametrize(("seconds", "saved_at"), [(40, [2, 4, 6]), (25, [3, 6]), (0, [6])])
+def test_states_are_saved_by_the_clock(
+    seconds: int, saved_at: list[int], configure: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three steps an epoch. A state that is due after the last step is saved after the epoch."""
+    now, found, count, save = [0.0], list[int](), Session.count, SavedState.save
+
+    def slow(self: Session, *batch: Any) -> None:
+        now[0] += seconds
+        count(self, *batch)
+
+    def noted(self: SavedState, counters: Counters, *rest: Any) -> None:
+        found.append(counters.step)
+        assert counters.epoch == counters.step // 3
+        save(self, counters, *rest)
+
+    monkeypatch.setattr("train.components.saved_state.time.monotonic", lambda: now[0])
+    monkeypatch.setattr(Session, "count", slow)
+    monkeypatch.setattr(SavedState, "save", noted)
+    pretrain.pretrain(configure(val=None, save_every=100, save_every_minutes=1))
+    assert found == saved_at
 
 
 @pytest.fixture

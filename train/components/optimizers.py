@@ -1,7 +1,7 @@
 """Optimisers, averaged and best weights, and blur before strided convolutions."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -97,6 +97,10 @@ class AveragedWeights:
         get_ema_multi_avg_fn(decay)(average, current, None)
         for count, present in self._others:
             count.copy_(present)
+
+    def named_buffers(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield the buffers of the average, such as running means."""
+        return self.average.named_buffers()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the average and the number of updates."""

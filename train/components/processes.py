@@ -65,12 +65,19 @@ class Processes:
         """Return the part of `ids` (n,) for this process: each id goes to exactly one process."""
         return ids[self.rank :: self.world_size]
 
-    def seed(self, seed: int, epoch: int) -> None:
-        """Seed torch for an epoch, differently in each process.
+    def agree(self, flag: bool) -> bool:
+        """Return the flag of rank 0 on every rank."""
+        value = torch.tensor(flag, dtype=torch.uint8)  # gloo sends no bools
+        if self.world_size > 1:
+            distributed.broadcast(value, src=0)
+        return bool(value)
+
+    def seed(self, seed: int, step: int) -> None:
+        """Seed torch for a step, differently in each process.
 
         A resumed run then draws the same numbers as a run without interruption.
         """
-        (state,) = np.random.SeedSequence((seed, epoch, self.rank)).generate_state(1, np.uint64)
+        (state,) = np.random.SeedSequence((seed, step, self.rank)).generate_state(1, np.uint64)
         torch.manual_seed(int(state))
 
     def wrap(self, network: nn.Module) -> nn.Module:
@@ -84,18 +91,36 @@ class Processes:
             **_OWN_BUFFERS,
         )
 
+    def statistics(self, named: Iterable[tuple[str, Tensor]]) -> Tensor:
+        """Return the K running means and variances among named tensors `(world_size, K)`."""
+        parts = [torch.zeros(0, device=self.device)]
+        parts += [tensor.detach().reshape(-1).float() for tensor in _running(named)]
+        own = torch.cat(parts)
+        rows = own.new_zeros((self.world_size, len(own)))
+        rows[self.rank] = own
+        return self.sum_over(rows)
+
+    def set_statistics(self, named: Iterable[tuple[str, Tensor]], rows: Tensor) -> None:
+        """Set the running means and variances to this rank's row, or to the mean of other rows.
+
+        `rows` are the `statistics` of any number of processes.
+        """
+        own = rows[self.rank] if len(rows) == self.world_size else rows.mean(0)
+        tensors = _running(named)
+        values = own.split([tensor.numel() for tensor in tensors])
+        with torch.no_grad():
+            for tensor, value in zip(tensors, values, strict=True):
+                tensor.copy_(value.view_as(tensor))
+
     def average_statistics(self, named: Iterable[tuple[str, Tensor]]) -> None:
         """Set the running means and variances among named tensors to their means over processes."""
-        names = ("running_mean", "running_var")
-        tensors = [tensor for name, tensor in named if name.endswith(names)]
-        if self.world_size == 1 or not tensors:
-            return
-        flat = torch.cat([tensor.detach().reshape(-1).float() for tensor in tensors])
-        distributed.all_reduce(flat)
-        means = (flat / self.world_size).split([tensor.numel() for tensor in tensors])
-        with torch.no_grad():
-            for tensor, mean in zip(tensors, means, strict=True):
-                tensor.copy_(mean.view_as(tensor))
+        if self.world_size > 1:
+            tensors = list(named)
+            self.set_statistics(tensors, self.statistics(tensors).mean(0, keepdim=True))
+
+
+def _running(named: Iterable[tuple[str, Tensor]]) -> list[Tensor]:
+    return [tensor for name, tensor in named if name.endswith(("running_mean", "running_var"))]
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
@@ -11,62 +10,20 @@ import torch
 from torch import Tensor, nn
 
 from dp4tl_ffcv import save_checkpoint
-from dp4tl_ffcv.utils import Classifier, RunFolder, atomic_open, on_rank_zero, settings_of
+from dp4tl_ffcv.utils import Classifier, RunFolder, on_rank_zero, settings_of
 
 from ..configs.common import RunConfig
+from .counters import Counters
 from .processes import Processes
 from .run_log import RunLog
+from .saved_state import SavedState
 from .throughput import Throughput
 
 # Settings that do not change the result.
 _WITHOUT_EFFECT = {
-    "run", "overwrite", "resume", "log_every", "save_every", "num_workers", "cache",
+    "run", "overwrite", "resume", "log_every", "save_every", "save_every_minutes", "num_workers",
+    "cache",
 }  # fmt: skip
-
-
-@dataclass
-class Counters:
-    """Progress of a run, including the part before a restart."""
-
-    epoch: int = 0
-    """Finished epochs."""
-    step: int = 0
-    """Optimiser steps."""
-    images: int = 0
-    """Images in these steps, over all processes."""
-    seconds: float = 0.0
-    """Training time, without set-up and validation."""
-    stalled: float = 0.0
-    """Part of `seconds` spent waiting for the loader: mean over the processes."""
-    warm_up_seconds: float = 0.0
-    """Time to compile and to set up at first use."""
-    loss: float = float("nan")
-    """Mean loss of the last epoch."""
-
-    def rates(self) -> dict[str, float]:
-        """Return images per second, and the fraction of time spent waiting for the loader."""
-        return {
-            "images_per_second": self.images / self.seconds,
-            "stall_share": self.stalled / self.seconds,
-        }
-
-    def result(self, work: str) -> dict[str, Any]:
-        """Return what `result.json` reports of a run, with its time as `WORK_seconds`."""
-        return {
-            "steps": self.step,
-            "images": self.images,
-            f"{work}_seconds": self.seconds,
-            "warm_up_seconds": self.warm_up_seconds,
-            **self.rates(),
-            "loss": self.loss,
-        }
-
-    def __str__(self) -> str:
-        rates = self.rates()
-        return (
-            f"{self.step} steps, {self.seconds:.1f} s, {rates['images_per_second']:.0f} images/s, "
-            f"{rates['stall_share']:.1%} of the time waiting for the loader, loss {self.loss:.3f}"
-        )
 
 
 class Session:
@@ -103,8 +60,11 @@ class Session:
         self.folder = RunFolder(config.run, {**facts, **inputs}, overwrite=config.overwrite)
         self.checkpoint = self.folder.checkpoints / checkpoint
         self.counters = Counters()
-        self._state_file = self.folder.checkpoints / "resume.pt"
+        path = self.folder.checkpoints / "resume.pt"
+        self._saved_state = SavedState(path, processes, config.save_every_minutes)
         self._stateful: dict[str, Any] = {}
+        self._loader: Any = None
+        self._loader_state: Any = None  # of a stopped run, until an epoch begins
         self._total_loss = torch.zeros((), device=processes.device)
 
     @property
@@ -143,16 +103,16 @@ class Session:
         """Load the state of a stopped run, if there is one.
 
         Args:
-            stateful: everything that training changes, by name: objects with `state_dict` and
-                `load_state_dict`. `save` saves their states.
+            stateful: everything that training changes, by name, except the loader: objects with
+                `state_dict` and `load_state_dict`. `save` saves their states.
 
         Raises:
             ValueError: the state is corrupt or does not fit.
         """
         self._stateful = stateful
-        resumed = on_rank_zero(self._state_file.exists)
+        resumed = self._saved_state.exists()
         if resumed:
-            self._load()
+            self.counters, self._loader_state = self._saved_state.load(stateful)
         self.log = RunLog(self.folder, active=self.processes.rank == 0, first_step=self.step)
         if resumed:
             self.write("continue")
@@ -172,30 +132,48 @@ class Session:
     def batches(self, loader: Any, total_steps: int) -> Iterator[Any]:
         """Yield the batches of the next epoch, or of the rest of the run, and show progress.
 
-        The order of the samples and all random numbers of an epoch follow from the seed and the
-        number of the epoch, so that a resumed run trains like a run without interruption.
+        A stopped run continues after its last saved step. The order of the samples follows from the
+        seed and the epoch, and all random numbers of a step from the seed and the step, so that a
+        resumed run trains like a run without interruption.
         """
+        if self._loader_state is not None:
+            loader.load_state_dict(self._loader_state)
+            self._loader_state = None
         loader.set_epoch(self.epoch)
-        self.processes.seed(self.config.seed, self.epoch)
-        self._num_steps = min(len(loader), total_steps - self.step)
+        self._loader, self._total_steps = loader, total_steps
+        steps_left = total_steps - self.step
+        left_of_epoch = len(loader) - (self.step - self.counters.first_step)
+        num_steps = max(0, min(left_of_epoch, steps_left))
         self._throughput = Throughput(
             self.processes.device,
             description=f"{self.recipe} {self.config.run.name}, step {self.step}/{total_steps}",
-            steps_after=total_steps - self.step - self._num_steps,
+            steps_after=steps_left - num_steps,
             quiet=self.processes.rank > 0,
         )
-        self._total_loss = torch.zeros((), device=self.processes.device)
+        self._total_loss = torch.tensor(self.counters.loss_sum, device=self.processes.device)
+        self._stalled_before = self.counters.stalled
         self._started = time.perf_counter()
         images_per_step = loader.batch_size * self.processes.world_size
-        yield from self._throughput.batches(loader, self._num_steps, images_per_step)
+        for batch in self._throughput.batches(loader, num_steps, images_per_step):
+            self.processes.seed(self.config.seed, self.step)
+            yield batch
 
     def count(self, loss: Tensor, num_images: int) -> None:
-        """Count a step, with its loss and its images in this process."""
+        """Count a step, with its loss and its images in this process. Save the state if it is due.
+
+        Call this at the end of the step, when everything has changed that the step changes.
+        """
         self._total_loss += loss  # on the device, without waiting for it
         self.counters.step += 1
         self.counters.images += num_images * self.processes.world_size
         if self.step % self.config.log_every == 0:
             self.log.loss(self.step, loss)
+        # After its last step, an epoch must end before its state can be saved.
+        if self._saved_state.is_due() and self._has_batches():
+            self._update_counters()
+            self.log.flush()
+            self._saved_state.save(self.counters, self._loader, self._stateful)
+            self._started = time.perf_counter()
 
     def end_epoch(self) -> None:
         """Count an epoch, over all processes.
@@ -203,16 +181,10 @@ class Session:
         Raises:
             ValueError: the loss is not finite.
         """
-        counters, processes = self.counters, self.processes
-        counters.loss = processes.mean_over(self._total_loss) / self._num_steps
-        counters.seconds += time.perf_counter() - self._started  # the mean has waited for the GPU
-        stalled = torch.tensor(
-            self._throughput.stalled, dtype=torch.float64, device=processes.device
-        )
-        counters.stalled += processes.mean_over(stalled)
-        counters.epoch += 1
+        self._update_counters()
+        self.counters.end_epoch()
         self.log.flush()
-        if not math.isfinite(counters.loss):
+        if not math.isfinite(self.counters.loss):
             raise ValueError(f"the loss is no longer finite. Lower `lr`; it is {self.config.lr}.")
 
     def write(self, event: str, **numbers: Any) -> None:
@@ -226,9 +198,9 @@ class Session:
         self.write("epoch", **numbers, **rates)
 
     def save(self, *, last: bool = False) -> None:
-        """Save the state to resume from, every `save_every` epochs and after the last epoch."""
-        if last or self.epoch % self.config.save_every == 0:
-            on_rank_zero(self._save)
+        """Save the state to resume from, if it is time to or if the epoch is the last."""
+        if last or self.epoch % self.config.save_every == 0 or self._saved_state.is_due():
+            self._saved_state.save(self.counters, self._loader, self._stateful)
 
     # -- after training --------------------------------------------------------------------------
     def finish(self, model: Classifier, summary: str, **result: Any) -> dict[str, Any]:
@@ -243,31 +215,25 @@ class Session:
             "world_size": self.processes.world_size,
         }
         written = on_rank_zero(partial(self.folder.finish, full))
-        if self.processes.rank == 0:
-            self._state_file.unlink(missing_ok=True)
+        self._saved_state.delete()
         return written
 
-    def _save(self) -> None:
-        states = {name: part.state_dict() for name, part in self._stateful.items()}
-        with atomic_open(self._state_file) as stream:
-            torch.save({"counters": asdict(self.counters), "states": states}, stream)
+    def _update_counters(self) -> None:
+        """Add the time and the losses since the last call, over all processes."""
+        counters, processes = self.counters, self.processes
+        counters.loss_sum = processes.mean_over(self._total_loss)
+        now = time.perf_counter()  # the mean has waited for the GPU
+        counters.seconds += now - self._started
+        self._started = now
+        seconds, device = self._throughput.stalled, processes.device
+        stalled = torch.tensor(seconds, dtype=torch.float64, device=device)
+        counters.stalled = self._stalled_before + processes.mean_over(stalled)
 
-    def _load(self) -> None:
-        try:
-            values = torch.load(self._state_file, map_location="cpu", weights_only=True)
-            states = values["states"]
-            if states.keys() != self._stateful.keys():
-                raise KeyError(f"the file holds {sorted(states)}")
-            for name, part in self._stateful.items():
-                part.load_state_dict(states[name])
-            self.counters = Counters(**values["counters"])
-        except OSError:
-            raise
-        except Exception as error:  # torch does not document what it raises for a corrupt file
-            raise ValueError(
-                f"cannot resume: {str(self._state_file)!r} is corrupt, or another version of this "
-                "recipe wrote it. Start over with --no-resume."
-            ) from error
+    def _has_batches(self) -> bool:
+        """Return whether the current epoch has steps left."""
+        if self._loader is None or self.step == self._total_steps:
+            return False
+        return bool(self._loader.state_dict()["epoch"] == self.epoch)
 
 
 def try_batch(

@@ -43,11 +43,14 @@ class Throughput:
         self._gaps: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
 
     def batches(self, loader: Iterable[Any], num_steps: int, images_per_step: int) -> Iterator[Any]:
-        """Yield at most `num_steps` batches, and show a progress line on stderr.
+        """Yield batches, at most as many as the run has steps left, and show a line on stderr.
 
-        `images_per_step` counts the images of all processes.
+        Args:
+            loader: yields the batches of the epoch.
+            num_steps: number of batches to expect.
+            images_per_step: images of all processes in a step.
         """
-        timed = self._timed(loader, num_steps)
+        timed = self._timed(loader, num_steps + self.steps_after)
         if self.quiet:
             yield from timed
             return
@@ -72,11 +75,11 @@ class Throughput:
         self._gaps = pending
         return self._stalled
 
-    def _timed(self, loader: Iterable[Any], num_steps: int) -> Iterator[Any]:
+    def _timed(self, loader: Iterable[Any], at_most: int) -> Iterator[Any]:
         # The chain opens the loader at the first request, so that opening counts as waiting.
         batches, on_gpu = chain.from_iterable([loader]), self.device.type == "cuda"
         self._started = time.perf_counter()
-        for _ in range(num_steps):
+        for _ in range(at_most):
             left, waiting_since = self._event() if on_gpu else None, time.perf_counter()
             batch = next(batches, None)
             if batch is None:

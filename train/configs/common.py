@@ -25,6 +25,9 @@ class RunConfig:
     """Steps between two losses in the log."""
     save_every: int = 1
     """Epochs between two saved states to resume from."""
+    save_every_minutes: float = 0.0
+    """Also save the state in mid-epoch, when this many minutes have passed since it was saved. 0
+    saves at the ends of epochs only."""
 
     epochs: int
     """Passes over the training samples."""
@@ -76,7 +79,7 @@ class RunConfig:
         for name, hint in get_type_hints(type(self)).items():
             if get_origin(hint) is Literal:
                 check_choice(name, getattr(self, name), get_args(hint))
-        check_fields(self, "seed lr weight_decay step_ratio", at_least=0)
+        check_fields(self, "seed lr weight_decay step_ratio save_every_minutes", at_least=0)
         check_fields(self, "num_workers log_every save_every epochs batch_size", at_least=1)
         check_fields(self, "step_length resolution", at_least=1)
         check_fields(self, "min_scale momentum", at_least=0, at_most=1)
