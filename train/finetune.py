@@ -4,7 +4,7 @@ r"""Finetune a pretrained classifier on a target, with a new head: a linear prob
         --checkpoint runs/pets_lm_40/checkpoints/last.pt \
         --train pets_train.beton --val pets_val.beton --test pets_test.beton \
         --run runs/pets_lm_40_probe
-    torchrun --nproc-per-node 8 --no-python dp4tl finetune --config sun397_full_finetuning ...
+    torchrun --nproc-per-node 8 --no-python -- dp4tl finetune --config sun397_full_finetuning ...
 
 The mode from_scratch trains all weights without a checkpoint, for comparison. The epoch is chosen
 on the validation split; the test split is read once, for the chosen epoch. The run folder gets

@@ -2,7 +2,7 @@ r"""Pretrain a classifier on a source beton, or on the samples that a selection 
 
     dp4tl pretrain --config rn18_16 --train source_train.beton --val source_val.beton \
         --selection pets_lm_40.npz --run runs/pets_lm_40
-    torchrun --nproc-per-node 8 --no-python dp4tl pretrain --config rn50_16 ...
+    torchrun --nproc-per-node 8 --no-python -- dp4tl pretrain --config rn50_16 ...
 
 The run folder gets `config.json`, `log.jsonl`, `checkpoints/last.pt` and `result.json`. A finished
 run with the same settings is not repeated, and a stopped run continues where it stopped.

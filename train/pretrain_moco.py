@@ -1,7 +1,7 @@
 r"""Pretrain an encoder without labels, by MoCo v2, on a source beton or the samples of a selection.
 
     dp4tl pretrain-moco --config moco_rn18_200 --train source_train.beton --run runs/moco
-    torchrun --nproc-per-node 8 --no-python dp4tl pretrain-moco ...
+    torchrun --nproc-per-node 8 --no-python -- dp4tl pretrain-moco ...
 
 Each image is decoded once and cropped twice; the crops are augmented on the device. The query
 network encodes one crop. The key network, a moving average of the query network, encodes the other.

@@ -71,7 +71,7 @@ class Features(Verb):
     """Save a model's features and predictions for every image of a beton.
 
     To continue a killed run, repeat the command. Several GPUs share the work
-    under `torchrun --nproc-per-node N --no-python dp4tl features ...`.
+    under `torchrun --nproc-per-node N --no-python -- dp4tl features ...`.
     """
 
     beton: Annotated[Path, tyro.conf.Positional]

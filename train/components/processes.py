@@ -1,6 +1,6 @@
 """The processes of a run: one, or one per GPU, started by `torchrun`.
 
-    torchrun --nproc-per-node 8 --no-python dp4tl pretrain ...
+    torchrun --nproc-per-node 8 --no-python -- dp4tl pretrain ...
 
 With several machines, the run folder must be on storage that all of them see.
 """
