@@ -7,10 +7,14 @@ To describe read-only memory, ffcv's memory managers set `mutable` on numba's sh
 `uint8[::1]` (and others). This changes the object's hash in every table that has it as a key.
 Compiling more code, or freeing a Loader, can then fail with a KeyError. After `import_ffcv`, the
 managers find types that are read-only from the start.
+
+Loading compiled code makes numba import `scipy.linalg`, which takes 0.2 s, to see whether matrix
+products can be compiled. `import_ffcv` lets numba look for scipy without importing it.
 """
 
 import sys
 from importlib import import_module
+from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
@@ -41,11 +45,33 @@ class _Numba(ModuleType):
         return getattr(numba, name)
 
 
+def _import_numba_arrays() -> None:
+    """Import numba's array functions without `scipy.linalg`.
+
+    numba imports `scipy.linalg` again when it compiles a matrix product.
+    """
+    if "numba.np.arraymath" in sys.modules:
+        return
+    linalg: Any = import_module("numba.np.linalg")
+    ensure_blas, linalg.ensure_blas = linalg.ensure_blas, _ensure_scipy
+    try:
+        arraymath: Any = import_module("numba.np.arraymath")
+        arraymath.ensure_blas = ensure_blas
+    finally:
+        linalg.ensure_blas = ensure_blas
+
+
+def _ensure_scipy() -> None:
+    if find_spec("scipy") is None:
+        raise ImportError("scipy is not installed")
+
+
 def import_ffcv() -> None:
     """Import ffcv. Call this before the first import of ffcv in a package.
 
     If ffcv was imported before, only its memory managers are changed.
     """
+    _import_numba_arrays()
     if "ffcv" not in sys.modules:
         typed_dict, typed.Dict = typed.Dict, dict
         try:

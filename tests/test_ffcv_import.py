@@ -1,5 +1,8 @@
 """With this package imported, ffcv's own loaders do not edit numba's types."""
 
+import subprocess
+import sys
+
 import numba
 import pytest
 from ffcv.fields.rgb_image import SimpleRGBImageDecoder
@@ -31,3 +34,19 @@ def test_ffcvs_loader_edits_no_type(colours: Colours, os_cache: bool) -> None:
     for each in TYPES:
         assert each.mutable
         assert each in table
+
+
+MATRIX_PRODUCT = """if True:
+    import sys
+    from dp4tl_ffcv.ffcv_import import import_ffcv
+    import_ffcv()
+    assert "scipy.linalg" not in sys.modules
+    import numba, numpy
+    numbers = numpy.arange(6.0).reshape(2, 3)
+    product = numba.njit(lambda left, right: left @ right)(numbers, numbers.T)
+    assert product.tolist() == (numbers @ numbers.T).tolist()
+"""
+
+
+def test_numba_imports_scipys_algebra_only_for_matrix_products() -> None:
+    subprocess.run([sys.executable, "-c", MATRIX_PRODUCT], check=True)

@@ -30,7 +30,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from ffcv.transforms import ToDevice, ToTensor, ToTorchImage
 from torch import Tensor, nn
 
 from dp4tl_ffcv import PrunedLoader, RandomResizedCropRGBImageDecoder, view_pipelines
@@ -44,6 +43,10 @@ from .components.precision import autocast
 from .components.processes import Processes, processes
 from .components.schedules import learning_rate
 from .components.session import Session, try_batch
+
+# isort: split
+# After dp4tl_ffcv, because ffcv alone compiles for seconds while it is imported.
+from ffcv.transforms import ToDevice, ToTensor, ToTorchImage
 
 
 def pretrain_moco(config: Config) -> dict[str, Any]:

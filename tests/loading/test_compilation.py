@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from ffcv.fields.basics import IntDecoder
+from ffcv.fields.basics import FloatDecoder, IntDecoder
 from ffcv.fields.rgb_image import SimpleRGBImageDecoder
 from ffcv.pipeline.compiler import Compiler
 from ffcv.transforms import Cutout, RandomHorizontalFlip, ToTensor, ToTorchImage
 from numba.core import event
 
 from dp4tl_ffcv import PrunedLoader, RemapLabel, Selection
-from dp4tl_ffcv.loading.ffcv_adapter.compilation import shared_compilation
+from dp4tl_ffcv.loading.ffcv_adapter.compilation import copy_values, shared_compilation
 from tests.support.loading import Step, only
 
 
@@ -40,6 +40,27 @@ def mapped_loader(dataset: Any, label_map: Any) -> PrunedLoader:
 
 def labels_of(loader: PrunedLoader) -> list[int]:
     return next(iter(loader))[0].reshape(-1).tolist()
+
+
+@pytest.mark.parametrize("decoder", [IntDecoder, FloatDecoder])
+def test_numbers_are_decoded_by_a_function_that_numba_keeps_on_disk(decoder: Any) -> None:
+    numbers = np.array([(0, 7), (1, 8), (2, 9)], dtype=[("other", "u1"), ("value", decoder.dtype)])
+    ids = np.array([2, 0], dtype=np.int64)
+    results = []
+    code = decoder().generate_code()
+    with shared_compilation():
+        compiled = Compiler.compile(code)
+    assert compiled is copy_values
+    for decode in (compiled, code):
+        memory = np.zeros((3, 1), dtype=decoder.dtype)
+        results.append((decode(ids, memory, numbers["value"], None).tolist(), memory.tolist()))
+    assert results[0] == results[1] == ([[9], [7]], [[9], [7], [0]])
+    Compiler.set_enabled(False)
+    try:
+        with shared_compilation():
+            assert Compiler.compile(code) is not copy_values
+    finally:
+        Compiler.set_enabled(True)
 
 
 def test_a_second_loader_compiles_nothing(colours: Any, paged: Any) -> None:

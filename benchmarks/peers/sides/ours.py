@@ -7,10 +7,12 @@ REQUIRES = ("ffcv",)
 
 
 def load(job: Job) -> Epochs:
+    from dp4tl_ffcv import PrunedLoader, RandomResizedCropRGBImageDecoder
+
+    # isort: split
+    # After ours, because ffcv alone compiles for seconds while it is imported.
     from ffcv.fields.basics import IntDecoder
     from ffcv.transforms import Squeeze, ToTensor, ToTorchImage
-
-    from dp4tl_ffcv import PrunedLoader, RandomResizedCropRGBImageDecoder
 
     size = (job.side, job.side)
     crop = RandomResizedCropRGBImageDecoder(size, scale=job.scale, ratio=job.ratio, flip=0.5)

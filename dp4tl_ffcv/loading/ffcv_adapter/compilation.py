@@ -15,6 +15,7 @@ from typing import Any
 
 import numba
 import numpy as np
+from ffcv.fields.basics import BasicDecoder
 from ffcv.pipeline.compiler import Compiler
 from numba.core.dispatcher import Dispatcher
 
@@ -30,6 +31,27 @@ _FIXED_PACKAGES = {"cmath", "ctypes", "math", "numba", "numpy", "random"}
 # Kept for the whole process: entries are small, and every Loader uses them.
 _compiled: dict[Any, Any] = {}
 _lock = threading.RLock()
+
+
+_BASIC_DECODER = BasicDecoder().generate_code().__code__
+
+
+@numba.njit(cache=True, nogil=True)
+def copy_values(ids: Any, values: Any, metadata: Any, _: Any) -> Any:
+    """Decode numbers as ffcv's `BasicDecoder` does, which numba cannot keep on disk.
+
+    Args:
+        ids: sample ids `(n,)`, checked by the loader.
+        values: memory for at least n values `(capacity, 1)`.
+        metadata: the field's values of all samples.
+        _: ffcv's memory state.
+
+    Returns:
+        The first n rows of `values`.
+    """
+    for row in range(len(ids)):
+        values[row] = metadata[ids[row]]
+    return values[: len(ids)]
 
 
 class _NotAConstantError(Exception):
@@ -60,6 +82,8 @@ def shared_compilation() -> Iterator[None]:
         def compile_once(cls: Any, code: Callable[..., Any], signature: Any = None) -> Any:
             if hasattr(code, "dp4tl_precompiled"):
                 return code
+            if cls.is_enabled and getattr(code, "__code__", None) is _BASIC_DECODER:
+                return copy_values
 
             build = original.__get__(None, cls)
             # The compiler's settings change the machine code of equal functions.
