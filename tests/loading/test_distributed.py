@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +25,17 @@ RANK = """
 import json, sys
 from datetime import timedelta
 from functools import partial
+from pathlib import Path
 import numpy as np
 import torch.distributed as dist
 from dp4tl_ffcv import BetonIndex, CenterCropRGBImageDecoder, PrunedLoader, Selection
 from ffcv.loader import OrderOption
 from ffcv.transforms import ToTensor
 from dp4tl_ffcv.loading.orders import random_order
-from dp4tl_ffcv.loading.reading.shared_memory import FOLDER
+from dp4tl_ffcv.loading.reading import shared_memory
 
-path, meeting, rank, world_size = *sys.argv[1:3], *map(int, sys.argv[3:])
+path, meeting, folder, rank, world_size = *sys.argv[1:4], *map(int, sys.argv[4:])
+shared_memory.FOLDER = Path(folder)
 dist.init_process_group(
     "gloo", init_method=f"file://{meeting}", rank=rank, world_size=world_size,
     timeout=timedelta(seconds=120),
@@ -66,7 +68,7 @@ for cache, name in [*(("extents", name) for name in orders), ("ram", "random")]:
     dist.barrier()
     ids, labels = epoch(loader)
     read = loader.bytes_read
-    files = len([p for p in FOLDER.glob("dp4tl_ffcv-*")])
+    files = len(list(shared_memory.FOLDER.glob("dp4tl_ffcv-*")))
     dist.barrier()
     again = epoch(loader)[0]
     read_again = loader.bytes_read - read
@@ -96,30 +98,28 @@ print(json.dumps(cases))
 Cases = list[dict[str, Any]]
 
 
-def shared_files() -> set[Path]:
-    return set(FOLDER.glob("dp4tl_ffcv-*"))
-
-
 @pytest.fixture(scope="module")
-def ranks(colours: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cases]:
+def ranks(colours: Any, tmp_path_factory: pytest.TempPathFactory) -> Cases:
     """The JSON objects that the ranks print, by cache and order."""
-    meeting, before = tmp_path_factory.mktemp("gloo") / "meeting", shared_files()
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", RANK, colours.path, meeting, str(rank), str(WORLD_SIZE)],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )
-        for rank in range(WORLD_SIZE)
-    ]  # fmt: skip
-    try:
-        ended = [process.communicate(timeout=LONGEST) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    for process, (_, errors) in zip(processes, ended, strict=True):
-        assert process.returncode == 0, errors
-    yield [json.loads(output.splitlines()[-1]) for output, _ in ended]
-    assert shared_files() <= before
+    meeting = tmp_path_factory.mktemp("gloo") / "meeting"
+    with tempfile.TemporaryDirectory(dir=FOLDER, prefix="dp4tl-test-") as folder:
+        arguments = [colours.path, meeting, folder]
+        processes = [
+            subprocess.Popen(
+                [sys.executable, "-c", RANK, *arguments, str(rank), str(WORLD_SIZE)],
+                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            )
+            for rank in range(WORLD_SIZE)
+        ]  # fmt: skip
+        try:
+            ended = [process.communicate(timeout=LONGEST) for process in processes]
+        finally:
+            for process in processes:
+                process.kill()
+        for process, (_, errors) in zip(processes, ended, strict=True):
+            assert process.returncode == 0, errors
+        assert list(Path(folder).iterdir()) == []
+    return [json.loads(output.splitlines()[-1]) for output, _ in ended]
 
 
 @pytest.mark.parametrize("name", CASES)
