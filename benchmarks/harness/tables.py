@@ -63,7 +63,7 @@ class Comparison:
 COMPARISONS = {
     "loader": Comparison(
         figures={
-            "read_amplification": "bytes read / bytes retained",
+            "read_amplification_cold": "bytes read from disk / bytes retained, the worst case",
             "pool_bytes": "memory for bytes read",
             "construct_seconds": "construction to first planned epoch",
             "construct_bytes": "memory until the first epoch is planned",
