@@ -82,6 +82,8 @@ class StatefulLoader(Loader):
         ranks. A `TraversalOrder` class allows no other number of ranks. `len` remains the length of
         a whole epoch. If `drop_last` leaves no batch, the epoch yields nothing.
 
+        Cost: O(retained); with another number of ranks, for each rank with which the epoch began.
+
         Args:
             state: state of a loader with the same beton, samples, seed and order. The batch size,
                 the cache and the number of workers may differ.
