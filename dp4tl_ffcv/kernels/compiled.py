@@ -7,8 +7,17 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from numba import njit
+from llvmlite import binding as llvm
+from numba import (  # type: ignore[attr-defined]  # numba's stub lacks `carray`
+    carray,
+    njit,
+    types,
+)
+from numba.core.ccallback import CFunc
 from numba.extending import intrinsic
+
+# No code that checks divisors: with Python's error model, each division may raise an error.
+_OPTIONS: dict[str, Any] = {"error_model": "numpy"}
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -25,19 +34,68 @@ def compiled(**options: Any) -> Callable[[_Function], _Function]:
     """
 
     def decorate(function: _Function) -> _Function:
-        dispatcher: Any = njit(cache=True, nogil=True, **options)(function)
-        # Numba has no public way to set the stamp. Without this attribute, its own rule applies.
-        stored: Any = getattr(getattr(dispatcher, "_cache", None), "_cache_file", None)
-        if hasattr(stored, "_source_stamp"):
-            stored._source_stamp = source_stamp(Path(function.__code__.co_filename))
+        dispatcher: Any = njit(cache=True, nogil=True, **{**_OPTIONS, **options})(function)
+        _stamp(dispatcher, function)
         return cast("_Function", dispatcher)
 
     return decorate
 
 
+def native() -> Callable[[_Function], _Function]:
+    """Return a decorator that compiles a function of integers as a C function, called by name.
+
+    Numba optimises a function with everything that it calls, so each level of compiled functions
+    adds seconds. It does not follow a call by name. Arrays are passed as addresses and sizes, see
+    `memory_at`. The arguments and the result are int64, and only compiled code can call it.
+    """
+
+    def decorate(function: _Function) -> _Function:
+        signature = types.int64(*[types.int64] * function.__code__.co_argcount)
+        code: Any = CFunc(function, (signature.args, types.int64), locals={}, options=_OPTIONS)
+        code.enable_caching()
+        _stamp(code, function)
+        code.compile()
+        name = f"{function.__module__}.{function.__name__}"
+        llvm.add_symbol(name, code.address)
+        return cast("_Function", types.ExternalFunction(name, signature))
+
+    return decorate
+
+
+def _stamp(code: Any, function: Callable[..., Any]) -> None:
+    # Numba has no public way to set the stamp. Without this attribute, its own rule applies.
+    stored: Any = getattr(getattr(code, "_cache", None), "_cache_file", None)
+    if hasattr(stored, "_source_stamp"):
+        stored._source_stamp = source_stamp(Path(function.__code__.co_filename))
+
+
 def compiled_intrinsic(make: Callable[..., Any]) -> Any:
     """Return numba's intrinsic of `make`. Numba's own types describe `make` instead."""
     return intrinsic(make)
+
+
+@compiled_intrinsic
+def _pointer(_: Any, _address: Any) -> Any:
+    """Return an address as a pointer to bytes."""
+    pointer: Any = types.CPointer(types.uint8)  # type: ignore[no-untyped-call]
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.inttoptr(args[0], context.get_value_type(signature.return_type))
+
+    return pointer(types.int64), generate
+
+
+@njit(cache=True, nogil=True, inline="always")
+def memory_at(address: int, size: int) -> Any:
+    """Return `size` bytes at an address as uint8 `(size,)`."""
+    return carray(_pointer(address), size)
+
+
+# C's memcpy: a loop compiles to much more code.
+copy_memory: Any = types.ExternalFunction(
+    "memcpy",
+    types.intp(types.intp, types.intp, types.intp),  # to, from, bytes
+)
 
 
 @cache

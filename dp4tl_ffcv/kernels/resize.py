@@ -11,13 +11,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..validate import check_ints
-from .compiled import compiled
+from .compiled import compiled, memory_at, native
 from .scratch import ALIGNMENT, aligned
 from .simd import LANES, TILE, load, spread, store, times, transpose
 
 _STRONGEST = 128  # factor by which an axis may shrink before uint16 has too few bits
 
-_jit = compiled(error_model="numpy")
+_jit = compiled()
 
 
 @_jit
@@ -175,23 +175,26 @@ def resize_scratch_bytes(max_width: int, out_height: int, out_width: int) -> int
     return int(tables + 2 * LANES * (2 * source + result) + 2 * TILE * TILE)
 
 
-@_jit
-def resize_crop(
-    source: Any,
+@native()
+def _resize_crop(  # noqa: PLR0913  # numbers instead of arrays
+    source_at: int,
+    source_rows: int,
+    source_columns: int,
     top: int,
     left: int,
     height: int,
     width: int,
-    mirrored: bool,
-    destination: Any,
-    scratch: Any,
-) -> None:
-    """Resize a crop like `resize_area`, without checks and without allocation.
-
-    `source` and `destination` are C-contiguous uint8 `(H, W, 3)` and do not overlap. `scratch` has
-    `resize_scratch_bytes` bytes, aligned to 64 bytes, that no other thread uses.
-    """
-    rows, columns = destination.shape[0], destination.shape[1]
+    mirrored: int,
+    destination_at: int,
+    rows: int,
+    columns: int,
+    scratch_at: int,
+    scratch_size: int,
+) -> int:
+    size = 3 * source_rows * source_columns
+    source = memory_at(source_at, size).reshape((source_rows, source_columns, 3))
+    destination = memory_at(destination_at, 3 * rows * columns).reshape((rows, columns, 3))
+    scratch, is_mirrored = memory_at(scratch_at, scratch_size), mirrored != 0
     linear = height < rows or width < columns
     part, at = _carve(scratch, 0, 16 * rows)
     down = part.view(np.int32)[: 4 * rows].reshape(rows, 4)
@@ -201,8 +204,8 @@ def resize_crop(
     _fill_table(across, width, linear)
     length = 3 * width
     if length < LANES or (not linear and max(height / rows, width / columns) > _STRONGEST):
-        _resize_plainly(source, top, left, down, across, mirrored, destination)
-        return
+        _resize_plainly(source, top, left, down, across, is_mirrored, destination)
+        return 0
 
     stride = aligned(length, LANES)
     part, at = _carve(scratch, at, 2 * LANES * stride)
@@ -231,8 +234,42 @@ def resize_crop(
             for line in range(0, LANES, TILE):
                 spot = LANES * column + line
                 transpose(blended_rows, stride * line + column, stride, transposed, spot, LANES)
-        _blend_columns(transposed, across, norm_across, half, mirrored, blended)
+        _blend_columns(transposed, across, norm_across, half, is_mirrored, blended)
         _write_rows(blended, destination, row, corner)
+    return 0
+
+
+@_jit
+def resize_crop(
+    source: Any,
+    top: int,
+    left: int,
+    height: int,
+    width: int,
+    mirrored: bool,
+    destination: Any,
+    scratch: Any,
+) -> None:
+    """Resize a crop like `resize_area`, without checks and without allocation.
+
+    `source` and `destination` are C-contiguous uint8 `(H, W, 3)` and do not overlap. `scratch` has
+    `resize_scratch_bytes` bytes, aligned to 64 bytes, that no other thread uses.
+    """
+    _resize_crop(
+        source.ctypes.data,
+        source.shape[0],
+        source.shape[1],
+        top,
+        left,
+        height,
+        width,
+        mirrored,
+        destination.ctypes.data,
+        destination.shape[0],
+        destination.shape[1],
+        scratch.ctypes.data,
+        scratch.size,
+    )
 
 
 def resize_area(

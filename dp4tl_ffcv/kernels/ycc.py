@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .compiled import compiled
+from .compiled import compiled, memory_at, native
 
 # JFIF's factors 0.34414, 0.71414, 1.402 and 1.772 in units of 2^-16, minus the whole numbers that
 # bring them into 16 bits. The whole numbers are added separately.
@@ -18,7 +18,7 @@ _RED = np.int32(26345)
 _BLUE = np.int32(-14942)
 
 # libjpeg-turbo repeats pixels instead of blending them in chroma planes with this few columns.
-_TOO_NARROW = 2
+TOO_NARROW = 2
 
 
 @compiled()
@@ -100,6 +100,61 @@ def box_scratch_bytes(width: int) -> int:
     return 6 * (width // 2 + 4)
 
 
+@native()
+def _convert_box(  # noqa: PLR0913  # numbers instead of arrays
+    luma_at: int,
+    luma_rows: int,
+    pitch: int,
+    blue_at: int,
+    red_at: int,
+    chroma_rows: int,
+    chroma_pitch: int,
+    columns: int,
+    vertical: int,
+    horizontal: int,
+    top: int,
+    left: int,
+    scratch_at: int,
+    out_at: int,
+    height: int,
+    width: int,
+) -> int:
+    luma = memory_at(luma_at, luma_rows * pitch).reshape((luma_rows, pitch))
+    blue = memory_at(blue_at, chroma_rows * chroma_pitch).reshape((chroma_rows, chroma_pitch))
+    red = memory_at(red_at, chroma_rows * chroma_pitch).reshape((chroma_rows, chroma_pitch))
+    scratch = memory_at(scratch_at, box_scratch_bytes(width))
+    flat = memory_at(out_at, height * 3 * width).reshape((height, 3 * width))
+    x = np.uintp(left)
+    if horizontal == 1:
+        for row in range(height):
+            y = np.uintp(top + row)
+            _convert_row(luma, y, x, blue, red, y, x, flat[row])
+        return 0
+    first = left // 2
+    count = (left + width - 1) // 2 - first + 1
+    room = width // 2 + 4
+    sums = scratch[: 2 * room].view(np.uint16)
+    wide_blue = scratch[2 * room : 2 * room + 2 * count]
+    wide_red = scratch[4 * room : 4 * room + 2 * count]
+    blue_row, red_row = wide_blue.reshape(1, 2 * count), wide_red.reshape(1, 2 * count)
+    skip, zero = np.uintp(left - 2 * first), np.uintp(0)
+    for row in range(height):
+        line = top + row
+        near = far = line // vertical
+        if vertical == 2:
+            far = max(near - 1, 0) if line % 2 == 0 else min(near + 1, blue.shape[0] - 1)
+        if columns > TOO_NARROW:
+            n, f, is_sum = np.uintp(near), np.uintp(far), vertical == 2
+            _upsample_row(blue, columns, n, f, first, is_sum, sums, wide_blue)
+            _upsample_row(red, columns, n, f, first, is_sum, sums, wide_red)
+        else:
+            for column in range(2 * count):
+                wide_blue[column] = blue[near, first + column // 2]
+                wide_red[column] = red[near, first + column // 2]
+        _convert_row(luma, np.uintp(line), x, blue_row, red_row, zero, skip, flat[row])
+    return 0
+
+
 @compiled()
 def convert_box(
     luma: Any,
@@ -125,33 +180,21 @@ def convert_box(
     than the image, whose chroma has `columns` columns and the rows of `blue`. `scratch` has
     `box_scratch_bytes(width)` bytes at an even address that no other thread uses.
     """
-    height, width, _ = out.shape
-    flat = out.reshape(height, 3 * width)
-    x = np.uintp(left)
-    if horizontal == 1:
-        for row in range(height):
-            y = np.uintp(top + row)
-            _convert_row(luma, y, x, blue, red, y, x, flat[row])
-        return
-    first = left // 2
-    count = (left + width - 1) // 2 - first + 1
-    room = width // 2 + 4
-    sums = scratch[: 2 * room].view(np.uint16)
-    wide_blue = scratch[2 * room : 2 * room + 2 * count]
-    wide_red = scratch[4 * room : 4 * room + 2 * count]
-    blue_row, red_row = wide_blue.reshape(1, 2 * count), wide_red.reshape(1, 2 * count)
-    skip, zero = np.uintp(left - 2 * first), np.uintp(0)
-    for row in range(height):
-        line = top + row
-        near = far = line // vertical
-        if vertical == 2:
-            far = max(near - 1, 0) if line % 2 == 0 else min(near + 1, blue.shape[0] - 1)
-        if columns > _TOO_NARROW:
-            n, f, is_sum = np.uintp(near), np.uintp(far), vertical == 2
-            _upsample_row(blue, columns, n, f, first, is_sum, sums, wide_blue)
-            _upsample_row(red, columns, n, f, first, is_sum, sums, wide_red)
-        else:
-            for column in range(2 * count):
-                wide_blue[column] = blue[near, first + column // 2]
-                wide_red[column] = red[near, first + column // 2]
-        _convert_row(luma, np.uintp(line), x, blue_row, red_row, zero, skip, flat[row])
+    _convert_box(
+        luma.ctypes.data,
+        luma.shape[0],
+        luma.shape[1],
+        blue.ctypes.data,
+        red.ctypes.data,
+        blue.shape[0],
+        blue.shape[1],
+        columns,
+        vertical,
+        horizontal,
+        top,
+        left,
+        scratch.ctypes.data,
+        out.ctypes.data,
+        out.shape[0],
+        out.shape[1],
+    )

@@ -5,6 +5,7 @@ import hashlib
 import inspect
 import os
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from ffcv.pipeline.graph import DecoderNode, Graph
 from numpy.typing import ArrayLike, NDArray
 
 from ..beton import BetonIndex
+from ..beton.jpeg_index import JpegIndexes, jpeg_images
 from ..selection import Selection
 from ..validate import check_int
 from ..version import __version__
@@ -58,6 +60,9 @@ class PrunedLoader(StatefulLoader):
             "auto".
         read_ahead: number of windows that are read ahead. A window is one batch, or about 4,096
             samples in quasi-random order.
+        jpeg_index: index the JPEGs in the first epoch, so that later epochs decode only the data of
+            each crop. The indexes are kept in a file `NAME.beton.jpegs` next to the beton, or in
+            the user's cache folder.
         **kwargs: further arguments of `Loader`, by name. `order` is one of ffcv's options, a name
             in `dp4tl_ffcv.loading.ORDERS`, a function like the ones there, or a `TraversalOrder`
             class.
@@ -84,6 +89,7 @@ class PrunedLoader(StatefulLoader):
         relabel: bool = False,
         cache: str | None = None,
         read_ahead: int = 2,
+        jpeg_index: bool = True,
         **kwargs: Any,
     ) -> None:
         # ffcv's constructor is not called: it makes Python objects for every sample and page.
@@ -110,7 +116,8 @@ class PrunedLoader(StatefulLoader):
         self.reader = IndexReader(self._index)
         self._file = FileReader(self.fname)
         options["fname"], options["cache"] = self._index, self._cache_option
-        self._options = {**options, "read_ahead": self._read_ahead}
+        self._has_indexes = jpeg_index
+        self._options = {**options, "read_ahead": self._read_ahead, "jpeg_index": jpeg_index}
         chosen = load_selection(selection, self._index)
         self._remap = insert_remap(pipelines, chosen) if relabel else None
         self.pipeline_specs = pipeline_specs(pipelines, self.reader.handlers)
@@ -183,7 +190,8 @@ class PrunedLoader(StatefulLoader):
         )
         if self._opened_here:
             self._index.release_allocations()  # a large table that no epoch needs
-        memory = RetainedMemory(self._index, cache, self.seed, self._make_workspace)
+        make_indexes = partial(self._make_indexes, extents)
+        memory = RetainedMemory(self._index, cache, self.seed, self._make_workspace, make_indexes)
         changed = copy.copy(self)  # the order reads the new ids, and may reject them
         changed._indices, changed.memory_manager = ids, memory
         order = self._make_order(changed)
@@ -297,6 +305,14 @@ class PrunedLoader(StatefulLoader):
         if self._opened_here:
             self._index.release_allocations()
         return filtered
+
+    def _make_indexes(self, extents: RetainedExtents) -> JpegIndexes:
+        is_jpeg = np.zeros(len(extents.ptrs), dtype=np.bool_)
+        for field, decoder in self._decoders():
+            if self._has_indexes and hasattr(decoder, "decoders"):
+                chosen = extents.samples[jpeg_images(self._index, field)[extents.samples]]
+                is_jpeg |= np.isin(extents.ptrs, self._index.column(field)["data_ptr"][chosen])
+        return JpegIndexes(self._index, extents.ptrs, extents.sizes, is_jpeg)
 
     def _make_workspace(self) -> Workspace:
         samples = self._extents.samples

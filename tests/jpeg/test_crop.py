@@ -17,12 +17,16 @@ from dp4tl_ffcv.jpeg.crop import (
     NOT_A_JPEG,
     WRONG_SIZE,
     decode_crop,
+    index_jpeg,
     jpeg_scratch_bytes,
 )
+from dp4tl_ffcv.jpeg.mcu_index import LARGEST_SHARE, is_index_of
 from tests.support.guards import guarded
 from tests.support.images import jpeg, picture
 
 Box = tuple[int, int, int, int]
+
+NO_INDEX = np.empty(0, dtype=np.uint8)
 
 
 def encoded(image: Any, **options: Any) -> NDArray[np.uint8]:
@@ -42,8 +46,24 @@ def decode(
     top, left, height, width = box or (0, 0, *size)
     with guarded(jpeg_scratch_bytes(*size)) as scratch, guarded(3 * height * width) as flat:
         out = flat.reshape(height, width, 3)
-        status = decode_crop(data, *size, top, left, height, width, scratch, out)
+        status = decode_crop(data, NO_INDEX, *size, top, left, height, width, scratch, out)
+    index = index_of(data, size)
+    if index.size:
+        with guarded(jpeg_scratch_bytes(*size)) as scratch, guarded(3 * height * width) as flat:
+            again = flat.reshape(height, width, 3)
+            request = (*size, top, left, height, width)
+            assert decode_crop(data, index, *request, scratch, again) == status == DECODED
+        np.testing.assert_array_equal(again, out)
     return status, out
+
+
+def index_of(data: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+    """Return the index of a JPEG, and check that only `scratch` and `out` are written."""
+    room = int(LARGEST_SHARE * data.size) // 8 * 8
+    with guarded(jpeg_scratch_bytes(*size)) as scratch, guarded(room) as out:
+        length = index_jpeg(data, *size, scratch, out)
+    assert length == 0 or is_index_of(out[:length], data)
+    return out[:length].copy()
 
 
 def boxes_of(height: int, width: int, seed: int) -> list[Box]:
@@ -224,6 +244,6 @@ def test_bad_boxes_and_buffers_are_rejected() -> None:
     data, out = encoded(picture(30, 40)), np.zeros((30, 40, 3), dtype=np.uint8)
     scratch = np.zeros(jpeg_scratch_bytes(30, 40), dtype=np.uint8)
     request = (30, 40, 0, 0, 30, 40)
-    assert decode_crop(data, *request, scratch, out) == DECODED
-    assert decode_crop(data, *request, scratch[:-1], out) == BAD_REQUEST
-    assert decode_crop(data, *request, scratch, out[:, :39].copy()) == BAD_REQUEST
+    assert decode_crop(data, NO_INDEX, *request, scratch, out) == DECODED
+    assert decode_crop(data, NO_INDEX, *request, scratch[:-1], out) == BAD_REQUEST
+    assert decode_crop(data, NO_INDEX, *request, scratch, out[:, :39].copy()) == BAD_REQUEST

@@ -10,7 +10,8 @@ from numba import prange
 from numba.core.imputils import impl_ret_borrowed
 
 from ...beton.format import IMAGE_MODES
-from ...jpeg.crop import WRONG_SIZE, decode_crop
+from ...jpeg.crop import WRONG_SIZE, decode_crop, index_jpeg
+from ...jpeg.mcu_index import NONE, UNKNOWN, is_index_of
 from ...kernels.compiled import compiled, compiled_intrinsic
 from ...kernels.crops import draw_crop, draw_flip
 from ...kernels.resize import resize_crop
@@ -28,10 +29,19 @@ _inlined = compiled(inline="always")
 
 
 @compiled()
-def bytes_at(address: Any, data: Any, places: Any, ptrs: Any, sizes: Any) -> Any:
-    """Return the byte range at `address` of the file; empty if it is not retained or in memory."""
+def _row_at(address: Any, places: Any, ptrs: Any) -> Any:
+    """Return the row of the byte range at `address`; -1 if it is not retained or in memory."""
     row = np.searchsorted(ptrs, address)
     if row == len(ptrs) or ptrs[row] != address or places[row] < 0:
+        return -1
+    return row
+
+
+@compiled()
+def bytes_at(address: Any, data: Any, places: Any, ptrs: Any, sizes: Any) -> Any:
+    """Return the byte range at `address` of the file; empty if it is not retained or in memory."""
+    row = _row_at(address, places, ptrs)
+    if row < 0:
         return data[:0]
     return data[places[row] : places[row] + sizes[row]]
 
@@ -43,13 +53,21 @@ def decode_batch(batch: Any, destinations: Any, metadata: Any, state: Any, crops
     `metadata` is the column of the image field, `state` is `EpochMemory.state`, and `crops` are the
     parameters of each decoder's crop `(decoders, COLUMNS)`.
     """
-    data, places, ptrs, sizes, counter, scratch, failures = state
+    data, places, ptrs, sizes, counter, scratch, failures = state[:7]
     # The work is in another function because numba compiles parallel code several times.
     for thread in prange(len(failures)):
-        extents = (data, places, ptrs, sizes)
-        share = np.int64(thread)
+        extents, share = (data, places, ptrs, sizes), np.int64(thread)
         _decode_share(
-            share, batch, destinations, metadata, extents, counter, scratch, failures, crops
+            share,
+            batch,
+            destinations,
+            metadata,
+            extents,
+            state[7:],
+            counter,
+            scratch,
+            failures,
+            crops,
         )
 
 
@@ -60,6 +78,7 @@ def _decode_share(
     destinations: Any,
     metadata: Any,
     extents: Any,
+    indexes: Any,
     counter: Any,
     scratch: Any,
     failures: Any,
@@ -75,10 +94,14 @@ def _decode_share(
         sample = batch[position]
         image = metadata[sample]
         height, width = np.int64(image["height"]), np.int64(image["width"])
-        stored = bytes_at(image["data_ptr"], data, places, ptrs, sizes)
+        row = _row_at(image["data_ptr"], places, ptrs)
+        stored = data[places[row] : places[row] + sizes[row]] if row >= 0 else data[:0]
         _choose_boxes(crops, counter, sample, height, width, boxes)
         if image["mode"] == _JPEG:
-            status = _crop_jpeg(stored, height, width, boxes, memory, destinations, position)
+            index = _index_of(stored, row, indexes)
+            status = _crop_jpeg(stored, index, height, width, boxes, memory, destinations, position)
+            if status == 0:
+                _add_index(stored, row, height, width, memory, indexes)
         else:
             status = _crop_raw(stored, height, width, boxes, memory, destinations, position)
         if status != 0:
@@ -100,9 +123,39 @@ def _crop_raw(
     return 0
 
 
+@compiled()
+def _index_of(data: Any, row: Any, indexes: Any) -> Any:
+    """Return the index of the JPEG in a row; empty if there is none."""
+    memory, places, lengths, stored = indexes
+    if row < 0 or lengths[row] <= 0:
+        return memory[:0]
+    index = memory[places[row] : places[row] + lengths[row]]
+    if is_index_of(index, data):
+        return index
+    lengths[row] = stored[row] = UNKNOWN  # another image has taken its place
+    return memory[:0]
+
+
+@compiled()
+def _add_index(data: Any, row: Any, height: Any, width: Any, scratch: Any, indexes: Any) -> None:
+    """Make the index of the JPEG in a row, unless that was done before."""
+    memory, places, lengths, _ = indexes
+    if lengths[row] == UNKNOWN:
+        room = memory[places[row] : places[row + 1]]
+        size = index_jpeg(data, height, width, scratch, room)
+        lengths[row] = size if size > 0 else NONE
+
+
 @_inlined
 def _crop_jpeg(
-    data: Any, height: Any, width: Any, boxes: Any, scratch: Any, destinations: Any, position: Any
+    data: Any,
+    index: Any,
+    height: Any,
+    width: Any,
+    boxes: Any,
+    scratch: Any,
+    destinations: Any,
+    position: Any,
 ) -> Any:
     """Decode the part of a JPEG that holds all crops, and make them; return 0 or a failure."""
     if data.size == 0 or height * width == 0:
@@ -116,7 +169,7 @@ def _crop_jpeg(
     size = 3 * rows * columns
     pixels = scratch[:size].reshape((rows, columns, 3))
     rest = scratch[aligned(size) :]
-    status = decode_crop(data, height, width, top, left, rows, columns, rest, pixels)
+    status = decode_crop(data, index, height, width, top, left, rows, columns, rest, pixels)
     if status == 0:
         _resize_boxes(_read_only(pixels), top, left, boxes, destinations, position, rest)
     return status

@@ -14,6 +14,7 @@ from ffcv.pipeline.compiler import Compiler
 from numpy.typing import NDArray
 
 from ...beton import BetonIndex
+from ...beton.jpeg_index import JpegIndexes
 from ..caches.base import BaseCache
 from ..decoding.crop_kernels import bytes_at
 from ..decoding.workspace import Workspace
@@ -28,13 +29,20 @@ class RetainedMemory(MemoryManager):
         cache: BaseCache,
         seed: int,
         make_workspace: Callable[[], Workspace],
+        make_indexes: Callable[[], JpegIndexes],
     ) -> None:
         self.cache = cache
+        self._make_indexes = make_indexes
         self.epoch = 0
         self.window_size = 1  # samples that are read together, a multiple of the batch size
         self.make_workspace = make_workspace
         self.seed = seed
         self._index = index
+
+    @cached_property
+    def indexes(self) -> JpegIndexes:
+        """Indexes of the JPEGs, for decoders."""
+        return self._make_indexes()
 
     def schedule_epoch(self, batches: Sequence[NDArray[Any]]) -> "EpochMemory":
         """Start to read an epoch of these batches; return a context manager that ends it."""
@@ -72,6 +80,8 @@ class EpochMemory(MemoryContext):
         # Decoders draw crops from the seed and the epoch. The manager's epoch changes later.
         self._counter = np.array([manager.seed, manager.epoch], dtype=np.uint64)
         self._workspace = manager.make_workspace()
+        self._indexes = manager.indexes
+        self._indexes.refresh()
         order = np.concatenate(batches).astype(np.int64)
         self._reads = self._cache.start(order, manager.window_size)
 
@@ -84,7 +94,7 @@ class EpochMemory(MemoryContext):
         """Arrays for compiled code, in the order that `bytes_at` and the decoders expect."""
         extents = self._cache.extents
         tables = (self._reads.data, self._reads.places, extents.ptrs, extents.sizes)
-        return *tables, self._counter, *self._workspace.state
+        return *tables, self._counter, *self._workspace.state, *self._indexes.state
 
     def start_batch(self, batch: int) -> None:
         """Wait until the bytes of a batch are in memory."""
@@ -95,5 +105,6 @@ class EpochMemory(MemoryContext):
         self._workspace.check(self._cache.reader.path)
 
     def __exit__(self, *_: object) -> None:
-        """Stop reading. Called once."""
+        """Stop reading, and keep the indexes that this epoch has made. Called once."""
         self._reads.stop()
+        self._indexes.save()
