@@ -18,11 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numba import types
 from numpy.typing import NDArray
 
 from ..jpeg.mcu_index import LARGEST_SHARE, NONE, UNKNOWN, checksum
-from ..kernels.compiled import compiled
+from ..kernels.compiled import compiled, read_file
 from .format import IMAGE_MODES
 from .index import BetonIndex
 
@@ -34,11 +33,6 @@ _BLOCK = np.dtype([("count", "<u8"), ("num_bytes", "<u8"), ("checksum", "<i8")])
 _RECORD = np.dtype([("ptr", "<u8"), ("checksum", "<i8"), ("num_bytes", "<i8")])
 _BLOCK_ROWS = 1 << 16
 _SMALLEST = 4096  # bytes of a JPEG: decoding less saves too little
-
-# Called by name: numba cannot cache code on disk that calls a function of ctypes.
-_pread = types.ExternalFunction(
-    "pread", types.intp(types.int32, types.uintp, types.uintp, types.int64)
-)
 
 
 class JpegIndexes:
@@ -201,7 +195,7 @@ def _read_indexes(file: Any, table: Any, data: Any, places: Any, lengths: Any, s
             continue
         if size == 0:
             lengths[row] = stored[row] = NONE
-        elif _pread(file, room.ctypes.data, size, offset) == size and (
+        elif read_file(file, room.ctypes.data, size, offset) == size and (
             checksum(room[:size]) == expected
         ):
             lengths[row] = stored[row] = size

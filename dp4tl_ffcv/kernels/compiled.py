@@ -91,6 +91,10 @@ def memory_at(address: int, size: int) -> Any:
     return carray(_pointer(address), size)
 
 
+# Called by name: numba cannot cache code that calls a function of ctypes.
+read_file: Any = types.ExternalFunction(
+    "pread", types.intp(types.int32, types.uintp, types.uintp, types.int64)
+)
 # C's memcpy: a loop compiles to much more code.
 copy_memory: Any = types.ExternalFunction(
     "memcpy",
