@@ -15,6 +15,7 @@ import pytest
 from numpy.typing import NDArray
 
 from dp4tl_ffcv import BetonIndex, PrunedLoader
+from dp4tl_ffcv.beton.jpeg_index import JpegIndexes
 from dp4tl_ffcv.loading import caches
 from dp4tl_ffcv.loading.caches import CACHES, choose_cache, open_cache
 from dp4tl_ffcv.loading.caches import extents as extents_cache
@@ -56,7 +57,10 @@ class Epochs:
     def __init__(self, cache: Cache, windows: int = 1) -> None:
         self.cache = cache
         index = BetonIndex.open(cache.reader.path)
-        self.manager = RetainedMemory(index, cache, 0, lambda: Workspace(1, 0))
+        extents = cache.extents
+        none = np.zeros(len(extents.ptrs), dtype=np.bool_)
+        indexes = JpegIndexes(index, extents.ptrs, extents.sizes, none)
+        self.manager = RetainedMemory(index, cache, 0, lambda: Workspace(1, 0), lambda: indexes)
         self.manager.window_size = windows * BATCH
         with shared_compilation():
             self.read = self.manager.compile_reader()
