@@ -6,7 +6,6 @@ measures how long the step waits for the loader. The sides differ in loader and 
 """
 
 import math
-import os
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -23,7 +22,7 @@ from torch import Tensor
 import dp4tl_ffcv
 from benchmarks.harness.dataset import retain
 from benchmarks.harness.loaders import open_loader
-from benchmarks.harness.memory import read_so_far
+from benchmarks.harness.memory import drop_from_cache, read_so_far
 from benchmarks.harness.timing import Stopwatch, Timing
 from dp4tl_ffcv.utils import Classifier
 from train.components.data import open_source
@@ -204,12 +203,6 @@ def synthetic(scale: Scale, device: torch.device) -> list[tuple[Tensor, Tensor]]
     images = torch.randint(0, 256, shape, dtype=torch.uint8)
     labels = torch.arange(scale.batch_size, device=device) % scale.num_classes
     return [(images.to(memory_format=torch.channels_last).to(device), labels)] * SYNTHETIC_STEPS
-
-
-def drop_from_cache(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())  # unwritten pages would stay in the cache
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def fill_page_cache(paths: Iterable[Path]) -> None:

@@ -1,5 +1,6 @@
 """Bytes read and memory used, by a process or by a whole tree of processes (Linux)."""
 
+import os
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +24,13 @@ def read_so_far() -> int:
 def tree_read_bytes(session: int) -> int:
     """Return the bytes that a session's processes have read from disks, ended ones included."""
     return sum(_proc_number(folder / "io", "read_bytes") for folder in _session_folders(session))
+
+
+def drop_from_cache(path: Path) -> None:
+    """Drop a file from the page cache."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())  # unwritten pages would stay in the cache
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def peak_growth(call: Callable[[], _Result]) -> tuple[_Result, int]:

@@ -1,6 +1,5 @@
 """Data, checks and processes that the figures of the peers benchmark share."""
 
-import os
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -12,7 +11,7 @@ import numpy as np
 
 from benchmarks.harness.bench import BaseBench
 from benchmarks.harness.dataset import Images, prepare, prepare_files, retain
-from benchmarks.harness.memory import TreePeak, tree_read_bytes
+from benchmarks.harness.memory import TreePeak, drop_from_cache, tree_read_bytes
 from benchmarks.harness.rows import Row, alternate, compare, progress
 from benchmarks.harness.timing import Timing
 from benchmarks.peers.check import write_coded
@@ -156,7 +155,8 @@ class Bench(BaseBench[Scale]):
 
     def _cold(self, peer: Peer) -> Cold:
         job_file = self._write(self.job, peer)
-        _drop(self._backing(peer))
+        for path in self._backing(peer):
+            drop_from_cache(path)
         with Process(peer, job_file) as process:
             with TreePeak(process.session) as memory:
                 process.first_batch()
@@ -165,7 +165,8 @@ class Bench(BaseBench[Scale]):
 
     def _backing(self, peer: Peer) -> list[Path]:
         folders = (self._own(self.job, peer), self.job.files)
-        return [self.job.beton, *(path for each in folders for path in each.rglob("*"))]
+        found = (path for each in folders for path in each.rglob("*"))
+        return [self.job.beton, *(path for path in found if path.is_file())]
 
     def _own(self, job: Job, peer: Peer) -> Path:
         return job.own / peer.name
@@ -182,12 +183,3 @@ class Bench(BaseBench[Scale]):
         job_file = self._write(job, peer)
         if peer.prepares:
             peer.run("prepare", job_file)
-
-
-def _drop(paths: list[Path]) -> None:
-    """Drop files from the page cache."""
-    for path in paths:
-        if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)

@@ -27,11 +27,11 @@ CORE = max(os.sched_getaffinity(0))
 
 
 class Peer:
-    """A module of `sides`."""
+    """A module of `sides`, or of another package."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, package: str = sides.__name__) -> None:
         self.name = name
-        self.module: Any = import_module(f"{sides.__name__}.{name}")
+        self.module: Any = import_module(f"{package}.{name}")
 
     @cached_property
     def title(self) -> str:
@@ -63,7 +63,8 @@ class Process:
     def __init__(self, peer: Peer, job_file: Path, command: str = "load") -> None:
         self.peer = peer
         self._log = tempfile.TemporaryFile()  # noqa: SIM115  # closed at the exit
-        arguments = ["-m", "benchmarks.peers.process", peer.name, str(job_file), str(CORE)]
+        module = peer.module.__name__
+        arguments = ["-m", "benchmarks.peers.process", module, str(job_file), str(CORE)]
         self._started = time.perf_counter()
         self._child = subprocess.Popen(
             [sys.executable, *arguments],

@@ -1,7 +1,7 @@
 """The process of a peer: it answers commands on its standard input with lines of JSON.
 
-`python -m benchmarks.peers.process NAME JOB CORE` starts with the first batch of an epoch. Nothing
-but the peer and what it needs is imported before that.
+`python -m benchmarks.peers.process MODULE JOB CORE` starts with the first batch of an epoch.
+Nothing but the peer and what it needs is imported before that.
 """
 
 import json
@@ -16,11 +16,11 @@ from benchmarks.harness.timing import tree_seconds
 from benchmarks.peers.job import Job, read_job
 
 
-def main(name: str, job_file: str, core: str) -> None:
+def main(module: str, job_file: str, core: str) -> None:
     os.sched_setaffinity(0, {int(core)})
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # whatever the peer prints
-    peer: Any = import_module(f"benchmarks.peers.sides.{name}")
+    peer: Any = import_module(module)
     job = read_job(Path(job_file))
     command = sys.stdin.readline().strip()
     if command == "prepare":

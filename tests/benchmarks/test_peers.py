@@ -138,16 +138,72 @@ def test_a_missing_module_and_a_failing_peer_are_named(tmp_path: Path) -> None:
             process.answer()
 
 
-def test_two_peers_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shared, "all_peers", lambda: [Peer("ours"), Peer("opencv")])
+FAKE = """
+from benchmarks.peers.crops import crop_and_resize, read_rgb
+
+DISTRIBUTION, REQUIRES = "numpy", ()
+
+
+def prepare(job):
+    (job.own / "prepared").touch()
+
+
+def load(job):
+    import numpy
+
+    assert (job.own / "prepared").exists()
+    rng = numpy.random.default_rng(0)
+
+    def epoch(number):
+        for start in range(0, len(job.ids), job.batch_size):
+            some = slice(start, start + job.batch_size)
+            images = [crop_and_resize(job, read_rgb(str(path)), rng) for path in job.paths[some]]
+            yield SHIFT(images), job.ids[some]
+
+    return epoch
+"""
+
+
+@pytest.fixture
+def make_peers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Bench]:
+    """Return a function that makes a bench with peers of plain numpy and OpenCV."""
+    package = tmp_path / "fake_peers"
+    package.mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))  # of the peers' processes
+
+    def make(stack: ExitStack, **shifts: str) -> Bench:
+        for name, shift in shifts.items():
+            (package / f"{name}.py").write_text(FAKE.replace("SHIFT", shift))
+        monkeypatch.setattr(shared, "all_peers", lambda: [Peer(n, package.name) for n in shifts])
+        data = tmp_path / "data"
+        data.mkdir()
+        return Bench(Scale(samples=300, distinct=8, rounds=2), data, stack)
+
+    return make
+
+
+def test_peers_are_measured_in_processes_of_their_own(make_peers: Callable[..., Bench]) -> None:
+    figures = load_figures("peers")
     with ExitStack() as stack:
-        bench = Bench(Scale(samples=300, distinct=8, rounds=2), tmp_path, stack)
-        (rates,) = measure(load_figures("peers", ["peers"]), [bench])
-    assert rates["unit"] == "images/processor s"
-    assert rates["ratio"] > 1
-    assert rates["params"]["peer"] == "opencv"
-    assert rates["params"]["rounds"] == 2
-    assert not list(tmp_path.glob("peers.*"))
+        bench = make_peers(stack, ours="", another="")
+        rows = {row["figure"]: row for row in measure(figures, [bench])}
+    assert rows.keys() == {"first_batch", "peer_memory", "peer_reads", "peers"}
+    for row in rows.values():
+        assert row["other_name"].startswith("another (numpy")
+        assert row["params"]["peer"] == "another"
+        assert row["other"] > 0
+    assert rows["peers"]["unit"] == "images/processor s"
+    assert rows["peers"]["params"]["rounds"] == rows["first_batch"]["params"]["rounds"] == 2
+    assert 10e6 < rows["peer_memory"]["ours"] < 1e9
+    assert not list(bench.data.glob("peers.*"))
+
+
+def test_a_peer_that_delivers_another_image_ends_the_benchmark(
+    make_peers: Callable[..., Bench],
+) -> None:
+    with ExitStack() as stack, pytest.raises(RuntimeError, match="shows another image"):
+        _ = make_peers(stack, ours="", wrong="(lambda images: images[1:] + images[:1])").peers
 
 
 # -- the table -------------------------------------------------------------------------------------
