@@ -1,7 +1,9 @@
 """Sides, files and epochs that the figures of the end-to-end benchmark share."""
 
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from statistics import median
@@ -21,7 +23,7 @@ from benchmarks.end_to_end.sides import (
 )
 from benchmarks.harness.bench import BaseBench
 from benchmarks.harness.dataset import Images, prepare
-from benchmarks.harness.rows import Row, alternate, compare
+from benchmarks.harness.rows import Row, alternate, compare, progress
 from benchmarks.harness.timing import Timing
 from benchmarks.harness.worker import Worker
 from dp4tl_ffcv import BetonIndex, compact
@@ -29,6 +31,7 @@ from dp4tl_ffcv import BetonIndex, compact
 PRUNED, COMPACTED, RAW = "PrunedLoader", "compacted", "compacted, raw"
 STOCK, STOCK_COMPACTED = "stock Loader, indices=", "stock Loader, compacted"
 FULL, STOCK_FULL, SYNTHETIC = "PrunedLoader, full", "stock Loader, full", "synthetic"
+UNGUARDED = "PrunedLoader, no guard"
 FULLS = (FULL, STOCK_FULL)
 METHODS = ("label_mapping", "feature_mapping")
 DETAILS = ("arch", "keep", "how", "page_cache", "method")
@@ -42,14 +45,28 @@ _on_cpu = partial(Scale, arch="resnet8_w16", batch_size=64)
 CPU = (_on_cpu(resolution=64, samples=2560, keeps=(0.2, 0.4, 0.6), warm=5, cold=5),)
 # Stock ffcv compiles every loader again, which takes most of the time of a cold round.
 QUICK_CPU = (_on_cpu(resolution=32, samples=640, keeps=(0.4,), warm=5, cold=0),)
-_on_gpu = partial(Scale, resolution=160, warm=2, device="cuda", limit=True)
+_on_gpu = partial(Scale, resolution=160, warm=5, device="cuda", limit=True)
 GPU = (
-    _on_gpu(arch="resnet18", batch_size=1024, samples=153_600, keeps=(0.2, 0.4, 0.6), cold=1),
+    _on_gpu(arch="resnet18", batch_size=1024, samples=153_600, keeps=(0.2, 0.4, 0.6), cold=5),
     _on_gpu(arch="resnet50", batch_size=1024, samples=51_200, keeps=(0.2,), cold=0),
 )
-QUICK_GPU = (_on_gpu(arch="resnet18", batch_size=512, samples=20_480, keeps=(0.2,), cold=1),)
+# `benchmarks/gpu.sh` runs these within minutes.
+_in_minutes = partial(_on_gpu, batch_size=512, keeps=(0.2,), cold=0, full=False)
+QUICK_GPU = (
+    _in_minutes(arch="resnet18", samples=76_800),
+    _in_minutes(arch="resnet50", samples=38_400),
+)
+# The same sides on the CPU, to try `benchmarks/gpu.sh` without a GPU.
+DRY_RUN = tuple(
+    replace(
+        scale, arch="resnet8_w16", resolution=32, batch_size=16, samples=640, device="cpu", warm=1
+    )
+    for scale in QUICK_GPU
+)
 ON_GPU = torch.cuda.is_available()
 SCALES, QUICK = (GPU, QUICK_GPU) if ON_GPU else (CPU, QUICK_CPU)
+if os.environ.get("DP4TL_DRY_RUN"):
+    SCALES = QUICK = DRY_RUN
 RESULTS = "end_to_end_gpu.jsonl" if ON_GPU else "end_to_end.jsonl"
 
 Epochs = dict[Side, list[Epoch]]
@@ -83,14 +100,17 @@ class Bench(BaseBench[Scale]):
     @cached_property
     def sides(self) -> list[Side]:
         """All sides. The full source comes first."""
-        sides = [Side(how=how, beton=self.source, stock=how == STOCK_FULL) for how in FULLS]
+        sides = []
+        if self.scale.full:
+            sides = [Side(how=how, beton=self.source, stock=how == STOCK_FULL) for how in FULLS]
         for keep in self.scale.keeps:
-            for how in (PRUNED, STOCK):
-                stock = how == STOCK
-                sides.append(Side(how=how, keep=keep, beton=self.source, indices=True, stock=stock))
+            retained = partial(Side, keep=keep, beton=self.source, indices=True)
+            sides += [retained(how=PRUNED), retained(how=STOCK, stock=True)]
+            if self.scale.limit:
+                sides.append(retained(how=UNGUARDED, guarded=False))
         for (how, keep), (path, _) in self.compacted.items():
             sides.append(Side(how=how, keep=keep, beton=path))
-            if how == COMPACTED:
+            if how == COMPACTED and self.scale.full:
                 sides.append(Side(how=STOCK_COMPACTED, keep=keep, beton=path, stock=True))
         return [*sides, Side(how=SYNTHETIC)] if self.scale.limit else sides
 
@@ -140,7 +160,7 @@ class Bench(BaseBench[Scale]):
             workers = {False: ours, True: other}
             for side in self.sides:
                 workers[side.stock].call("open", side)
-            calls = [partial(workers[side.stock].call, "epoch", side) for side in self.sides]
+            calls = [partial(self._epoch, workers[side.stock], side) for side in self.sides]
             if not cold:
                 fill_page_cache({side.beton for side in self.sides if side.beton})
             epochs = dict(zip(self.sides, alternate(*calls, rounds=rounds), strict=True))
@@ -149,6 +169,13 @@ class Bench(BaseBench[Scale]):
             if side.beton and {epoch.images for epoch in made} != {expected}:
                 raise RuntimeError(f"{side.how} did not train on {expected} images: {made}")
         return epochs
+
+    def _epoch(self, worker: Worker, side: Side) -> Epoch:
+        epoch: Epoch = worker.call("epoch", side)
+        rate, waited = epoch.images / epoch.seconds, epoch.waited / epoch.seconds
+        arch = self.scale.arch
+        progress(f"    {arch}, {side.how}: {rate:,.0f} images/s, {waited:.1%} waiting")
+        return epoch
 
     def _trainer(self, *, cold: bool) -> Worker:
         return Worker(Trainer, self.scale, self.source, cold)
@@ -168,7 +195,7 @@ class Bench(BaseBench[Scale]):
     def each_side(self) -> Iterator[tuple[str, Side]]:
         for cache, epochs in self.epochs.items():
             for side in epochs:
-                if side.how != SYNTHETIC:
+                if side.how not in (SYNTHETIC, UNGUARDED):
                     yield cache, side
 
     def against_stock(
@@ -177,8 +204,11 @@ class Bench(BaseBench[Scale]):
         """Compare each side of ours with stock ffcv on the same samples."""
         rows = []
         for cache, side in self.each_side():
-            if side.how in COUNTERPARTS:
-                other = self.side(COUNTERPARTS[side.how], side.keep)
+            its_how = COUNTERPARTS.get(side.how)
+            if its_how == STOCK_COMPACTED and not self.scale.full:
+                its_how = STOCK
+            if its_how:
+                other = self.side(its_how, side.keep)
                 its, ours = values(cache, other), values(cache, side)
                 rows.append(self.row(figure, unit, cache, side, its, other.how, ours))
         return rows

@@ -10,11 +10,12 @@ from ffcv.pipeline.compiler import Compiler
 
 from benchmarks.end_to_end import bench as bench_module
 from benchmarks.end_to_end.bench import CPU, GPU, QUICK_CPU, QUICK_GPU, Bench
-from benchmarks.end_to_end.sides import Epoch, Scale, Side, Trainer
+from benchmarks.end_to_end.sides import Epoch, Scale, Side, Trainer, unguarded
 from benchmarks.end_to_end.table import end_to_end_table
 from benchmarks.harness.command import load_figures, measure
 from benchmarks.harness.dataset import retain
 from benchmarks.harness.timing import Timing
+from dp4tl_ffcv.loading.ffcv_adapter import iterator
 
 TINY = Scale(
     resolution=32,
@@ -34,6 +35,7 @@ SECONDS = {
     "stock Loader, full": 16.0,
     "stock Loader, indices=": 10.0,
     "stock Loader, compacted": 8.0,
+    "PrunedLoader, no guard": 4.0,
     "synthetic": 1.0,
 }
 
@@ -115,6 +117,8 @@ def test_rates_and_waiting_are_compared_with_stock_ffcv_and_the_device(
     stalled = rows["stall_share", "compacted", "cold"]
     assert (stalled["ours"], stalled["other"]) == (0.25, 0.25)
     assert stalled["other_name"] == "stock Loader, compacted"
+    guard = rows["guard_cost", "PrunedLoader", "warm"]
+    assert (guard["other_name"], guard["ratio"]) == ("PrunedLoader, no guard", pytest.approx(0.8))
     share = rows["gpu_limit_share", "compacted", "warm"]["ratio"]
     images = round(bench.share(0.5) * TINY.samples)
     assert share == pytest.approx((images / 4) / (TINY.samples / 1), rel=1e-4)
@@ -126,7 +130,8 @@ def test_the_table_has_a_line_for_each_side(pretended: tuple[Bench, Rows]) -> No
     lines = [line.split(" | ") for line in table.splitlines() if line.startswith("| resnet8")]
     assert [line[2] for line in lines[:2]] == ["PrunedLoader, full", "stock Loader, full"]
     sides = {line[2]: line for line in lines}
-    assert len(lines) == len(sides) == len(SECONDS) - 1
+    assert len(lines) == len(sides) == len(SECONDS) - 2
+    assert "with the guard of pinned buffers / without: 0.800." in table
     share = bench.share(0.5)
     assert sides["compacted"][3:5] == ["2.00", f"{2 * share:.2f}"]
     rate = round(share * TINY.samples) / SECONDS["stock Loader, indices="]
@@ -143,7 +148,9 @@ def test_all_sides_train_and_pruned_epochs_read_what_is_retained(
     cold = replace(TINY, warm=0, limit=False)
     rows = measured(Bench(cold, folder, ExitStack()))
     pruned = {how for figure, how, _ in rows if figure == "speedup_of_ideal"}
-    assert pruned == {how for how in SECONDS if how != "synthetic" and "full" not in how}
+    assert pruned == {
+        how for how in SECONDS if how != "synthetic" and "full" not in how and "guard" not in how
+    }
     for (figure, *_), row in rows.items():
         assert row["ours"] > 0, figure
         assert row["ratio"] is None or row["ratio"] > 0
@@ -176,3 +183,32 @@ def test_a_small_network_is_trained_without_a_gpu_and_resnets_with_one() -> None
         ("resnet18", 160),
         ("resnet50", 160),
     ]
+
+
+def test_the_minutes_on_a_gpu_leave_out_the_full_source(tmp_path: Path) -> None:
+    scale = replace(TINY, full=False, warm=1, cold=0)
+    bench = Bench(scale, tmp_path, ExitStack())
+    hows = [side.how for side in bench.sides]
+    assert hows == [how for how in hows if "full" not in how and how != "stock Loader, compacted"]
+    bench.__dict__["epochs"] = {"warm": {side: [pretend(bench, side)] for side in bench.sides}}
+    rows = measured(bench)
+    assert {figure for figure, *_ in rows} == {
+        "gpu_limit_share", "guard_cost", "images_per_second", "stall_share",
+    }  # fmt: skip
+    assert rows["images_per_second", "compacted", "warm"]["other_name"] == "stock Loader, indices="
+    assert not any(scale.full for scale in QUICK_GPU)
+
+
+def test_a_loader_without_its_guard_waits_for_no_event() -> None:
+    with unguarded():
+        iterator._event_on(None).synchronize()
+    assert iterator._event_on.__module__ == iterator.__name__
+
+
+def test_the_script_for_a_gpu_runs_all_figures_that_need_one() -> None:
+    script = (Path(bench_module.__file__).parents[1] / "gpu.sh").read_text()
+    limits = [int(line.split()[2]) for line in script.splitlines() if line.startswith("step ")]
+    assert sum(limits) <= 9 * 60
+    for figure in ("gpu_limit_share", "stall_share", "guard_cost", "images_per_second"):
+        assert figure in script
+        assert load_figures("end_to_end", [figure])

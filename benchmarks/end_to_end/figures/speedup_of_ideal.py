@@ -7,7 +7,7 @@ from benchmarks.harness.rows import Row
 def measure(bench: Bench) -> list[Row]:
     rows = []
     for cache, side in bench.each_side():
-        if side.how not in FULLS:
+        if bench.scale.full and side.how not in FULLS:
             ours, ideal, more = bench.against_ideal(cache, side)
             about = ("speedup_of_ideal", "s", cache, side)
             rows.append(bench.row(*about, ideal, "full x keep", ours, **more))

@@ -11,7 +11,7 @@ EPOCHS = 16  # of a pretraining run, over which the cost of selection is spread
 def measure(bench: Bench) -> list[Row]:
     rows = []
     for cache, side in bench.each_side():
-        if cache == "cold" or side.how not in (PRUNED, COMPACTED, RAW):
+        if not bench.scale.full or cache == "cold" or side.how not in (PRUNED, COMPACTED, RAW):
             continue
         ours, ideal, more = bench.against_ideal(cache, side)
         compacting = bench.compacted[side.how, side.keep][1] if side.how != PRUNED else 0.0
