@@ -105,7 +105,7 @@ def _read_coding(data_at: Any, data_size: Any, coding_at: Any) -> Any:
         elif marker == 0xC4:
             if not _read_tables(data, start, position, coding):
                 return 0
-        elif not (marker == 0xDB or 0xE0 <= marker < 0xFF):
+        elif not (marker == 0xDB or 0xE0 <= marker < 0xF0 or marker == 0xFE):
             return 0  # another frame type, restarts, or something libjpeg may read differently
     return 0
 
