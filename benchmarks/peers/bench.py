@@ -31,12 +31,12 @@ class Scale:
     """Images of the full source."""
     distinct: int = 256
     """Different images."""
-    rounds: int = 7
+    rounds: int = 5
     """Epochs of each peer, and starts of each peer."""
 
 
 SCALES = (Scale(),)
-QUICK = (Scale(samples=2560, rounds=5),)
+QUICK = (Scale(samples=2560),)
 
 
 class Cold(NamedTuple):

@@ -53,8 +53,9 @@ def peers_table(
         "start of Python, with the files in memory and compiled code on disk. *Memory*: the most "
         "that all processes hold in the first epoch, without mapped files. *Read*: in an epoch "
         "with a cold page cache. litdata, streaming and turboloader read a copy of the retained "
-        "images that was written for them. Each loader's file in `benchmarks/peers/sides/` says "
-        "how it is used."
+        "images that was written for them. `PrunedLoader` has the index of the retained JPEGs, "
+        "which a first epoch makes. Each loader's file in `benchmarks/peers/sides/` says how it is "
+        "used."
     )
     return f"{markdown(COLUMNS, rows)}\n\n{caption}"
 
