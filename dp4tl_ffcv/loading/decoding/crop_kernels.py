@@ -6,7 +6,6 @@ This module imports little, because a change in an imported module recompiles it
 from typing import Any
 
 import numpy as np
-from numba import prange
 from numba.core.imputils import impl_ret_borrowed
 
 from ...beton.format import IMAGE_MODES
@@ -21,6 +20,7 @@ from ...kernels.scratch import aligned
 NO_BYTES, WRONG_LENGTH = 101, 102
 # Columns of a crop's parameters: numbers in an array, so that all decoders share compiled code.
 RANDOM, SCALE, RATIO, FLIP, VIEW, COLUMNS = 0, 1, 3, 5, 6, 7
+FAILURES = 6  # of `EpochMemory.state`: one row per thread
 BOX_BYTES = 5 * 8  # top, left, height, width and a flag for mirroring, as int64
 
 _JPEG = next(number for number, mode in IMAGE_MODES.items() if mode == "jpg")
@@ -46,50 +46,21 @@ def bytes_at(address: Any, data: Any, places: Any, ptrs: Any, sizes: Any) -> Any
     return data[places[row] : places[row] + sizes[row]]
 
 
-@compiled(parallel=True)
-def decode_batch(batch: Any, destinations: Any, metadata: Any, state: Any, crops: Any) -> None:
-    """Write the crops of a batch `(B,)` to a destination `(B, height, width, 3)` per decoder.
+@compiled()
+def decode_share(
+    batch: Any, destinations: Any, metadata: Any, state: Any, crops: Any, share: Any
+) -> None:
+    """Write the crops of a share of a batch `(B,)` to a destination `(B, h, w, 3)` per decoder.
 
     `metadata` is the column of the image field, `state` is `EpochMemory.state`, and `crops` are the
-    parameters of each decoder's crop `(decoders, COLUMNS)`.
+    parameters of each decoder's crop `(decoders, COLUMNS)`. Each thread has its own number `share`.
     """
     data, places, ptrs, sizes, counter, scratch, failures = state[:7]
-    # The work is in another function because numba compiles parallel code several times.
-    for thread in prange(len(failures)):
-        extents, share = (data, places, ptrs, sizes), np.int64(thread)
-        _decode_share(
-            share,
-            batch,
-            destinations,
-            metadata,
-            extents,
-            state[7:],
-            counter,
-            scratch,
-            failures,
-            crops,
-        )
-
-
-@compiled()
-def _decode_share(
-    thread: Any,
-    batch: Any,
-    destinations: Any,
-    metadata: Any,
-    extents: Any,
-    indexes: Any,
-    counter: Any,
-    scratch: Any,
-    failures: Any,
-    crops: Any,
-) -> None:
-    """Decode the images of one thread."""
-    data, places, ptrs, sizes = extents
-    num_threads, boxes_bytes = len(failures), len(crops) * BOX_BYTES
-    boxes = scratch[thread, :boxes_bytes].view(np.int64).reshape((-1, 5))
-    memory = scratch[thread, aligned(boxes_bytes) :]
-    first, last = thread * len(batch) // num_threads, (thread + 1) * len(batch) // num_threads
+    indexes = state[7:]
+    num_shares, boxes_bytes = len(failures), len(crops) * BOX_BYTES
+    boxes = scratch[share, :boxes_bytes].view(np.int64).reshape((-1, 5))
+    memory = scratch[share, aligned(boxes_bytes) :]
+    first, last = share * len(batch) // num_shares, (share + 1) * len(batch) // num_shares
     for position in range(first, last):
         sample = batch[position]
         image = metadata[sample]
@@ -105,8 +76,8 @@ def _decode_share(
         else:
             status = _crop_raw(stored, height, width, boxes, memory, destinations, position)
         if status != 0:
-            failures[thread, 0] = sample
-            failures[thread, 1] = status
+            failures[share, 0] = sample
+            failures[share, 1] = status
 
 
 @_inlined

@@ -8,6 +8,7 @@ names the sample. Each thread has its own scratch memory.
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,8 @@ from numpy.typing import NDArray
 
 from ...validate import check_fraction, check_int, check_ints, check_number, check_range
 from ..ffcv_adapter.compilation import precompiled
-from .crop_kernels import COLUMNS, RATIO, decode_batch
+from .crop_kernels import COLUMNS, FAILURES, RATIO, decode_share
+from .threads import call_in_threads
 
 _MOST_VIEWS = 1 << 20  # the parameters of a crop are floats, which hold small integers exactly
 
@@ -43,7 +45,7 @@ class CropDecoder(SimpleRGBImageDecoder):
     @property
     @abstractmethod
     def crop(self) -> NDArray[np.float64]:
-        """Parameters of the crop, for `decode_batch`."""
+        """Parameters of the crop, for `decode_share`."""
 
     @property
     def decoders(self) -> tuple["CropDecoder", ...]:
@@ -100,7 +102,7 @@ class RandomResizedCropRGBImageDecoder(CropDecoder):
 
     @property
     def crop(self) -> NDArray[np.float64]:
-        """Parameters of the crop, for `decode_batch`."""
+        """Parameters of the crop, for `decode_share`."""
         return np.array([1.0, *self.scale, *self.ratio, self.flip, self.view])
 
 
@@ -120,7 +122,7 @@ class CenterCropRGBImageDecoder(CropDecoder):
 
     @property
     def crop(self) -> NDArray[np.float64]:
-        """Parameters of the crop, for `decode_batch`."""
+        """Parameters of the crop, for `decode_share`."""
         crop = np.zeros(COLUMNS)
         crop[RATIO] = self.ratio
         return crop
@@ -129,13 +131,15 @@ class CenterCropRGBImageDecoder(CropDecoder):
 def crops_decoder(decoders: Sequence[CropDecoder]) -> Callable[..., Any]:
     """Return a function that decodes each image of a batch once for all `decoders`.
 
-    The function takes the first four arguments of `decode_batch` and returns the destinations.
+    The function takes the first four arguments of `decode_share` and returns the destinations.
     """
     crops = np.stack([decoder.crop for decoder in decoders])
 
     @precompiled
     def decode(batch_indices: Any, destinations: Any, metadata: Any, state: Any) -> Any:
-        decode_batch(batch_indices.astype(np.uint64), destinations, metadata, state, crops)
+        batch = batch_indices.astype(np.uint64)
+        share = partial(decode_share, batch, destinations, metadata, state, crops)
+        call_in_threads(share, len(state[FAILURES]))
         return destinations
 
     return decode
