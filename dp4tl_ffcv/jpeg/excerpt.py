@@ -11,9 +11,12 @@ from typing import Any
 import numpy as np
 
 from ..kernels.compiled import compiled, copy_memory, memory_at, native
-from .coding import FIELDS, FRAME, HORIZONTAL, SCAN, TABLES, VERTICAL
+from ..kernels.ycc import TOO_NARROW
+from .coding import COLUMNS, FIELDS, FRAME, HORIZONTAL, ROWS, SCAN, TABLES, VERTICAL
+from .mcu_index import read_entries, step_of
 
 MOST_LEAD_IN = 4  # MCUs per row
+LEAD_IN_PIXELS = 16 * MOST_LEAD_IN
 # libjpeg-turbo decodes MCUs quickly only while this many bytes follow in its buffer.
 PADDING = 512 * 6
 CODES = 3 * 26 + 3 * 8 + 3 + 4  # int64 values of scratch memory for `write_excerpt`
@@ -246,3 +249,48 @@ def write_excerpt(
             out.size,
         )
     )
+
+
+@_inlined
+def cut_excerpt(
+    data: Any, coding: Any, index: Any, width: Any, box: Any, scratch: Any, out: Any
+) -> Any:
+    """Write the excerpt of a JPEG that holds a box to `out`.
+
+    `coding` is what `read_coding` found in the data, and `box` is top, left, height and width in
+    pixels. Returns the bytes of the excerpt, 0 if there is none; then, in MCUs, the first row, the
+    first column, the rows, the columns with the lead-in, and the lead-in.
+    """
+    nothing = np.int64(0), np.int64(0), np.int64(0), np.int64(0), np.int64(0), np.int64(0)
+    step = step_of(index)
+    vertical, horizontal = coding[VERTICAL], coding[HORIZONTAL]
+    rows, columns = coding[ROWS], coding[COLUMNS]
+    # An upsampled pixel also depends on its neighbours.
+    above, beside = vertical - 1, 2 * (horizontal - 1)
+    first_row = max(box[0] - above, 0) // (8 * vertical)
+    end_row = min((box[0] + box[2] - 1 + above) // (8 * vertical) + 1, rows)
+    first = max(box[1] - beside, 0) // (8 * horizontal) // step * step
+    end = min((box[1] + box[3] - 1 + beside) // (8 * horizontal) // step * step + step, columns)
+    if first > 0 and -(-width // horizontal) - 8 * first <= TOO_NARROW:
+        first -= step
+    per_row = -(-columns // step)
+    count = end_row * per_row + 1
+    if scratch.size < 32 * (count + 2 * rows) + 8 * CODES:
+        return nothing
+    codes = scratch[: 8 * CODES].view(np.int64)
+    entries = scratch[8 * CODES : 8 * (CODES + 4 * count)].view(np.int64).reshape((count, 4))
+    if not read_entries(index, 8 * coding[SCAN], count, entries):
+        return nothing
+    num_rows, num_columns = end_row - first_row, end - first
+    ends = scratch[8 * (CODES + 4 * count) :][: 64 * num_rows].view(np.int64)
+    ends = ends.reshape((num_rows, 2, 4))
+    for row in range(num_rows):
+        start = (first_row + row) * per_row
+        for column in range(4):
+            ends[row, 0, column] = entries[start + first // step, column]
+            ends[row, 1, column] = entries[start + -(-end // step), column]
+    for lead_in in range(1, MOST_LEAD_IN + 1):
+        size = write_excerpt(data, coding, ends, num_rows, num_columns, lead_in, codes, out)
+        if size > 0:
+            return size, first_row, first, num_rows, num_columns + lead_in, np.int64(lead_in)
+    return nothing

@@ -101,7 +101,7 @@ def box_scratch_bytes(width: int) -> int:
 
 
 @native()
-def _convert_box(  # noqa: PLR0913  # numbers instead of arrays
+def native_convert_box(  # noqa: PLR0913  # numbers instead of arrays
     luma_at: int,
     luma_rows: int,
     pitch: int,
@@ -119,6 +119,7 @@ def _convert_box(  # noqa: PLR0913  # numbers instead of arrays
     height: int,
     width: int,
 ) -> int:
+    """Do what `convert_box` does, with addresses instead of arrays."""
     luma = memory_at(luma_at, luma_rows * pitch).reshape((luma_rows, pitch))
     blue = memory_at(blue_at, chroma_rows * chroma_pitch).reshape((chroma_rows, chroma_pitch))
     red = memory_at(red_at, chroma_rows * chroma_pitch).reshape((chroma_rows, chroma_pitch))
@@ -180,7 +181,7 @@ def convert_box(
     than the image, whose chroma has `columns` columns and the rows of `blue`. `scratch` has
     `box_scratch_bytes(width)` bytes at an even address that no other thread uses.
     """
-    _convert_box(
+    native_convert_box(
         luma.ctypes.data,
         luma.shape[0],
         luma.shape[1],

@@ -15,6 +15,7 @@ from ffcv.loader.epoch_iterator import EpochIterator
 from numpy.typing import NDArray
 
 from ...errors import BetonError
+from ..decoding.threads import decoding_threads
 from ..positions import Progress
 from .compilation import shared_compilation
 
@@ -46,7 +47,8 @@ class _CheckedThread(EpochIterator):
     def run(self) -> None:
         """Produce batches until the epoch ends, fails or is closed."""
         try:
-            super().run()
+            with decoding_threads(self.loader.num_workers):
+                super().run()
         except _ClosedError:
             pass
         except BaseException as error:
