@@ -1,0 +1,126 @@
+"""Crops decoded with the index of a JPEG: the same bits as without it and as ffcv's."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from dp4tl_ffcv.jpeg.crop import DECODED, decode_crop, index_jpeg, jpeg_scratch_bytes
+from dp4tl_ffcv.jpeg.mcu_index import LARGEST_SHARE, is_index_of
+from tests.support.guards import fenced, guarded
+from tests.support.images import picture
+from tests.support.jpegs import INDEXED, OTHERS
+
+Box = tuple[int, int, int, int]
+KINDS = {**INDEXED, **OTHERS}
+
+NO_INDEX = np.empty(0, dtype=np.uint8)
+
+
+def drawn_pixels(rng: np.random.Generator, height: int, width: int) -> NDArray[np.uint8]:
+    """Draw waves, noise, one colour, or black and white blocks of a few pixels."""
+    kind = rng.integers(4)
+    if kind == 0:
+        return picture(height, width, seed=int(rng.integers(100)))
+    if kind == 1:
+        return rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+    if kind == 2:
+        return np.full((height, width, 3), rng.integers(0, 256, 3), dtype=np.uint8)
+    spots = rng.integers(0, 2, (height // 5 + 1, width // 5 + 1, 3), dtype=np.uint8) * np.uint8(255)
+    return np.repeat(np.repeat(spots, 5, axis=0), 5, axis=1)[:height, :width].copy()
+
+
+def padded(data: bytes, padding: int) -> NDArray[np.uint8]:
+    """Add bytes after the image, which allow for an index with a smaller step."""
+    return fenced(np.frombuffer(data + bytes(padding), dtype=np.uint8))
+
+
+def index_of(data: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
+    """Return the index of a JPEG, and check that nothing else is read or written."""
+    with (
+        guarded(jpeg_scratch_bytes(height, width)) as scratch,
+        guarded(int(LARGEST_SHARE * data.size) // 8 * 8) as out,
+    ):
+        length = index_jpeg(data, height, width, scratch, out)
+    assert length == 0 or is_index_of(out[:length], data)
+    return out[:length].copy()
+
+
+def crop(
+    data: NDArray[np.uint8], index: NDArray[np.uint8], size: tuple[int, int], box: Box
+) -> NDArray[np.uint8] | None:
+    """Decode a box in memory full of noise; return None after a failure."""
+    *corner, rows, columns = box
+    with guarded(jpeg_scratch_bytes(*size)) as scratch, guarded(3 * rows * columns) as flat:
+        scratch[:] = np.random.default_rng(box).integers(0, 256, scratch.size, dtype=np.uint8)
+        out = flat.reshape(rows, columns, 3)
+        status = decode_crop(data, index, *size, *corner, rows, columns, scratch, out)
+    return out if status == DECODED else None
+
+
+def drawn_box(rng: np.random.Generator, height: int, width: int) -> Box:
+    top, left = int(rng.integers(height)), int(rng.integers(width))
+    if rng.integers(4) == 0:  # at an edge
+        top, left = int(rng.choice([0, top])), int(rng.choice([0, left]))
+    rows, columns = height - top, width - left
+    if rng.integers(4) > 0:
+        rows, columns = int(rng.integers(1, rows + 1)), int(rng.integers(1, columns + 1))
+    return top, left, rows, columns
+
+
+def check_crops(
+    rng: np.random.Generator, kind: str, size: tuple[int, int], crops: int, padding: int
+) -> Counter[str]:
+    """Compare crops of a random JPEG, and count how they were decoded."""
+    whole = KINDS[kind](drawn_pixels(rng, *size), int(rng.integers(1, 101)))
+    data = padded(whole, padding)
+    index = fenced(index_of(data, *size))
+    # Without the last byte of the end marker, only the index leads to pixels.
+    cut = fenced(data[: whole.rindex(b"\xff\xd9") + 1])
+    expected = crop(data, NO_INDEX, size, (0, 0, *size))
+    assert expected is not None
+    seen: Counter[str] = Counter()
+    for _ in range(crops):
+        top, left, rows, columns = box = drawn_box(rng, *size)
+        pixels, way = crop(cut, index, size, box), "index"
+        if pixels is None:
+            pixels, way = (
+                crop(data, index, size, box),
+                "too few codes" if index.size else "no index",
+            )
+        assert pixels is not None
+        wanted = expected[top : top + rows, left : left + columns]
+        np.testing.assert_array_equal(pixels, wanted, err_msg=f"{kind} {size} {box}")
+        seen[way] += 1
+    return seen
+
+
+@pytest.mark.parametrize("kind", INDEXED)
+def test_crops_by_an_index_have_the_same_pixels(kind: str) -> None:
+    rng, seen = np.random.default_rng(len(kind)), Counter[str]()
+    for size in ((40, 50), (9, 300), (130, 97), (64, 161)):
+        for padding in (100_000, 20_000, 10_000):  # indexes of several steps
+            seen += check_crops(rng, kind, size, 4, padding)
+    assert seen["index"] > 20
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_crops_without_an_index_have_the_same_pixels(kind: str) -> None:
+    assert check_crops(np.random.default_rng(0), kind, (70, 90), 4, 100_000) == {"no index": 4}
+
+
+@pytest.mark.slow
+def test_ten_thousand_crops_have_the_same_pixels() -> None:
+    rng, seen = np.random.default_rng(0), {kind: Counter[str]() for kind in KINDS}
+    for number in range(2000):
+        kind = list(KINDS)[number % len(KINDS)]
+        height, width = np.exp(rng.uniform(0, np.log(2001), 2)).astype(int).tolist()
+        padding = int(rng.integers(2) * rng.integers(200_000))
+        seen[kind] += check_crops(rng, kind, (height, width), 5, padding)
+    for kind, ways in seen.items():
+        print(f"{kind:20}", dict(ways))
+    total = sum(seen.values(), Counter[str]())
+    print("all", dict(total))
+    assert total.total() == 10_000
+    assert total["index"] > 5000
