@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from dp4tl_ffcv import BetonIndex, PrunedLoader
 from dp4tl_ffcv.beton.jpeg_index import JpegIndexes
 from dp4tl_ffcv.loading import caches
-from dp4tl_ffcv.loading.caches import CACHES, choose_cache, open_cache
+from dp4tl_ffcv.loading.caches import CACHES, choose_cache, open_cache, ram
 from dp4tl_ffcv.loading.caches import extents as extents_cache
 from dp4tl_ffcv.loading.caches.base import BaseCache as Cache
 from dp4tl_ffcv.loading.caches.extents import page_cache_helps
@@ -95,7 +95,12 @@ def stored(paged: Any) -> Callable[[int], bytes]:
     [("extents", 1, 1), ("extents", 4, 1), ("extents", 1, 3), ("ram", 1, 1), ("ram", 2, 3)],
 )
 def test_compiled_code_gets_the_bytes_of_the_file(
-    name: str, read_ahead: int, windows: int, paged: Any, stored: Callable[[int], bytes]
+    name: str,
+    read_ahead: int,
+    windows: int,
+    paged: Any,
+    stored: Callable[[int], bytes],
+    window_by_window: None,
 ) -> None:
     epochs = Epochs(open_(name, paged.path, read_ahead=read_ahead), windows)
     for order in (shuffled(1), RETAINED, shuffled(2)[:5], np.repeat(shuffled(3), 2)):
@@ -234,7 +239,25 @@ def reading_threads() -> list[str]:
     return [name for name in names if name.startswith("dp4tl-read")]
 
 
-def test_ram_reads_what_is_not_there_yet(paged: Any, stored: Callable[[int], bytes]) -> None:
+@pytest.fixture
+def window_by_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read as if the retained bytes were many."""
+    monkeypatch.setattr(ram, "AT_ONCE", 0)
+
+
+def test_ram_reads_few_bytes_at_once(paged: Any, stored: Callable[[int], bytes]) -> None:
+    epochs = Epochs(open_("ram", paged.path))
+    with epochs.context(shuffled(1)) as context:
+        context.start_batch(0)
+        assert all(epochs.sample(number, context) == stored(number) for number in RETAINED)
+    assert epochs.cache.reader.bytes_read == epochs.cache.extents.num_bytes
+    with epochs.context(shuffled(2)):
+        assert not reading_threads()
+
+
+def test_ram_reads_what_is_not_there_yet(
+    paged: Any, stored: Callable[[int], bytes], window_by_window: None
+) -> None:
     cache = open_("ram", paged.path)
     epochs, read = Epochs(cache), 0
     for order, is_reading in ((shuffled(1)[:30], True), (shuffled(2), True), (shuffled(3), False)):
@@ -251,7 +274,7 @@ def test_ram_reads_what_is_not_there_yet(paged: Any, stored: Callable[[int], byt
 
 
 def test_ram_keeps_what_a_part_of_an_epoch_has_read(
-    paged: Any, stored: Callable[[int], bytes]
+    paged: Any, stored: Callable[[int], bytes], window_by_window: None
 ) -> None:
     epochs = Epochs(open_("ram", paged.path, read_ahead=1))
     order = shuffled(1)
@@ -268,8 +291,10 @@ def test_ram_keeps_what_a_part_of_an_epoch_has_read(
 KILLED = """
 import os, signal, sys
 import numpy as np
+from dp4tl_ffcv.loading.caches import ram
 from tests.loading.test_caches import BATCH, Epochs, open_, shuffled
 
+ram.AT_ONCE = 0
 order = shuffled(4)
 epochs = Epochs(open_("ram", sys.argv[1], shared_as=sys.argv[2]))
 context = epochs.context(order)
@@ -280,7 +305,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_ram_uses_what_a_killed_process_has_read(
-    paged: Any, stored: Callable[[int], bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    paged: Any, stored: Callable[[int], bytes], window_by_window: None
 ) -> None:
     name = f"killed{os.getpid()}"
     command = [sys.executable, "-c", KILLED, paged.path, name]
@@ -299,7 +324,9 @@ def test_ram_uses_what_a_killed_process_has_read(
             assert all(epochs.sample(number, context) == stored(number) for number in ids)
 
 
-def test_two_caches_fill_one_memory_at_once(paged: Any, stored: Callable[[int], bytes]) -> None:
+def test_two_caches_fill_one_memory_at_once(
+    paged: Any, stored: Callable[[int], bytes], window_by_window: None
+) -> None:
     name = f"at-once{os.getpid()}"
     one, two = (Epochs(open_("ram", paged.path, shared_as=name)) for _ in range(2))
     first, second = shuffled(1), shuffled(1)[::-1]

@@ -107,7 +107,7 @@ def test_a_file_cut_after_opening_fails_until_it_is_whole_again(
         found = rf"^cannot read sample {VICTIM} of '.*copy.beton' .* bytes too short"
         with pytest.raises(BetonError, match=found):
             load()
-        assert load.seen == EPOCH[: VICTIM // BATCH * BATCH]
+        assert load.seen == EPOCH[: VICTIM // BATCH * BATCH if cache == "extents" else 0]
     copied.write_bytes(whole)
     assert load() == EPOCH
     if cache == "ram":  # does not read the file again

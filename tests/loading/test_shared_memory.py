@@ -230,6 +230,7 @@ def test_an_error_is_raised_and_leaves_no_file(
     def fail(*_: Any) -> None:
         raise OSError(errno.ENOSPC, "the disk")
 
+    gc.collect()
     before = descriptors()
     match = rf"no room for cache=\"ram\": it needs {SIZE} bytes in {folder}"
     with monkeypatch.context() as patch:

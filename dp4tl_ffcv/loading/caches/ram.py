@@ -9,6 +9,11 @@ from ..reading.plan import EpochPlan, plan_epoch
 from ..reading.shared_memory import private_bytes, shared_bytes
 from .base import BaseCache, EpochReads, WindowReads
 
+# Up to these bytes are read in the order of the file, before the first batch. In random order,
+# small samples would need as many requests: 50,000 images of 32 pixels take a cloud disk of 3,000
+# requests per second 17 s, and at 125 MB/s 1 s.
+AT_ONCE = 256 << 20
+
 
 class Cache(BaseCache):
     """Keeps all retained bytes in memory, shared between processes if `shared_as` is given.
@@ -33,6 +38,8 @@ class Cache(BaseCache):
         if is_read.all():
             return EpochReads(memory, self._places)
         is_wanted = is_read == 0
+        if self._end <= AT_ONCE:
+            window_size = max(window_size, len(order))
         plan = plan_epoch(
             self.extents,
             order,
