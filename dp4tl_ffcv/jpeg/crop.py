@@ -16,6 +16,7 @@ from ..kernels.scratch import aligned
 from ..kernels.ycc import box_scratch_bytes, native_convert_box
 from .coding import COLUMNS, FIELDS, FRAME, HORIZONTAL, ROWS, VERTICAL, read_coding
 from .excerpt import LEAD_IN_PIXELS, cut_excerpt
+from .mcu_index import HEADER as INDEX_HEADER
 from .mcu_index import build_index, build_scratch_bytes
 from .turbojpeg import (
     TJCS_YCBCR,
@@ -285,7 +286,7 @@ def _decode_crop(  # noqa: PLR0913  # numbers instead of arrays
     handle = _new()
     if handle == 0:
         return BAD_REQUEST
-    if index.size > 0:
+    if index.size > INDEX_HEADER:
         if _crop_excerpt(handle, data, index, size, box, parts, out_at):
             _delete(handle)
             return DECODED
@@ -383,6 +384,8 @@ def index_jpeg(data: Any, height: int, width: int, scratch: Any, out: Any) -> in
     Arguments as for `decode_crop`. `out` is contiguous uint8 at a multiple of 8 bytes; an index
     takes at most `LARGEST_SHARE` of the JPEG.
     """
+    if scratch.size < jpeg_scratch_bytes(height, width):
+        return 0
     return int(
         _index_jpeg(
             data.ctypes.data,

@@ -10,23 +10,26 @@ predictor differences (0, -1, 1, -2, ... as 0, 1, 2, 3, ...), are Rice codes: th
 `2^r` in unary (ones, then a zero), then its low r bits. r is chosen for each of the four columns
 (Rice, "Some practical universal noiseless coding techniques", JPL 79-22, 1979).
 
-An index is valid for one JPEG only, whose length and checksum it contains.
+An index is valid for one JPEG only, whose length it contains, and a checksum of the JPEG and of
+itself.
 """
 
 from typing import Any
 
 import numpy as np
 
-from ..kernels.compiled import compiled, memory_at, native
+from ..kernels.compiled import compiled, copy_memory, memory_at, native
 from ..kernels.scratch import ALIGNMENT, aligned
-from .coding import COLUMNS, FIELDS, ROWS
+from .coding import COLUMNS, ROWS
 from .mcu_scan import LOOKUPS, scan_mcus
 
 LARGEST_SHARE = 0.0145  # of the bytes of a JPEG
-# The header is four int32: the bytes of the JPEG, the smallest position difference, the step, and
-# r of the four columns in a byte each; then the checksum of the JPEG as an int64.
+# The header is an int64, the checksum of the JPEG XOR that of the bytes of the index from
+# `_CHECKED` on, and four int32: the bytes of the JPEG, the smallest position difference, the step,
+# and r of the four columns in a byte each.
 HEADER = 24
-_LENGTH, _LEAST, _STEP, _LOW_BITS, _CHECKSUM = 0, 1, 2, 3, 2
+_CHECKED = 8
+_LENGTH, _LEAST, _STEP, _LOW_BITS = 2, 3, 4, 5
 
 UNKNOWN, NONE = 0, -1  # instead of the bytes of an index: not made yet, or impossible
 
@@ -37,6 +40,7 @@ _inlined = compiled(inline="always")
 _STEPS, _FEWEST = 16, 3
 _COLUMNS = 4  # of an entry: position, and predictors of Y, Cb and Cr
 _MOST_LOW_BITS = 24
+_CODES_BYTES = 16  # of an entry: many more than an index has room for
 _FACTOR = 0x1E3779B97F4A7C15  # odd, with irregular bits
 
 
@@ -44,18 +48,21 @@ _FACTOR = 0x1E3779B97F4A7C15  # odd, with irregular bits
 def checksum(data: Any) -> Any:
     """Return a 64-bit checksum of contiguous uint8 that depends on every byte and on their order.
 
-    Sums of little-endian words and running sums of these sums, as in Fletcher's checksum.
+    Sums of little-endian words and running sums of these sums, as in Fletcher's checksum. Sums are
+    rotated before a word is added, so that the highest bits of words count as much as others.
     """
     whole = data.size // 32 * 4
-    words = data[: 8 * whole].view(np.int64)
-    a = b = c = d = np.int64(data.size)
-    e = f = g = h = np.int64(0)
+    words = data[: 8 * whole].view(np.uint64)
+    left, right = np.uint64(23), np.uint64(41)
+    a = b = c = d = np.uint64(data.size)
+    e = f = g = h = np.uint64(0)
     for at in range(0, whole, 4):  # four lanes, so that additions do not wait for each other
-        a, b, c, d = a + words[at], b + words[at + 1], c + words[at + 2], d + words[at + 3]
+        a, b = (a << left | a >> right) + words[at], (b << left | b >> right) + words[at + 1]
+        c, d = (c << left | c >> right) + words[at + 2], (d << left | d >> right) + words[at + 3]
         e, f, g, h = e + a, f + b, g + c, h + d
     result = np.int64(0)
     for each in (a, b, c, d, e, f, g, h):
-        result = (result ^ each ^ (each >> 32)) * _FACTOR
+        result = (result ^ np.int64(each ^ (each >> np.uint64(32)))) * _FACTOR
     for at in range(8 * whole, data.size):
         result = (result ^ np.int64(data[at])) * _FACTOR
     return result
@@ -137,8 +144,8 @@ def _write_codes(values: Any, count: Any, low_bits: Any, out: Any) -> Any:
 @_inlined
 def build_scratch_bytes(rows: Any, columns: Any) -> Any:
     """Return the bytes of scratch memory that `build_index` needs for `rows` by `columns` MCUs."""
-    entry = 8 + 8 * _COLUMNS + 2 * (_COLUMNS - 1)
-    return aligned(8 * FIELDS) + 2 * LOOKUPS + (rows * columns + 1) * entry + 4 * ALIGNMENT
+    entry = 8 + 8 * _COLUMNS + 2 * (_COLUMNS - 1) + _CODES_BYTES
+    return HEADER + 2 * LOOKUPS + (rows * columns + 1) * entry + 4 * ALIGNMENT
 
 
 @_inlined
@@ -152,8 +159,7 @@ def build_index(data: Any, coding: Any, scratch: Any, out: Any) -> Any:
     """
     rows, columns = coding[ROWS], coding[COLUMNS]
     count = rows * columns + 1
-    room = min(np.int64(LARGEST_SHARE * data.size), out.size)
-    if room <= HEADER or scratch.size < build_scratch_bytes(rows, columns):
+    if scratch.size < build_scratch_bytes(rows, columns):
         return 0
     positions = scratch[: 8 * count].view(np.int64)
     at = aligned(8 * count)
@@ -164,18 +170,27 @@ def build_index(data: Any, coding: Any, scratch: Any, out: Any) -> Any:
     lookups = scratch[at : at + 2 * LOOKUPS].view(np.int16).reshape((6, LOOKUPS // 6))
     if not scan_mcus(data, coding, lookups, positions, predictors):
         return 0
-    words = out[:16].view(np.int32)
-    low_bits = out[4 * _LOW_BITS : 4 * _LOW_BITS + _COLUMNS]
+    at += aligned(2 * LOOKUPS)
+    made = scratch[at:]
+    room = min(np.int64(LARGEST_SHARE * data.size), out.size, made.size)
+    if room <= HEADER:
+        return 0
+    numbers = made[:HEADER].view(np.int32)
+    low_bits = made[4 * _LOW_BITS : 4 * _LOW_BITS + _COLUMNS]
     for step in range(1, min(_STEPS, columns // _FEWEST) + 1):
         least = _take_differences(rows, columns, step, positions, predictors, values)
         entries = num_entries(rows, columns, step) - 1
         for column in range(_COLUMNS):
             low_bits[column] = _low_bits(values, column, entries)
-        size = _write_codes(values, entries, low_bits, out[HEADER:room])
+        size = _write_codes(values, entries, low_bits, made[HEADER:room])
         if size > 0:
-            words[_LENGTH], words[_LEAST], words[_STEP] = data.size, least, step
-            out[:HEADER].view(np.int64)[_CHECKSUM] = checksum(data)
-            return HEADER + size
+            size += HEADER
+            numbers[_LENGTH], numbers[_LEAST], numbers[_STEP] = data.size, least, step
+            made[:_CHECKED].view(np.int64)[0] = checksum(data) ^ checksum(made[_CHECKED:size])
+            # Another thread may read an index that was made for the same image a moment ago. It
+            # does not see unfinished bytes, because a copy replaces each byte by the same byte.
+            copy_memory(out.ctypes.data, made.ctypes.data, size)
+            return size
     return 0
 
 
@@ -183,14 +198,16 @@ def build_index(data: Any, coding: Any, scratch: Any, out: Any) -> Any:
 def _is_index_of(index_at: Any, index_size: Any, data_at: Any, data_size: Any) -> Any:
     if index_size <= HEADER:
         return 0
-    lengths, header = memory_at(index_at, 16).view(np.int32), memory_at(index_at, HEADER)
-    found = checksum(memory_at(data_at, data_size))
-    return int(lengths[_LENGTH] == data_size and header.view(np.int64)[_CHECKSUM] == found)
+    index, data = memory_at(index_at, index_size), memory_at(data_at, data_size)
+    if index[:HEADER].view(np.int32)[_LENGTH] != data_size:
+        return 0
+    found = checksum(data) ^ checksum(index[_CHECKED:])
+    return int(index[:_CHECKED].view(np.int64)[0] == found)
 
 
 @compiled()
 def is_index_of(index: Any, data: Any) -> Any:
-    """Return whether an index was made for the JPEG `data`.
+    """Return whether an index was made for the JPEG `data` and is undamaged.
 
     `index` is contiguous uint8 at a multiple of 8 bytes.
     """
@@ -201,7 +218,7 @@ def is_index_of(index: Any, data: Any) -> Any:
 @compiled()
 def step_of(index: Any) -> Any:
     """Return the step of an index in MCUs, at least 1."""
-    return max(np.int64(index[:16].view(np.int32)[_STEP]), 1)
+    return max(np.int64(index[:HEADER].view(np.int32)[_STEP]), 1)
 
 
 @_inlined
@@ -232,7 +249,7 @@ def read_entries(index: Any, first: Any, count: Any, entries: Any) -> Any:
     `first` is the position of the first entry, the start of the coded data in bits. The columns
     are the position in bits and the DC predictors of Y, Cb and Cr.
     """
-    least = np.int64(index[:16].view(np.int32)[_LEAST])
+    least = np.int64(index[:HEADER].view(np.int32)[_LEAST])
     low_bits = index[4 * _LOW_BITS : 4 * _LOW_BITS + _COLUMNS]
     entries[0, 0], entries[0, 1], entries[0, 2], entries[0, 3] = first, 0, 0, 0
     buffer, bits, at = np.int64(0), np.int64(0), np.int64(HEADER)

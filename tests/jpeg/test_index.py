@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from dp4tl_ffcv.jpeg.crop import DECODED, decode_crop, index_jpeg, jpeg_scratch_bytes
-from dp4tl_ffcv.jpeg.mcu_index import LARGEST_SHARE, is_index_of
+from dp4tl_ffcv.jpeg.mcu_index import LARGEST_SHARE, checksum, is_index_of
 from tests.support.guards import fenced, guarded
 from tests.support.images import picture
 from tests.support.jpegs import INDEXED, OTHERS
@@ -108,6 +108,55 @@ def test_crops_by_an_index_have_the_same_pixels(kind: str) -> None:
 @pytest.mark.parametrize("kind", OTHERS)
 def test_crops_without_an_index_have_the_same_pixels(kind: str) -> None:
     assert check_crops(np.random.default_rng(0), kind, (70, 90), 4, 100_000) == {"no index": 4}
+
+
+def test_an_index_is_valid_for_its_jpeg_only_and_undamaged() -> None:
+    rng, size = np.random.default_rng(0), (64, 96)
+    data = padded(KINDS["420"](picture(*size), 80), 20_000)
+    index = index_of(data, *size)
+    assert is_index_of(index, data)
+    for whole in (data, index):
+        for place in range(whole.size) if whole is index else range(0, whole.size, 7):
+            for bit in (1, 128):
+                whole[place] ^= bit
+                assert not is_index_of(index, data), place
+                whole[place] ^= bit
+        for _ in range(2000):  # the same bit of words in memory, as after a fault of a data line
+            first, second = rng.choice(np.arange(int(rng.integers(8)), whole.size, 8), 2, False)
+            bit = np.uint8(rng.choice([1, 128]))
+            whole[[first, second]] ^= bit
+            assert not is_index_of(index, data), (first, second)
+            whole[[first, second]] ^= bit
+    for stop in range(index.size):
+        assert not is_index_of(index[:stop], data)
+        assert not is_index_of(index, data[:stop])
+    other = padded(KINDS["420"](picture(*size, seed=1), 80), 20_000)
+    assert not is_index_of(index, other)
+    assert is_index_of(index, data)
+
+
+def test_checksums_do_not_depend_on_the_place_in_memory() -> None:
+    rng = np.random.default_rng(0)
+    data = rng.integers(0, 256, 4000, dtype=np.uint8)
+    for start in range(64):
+        for count in (*range(100), 1000, 3900):
+            part = data[start : start + count]
+            assert checksum(part) == checksum(part.copy()) == checksum(fenced(part))
+
+
+def test_only_a_finished_index_is_written() -> None:
+    size = (160, 240)
+    data = padded(KINDS["420"](picture(*size), 90), 0)
+    index = index_of(data, *size)
+    scratch = np.zeros(jpeg_scratch_bytes(*size), dtype=np.uint8)
+    # Another thread may use the index that was made for the same image a moment ago.
+    out = np.full(2 * index.size, 0xA5, dtype=np.uint8)
+    assert index_jpeg(data, *size, scratch, out) == index.size
+    assert (out[index.size :] == 0xA5).all()
+    out[:] = 0xA5
+    for room in range(80):
+        assert index_jpeg(data, *size, scratch, out[:room]) == 0
+        assert (out == 0xA5).all()
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ from unittest.mock import patch
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageFile
 
 from dp4tl_ffcv.jpeg import turbojpeg
 
@@ -112,7 +112,9 @@ def _of_pillow(
     change: Callable[[bytes], bytes] = bytes, **options: object
 ) -> Callable[[Pixels, int], bytes]:
     def encode(image: Pixels, quality: int) -> bytes:
-        return change(jpeg(image, quality=quality, **options))
+        # Pillow's buffer is too small for noise at a high quality.
+        with patch.object(ImageFile, "MAXBLOCK", max(1 << 16, 4 * image.size)):
+            return change(jpeg(image, quality=quality, **options))
 
     return encode
 
