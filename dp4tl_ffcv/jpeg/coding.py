@@ -114,3 +114,11 @@ def _read_coding(data_at: Any, data_size: Any, coding_at: Any) -> Any:
 def read_coding(data: Any, coding: Any) -> Any:
     """Fill `coding`, int64 `(FIELDS,)`, and return whether an index can describe the JPEG."""
     return bool(_read_coding(data.ctypes.data, data.size, coding.ctypes.data) != 0)
+
+
+@_inlined
+def size_in(data: Any, coding: Any) -> Any:
+    """Return the height and width in the frame header."""
+    frame = coding[FRAME]
+    height = 256 * np.int64(data[frame]) + np.int64(data[frame + 1])
+    return height, 256 * np.int64(data[frame + 2]) + np.int64(data[frame + 3])

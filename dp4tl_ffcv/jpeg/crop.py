@@ -4,20 +4,26 @@ ffcv decodes the whole image to RGB. Here, only the crop is converted to RGB. Wi
 JPEG (see `mcu_index.py`), only the MCUs of the crop are decoded, else all rows down to its last.
 """
 
-import ctypes
 from typing import Any
 
 import numpy as np
-from llvmlite import binding as llvm
-from numba import types
 
 from ..kernels.compiled import compiled, copy_memory, memory_at, native
 from ..kernels.scratch import aligned
 from ..kernels.ycc import box_scratch_bytes, native_convert_box
-from .coding import COLUMNS, FIELDS, FRAME, HORIZONTAL, ROWS, VERTICAL, read_coding
+from .calls import (
+    decode_planes,
+    decode_rgb,
+    delete_decompressor,
+    error_code,
+    error_text,
+    find_text,
+    new_decompressor,
+    read_header,
+)
+from .coding import FIELDS, FRAME, HORIZONTAL, VERTICAL, read_coding, size_in
 from .excerpt import LEAD_IN_PIXELS, cut_excerpt
 from .mcu_index import HEADER as INDEX_HEADER
-from .mcu_index import build_index, build_scratch_bytes
 from .turbojpeg import (
     TJCS_YCBCR,
     TJERR_WARNING,
@@ -26,7 +32,6 @@ from .turbojpeg import (
     TJSAMP_420,
     TJSAMP_422,
     TJSAMP_444,
-    library,
 )
 
 # Status codes of `decode_crop`.
@@ -36,42 +41,12 @@ WRONG_SIZE = 2  # the header states another height or width
 CORRUPT = 3  # truncated or damaged data, or colours that have no RGB equivalent
 BAD_REQUEST = 4  # a box outside the image, too little scratch memory, or no decompressor
 
-_NUMBA_TYPES: dict[Any, Any] = {
-    ctypes.c_int: types.int32,
-    ctypes.c_ulong: types.uint64,
-    ctypes.c_void_p: types.int64,
-    ctypes.c_char_p: types.int64,
-}
-
-
-def _external(function: Any) -> Any:
-    """Return a C function that compiled code calls by name.
-
-    Numba also takes ctypes functions, but compiles their addresses in and so cannot cache the code.
-    """
-    name = f"dp4tl_ffcv.{function.__name__}"
-    llvm.add_symbol(name, ctypes.cast(function, ctypes.c_void_p).value)
-    result, *arguments = (_NUMBA_TYPES[kind] for kind in (function.restype, *function.argtypes))
-    return types.ExternalFunction(name, result(*arguments))
-
-
-_new = _external(library().tjInitDecompress)
-_delete = _external(library().tjDestroy)
-_read_header = _external(library().tjDecompressHeader3)
-_decode_rgb = _external(library().tjDecompress2)
-_decode_planes = _external(library().tjDecompressToYUVPlanes)
-_error_code = _external(library().tjGetErrorCode)
-_error_text = _external(library().tjGetErrorStr2)
-_strstr = ctypes.CDLL(None).strstr
-_strstr.restype, _strstr.argtypes = ctypes.c_void_p, [ctypes.c_void_p, ctypes.c_void_p]
-_find_text = _external(_strstr)
-
 # libjpeg's warning when more rows follow than the header states.
 _ROWS_LEFT = np.frombuffer(b"extraneous bytes before marker\0", dtype=np.uint8)
 
 # The scratch memory holds values that TurboJPEG reads and writes by address, what `read_coding`
 # finds, planes or pixels, room for `convert_box`, and a JPEG.
-_HEADER, _CODING = 256, 64
+HEADER, CODING = 256, 64
 _COPY = 1 << 16  # bytes beyond one per pixel that a JPEG may have to be copied
 
 # Numba compiles a function with a single caller faster as a part of that.
@@ -89,14 +64,7 @@ def jpeg_scratch_bytes(max_height: int, max_width: int) -> int:
     """Return the bytes of scratch memory that `decode_crop` needs for images up to this size."""
     room = aligned(box_scratch_bytes(max_width))
     rest = aligned(max_height * max_width + _COPY)
-    return _HEADER + _pixel_bytes(max_height, max_width) + room + rest
-
-
-@_inlined
-def _size_in(data: Any, frame: Any) -> Any:
-    """Return the height and width in the frame header at `frame`."""
-    height = 256 * np.int64(data[frame]) + np.int64(data[frame + 1])
-    return height, 256 * np.int64(data[frame + 2]) + np.int64(data[frame + 3])
+    return HEADER + _pixel_bytes(max_height, max_width) + room + rest
 
 
 @_inlined
@@ -108,7 +76,7 @@ def _plan_planes(scratch: Any, sampling: Any, rows: Any, pitch: Any) -> Any:
     vertical, horizontal = sampling
     strides, planes = scratch[:12].view(np.int32), scratch[16:40].view(np.int64)
     strides[0], strides[1], strides[2] = pitch, pitch // horizontal, pitch // horizontal
-    planes[0] = scratch.ctypes.data + _HEADER
+    planes[0] = scratch.ctypes.data + HEADER
     planes[1] = planes[0] + rows * pitch
     planes[2] = planes[1] + rows // vertical * (pitch // horizontal)
     return planes.ctypes.data, strides.ctypes.data, planes
@@ -132,11 +100,11 @@ def _decode_blocks(
     copy[position + 2], copy[position + 3] = columns // 256, columns % 256
     planes, strides, flags = lists[0], lists[1], TJFLAG_FASTDCT
     source, size = copy.ctypes.data, data.size
-    if _decode_planes(handle, source, size, planes, columns, strides, rows, flags) == 0:
+    if decode_planes(handle, source, size, planes, columns, strides, rows, flags) == 0:
         return True
-    if not is_part or _error_code(handle) != TJERR_WARNING:
+    if not is_part or error_code(handle) != TJERR_WARNING:
         return False
-    return bool(_find_text(_error_text(handle), _ROWS_LEFT.ctypes.data) != 0)
+    return bool(find_text(error_text(handle), _ROWS_LEFT.ctypes.data) != 0)
 
 
 @_inlined
@@ -156,7 +124,7 @@ def _crop_planes(
     if not _decode_blocks(handle, data, coding, (rows, pitch), rows < height, lists, copy):
         rows, source, flags = height, data.ctypes.data, TJFLAG_FASTDCT
         planes, strides = lists[0], lists[1]
-        if _decode_planes(handle, source, data.size, planes, width, strides, rows, flags) != 0:
+        if decode_planes(handle, source, data.size, planes, width, strides, rows, flags) != 0:
             return CORRUPT
     luma, blue, red = lists[2]
     chroma_rows, columns = -(-min(rows, height) // vertical), -(-width // horizontal)
@@ -188,8 +156,8 @@ def _crop_excerpt(
     """Decode a box with the index of the JPEG; return False if that is not possible."""
     (scratch, coding, room_at, copy), (height, width) = parts, size
     top, left, box_height, box_width = box
-    work = scratch[_HEADER : _HEADER + _pixel_bytes(height, width)]
-    if not read_coding(data, coding) or _size_in(data, coding[FRAME]) != size:
+    work = scratch[HEADER : HEADER + _pixel_bytes(height, width)]
+    if not read_coding(data, coding) or size_in(data, coding) != size:
         return False
     length, first_row, first, mcu_rows, mcus, lead_in = cut_excerpt(
         data, coding, index, width, box, work, copy
@@ -200,7 +168,7 @@ def _crop_excerpt(
     rows, pitch, chroma_pitch = 8 * vertical * mcu_rows, 8 * horizontal * mcus, 8 * mcus
     planes, strides, places = _plan_planes(scratch, (vertical, horizontal), rows, pitch)
     source, flags = copy.ctypes.data, TJFLAG_FASTDCT
-    if _decode_planes(handle, source, length, planes, pitch, strides, rows, flags) != 0:
+    if decode_planes(handle, source, length, planes, pitch, strides, rows, flags) != 0:
         return False
     # The planes begin after the lead-in, so that nothing is blended with its pixels.
     skip, (luma, blue, red) = 8 * lead_in, places
@@ -228,8 +196,8 @@ def _crop_excerpt(
 @_inlined
 def _crop_rgb(handle: Any, data: Any, size: Any, box: Any, scratch: Any, out_at: Any) -> Any:
     (height, width), (top, left, box_height, box_width) = size, box
-    at, source, flags = scratch.ctypes.data + _HEADER, data.ctypes.data, TJFLAG_FASTDCT
-    if _decode_rgb(handle, source, data.size, at, width, 0, height, TJPF_RGB, flags) != 0:
+    at, source, flags = scratch.ctypes.data + HEADER, data.ctypes.data, TJFLAG_FASTDCT
+    if decode_rgb(handle, source, data.size, at, width, 0, height, TJPF_RGB, flags) != 0:
         return CORRUPT
     for row in range(box_height):
         start = at + 3 * ((top + row) * width + left)
@@ -243,7 +211,7 @@ def _decode(handle: Any, data: Any, size: Any, box: Any, parts: Any, out_at: Any
     found = scratch[:16].view(np.int32)
     found[:] = 0  # remains 0 if the data ends before an image begins
     at = found.ctypes.data
-    if _read_header(handle, data.ctypes.data, data.size, at, at + 4, at + 8, at + 12) != 0:
+    if read_header(handle, data.ctypes.data, data.size, at, at + 4, at + 8, at + 12) != 0:
         return NOT_A_JPEG
     if found[0] == 0:
         return NOT_A_JPEG
@@ -275,25 +243,25 @@ def _decode_crop(  # noqa: PLR0913  # numbers instead of arrays
 ) -> int:
     data, index = memory_at(data_at, data_size), memory_at(index_at, index_size)
     scratch = memory_at(scratch_at, scratch_size)
-    room_at = _HEADER + _pixel_bytes(height, width)
+    room_at = HEADER + _pixel_bytes(height, width)
     copy = scratch[room_at + aligned(box_scratch_bytes(width)) :]
-    coding = scratch[_CODING : _CODING + 8 * FIELDS].view(np.int64)
+    coding = scratch[CODING : CODING + 8 * FIELDS].view(np.int64)
     parts = scratch, coding, scratch_at + room_at, copy
     size, box = (height, width), (top, left, crop_height, crop_width)
     # A new decompressor costs nothing compared to decoding. A reused one would decode an image that
     # has lost its tables with the tables of the previous image, and TurboJPEG 2 would reject all
     # images after one with a damaged header.
-    handle = _new()
+    handle = new_decompressor()
     if handle == 0:
         return BAD_REQUEST
     if index.size > INDEX_HEADER:
         if _crop_excerpt(handle, data, index, size, box, parts, out_at):
-            _delete(handle)
+            delete_decompressor(handle)
             return DECODED
-        _delete(handle)
-        handle = _new()
+        delete_decompressor(handle)
+        handle = new_decompressor()
     status = _decode(handle, data, size, box, parts, out_at)
-    _delete(handle)
+    delete_decompressor(handle)
     return int(status)
 
 
@@ -342,59 +310,5 @@ def decode_crop(
             scratch.ctypes.data,
             scratch.size,
             out.ctypes.data,
-        )
-    )
-
-
-@native()
-def _index_jpeg(
-    data_at: int,
-    data_size: int,
-    height: int,
-    width: int,
-    scratch_at: int,
-    scratch_size: int,
-    out_at: int,
-    out_size: int,
-) -> int:
-    data, out = memory_at(data_at, data_size), memory_at(out_at, out_size)
-    scratch = memory_at(scratch_at, scratch_size)
-    coding = scratch[_CODING : _CODING + 8 * FIELDS].view(np.int64)
-    found = scratch[:16].view(np.int32)
-    found[:] = 0
-    if not read_coding(data, coding) or _size_in(data, coding[FRAME]) != (height, width):
-        return 0
-    rest = scratch[_HEADER:]
-    if rest.size < build_scratch_bytes(coding[ROWS], coding[COLUMNS]):
-        return 0
-    # libjpeg decides by more than the frame header whether the components are YCbCr.
-    handle = _new()
-    at = found.ctypes.data
-    status = _read_header(handle, data.ctypes.data, data.size, at, at + 4, at + 8, at + 12)
-    _delete(handle)
-    if status != 0 or found[3] != TJCS_YCBCR:
-        return 0
-    return int(build_index(data, coding, rest, out))
-
-
-@compiled()
-def index_jpeg(data: Any, height: int, width: int, scratch: Any, out: Any) -> int:
-    """Write the index of a JPEG to `out` for `decode_crop`; return its bytes, or 0 without one.
-
-    Arguments as for `decode_crop`. `out` is contiguous uint8 at a multiple of 8 bytes; an index
-    takes at most `LARGEST_SHARE` of the JPEG.
-    """
-    if scratch.size < jpeg_scratch_bytes(height, width):
-        return 0
-    return int(
-        _index_jpeg(
-            data.ctypes.data,
-            data.size,
-            height,
-            width,
-            scratch.ctypes.data,
-            scratch.size,
-            out.ctypes.data,
-            out.size,
         )
     )

@@ -19,6 +19,7 @@ from ..beton.jpeg_index import JpegIndexes, jpeg_images
 from ..selection import Selection
 from ..validate import check_int
 from ..version import __version__
+from .arguments import choose_indices, choose_seed, load_selection
 from .caches import cache_name, choose_cache, open_cache
 from .decoding.workspace import Workspace, make_workspace
 from .ffcv_adapter.compilation import num_threads, shared_compilation
@@ -106,7 +107,7 @@ class PrunedLoader(StatefulLoader):
         self.drop_last: bool = options["drop_last"]
         self.distributed: bool = options["distributed"]
         self.recompile: bool = options["recompile"]
-        self.seed = _choose_seed(options["seed"], self.distributed)
+        self.seed = choose_seed(options["seed"], self.distributed)
         self._read_ahead = check_int("read_ahead", read_ahead, 1)
         self._make_order = order_factory(options["order"], options.get("order_kwargs") or {})
 
@@ -123,7 +124,7 @@ class PrunedLoader(StatefulLoader):
         self.pipeline_specs = pipeline_specs(pipelines, self.reader.handlers)
         self.field_name_to_f_ix = {name: at for at, name in enumerate(self.reader.handlers)}
         self.next_epoch = 0
-        self._retain(chosen, _choose_indices(self._index, chosen, options["indices"]))
+        self._retain(chosen, choose_indices(self._index, chosen, options["indices"]))
         Compiler.set_num_threads(self.num_workers)
         with shared_compilation():
             self.graph = Graph(
@@ -165,7 +166,7 @@ class PrunedLoader(StatefulLoader):
         given: Any = selection
         is_selection = isinstance(given, Selection | str | os.PathLike)
         chosen = load_selection(given, self._index) if is_selection else None
-        ids = _choose_indices(self._index, chosen, None if is_selection else given)
+        ids = choose_indices(self._index, chosen, None if is_selection else given)
         if self._remap is not None and chosen is None:
             raise ValueError(
                 "a loader with `relabel` needs a Selection, which numbers the classes; got sample "
@@ -317,36 +318,3 @@ class PrunedLoader(StatefulLoader):
     def _make_workspace(self) -> Workspace:
         samples = self._extents.samples
         return make_workspace(self._decoders(), self._index, samples, self.num_workers)
-
-
-def load_selection(
-    selection: Selection | str | os.PathLike[str] | None, index: BetonIndex
-) -> Selection | None:
-    """Load a selection if it is a path, and check that it was made for `index`."""
-    if selection is None:
-        return None
-    loaded = selection if isinstance(selection, Selection) else Selection.load(selection)
-    loaded.check(index)
-    return loaded
-
-
-def _choose_seed(seed: int | None, distributed: bool) -> int:
-    if seed is not None:
-        return check_int("seed", seed, 0, (1 << 63) - 1)
-    # Ranks with different seeds would repeat and miss samples.
-    return 0 if distributed else int(np.random.randint(0, np.iinfo(np.int32).max))  # noqa: NPY002
-
-
-def _choose_indices(
-    index: BetonIndex, selection: Selection | None, indices: Any
-) -> NDArray[np.uint64]:
-    if selection is not None:
-        if indices is not None:
-            raise ValueError("`indices` and `selection` were both given. Pass one of them.")
-        indices = selection.indices
-    if indices is None:
-        return np.arange(index.num_samples, dtype=np.uint64)
-    ids = index.check_ids("indices", indices)
-    if not ids.size:
-        raise ValueError("`indices` is empty: there is nothing to load.")
-    return ids.astype(np.uint64)  # ffcv's type for "all samples", so that both share compiled code

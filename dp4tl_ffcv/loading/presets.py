@@ -11,12 +11,13 @@ from numpy.typing import ArrayLike
 
 from ..beton import BetonIndex
 from ..selection import Selection
+from .arguments import load_selection
 from .decoding.decoders import (
     CenterCropRGBImageDecoder,
     CropDecoder,
     RandomResizedCropRGBImageDecoder,
 )
-from .loader import PrunedLoader, load_selection
+from .loader import PrunedLoader
 from .orders import ORDERS
 
 

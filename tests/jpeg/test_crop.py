@@ -17,9 +17,9 @@ from dp4tl_ffcv.jpeg.crop import (
     NOT_A_JPEG,
     WRONG_SIZE,
     decode_crop,
-    index_jpeg,
     jpeg_scratch_bytes,
 )
+from dp4tl_ffcv.jpeg.index_jpeg import index_jpeg
 from dp4tl_ffcv.jpeg.mcu_index import LARGEST_SHARE, is_index_of
 from tests.support.guards import guarded
 from tests.support.images import jpeg, picture

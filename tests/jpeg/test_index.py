@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from dp4tl_ffcv.jpeg.crop import DECODED, decode_crop, index_jpeg, jpeg_scratch_bytes
+from dp4tl_ffcv.jpeg.crop import DECODED, decode_crop, jpeg_scratch_bytes
+from dp4tl_ffcv.jpeg.index_jpeg import index_jpeg
 from dp4tl_ffcv.jpeg.mcu_index import LARGEST_SHARE, checksum, is_index_of
 from tests.support.guards import fenced, guarded
 from tests.support.images import picture

@@ -9,7 +9,8 @@ import numpy as np
 from numba.core.imputils import impl_ret_borrowed
 
 from ...beton.format import IMAGE_MODES
-from ...jpeg.crop import WRONG_SIZE, decode_crop, index_jpeg
+from ...jpeg.crop import WRONG_SIZE, decode_crop
+from ...jpeg.index_jpeg import index_jpeg
 from ...jpeg.mcu_index import NONE, UNKNOWN, is_index_of
 from ...kernels.compiled import compiled, compiled_intrinsic
 from ...kernels.crops import draw_crop, draw_flip

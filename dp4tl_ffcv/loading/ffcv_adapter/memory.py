@@ -4,6 +4,7 @@ ffcv's own managers build Python sets of all samples and pages of the file, and 
 that numba shares (see `dp4tl_ffcv/ffcv_import.py`). `RetainedMemory` does neither.
 """
 
+import sys
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
@@ -107,4 +108,5 @@ class EpochMemory(MemoryContext):
     def __exit__(self, *_: object) -> None:
         """Stop reading, and keep the indexes that this epoch has made. Called once."""
         self._reads.stop()
-        self._indexes.save()
+        if not sys.is_finalizing():  # a loop that was left as the program ends: too late for files
+            self._indexes.save()
