@@ -1,6 +1,7 @@
 from .beton import BetonIndex as BetonIndex
 from .beton import Manifest as Manifest
 from .beton import read_image as read_image
+from .beton.index_jpegs import index_jpegs as index_jpegs
 from .beton.verify.verification import verify as verify
 from .compaction.compact import compact as compact
 from .errors import BetonError as BetonError

@@ -102,6 +102,14 @@ def publish(stream: IO[bytes], temporary: Path, target: Path) -> None:
     temporary.replace(target)
 
 
+def write_all(file: int, data: bytes | memoryview, position: int) -> None:
+    """Write all of `data` at byte `position` of a file descriptor."""
+    view = memoryview(data)
+    while len(view):
+        written = os.pwrite(file, view, position)
+        view, position = view[written:], position + written
+
+
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
     """Write `value` as indented JSON, atomically."""
     with atomic_open(path) as stream:

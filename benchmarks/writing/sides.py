@@ -90,13 +90,14 @@ class Ours(Side):
         fields = dp4tl_ffcv.image_fields(
             max_resolution=self.job.max_resolution, decode_check=self.job.decode_check
         )
-        dp4tl_ffcv.write_beton(out, self.samples, fields, num_workers=CORES)
+        dp4tl_ffcv.write_beton(out, self.samples, fields, num_workers=CORES, jpeg_index=False)
 
     def compact(
         self, source: Path, indices: NDArray[np.int64], out: Path, **options: Any
     ) -> Timing:
         """Compact the samples `indices` of a beton to `out`. Return bytes/s."""
-        compact = partial(dp4tl_ffcv.compact, source, indices, out, num_workers=CORES, **options)
+        options = {"num_workers": CORES, "jpeg_index": False, **options}
+        compact = partial(dp4tl_ffcv.compact, source, indices, out, **options)
         return seconds_to_write(out, compact).rate(out.stat().st_size)
 
 

@@ -67,6 +67,26 @@ class Verify(Verb):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Index(Verb):
+    """Index the JPEGs of a beton, so that loaders decode only the data of each crop.
+
+    Loaders do so in their first epoch, which takes longer then. The indexes are kept in a file
+    NAME.beton.jpegs next to the beton. To continue a killed run, repeat the command.
+    """
+
+    beton: Annotated[Path, tyro.conf.Positional]
+    """Beton to index."""
+    num_workers: int | None = None
+    """Threads. Default: all cores."""
+
+    def run(self) -> Any:
+        """Index the JPEGs."""
+        from .. import index_jpegs
+
+        return index_jpegs(**self.arguments())
+
+
+@dataclass(frozen=True, kw_only=True)
 class Features(Verb):
     """Save a model's features and predictions for every image of a beton.
 
@@ -234,6 +254,8 @@ class Compact(Verb):
     """Fields to copy, such as `image label`. Default: all."""
     num_workers: int | None = None
     """Threads that copy, or processes that encode. Default: all cores."""
+    jpeg_index: bool = True
+    """Index the JPEGs too (see `dp4tl index`), so that the first epoch is as fast as later ones."""
 
     def run(self) -> Any:
         """Copy the samples."""

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..beton import BetonIndex, Manifest
+from ..beton.index_jpegs import index_written
 from ..beton.manifest import manifest_path
 from ..selection.selection import Selection
 from ..validate import check_choice, check_int, parse_bytes, resolve_num_workers
@@ -34,6 +35,7 @@ def compact(  # noqa: PLR0913  # options are named at the call
     fields: Collection[str] | None = None,
     num_workers: int | None = None,
     custom_fields: Mapping[str, Any] | None = None,
+    jpeg_index: bool = True,
 ) -> BetonIndex:
     """Write the retained samples of a beton to a new beton, atomically.
 
@@ -59,6 +61,8 @@ def compact(  # noqa: PLR0913  # options are named at the call
             Only numbers can be left out, and not the class ids.
         num_workers: threads that copy, or processes that encode images. None uses all cores.
         custom_fields: class of each custom field, as for `BetonIndex.open`.
+        jpeg_index: then index the JPEGs, as `index_jpegs` does, so that the first epoch of a
+            loader decodes as fast as later ones. If that fails, there is a warning.
 
     Returns:
         The index of the new beton.
@@ -128,8 +132,12 @@ def compact(  # noqa: PLR0913  # options are named at the call
 
         transcoder = Transcoder(source, retained, order, image_options)
         if transcoder.changes:
-            return transcoder.write(target, describe, num_workers)
-        return copy_samples(source, retained, target, describe, num_workers)
+            written = transcoder.write(target, describe, num_workers)
+        else:
+            written = copy_samples(source, retained, target, describe, num_workers)
+    if jpeg_index:
+        index_written(written, num_workers)
+    return written
 
 
 def _class_ids(

@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ..artifacts import locked_part, part_path, publish
+from ..artifacts import locked_part, part_path, publish, write_all
 from ..beton.format import header_bytes
 from ..beton.index import BetonIndex
+from ..beton.jpeg_index_file import remove_index
 from ..beton.manifest import Manifest, write_manifest
 from ..parallel import map_ordered
 from ..progress import track
 from ..writing.journal import Journal
-from ..writing.pages import write_all
 from .plan import Retained, place
 from .source import SourceBeton, SourceFile
 
@@ -65,6 +65,7 @@ def copy_samples(
             os.fsync(stream.fileno())
             write_manifest(target, describe(index))
             publish(stream, part_path(target), target)
+            remove_index(target)
         except BaseException:
             part_path(target).unlink(missing_ok=True)
             raise

@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..beton import BetonIndex
 from ..beton.jpeg_index import JpegIndexes, jpeg_images
+from ..beton.jpeg_index_file import IndexFile
 from ..selection import Selection
 from ..validate import check_int
 from ..version import __version__
@@ -190,6 +191,10 @@ class PrunedLoader(StatefulLoader):
             name, self._file, extents, read_ahead=self._read_ahead, shared_as=shared_as
         )
         if self._opened_here:
+            if self._has_indexes and any(
+                hasattr(spec.decoder, "decoders") for spec in self.pipeline_specs.values()
+            ):
+                _ = self._index.fingerprint  # names the file of the indexes, and needs the table
             self._index.release_allocations()  # a large table that no epoch needs
         make_indexes = partial(self._make_indexes, extents)
         memory = RetainedMemory(self._index, cache, self.seed, self._make_workspace, make_indexes)
@@ -313,7 +318,8 @@ class PrunedLoader(StatefulLoader):
             if self._has_indexes and hasattr(decoder, "decoders"):
                 chosen = extents.samples[jpeg_images(self._index, field)[extents.samples]]
                 is_jpeg |= np.isin(extents.ptrs, self._index.column(field)["data_ptr"][chosen])
-        return JpegIndexes(self._index, extents.ptrs, extents.sizes, is_jpeg)
+        file = IndexFile(self._index) if is_jpeg.any() else None
+        return JpegIndexes(file, extents.ptrs, extents.sizes, is_jpeg)
 
     def _make_workspace(self) -> Workspace:
         samples = self._extents.samples

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from ..artifacts import locked_part, publish
 from ..beton.format import HEADER, header_bytes
 from ..beton.index import BetonIndex
+from ..beton.jpeg_index_file import remove_index
 from ..beton.manifest import Manifest, write_manifest
 from ..parallel import TASKS_PER_WORKER, map_ordered
 from ..progress import track
@@ -78,6 +79,7 @@ def build_beton(target: Path, plan: BuildPlan, num_workers: int) -> BetonIndex:
             write_manifest(target, plan.describe(index, pages.state.skipped))
             journal.remove()  # the rename below releases the lock, and others may write then
             publish(stream, journal.part, target)
+            remove_index(target)
         except BaseException as error:
             if journal.state.exists():
                 error.add_note("What was written so far is kept: run it again to continue.")

@@ -10,6 +10,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..artifacts import write_all
 from ..beton.format import ALLOCATION, LARGEST_PAGE, leaf, uint64_paths
 from .encode import MARK, Batch
 from .journal import Journal, WriteState
@@ -138,11 +139,3 @@ def move_pointers(rows: NDArray[Any], starts: NDArray[np.int64], sizes: NDArray[
         values = leaf(rows, path).view(np.uint64)
         offsets = values - np.uint64(MARK)  # wraps to a large number for values below MARK
         np.copyto(values, offsets + base, where=offsets <= room)
-
-
-def write_all(file: int, data: bytes | memoryview, position: int) -> None:
-    """Write all of `data` at byte `position` of a file descriptor."""
-    view = memoryview(data)
-    while len(view):
-        written = os.pwrite(file, view, position)
-        view, position = view[written:], position + written

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ..beton.format import CUSTOM_TYPE, FIELD, LARGEST_PAGE, metadata_dtype
 from ..beton.index import BetonIndex
+from ..beton.index_jpegs import index_written
 from ..beton.manifest import Manifest
 from ..validate import check_choice, check_int, resolve_num_workers
 from .build import BuildPlan, build_beton
@@ -45,7 +46,7 @@ def image_fields(
     return {"image": image, "label": IntField(), "identifier": IntField()}
 
 
-def write_beton(
+def write_beton(  # noqa: PLR0913  # options are named at the call
     out: str | os.PathLike[str],
     samples: Sequence[tuple[Any, ...]],
     fields: Mapping[str, Any],
@@ -57,6 +58,7 @@ def write_beton(
     page_size: int | None = None,
     num_workers: int | None = None,
     on_error: Literal["raise", "skip"] = "raise",
+    jpeg_index: bool = True,
 ) -> BetonIndex:
     """Write `samples` to a beton that ffcv can read, and its manifest, atomically.
 
@@ -82,6 +84,8 @@ def write_beton(
         num_workers: processes that encode. None uses all cores, 0 encodes in this process.
         on_error: `raise` the first error of a sample, or `skip` samples with errors and list them
             in the manifest.
+        jpeg_index: then index the JPEGs, as `index_jpegs` does, so that the first epoch of a
+            loader decodes as fast as later ones. If that fails, there is a warning.
 
     Returns:
         The index of the new beton.
@@ -143,7 +147,11 @@ def write_beton(
         skip_errors=on_error == "skip",
         name_of=name_of if callable(name_of) else "sample {}".format,
     )
-    return build_beton(Path(out), plan, resolve_num_workers(num_workers, at_least=0))
+    workers = resolve_num_workers(num_workers, at_least=0)
+    written = build_beton(Path(out), plan, workers)
+    if jpeg_index:
+        index_written(written, workers)
+    return written
 
 
 def _encode(

@@ -53,6 +53,7 @@ def test_a_verb_calls_one_public_function(
     [
         (verbs.Inspect, dp4tl_ffcv.BetonIndex.summary),
         (verbs.Verify, dp4tl_ffcv.verify),
+        (verbs.Index, dp4tl_ffcv.index_jpegs),
         (verbs.Features, dp4tl_ffcv.extract_features),
         (verbs.Cluster, dp4tl_ffcv.cluster),
         (verbs.Select, dp4tl_ffcv.select),

@@ -139,7 +139,7 @@ def test_one_process_writes_a_file_at_a_time(
         assert (tmp_path / ".out.beton.part").read_bytes() == b"of another"
     for suffix in (".json", ".table"):  # of other options
         (tmp_path / f".out.beton.part{suffix}").write_bytes(b"left")
-    compact(jpeg_source, None, out, num_workers=1, **options)
+    compact(jpeg_source, None, out, num_workers=1, jpeg_index=False, **options)
     assert names(tmp_path) == ["out.beton", "out.beton.json"]
 
 
@@ -202,7 +202,7 @@ def test_a_killed_run_leaves_no_file_and_the_next_gives_the_same_bytes(
     assert not out.exists()
     assert (out.parent / ".out.beton.part.json").exists() == (batches > 1)
     placed.clear()
-    compact(jpeg_source, None, out, images=images, num_workers=1)
+    compact(jpeg_source, None, out, images=images, num_workers=1, jpeg_index=False)
     if images == "raw":
         assert (sum(placed) < 36) == (batches > 1)
     assert sha256_of_file(out) == sha256_of_file(tmp_path / "whole.beton")

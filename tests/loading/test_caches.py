@@ -59,7 +59,7 @@ class Epochs:
         index = BetonIndex.open(cache.reader.path)
         extents = cache.extents
         none = np.zeros(len(extents.ptrs), dtype=np.bool_)
-        indexes = JpegIndexes(index, extents.ptrs, extents.sizes, none)
+        indexes = JpegIndexes(None, extents.ptrs, extents.sizes, none)
         self.manager = RetainedMemory(index, cache, 0, lambda: Workspace(1, 0), lambda: indexes)
         self.manager.window_size = windows * BATCH
         with shared_compilation():

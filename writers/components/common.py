@@ -22,7 +22,7 @@ from dp4tl_ffcv.utils import one_line_errors
 SPLITS = ("train", "val", "test")
 MAX_CLASS_ID = (1 << 24) - 1  # each id up to the largest gets a name and a count
 # Options that a resumed run may change: they change no sample's bytes.
-_NOT_RECORDED = ("out", "num_workers", "check_counts", "download", "on_error")
+_NOT_RECORDED = ("out", "num_workers", "check_counts", "download", "on_error", "jpeg_index")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +49,8 @@ class Options:
     """Worker processes. Default: one per core. 0 works in this process."""
     on_error: Literal["raise", "skip"] = "raise"
     """Stop at an unreadable image, or skip it and list it in the manifest."""
+    jpeg_index: bool = True
+    """Index the JPEGs too (see `dp4tl index`), so that the first epoch is as fast as later ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +122,7 @@ def write_splits(
             seed=seed,
             num_workers=options.num_workers,
             on_error=options.on_error,
+            jpeg_index=options.jpeg_index,
         )
     return written
 

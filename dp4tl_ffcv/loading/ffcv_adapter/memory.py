@@ -6,6 +6,7 @@ that numba shares (see `dp4tl_ffcv/ffcv_import.py`). `RetainedMemory` does neith
 
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import cached_property
 from typing import Any
 
@@ -109,4 +110,5 @@ class EpochMemory(MemoryContext):
         """Stop reading, and keep the indexes that this epoch has made. Called once."""
         self._reads.stop()
         if not sys.is_finalizing():  # a loop that was left as the program ends: too late for files
-            self._indexes.save()
+            with suppress(OSError):  # the next loader makes them again
+                self._indexes.save()

@@ -1,0 +1,244 @@
+"""The file `NAME.beton.jpegs` that keeps the indexes of a beton's JPEGs.
+
+It lies next to the beton or, where that folder cannot be written, in the user's cache folder. A
+header names the beton. Blocks follow: a table of `RECORD`, then the indexes in the order of the
+table. Later blocks override earlier ones.
+
+Processes only append, one at a time, and read without a lock: a block counts once it is whole. The
+next process to append overwrites a block that a killed process left unfinished.
+"""
+
+import errno
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..artifacts import write_all
+from ..jpeg.mcu_index import checksum
+from ..kernels.compiled import compiled, copy_memory
+from .index import BetonIndex
+
+SUFFIX = ".jpegs"
+RECORD = np.dtype([("ptr", "<u8"), ("checksum", "<i8"), ("num_bytes", "<i8")])
+"""Place of a JPEG in the beton; checksum and bytes of its index, 0 if it cannot have one."""
+
+_MAGIC = b"dp4tl\0\0\1"  # the last byte is the version of the format
+_HEADER = np.dtype([("magic", "S8"), ("fingerprint", "S64")])
+_BLOCK = np.dtype([("count", "<u8"), ("num_bytes", "<u8"), ("checksum", "<i8")])
+_BLOCK_ROWS = 1 << 14  # about 20 MB of memory while a block is written
+
+
+@dataclass(frozen=True)
+class Block:
+    """A block of a file. Its table was checked; its indexes were not read."""
+
+    file: int
+    """Descriptor of the file."""
+    records: NDArray[Any]
+    """Table of `RECORD`, `(n,)`."""
+    start: int
+    """First byte of the indexes."""
+
+    @property
+    def end(self) -> int:
+        """First byte after the block."""
+        return self.start + int(self.records["num_bytes"].sum())
+
+
+class IndexFile:
+    """Reads and appends to the indexes of a beton's JPEGs.
+
+    Args:
+        beton: the beton, which is still at its path.
+    """
+
+    def __init__(self, beton: BetonIndex) -> None:
+        self._beton = beton.path
+        self._identity = _identity(beton.path)
+        self._header = np.array((_MAGIC, beton.fingerprint.encode()), dtype=_HEADER).tobytes()
+        self._paths = [index_path(beton.path), *_cache_paths(beton.fingerprint)]
+        self._read: dict[Any, int] = {}  # bytes of each file that were read
+
+    @property
+    def path(self) -> Path | None:
+        """The file, or None if there is none."""
+        for path in self._paths:
+            with suppress(OSError), path.open("rb") as stream:
+                if self._is_own(stream.fileno()):
+                    return path
+        return None
+
+    def new_blocks(self) -> Iterator[Block]:
+        """Yield the blocks that were appended since the last call, the latest first."""
+        for path in self._paths:
+            with suppress(OSError), path.open("rb") as stream:
+                file = stream.fileno()
+                if self._is_own(file):
+                    blocks = list(_blocks(file, self._read_of(file)))
+                    if blocks:
+                        self._read[_identity(file)] = blocks[-1].end
+                    yield from reversed(blocks)
+
+    def append(
+        self,
+        ptrs: NDArray[np.uint64],
+        data: NDArray[np.uint8],
+        starts: NDArray[np.int64],
+        sizes: NDArray[np.int64],
+    ) -> None:
+        """Append the indexes of n JPEGs.
+
+        Args:
+            ptrs: place of each JPEG in the beton `(n,)`.
+            data: memory that holds the indexes.
+            starts: place of each index in `data` `(n,)`.
+            sizes: bytes of each index `(n,)`, 0 for a JPEG that cannot have one.
+
+        Raises:
+            OSError: no file can be written, or another beton has taken the path.
+        """
+        if self._identity is None or _identity(self._beton) != self._identity:
+            raise OSError(errno.ESTALE, "another beton has taken its place", str(self._beton))
+        failed: OSError | None = None
+        for path in self._paths:
+            blocks = (
+                _block(ptrs[part], data, starts[part], sizes[part])
+                for part in (slice(at, at + _BLOCK_ROWS) for at in range(0, len(ptrs), _BLOCK_ROWS))
+            )
+            try:
+                with _locked(path, is_cache=path != self._paths[0]) as file:
+                    self._append(file, blocks)
+                return
+            except OSError as error:
+                failed = failed or error
+        raise failed or FileNotFoundError(self._beton)
+
+    def _append(self, file: int, blocks: Iterator[memoryview]) -> None:
+        end = self._cut(file)
+        was_read = end == self._read_of(file)  # no other process appended
+        for block in blocks:
+            try:
+                write_all(file, block, end)
+            except BaseException:
+                os.ftruncate(file, end)
+                raise
+            end += len(block)
+            if was_read:
+                self._read[_identity(file)] = end
+
+    def _cut(self, file: int) -> int:
+        """Cut off an unfinished block, or start another beton's file again; return the end."""
+        if self._is_own(file):
+            end = self._read_of(file)
+            for block in _blocks(file, end):
+                end = block.end
+        else:
+            os.ftruncate(file, 0)
+            write_all(file, self._header, 0)
+            end = len(self._header)
+        os.ftruncate(file, end)
+        return end
+
+    def _is_own(self, file: int) -> bool:
+        return os.pread(file, len(self._header), 0) == self._header
+
+    def _read_of(self, file: int) -> int:
+        return self._read.get(_identity(file), len(self._header))
+
+
+def index_path(beton: Path) -> Path:
+    """Return the path of the file next to a beton."""
+    return beton.with_name(beton.name + SUFFIX)
+
+
+def remove_index(beton: Path) -> None:
+    """Remove the file of the beton that another one has just replaced."""
+    with suppress(OSError):  # not ours to remove; it is ignored
+        index_path(beton).unlink(missing_ok=True)
+
+
+def _cache_paths(fingerprint: str) -> list[Path]:
+    with suppress(RuntimeError):  # the user has no home
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        return [home / "dp4tl_ffcv" / f"{fingerprint}{SUFFIX}"]
+    return []
+
+
+def _identity(file: Path | int) -> tuple[int, int] | None:
+    with suppress(OSError):
+        found = os.fstat(file) if isinstance(file, int) else file.stat()
+        return found.st_dev, found.st_ino
+    return None
+
+
+@contextmanager
+def _locked(path: Path, is_cache: bool) -> Iterator[int]:
+    if is_cache:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield file
+    finally:
+        os.close(file)
+
+
+def _blocks(file: int, start: int) -> Iterator[Block]:
+    """Yield the whole blocks from byte `start` on."""
+    size = os.fstat(file).st_size
+    while start + _BLOCK.itemsize <= size:
+        head = os.pread(file, _BLOCK.itemsize, start)
+        if len(head) < _BLOCK.itemsize:
+            return
+        count, num_bytes, expected = np.frombuffer(head, _BLOCK)[0].tolist()
+        place = start + _BLOCK.itemsize + count * RECORD.itemsize
+        if not count or place + num_bytes > size:
+            return
+        table = np.frombuffer(
+            bytearray(os.pread(file, count * RECORD.itemsize, start + _BLOCK.itemsize)), np.uint8
+        )
+        if len(table) != count * RECORD.itemsize or checksum(table) != expected:
+            return
+        block = Block(file, table.view(RECORD), place)
+        if block.records["num_bytes"].min() < 0 or block.end != place + num_bytes:
+            return
+        yield block
+        start = block.end
+
+
+def _block(
+    ptrs: NDArray[np.uint64],
+    data: NDArray[np.uint8],
+    starts: NDArray[np.int64],
+    sizes: NDArray[np.int64],
+) -> memoryview:
+    records = np.empty(len(ptrs), dtype=RECORD)
+    records["ptr"], records["num_bytes"] = ptrs, sizes
+    total, table_bytes = int(sizes.sum()), records.nbytes
+    block = np.empty(_BLOCK.itemsize + table_bytes + total, dtype=np.uint8)
+    checksums = np.empty(len(ptrs), dtype=np.int64)
+    _gather(data, starts, sizes, block[_BLOCK.itemsize + table_bytes :], checksums)
+    records["checksum"] = checksums
+    table = records.view(np.uint8)
+    head = np.array([(len(ptrs), total, checksum(table))], dtype=_BLOCK)
+    block[: _BLOCK.itemsize] = head.view(np.uint8)
+    block[_BLOCK.itemsize : _BLOCK.itemsize + table_bytes] = table
+    return block.data
+
+
+@compiled()
+def _gather(data: Any, starts: Any, sizes: Any, out: Any, checksums: Any) -> None:
+    """Copy the indexes to `out` one after another, and fill in their checksums."""
+    at = 0
+    for row in range(len(sizes)):
+        room = out[at : at + sizes[row]]
+        copy_memory(room.ctypes.data, data[starts[row] :].ctypes.data, room.size)
+        checksums[row] = checksum(room)
+        at += room.size
