@@ -41,7 +41,17 @@ _STEPS, _FEWEST = 16, 3
 _COLUMNS = 4  # of an entry: position, and predictors of Y, Cb and Cr
 _MOST_LOW_BITS = 24
 _CODES_BYTES = 16  # of an entry: many more than an index has room for
-_FACTOR = 0x1E3779B97F4A7C15  # odd, with irregular bits
+_FACTOR = np.uint64(0x9E3779B97F4A7C15)  # odd, with irregular bits
+
+
+@compiled()
+def _mixed(value: Any) -> Any:
+    """Spread each bit of a uint64 to all bits, as MurmurHash3's final mixing does."""
+    half = np.uint64(33)
+    value = (value ^ (value >> half)) * _FACTOR
+    # After a single multiplication, a change of the highest bits would be cancelled by another.
+    value = (value ^ (value >> half)) * _FACTOR
+    return value ^ (value >> half)
 
 
 @compiled()
@@ -60,12 +70,12 @@ def checksum(data: Any) -> Any:
         a, b = (a << left | a >> right) + words[at], (b << left | b >> right) + words[at + 1]
         c, d = (c << left | c >> right) + words[at + 2], (d << left | d >> right) + words[at + 3]
         e, f, g, h = e + a, f + b, g + c, h + d
-    result = np.int64(0)
+    result = np.uint64(0)
     for each in (a, b, c, d, e, f, g, h):
-        result = (result ^ np.int64(each ^ (each >> np.uint64(32)))) * _FACTOR
+        result = _mixed(result ^ each)
     for at in range(8 * whole, data.size):
-        result = (result ^ np.int64(data[at])) * _FACTOR
-    return result
+        result = _mixed(result ^ np.uint64(data[at]))
+    return np.int64(result)
 
 
 @_inlined

@@ -1,6 +1,7 @@
 """Crops decoded with the index of a JPEG: the same bits as without it and as ffcv's."""
 
 from collections import Counter
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -128,6 +129,11 @@ def test_an_index_is_valid_for_its_jpeg_only_and_undamaged() -> None:
             whole[[first, second]] ^= bit
             assert not is_index_of(index, data), (first, second)
             whole[[first, second]] ^= bit
+    for count in (2, 3, 4):
+        for places in combinations(range(11, 40, 4), count):  # the highest bits of 32-bit words
+            index[[*places]] ^= 128
+            assert not is_index_of(index, data), places
+            index[[*places]] ^= 128
     for stop in range(index.size):
         assert not is_index_of(index[:stop], data)
         assert not is_index_of(index, data[:stop])
@@ -165,7 +171,8 @@ def test_ten_thousand_crops_have_the_same_pixels() -> None:
     rng, seen = np.random.default_rng(0), {kind: Counter[str]() for kind in KINDS}
     for number in range(2000):
         kind = list(KINDS)[number % len(KINDS)]
-        height, width = np.exp(rng.uniform(0, np.log(2001), 2)).astype(int).tolist()
+        size = np.exp(rng.uniform(0, np.log(2001), 2)) if number % 2 else rng.uniform(1, 2001, 2)
+        height, width = size.astype(int).tolist()
         padding = int(rng.integers(2) * rng.integers(200_000))
         seen[kind] += check_crops(rng, kind, (height, width), 5, padding)
     for kind, ways in seen.items():
@@ -173,4 +180,4 @@ def test_ten_thousand_crops_have_the_same_pixels() -> None:
     total = sum(seen.values(), Counter[str]())
     print("all", dict(total))
     assert total.total() == 10_000
-    assert total["index"] > 5000
+    assert total["index"] > 4000
