@@ -74,6 +74,9 @@ COMPARISONS = {
             "jpeg_center_throughput": "JPEG of 400 px, centre crop to 160, as for evaluation",
             "raw_rrc_throughput": "raw of 400 px, random resized crop to 160",
             "leaked_threads": "threads left by 5 early breaks",
+            "index_build": "indexing JPEGs of 400 px ahead",
+            "index_bytes": "bytes of the indexes",
+            "first_epoch_throughput": "first epoch, JPEG of 400 px, with indexes",
         },
         details=("samples", "keep", "order", "how"),
     ),
@@ -89,10 +92,10 @@ COMPARISONS = {
         },
         details=("images", "file_bytes", "how", "flush"),
         notes=(
-            " The input files are in the page cache. `write_beton` and `compact` flush to the disk "
-            "before the clock stops; ffcv does not, and `cp` does where the row says so. Memory: "
-            "growth over the process and its workers. `write_beton` keeps about 90 bytes per image "
-            "plus its name, and briefly copies part of this."
+            " The input files are in the page cache. `write_beton` and `compact` index no JPEGs "
+            "here. They flush to the disk before the clock stops; ffcv does not, and `cp` does "
+            "where the row says so. Memory: growth over the process and its workers. `write_beton` "
+            "keeps about 90 bytes per image plus its name, and briefly copies part of this."
         ),
     ),
     "scoring": Comparison(
@@ -123,15 +126,12 @@ class Config:
 def comparison_table(name: str) -> str:
     table = COMPARISONS[name]
     head, *rows = _lines(RESULTS / f"{name}.jsonl")
-    against = f", against {rows[0]['other_name']}" if name == "loader" else ""
     caption = (
-        f"{_measured(head)}{against}, by `python -m benchmarks.{name}`. Runs of both sides "
+        f"{_measured(head)}, by `python -m benchmarks.{name}`. Runs of both sides "
         "alternate; the table gives medians, and the quartiles of the ratio. A ratio above 1 is "
-        f"better for {'`PrunedLoader`' if name == 'loader' else 'us'}.{table.notes}"
+        f"better for us.{table.notes}"
     )
-    columns = ["what", "stock ffcv", "`PrunedLoader`", "ratio"]
-    if name != "loader":  # whose columns name the other side
-        columns = ["what", "against", "other", "ours", "ratio"]
+    columns = ["what", "against", "other", "ours", "ratio"]
     timed = any("cpu_ratio" in row for row in rows)
     if timed:
         columns.append("in processor time")
@@ -141,8 +141,7 @@ def comparison_table(name: str) -> str:
         params = row["params"]
         shown = ", ".join(DETAILS[each](params[each]) for each in table.details if each in params)
         cells = [f"{table.figures[row['figure']]} ({shown})"]
-        if name != "loader":
-            cells.append(SIDES.get(row["other_name"], row["other_name"]))
+        cells.append(SIDES.get(row["other_name"], row["other_name"]))
         cells += [_amount(row[side], row["unit"]) for side in ("other", "ours")]
         cells.append(with_quartiles(row["ratio"], row["spread"]))
         if timed:
@@ -205,8 +204,9 @@ def _amount(value: float, unit: str) -> str:
         return f"{value / 1e9:.2f} GB" if value >= 1e9 else f"{value / 1e6:.1f} MB"
     if unit == "bytes/s":
         return f"{value / 1e9:.2f} GB/s"
-    shown = {"bytes/image": " bytes", "s": " s", "images/s": " images/s"}
-    return _number(value) + shown.get(unit, "")
+    shown = {"bytes/image": "bytes", "s": "s", "images/s": "images/s"}
+    shown["images/processor s"] = "images per processor second"
+    return f"{_number(value)} {shown.get(unit, '')}".rstrip()
 
 
 def _number(value: float) -> str:

@@ -28,6 +28,7 @@ from benchmarks.harness.dataset import retain
 from benchmarks.harness.loaders import open_loader
 from benchmarks.harness.memory import peak_growth, read_so_far
 from benchmarks.harness.timing import Stopwatch
+from dp4tl_ffcv.beton.jpeg_index_file import index_path
 
 LEAK_SECONDS = 1.0  # time for threads to end
 
@@ -44,6 +45,8 @@ class Setting:
     """Crop size in pixels. None loads only the first byte of each image."""
     center: bool = False
     """Crop the centre, as for evaluation, instead of random resized crops."""
+    jpeg_index: bool = True
+    """Index the JPEGs (ours)."""
 
     def retained(self) -> NDArray[np.int64]:
         return retain(dp4tl_ffcv.BetonIndex.open(self.beton).labels(), self.keep)
@@ -59,16 +62,19 @@ class Side:
         return nullcontext()
 
     def build(self, setting: Setting, indices: NDArray[np.int64]) -> Any:
+        stock = isinstance(self, Stock)
+        options = {} if stock else {"jpeg_index": setting.jpeg_index}
         return open_loader(
             setting.beton,
             image=() if setting.resolution else [FirstByte(), ToTensor()],
             resolution=setting.resolution or 0,
             center=setting.center,
-            stock=isinstance(self, Stock),
+            stock=stock,
             order=setting.order,
             from_disk=setting.from_disk,
             batch_size=setting.batch_size,
             indices=indices,
+            **options,
         )
 
     # -- one loader, many epochs -------------------------------------------------------------------
@@ -181,6 +187,22 @@ class Ours(Side):
     """`PrunedLoader`, which compiles once per process."""
 
     name = "PrunedLoader"
+
+    def index(self, beton: Path) -> dict[str, Any]:
+        """Index the JPEGs of a beton from scratch."""
+        index_path(beton).unlink(missing_ok=True)
+        with Stopwatch() as watch:
+            summary = dp4tl_ffcv.index_jpegs(beton)
+        return {**summary, "seconds": watch.timing}
+
+    def first_epoch(self, setting: Setting, has_file: bool) -> dict[str, Any]:
+        """Load the first epoch of a new loader, with or without a file of indexes."""
+        if has_file:
+            dp4tl_ffcv.index_jpegs(setting.beton)
+        else:
+            index_path(setting.beton).unlink(missing_ok=True)
+        self.open(setting)
+        return self.epoch()
 
     def plan(self, loader: Any, epoch: int) -> int:
         # `loader.pool_bytes` would plan a second time.

@@ -250,6 +250,8 @@ class Compact(Verb):
     """How to store images: unchanged, as JPEG, or as raw pixels."""
     raw_budget: str | None = None
     """Largest size of the new file, such as 64GiB. Store as raw pixels as many images as fit."""
+    baseline: bool = False
+    """Store progressive JPEGs as baseline JPEGs with the same pixels, which decode faster."""
     fields: tuple[str, ...] | None = None
     """Fields to copy, such as `image label`. Default: all."""
     num_workers: int | None = None

@@ -32,6 +32,7 @@ def compact(  # noqa: PLR0913  # options are named at the call
     max_resolution: int | None = None,
     images: Literal["keep", "jpeg", "raw"] = "keep",
     raw_budget: int | str | None = None,
+    baseline: bool = False,
     fields: Collection[str] | None = None,
     num_workers: int | None = None,
     custom_fields: Mapping[str, Any] | None = None,
@@ -57,6 +58,9 @@ def compact(  # noqa: PLR0913  # options are named at the call
             images as fit are stored as raw pixels, starting with those that save the most decoding
             time per byte. Images too large for a page stay JPEGs. With `max_resolution`, the limit
             is approximate.
+        baseline: store progressive JPEGs, and others that cannot be indexed because of their
+            coding, as baseline JPEGs. These have the same pixels and metadata and decode about
+            2.8 times faster, but have about 10 % more bytes than progressive ones.
         fields: names of the fields to keep, for recipes that accept no others. None keeps all.
             Only numbers can be left out, and not the class ids.
         num_workers: threads that copy, or processes that encode images. None uses all cores.
@@ -76,7 +80,12 @@ def compact(  # noqa: PLR0913  # options are named at the call
         BlockingIOError: another process is writing `out`.
     """
     budget = None if raw_budget is None else parse_bytes("raw_budget", raw_budget)
-    image_options = ImageOptions(images=images, max_resolution=max_resolution, raw_budget=budget)
+    image_options = ImageOptions(
+        images=images,
+        max_resolution=max_resolution,
+        raw_budget=budget,
+        baseline=bool(baseline),
+    )
     options = {
         "layout": check_choice("layout", layout, ("shuffled", "class")),
         "seed": check_int("seed", seed, at_least=0),

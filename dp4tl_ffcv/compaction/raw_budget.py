@@ -23,11 +23,14 @@ class ImagePlan:
     raw: NDArray[np.bool_]
     """Whether the new beton stores raw pixels."""
     was_raw: NDArray[np.bool_]
+    baseline: bool
+    """Whether JPEGs are stored as baseline JPEGs."""
 
     @property
     def changed(self) -> NDArray[np.bool_]:
         """Whether each image is stored in another way than before."""
-        return np.asarray(self.shrunk | (self.raw != self.was_raw))
+        is_rewritten = self.baseline & ~self.was_raw
+        return np.asarray(self.shrunk | (self.raw != self.was_raw) | is_rewritten)
 
     @property
     def pixel_bytes(self) -> NDArray[np.int64]:

@@ -13,6 +13,7 @@ from ..beton.index import BetonIndex
 from ..beton.manifest import Manifest
 from ..errors import BetonError
 from ..jpeg import turbojpeg
+from ..jpeg.baseline import to_baseline
 from ..kernels import resize_area
 from ..validate import check_choice, check_int
 from ..writing.build import DEFAULT_PAGE_SIZE, BuildPlan, build_beton, cannot_encode
@@ -35,6 +36,7 @@ class ImageOptions:
     images: str = "keep"
     max_resolution: int | None = None
     raw_budget: int | None = None
+    baseline: bool = False
 
     def __post_init__(self) -> None:
         check_choice("images", self.images, ("keep", "jpeg", "raw"))
@@ -64,7 +66,7 @@ class Transcoder:
         if not self._fields and options != ImageOptions():
             raise ValueError(
                 f"{str(source.file.path)!r} has no RGB images. Leave out `images`, "
-                "`max_resolution` and `raw_budget`."
+                "`max_resolution`, `raw_budget` and `baseline`."
             )
         if any(field.shrunk.any() for field in self._fields):
             # Compile it once here, not in every worker process.
@@ -161,6 +163,8 @@ class Transcoder:
         """Return the new stored bytes of an image, given those in the source."""
         stored = self._retained.metadata[field.column][position]
         size = (int(stored["height"]), int(stored["width"]))
+        if not (field.shrunk[position] or field.raw[position] or field.was_raw[position]):
+            return np.frombuffer(to_baseline(bytes(data)), dtype=np.uint8)
         if field.was_raw[position]:
             pixels = data.reshape(*size, 3)
         else:
@@ -235,4 +239,4 @@ def _plan_images(retained: Retained, column: str, options: ImageOptions) -> Imag
     raw = was_raw.copy()
     if options.images != "keep":
         raw[:] = options.images == "raw"
-    return ImagePlan(column, rows, sizes, shrunk, raw, was_raw)
+    return ImagePlan(column, rows, sizes, shrunk, raw, was_raw, options.baseline)

@@ -13,6 +13,7 @@ from PIL import Image, UnidentifiedImageError
 
 from ..beton.format import IMAGE_MODES, LONGEST_SIDE
 from ..jpeg import turbojpeg
+from ..jpeg.baseline import to_baseline
 from ..jpeg.markers import orientation_of, read_structure
 from ..kernels import resize_area
 from ..validate import check_choice, check_int
@@ -53,6 +54,9 @@ class ImageField(RGBImageField):  # type: ignore[misc]  # ffcv is untyped
         short_side: largest shorter side in pixels; larger images are shrunk. None keeps them.
         decode_check: also decode JPEGs that are stored unchanged, to detect corrupt ones.
             Otherwise only their markers are checked.
+        baseline: store progressive JPEGs, and others that cannot be indexed because of their
+            coding, as baseline JPEGs. These have the same pixels and metadata and decode about
+            2.8 times faster, but have about 10 % more bytes than progressive ones.
     """
 
     def __init__(
@@ -62,6 +66,7 @@ class ImageField(RGBImageField):  # type: ignore[misc]  # ffcv is untyped
         max_resolution: int | None = None,
         short_side: int | None = None,
         decode_check: bool = False,
+        baseline: bool = False,
     ) -> None:
         check_choice("mode", mode, _MODES)
         check_int("jpeg_quality", jpeg_quality, 1, 100)
@@ -74,6 +79,7 @@ class ImageField(RGBImageField):  # type: ignore[misc]  # ffcv is untyped
         self.mode = mode
         self.short_side = short_side
         self.decode_check = decode_check
+        self.baseline = baseline
         if max_resolution or short_side:  # compile it once here, not in every worker
             resize_area(np.zeros((2, 2, 3), dtype=np.uint8), (1, 1))
 
@@ -112,7 +118,7 @@ class ImageField(RGBImageField):  # type: ignore[misc]  # ffcv is untyped
         if self.mode == "jpg" and is_usual and is_right:
             if self.decode_check:
                 turbojpeg.check(content)
-            return content, size
+            return (to_baseline(content) if self.baseline else content), size
         if structure.components and header.colorspace in _TO_RGB:
             return self._made(_upright(turbojpeg.decode(content), structure.orientation))
         return self._made(_decode_with_pillow(content))

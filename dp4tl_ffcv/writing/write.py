@@ -37,12 +37,13 @@ def image_fields(
     max_resolution: int | None = None,
     short_side: int | None = None,
     decode_check: bool = False,
+    baseline: bool = False,
 ) -> dict[str, Any]:
     """Return the fields `image`, `label` and `identifier` for `write_beton`.
 
     The arguments are those of `ImageField`.
     """
-    image = ImageField(mode, jpeg_quality, max_resolution, short_side, decode_check)
+    image = ImageField(mode, jpeg_quality, max_resolution, short_side, decode_check, baseline)
     return {"image": image, "label": IntField(), "identifier": IntField()}
 
 

@@ -1,6 +1,7 @@
 """`compact` with new images: raw pixels, JPEGs, smaller images, a budget."""
 
 import shutil
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,13 @@ import pytest
 from ffcv.fields import IntField, RGBImageField
 from numpy.typing import NDArray
 
-from dp4tl_ffcv import BetonIndex, compact
+from dp4tl_ffcv import BetonIndex, compact, index_jpegs
 from dp4tl_ffcv.beton import format
 from dp4tl_ffcv.beton.verify.verification import verify
 from dp4tl_ffcv.compaction import plan as planning
 from dp4tl_ffcv.compaction import transcode
 from dp4tl_ffcv.jpeg import turbojpeg
+from dp4tl_ffcv.jpeg.baseline import is_baseline
 from dp4tl_ffcv.kernels import resize_area
 from dp4tl_ffcv.utils import sha256_of_file
 from dp4tl_ffcv.writing import build
@@ -28,6 +30,7 @@ from tests.compaction.support import (
     stored_at,
 )
 from tests.support.betons import PAGE_SIZE, damage, put, write_ours, write_stock
+from tests.support.images import jpeg
 
 RAW_AND_LABEL = {"image": RGBImageField(write_mode="raw"), "label": IntField()}
 
@@ -304,3 +307,36 @@ def test_a_corrupt_image_is_named(
         compact(path, None, tmp_path / "out.beton", num_workers=2, **options)
     assert [each.name for each in tmp_path.iterdir()] == ["a.beton"]
     compact(path, np.delete(np.arange(36), 7), tmp_path / "out.beton", num_workers=2, **options)
+
+
+# Baseline JPEGs.
+
+
+def test_progressive_jpegs_become_baseline_with_the_same_pixels(tmp_path: Path) -> None:
+    pictures = [paint(number, 300, 340) for number in range(1, 7)]
+    kinds = cycle([{"progressive": True}, {}, {"progressive": True, "subsampling": 0}])
+    contents = [jpeg(each, quality=95, **kind) for each, kind in zip(pictures, kinds, strict=False)]
+    path = jpegs(tmp_path / "a.beton", contents)
+    index = compact(path, None, tmp_path / "b.beton", baseline=True, num_workers=2)
+    assert read_images(index.path, True) == read_images(path, True)
+    data = index.path.read_bytes()
+    for sample, (label, image) in enumerate(
+        zip(index.labels().tolist(), index.column("image"), strict=True)
+    ):
+        stored = stored_at(index, data, sample, image["data_ptr"])
+        assert is_baseline(stored)
+        assert (stored == contents[label]) == is_baseline(contents[label])
+    assert index_jpegs(path)["other"] == 4
+    assert index_jpegs(index)["indexed"] == 6
+    shrunk = compact(
+        path, None, tmp_path / "c.beton", baseline=True, max_resolution=100, num_workers=1
+    )
+    assert max(shrunk.column("image")["width"]) == 100
+
+
+def test_a_damaged_progressive_jpeg_is_named(tmp_path: Path) -> None:
+    content = jpeg(paint(3, 120, 130), progressive=True)
+    damaged = content[:-400] + bytes(398) + content[-2:]
+    path = jpegs(tmp_path / "a.beton", [content, damaged])
+    with pytest.raises(ValueError, match=r"^Cannot encode a\.beton, sample 1: "):
+        compact(path, None, tmp_path / "b.beton", baseline=True, num_workers=1)

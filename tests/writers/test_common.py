@@ -60,6 +60,7 @@ def test_manifests_record_the_options_that_change_samples(tmp_path: Path) -> Non
             "max_resolution": None,
             "short_side": None,
             "decode_check": False,
+            "baseline": False,
             "seed": 5,
             "shuffle": True,
         }

@@ -12,12 +12,14 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from dp4tl_ffcv import image_fields, read_image, write_beton
+from dp4tl_ffcv.jpeg import turbojpeg
+from dp4tl_ffcv.jpeg.baseline import is_baseline
 from dp4tl_ffcv.jpeg.markers import read_structure
 from dp4tl_ffcv.kernels import resize_area
 from dp4tl_ffcv.writing.encode import Allocator
 from dp4tl_ffcv.writing.fields import ImageField
 from tests.support.betons import read_with_ffcv
-from tests.support.images import as_file
+from tests.support.images import as_file, picture
 
 ORIENTATION = 0x0112
 
@@ -78,6 +80,18 @@ def test_a_jpeg_that_needs_no_change_keeps_its_bytes(kind: str, tmp_path: Path) 
         with Image.open(path) as image:
             assert (record["width"], record["height"]) == image.size
         assert record["mode"] == 0
+
+
+def test_progressive_jpegs_become_baseline_if_asked_for(tmp_path: Path) -> None:
+    content = as_file(picture(70, 90), progressive=True)
+    index = write_beton(
+        tmp_path / "a.beton", [(content, 0, 0)], image_fields(baseline=True), num_workers=0
+    )
+    (extent,) = index.extents([0])
+    stored = index.path.read_bytes()[extent["ptr"] : extent["ptr"] + extent["size"]]
+    assert is_baseline(stored)
+    assert not is_baseline(content)
+    np.testing.assert_array_equal(turbojpeg.decode(stored), turbojpeg.decode(content))
 
 
 def test_stock_ffcv_reads_unchanged_jpegs(tmp_path: Path) -> None:

@@ -41,6 +41,8 @@ class Options:
     """Shrink images whose shorter side has more pixels than this."""
     decode_check: bool = False
     """Also decode the JPEGs that keep their bytes, to find corrupt ones now."""
+    baseline: bool = False
+    """Store progressive JPEGs as baseline JPEGs with the same pixels, which decode faster."""
     seed: int = 0
     """Seed of the order of samples in the files."""
     shuffle: bool = True
@@ -101,6 +103,7 @@ def write_splits(
         max_resolution=options.max_resolution,
         short_side=options.short_side,
         decode_check=options.decode_check,
+        baseline=options.baseline,
     )
     written = {}
     for split, samples in splits.items():
