@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..kernels.compiled import compiled, memory_at, native
+from ..kernels.compiled import compiled, memory_at, native, numbers_at
 
 # Fields of the int64 array that `read_coding` fills.
 FRAME = 0  # position of the height in the frame header; the width follows
@@ -85,7 +85,7 @@ def _read_scan(data: Any, start: Any, stop: Any, coding: Any) -> Any:
 
 @native()
 def _read_coding(data_at: Any, data_size: Any, coding_at: Any) -> Any:
-    data, coding = memory_at(data_at, data_size), memory_at(coding_at, 8 * FIELDS).view(np.int64)
+    data, coding = memory_at(data_at, data_size), numbers_at(coding_at, FIELDS)
     coding[:] = 0
     if data.size < 4 or data[0] != 0xFF or data[1] != 0xD8:
         return 0

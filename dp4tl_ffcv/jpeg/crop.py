@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..kernels.compiled import compiled, copy_memory, memory_at, native
+from ..kernels.compiled import compiled, copy_memory, memory_at, native, numbers_at
 from ..kernels.scratch import aligned
 from ..kernels.ycc import box_scratch_bytes, native_convert_box
 from .calls import (
@@ -74,7 +74,7 @@ def _plan_planes(scratch: Any, sampling: Any, rows: Any, pitch: Any) -> Any:
     Returns the addresses of TurboJPEG's lists of planes and of their strides, and the planes.
     """
     vertical, horizontal = sampling
-    strides, planes = scratch[:12].view(np.int32), scratch[16:40].view(np.int64)
+    strides, planes = scratch[:12].view(np.int32), numbers_at(scratch.ctypes.data + 16, 3)
     strides[0], strides[1], strides[2] = pitch, pitch // horizontal, pitch // horizontal
     planes[0] = scratch.ctypes.data + HEADER
     planes[1] = planes[0] + rows * pitch
@@ -245,7 +245,7 @@ def _decode_crop(  # noqa: PLR0913  # numbers instead of arrays
     scratch = memory_at(scratch_at, scratch_size)
     room_at = HEADER + _pixel_bytes(height, width)
     copy = scratch[room_at + aligned(box_scratch_bytes(width)) :]
-    coding = scratch[CODING : CODING + 8 * FIELDS].view(np.int64)
+    coding = numbers_at(scratch_at + CODING, FIELDS)
     parts = scratch, coding, scratch_at + room_at, copy
     size, box = (height, width), (top, left, crop_height, crop_width)
     # A new decompressor costs nothing compared to decoding. A reused one would decode an image that

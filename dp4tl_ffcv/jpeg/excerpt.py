@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..kernels.compiled import compiled, copy_memory, memory_at, native
+from ..kernels.compiled import compiled, copy_memory, memory_at, native, numbers_at
 from ..kernels.ycc import TOO_NARROW
 from .coding import COLUMNS, FIELDS, FRAME, HORIZONTAL, ROWS, SCAN, TABLES, VERTICAL
 from .mcu_index import read_entries, step_of
@@ -19,7 +19,7 @@ MOST_LEAD_IN = 4  # MCUs per row
 LEAD_IN_PIXELS = 16 * MOST_LEAD_IN
 # libjpeg-turbo decodes MCUs quickly only while this many bytes follow in its buffer.
 PADDING = 512 * 6
-CODES = 3 * 26 + 3 * 8 + 3 + 4  # int64 values of scratch memory for `write_excerpt`
+CODES = 3 * 26 + 3 * 8 + 3 + 4 + 3  # int64 values of scratch memory for `write_excerpt`
 
 # Numba compiles a function with a single caller faster as a part of that.
 _inlined = compiled(inline="always")
@@ -28,13 +28,14 @@ _SIZES = 12  # of differences of DC coefficients: 0 to 11 bits
 _LEAD_IN_BYTES = 256  # more than a lead-in MCU takes
 # The scratch memory: codes and their lengths for each component, then bits that fill a byte.
 _DC, _END, _FILL = 0, 2 * _SIZES, 3 * 26
-_AT, _BUFFER, _BITS = CODES - 7, CODES - 6, CODES - 5  # next byte, bits not yet written, number
-_ZEROS = CODES - 4  # an entry before the first one
+_AT, _BUFFER, _BITS = CODES - 10, CODES - 9, CODES - 8  # next byte, bits not yet written, number
+_ZEROS = CODES - 7  # an entry before the first one
+_LEFT = CODES - 3  # what is left of the DC differences
 
 
 @native()
 def _put_bits(out_at: Any, codes_at: Any, value: Any, length: Any) -> Any:
-    out, codes = memory_at(out_at, 0), memory_at(codes_at, 8 * CODES).view(np.int64)
+    out, codes = memory_at(out_at, 0), numbers_at(codes_at, CODES)
     buffer, bits, at = codes[_BUFFER] << length | value, codes[_BITS] + length, codes[_AT]
     while bits >= 8:
         bits -= 8
@@ -87,7 +88,7 @@ def _read_codes(data: Any, coding: Any, codes: Any) -> None:
             code *= 2
 
 
-@compiled()
+@_inlined
 def _put_difference(out: Any, codes: Any, component: Any, wanted: Any) -> Any:
     """Write a block's DC difference, as much as possible of `wanted`; return what is left."""
     size, sign = np.int64(0), np.int64(1 if wanted > 0 else -1)
@@ -124,21 +125,20 @@ def _put_lead_in(
     out: Any, codes: Any, luma_blocks: Any, count: Any, before: Any, entry: Any
 ) -> Any:
     """Write lead-in MCUs that lead from the predictors `before` to the entry; False if too few."""
-    luma, blue, red = entry[1] - before[1], entry[2] - before[2], entry[3] - before[3]
+    left = codes[_LEFT : _LEFT + 3]
+    for component in range(3):
+        left[component] = entry[1 + component] - before[1 + component]
     for number in range(count):
-        for _ in range(luma_blocks):
-            luma = _put_difference(out, codes, 0, luma)
-            _put(out, codes, codes[_END], codes[_END + 1])
-        blue = _put_difference(out, codes, 1, blue)
-        _put(out, codes, codes[26 + _END], codes[26 + _END + 1])
-        red = _put_difference(out, codes, 2, red)
-        end = 52 + _END
-        if number == count - 1:
-            missing = (entry[0] - codes[_BITS] - codes[end + 1]) % 8
-            if not _put_fill(out, codes, missing):
-                return False
-        _put(out, codes, codes[end], codes[end + 1])
-    return luma == 0 and blue == 0 and red == 0
+        for component in range(3):
+            end = 26 * component + _END
+            for _ in range(luma_blocks if component == 0 else 1):
+                left[component] = _put_difference(out, codes, component, left[component])
+                if component == 2 and number == count - 1:
+                    missing = (entry[0] - codes[_BITS] - codes[end + 1]) % 8
+                    if not _put_fill(out, codes, missing):
+                        return False
+                _put(out, codes, codes[end], codes[end + 1])
+    return left[0] == 0 and left[1] == 0 and left[2] == 0
 
 
 @_inlined
@@ -173,9 +173,8 @@ def _write_excerpt(
     out_size: Any,
 ) -> Any:
     data, out = memory_at(data_at, data_size), memory_at(out_at, out_size)
-    coding = memory_at(coding_at, 8 * FIELDS).view(np.int64)
-    codes = memory_at(codes_at, 8 * CODES).view(np.int64)
-    entries = memory_at(entries_at, 64 * rows).view(np.int64).reshape((rows, 2, 4))
+    coding, codes = numbers_at(coding_at, FIELDS), numbers_at(codes_at, CODES)
+    entries = numbers_at(entries_at, (rows, 2, 4))
     _read_codes(data, coding, codes)
     luma_blocks = coding[VERTICAL] * coding[HORIZONTAL]
     height = 8 * coding[VERTICAL] * rows
@@ -185,7 +184,7 @@ def _write_excerpt(
     if not has_codes or not has_ends or width > 0xFFFF or coding[SCAN] + PADDING > out.size:
         return 0
     _put_header(data, coding, height, width, out, codes)
-    before = codes[_ZEROS:]
+    before = codes[_ZEROS : _ZEROS + 4]
     for row in range(rows):
         start, stop = entries[row, 0], entries[row, 1]
         first, last = start[0] >> 3, stop[0] >> 3
@@ -277,13 +276,13 @@ def cut_excerpt(
     count = end_row * per_row + 1
     if scratch.size < 32 * (count + 2 * rows) + 8 * CODES:
         return nothing
-    codes = scratch[: 8 * CODES].view(np.int64)
-    entries = scratch[8 * CODES : 8 * (CODES + 4 * count)].view(np.int64).reshape((count, 4))
+    codes_at = scratch.ctypes.data
+    codes = numbers_at(codes_at, CODES)
+    entries = numbers_at(codes_at + 8 * CODES, (count, 4))
     if not read_entries(index, 8 * coding[SCAN], count, entries):
         return nothing
     num_rows, num_columns = end_row - first_row, end - first
-    ends = scratch[8 * (CODES + 4 * count) :][: 64 * num_rows].view(np.int64)
-    ends = ends.reshape((num_rows, 2, 4))
+    ends = numbers_at(codes_at + 8 * (CODES + 4 * count), (num_rows, 2, 4))
     for row in range(num_rows):
         start = (first_row + row) * per_row
         for column in range(4):

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from ..kernels.compiled import compiled, memory_at, native
+from ..kernels.compiled import compiled, memory_at, native, numbers_at
 from .calls import delete_decompressor, new_decompressor, read_header
 from .coding import COLUMNS, FIELDS, ROWS, read_coding, size_in
 from .crop import CODING, HEADER, jpeg_scratch_bytes
@@ -25,7 +25,7 @@ def _index_jpeg(
 ) -> int:
     data, out = memory_at(data_at, data_size), memory_at(out_at, out_size)
     scratch = memory_at(scratch_at, scratch_size)
-    coding = scratch[CODING : CODING + 8 * FIELDS].view(np.int64)
+    coding = numbers_at(scratch_at + CODING, FIELDS)
     found = scratch[:16].view(np.int32)
     found[:] = 0
     if not read_coding(data, coding) or size_in(data, coding) != (height, width):

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from ..kernels.compiled import compiled, copy_memory, memory_at, native
+from ..kernels.compiled import compiled, copy_memory, memory_at, native, numbers_at
 from ..kernels.scratch import ALIGNMENT, aligned
 from .coding import COLUMNS, ROWS
 from .mcu_scan import LOOKUPS, scan_mcus
@@ -171,9 +171,9 @@ def build_index(data: Any, coding: Any, scratch: Any, out: Any) -> Any:
     count = rows * columns + 1
     if scratch.size < build_scratch_bytes(rows, columns):
         return 0
-    positions = scratch[: 8 * count].view(np.int64)
+    positions = numbers_at(scratch.ctypes.data, count)
     at = aligned(8 * count)
-    values = scratch[at : at + 8 * _COLUMNS * count].view(np.int64).reshape((count, _COLUMNS))
+    values = numbers_at(scratch.ctypes.data + at, (count, _COLUMNS))
     at += aligned(8 * _COLUMNS * count)
     predictors = scratch[at : at + 6 * count].view(np.int16).reshape((count, 3))
     at += aligned(6 * count)

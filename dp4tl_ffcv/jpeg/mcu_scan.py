@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..kernels.compiled import compiled, memory_at, native
+from ..kernels.compiled import compiled, memory_at, native, numbers_at
 from .coding import COLUMNS, FIELDS, HORIZONTAL, ROWS, SCAN, TABLES, VERTICAL
 
 # Numba compiles a function with a single caller faster as a part of that.
@@ -171,10 +171,10 @@ def _scan_mcus(
     positions_at: Any,
     predictors_at: Any,
 ) -> Any:
-    data, coding = memory_at(data_at, data_size), memory_at(coding_at, 8 * FIELDS).view(np.int64)
+    data, coding = memory_at(data_at, data_size), numbers_at(coding_at, FIELDS)
     count = coding[ROWS] * coding[COLUMNS]
     lookups = memory_at(lookups_at, 2 * LOOKUPS).view(np.int16).reshape((3, 2, _SIZE))
-    positions = memory_at(positions_at, 8 * (count + 1)).view(np.int64)
+    positions = numbers_at(positions_at, count + 1)
     predictors = memory_at(predictors_at, 6 * (count + 1)).view(np.int16).reshape((count + 1, 3))
     for table in range(6):
         _fill_lookup(data, coding[TABLES + table], table % 2 == 1, lookups[table // 2, table % 2])

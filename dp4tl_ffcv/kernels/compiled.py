@@ -74,21 +74,33 @@ def compiled_intrinsic(make: Callable[..., Any]) -> Any:
     return intrinsic(make)
 
 
-@compiled_intrinsic
-def _pointer(_: Any, _address: Any) -> Any:
-    """Return an address as a pointer to bytes."""
-    pointer: Any = types.CPointer(types.uint8)  # type: ignore[no-untyped-call]
+def _pointer(kind: Any) -> Any:
+    """Return a function that makes a pointer to values of a type from an address."""
+    pointer: Any = types.CPointer(kind)  # type: ignore[no-untyped-call]
 
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.inttoptr(args[0], context.get_value_type(signature.return_type))
+    @compiled_intrinsic
+    def point(_: Any, _address: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            return builder.inttoptr(args[0], context.get_value_type(signature.return_type))
 
-    return pointer(types.int64), generate
+        return pointer(types.int64), generate
+
+    return point
+
+
+_bytes_pointer, _numbers_pointer = _pointer(types.uint8), _pointer(types.int64)
 
 
 @njit(cache=True, nogil=True, inline="always")
 def memory_at(address: int, size: int) -> Any:
     """Return `size` bytes at an address as uint8 `(size,)`."""
-    return carray(_pointer(address), size)
+    return carray(_bytes_pointer(address), size)
+
+
+@njit(cache=True, nogil=True, inline="always")
+def numbers_at(address: int, shape: Any) -> Any:
+    """Return the int64 at an address as an array of this shape."""
+    return carray(_numbers_pointer(address), shape)
 
 
 # Called by name: numba cannot cache code that calls a function of ctypes.

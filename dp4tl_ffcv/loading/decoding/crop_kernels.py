@@ -32,9 +32,15 @@ _inlined = compiled(inline="always")
 @compiled()
 def _row_at(address: Any, places: Any, ptrs: Any) -> Any:
     """Return the row of the byte range at `address`; -1 if it is not retained or in memory."""
-    row = np.searchsorted(ptrs, address)
+    row, end = np.int64(0), np.int64(len(ptrs))
+    while row < end:  # a binary search: numba compiles numpy's for a second
+        middle = (row + end) // 2
+        if ptrs[middle] < address:
+            row = middle + 1
+        else:
+            end = middle
     if row == len(ptrs) or ptrs[row] != address or places[row] < 0:
-        return -1
+        return np.int64(-1)
     return row
 
 
