@@ -166,6 +166,27 @@ def test_only_a_finished_index_is_written() -> None:
         assert (out == 0xA5).all()
 
 
+@pytest.mark.parametrize("kind", ["444", "422 optimized", "420"])
+def test_a_damaged_index_leads_to_no_access_outside_of_the_arguments(kind: str) -> None:
+    """`crop` checks the memory; `is_index_of`, which keeps such indexes out, is not called."""
+    rng, size = np.random.default_rng(0), (50, 140)
+    data = padded(KINDS[kind](picture(*size), 80), 30_000)
+    index = index_of(data, *size)
+    other = index_of(padded(KINDS[kind](picture(*size, seed=1), 80), 30_000), *size)
+    damaged = [index[:stop] for stop in range(index.size)] + [other]
+    for number in range(400):
+        first, last = [(8, 24), (24, index.size), (8, index.size)][number % 3]
+        places = rng.integers(first, last, rng.integers(1, 9)) if number % 4 else slice(first, last)
+        damaged.append(index.copy())
+        damaged[-1][places] = rng.choice([0, 255, 127, 128, int(rng.integers(256))])
+    whole = crop(data, NO_INDEX, size, (0, 0, *size))
+    assert whole is not None
+    for each in damaged:
+        assert np.array_equal(each, index) or not is_index_of(fenced(each), data)
+        box = drawn_box(rng, *size)
+        assert crop(data, fenced(each, after=bool(rng.integers(2))), size, box) is not None
+
+
 @pytest.mark.slow
 def test_ten_thousand_crops_have_the_same_pixels() -> None:
     rng, seen = np.random.default_rng(0), {kind: Counter[str]() for kind in KINDS}
