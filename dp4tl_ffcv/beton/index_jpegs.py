@@ -18,7 +18,7 @@ from ..parallel import map_ordered
 from ..progress import track
 from ..validate import resolve_num_workers
 from .index import BetonIndex
-from .jpeg_index import SMALLEST, JpegIndexes, jpeg_images
+from .jpeg_index import SMALLEST, JpegIndexes, copy_indexes, jpeg_images
 from .jpeg_index_file import IndexFile
 
 _GROUP = 4096  # images between two saves: a killed run loses no more
@@ -74,9 +74,19 @@ def index_jpegs(
     }
 
 
-def index_written(beton: BetonIndex, num_workers: int) -> None:
-    """Index the JPEGs of a beton that was just written. Warn where that fails."""
+def index_written(
+    beton: BetonIndex,
+    num_workers: int,
+    copied: tuple[BetonIndex, NDArray[np.uint64]] | None = None,
+) -> None:
+    """Index the JPEGs of a beton that was just written. Warn where that fails.
+
+    Indexes of images that were copied as they are can be copied too: `copied` is their beton, and
+    their byte offsets in it, for each row of `beton.allocations`.
+    """
     try:
+        if copied is not None:
+            copy_indexes(*copied, beton)
         index_jpegs(beton, num_workers=num_workers)
     except (OSError, BetonError, MemoryError) as error:
         warnings.warn(

@@ -18,6 +18,9 @@ from .index import BetonIndex
 from .jpeg_index_file import IndexFile
 
 SMALLEST = 4096  # bytes of a JPEG: decoding less saves too little
+_COPIED = 1 << 18  # images whose indexes are in memory while they are copied
+_BUFFER = 1 << 19  # bytes of a file that are read at a time
+_GAP = 4096  # bytes between two indexes that are read over: the system reads whole pages
 
 
 class JpegIndexes:
@@ -90,6 +93,29 @@ class JpegIndexes:
             _read_indexes(block.file, table, *self.state)
 
 
+def copy_indexes(source: BetonIndex, ptrs: NDArray[np.uint64], target: BetonIndex) -> None:
+    """Copy the indexes of images that were copied to a new beton, as far as the file has them.
+
+    Args:
+        source: the beton that the images come from.
+        ptrs: byte offset in `source` of each row of `target.allocations` `(R,)`.
+        target: the new beton.
+
+    Raises:
+        OSError: the file of `target` cannot be written.
+    """
+    file, order = IndexFile(target), np.argsort(ptrs)
+    for at in range(0, len(order), _COPIED):
+        rows = target.allocations[order[at : at + _COPIED]]
+        sizes, is_jpeg = rows["size"].astype(np.int64), np.ones(len(rows), dtype=np.bool_)
+        found = JpegIndexes(IndexFile(source), ptrs[order[at : at + _COPIED]], sizes, is_jpeg)
+        found.refresh()
+        known = np.flatnonzero((sizes >= SMALLEST) & (found.lengths != UNKNOWN))
+        if len(known):
+            lengths = np.maximum(found.lengths[known], 0)
+            file.append(rows["ptr"][known], found.data, found.places[known], lengths)
+
+
 def jpeg_images(index: BetonIndex, field: str) -> NDArray[np.bool_]:
     """Return which images of a field are JPEGs `(N,)`."""
     mode = next(number for number, name in IMAGE_MODES.items() if name == "jpg")
@@ -100,17 +126,34 @@ def jpeg_images(index: BetonIndex, field: str) -> NDArray[np.bool_]:
 @compiled()
 def _read_indexes(file: Any, table: Any, data: Any, places: Any, lengths: Any, stored: Any) -> None:
     """Read the indexes of `table`: row, offset in the file, bytes and checksum of each."""
+    largest, first = _BUFFER, 0
     for number in range(len(table)):
-        row, offset, size, expected = table[number]
-        length, room = size if size > 0 else NONE, data[places[row] : places[row + 1]]
-        if size > room.size or stored[row] == length:
-            continue
-        if lengths[row] != UNKNOWN:  # made here: the file may have the same one
-            if lengths[row] == length and (size == 0 or checksum(room[:size]) == expected):
-                stored[row] = length
-        elif size == 0:
-            lengths[row] = stored[row] = NONE
-        elif read_file(file, room.ctypes.data, size, offset) == size and (
-            checksum(room[:size]) == expected
-        ):
-            lengths[row] = stored[row] = size
+        largest = max(largest, table[number, 2])
+    buffer = np.empty(largest, dtype=np.uint8)
+    while first < len(table):
+        start = table[first, 1]
+        end, stop = start + table[first, 2], first + 1
+        while stop < len(table):
+            offset, size = table[stop, 1], table[stop, 2]
+            if offset - end > _GAP or offset + size - start > buffer.size:
+                break
+            end, stop = offset + size, stop + 1
+        found = max(read_file(file, buffer.ctypes.data, end - start, start), 0)
+        for number in range(first, stop):
+            row, offset, size, expected = table[number]
+            index = buffer[offset - start : min(offset - start + size, found)]
+            if index.size == size and (size == 0 or checksum(index) == expected):
+                _take(index, row, data, places, lengths, stored)
+        first = stop
+
+
+@compiled(inline="always")
+def _take(index: Any, row: Any, data: Any, places: Any, lengths: Any, stored: Any) -> None:
+    """Store an index that was read, unless there is one that the file may have as well."""
+    length, room = index.size if index.size > 0 else NONE, data[places[row] : places[row + 1]]
+    if lengths[row] == UNKNOWN:
+        if index.size <= room.size:
+            room[: index.size] = index
+            lengths[row] = stored[row] = length
+    elif lengths[row] == length and (index.size == 0 or (room[: index.size] == index).all()):
+        stored[row] = length

@@ -66,7 +66,8 @@ def compact(  # noqa: PLR0913  # options are named at the call
         num_workers: threads that copy, or processes that encode images. None uses all cores.
         custom_fields: class of each custom field, as for `BetonIndex.open`.
         jpeg_index: then index the JPEGs, as `index_jpegs` does, so that the first epoch of a
-            loader decodes as fast as later ones. If that fails, there is a warning.
+            loader decodes as fast as later ones. Indexes of images that keep their bytes are
+            copied. If indexing fails, there is a warning.
 
     Returns:
         The index of the new beton.
@@ -145,7 +146,8 @@ def compact(  # noqa: PLR0913  # options are named at the call
         else:
             written = copy_samples(source, retained, target, describe, num_workers)
     if jpeg_index:
-        index_written(written, num_workers)
+        copied = None if transcoder.changes else (index, retained.extents["ptr"])
+        index_written(written, num_workers, copied)
     return written
 
 

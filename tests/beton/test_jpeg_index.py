@@ -22,6 +22,7 @@ from dp4tl_ffcv import (
 )
 from dp4tl_ffcv.beton.jpeg_index import JpegIndexes
 from dp4tl_ffcv.beton.jpeg_index_file import IndexFile, index_path
+from dp4tl_ffcv.jpeg.index_jpeg import index_jpeg
 from dp4tl_ffcv.parallel import map_ordered
 from tests.support.images import jpeg, picture, write_images
 from tests.support.loading import pretend_rank
@@ -394,6 +395,27 @@ def test_writers_index_and_replace_a_stale_file(
     written = write_images(copied.path, padded(0), mode="jpg")
     assert saved(written.path) == expected
     assert verify(written.path, decode=True).is_sound
+
+
+def test_compact_copies_the_indexes_that_there_are(
+    beton: Path, expected: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pixels_of(load(beton, indices=[0, 3, 4, 8]))
+    made = []
+
+    def count(*arguments: Any) -> int:
+        made.append(arguments)
+        return int(index_jpeg(*arguments))
+
+    monkeypatch.setattr("dp4tl_ffcv.beton.index_jpegs.index_jpeg", count)
+    copied = compact(beton, None, beton.with_name("copy.beton"), num_workers=1)
+    assert len(made) == COUNT - 4
+    found = saved(copied)
+    order = np.argsort(copied.column("image")["data_ptr"])
+    identifiers = copied.column("identifier")[order]
+    assert found == [expected[each] for each in identifiers]
+    pixels = pixels_of(load(copied, jpeg_index=False))
+    np.testing.assert_array_equal(pixels_of(load(copied)), pixels)
 
 
 def test_a_failure_to_index_keeps_the_beton(
