@@ -35,6 +35,7 @@ def test_stock_ffcv_reads_whole_pages(tmp_path: Path, monkeypatch: pytest.Monkey
     for row, how, most in ((photographs, "JPEG, 500 px", 1.05), (small, "raw, 32 px", 1.3)):
         assert row["params"]["how"].startswith(how)
         assert 1 <= row["params"]["least"] <= row["ours"] < most
-        assert row["params"]["warm"] == 0 < row["params"]["tables"]
+        assert row["params"]["warm"] < 0.1  # the process may also read its libraries
+        assert row["params"]["tables"] > 0
         assert row["other"] > 4  # whole pages, at keep 0.2
         assert row["ratio"] == pytest.approx(row["other"] / row["ours"])

@@ -123,7 +123,10 @@ class _Cold(Side):
         return {"read": read / retained, "tables": tables / retained, "cache": cache}
 
     def read_warm(self, setting: Setting) -> float:
-        """Return what an epoch reads from a file in the page cache."""
+        """Return what an epoch reads from disk, with the file in the page cache.
+
+        The kernel also counts other files, such as libraries: a few KB, now and then.
+        """
         self.open(setting)
         with setting.beton.open("rb") as stream:
             while stream.read(PAGE_SIZE):
