@@ -3,6 +3,9 @@
 `golden/inputs.npz` holds JPEGs, labels, logits and features; `golden.json` and `golden.npz` hold
 what that commit made of them. Integers and bytes must be equal. Trained weights are compared by
 their sums and first values, with a tolerance for processors that round differently.
+
+Adversarial and contrastive pretraining draw random numbers in each step. Their weights are those of
+the commit that seeds every step instead of every epoch, so that runs can resume in mid-epoch.
 """
 
 import hashlib
