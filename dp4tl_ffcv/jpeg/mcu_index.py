@@ -36,8 +36,6 @@ UNKNOWN, NONE = 0, -1  # instead of the bytes of an index: not made yet, or impo
 # Numba compiles a function with a single caller faster as a part of that.
 _inlined = compiled(inline="always")
 
-# Larger steps, and fewer entries in a row, save too little decoding.
-_STEPS, _FEWEST = 16, 3
 _COLUMNS = 4  # of an entry: position, and predictors of Y, Cb and Cr
 _MOST_LOW_BITS = 24
 _CODES_BYTES = 16  # of an entry: many more than an index has room for
@@ -187,7 +185,9 @@ def build_index(data: Any, coding: Any, scratch: Any, out: Any) -> Any:
         return 0
     numbers = made[:HEADER].view(np.int32)
     low_bits = made[4 * _LOW_BITS : 4 * _LOW_BITS + _COLUMNS]
-    for step in range(1, min(_STEPS, columns // _FEWEST) + 1):
+    for step in range(1, columns + 1):
+        if step > 1 and -(-columns // step) == -(-columns // (step - 1)):
+            continue  # as many entries as with the last step
         least = _take_differences(rows, columns, step, positions, predictors, values)
         entries = num_entries(rows, columns, step) - 1
         for column in range(_COLUMNS):
