@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..jpeg.mcu_index import LARGEST_SHARE, NONE, UNKNOWN, checksum
-from ..kernels.compiled import compiled, read_file
+from ..kernels.compiled import compiled, copy_memory, read_file
 from .format import IMAGE_MODES
 from .index import BetonIndex
 from .jpeg_index_file import IndexFile
@@ -74,7 +74,8 @@ class JpegIndexes:
         if self.file is None or np.array_equal(self.lengths, self.stored):
             return
         self._read_new(self.file)  # another process may have saved the same indexes
-        rows = np.flatnonzero(self.lengths != self.stored)
+        # A decoder may be about to make an index again.
+        rows = np.flatnonzero((self.lengths != self.stored) & (self.lengths != UNKNOWN))
         if len(rows):
             lengths = self.lengths[rows]
             sizes = np.maximum(lengths, 0)
@@ -153,7 +154,7 @@ def _take(index: Any, row: Any, data: Any, places: Any, lengths: Any, stored: An
     length, room = index.size if index.size > 0 else NONE, data[places[row] : places[row + 1]]
     if lengths[row] == UNKNOWN:
         if index.size <= room.size:
-            room[: index.size] = index
+            copy_memory(room.ctypes.data, index.ctypes.data, index.size)
             lengths[row] = stored[row] = length
-    elif lengths[row] == length and (index.size == 0 or (room[: index.size] == index).all()):
+    elif lengths[row] == length and checksum(room[: index.size]) == checksum(index):
         stored[row] = length
