@@ -31,7 +31,6 @@ BENCHMARKS = ("loader", "writing", "scoring", "end_to_end", "planted", "peers")
 # Figures that the kept results lack.
 UNMEASURED = {name: set[str]() for name in BENCHMARKS} | {
     "end_to_end": {"gpu_limit_share", "guard_cost"},  # need a GPU
-    "peers": {"first_batch", "peer_memory", "peer_reads", "peers"},
 }
 
 
