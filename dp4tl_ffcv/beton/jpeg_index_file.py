@@ -139,6 +139,8 @@ class IndexFile:
             end = self._read_of(file)
             for block in _blocks(file, end):
                 end = block.end
+        elif not _is_index_file(os.pread(file, len(_MAGIC), 0)):
+            raise OSError(errno.EEXIST, "the file holds something else")
         else:
             os.ftruncate(file, 0)
             write_all(file, self._header, 0)
@@ -160,8 +162,17 @@ def index_path(beton: Path) -> Path:
 
 def remove_index(beton: Path) -> None:
     """Remove the file of the beton that another one has just replaced."""
+    path = index_path(beton)
     with suppress(OSError):  # not ours to remove; it is ignored
-        index_path(beton).unlink(missing_ok=True)
+        with path.open("rb") as stream:
+            is_index = _is_index_file(stream.read(len(_MAGIC)))
+        if is_index:
+            path.unlink()
+
+
+def _is_index_file(start: bytes) -> bool:
+    """Return whether a file with this start, perhaps cut off, holds indexes in this format."""
+    return start == _MAGIC[: len(start)]
 
 
 def _cache_paths(fingerprint: str) -> list[Path]:
@@ -187,6 +198,7 @@ def _locked(path: Path, is_cache: bool) -> Iterator[int]:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield file
     finally:
+        fcntl.flock(file, fcntl.LOCK_UN)  # a process forked meanwhile would keep the lock
         os.close(file)
 
 

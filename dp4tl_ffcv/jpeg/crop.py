@@ -280,9 +280,9 @@ def decode_crop(
 ) -> int:
     """Decode a box of a JPEG to RGB, to the same bits as ffcv's decoder; return a status code.
 
-    Truncated data is always detected; damage is detected in the rows down to the last row of the
-    box. Only `scratch` and `out` are written to, whatever the data. After a failure their contents
-    are undefined.
+    Without an index, truncated data is always detected, and damage in the rows down to the last row
+    of the box. Only `scratch` and `out` are written to, whatever the data. After a failure their
+    contents are undefined.
 
     `index` is the index of the JPEG, for which `is_index_of` is True, or empty. With an index, only
     the data of the box is decoded, and only that is checked for damage.

@@ -21,7 +21,7 @@ from dp4tl_ffcv import (
     verify,
 )
 from dp4tl_ffcv.beton.jpeg_index import JpegIndexes
-from dp4tl_ffcv.beton.jpeg_index_file import IndexFile, index_path
+from dp4tl_ffcv.beton.jpeg_index_file import IndexFile, index_path, remove_index
 from dp4tl_ffcv.jpeg.index_jpeg import index_jpeg
 from dp4tl_ffcv.parallel import map_ordered
 from tests.support.images import jpeg, picture, write_images
@@ -427,3 +427,12 @@ def test_a_failure_to_index_keeps_the_beton(
     with pytest.warns(RuntimeWarning, match=r"copy\.beton' is complete, but .*dp4tl index"):
         compact(beton, None, path)
     assert verify(path, decode=True).is_sound
+
+
+def test_a_file_of_something_else_is_kept(beton: Path, tmp_path: Path) -> None:
+    index_path(beton).write_text("a list of photographs")
+    made = index_jpegs(beton, num_workers=0)
+    assert made["indexed"] == COUNT
+    assert Path(made["file"]).is_relative_to(tmp_path / "cache")
+    remove_index(beton)
+    assert index_path(beton).read_text() == "a list of photographs"

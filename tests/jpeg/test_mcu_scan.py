@@ -82,7 +82,7 @@ def test_a_last_byte_of_255_is_followed_by_a_zero_byte() -> None:
     assert seen == {True, False}
 
 
-def test_data_with_several_kinds_of_coding_are_told_apart() -> None:
+def test_data_with_several_kinds_of_coding_are_distinguished() -> None:
     for options in ({"progressive": True}, {"restart_marker_blocks": 2}, {"keep_rgb": True}):
         data = encoded(picture(40, 50), **options)
         assert scanned(data) == expected(data)

@@ -162,6 +162,9 @@ class Session:
         """Count a step, with its loss and its images in this process. Save the state if it is due.
 
         Call this at the end of the step, when everything has changed that the step changes.
+
+        Raises:
+            ValueError: the state is due, and the loss is not finite.
         """
         self._total_loss += loss  # on the device, without waiting for it
         self.counters.step += 1
@@ -171,6 +174,7 @@ class Session:
         # After its last step, an epoch must end before its state can be saved.
         if self._saved_state.is_due() and self._has_batches():
             self._update_counters()
+            self._check_loss(self.counters.loss_sum)
             self.log.flush()
             self._saved_state.save(self.counters, self._loader, self._stateful)
             self._started = time.perf_counter()
@@ -184,8 +188,7 @@ class Session:
         self._update_counters()
         self.counters.end_epoch()
         self.log.flush()
-        if not math.isfinite(self.counters.loss):
-            raise ValueError(f"the loss is no longer finite. Lower `lr`; it is {self.config.lr}.")
+        self._check_loss(self.counters.loss)
 
     def write(self, event: str, **numbers: Any) -> None:
         """Write a line to the log."""
@@ -228,6 +231,10 @@ class Session:
         seconds, device = self._throughput.stalled, processes.device
         stalled = torch.tensor(seconds, dtype=torch.float64, device=device)
         counters.stalled = self._stalled_before + processes.mean_over(stalled)
+
+    def _check_loss(self, loss: float) -> None:
+        if not math.isfinite(loss):
+            raise ValueError(f"the loss is no longer finite. Lower `lr`; it is {self.config.lr}.")
 
     def _has_batches(self) -> bool:
         """Return whether the current epoch has steps left."""

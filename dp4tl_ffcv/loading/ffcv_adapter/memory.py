@@ -110,5 +110,5 @@ class EpochMemory(MemoryContext):
         """Stop reading, and keep the indexes that this epoch has made. Called once."""
         self._reads.stop()
         if not sys.is_finalizing():  # a loop that was left as the program ends: too late for files
-            with suppress(OSError):  # the next loader makes them again
+            with suppress(OSError, MemoryError):  # the next loader makes them again
                 self._indexes.save()
