@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..kernels.compiled import compiled, memory_at, native, numbers_at
+from ..kernels.compiled import compiled, inlined, memory_at, native, numbers_at
 
 # Fields of the int64 array that `read_coding` fills.
 FRAME = 0  # position of the height in the frame header; the width follows
@@ -21,13 +21,11 @@ _COMPONENTS = TABLES + 6  # ids of the components
 _DEFINED = _COMPONENTS + 3  # positions of the 4 DC and 4 AC tables by number, 0 if not defined
 FIELDS = _DEFINED + 8
 
-# Numba compiles a function with a single caller faster as a part of that.
-_inlined = compiled(inline="always")
 
 _LENGTHS = 16  # a Huffman table starts with the number of codes of each length, 1 to 16 bits
 
 
-@_inlined
+@inlined
 def _read_frame(data: Any, start: Any, stop: Any, coding: Any) -> Any:
     if stop - start != 15 or data[start] != 8 or data[start + 5] != 3:
         return False
@@ -47,7 +45,7 @@ def _read_frame(data: Any, start: Any, stop: Any, coding: Any) -> Any:
     return True
 
 
-@_inlined
+@inlined
 def _read_tables(data: Any, start: Any, stop: Any, coding: Any) -> Any:
     while start < stop:
         kind, number = np.int64(data[start]) >> 4, np.int64(data[start]) & 15
@@ -67,7 +65,7 @@ def _read_tables(data: Any, start: Any, stop: Any, coding: Any) -> Any:
     return True
 
 
-@_inlined
+@inlined
 def _read_scan(data: Any, start: Any, stop: Any, coding: Any) -> Any:
     if stop - start != 10 or data[start] != 3:
         return False
@@ -116,7 +114,7 @@ def read_coding(data: Any, coding: Any) -> Any:
     return bool(_read_coding(data.ctypes.data, data.size, coding.ctypes.data) != 0)
 
 
-@_inlined
+@inlined
 def size_in(data: Any, coding: Any) -> Any:
     """Return the height and width in the frame header."""
     frame = coding[FRAME]

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..kernels.compiled import compiled, copy_memory, memory_at, native, numbers_at
+from ..kernels.compiled import compiled, copy_memory, inlined, memory_at, native, numbers_at
 from ..kernels.scratch import aligned
 from ..kernels.ycc import box_scratch_bytes, native_convert_box
 from .calls import (
@@ -49,9 +49,6 @@ _ROWS_LEFT = np.frombuffer(b"extraneous bytes before marker\0", dtype=np.uint8)
 HEADER, CODING = 256, 64
 _COPY = 1 << 16  # bytes beyond one per pixel that a JPEG may have to be copied
 
-# Numba compiles a function with a single caller faster as a part of that.
-_inlined = compiled(inline="always")
-
 
 @compiled()
 def _pixel_bytes(height: int, width: int) -> int:
@@ -67,7 +64,7 @@ def jpeg_scratch_bytes(max_height: int, max_width: int) -> int:
     return HEADER + _pixel_bytes(max_height, max_width) + room + rest
 
 
-@_inlined
+@inlined
 def _plan_planes(scratch: Any, sampling: Any, rows: Any, pitch: Any) -> Any:
     """Lay out planes of `rows` rows and `pitch` columns, which are whole blocks.
 
@@ -82,7 +79,7 @@ def _plan_planes(scratch: Any, sampling: Any, rows: Any, pitch: Any) -> Any:
     return planes.ctypes.data, strides.ctypes.data, planes
 
 
-@_inlined
+@inlined
 def _decode_blocks(
     handle: Any, data: Any, coding: Any, shape: Any, is_part: Any, lists: Any, copy: Any
 ) -> bool:
@@ -107,7 +104,7 @@ def _decode_blocks(
     return bool(find_text(error_text(handle), _ROWS_LEFT.ctypes.data) != 0)
 
 
-@_inlined
+@inlined
 def _crop_planes(
     handle: Any, data: Any, sampling: Any, size: Any, box: Any, parts: Any, out_at: Any
 ) -> Any:
@@ -149,7 +146,7 @@ def _crop_planes(
     return DECODED
 
 
-@_inlined
+@inlined
 def _crop_excerpt(
     handle: Any, data: Any, index: Any, size: Any, box: Any, parts: Any, out_at: Any
 ) -> Any:
@@ -193,7 +190,7 @@ def _crop_excerpt(
     return True
 
 
-@_inlined
+@inlined
 def _crop_rgb(handle: Any, data: Any, size: Any, box: Any, scratch: Any, out_at: Any) -> Any:
     (height, width), (top, left, box_height, box_width) = size, box
     at, source, flags = scratch.ctypes.data + HEADER, data.ctypes.data, TJFLAG_FASTDCT
@@ -205,7 +202,7 @@ def _crop_rgb(handle: Any, data: Any, size: Any, box: Any, scratch: Any, out_at:
     return DECODED
 
 
-@_inlined
+@inlined
 def _decode(handle: Any, data: Any, size: Any, box: Any, parts: Any, out_at: Any) -> Any:
     scratch, (height, width) = parts[0], size
     found = scratch[:16].view(np.int32)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..kernels.compiled import compiled, copy_memory, memory_at, native, numbers_at
+from ..kernels.compiled import compiled, copy_memory, inlined, memory_at, native, numbers_at
 from ..kernels.ycc import TOO_NARROW
 from .coding import COLUMNS, FIELDS, FRAME, HORIZONTAL, ROWS, SCAN, TABLES, VERTICAL
 from .mcu_index import read_entries, step_of
@@ -21,8 +21,6 @@ LEAD_IN_PIXELS = 16 * MOST_LEAD_IN
 PADDING = 512 * 6
 CODES = 3 * 26 + 3 * 8 + 3 + 4 + 3  # int64 values of scratch memory for `write_excerpt`
 
-# Numba compiles a function with a single caller faster as a part of that.
-_inlined = compiled(inline="always")
 
 _SIZES = 12  # of differences of DC coefficients: 0 to 11 bits
 _LEAD_IN_BYTES = 256  # more than a lead-in MCU takes
@@ -49,19 +47,19 @@ def _put_bits(out_at: Any, codes_at: Any, value: Any, length: Any) -> Any:
     return 0
 
 
-@_inlined
+@inlined
 def _put(out: Any, codes: Any, value: Any, length: Any) -> None:
     """Write the low `length` bits of a value, with a zero byte after each 255."""
     _put_bits(out.ctypes.data, codes.ctypes.data, value, length)
 
 
-@_inlined
+@inlined
 def _copy(data: Any, start: Any, stop: Any, out: Any, codes: Any) -> None:
     copy_memory(out.ctypes.data + codes[_AT], data.ctypes.data + start, stop - start)
     codes[_AT] += stop - start
 
 
-@_inlined
+@inlined
 def _read_codes(data: Any, coding: Any, codes: Any) -> None:
     """Look up the codes of the lead-in: DC differences, ends of blocks, and fillers."""
     codes[:] = 0
@@ -88,7 +86,7 @@ def _read_codes(data: Any, coding: Any, codes: Any) -> None:
             code *= 2
 
 
-@_inlined
+@inlined
 def _put_difference(out: Any, codes: Any, component: Any, wanted: Any) -> Any:
     """Write a block's DC difference, as much as possible of `wanted`; return what is left."""
     size, sign = np.int64(0), np.int64(1 if wanted > 0 else -1)
@@ -103,7 +101,7 @@ def _put_difference(out: Any, codes: Any, component: Any, wanted: Any) -> Any:
     return wanted - value
 
 
-@_inlined
+@inlined
 def _put_fill(out: Any, codes: Any, bits: Any) -> Any:
     """Write coefficients that take `bits` bits modulo 8; return False if no code allows it."""
     if bits == 0:
@@ -120,7 +118,7 @@ def _put_fill(out: Any, codes: Any, bits: Any) -> Any:
     return False
 
 
-@_inlined
+@inlined
 def _put_lead_in(
     out: Any, codes: Any, luma_blocks: Any, count: Any, before: Any, entry: Any
 ) -> Any:
@@ -141,7 +139,7 @@ def _put_lead_in(
     return left[0] == 0 and left[1] == 0 and left[2] == 0
 
 
-@_inlined
+@inlined
 def _put_header(data: Any, coding: Any, height: Any, width: Any, out: Any, codes: Any) -> None:
     """Write the header of an excerpt of this size, without comments and metadata."""
     _copy(data, 0, 2, out, codes)
@@ -250,7 +248,7 @@ def write_excerpt(
     )
 
 
-@_inlined
+@inlined
 def cut_excerpt(
     data: Any, coding: Any, index: Any, width: Any, box: Any, scratch: Any, out: Any
 ) -> Any:

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from ..kernels.compiled import compiled, copy_memory, memory_at, native, numbers_at
+from ..kernels.compiled import compiled, copy_memory, inlined, memory_at, native, numbers_at
 from ..kernels.scratch import ALIGNMENT, aligned
 from .coding import COLUMNS, ROWS
 from .mcu_scan import LOOKUPS, scan_mcus
@@ -33,8 +33,6 @@ _LENGTH, _LEAST, _STEP, _LOW_BITS = 2, 3, 4, 5
 
 UNKNOWN, NONE = 0, -1  # instead of the bytes of an index: not made yet, or impossible
 
-# Numba compiles a function with a single caller faster as a part of that.
-_inlined = compiled(inline="always")
 
 _COLUMNS = 4  # of an entry: position, and predictors of Y, Cb and Cr
 _MOST_LOW_BITS = 24
@@ -76,7 +74,7 @@ def checksum(data: Any) -> Any:
     return np.int64(result)
 
 
-@_inlined
+@inlined
 def num_entries(rows: Any, columns: Any, step: Any) -> Any:
     """Return the entries of the index of `rows` by `columns` MCUs: one per `step`, and the end."""
     return rows * -(-columns // step) + 1
@@ -87,7 +85,7 @@ def _zigzag(value: Any) -> Any:
     return 2 * value if value >= 0 else -2 * value - 1
 
 
-@_inlined
+@inlined
 def _take_differences(
     rows: Any, columns: Any, step: Any, positions: Any, predictors: Any, values: Any
 ) -> Any:
@@ -110,7 +108,7 @@ def _take_differences(
     return least
 
 
-@_inlined
+@inlined
 def _low_bits(values: Any, column: Any, count: Any) -> Any:
     """Return r of a column: the number of bits below its mean."""
     total, low = 0, 0
@@ -121,7 +119,7 @@ def _low_bits(values: Any, column: Any, count: Any) -> Any:
     return max(low - 1, 0)
 
 
-@_inlined
+@inlined
 def _write_codes(values: Any, count: Any, low_bits: Any, out: Any) -> Any:
     """Write the Rice codes of `count` rows to `out`, and return their bytes, 0 without room."""
     buffer, bits, at = np.int64(0), np.int64(0), 0
@@ -149,14 +147,14 @@ def _write_codes(values: Any, count: Any, low_bits: Any, out: Any) -> Any:
     return at + 1
 
 
-@_inlined
+@inlined
 def build_scratch_bytes(rows: Any, columns: Any) -> Any:
     """Return the bytes of scratch memory that `build_index` needs for `rows` by `columns` MCUs."""
     entry = 8 + 8 * _COLUMNS + 2 * (_COLUMNS - 1) + _CODES_BYTES
     return HEADER + 2 * LOOKUPS + (rows * columns + 1) * entry + 4 * ALIGNMENT
 
 
-@_inlined
+@inlined
 def build_index(data: Any, coding: Any, scratch: Any, out: Any) -> Any:
     """Write the index of a JPEG to `out`, and return its bytes; 0 if the JPEG cannot have one.
 
@@ -231,7 +229,7 @@ def step_of(index: Any) -> Any:
     return max(np.int64(index[:HEADER].view(np.int32)[_STEP]), 1)
 
 
-@_inlined
+@inlined
 def _read_code(index: Any, low_bits: Any, buffer: Any, bits: Any, at: Any) -> Any:
     """Read a Rice code; return its value, or -1 at the end of the index, and the reader's state."""
     low, ones = np.int64(low_bits), np.int64(0)

@@ -9,11 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from ..kernels.compiled import compiled, memory_at, native, numbers_at
+from ..kernels.compiled import compiled, inlined, memory_at, native, numbers_at
 from .coding import COLUMNS, FIELDS, HORIZONTAL, ROWS, SCAN, TABLES, VERTICAL
-
-# Numba compiles a function with a single caller faster as a part of that.
-_inlined = compiled(inline="always")
 
 _PEEK = 10  # bits of the lookup tables; longer codes are rare
 _SIZE = 1 << _PEEK
@@ -26,7 +23,7 @@ _DAMAGED = 1 << 32  # instead of a DC coefficient
 _END_OF_BLOCK = 64  # as an advance, beyond all 64 coefficients
 
 
-@_inlined
+@inlined
 def _fill_lookup(data: Any, table: Any, is_ac: bool, lookup: Any) -> None:
     """Fill the lookup table of a Huffman table: 0 for longer codes and for no code.
 
@@ -51,7 +48,7 @@ def _fill_lookup(data: Any, table: Any, is_ac: bool, lookup: Any) -> None:
         code *= 2
 
 
-@_inlined
+@inlined
 def _ac_entry(symbol: Any, length: Any) -> Any:
     """Return 256 times the coefficients to advance plus the bits of a code and its value."""
     size, run = symbol & 15, symbol >> 4
@@ -79,7 +76,7 @@ def _long_symbol(data: Any, table: Any, bits: Any) -> Any:
     return 0, 0
 
 
-@_inlined
+@inlined
 def _refill(data: Any, position: Any, buffer: Any, bits: Any, missing: Any) -> Any:
     """Add 32 bits to a buffer of at most 32, whose first bit is the highest.
 
@@ -118,7 +115,7 @@ def _position_of(data: Any, position: Any, bits: Any) -> Any:
     return 8 * position + (-bits) % 8
 
 
-@_inlined
+@inlined
 def _skip_block(
     data: Any,
     tables: Any,

@@ -41,6 +41,10 @@ def compiled(**options: Any) -> Callable[[_Function], _Function]:
     return decorate
 
 
+# For functions with a single caller: numba compiles them faster inside of the caller.
+inlined = compiled(inline="always")
+
+
 def native() -> Callable[[_Function], _Function]:
     """Return a decorator that compiles a function of integers as a C function, called by name.
 

@@ -23,7 +23,7 @@ _LARGEST = (1 << 63) - 1
 
 @dataclass(frozen=True)
 class Identity:
-    """What the order of an epoch depends on, besides its position."""
+    """The beton, seed, order and samples that determine the batches of an epoch."""
 
     beton: str
     seed: int

@@ -1,4 +1,4 @@
-"""What is left of an epoch, for every order, cut and change of the number of ranks."""
+"""A resumed epoch yields the samples that are left, for all orders and changes of world size."""
 
 from collections import Counter
 from functools import partial

@@ -14,7 +14,7 @@ class NoIndexError(ValueError):
 
 @dataclass
 class Header:
-    """What the segments before the coded data state."""
+    """Tables, size and components, as read from the segments before the coded data."""
 
     tables: dict[int, Codes] = field(default_factory=dict)  # by Tc and Th: 16 Tc + Th
     size: tuple[int, int] = (0, 0)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.harness.dataset import PAGE_SIZE
-from benchmarks.harness.memory import tree_read_bytes
+from benchmarks.harness.memory import drop_from_cache, tree_read_bytes
 from benchmarks.harness.rows import Row
 from benchmarks.harness.worker import workers
 from benchmarks.loader.bench import ORDERS, Bench, params, single
@@ -109,11 +109,11 @@ class _Cold(Side):
         """Return what an epoch reads, and what the constructor reads, from a file on the disk."""
         self.loader = None
         gc.collect()
-        _evict(setting.beton)
+        drop_from_cache(setting.beton)
         before = tree_read_bytes(os.getsid(0))
         self.open(setting)
         tables = tree_read_bytes(os.getsid(0)) - before
-        _evict(setting.beton)
+        drop_from_cache(setting.beton)
         read, retained = self._read(), self._retained(setting)
         if read < retained:
             raise RuntimeError(
@@ -148,9 +148,3 @@ class ColdOurs(_Cold, Ours):
 
 class ColdStock(_Cold, Stock):
     pass
-
-
-def _evict(path: Path) -> None:
-    with path.open("rb") as stream:
-        os.fsync(stream.fileno())  # only bytes on the disk can leave the page cache
-        os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)

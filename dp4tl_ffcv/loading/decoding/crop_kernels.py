@@ -12,7 +12,7 @@ from ...beton.format import IMAGE_MODES
 from ...jpeg.crop import WRONG_SIZE, decode_crop
 from ...jpeg.index_jpeg import index_jpeg
 from ...jpeg.mcu_index import NONE, UNKNOWN, is_index_of
-from ...kernels.compiled import compiled, compiled_intrinsic
+from ...kernels.compiled import compiled, compiled_intrinsic, inlined
 from ...kernels.crops import draw_crop, draw_flip
 from ...kernels.resize import resize_crop
 from ...kernels.scratch import aligned
@@ -25,8 +25,6 @@ FAILURES = 6  # of `EpochMemory.state`: one row per thread
 BOX_BYTES = 5 * 8  # top, left, height, width and a flag for mirroring, as int64
 
 _JPEG = next(number for number, mode in IMAGE_MODES.items() if mode == "jpg")
-# Numba optimises a function with everything that it calls: each level adds a second of compiling.
-_inlined = compiled(inline="always")
 
 
 @compiled()
@@ -87,7 +85,7 @@ def decode_share(
             failures[share, 1] = status
 
 
-@_inlined
+@inlined
 def _crop_raw(
     data: Any, height: Any, width: Any, boxes: Any, scratch: Any, destinations: Any, position: Any
 ) -> Any:
@@ -124,7 +122,7 @@ def _add_index(data: Any, row: Any, height: Any, width: Any, scratch: Any, index
         lengths[row] = size if size > 0 else NONE
 
 
-@_inlined
+@inlined
 def _crop_jpeg(
     data: Any,
     index: Any,
@@ -163,7 +161,7 @@ def _read_only(_: Any, array: Any) -> Any:
     return array.copy(readonly=True)(array), generate
 
 
-@_inlined
+@inlined
 def _resize_boxes(
     pixels: Any, top: Any, left: Any, boxes: Any, destinations: Any, position: Any, scratch: Any
 ) -> None:

@@ -18,7 +18,7 @@ from numba import types
 from numpy.typing import NDArray
 
 from ...errors import BetonError
-from ...kernels.compiled import compiled
+from ...kernels.compiled import compiled, read_file
 from .extents import RetainedExtents
 from .plan import LARGEST_REQUEST, whole_sectors
 
@@ -30,9 +30,6 @@ _REQUEST_BYTES = 64 << 10
 SECTORS = (512, 4096)
 
 # Called by name: numba cannot cache code on disk that calls a function of ctypes.
-_pread: Any = types.ExternalFunction(
-    "pread", types.intp(types.int32, types.uintp, types.uintp, types.int64)
-)
 _mincore: Any = types.ExternalFunction(
     "mincore", types.int32(types.uintp, types.uintp, types.uintp)
 )
@@ -58,7 +55,7 @@ def _read_requests(source: Any, direct: Any, requests: Any, memory: Any) -> Any:
                 _mincore(mapped + middle, page, is_cached.ctypes.data)
             if is_cached[0] & 1 == 0:
                 used, num_bytes = direct, -(-size // sector) * sector
-        if _pread(used, memory[place:].ctypes.data, num_bytes, offset) < size:
+        if read_file(used, memory[place:].ctypes.data, num_bytes, offset) < size:
             return number
     return len(requests)
 
