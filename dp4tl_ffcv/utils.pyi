@@ -11,6 +11,7 @@ from .distributed import rank as rank
 from .distributed import world_size as world_size
 from .errors import one_line_errors as one_line_errors
 from .errors import requires as requires
+from .pickles import scan_pickle as scan_pickle
 from .progress import track as track
 from .runs import RunFolder as RunFolder
 from .runs import environment as environment

@@ -1,7 +1,7 @@
 """Read pickles of dictionaries, lists, numbers, strings and byte arrays without running any code.
 
-numpy's functions are replaced by objects that only record their arguments. Any other name is
-rejected.
+The pickle is scanned first, so that reading it takes memory and time in line with its size. numpy's
+functions are replaced by objects that only record their arguments. Any other name is rejected.
 """
 
 import io
@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from dp4tl_ffcv.utils import scan_pickle
 
 _NUMPY = {("numpy.core.multiarray", "_reconstruct"), ("numpy", "ndarray"), ("numpy", "dtype")}
 
@@ -38,8 +40,10 @@ def read_dict(data: bytes) -> dict[Any, Any]:
     """Return a dictionary that Python 2 pickled. Strings are bytes; pass arrays to `byte_rows`.
 
     Raises:
-        ValueError: the pickle is damaged, names another function, or holds another type.
+        ValueError: the pickle is damaged, names another function, holds another type, or could
+            take more time or memory than its size explains.
     """
+    scan_pickle(data)
     try:
         value = _SafeUnpickler(io.BytesIO(data), encoding="bytes").load()
     except Exception as error:  # a damaged pickle may raise any exception
@@ -59,5 +63,5 @@ def byte_rows(array: Any, width: int) -> NDArray[np.uint8]:
     if dtypes not in ((b"u1",), ("u1",)) or not isinstance(data, bytes):
         raise ValueError("the array is not of dtype uint8")
     if len(data) % width or shape != (len(data) // width, width):
-        raise ValueError(f"the array has shape {shape} and {len(data)} bytes")
+        raise ValueError(f"the array has shape {shape!s:.100} and {len(data)} bytes")
     return np.frombuffer(data, dtype=np.uint8).reshape(shape, order="F" if by_columns else "C")
