@@ -9,12 +9,12 @@ import fcntl
 import hashlib
 import json
 import os
-import tempfile
+import stat
 import time
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, ClassVar, Self
 
@@ -35,20 +35,26 @@ _DAMAGE = (
 
 @contextmanager
 def atomic_open(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
-    """Open a temporary file that is renamed to `path` when the block succeeds.
+    """Open `.NAME.part`, an empty file that is renamed to `path` when the block succeeds.
 
-    A writer that fails or is killed leaves the old file or none, never half a file.
+    A writer that fails or is killed leaves the old file or none, never half a file. The next writer
+    of `path` uses the `.NAME.part` of a killed one. If `path` is a symbolic link to a file, the
+    new file takes the place of the link, and the file that the link points to stays as it is.
+
+    Raises:
+        OSError: the file cannot be written: `path` is a folder, device, FIFO or socket, another
+            process is writing it, the disk is full, or the file system has no locks.
     """
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
-    try:
-        with os.fdopen(handle, "wb") as stream:
+    with locked_part(target) as stream:
+        try:
+            stream.truncate(0)
             yield stream
-            publish(stream, Path(name), target)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+            publish(stream, part_path(target), target)
+        except BaseException:
+            if _is_at(part_path(target), stream.fileno()):
+                part_path(target).unlink()
+            raise
 
 
 def part_path(target: Path) -> Path:
@@ -60,46 +66,111 @@ def part_path(target: Path) -> Path:
 def locked_part(target: Path) -> Iterator[IO[bytes]]:
     """Open `.NAME.part`, the unfinished file of `target`, and lock it. Keep a killed run's content.
 
-    Raise BlockingIOError if another process writes to `target`.
+    Raises:
+        OSError: see `atomic_open`.
     """
-    if target.is_dir():
-        raise IsADirectoryError(f"{str(target)!r} is a folder. Add a file name.")
+    part = part_path(target)
+    check_is_file(target)
     target.parent.mkdir(parents=True, exist_ok=True)
-    part, deadline = part_path(target), time.monotonic() + _PATIENCE
+    file = _open_locked(part, target)
+    # Mode "a+b" would append every write.
+    stream = os.fdopen(file, "r+b", closefd=False)
+    try:
+        yield stream
+    except OSError as error:
+        if error.errno in _FULL and error.filename is None:
+            error.filename = str(target)  # errors of calls by descriptor name no file
+        raise
+    finally:
+        with suppress(OSError):  # the flush fails again after a block that failed
+            stream.close()
+        os.close(file)
+
+
+def check_is_file(path: Path) -> None:
+    """Raise OSError if there is a folder, device, FIFO or socket, or a link to one, at `path`."""
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, "it is a folder. Add a file name", str(path))
+    if not stat.S_ISREG(mode):
+        raise FileExistsError(
+            errno.EEXIST,
+            "it is a device, FIFO or socket, not a file. Choose another path",
+            str(path),
+        )
+
+
+def _open_locked(part: Path, target: Path) -> int:
+    deadline = time.monotonic() + _PATIENCE
     while True:
-        # Mode "a+b" would append every write.
-        stream = os.fdopen(os.open(part, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "r+b")
-        with stream:
-            if _is_locked(stream, part):
-                try:
-                    yield stream
-                except OSError as error:
-                    if error.errno in _FULL and error.filename is None:
-                        error.filename = str(target)  # errors of calls by descriptor name no file
-                    raise
-                return
+        try:
+            check_is_file(part)
+            # Links are not followed: the file of another program would be overwritten.
+            flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+            file = os.open(part, flags, 0o666)
+        except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:
+                error.filename = str(target)
+            raise
+        try:
+            if _is_locked(file, target) and _is_at(part, file):
+                return file
+        except BaseException:
+            os.close(file)
+            raise
+        os.close(file)
         if time.monotonic() > deadline:
-            raise BlockingIOError(f"another process is writing {str(target)!r}. Wait or stop it.")
+            raise BlockingIOError(
+                errno.EAGAIN, "another process is writing it. Wait, or stop that one", str(target)
+            )
         time.sleep(_PATIENCE / 50)
 
 
-def _is_locked(stream: IO[bytes], part: Path) -> bool:
+def _is_locked(file: int, target: Path) -> bool:
     try:
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    # The previous owner of the lock may have renamed or deleted the file.
-    return part.exists() and os.path.samestat(part.stat(), os.fstat(stream.fileno()))
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"its file system does not lock files ({error.strerror}). Write it elsewhere",
+            str(target),
+        ) from error
+    return True
+
+
+def _is_at(path: Path, file: int) -> bool:
+    """Return whether an open file is at `path`: another writer may have renamed or deleted it."""
+    try:
+        return os.path.samestat(path.lstat(), os.fstat(file))
+    except FileNotFoundError:
+        return False
 
 
 def publish(stream: IO[bytes], temporary: Path, target: Path) -> None:
     """Flush the finished file `temporary`, open as `stream`, to disk and rename it to `target`."""
-    stream.flush()
-    os.fsync(stream.fileno())
-    mask = os.umask(0)
-    os.umask(mask)
-    temporary.chmod(0o666 & ~mask)
-    temporary.replace(target)
+    try:
+        stream.flush()
+        os.fsync(stream.fileno())
+        temporary.replace(target)
+    except OSError as error:
+        error.filename, error.filename2 = str(target), None
+        raise
+    flush_folder(target.parent)
+
+
+def flush_folder(folder: Path) -> None:
+    """Flush the names in a folder to disk, so that a power failure does not undo a rename."""
+    with suppress(OSError):  # the file is in place, and not every file system can flush a folder
+        file = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(file)
+        finally:
+            os.close(file)
 
 
 def write_all(file: int, data: bytes | memoryview, position: int) -> None:

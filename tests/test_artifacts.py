@@ -1,14 +1,20 @@
 """Artifacts: written completely or not at all, read only as the requested kind, never unpickled."""
 
+import errno
 import hashlib
 import io
 import json
 import os
 import pickle
+import resource
+import shutil
+import signal
+import socket
 import stat
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -87,15 +93,124 @@ def test_a_failing_block_leaves_the_old_file_or_none(
     assert [file.read_bytes() for file in tmp_path.iterdir()] == old
 
 
+@pytest.mark.parametrize("kind", ["folder", "FIFO", "socket", "link to a device", "link loop"])
 @pytest.mark.parametrize("writer", [atomic_open, locked_part])
-def test_a_folder_is_not_replaced_and_no_temporary_file_is_left(
-    writer: Callable[..., Any], tmp_path: Path
-) -> None:
+def test_only_files_are_replaced(writer: Callable[..., Any], kind: str, tmp_path: Path) -> None:
     path = tmp_path / "a.bin"
-    path.mkdir()
-    with pytest.raises(OSError, match=r"a\.bin"), writer(path) as stream:
+    make: dict[str, Callable[[], Any]] = {
+        "folder": path.mkdir,
+        "FIFO": partial(os.mkfifo, path),
+        "socket": partial(socket.socket(socket.AF_UNIX).bind, str(path)),
+        "link to a device": partial(path.symlink_to, os.devnull),
+        "link loop": partial(path.symlink_to, path),
+    }
+    make[kind]()
+    before = path.lstat()
+    with pytest.raises(OSError, match=r"a\.bin") as caught, writer(path) as stream:
         stream.write(b"content")
+    assert caught.value.filename == str(path)
+    assert os.path.samestat(path.lstat(), before)
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_link_is_replaced_and_what_it_points_to_stays(exists: bool, tmp_path: Path) -> None:
+    link, other = tmp_path / "a.bin", tmp_path / "other" / "b.bin"
+    other.parent.mkdir()
+    if exists:
+        other.write_bytes(b"old")
+    link.symlink_to(other)
+    with atomic_open(link) as stream:
+        stream.write(b"new")
+    assert not link.is_symlink()
+    assert link.read_bytes() == b"new"
+    assert [file.read_bytes() for file in other.parent.iterdir()] == [b"old"] * exists
+
+
+@pytest.mark.parametrize("kind", ["link", "folder", "FIFO"])
+def test_an_unfinished_file_is_never_written_through_a_link(kind: str, tmp_path: Path) -> None:
+    path, part = tmp_path / "a.bin", tmp_path / ".a.bin.part"
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"other program's")
+    if kind == "link":
+        part.symlink_to(victim)
+    else:
+        (part.mkdir if kind == "folder" else partial(os.mkfifo, part))()
+    with pytest.raises(OSError, match=r"\.a\.bin\.part"), atomic_open(path) as stream:
+        stream.write(b"content")
+    assert victim.read_bytes() == b"other program's"
+    assert not path.exists()
+
+
+def test_the_next_writer_removes_what_a_killed_one_left(tmp_path: Path) -> None:
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"old")
+    if not (child := os.fork()):
+        with atomic_open(path) as stream:
+            stream.write(bytes(1 << 16))
+            stream.flush()
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert path.read_bytes() == b"old"
+    assert part_path(path).exists()
+    with atomic_open(path) as stream:
+        stream.write(b"new")
+    assert path.read_bytes() == b"new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("size", [100, 1 << 20])
+def test_a_full_disk_is_an_error_that_names_the_file(size: int, tmp_path: Path) -> None:
+    path, limits = tmp_path / "a.bin", resource.getrlimit(resource.RLIMIT_FSIZE)
+    path.write_bytes(b"old")
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))  # as if no more fitted
+    try:
+        with pytest.raises(OSError, match="a\\.bin") as caught, atomic_open(path) as stream:
+            stream.write(bytes(size))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (caught.value.errno, caught.value.filename) == (errno.EFBIG, str(path))
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_that_vanishes_is_an_error_that_names_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "folder" / "a.bin"
+    with pytest.raises(FileNotFoundError) as caught, atomic_open(path):
+        shutil.rmtree(path.parent)
+    assert (caught.value.filename, caught.value.filename2) == (str(path), None)
+
+
+def test_a_file_system_without_locks_is_an_error_that_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with pytest.raises(OSError, match=r"does not lock files .*a\.bin"):
+        atomic_open(tmp_path / "a.bin").__enter__()
+    assert not (tmp_path / "a.bin").exists()
+
+
+def test_a_name_that_is_too_long_is_an_error_that_names_the_file(tmp_path: Path) -> None:
+    path = tmp_path / ("a" * 251)
+    with pytest.raises(OSError, match="too long") as caught, atomic_open(path):
+        pytest.fail("opened")
+    assert caught.value.filename == str(path)
+
+
+def test_file_and_name_are_flushed_to_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, flushed, fsync = tmp_path / "a.bin", [], os.fsync
+
+    def record(file: int) -> None:
+        flushed.append((str(Path(f"/proc/self/fd/{file}").readlink()), path.exists()))
+        fsync(file)
+
+    monkeypatch.setattr(os, "fsync", record)
+    with atomic_open(path) as stream:
+        stream.write(b"content")
+    assert flushed == [(str(part_path(path)), False), (str(tmp_path), True)]
 
 
 def test_json_comes_back_and_other_values_leave_the_old_file(tmp_path: Path) -> None:
@@ -260,13 +375,20 @@ def test_only_an_artifact_of_another_beton_is_stale() -> None:
 # Unfinished files.
 
 
+@pytest.mark.parametrize("second", [atomic_open, locked_part])
+@pytest.mark.parametrize("first", [atomic_open, locked_part])
 def test_one_process_at_a_time_writes_a_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    first: Callable[..., Any],
+    second: Callable[..., Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(artifacts, "_PATIENCE", 0.1)
-    busy = pytest.raises(BlockingIOError, match="another process is writing")
-    with locked_part(tmp_path / "a.bin"), busy, locked_part(tmp_path / "a.bin"):
+    busy = pytest.raises(BlockingIOError, match=r"another process is writing.*a\.bin")
+    with first(tmp_path / "a.bin"), busy, second(tmp_path / "a.bin"):
         pytest.fail("two writers")
+    with second(tmp_path / "a.bin"):
+        pass
 
 
 def test_a_writer_waits_a_moment_for_the_lock(tmp_path: Path) -> None:
