@@ -1,6 +1,5 @@
 """The field of images. It stores a JPEG unchanged if possible, and encodes other images."""
 
-import io
 import os
 from collections.abc import Callable
 from contextlib import suppress
@@ -9,30 +8,20 @@ from typing import Any, TypeAlias
 import numpy as np
 from ffcv.fields import RGBImageField
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from ..beton.format import IMAGE_MODES, LONGEST_SIDE
 from ..jpeg import turbojpeg
 from ..jpeg.baseline import to_baseline
-from ..jpeg.markers import orientation_of, read_structure
+from ..jpeg.markers import read_structure
 from ..kernels import resize_area
 from ..validate import check_choice, check_int
+from .decode import check_size, decode_with_pillow, pixels_of_image, read_file, upright
 
 ImageValue: TypeAlias = "bytes | str | os.PathLike[str] | Image.Image | NDArray[np.uint8]"
 
 _MODES = {name: number for number, name in IMAGE_MODES.items()}
-_MOST_GREY = (1 << 16) - 1
 _UPRIGHT = 1
-# Functions that turn an image upright, for each other EXIF orientation.
-_TURNS: dict[int, Callable[[NDArray[np.uint8]], NDArray[np.uint8]]] = {
-    2: np.fliplr,
-    3: lambda pixels: np.rot90(pixels, 2),
-    4: np.flipud,
-    5: lambda pixels: pixels.transpose(1, 0, 2),
-    6: lambda pixels: np.rot90(pixels, -1),
-    7: lambda pixels: np.rot90(pixels, 2).transpose(1, 0, 2),
-    8: np.rot90,
-}
 _TO_RGB = (0, 1, 2)  # TJCS_RGB, TJCS_YCbCr, TJCS_GRAY: colour spaces that TurboJPEG decodes to RGB
 
 
@@ -44,8 +33,12 @@ class ImageField(RGBImageField):  # type: ignore[misc]  # ffcv is untyped
     A baseline or progressive JPEG with three components is stored byte for byte if nothing has to
     change. Any other image is decoded, turned upright by its EXIF orientation, converted to RGB
     (16-bit grey is scaled, alpha is dropped), shrunk by area averaging, and stored as JPEG 4:2:0
-    or raw pixels. A JPEG in which decoding detects damage is an error; many decoders would turn
-    the damage into grey or coloured blocks.
+    or raw pixels. Of several images in a file, such as an animated GIF, the first is stored.
+
+    An image in which decoding detects damage is an error; many decoders would turn the damage into
+    grey or coloured blocks. Only PNG has checksums: in other formats, changed data may be valid.
+    Values that are no regular files, files of more than 2 GiB and images of more than 178,956,970
+    pixels, where Pillow suspects a decompression bomb, are errors too.
 
     Args:
         mode: `jpg` or `raw`.
@@ -111,8 +104,9 @@ class ImageField(RGBImageField):  # type: ignore[misc]  # ffcv is untyped
             with suppress(turbojpeg.JpegError):  # Pillow may be able to read the file
                 header = turbojpeg.read_header(content)
         if structure is None or header is None:
-            return self._made(_decode_with_pillow(content))
+            return self._made(decode_with_pillow(content))
         size = (header.height, header.width)
+        check_size(*size)
         is_usual = structure.is_whole and structure.components == 3
         is_right = structure.orientation == _UPRIGHT and self._shrunk(size) == size
         if self.mode == "jpg" and is_usual and is_right:
@@ -120,8 +114,9 @@ class ImageField(RGBImageField):  # type: ignore[misc]  # ffcv is untyped
                 turbojpeg.check(content)
             return (to_baseline(content) if self.baseline else content), size
         if structure.components and header.colorspace in _TO_RGB:
-            return self._made(_upright(turbojpeg.decode(content), structure.orientation))
-        return self._made(_decode_with_pillow(content))
+            return self._made(upright(turbojpeg.decode(content), structure.orientation))
+        turbojpeg.check(content)  # Pillow does not detect damage in JPEGs
+        return self._made(decode_with_pillow(content))
 
     def _made(self, pixels: NDArray[np.uint8]) -> tuple[bytes, tuple[int, int]]:
         size = self._shrunk((pixels.shape[0], pixels.shape[1]))
@@ -151,29 +146,13 @@ def _content_of(value: ImageValue) -> bytes | None:
     if isinstance(value, bytes | bytearray | memoryview):
         return bytes(value)
     if isinstance(value, str | os.PathLike):
-        with open(value, "rb") as stream:
-            return stream.read()
+        return read_file(value)
     return None
-
-
-def _decode_with_pillow(content: bytes) -> NDArray[np.uint8]:
-    try:
-        with Image.open(io.BytesIO(content)) as image:
-            return _pixels_of(image)
-    except UnidentifiedImageError:
-        raise ValueError("not a known image format") from None
-    except SyntaxError as error:  # Pillow raises it for some corrupt files
-        raise ValueError(f"a corrupt image: {error}") from error
-
-
-def _upright(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
-    return np.ascontiguousarray(_TURNS[orientation](pixels)) if orientation in _TURNS else pixels
 
 
 def _pixels_of(value: Any) -> NDArray[np.uint8]:
     if isinstance(value, Image.Image):
-        orientation = orientation_of(value.getexif)  # the conversion may lose it
-        return _upright(np.asarray(_to_rgb(value)), orientation)
+        return pixels_of_image(value)
     if not isinstance(value, np.ndarray):
         raise TypeError(
             f"an image must be bytes, a path, a PIL image or an array, not {type(value).__name__}"
@@ -181,14 +160,3 @@ def _pixels_of(value: Any) -> NDArray[np.uint8]:
     if value.dtype != np.uint8 or value.ndim != 3 or value.shape[2] != 3 or not value.size:
         raise ValueError(f"pixels must be uint8 (H, W, 3), not {value.dtype} {value.shape}")
     return value
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # grey of more than 8 bits, which Pillow would clip to white
-        values = np.asarray(image)
-        if values.size and (values.min() < 0 or values.max() > _MOST_GREY):
-            raise ValueError(f"grey values from {values.min()} to {values.max()}, not 16 bits")
-        image = Image.fromarray((values // 256).astype(np.uint8))
-    if image.mode == "F":  # Pillow would clip it to black and white
-        raise ValueError("floating-point grey values of unknown range")
-    return image.convert("RGB")

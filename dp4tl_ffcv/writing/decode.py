@@ -1,0 +1,128 @@
+"""Read image files, and decode those that are no JPEGs with Pillow. Damage is an error."""
+
+import io
+import os
+import stat
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageFile, UnidentifiedImageError
+
+from ..jpeg.markers import orientation_of
+
+MOST_PIXELS = 178_956_970  # twice Pillow's MAX_IMAGE_PIXELS, where it raises an error
+MOST_BYTES = 1 << 31  # of a file; a page of a beton has no more
+# Pillow guesses the format, and for others may run programs: Ghostscript for PostScript.
+_FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+_MOST_GREY = (1 << 16) - 1
+
+# Functions that turn an image upright, for each other EXIF orientation.
+_TURNS: dict[int, Callable[[NDArray[np.uint8]], NDArray[np.uint8]]] = {
+    2: np.fliplr,
+    3: lambda pixels: np.rot90(pixels, 2),
+    4: np.flipud,
+    5: lambda pixels: pixels.transpose(1, 0, 2),
+    6: lambda pixels: np.rot90(pixels, -1),
+    7: lambda pixels: np.rot90(pixels, 2).transpose(1, 0, 2),
+    8: np.rot90,
+}
+
+
+def read_file(path: str | os.PathLike[str]) -> bytes:
+    """Return the content of a regular file, which a link may lead to.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is no regular file, is larger than 2 GiB, or was cut while it was read.
+    """
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # or it waits for a FIFO
+    try:
+        about = os.fstat(handle)
+        if not stat.S_ISREG(about.st_mode):
+            raise ValueError("not a regular file")
+        if about.st_size > MOST_BYTES:
+            raise ValueError(f"a file of {about.st_size} bytes, too large for an image")
+        with open(handle, "rb", closefd=False) as stream:
+            content = stream.read(about.st_size)
+    finally:
+        os.close(handle)
+    if len(content) != about.st_size:
+        raise ValueError("the file was truncated while it was read")
+    return content
+
+
+def decode_with_pillow(content: bytes) -> NDArray[np.uint8]:
+    """Decode an image file to upright RGB pixels `(H, W, 3)`; the first image of several.
+
+    Raises:
+        ValueError: the format is unknown, the image is too large, or damage is detected.
+        OSError: Pillow detects damage.
+    """
+    if not content:
+        raise ValueError("the file is empty")
+    try:
+        with _strict():
+            if content.startswith(b"\x89PNG"):
+                with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
+                    image.verify()  # the checksums, which decoding ignores in part
+            with Image.open(io.BytesIO(content), formats=_formats()) as image:
+                return pixels_of_image(image)
+    except UnidentifiedImageError:
+        raise ValueError("not a known image format") from None
+    except Image.DecompressionBombError:
+        raise ValueError(f"an image of more than {MOST_PIXELS} pixels") from None
+    except SyntaxError as error:  # Pillow raises it for some corrupt files
+        raise ValueError(f"a corrupt image: {error}") from error
+
+
+def pixels_of_image(image: Image.Image) -> NDArray[np.uint8]:
+    """Return the upright RGB pixels `(H, W, 3)` of a PIL image."""
+    check_size(image.height, image.width)
+    with _strict():
+        image.load()  # on its own: reading EXIF data loads too, and damage there counts as none
+    orientation = orientation_of(image.getexif)  # the conversion may lose it
+    return upright(np.asarray(_to_rgb(image)), orientation)
+
+
+def check_size(height: int, width: int) -> None:
+    """Raise ValueError for an image of more than `MOST_PIXELS` pixels."""
+    if height * width > MOST_PIXELS:
+        raise ValueError(f"an image of {width} x {height} pixels, more than {MOST_PIXELS}")
+
+
+def upright(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
+    """Turn pixels upright that have an EXIF orientation."""
+    return np.ascontiguousarray(_TURNS[orientation](pixels)) if orientation in _TURNS else pixels
+
+
+def _formats() -> list[str]:
+    Image.init()
+    return [name for name in _FORMATS if name in Image.OPEN]  # Pillow may be built without some
+
+
+@contextmanager
+def _strict() -> Iterator[None]:
+    """Let Pillow raise errors for truncated files, whatever a library has set."""
+    lenient: Any = ImageFile.LOAD_TRUNCATED_IMAGES
+    ImageFile.LOAD_TRUNCATED_IMAGES = False
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # see `MOST_PIXELS`
+            yield
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = lenient
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # grey of more than 8 bits, which Pillow would clip to white
+        values = np.asarray(image)
+        if values.size and (values.min() < 0 or values.max() > _MOST_GREY):
+            raise ValueError(f"grey values from {values.min()} to {values.max()}, not 16 bits")
+        image = Image.fromarray((values // 256).astype(np.uint8))
+    if image.mode == "F":  # Pillow would clip it to black and white
+        raise ValueError("floating-point grey values of unknown range")
+    return image.convert("RGB")
