@@ -5,9 +5,11 @@ copy its page of memory.
 """
 
 import os
+import stat
 import tarfile
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -15,6 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 _BLOCK = tarfile.BLOCKSIZE
+_LONGEST_NAME = 4096  # characters; the longest path on Linux
 _MAGIC = {
     b"\x1f\x8b": "gzip",
     b"BZh": "bzip2",
@@ -195,6 +198,8 @@ def list_tar(path: str | os.PathLike[str], *, nested: bool = False) -> TarMember
         ValueError: the file is compressed, truncated, corrupt or not a tar archive.
     """
     archive, names, spans = Path(path), Names(), array("q")
+    if not stat.S_ISREG(archive.stat().st_mode):
+        raise ValueError(f"{str(path)!r} is not a regular file.")
 
     def add(member: tarfile.TarInfo, name: str) -> None:
         names.append(name)
@@ -226,27 +231,61 @@ def _files_of(
                 "Uncompress it to a plain tar archive."
             )
     stream.seek(start)
-    try:
-        with tarfile.TarFile(fileobj=stream, mode="r", errorlevel=2) as tar:
-            while (member := tar.next()) is not None:
-                tar.members.clear()  # type: ignore[attr-defined]  # tarfile would keep them all
-                if member.issparse():
-                    raise ValueError(
-                        f"{what} holds the sparse file {member.name!r}, whose bytes are not "
-                        "contiguous. Make the archive again without --sparse."
-                    )
-                if member.isreg():
-                    yield member
-            last = tar.offset
-    except tarfile.TarError as error:
-        raise _damaged(what, "it is truncated, corrupt or not a tar archive") from error
-    # tarfile mistakes a corrupt header for the end of the archive, which is a block of zeros. It
-    # may also have read past the end of an inner archive.
+    with _tar_errors(what):
+        tar: Any = tarfile.TarFile(fileobj=_Window(stream, end), mode="r", errorlevel=2)  # type: ignore[arg-type]  # it only reads
+    for member in _members_of(tar, start, what):
+        if member.issparse():
+            raise ValueError(
+                f"{what} holds the sparse file {member.name!r}, whose bytes are not contiguous. "
+                "Make the archive again without --sparse."
+            )
+        if member.isreg():
+            yield member
+    # tarfile mistakes a corrupt header for the end of the archive, which is a block of zeros.
+    last = tar.offset
     stream.seek(last)
     if last + _BLOCK > end:
         raise _damaged(what, "it is truncated")
     if stream.read(_BLOCK).strip(b"\0"):
         raise _damaged(what, f"it has a corrupt header at byte {last - start}")
+
+
+def _members_of(tar: Any, start: int, what: str) -> Iterator[tarfile.TarInfo]:
+    last = start
+    while True:
+        with _tar_errors(what):
+            member = tar.next()
+        if member is None:
+            return
+        tar.members.clear()  # tarfile would keep them all
+        if member.size < 0 or tar.offset <= last:  # it would be read again and again
+            raise _damaged(what, f"it has a corrupt header at byte {member.offset - start}")
+        if len(member.name) > _LONGEST_NAME:  # one header may give all members a long name
+            raise _damaged(what, f"it has a name of {len(member.name)} characters")
+        last = tar.offset
+        yield member
+
+
+class _Window:
+    """The part of a file that `tarfile` may read: up to the byte `end`.
+
+    A corrupt size may ask for more than is there, or for a negative number of bytes.
+    """
+
+    def __init__(self, stream: IO[bytes], end: int) -> None:
+        self.seek, self.tell = stream.seek, stream.tell
+        self._stream, self._end = stream, end
+
+    def read(self, size: int) -> bytes:
+        return self._stream.read(max(0, min(size, self._end - self.tell())))
+
+
+@contextmanager
+def _tar_errors(what: str) -> Iterator[None]:
+    try:
+        yield
+    except (tarfile.TarError, ValueError, OverflowError, RecursionError) as error:
+        raise _damaged(what, "it is truncated, corrupt or not a tar archive") from error
 
 
 def _damaged(what: str, how: str) -> ValueError:

@@ -1,10 +1,13 @@
 """Samples from files and tar archives: bytes, order and memory; corrupt archives."""
 
+import io
+import os
 import pickle
 import shutil
 import subprocess
 import tarfile
 import tracemalloc
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -157,6 +160,54 @@ def test_a_corrupt_header_is_not_the_end_of_the_archive(tmp_path: Path) -> None:
     damaged[1024 + 150] ^= 0xFF  # in the checksum of the second header
     with pytest.raises(ValueError, match=r"a\.tar.*corrupt header at byte 1024"):
         list_tar(put(tmp_path / "a.tar", bytes(damaged)))
+
+
+def with_size(header: bytes, size: int) -> bytes:
+    """Return a tar header with a size in base 256, which can be negative."""
+    changed = bytearray(header)
+    changed[124:136] = (size & (1 << 96) - 1 | 1 << 95).to_bytes(12, "big")
+    changed[148:156] = b" " * 8
+    changed[148:156] = b"%06o\0 " % sum(changed)
+    return bytes(changed)
+
+
+@pytest.mark.parametrize("size", [-1, -511, -512, -513, -1024, -(1 << 40), 1 << 40, 1 << 80])
+@pytest.mark.parametrize("kind", [b"0", b"L", b"x", b"g", b"S"])
+def test_a_member_of_impossible_size_ends_the_listing(
+    kind: bytes, size: int, tmp_path: Path
+) -> None:
+    whole = tar_of(FILES)
+    header = with_size(whole[1024:1180][:156] + kind + whole[1181:1536], size)
+    for blob in (header + bytes(1024), whole[:1024] + header + whole[1536:]):
+        archive = put(tmp_path / "a.tar", blob)
+        with suppress(ValueError):  # or the member is left out
+            assert len(list_tar(archive)) <= len(FILES)
+        if kind == b"0":
+            with pytest.raises(ValueError, match=r"Cannot read the tar archive .*a\.tar"):
+                list_tar(archive)
+
+
+def test_a_name_for_all_members_takes_no_more_memory_than_the_archive(tmp_path: Path) -> None:
+    stream = io.BytesIO()
+    with tarfile.open(
+        fileobj=stream, mode="w", format=tarfile.PAX_FORMAT, pax_headers={"path": "a" * 100_000}
+    ) as tar:
+        for number in range(1000):
+            tar.addfile(tarfile.TarInfo(f"{number}.jpg"))
+    with pytest.raises(ValueError, match="a name of 100000 characters"):
+        list_tar(put(tmp_path / "a.tar", stream.getvalue()))
+
+
+def test_headers_before_headers_end_in_an_error(tmp_path: Path) -> None:
+    long_name = with_size(tar_of({"a": b""})[:156] + b"L" + bytes(355), 1) + b"b".ljust(512, b"\0")
+    with pytest.raises(ValueError, match=r"Cannot read the tar archive .*a\.tar"):
+        list_tar(put(tmp_path / "a.tar", long_name * 5000))
+
+
+def test_a_fifo_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.tar")
+    with pytest.raises(ValueError, match=r"a\.tar' is not a regular file"):
+        list_tar(tmp_path / "a.tar")
 
 
 @pytest.mark.skipif(shutil.which("tar") is None, reason="only GNU tar makes sparse members")
