@@ -148,8 +148,7 @@ class TarMembers:
             ValueError: the archive is shorter than when it was listed.
         """
         _, start, size = self._spans[position].tolist()
-        # Opening the archive takes 1 % of the time to decode an image. There may be a thousand
-        # archives, too many to keep open.
+        # Opening takes 1 % of the time to decode an image. A thousand archives cannot stay open.
         handle = os.open(self.archive(position), os.O_RDONLY | os.O_CLOEXEC)
         try:
             data = os.pread(handle, size, start)
@@ -233,7 +232,7 @@ def _files_of(
     stream.seek(start)
     with _tar_errors(what):
         tar: Any = tarfile.TarFile(fileobj=_Window(stream, end), mode="r", errorlevel=2)  # type: ignore[arg-type]  # it only reads
-    for member in _members_of(tar, start, what):
+    for member in _members_of(tar, start, end, what):
         if member.issparse():
             raise ValueError(
                 f"{what} holds the sparse file {member.name!r}, whose bytes are not contiguous. "
@@ -250,7 +249,7 @@ def _files_of(
         raise _damaged(what, f"it has a corrupt header at byte {last - start}")
 
 
-def _members_of(tar: Any, start: int, what: str) -> Iterator[tarfile.TarInfo]:
+def _members_of(tar: Any, start: int, end: int, what: str) -> Iterator[tarfile.TarInfo]:
     last = start
     while True:
         with _tar_errors(what):
@@ -258,6 +257,8 @@ def _members_of(tar: Any, start: int, what: str) -> Iterator[tarfile.TarInfo]:
         if member is None:
             return
         tar.members.clear()  # tarfile would keep them all
+        if tar.offset > end:
+            raise _damaged(what, "it is truncated")
         if member.size < 0 or tar.offset <= last:  # it would be read again and again
             raise _damaged(what, f"it has a corrupt header at byte {member.offset - start}")
         if len(member.name) > _LONGEST_NAME:  # one header may give all members a long name
@@ -267,10 +268,7 @@ def _members_of(tar: Any, start: int, what: str) -> Iterator[tarfile.TarInfo]:
 
 
 class _Window:
-    """The part of a file that `tarfile` may read: up to the byte `end`.
-
-    A corrupt size may ask for more than is there, or for a negative number of bytes.
-    """
+    """A file up to the byte `end`, for `tarfile`, which reads what corrupt sizes ask for."""
 
     def __init__(self, stream: IO[bytes], end: int) -> None:
         self.seek, self.tell = stream.seek, stream.tell
