@@ -4,6 +4,9 @@
 #   make demo    set up without development tools, then run the whole path on real images
 #   make test    setup, then the tests on all cores   (PYTEST_ARGS="-k kernels" picks some)
 #   make lint    setup, then ruff and mypy
+#   make fuzz    setup, then damaged files of every kind      (QUICK=1: two minutes)
+#   make chaos   setup, then kills, disk and memory faults    (QUICK=1: three minutes)
+#   make soak    setup, then 200 epochs that must not leak    (QUICK=1: a minute)
 #   make clean   remove .venv and the files of builds and tools, but not runs/
 #
 # VENV=DIR puts the environment elsewhere; PYTHON=python3.12 chooses the interpreter.
@@ -11,11 +14,12 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
-.PHONY: setup demo test lint clean
+.PHONY: setup demo test lint fuzz chaos soak clean
 
 VENV ?= .venv
 PYTHON ?= python3.13 python3.12 python3.11 python3
 PYTEST_ARGS ?=
+QUICK ?=
 RUNTIME := $(VENV)/.installed
 STAMP := $(VENV)/.installed-dev
 
@@ -33,6 +37,9 @@ lint: $(STAMP)
 	"$(VENV)/bin/python" -m ruff check .
 	"$(VENV)/bin/python" -m ruff format --check .
 	"$(VENV)/bin/python" -m mypy --strict dp4tl_ffcv writers train
+
+fuzz chaos soak: $(STAMP)
+	@"$(VENV)/bin/python" -m tests.campaigns.$@ $(if $(QUICK),--quick,--keep)
 
 clean:
 	@rm -rf .venv build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache

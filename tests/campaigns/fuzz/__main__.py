@@ -1,0 +1,132 @@
+"""Mutate every kind of file that this project reads, and check what becomes of it.
+
+python -m tests.campaigns.fuzz                         the full form, about an hour
+python -m tests.campaigns.fuzz --quick                 every kind, two minutes
+python -m tests.campaigns.fuzz --only "JPEG payload" --seed 0 --case 17    one case again
+"""
+
+import argparse
+import json
+import re
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from tests.campaigns import results
+from tests.campaigns.fuzz.supervise import Campaign, Tally
+from tests.campaigns.fuzz.targets import TARGETS
+
+_SHOWN = 5  # faults of a target that are printed
+_QUICK_SHARE, _QUICK_LEAST = 200, 30
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the campaign and return its exit status."""
+    options = _parser().parse_args(arguments)
+    names = [name for name in TARGETS if not options.only or options.only in name]
+    if not names:
+        raise SystemExit(f"no kind of input has {options.only!r} in its name: {', '.join(TARGETS)}")
+    root = Path("/dev/shm")
+    folder = Path(tempfile.mkdtemp(prefix="dp4tl-fuzz-", dir=root if root.is_dir() else None))
+    try:
+        if options.case is not None:
+            return _repeat(names[0], options.seed, options.case, folder)
+        return _run(names, options, folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _run(names: Sequence[str], options: argparse.Namespace, folder: Path) -> int:
+    lines, end = [], time.monotonic() + 60 * options.minutes if options.minutes else None
+    with Campaign(folder, options.seed, options.jobs) as campaign:
+        for name in names:
+            cases = TARGETS[name].cases
+            if options.quick:
+                cases = max(_QUICK_LEAST, cases // _QUICK_SHARE)
+            start = time.monotonic()
+            tally = campaign.run(
+                name, range(options.first, options.first + (options.count or cases)), end
+            )
+            seconds = time.monotonic() - start
+            lines.append(_line(name, tally, options.seed, seconds))
+            _report(name, tally, options.seed)
+            print(results.summary(lines[-1]), flush=True)
+            if options.keep:
+                results.keep(lines[-1])
+    return results.exit_status(lines)
+
+
+def _line(name: str, tally: Tally, seed: int, seconds: float) -> results.Line:
+    return results.record(
+        "fuzz",
+        name,
+        outcomes=tally.outcomes,
+        faults=tally.faults,
+        seconds=seconds,
+        peak_bytes=tally.peak_bytes,
+        seed=seed,
+        figures={"stalled once": tally.retried} if tally.retried else {},
+    )
+
+
+def _report(name: str, tally: Tally, seed: int) -> None:
+    """Print the first faults of each class, and how to see them again."""
+    shown: dict[str, int] = {}
+    for fault in tally.reports:
+        key = f"{fault['fault']}: {re.sub('[0-9]+', '#', fault['message'])[:70]}"
+        shown[key] = shown.get(key, 0) + 1
+        if shown[key] == 1 and len(shown) <= _SHOWN:
+            print(
+                f"FAULT {name}, case {fault['case']}: {fault['fault']}: {fault['message'][:600]}\n"
+                f"    python -m tests.campaigns.fuzz --only {json.dumps(name)} --seed {seed} "
+                f"--case {fault['case']}",
+                flush=True,
+            )
+    for key, count in sorted(shown.items(), key=lambda item: -item[1]):
+        print(f"    {count:6,} {key!r}", flush=True)
+
+
+def _repeat(name: str, seed: int, case: int, folder: Path) -> int:
+    """Run one case in a process of its own, and keep its files."""
+    from tests.campaigns.fuzz.judge import Sentinel
+    from tests.campaigns.fuzz.worker import Bench
+
+    kept = Path(tempfile.mkdtemp(prefix=f"dp4tl-fuzz-case-{case}-"))
+    bench = Bench(TARGETS[name], folder / "once", Sentinel(folder / "forbidden"))
+    _, sample, data = bench.mutation(seed, case)
+    for file, intact in sample.files.items():
+        path = kept / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data if file == sample.attacked else intact)
+    print(f"{sample.attacked!r} is attacked; the files are in {kept}", flush=True)
+    with Campaign(folder, seed, 1) as campaign:
+        tally = campaign.run(name, range(case, case + 1))
+    for fault in tally.reports:
+        print(f"FAULT {fault['fault']}: {fault['message']}\n{fault['trace']}")
+    print(results.summary(_line(name, tally, seed, 0.0)))
+    return int(bool(tally.faults))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.campaigns.fuzz",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--only", help="part of the name of the kinds to run")
+    parser.add_argument("--quick", action="store_true", help="the short form")
+    parser.add_argument("--keep", action="store_true", help="keep the results for the page")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--first", type=int, default=0, help="number of the first case")
+    parser.add_argument("--count", type=int, help="cases of each kind")
+    parser.add_argument("--case", type=int, help="run this case alone and keep its files")
+    parser.add_argument("--minutes", type=float, help="begin no cases after this time")
+    parser.add_argument("--jobs", type=int, default=2, help="worker processes")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

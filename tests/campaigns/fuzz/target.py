@@ -1,0 +1,68 @@
+"""The contract of a target: valid inputs, how to mutate them, what a user does with them.
+
+Each module of `targets` holds one or more subclasses of `Target` and nothing else knows their
+names.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from tests.campaigns.fuzz.mutate import Span, mutated
+
+
+class FaultError(Exception):
+    """The promise does not hold. `kind` is the class of the fault, for the counts."""
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A valid input: files by their name in the folder of a case, one of which is attacked."""
+
+    files: Mapping[str, bytes]
+    attacked: str
+    spans: Sequence[Span] = ()
+    """Numbers in the attacked file that its readers rely on."""
+    truth: Any = field(default=None, compare=False)
+    """What the intact file holds, for `Target.use`."""
+
+    @property
+    def data(self) -> bytes:
+        """The intact bytes of the attacked file."""
+        return self.files[self.attacked]
+
+
+class Target(ABC):
+    """One kind of input."""
+
+    name: ClassVar[str]
+    cases: ClassVar[int] = 20_000
+    """Cases of the full form. The short form has one in 200, at least 30."""
+    allowed: ClassVar[tuple[type[BaseException], ...]] = ()
+    """Exceptions that are documented for this input, besides ValueError and OSError."""
+    free_bytes: ClassVar[int] = 64 << 20
+    """Memory that a case may take in addition to twice its files."""
+
+    @abstractmethod
+    def prepare(self, folder: Path) -> list[Sample]:
+        """Return valid inputs, written by this project. `folder` is empty and can be used."""
+
+    def mutate(self, rng: np.random.Generator, sample: Sample, donor: Sample) -> bytes:
+        """Return the mutated bytes of the attacked file."""
+        return mutated(rng, sample.data, sample.spans, donor.data)
+
+    @abstractmethod
+    def use(self, rng: np.random.Generator, folder: Path, sample: Sample, data: bytes) -> str:
+        """Do what a user would do with the files in `folder`, and return the outcome.
+
+        Raise `FaultError` where the result contradicts `data`, the mutated bytes. Every other
+        exception is judged by its type and by where it was raised.
+        """
