@@ -53,7 +53,8 @@ FIELD_METADATA: dict[int, np.dtype[Any]] = {
     6: np.dtype("<u8"),
 }
 
-IMAGE_MODES = {0: "jpg", 1: "raw"}
+JPG, RAW = 0, 1
+IMAGE_MODES = {JPG: "jpg", RAW: "raw"}
 LONGEST_SIDE = (1 << 16) - 1  # pixels: the metadata stores a side in 16 bits
 LARGEST_PAGE = 1 << 31  # bytes: the header stores the page size, a power of two, in 32 bits
 
@@ -78,6 +79,11 @@ def pointers(column: NDArray[Any], kind: str) -> list[NDArray[Any]]:
     if column.dtype.names:
         return [column[name] for name in column.dtype.names if name in _POINTERS]
     return [column] if kind in _BARE_POINTERS else []
+
+
+def pixel_bytes(images: NDArray[Any]) -> NDArray[np.uint64]:
+    """Return the bytes of each image as raw pixels, given its record."""
+    return np.asarray(3 * images["height"].astype(np.uint64) * images["width"])
 
 
 def uint64_paths(

@@ -12,9 +12,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..errors import BetonError
 from ..validate import check_int_array
+from .descriptors import FieldInfo
 from .format import IMAGE_MODES
 from .manifest import Manifest, read_manifest
-from .tables import BLOCK, FieldInfo, Tables, read_tables
+from .ranges import BLOCK, check_ranges
+from .tables import Tables, load_tables
 
 
 class BetonIndex:
@@ -52,7 +54,9 @@ class BetonIndex:
             BetonError: the file is not a beton of version 2, is unfinished or truncated, or its
                 tables contradict each other.
         """
-        return cls(Path(path), read_tables(Path(path), custom_fields or {}), custom_fields)
+        tables = load_tables(Path(path), custom_fields or {})
+        check_ranges(tables, Path(path))
+        return cls(Path(path), tables, custom_fields)
 
     @classmethod
     def of(

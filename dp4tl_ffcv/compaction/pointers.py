@@ -37,7 +37,7 @@ def find_pointers(
     """
     found = extents["size"] == 0
     for field in index.fields:
-        custom = field.kind == "custom"
+        custom = field.is_custom
         for path in format.uint64_paths(metadata.dtype[field.column], (field.column,)):
             if path[-1] == "size" and not custom:
                 continue
@@ -52,7 +52,7 @@ def find_pointers(
                     f"{str(index.path)!r} is corrupt: the field {field.name!r} of a retained "
                     "sample points to the bytes of another. Write the beton again."
                 )
-    custom_names = [field.name for field in index.fields if field.kind == "custom"]
+    custom_names = [field.name for field in index.fields if field.is_custom]
     if custom_names and not found.all():
         raise BetonError(
             f"no known field of {str(index.path)!r} points to {(~found).sum()} of its byte ranges. "

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..beton import format
+from ..beton.descriptors import FieldInfo
 from ..beton.index import BetonIndex
-from ..beton.tables import FieldInfo
 from ..errors import BetonError
 
 

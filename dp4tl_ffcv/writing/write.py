@@ -75,7 +75,8 @@ def write_beton(  # noqa: PLR0913  # options are named at the call
         out: the beton to write. Its manifest is `out` with `.json` appended.
         samples: indexable. Each item is a tuple of one value per field. If there is a method
             `name(i)`, messages use the name that it returns for item i.
-        fields: `image_fields()`, or ffcv field objects by name, at most 16 ASCII characters each.
+        fields: `image_fields()`, or ffcv field objects by name. A name has at most 16 characters,
+            printable ASCII.
         class_names: name of each class id, or empty.
         label_field: integer field of the class ids.
         written_by: the writer's arguments, stored in the manifest.
@@ -201,8 +202,10 @@ def _check_fields(fields: Mapping[str, Any], label_field: str) -> None:
     if not fields:
         raise ValueError("`fields` is empty.")
     for name in fields:
-        if not name.isascii() or not 1 <= len(name) <= 16 or "\0" in name:
-            raise ValueError(f"Field names must have 1 to 16 ASCII characters; got {name!r}.")
+        if not name.isascii() or not name.isprintable() or not 1 <= len(name) <= 16:
+            raise ValueError(
+                f"Field names must have 1 to 16 printable ASCII characters; got {name!r}."
+            )
     if label_field in fields and type(fields[label_field]) is not IntField:
         raise ValueError(
             f"`label_field` must name an IntField; {label_field!r} is a "

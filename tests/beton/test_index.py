@@ -163,7 +163,7 @@ def test_the_fingerprint_depends_on_the_tables_and_not_on_the_path(
     assert set(fingerprints[0]) <= set("0123456789abcdef")
     changes: list[Callable[[Parts], Any]] = [
         set_label,
-        lambda parts: parts.table["size"].__setitem__(3, 191),
+        lambda parts: parts.table.__setitem__(slice(2), parts.table[[1, 0]]),
         lambda parts: parts.descriptors["name"][0].__setitem__(slice(6), list(b"photo\0")),
         lambda parts: parts.header.__setitem__("page_size", 1 << 22),
     ]

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from dp4tl_ffcv import BetonError, BetonIndex
 from dp4tl_ffcv.artifacts import write_json
 from dp4tl_ffcv.beton import format
+from dp4tl_ffcv.beton.descriptors import CustomFieldError
 from dp4tl_ffcv.beton.manifest import manifest_path
-from dp4tl_ffcv.beton.tables import CustomFieldError
 from dp4tl_ffcv.beton.verify.verification import Verification, verify
 from dp4tl_ffcv.jpeg import turbojpeg
 from tests.conftest import Images

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from dp4tl_ffcv import BetonIndex, write_beton
 from dp4tl_ffcv.beton import format
-from dp4tl_ffcv.beton.tables import BLOCK
+from dp4tl_ffcv.beton.ranges import BLOCK
 from dp4tl_ffcv.loading.reading.extents import RetainedExtents, retained_extents
 from tests.support.betons import StampField, write_stock
 

@@ -270,8 +270,7 @@ def most(value: int) -> int:
 
 
 NOT_A_JPEG, CORRUPT, WRONG_SIZE = "is not a JPEG", "is a corrupt JPEG", "is a JPEG of another size"
-ANOTHER_LENGTH = "has more or fewer bytes"
-DAMAGED_JPEGS: dict[str, tuple[Damage, str]] = {
+DAMAGED: dict[str, tuple[Damage, str]] = {
     "zeroed": (overwritten(b"\0"), NOT_A_JPEG),
     "random": (overwritten(np.random.default_rng(8).bytes(10_000)), NOT_A_JPEG),
     "text": (overwritten(b"text"), NOT_A_JPEG),
@@ -279,21 +278,21 @@ DAMAGED_JPEGS: dict[str, tuple[Damage, str]] = {
     "zeros at the end": (overwritten(b"\0", start=0.97), CORRUPT),
     "cut in the header": (shortened(0.05), NOT_A_JPEG),
     "cut": (shortened(0.8), CORRUPT),
-    "no bytes": (shortened(0), "has no bytes"),
     "wider": (described(width=one_more), WRONG_SIZE),
     "lower": (described(height=one_less), WRONG_SIZE),
     "very wide": (described(width=most), WRONG_SIZE),
     "without width": (described(width=lambda _: 0), WRONG_SIZE),
-    "called raw": (described(mode=one_more), ANOTHER_LENGTH),
 }
-DAMAGED_RAW_IMAGES: dict[str, tuple[Damage, str]] = {
-    "higher": (described(height=one_more), ANOTHER_LENGTH),
-    "narrower": (described(width=one_less), ANOTHER_LENGTH),
-    "cut": (shortened(0.99), ANOTHER_LENGTH),
-    "no bytes": (shortened(0), "has no bytes"),
+# Faults of the tables, for which the file is refused.
+REFUSED: dict[tuple[str, str], Damage] = {
+    ("photos", "no bytes"): shortened(0),
+    ("photos", "called raw"): described(mode=one_more),
+    ("colours", "no bytes"): shortened(0),
+    ("colours", "higher"): described(height=one_more),
+    ("colours", "narrower"): described(width=one_less),
+    ("colours", "cut"): shortened(0.99),
+    ("colours", "very large"): described(height=most, width=most),
 }
-DAMAGED = [("photos", name) for name in DAMAGED_JPEGS]
-DAMAGED += [("colours", name) for name in DAMAGED_RAW_IMAGES]
 
 
 def decoders() -> list[Any]:
@@ -315,17 +314,14 @@ def images_of(loader: PrunedLoader, into: dict[int, NDArray[np.uint8]]) -> None:
             into[number] = image.copy()
 
 
-@pytest.mark.parametrize(("kind", "name"), DAMAGED)
-def test_a_damaged_image_is_named(
-    kind: str, name: str, request: pytest.FixtureRequest, tmp_path: Path, guarded: Guarded
-) -> None:
+@pytest.mark.parametrize("name", DAMAGED)
+def test_a_damaged_image_is_named(name: str, photos: Any, tmp_path: Path, guarded: Guarded) -> None:
     """Two epochs fail at the victim, and an epoch without it is loaded."""
-    dataset, at = request.getfixturevalue(kind), DAMAGED.index((kind, name))
-    path, decoder, cache = copy_of(dataset, tmp_path), at % 2, CACHES[at % len(CACHES)]
-    change, found = (DAMAGED_JPEGS if kind == "photos" else DAMAGED_RAW_IMAGES)[name]
+    at, (change, found) = [*DAMAGED].index(name), DAMAGED[name]
+    path, decoder, cache = copy_of(photos, tmp_path), at % 2, CACHES[at % len(CACHES)]
     change(path)
     loader = images_loader(path, decoders()[decoder], cache=cache)
-    healthy = images_loader(dataset, decoders()[decoder])
+    healthy = images_loader(photos, decoders()[decoder])
     message = rf"^sample {VICTIM} of '.*{path.name}' cannot be decoded: its image {found}"
 
     def load() -> list[int]:
@@ -350,12 +346,22 @@ def test_a_damaged_image_is_named(
     assert load() == left
 
 
-@pytest.mark.parametrize("kind", ["photos", "colours"])
+@pytest.mark.parametrize(("kind", "name"), REFUSED)
+def test_a_file_whose_tables_contradict_each_other_is_not_loaded(
+    kind: str, name: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    path = copy_of(request.getfixturevalue(kind), tmp_path)
+    REFUSED[kind, name](path)
+    message = rf"{path.name}' is .*corrupt: the field 'image' of sample {VICTIM} has "
+    with pytest.raises(BetonError, match=message):
+        images_loader(path, decoders()[0])
+
+
 def test_an_image_of_impossible_size_is_named(
-    kind: str, tmp_path: Path, request: pytest.FixtureRequest, guarded: Guarded
+    photos: Any, tmp_path: Path, guarded: Guarded
 ) -> None:
     """The image needs more scratch memory than most machines have. On others, decoding fails."""
-    path = copy_of(request.getfixturevalue(kind), tmp_path)
+    path = copy_of(photos, tmp_path)
     described(height=most, width=most)(path)
     loader = images_loader(path, decoders()[0], cache="extents")
     for _ in range(2):

@@ -15,7 +15,7 @@ from dp4tl_ffcv import (
     training_loader,
     view_pipelines,
 )
-from dp4tl_ffcv.beton import tables
+from dp4tl_ffcv.beton import index as index_module
 from dp4tl_ffcv.loading import CACHES, ORDERS
 
 
@@ -23,13 +23,13 @@ from dp4tl_ffcv.loading import CACHES, ORDERS
 def parsed(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The betons whose tables are read, in order."""
     found: list[Path] = []
-    load = tables.load_tables
+    load = index_module.load_tables
 
     def recorded(path: Path, *arguments: Any) -> Any:
         found.append(path)
         return load(path, *arguments)
 
-    monkeypatch.setattr(tables, "load_tables", recorded)
+    monkeypatch.setattr(index_module, "load_tables", recorded)
     return found
 
 

@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 
 from dp4tl_ffcv import BetonIndex, write_beton
 from dp4tl_ffcv.beton import format
+from dp4tl_ffcv.beton.tables import load_tables
 
 PAGE_SIZE = 1 << 21
 NUM_SAMPLES = 24
@@ -135,15 +136,15 @@ class Parts:
 @contextmanager
 def damage(path: Path, custom_fields: Mapping[str, Any] | None = None) -> Iterator[Parts]:
     """Open the tables of a beton for changes."""
-    index = BetonIndex.open(path, custom_fields=custom_fields)
+    tables = load_tables(path, custom_fields or {})  # which accepts damage that `open` rejects
     data = np.fromfile(path, dtype=np.uint8)
-    fields_at, fields = format.HEADER.itemsize, len(index.fields) * format.FIELD.itemsize
-    metadata_at, table_at = fields_at + fields, int(index.header["alloc_table_ptr"])
+    fields_at, metadata = format.HEADER.itemsize, tables.metadata
+    metadata_at = tables.data_start - metadata.nbytes
     yield Parts(
         data[:fields_at].view(format.HEADER)[0],
         data[fields_at:metadata_at].view(format.FIELD),
-        data[metadata_at : metadata_at + index.metadata.nbytes].view(index.metadata.dtype),
-        data[table_at:].view(format.ALLOCATION),
+        data[metadata_at : tables.data_start].view(metadata.dtype),
+        data[tables.data_end :].view(format.ALLOCATION),
     )
     data.tofile(path)
 

@@ -246,7 +246,7 @@ def test_a_failure_leaves_an_existing_beton_as_it_was(
 # Bad arguments.
 
 
-@pytest.mark.parametrize("name", ["a", "x" * 16, "a b", "\x01\x7f"])
+@pytest.mark.parametrize("name", ["a", "x" * 16, "a b", "~"])
 def test_good_field_names_come_back(tmp_path: Path, name: str) -> None:
     fields, path = {name: IntField()}, tmp_path / "a.beton"
     index = write_beton(path, [(5,)], fields, label_field="", num_workers=0)
@@ -264,8 +264,8 @@ def test_good_field_names_come_back(tmp_path: Path, name: str) -> None:
             for field in (JSONField(), NDArrayField(np.dtype("<i8"), (1,)))
         ),
         *(
-            ([(1, 2)], {**LABEL, name: IntField()}, {}, "^Field names must have 1 to 16 ASCII")
-            for name in ("", "x" * 17, "é", "a\0b")
+            ([(1, 2)], {**LABEL, name: IntField()}, {}, "^Field names must have 1 to 16 printable")
+            for name in ("", "x" * 17, "é", "a\0b", "\x1b[31m", "\x7f")
         ),
         *(
             ([(1,)], LABEL, {"page_size": size}, "^`page_size` must be a power of two from 2 MiB")

@@ -1,19 +1,14 @@
 """Check the records of each field against the allocation table, without an object per sample."""
 
-import json
-import math
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..format import IMAGE_MODES, pointers
-from ..tables import FieldInfo, Tables
+from ..descriptors import FieldInfo
+from ..format import IMAGE_MODES, JPG, pixel_bytes, pointers
+from ..tables import Tables
 from .problems import Problems
-
-# ffcv describes an array field by its shape, padded with zeros, and the length of its numpy type,
-# which follows as JSON.
-_ARRAYS = np.dtype([("shape", "<u8", 32), ("type_length", "<u8")])
 
 
 def check_fields(tables: Tables, problems: Problems) -> NDArray[np.int64]:
@@ -25,7 +20,7 @@ def check_fields(tables: Tables, problems: Problems) -> NDArray[np.int64]:
     stored = _StoredRanges(tables)
     used: list[NDArray[np.int64]] = []
     images = [np.zeros((0, 6), dtype=np.int64)]
-    for field, descriptor in zip(tables.fields, tables.descriptors, strict=True):
+    for field in tables.fields:
         column = tables.metadata[field.column]
         if field.kind == "int" and field.name == "label":
             _check_labels(column, problems)
@@ -33,6 +28,8 @@ def check_fields(tables: Tables, problems: Problems) -> NDArray[np.int64]:
             found = _FoundRanges(stored, places)
             used.append(found.keys[found.own])
             _check_places(field, places, found, problems)
+            if field.is_custom:
+                continue
             if field.kind == "rgb_image":
                 whole = _check_images(field, column, found, problems)
                 whole &= tables.contains(places, found.largest)
@@ -40,11 +37,11 @@ def check_fields(tables: Tables, problems: Problems) -> NDArray[np.int64]:
                 place = (rows, record["data_ptr"], found.largest[whole])
                 columns = (*place, record["mode"], record["height"], record["width"])
                 images.append(np.stack([each.astype(np.int64) for each in columns], axis=1))
-            elif field.kind != "custom":
-                expected = _expected_sizes(field, column, descriptor, problems)
-                if expected is not None:
-                    _check_sizes(field, found, found.own, expected, problems)
-    if not any(field.kind == "custom" for field in tables.fields):
+            else:
+                size = field.value_bytes
+                expected = column["size"] if size is None else np.full(len(column), size, np.uint64)
+                _check_sizes(field, found, found.own, expected, problems)
+    if not any(field.is_custom for field in tables.fields):
         stored.check_unused(used, problems)
     return np.concatenate(images)
 
@@ -110,7 +107,7 @@ def _check_places(
     field: FieldInfo, places: NDArray[np.uint64], found: _FoundRanges, problems: Problems
 ) -> None:
     lost = ~found.somewhere
-    if field.kind == "custom":
+    if field.is_custom:
         lost &= places != 0  # a custom field may use 0 for "no bytes"
     else:
         problems.add_rows(
@@ -133,7 +130,7 @@ def _check_images(
     problems.add_rows(
         "image",
         ~is_known,
-        lambda i: (i, f"{field.name!r} has mode {column['mode'][i]}, neither 0 (jpg) nor 1 (raw)"),
+        lambda i: (i, f"{field.name!r} is stored as mode {column['mode'][i]}, unknown to ffcv"),
     )
     has_sides = (column["height"] > 0) & (column["width"] > 0)
     problems.add_rows(
@@ -141,34 +138,9 @@ def _check_images(
         ~has_sides,
         lambda i: (i, f"{field.name!r} is {column['height'][i]} x {column['width'][i]} pixels"),
     )
-    pixels = 3 * column["height"].astype(np.uint64) * column["width"]
-    is_jpeg = column["mode"] == 0  # of any size, but not empty
-    expected = np.where(is_jpeg, np.maximum(found.largest, 1), pixels)
+    is_jpeg = column["mode"] == JPG  # of any size, but not empty
+    expected = np.where(is_jpeg, np.maximum(found.largest, 1), pixel_bytes(column))
     return _check_sizes(field, found, found.own & is_known & has_sides, expected, problems)
-
-
-def _expected_sizes(
-    field: FieldInfo, column: NDArray[Any], descriptor: Any, problems: Problems
-) -> NDArray[np.uint64] | None:
-    """Return the bytes that each sample must have, or None if the descriptor is corrupt."""
-    if column.dtype.names:
-        return np.asarray(column["size"])
-    try:
-        return np.full(len(column), _array_bytes(descriptor["arguments"]), dtype=np.uint64)
-    except (ValueError, TypeError, OverflowError) as error:
-        message = f"type and shape of the arrays in {field.name!r} cannot be read: {error}"
-        problems.add("tables", None, message)
-        return None
-
-
-def _array_bytes(arguments: NDArray[np.uint8]) -> int:
-    header = arguments[: _ARRAYS.itemsize].view(_ARRAYS)[0]
-    text = arguments[_ARRAYS.itemsize :][: int(header["type_length"])].tobytes().decode("ascii")
-    [entry] = json.loads(text)
-    shape: list[int] = header["shape"].tolist()
-    while shape and not shape[-1]:
-        shape.pop()
-    return math.prod(shape) * np.dtype([tuple(entry)]).itemsize
 
 
 def _check_sizes(

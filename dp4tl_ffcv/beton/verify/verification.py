@@ -10,9 +10,10 @@ import numpy as np
 
 from ...errors import BetonError
 from ...validate import resolve_num_workers
+from ..descriptors import CustomFieldError
 from ..index import BetonIndex
 from ..manifest import read_manifest
-from ..tables import CustomFieldError, Tables, load_tables
+from ..tables import Tables, load_tables
 from .allocations import check_allocations
 from .fields import check_fields
 from .images import check_images

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...beton import BetonIndex
+from ...beton.descriptors import FieldInfo
 from ...beton.format import pointers
-from ...beton.tables import FieldInfo
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ def retained_extents(
     samples = ids if _ascends(ids) else np.unique(ids)
     table = index.extents(samples)
     used = [field for field in index.fields if field.name in fields]
-    if not any(field.kind == "custom" for field in used):  # whose pointers are unknown
+    if not any(field.is_custom for field in used):  # whose pointers are unknown
         table = table[_is_wanted(index, samples, used, table)]
     if not table["size"].all():
         table = table[table["size"] > 0]  # nothing to read
@@ -83,7 +83,7 @@ def _is_wanted(
     """Return for each row of `table` whether a field in use points to it."""
     columns = {field.name: pointers(index.column(field.name), field.kind) for field in index.fields}
     names = {field.name for field in used}
-    has_custom = any(field.kind == "custom" for field in index.fields)
+    has_custom = any(field.is_custom for field in index.fields)
     if not has_custom and all(name in names for name, values in columns.items() if values):
         return np.ones(len(table), dtype=np.bool_)
     wanted = [values[samples] for name in names for values in columns[name]]
