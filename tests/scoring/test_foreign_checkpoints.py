@@ -1,6 +1,7 @@
 """Checkpoints of other programs, built as these programs build them."""
 
 import itertools
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -159,19 +160,19 @@ def test_prefixes_in_any_order(prefixes: tuple[str, ...], tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("prefix", "more", "named"),
     [
-        ("module.", "module.layer1.module.extra", "layer1.module.extra"),
-        ("module.", "module.layer1._orig_mod.extra", "layer1._orig_mod.extra"),
-        ("", "module.extra", "module.extra"),
-        ("", "0._orig_mod.weight", "0._orig_mod.weight"),
+        ("module.", "module.layer1.module.extra", "unknown keys: layer1.module.extra"),
+        ("module.", "module.layer1._orig_mod.extra", "unknown keys: layer1._orig_mod.extra"),
+        ("", "module.extra", "unknown keys: module.extra"),
+        ("", "0._orig_mod.weight", "keys for the same weight: 0.weight, 0._orig_mod.weight"),
     ],
 )
-def test_only_prefixes_of_all_keys_are_removed(
+def test_further_keys_under_the_prefix_are_rejected(
     prefix: str, more: str, named: str, tmp_path: Path
 ) -> None:
     state = make().network.state_dict()
     state = {prefix + name: value for name, value in state.items()} | {more: torch.ones(1)}
     torch.save(state, tmp_path / "a.pt")
-    with pytest.raises(CheckpointError, match=rf"unknown keys: {named}\. Pass the arch"):
+    with pytest.raises(CheckpointError, match=rf"{re.escape(named)}\. "):
         load_checkpoint(tmp_path / "a.pt", arch="resnet8_w16")
 
 
@@ -264,6 +265,7 @@ def moco(version: int) -> tuple[State, nn.Module]:
     return state, pooled(encoders[0])
 
 
+@pytest.mark.filterwarnings("ignore:.*left out")
 @pytest.mark.parametrize("version", [1, 3])
 def test_mocos_query_encoder(version: int, tmp_path: Path) -> None:
     state, encoder = moco(version)
@@ -306,7 +308,7 @@ def test_the_architecture_must_be_named(network: nn.Module, tmp_path: Path) -> N
 MISFITS: list[tuple[Callable[[State], State], str]] = [
     (
         lambda _: resnet50(num_classes=7).state_dict(),
-        r"unknown keys: layer1\.2\.conv1\.weight, .* \[...\]\. wrong shapes: layer",
+        r"unknown keys: layer1\.0\.conv3\.weight, .* \[...\]\. wrong shapes: layer",
     ),
     (lambda state: {"a": torch.ones(1)} | state, r"unknown keys: a\."),
     (lambda state: without(state, "conv1.weight"), r"missing keys: conv1\.weight"),

@@ -3,40 +3,25 @@
 No code in a file is run: files may only hold tensors, plain containers and numpy numbers.
 """
 
+import math
 import os
-import re
-import zipfile
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
 
 from ...artifacts import atomic_open, sha256_of_file
-from ...errors import CheckpointError, requires
-from .models import (
-    BlurPoolConv,
-    Classifier,
-    build_model,
-    full_name,
-    is_architecture,
-    pretrained_model,
-    replace_head,
-)
+from ...errors import CheckpointError
+from .checkpoint_files import read_entries
+from .models import Classifier, full_name, is_architecture, pretrained_model
+from .state_dicts import find_weights, load_weights, own_weights
 
 ModelLike = Classifier | str | os.PathLike[str]
 
-_CHECKPOINT_KEYS = {"arch", "num_classes", "mean", "std", "network"}
-# Prefixes of keys: DistributedDataParallel, torch.compile, Lightning modules, our Classifier.
-_PREFIXES = ("module.", "_orig_mod.", "model.", "network.")
-_ENCODERS = ("encoder_q.", "base_encoder.")  # MoCo v1 and v2; MoCo v3
-_BLUR = ".blur_filter"
-# The files of torchvision's DenseNets use names from before torch 0.4, such as `norm.1.`.
-_OLD_DENSENET = re.compile(r"(\.denselayer\d+\.(?:norm|conv))\.([12]\.)")
-_SHOWN = 200  # characters of a list of keys in an error
+_SHOWN = 200  # characters of a name in an error
 
 
 def save_checkpoint(path: str | os.PathLike[str], model: Classifier) -> None:
@@ -65,15 +50,21 @@ def load_checkpoint(
 ) -> Classifier:
     """Load a model from a checkpoint of this project, or from another program's state dict.
 
-    The file comes from `torch.save`, or is `.safetensors` if safetensors is installed. The state
-    dict is the whole file (ffcv-imagenet, torchvision), or the value of `state_dict` (Lightning,
-    MoCo, timm), `model` (DeiT), or `network` in `state_dicts` (DP4TL). Prefixes that DDP,
-    torch.compile and Lightning add to keys are removed, and the blurred convolutions of
-    ffcv-imagenet are restored.
+    The file comes from `torch.save`, or is `.safetensors` if safetensors is installed. Another
+    program's weights may lie anywhere in it: the whole file (ffcv-imagenet), or an entry such as
+    `state_dict` (Lightning, MoCo, timm), `model` (torchvision, DeiT, robustness) or
+    `state_dicts.network` (DP4TL), under any prefix. Components that DDP, FSDP, torch.compile and
+    activation checkpointing add to keys are ignored. The largest group of keys under one prefix
+    that has all weights of `arch`, except for the head, and no others is loaded. Of two such groups
+    of equal size, a moving average (a name with `ema`) is loaded; of others, none. A warning names
+    what is left out. The blurred convolutions of ffcv-imagenet are restored.
 
-    The result is an encoder, with `num_classes` None, if `headless` is set, if the file has no
+    The result is an encoder, with `num_classes` None, if `headless` is set, if the group has no
     weights for the head, or if it comes from MoCo, whose query encoder is loaded without its
     projection head.
+
+    Weights of half precision are converted to float32. Peak memory is the size of the file and of
+    the model.
 
     Args:
         path: the checkpoint.
@@ -86,22 +77,22 @@ def load_checkpoint(
         headless: leave the head off.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        CheckpointError: the file is not a checkpoint, or does not fit the arguments.
+        OSError: the file cannot be opened.
+        CheckpointError: the file is not a checkpoint, does not fit the arguments, holds several
+            networks that fit, or holds weights that are integers, NaN or infinite.
         ValueError: there is no architecture `arch`.
     """
     mean, std = (None if values is None else tuple(values) for values in (mean, std))
     try:
-        values = _read(Path(path))
-        if values.keys() >= _CHECKPOINT_KEYS:
-            model = _build_recorded(values)
+        values = read_entries(path)
+        if len(values.keys() & _IS_VALID.keys()) >= len(_IS_VALID) - 1:  # one may be missing
+            model = _recorded(values, headless)
             if arch not in (None, model.arch):  # a model that the caller built has any name
                 _check_same("arch", full_name(str(arch)), model.arch)
             _check_same("mean", mean, model.channels[0])
             _check_same("std", std, model.channels[1])
-            model = replace_head(model, None) if headless else model
         else:
-            model = _build_foreign(_find_state(values), arch, headless)
+            model = _foreign(values, arch, headless, Path(path))
             channels = mean or model.channels[0], std or model.channels[1]
             model = Classifier(model.network, model.arch, model.num_classes, *channels)
         _check_same("num_classes", num_classes, model.num_classes)
@@ -129,139 +120,64 @@ def load_model(model: ModelLike, **options: Any) -> tuple[Classifier, dict[str, 
     return (model if isinstance(model, Classifier) else pretrained_model(str(model))), {}
 
 
-def _build_recorded(values: Mapping[str, Any]) -> Classifier:
+def _recorded(values: Mapping[str, Any], headless: bool) -> Classifier:
+    """Build the model that a checkpoint of this project describes."""
+    wrong = [name for name in _IS_VALID if not (name in values and _IS_VALID[name](values[name]))]
+    if wrong:
+        raise CheckpointError(f"its {wrong[0]} is missing or wrong. It is damaged or was altered.")
     arch, num_classes = values["arch"], values["num_classes"]
     try:
-        network = build_model(arch, num_classes).network
-        model = Classifier(network, arch, num_classes, tuple(values["mean"]), tuple(values["std"]))
-        _load_weights(model, dict(values["network"]))
+        weights = own_weights(values["network"], arch, headless=headless)
     except CheckpointError:
         raise
-    except Exception as error:  # torch and torchvision raise several kinds for wrong values
+    except ValueError as error:
+        raise CheckpointError(f"its arch is {shorten(arch, _SHOWN)!r}: {error}") from error
+    if not headless and weights.num_classes != num_classes:
         raise CheckpointError(
-            f"it does not describe a {arch} with {num_classes} classes ({error}). It is damaged "
-            "or was altered."
-        ) from error
-    model.trained_on = values.get("trained_on")
+            f"its weights are of {weights.num_classes} classes, not of {num_classes}. It is "
+            "damaged or was altered."
+        )
+    model = load_weights(arch, weights)
+    model = Classifier(model.network, arch, model.num_classes, values["mean"], values["std"])
+    trained_on = values.get("trained_on")
+    model.trained_on = trained_on if isinstance(trained_on, str) else None
     return model
 
 
-def _build_foreign(state: dict[str, Tensor], arch: str | None, headless: bool) -> Classifier:
+def _foreign(values: Mapping[Any, Any], arch: str | None, headless: bool, path: Path) -> Classifier:
+    """Build the model whose weights another program's checkpoint holds."""
     if arch is None:
         raise CheckpointError(
             "another program's checkpoint does not record its architecture. Pass `arch`, such as "
             "resnet18."
         )
-    for prefix in _ENCODERS:
-        if any(name.startswith(prefix) for name in state):
-            state, headless = _below(state, prefix), True
-    model = build_model(arch, None)
-    head = f"{model.head_name}."
-    outputs = [state[head + part] for part in ("weight", "bias") if head + part in state]
-    if headless or not outputs:
-        state = {name: value for name, value in state.items() if not name.startswith(head)}
-    else:
-        model = replace_head(model, (*outputs[0].shape, 1)[0])
-    _load_weights(model, state)
-    return model
-
-
-def _load_weights(model: Classifier, state: dict[str, Tensor]) -> None:
-    _restore_blurs(model.network, state)
-    own = model.network.state_dict()
-    unlike = {
-        name: f"{name} {tuple(value.shape)} instead of {tuple(own[name].shape)}"
-        for name, value in state.items()
-        if name in own and value.shape != own[name].shape
-    }
-    fitting = state | {name: own[name] for name in unlike}
-    keys = model.network.load_state_dict(fitting, strict=False)
-    faults = {
-        "missing keys": keys.missing_keys,
-        "unknown keys": keys.unexpected_keys,
-        "wrong shapes": unlike.values(),
-    }
-    if any(faults.values()):
-        listed = (f"{k}: {shorten(', '.join(v), _SHOWN)}." for k, v in faults.items() if v)
-        raise CheckpointError(
-            f"its weights do not fit {model.arch} with {model.num_classes} classes; "
-            f"{' '.join(listed)} Pass the architecture that was trained."
+    weights, left_out = find_weights(values, arch, headless=headless)
+    if left_out:
+        where = f"{weights.name!r}" if weights.prefix else "the state dict"
+        warnings.warn(
+            f"{str(path)!r}: loaded the weights in {where}, and left out "
+            f"{shorten(', '.join(left_out), _SHOWN)}.",
+            stacklevel=3,
         )
+    return load_weights(arch, weights)
 
 
-def _restore_blurs(network: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Wrap the convolutions that have a blur filter in the weights."""
-    convolutions = {
-        name: part for name, part in network.named_modules() if isinstance(part, nn.Conv2d)
-    }
-    for name in [key.removesuffix(_BLUR) for key in state if key.endswith(_BLUR)]:
-        if name in convolutions:
-            parent, _, attribute = name.rpartition(".")
-            blurred = BlurPoolConv(convolutions[name])
-            setattr(network.get_submodule(parent), attribute, blurred)
+def _is_channels(values: Any) -> bool:
+    return (
+        isinstance(values, list | tuple)
+        and len(values) == 3
+        and all(isinstance(value, float | int) and math.isfinite(value) for value in values)
+    )
 
 
-def _find_state(values: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Return another program's state dict, with the key names of the network."""
-    places = (values.get("state_dicts"), "network"), (values, "state_dict"), (values, "model")
-    for holder, key in places:
-        if isinstance(holder, Mapping) and isinstance(holder.get(key), Mapping):
-            values = holder[key]
-            break
-    if not values or not all(isinstance(value, Tensor) for value in values.values()):
-        raise CheckpointError(
-            "it is not a state dict, and has none under state_dicts.network, state_dict or model. "
-            f"Its keys: {shorten(', '.join(map(str, values)), _SHOWN) or 'none'}. Save only the "
-            "state dict."
-        )
-    state = {str(name): value for name, value in values.items()}
-    while prefixes := [prefix for prefix in _PREFIXES if len(_below(state, prefix)) == len(state)]:
-        state = _below(state, prefixes[0])
-    return {_OLD_DENSENET.sub(r"\1\2", name): value for name, value in state.items()}
-
-
-def _below(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {
-        name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)
-    }
-
-
-def _read(path: Path) -> dict[Any, Any]:
-    is_safetensors = path.suffix == ".safetensors"
-    if is_safetensors:
-        with requires("safetensors", f"reading {str(path)!r}"):
-            from safetensors.torch import load
-    try:
-        if is_safetensors:
-            return dict(load(path.read_bytes()))
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                if archive.testzip():  # torch does not verify checksums
-                    raise zipfile.BadZipFile
-        with torch.serialization.safe_globals(_numpy_globals()):
-            return dict(torch.load(path, map_location="cpu", weights_only=True))
-    except Exception as error:  # torch raises several kinds for damaged and foreign files
-        if isinstance(error, OSError) and error.filename is not None:
-            raise  # the file cannot be opened
-        raise CheckpointError(
-            "it is damaged, not a checkpoint, or holds objects other than tensors and numbers. "
-            "Save the state dict alone."
-        ) from error
-
-
-def _numpy_globals() -> list[Any]:
-    """List the globals that pickles of numpy numbers and arrays use. None runs code of the file.
-
-    numpy 2 moved the functions to another module.
-    """
-    makers: list[Any] = [np.float64(0).__reduce__()[0], np.empty(0).__reduce__()[0]]
-    names = [
-        (maker, f"numpy.{core}.multiarray.{maker.__name__}")
-        for maker in makers
-        for core in ("core", "_core")
-    ]
-    codes = "?" + np.typecodes["AllInteger"] + np.typecodes["Float"]
-    return [np.dtype, np.ndarray, *names, *{type(np.dtype(code)) for code in codes}]
+# The entries of this project's checkpoints.
+_IS_VALID: dict[str, Callable[[Any], bool]] = {
+    "arch": lambda value: isinstance(value, str),
+    "num_classes": lambda value: value is None or (type(value) is int and value > 0),
+    "mean": _is_channels,
+    "std": lambda values: _is_channels(values) and min(values) > 0,
+    "network": lambda value: isinstance(value, Mapping),
+}
 
 
 def _check_same(name: str, expected: Any, found: Any) -> None:

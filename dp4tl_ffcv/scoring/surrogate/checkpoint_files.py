@@ -1,0 +1,157 @@
+"""Read the files of `torch.save` and `.safetensors` without running code from them.
+
+Everything that decides about memory and time is checked first: the file's own lists and sizes, and
+the pickle. Reading then takes memory in proportion to the file.
+"""
+
+import os
+import re
+import stat
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from mmap import ACCESS_READ, mmap
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+
+from ...errors import CheckpointError, requires
+from ...pickles import scan_pickle
+
+_ZIP = b"PK\x03\x04"
+_LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the pickled number of torch before 1.6
+_LEGACY_PICKLES = 5  # this number, the version, the machine, the objects, the names of the storages
+# The objects of checkpoints. torch allows more: byte arrays and sparse tensors of any size.
+_CONTAINERS = {
+    "_codecs.encode", "builtins.complex", "builtins.set", "__builtin__.complex", "__builtin__.set",
+    "collections.Counter", "collections.OrderedDict", "numpy.dtype", "numpy.ndarray",
+}  # fmt: skip
+_TENSORS = re.compile(
+    r"torch\._utils\._rebuild_(tensor(_v2|_v3)?|parameter(_with_state)?)"
+    r"|torch\._tensor\._rebuild_from_type_v2|torch\.nn\.parameter\.Parameter"
+    r"|torch\.serialization\._get_layout|torch\.(storage\.)?\w*Storage|torch\.(Size|Tensor|device)"
+    r"|torch\.(b?float|u?int|complex|bool|half|double|long|short|q)\w*"
+    r"|numpy\.(core|_core)\.multiarray\.(_reconstruct|scalar)|numpy\.dtypes\.\w+"
+)
+
+
+def read_entries(path: str | os.PathLike[str]) -> dict[Any, Any]:
+    """Return the dictionary in a file of `torch.save`, or the tensors of a `.safetensors` file.
+
+    The file may hold tensors, plain containers, and numpy's numbers and arrays. Peak memory is
+    the size of the file, once.
+
+    Raises:
+        OSError: the file cannot be opened; `filename` is its path.
+        CheckpointError: the file is damaged, holds something else, or is no regular file.
+        ValueError: the file is `.safetensors`, and safetensors is not installed.
+    """
+    path = Path(path)
+    is_safetensors = path.suffix == ".safetensors"
+    if is_safetensors:
+        with requires("safetensors", f"reading {str(path)!r}"):
+            from safetensors.torch import load_file
+    mode = path.stat().st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise CheckpointError("it is not a regular file. Pass the path of a checkpoint.")
+    if is_safetensors:
+        with _only_checkpoint_errors():
+            return dict(load_file(path))
+    with path.open("rb") as stream, _only_checkpoint_errors():
+        _check(stream)
+        with torch.serialization.safe_globals(_numpy_globals()):
+            entries = dict(torch.load(stream, map_location="cpu", weights_only=True))
+        # A file from before torch 1.6 can name storages that it does not hold.
+        if _storage_bytes(entries) > os.fstat(stream.fileno()).st_size:
+            raise ValueError("its tensors are larger than the file")
+        return entries
+
+
+@contextmanager
+def _only_checkpoint_errors() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # torch raises several kinds for damaged and foreign files
+        if isinstance(error, OSError) and error.filename is not None:
+            raise  # the file cannot be opened
+        raise CheckpointError(
+            "it is damaged, not a checkpoint, or holds objects other than tensors and numbers. "
+            "Save the state dict alone."
+        ) from error
+
+
+def _check(stream: IO[bytes]) -> None:
+    """Raise ValueError unless reading a file takes memory and time in proportion to its size."""
+    start = stream.read(len(_LEGACY))
+    if start.startswith(_ZIP):
+        with zipfile.ZipFile(stream) as archive:
+            _check_archive(archive, os.fstat(stream.fileno()).st_size)
+    elif start == _LEGACY:
+        with mmap(stream.fileno(), 0, access=ACCESS_READ) as data:
+            position = 0
+            for _ in range(_LEGACY_PICKLES):
+                names, position = scan_pickle(data, position)
+                _check_names(names)
+    else:
+        raise ValueError("it is neither a zip archive nor a pickle of torch")
+    stream.seek(0)
+
+
+def _check_archive(archive: zipfile.ZipFile, file_size: int) -> None:
+    members = archive.infolist()
+    if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+        raise ValueError("its members are compressed")  # those of torch never are
+    if sum(member.file_size for member in members) > file_size:
+        raise ValueError("its members are larger than the file")
+    # torch ignores case when it looks a member up.
+    if len({member.filename.casefold() for member in members}) < len(members):
+        raise ValueError("two members have the same name")
+    if archive.testzip():  # torch does not verify checksums
+        raise ValueError("a member has another checksum")
+    for member in members:
+        if member.filename.casefold().endswith(".pkl"):
+            names, _ = scan_pickle(archive.read(member))
+            _check_names(names)
+
+
+def _check_names(names: frozenset[str]) -> None:
+    foreign = [name for name in names if name not in _CONTAINERS and not _TENSORS.fullmatch(name)]
+    if foreign:
+        raise ValueError(f"it names {', '.join(sorted(foreign))}")
+
+
+def _storage_bytes(entries: Any) -> int:
+    """Return the memory of all tensors in nested containers."""
+    seen: set[int] = set()
+    storages: dict[int, int] = {}
+    waiting = [entries]
+    while waiting:
+        value = waiting.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, Mapping):
+            waiting += value.values()
+        elif isinstance(value, list | tuple):
+            waiting += value
+        elif isinstance(value, torch.Tensor) and value.device.type == "cpu":
+            storage = value.untyped_storage()
+            storages[storage.data_ptr()] = storage.nbytes()
+    return sum(storages.values())
+
+
+def _numpy_globals() -> list[Any]:
+    """List the globals that pickles of numpy numbers and arrays use. None runs code of the file.
+
+    numpy 2 moved the functions to another module.
+    """
+    makers: list[Any] = [np.float64(0).__reduce__()[0], np.empty(0).__reduce__()[0]]
+    names = [
+        (maker, f"numpy.{core}.multiarray.{maker.__name__}")
+        for maker in makers
+        for core in ("core", "_core")
+    ]
+    codes = "?" + np.typecodes["AllInteger"] + np.typecodes["Float"]
+    return [np.dtype, np.ndarray, *names, *{type(np.dtype(code)) for code in codes}]
