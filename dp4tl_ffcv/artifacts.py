@@ -9,11 +9,10 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 import stat
 import time
-import zipfile
-import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, ClassVar, Self
@@ -22,15 +21,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import StaleArtifactError
+from .stored import check_entries, parse_json, read_npz
 from .version import __version__
 
 _FORMAT_VERSION = 1
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_NO_LOCKS = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK}
 _PATIENCE = 2.0  # seconds for the workers of a killed process to end and release their lock
-# Errors that numpy, zipfile and json raise for damaged and foreign files.
-_DAMAGE = (
-    ValueError, KeyError, TypeError, EOFError, RuntimeError, OSError, zipfile.BadZipFile, zlib.error
-)  # fmt: skip
+# Facts that several kinds of artifacts keep in their provenance, if they know them.
+_PROVENANCE = {
+    "source_fingerprint": str | None,
+    "clusters_sha256": str | None,
+    "clusters": dict[str, Any],
+    "silhouette": dict[str, Any] | None,
+}
 
 
 @contextmanager
@@ -41,9 +44,12 @@ def atomic_open(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     of `path` uses the `.NAME.part` of a killed one. If `path` is a symbolic link to a file, the
     new file takes the place of the link, and the file that the link points to stays as it is.
 
+    A file system without locks (flock), as some network file systems are, is written without one:
+    two processes that write the same file there at the same time may damage it.
+
     Raises:
         OSError: the file cannot be written: `path` is a folder, device, FIFO or socket, another
-            process is writing it, the disk is full, or the file system has no locks.
+            process is writing it, or the disk is full.
     """
     target = Path(path)
     with locked_part(target) as stream:
@@ -55,6 +61,40 @@ def atomic_open(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
             if _is_at(part_path(target), stream.fileno()):
                 part_path(target).unlink()
             raise
+
+
+@contextmanager
+def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield `.NAME.part`, an empty folder that replaces the folder `path` when the block succeeds.
+
+    A writer that fails or is killed leaves the old folder, or `.NAME.old`, which the next writer
+    deletes. The block must flush its files to disk.
+
+    Raises:
+        OSError: the folder cannot be written, or another process is writing it.
+    """
+    target = Path(path)
+    part, old = part_path(target), target.with_name(f".{target.name}.old")
+    part.mkdir(parents=True, exist_ok=True)
+    folder = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        if not (_is_locked(folder, target) and _is_at(part, folder)):
+            raise _busy(target)
+        for left in (old, *part.iterdir()):
+            shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+        try:
+            yield part
+            if target.exists():
+                target.rename(old)
+            part.rename(target)
+        except BaseException:
+            if _is_at(part, folder):
+                shutil.rmtree(part, ignore_errors=True)
+            raise
+        flush_folder(target.parent)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        os.close(folder)
 
 
 def part_path(target: Path) -> Path:
@@ -78,7 +118,7 @@ def locked_part(target: Path) -> Iterator[IO[bytes]]:
     try:
         yield stream
     except OSError as error:
-        if error.errno in _FULL and error.filename is None:
+        if error.filename is None and error.errno is not None:
             error.filename = str(target)  # errors of calls by descriptor name no file
         raise
     finally:
@@ -123,10 +163,14 @@ def _open_locked(part: Path, target: Path) -> int:
             raise
         os.close(file)
         if time.monotonic() > deadline:
-            raise BlockingIOError(
-                errno.EAGAIN, "another process is writing it. Wait, or stop that one", str(target)
-            )
+            raise _busy(target)
         time.sleep(_PATIENCE / 50)
+
+
+def _busy(target: Path) -> BlockingIOError:
+    return BlockingIOError(
+        errno.EAGAIN, "another process is writing it. Wait, or stop that one", str(target)
+    )
 
 
 def _is_locked(file: int, target: Path) -> bool:
@@ -135,11 +179,9 @@ def _is_locked(file: int, target: Path) -> bool:
     except BlockingIOError:
         return False
     except OSError as error:
-        raise OSError(
-            error.errno,
-            f"its file system does not lock files ({error.strerror}). Write it elsewhere",
-            str(target),
-        ) from error
+        if error.errno not in _NO_LOCKS:
+            error.filename = str(target)
+            raise
     return True
 
 
@@ -208,21 +250,16 @@ def save_artifact(
 
 
 def load_artifact(
-    path: str | os.PathLike[str], kind: str, names: tuple[str, ...]
+    path: str | os.PathLike[str], kind: str, names: Collection[str]
 ) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
     """Read the arrays `names` and the header of an artifact of `kind`, or raise ValueError."""
     try:
-        with np.load(path, allow_pickle=False) as stored:
-            header = json.loads(str(stored["header"]))
-            found, version = header["kind"], header["format"]
-            is_readable = found == kind and version <= _FORMAT_VERSION
-            arrays = {name: stored[name] for name in names} if is_readable else {}
-    except _DAMAGE as error:
-        if isinstance(error, OSError) and error.filename is not None:
-            raise  # the file cannot be opened: errors while reading carry no file name
-        raise ValueError(
-            f"{str(path)!r} is damaged or not a {kind} file of dp4tl. Make it again."
-        ) from error
+        header = check_entries(parse_json(read_npz(path, ())[1]), {"kind": str, "format": int})
+        found, version = header["kind"], header["format"]
+        is_readable = found == kind and version <= _FORMAT_VERSION
+        arrays = read_npz(path, names)[0] if is_readable else {}
+    except ValueError as error:
+        raise _damaged(path, kind, error) from error
     if found != kind:
         raise ValueError(f"{str(path)!r} is a {found} file; a {kind} file is needed.")
     if not is_readable:
@@ -232,13 +269,24 @@ def load_artifact(
     return arrays, header
 
 
+def _damaged(path: str | os.PathLike[str], kind: str, error: Exception) -> ValueError:
+    why = str(error).removesuffix(".")
+    return ValueError(
+        f"{str(path)!r} is damaged or not a {kind} file of dp4tl ({why}). Make it again."
+    )
+
+
 class Artifact:
     """Base class for dataclasses saved as one file of arrays and metadata."""
 
     __slots__ = ()
     KIND: ClassVar[str]
-    ARRAYS: ClassVar[tuple[str, ...]]
-    FACTS: ClassVar[tuple[str, ...]] = ("provenance",)
+    ARRAYS: ClassVar[Mapping[str, tuple[Any, int]]]
+    """Type and number of dimensions of each array."""
+    FACTS: ClassVar[Mapping[str, Any]] = {"provenance": dict[str, Any]}
+    """Type of each fact in the header, see `check_entries`."""
+    OPTIONAL: ClassVar[tuple[str, ...]] = ()
+    """Facts that files of earlier versions do not have."""
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the file `path` (`.npz`), atomically."""
@@ -249,9 +297,21 @@ class Artifact:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
-        """Read a file that `save` wrote."""
+        """Read a file that `save` wrote.
+
+        Raises:
+            ValueError: the file is damaged, or is another kind of file.
+        """
         arrays, header = load_artifact(path, cls.KIND, cls.ARRAYS)
-        return cls(**arrays, **{name: header[name] for name in cls.FACTS})
+        try:
+            check_entries(header, cls.FACTS, optional=cls.OPTIONAL)
+            check_entries(header["provenance"], _PROVENANCE, optional=_PROVENANCE)
+            for name, (dtype, ndim) in cls.ARRAYS.items():
+                if (found := arrays[name]).dtype != dtype or found.ndim != ndim:
+                    raise ValueError(f"its {name} are {found.dtype} of shape {found.shape}")
+            return cls(**arrays, **{name: header[name] for name in cls.FACTS if name in header})
+        except (ValueError, TypeError) as error:
+            raise _damaged(path, cls.KIND, error) from error
 
     @classmethod
     def of(cls, given: Self | str | os.PathLike[str]) -> Self:

@@ -181,16 +181,35 @@ def test_a_folder_that_vanishes_is_an_error_that_names_the_file(tmp_path: Path) 
     assert (caught.value.filename, caught.value.filename2) == (str(path), None)
 
 
-def test_a_file_system_without_locks_is_an_error_that_says_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK])
+@pytest.mark.parametrize("writer", [atomic_open, locked_part])
+def test_a_file_system_without_locks_is_written(
+    writer: Callable[..., Any], code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(*_: Any) -> None:
-        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+    monkeypatch.setattr("fcntl.flock", partial(fail, code))
+    with writer(tmp_path / "a.bin") as stream:
+        stream.write(b"content")
+    (found,) = tmp_path.iterdir()
+    assert found.read_bytes() == b"content"
 
-    monkeypatch.setattr("fcntl.flock", refuse)
-    with pytest.raises(OSError, match=r"does not lock files .*a\.bin"):
-        atomic_open(tmp_path / "a.bin").__enter__()
+
+@pytest.mark.parametrize("call", ["fcntl.flock", "os.fsync", "os.ftruncate"])
+def test_a_broken_disk_is_an_error_that_names_the_file(
+    call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(path: Path) -> None:
+        with atomic_open(path) as stream:
+            os.ftruncate(stream.fileno(), 9)
+
+    monkeypatch.setattr(call, partial(fail, errno.EIO))
+    with pytest.raises(OSError, match=r"a\.bin") as caught:
+        write(tmp_path / "a.bin")
+    assert caught.value.filename == str(tmp_path / "a.bin")
     assert not (tmp_path / "a.bin").exists()
+
+
+def fail(code: int, *_: Any) -> None:
+    raise OSError(code, os.strerror(code))
 
 
 def test_a_name_that_is_too_long_is_an_error_that_names_the_file(tmp_path: Path) -> None:

@@ -1,12 +1,12 @@
 """The manifest `NAME.beton.json` next to a beton: class names, counts, how it was written."""
 
-import json
 import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..artifacts import write_json
+from ..stored import check_entries, read_json
 from ..version import __version__
 
 
@@ -32,6 +32,20 @@ class Manifest:
     """Fingerprint of the beton that the manifest was written for."""
 
 
+# Type of each entry of the file.
+_ENTRIES = {
+    "fields": dict[str, str],
+    "num_samples": int,
+    "class_names": list[str],
+    "class_counts": list[int],
+    "label_field": str,
+    "written_by": dict[str, Any],
+    "skipped": list[dict[str, Any]],
+    "tool": str,
+    "fingerprint": str,
+}
+
+
 def manifest_path(beton: str | os.PathLike[str]) -> Path:
     """Return the path of a beton's manifest: `.json` is appended to the name of the beton."""
     path = Path(beton)
@@ -53,19 +67,12 @@ def read_manifest(beton: str | os.PathLike[str]) -> Manifest | None:
     if not path.exists():
         return None
     try:
-        stored = json.loads(path.read_text())
-        return Manifest(
-            fields=dict(stored["fields"]),
-            num_samples=int(stored["num_samples"]),
-            class_names=tuple(map(str, stored["class_names"])),
-            class_counts=tuple(map(int, stored["class_counts"])),
-            label_field=str(stored.get("label_field", "label")),
-            written_by=dict(stored["written_by"]),
-            skipped=tuple(dict(each) for each in stored.get("skipped", ())),
-            tool=str(stored["tool"]),
-            fingerprint=str(stored["fingerprint"]),
-        )
-    except (ValueError, KeyError, TypeError) as error:
+        stored = check_entries(read_json(path), _ENTRIES, optional=("label_field", "skipped"))
+    except ValueError as error:
         raise ValueError(
-            f"{str(path)!r} is not a beton's manifest. Delete it, or write the beton again."
+            f"{str(path)!r} is not a beton's manifest ({error}). Delete it, or write the beton "
+            "again."
         ) from error
+    known = {name: stored[name] for name in _ENTRIES if name in stored}
+    lists = {name: tuple(value) for name, value in known.items() if isinstance(value, list)}
+    return Manifest(**{**known, **lists})

@@ -20,6 +20,8 @@ Path = str | os.PathLike[str]
 FeaturesOrArray = Union["Features", Path, Any]
 """Features, the path of their folder, or anything that `as_array` takes."""
 
+MOST_LABELS = 10_000
+"""Labels above both this number and the number of samples are not classes."""
 _BLOCK_BYTES = 1 << 25  # of float64 at a time: memory maps may exceed the memory
 
 # Methods import the kernels inside functions: `dp4tl score --help` loads every method, and must not
@@ -75,7 +77,13 @@ def num_classes_of(source: "Features") -> int:
             "`source` has no labels, so it has no classes to score. Cluster its features and pass "
             "`clusters`."
         )
-    return max(int(source.provenance.get("beton_classes") or 0), largest + 1)
+    count = max(int(source.provenance.get("beton_classes") or 0), largest + 1)
+    if count > max(MOST_LABELS, len(source)):
+        raise ValueError(
+            f"`source` has {len(source)} samples, but {count} classes, so its labels are not class "
+            "ids. Cluster its features and pass `clusters`."
+        )
+    return count
 
 
 def logits_of(name: str, features: "Features") -> NDArray[np.float32]:
@@ -113,8 +121,7 @@ def votes_of(
             f"`target` must be float logits (n, C) with n >= 1; got shape {array.shape} of "
             f"{array.dtype}. Pass the surrogate's outputs."
         )
-    if not np.isfinite(array).all():
-        raise ValueError("`target` must be finite; got NaN or inf. Check the surrogate's outputs.")
+    check_finite("target", array, None if features is None else features.indices)
     # argmax returns the first of equal maxima on every machine.
     return array.argmax(axis=1), sum_soft_votes(array), about
 
@@ -199,8 +206,25 @@ def distances(
             np.square(gaps, out=gaps)
             found[rows] = np.sqrt(gaps.sum(axis=1))  # the order of addition is fixed
     if not np.isfinite(found).all():
-        raise ValueError("`source` holds NaN, inf or values whose squares overflow.")
+        check_finite("source", values)
+        raise ValueError("`source` holds values whose squares overflow. Check the encoder.")
     return found
+
+
+def check_finite(name: str, values: NDArray[Any], indices: NDArray[np.int64] | None = None) -> None:
+    """Raise ValueError if a row of `values` `(n, D)` has NaN or inf.
+
+    The message names the sample id in `indices` `(n,)`, by default the number of the row.
+    """
+    for rows in blocks(values):
+        wrong = np.flatnonzero(~np.isfinite(values[rows]).all(axis=1))
+        if wrong.size:
+            row = rows.start + int(wrong[0])
+            raise ValueError(
+                f"`{name}` must be finite; got NaN or inf for sample "
+                f"{row if indices is None else indices[row]}. Check the encoder; the largest "
+                "float16 is 65504."
+            )
 
 
 def blocks(values: NDArray[Any], most_bytes: int | None = None) -> Iterator[slice]:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,8 +19,8 @@ class Scores(Artifact):
     """A score per source class `(C,)` or per source sample `(N,)`; the highest is kept first."""
 
     KIND = "scores"
-    ARRAYS = ("scores", "tie_break")
-    FACTS = ("method", "unit", "provenance")
+    ARRAYS: ClassVar = {"scores": (np.float64, 1), "tie_break": (np.float64, 1)}
+    FACTS: ClassVar = {"method": str, "unit": str, "provenance": dict[str, Any]}
 
     scores: NDArray[np.float64]
     tie_break: NDArray[np.float64] = field(default_factory=partial(np.zeros, 0))

@@ -4,7 +4,7 @@ import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -25,8 +25,14 @@ class Selection(Artifact):
     """
 
     KIND = "selection"
-    ARRAYS = ("classes", "indices", "label_map")
-    FACTS = ("fingerprint", "label_field", "provenance")
+    ARRAYS: ClassVar = dict.fromkeys(("classes", "indices", "label_map"), (np.int64, 1))
+    FACTS: ClassVar = {
+        "fingerprint": str,
+        "label_field": str,
+        "class_names": list[str],
+        "provenance": dict[str, Any],
+    }
+    OPTIONAL = ("class_names",)
 
     classes: NDArray[np.int64]
     """Retained class ids `(K,)`, ascending."""
@@ -37,6 +43,8 @@ class Selection(Artifact):
     fingerprint: str
     """Fingerprint of the beton that the sample ids belong to."""
     label_field: str = "label"
+    class_names: tuple[str, ...] = ()
+    """Names of the source's classes, as far as the beton's manifest has them."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
     """Scores, rule and arguments that led to the selection."""
     index: BetonIndex | None = field(default=None, repr=False)
@@ -49,6 +57,15 @@ class Selection(Artifact):
                 "the selection retains no sample. Keep more, or check that the beton holds the "
                 "selected classes."
             )
+        object.__setattr__(self, "class_names", tuple(self.class_names))
+        for name, count in (("classes", len(self.label_map)), ("indices", None)):
+            values = getattr(self, name)
+            if values.ndim != 1 or not _ascends(values):
+                raise ValueError(f"`{name}` must be ascending ids from 0 on, each once.")
+            if count is not None and values.size and values[-1] >= count:
+                raise ValueError(f"`{name}` must be below {count}; got {values[-1]}.")
+        if not np.array_equal(self.label_map, _number(self.classes, len(self.label_map))):
+            raise ValueError("`label_map` must number `classes` from 0 on, and hold -1 elsewhere.")
 
     @classmethod
     def of_classes(
@@ -80,6 +97,7 @@ class Selection(Artifact):
             label_map=label_map,
             fingerprint=index.fingerprint,
             label_field=label_field,
+            class_names=index.class_names(label_field),
             provenance=provenance or {},
             index=index,
         )
@@ -116,6 +134,7 @@ class Selection(Artifact):
             label_map=label_map,
             fingerprint=index.fingerprint,
             label_field=label_field,
+            class_names=index.class_names(label_field),
             provenance=provenance or {},
             index=index,
         )
@@ -131,10 +150,21 @@ class Selection(Artifact):
         """Raise StaleArtifactError unless the selection was made for this beton."""
         index = BetonIndex.of(beton)
         check_fingerprint("selection", self.fingerprint, index.fingerprint, index.path)
+        if self.indices[-1] >= index.num_samples:
+            raise ValueError(
+                f"the selection retains sample {self.indices[-1]}, but {str(index.path)!r} has "
+                f"{index.num_samples} samples. Select again."
+            )
 
     def transfer(self, beton: Beton) -> "Selection":
-        """Retain the same classes of another beton of the source, such as its validation split."""
+        """Retain the same classes of another beton of the source, such as its validation split.
+
+        Raises:
+            ValueError: the other beton has other classes: more of them, or, where manifests name
+                the classes of both, a class of another name.
+        """
         index = BetonIndex.of(beton)
+        self._check_names(index)
         count = num_classes_of(index, index.labels(self.label_field), self.label_field)
         if count > len(self.label_map):
             raise ValueError(
@@ -148,6 +178,16 @@ class Selection(Artifact):
             label_field=self.label_field,
             provenance={**self.provenance, "transferred_from": self.fingerprint},
         )
+
+    def _check_names(self, index: BetonIndex) -> None:
+        names = index.class_names(self.label_field)
+        for number, (own, other) in enumerate(zip(self.class_names, names, strict=False)):
+            if own != other:
+                raise ValueError(
+                    f"class {number} is {own!r} in the selection's source, but {other!r} in "
+                    f"{str(index.path)!r}. Use a split of the same source, written with the same "
+                    "order of classes."
+                )
 
     def summary(self, beton: Beton | None = None) -> dict[str, Any]:
         """Return the retained classes and the numbers of classes and samples, JSON-able.
@@ -186,6 +226,10 @@ class Selection(Artifact):
 def num_classes_of(index: BetonIndex, labels: NDArray[np.int64], label_field: str) -> int:
     """Return the number of classes, given the labels: as many as are named, or as occur."""
     return max(int(labels.max(initial=-1)) + 1, len(index.class_names(label_field)))
+
+
+def _ascends(ids: NDArray[np.int64]) -> bool:
+    return not ids.size or bool(ids[0] >= 0 and (ids[1:] > ids[:-1]).all())
 
 
 def _number(classes: NDArray[np.int64], count: int) -> NDArray[np.int64]:

@@ -1,5 +1,6 @@
 """`BetonIndex`: it agrees with ffcv's Reader and with the bytes of the file; rejected files."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,8 @@ from ffcv.reader import Reader
 from ffcv.writer import DatasetWriter
 
 from dp4tl_ffcv import BetonError, BetonIndex, write_beton
-from dp4tl_ffcv.beton import format
+from dp4tl_ffcv.beton import format, read_manifest
+from dp4tl_ffcv.beton.manifest import manifest_path
 from tests.support.betons import Parts, Written, damage, write_stock
 
 TABLES_START = format.HEADER.itemsize + 2 * format.FIELD.itemsize  # metadata of the tiny beton
@@ -215,6 +217,38 @@ def test_bad_indices_are_rejected(
 ) -> None:
     with pytest.raises(error, match=message):
         BetonIndex.open(tiny).extents(indices)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\xff\xfe{}",
+        b"null",
+        b"[" * 100_000,
+        {"num_samples": 2.0},
+        {"num_samples": True},
+        {"num_samples": float("nan")},
+        {"class_counts": [float("inf")]},
+        {"class_names": "ab"},
+        {"class_names": [1]},
+        {"fields": {"label": 3}},
+        {"fields": [["label", "int"]]},
+        {"skipped": [[]]},
+        {"written_by": None},
+        {"fingerprint": 7},
+        {"tool": None},
+    ],
+    ids=str,
+)
+def test_a_damaged_manifest_is_an_error_that_names_it(content: Any, tmp_path: Path) -> None:
+    path = tmp_path / "a.beton"
+    write_beton(path, [(1,), (0,)], {"label": IntField()}, seed=None)
+    if isinstance(content, dict):
+        content = json.dumps({**json.loads(manifest_path(path).read_bytes()), **content}).encode()
+    manifest_path(path).write_bytes(content)
+    with pytest.raises(ValueError, match=r"a\.beton\.json' is not a beton's manifest"):
+        read_manifest(path)
 
 
 def test_the_manifest_may_name_more_classes_than_have_samples(tmp_path: Path) -> None:

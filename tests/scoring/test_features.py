@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import stat
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dp4tl_ffcv import Features, StaleArtifactError, class_means
+from dp4tl_ffcv.artifacts import atomic_folder
 from dp4tl_ffcv.scoring.features import features as module
 from dp4tl_ffcv.scoring.features.features import check_same_surrogate
 
@@ -105,6 +107,37 @@ def test_a_failed_save_leaves_the_old_folder(
     assert list(tmp_path.iterdir()) == [tmp_path / "f"]
 
 
+@pytest.mark.parametrize("step", ["write", "swap", "clean up"])
+def test_the_next_save_removes_what_a_killed_one_left(
+    step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    features_with(a=1).save(tmp_path / "f")
+
+    def kill(*_: Any, **__: Any) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    if not (child := os.fork()):
+        call = {"write": "numpy.save", "swap": "pathlib.Path.rename", "clean up": "shutil.rmtree"}
+        monkeypatch.setattr(call[step], kill)
+        features_with(a=2).save(tmp_path / "f")
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL
+    assert Features.load(tmp_path / "f").provenance == {"a": 1 + (step == "clean up")}
+    assert len(list(tmp_path.iterdir())) == 2
+    features_with(a=3).save(tmp_path / "f")
+    assert Features.load(tmp_path / "f").provenance == {"a": 3}
+    assert list(tmp_path.iterdir()) == [tmp_path / "f"]
+
+
+def test_one_process_at_a_time_saves_a_folder(tmp_path: Path) -> None:
+    with (
+        atomic_folder(tmp_path / "f"),
+        pytest.raises(BlockingIOError, match=r"another process is writing.*f'"),
+    ):
+        bare().save(tmp_path / "f")
+    bare().save(tmp_path / "f")
+    assert list(tmp_path.iterdir()) == [tmp_path / "f"]
+
+
 def test_a_folder_has_the_permissions_of_the_umask(tmp_path: Path) -> None:
     before = os.umask(0o027)
     try:
@@ -154,11 +187,24 @@ CORRUPT = r"is not a features folder, or is corrupt"
         ("labels.npy", save_objects, CORRUPT),
         ("header.json", rewrite_header(kind="scores"), CORRUPT),
         ("header.json", rewrite_header(finished=None), CORRUPT),
+        ("header.json", rewrite_header(finished=1), CORRUPT),
+        ("header.json", rewrite_header(format="1"), CORRUPT),
+        ("header.json", rewrite_header(provenance=[]), CORRUPT),
+        ("header.json", rewrite_header(provenance={"beton_classes": 1.5}), CORRUPT),
+        ("header.json", lambda path: path.write_text("[" * 100_000), CORRUPT),
+        ("features.npy", lambda path: np.save(path, np.full((4, 2), "x")), CORRUPT),
+        ("indices.npy", lambda path: np.save(path, np.array([5, -6, 7, 9])), CORRUPT),
+        ("labels.npy", lambda path: np.save(path, np.array([1, 1, 3, 1])), CORRUPT),
+        ("predictions.npy", lambda path: np.save(path, np.array([0, 1, 2, 3])), CORRUPT),
+        ("class_sums.npy", lambda path: np.save(path, np.full((4, 2), np.nan)), CORRUPT),
+        ("soft_votes.npy", lambda path: np.save(path, np.ones(3)), CORRUPT),
         ("header.json", rewrite_header(finished=False), r"was interrupted\. Run the same command"),
         ("header.json", rewrite_header(format=2), r"the features format 2, newer than 1\. Update"),
     ],
     ids=["no header", "cut header", "no labels", "cut features", "other rows", "objects", "kind",
-         "unknown state", "unfinished", "newer"],
+         "unknown state", "int state", "text format", "list", "half a class", "deep", "text",
+         "negative id", "other label", "no such class", "NaN sums", "flat votes",
+         "unfinished", "newer"],
 )  # fmt: skip
 def test_a_damaged_folder_is_rejected(
     file: str, damage: Callable[[Path], None], message: str, tmp_path: Path
@@ -210,7 +256,9 @@ def test_arrays_that_do_not_fit_are_rejected(
 def test_nan_and_inf_are_not_saved(name: str, value: float, tmp_path: Path) -> None:
     given = features_with()
     getattr(given, name)[2, 1] = value
-    with pytest.raises(ValueError, match=rf"^`{name}` hold NaN or inf for sample 7\."):
+    with pytest.raises(
+        ValueError, match=rf"^`{name}` must be finite; got NaN or inf for sample 7\."
+    ):
         given.save(tmp_path / "f")
     assert not list(tmp_path.iterdir())
 

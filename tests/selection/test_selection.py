@@ -1,5 +1,6 @@
 """`Selection`: its arrays are consistent, its file, and the check of its beton."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -10,6 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dp4tl_ffcv import BetonIndex, Selection, StaleArtifactError
+from dp4tl_ffcv.artifacts import save_artifact
+from tests.support.labels import write_labels
 from tests.support.scores import scores_of
 
 CLASSES, SAMPLES = 12, 34
@@ -152,6 +155,92 @@ def test_a_beton_of_other_classes_is_no_split(photos: Any, uneven: BetonIndex) -
         Selection.of_classes(photos.index, [3]).transfer(uneven)
     with pytest.raises(ValueError, match=r"^the selection retains no sample"):
         Selection.of_classes(uneven, [10]).transfer(photos.index)  # photos have classes 0 to 9
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("cat", "dog", "owl"), None),
+        (("cat", "dog"), None),  # the split has no sample of the last class
+        ((), None),  # no manifest
+        (("cat", "owl", "dog"), r"class 1 is 'dog' in the .* source, but 'owl' in .*b\.beton"),
+        (("ant", "bee", "fly"), "class 0 is 'cat' in the .* source, but 'ant'"),
+    ],
+)
+def test_classes_of_other_names_are_not_transferred(
+    names: tuple[str, ...], message: str | None, tmp_path: Path
+) -> None:
+    write_labels(tmp_path / "a.beton", [0, 1, 2, 1], ("cat", "dog", "owl"))
+    Selection.of_classes(tmp_path / "a.beton", [1]).save(tmp_path / "a.npz")
+    selection = Selection.load(tmp_path / "a.npz")
+    assert selection.class_names == ("cat", "dog", "owl")
+    other = write_labels(tmp_path / "b.beton", [1, 0, 1], names)
+    if message is None:
+        moved = selection.transfer(other)
+        assert moved.indices.tolist() == [0, 2]
+        assert moved.class_names == names
+        return
+    with pytest.raises(ValueError, match=message):
+        selection.transfer(other)
+
+
+def test_a_file_without_class_names_is_read(uneven: BetonIndex, tmp_path: Path) -> None:
+    selection = Selection.of_classes(uneven, [3, 8])
+    arrays = {name: getattr(selection, name) for name in Selection.ARRAYS}
+    facts = {"fingerprint": selection.fingerprint, "label_field": "label", "provenance": {}}
+    save_artifact(tmp_path / "a.npz", "selection", arrays, facts)
+    loaded = Selection.load(tmp_path / "a.npz")
+    assert (loaded.class_names, loaded.digest()) == ((), selection.digest())
+
+
+ARRAYS = {"classes": [1, 3], "indices": [0, 4, 5], "label_map": [-1, 0, -1, 1]}
+FACTS = {"fingerprint": "ab", "label_field": "label", "class_names": [], "provenance": {}}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"classes": [3, 1]}, "`classes` must be ascending"),
+        ({"classes": [1, 1]}, "`classes` must be ascending"),
+        ({"classes": [-1, 3]}, "`classes` must be ascending"),
+        ({"classes": [1, 4]}, "`classes` must be below 4"),
+        ({"classes": [1, 2]}, "`label_map` must number `classes`"),
+        ({"classes": [1.0, 3.0]}, "its classes are float64"),
+        ({"classes": np.array([1, 3], ">i8")}, "its classes are >i8"),
+        ({"classes": [[1, 3]]}, "its classes are int64 of shape"),
+        ({"indices": [0, 5, 4]}, "`indices` must be ascending"),
+        ({"indices": [-1, 4, 5]}, "`indices` must be ascending"),
+        ({"indices": []}, "its indices are float64"),
+        ({"indices": np.empty(0, np.int64)}, "the selection retains no sample"),
+        ({"indices": np.array([1, 2], np.int32)}, "its indices are int32"),
+        ({"label_map": [-1, 1, -1, 0]}, "`label_map` must number `classes`"),
+        ({"label_map": [-1, 0, 0, 1]}, "`label_map` must number `classes`"),
+        ({"fingerprint": 3}, "'fingerprint' is not of the type str"),
+        ({"label_field": None}, "'label_field' is not of the type str"),
+        ({"class_names": ["a", 1]}, r"'class_names' is not of the type list\[str\]"),
+        ({"provenance": []}, "'provenance' is not of the type dict"),
+        ({"provenance": {"clusters": 3}}, "'clusters' is not of the type dict"),
+    ],
+    ids=str,
+)
+def test_a_file_of_wrong_values_is_rejected(
+    wrong: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.npz"
+    for change in ({}, wrong):
+        arrays = {name: np.array({**ARRAYS, **change}[name]) for name in ARRAYS}
+        save_artifact(path, "selection", arrays, {n: {**FACTS, **change}[n] for n in FACTS})
+        if not change:
+            assert Selection.load(path).classes.tolist() == [1, 3]
+    with pytest.raises(ValueError, match=rf"a\.npz' is damaged or not a selection .*{message}"):
+        Selection.load(path)
+
+
+def test_sample_ids_above_the_beton_are_rejected(uneven: BetonIndex) -> None:
+    selection = Selection.of_indices(uneven, [1])
+    wrong = replace(selection, indices=np.array([1, SAMPLES]))
+    with pytest.raises(ValueError, match=rf"retains sample {SAMPLES}, but .*{SAMPLES} samples"):
+        wrong.check(uneven)
 
 
 def test_different_selections_have_different_digests(uneven: BetonIndex, photos: Any) -> None:

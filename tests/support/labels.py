@@ -1,5 +1,6 @@
 """A beton of labels alone, with classes of every size, none included."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,3 +28,9 @@ def hundred(tmp_path_factory: pytest.TempPathFactory) -> BetonIndex:
     """100 samples of one class."""
     path: Path = tmp_path_factory.mktemp("hundred") / "hundred.beton"
     return write_beton(path, [(0,)] * 100, {"label": IntField()})
+
+
+def write_labels(path: Path, labels: Sequence[int], names: Sequence[str] = ()) -> BetonIndex:
+    """Write a beton that has only labels, and names for the classes."""
+    rows = [(label,) for label in labels]
+    return write_beton(path, rows, {"label": IntField()}, class_names=names, seed=None)

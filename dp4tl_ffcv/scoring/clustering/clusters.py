@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,7 @@ class Clusters(Artifact):
     """A pseudo-class for each sample of a source, from `cluster` or from any other clustering."""
 
     KIND = "clusters"
-    ARRAYS = ("labels", "centroids")
+    ARRAYS: ClassVar = {"labels": (np.int64, 1), "centroids": (np.float32, 2)}
 
     labels: NDArray[np.int64]
     """Pseudo-class of each sample `(N,)`, in `[0, K)`; entry i is for sample id i."""

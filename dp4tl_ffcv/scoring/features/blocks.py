@@ -21,11 +21,12 @@ from numpy.typing import NDArray
 
 from ...errors import StaleArtifactError
 from ...kernels import class_sums
+from ...stored import map_array, read_array
+from ..inputs import MOST_LABELS, check_finite
 from .features import (
     DONE,
     FILES,
     HEADER,
-    check_finite,
     check_replaceable,
     read_header,
     remove_folder,
@@ -33,8 +34,8 @@ from .features import (
 )
 from .reductions import BLOCK_ROWS, sum_soft_votes
 
-# Labels above both this and the number of samples are not classes, so no sums are kept.
-_MOST_LABELS = 10_000
+_REQUIRED = ("features", "labels", "indices")
+_ROWS = (*_REQUIRED, "logits", "predictions")  # arrays with one row per sample
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,7 +90,10 @@ class Plan:
                 remove_folder(folder)
                 self._create(*columns)
                 held.enter_context(_held(folder))
-            yield None if read_header(folder)["finished"] else self._missing()
+            is_finished = read_header(folder)["finished"]
+            if is_finished:  # a run may have been killed in its last step
+                (folder / DONE).unlink(missing_ok=True)
+            yield None if is_finished else self._missing()
 
     def _check_same(self) -> None:
         header = read_header(self.folder)
@@ -105,12 +109,20 @@ class Plan:
             )
 
     def _missing(self) -> list[int]:
+        count = len(self.indices)
+        blocks = -(-count // BLOCK_ROWS)
         try:
-            done = np.load(self.folder / DONE, allow_pickle=False)
-            for file in read_header(self.folder)["files"]:
-                # Read-only: numpy extends a truncated file that it maps for writing.
-                np.load(self.folder / file, mmap_mode="r", allow_pickle=False)
-        except (KeyError, OSError, ValueError, EOFError) as error:
+            done = read_array(self.folder / DONE)
+            lengths = {file: count for name, file in FILES.items() if name in _ROWS}
+            lengths |= {DONE: blocks, FILES["soft_votes"]: blocks}
+            # Checked here, because numpy extends a truncated file that it maps for writing.
+            files = {DONE, *read_header(self.folder).get("files", ())}
+            for file in files & lengths.keys():
+                if len(map_array(self.folder / file)) != lengths[file]:
+                    raise ValueError(f"{file} has another length")
+            if done.dtype != np.bool_ or not {FILES[name] for name in _REQUIRED} <= files:
+                raise ValueError(f"{DONE} or {HEADER} is damaged")
+        except (FileNotFoundError, TypeError, ValueError) as error:
             raise ValueError(
                 f"{str(self.folder)!r} cannot be continued: a file is missing or damaged. Start "
                 "over with --restart (`restart=True`)."
@@ -143,10 +155,10 @@ class Plan:
                 f"{str(self.folder)!r} lacks the blocks {missing[:8]}. Run the same command again "
                 "to continue."
             )
-        features = np.load(self.folder / FILES["features"], mmap_mode="r")
-        labels = np.load(self.folder / FILES["labels"])
+        features = map_array(self.folder / FILES["features"])
+        labels = read_array(self.folder / FILES["labels"])
         last = int(labels.max())
-        if labels.min() >= 0 and last < max(_MOST_LABELS, len(labels)):
+        if labels.min() >= 0 and last < max(MOST_LABELS, len(labels)):
             sums, counts = class_sums(features, labels, last + 1)
             np.save(self.folder / FILES["sums"], sums)
             np.save(self.folder / FILES["counts"], counts)

@@ -1,22 +1,21 @@
 """A model's features and logits for the samples of a beton, in a folder."""
 
-import json
 import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ...artifacts import write_json
+from ...artifacts import atomic_folder, part_path, write_json
 from ...errors import StaleArtifactError
+from ...stored import check_entries, map_array, read_json
 from ...validate import check_int, check_int_array
 from ...version import __version__
-from ..inputs import as_array, blocks
+from ..inputs import as_array, check_finite
 from .reductions import class_means, means_from_sums
 
 _KIND = "features"
@@ -34,6 +33,21 @@ FILES = {
     "counts": "class_counts.npy",
 }
 DONE = "done.npy"
+# Types of entries of the header, and of facts in its provenance, that are read.
+_ENTRIES = {
+    "kind": str,
+    "format": int,
+    "finished": bool,
+    "provenance": dict[str, Any],
+    "request": dict[str, Any],
+    "files": list[str],
+}
+_OPTIONAL = ("request", "files")  # only unfinished folders need them
+_PROVENANCE = {
+    "beton_fingerprint": str | None,
+    "beton_classes": int | None,
+    "trained_on": str | None,
+}
 _REQUIRED = ("features", "labels", "indices")
 
 
@@ -80,9 +94,22 @@ class Features:
                 )
         if (self.sums is None) != (self.counts is None):
             raise ValueError("`sums` and `counts` go together. Pass both or neither.")
+        if self.indices.min() < 0:
+            raise ValueError(f"`indices` must not be negative; got {self.indices.min()}.")
         _check_shape("soft_votes", self.soft_votes, (self.num_outputs,))
-        if self.counts is not None:
+        if self.predictions is not None and self.num_outputs is not None:
+            check_int_array("predictions", self.predictions, below=self.num_outputs)
+        if self.sums is not None and self.counts is not None:
             _check_shape("sums", self.sums, (len(self.counts), self.features.shape[1]))
+            self._check_sums(self.sums, self.counts)
+
+    def _check_sums(self, sums: NDArray[np.float64], counts: NDArray[np.int64]) -> None:
+        # A class with NaN as its mean would count as a class without samples.
+        if sums.dtype != np.float64 or not np.isfinite(sums).all():
+            raise ValueError("`sums` must be finite numbers of float64.")
+        labels = check_int_array("labels", self.labels, below=len(counts))
+        if not np.array_equal(np.bincount(labels, minlength=len(counts)), counts):
+            raise ValueError("`counts` must be the number of samples of each label.")
 
     def __len__(self) -> int:
         return len(self.features)
@@ -135,27 +162,21 @@ class Features:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the features to the folder `path`; replace features that are there.
 
-        If writing fails or is killed, the old folder remains, or no folder.
+        If writing fails or is killed, the old folder remains, see `atomic_folder`.
         """
         target = Path(path)
         check_replaceable("path", target)
         for name in ("features", "logits"):
             if (values := getattr(self, name)) is not None:
                 check_finite(name, values, self.indices)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        part = target.with_name(f".{target.name}.{uuid4().hex}.part")
-        try:
-            part.mkdir()
+        with atomic_folder(target) as part:
             for name, file in FILES.items():
                 if (values := getattr(self, name)) is not None:
-                    np.save(part / file, values[None] if name == "soft_votes" else values)
+                    with (part / file).open("wb") as stream:
+                        np.save(stream, values[None] if name == "soft_votes" else values)
+                        stream.flush()
+                        os.fsync(stream.fileno())
             write_header(part, finished=True, provenance=self.provenance)
-            # Last, because these arrays may be memory maps of the old folder.
-            remove_folder(target)
-            part.rename(target)
-        except BaseException:
-            shutil.rmtree(part, ignore_errors=True)
-            raise
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Features":
@@ -167,29 +188,22 @@ class Features:
                 "continue it."
             )
         try:
-            arrays = {
-                name: np.load(folder / file, mmap_mode="r", allow_pickle=False)
-                for name, file in FILES.items()
-                if name in _REQUIRED or (folder / file).exists()
-            }
+            arrays: dict[str, Any] = {}
+            for name, file in FILES.items():
+                if name in _REQUIRED or (folder / file).exists():
+                    try:
+                        arrays[name] = map_array(folder / file)
+                    except ValueError as error:
+                        raise ValueError(f"{file}: {error}") from error
             if "soft_votes" in arrays:
                 stored = arrays["soft_votes"]
+                if stored.dtype != np.float64 or stored.ndim != 2:
+                    raise ValueError(f"soft_votes.npy: {stored.dtype} of shape {stored.shape}")
                 # Added from the first block to the last: numpy's sum has another order.
                 arrays["soft_votes"] = sum(stored, np.zeros(stored.shape[1:]))
             return cls(provenance=header["provenance"], **arrays)
-        except (OSError, ValueError, TypeError, EOFError) as error:
-            raise _not_features(path) from error
-
-
-def check_finite(name: str, values: NDArray[Any], indices: NDArray[np.int64]) -> None:
-    """Raise ValueError if a sample has NaN or inf; the message names the first such sample."""
-    for rows in blocks(values):
-        wrong = np.flatnonzero(~np.isfinite(values[rows]).all(axis=1))
-        if wrong.size:
-            raise ValueError(
-                f"`{name}` hold NaN or inf for sample {indices[rows][wrong[0]]}. Check the "
-                "encoder; the largest float16 is 65504."
-            )
+        except (FileNotFoundError, ValueError, TypeError) as error:
+            raise _not_features(path, error) from error
 
 
 def check_same_surrogate(target: Features, source: Features) -> None:
@@ -207,14 +221,13 @@ def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Return the header of a folder of features, finished or not."""
     Path(path).stat()  # a missing folder is not a damaged one
     try:
-        header = dict(json.loads((Path(path) / HEADER).read_bytes()))
-        is_newer = header["format"] > _FORMAT_VERSION
-        known = header["kind"], type(header["finished"]), type(header["provenance"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise _not_features(path) from error
-    if known != (_KIND, bool, dict):
-        raise _not_features(path)
-    if is_newer:
+        header = check_entries(read_json(Path(path) / HEADER), _ENTRIES, optional=_OPTIONAL)
+        check_entries(header["provenance"], _PROVENANCE, optional=_PROVENANCE)
+        if header["kind"] != _KIND:
+            raise ValueError(f"it is a {header['kind']} file")
+    except (FileNotFoundError, NotADirectoryError, ValueError) as error:
+        raise _not_features(path, error) from error
+    if header["format"] > _FORMAT_VERSION:
         raise ValueError(
             f"{str(path)!r} has the features format {header['format']}, newer than "
             f"{_FORMAT_VERSION}. Update dp4tl_ffcv."
@@ -235,7 +248,7 @@ def check_replaceable(name: str, path: Path) -> None:
         return
     ours = {HEADER, DONE, *FILES.values()}
     if not path.is_dir() or not all(
-        entry.name in ours or entry.name.startswith(f".{HEADER}.") for entry in path.iterdir()
+        entry.name in ours or entry.name == part_path(Path(HEADER)).name for entry in path.iterdir()
     ):
         raise ValueError(
             f"`{name}` {str(path)!r} exists and is not a features folder. Use another folder."
@@ -263,7 +276,9 @@ def _check_shape(name: str, values: Any, shape: tuple[int | None, ...]) -> None:
         raise ValueError(f"`{name}` must have shape {shape}; got {np.shape(values)}.")
 
 
-def _not_features(path: str | os.PathLike[str]) -> ValueError:
+def _not_features(path: str | os.PathLike[str], error: Exception) -> ValueError:
+    why = f"{HEADER} is missing" if isinstance(error, OSError) else str(error).removesuffix(".")
     return ValueError(
-        f"{str(path)!r} is not a features folder, or is corrupt. Make it with `dp4tl features`."
+        f"{str(path)!r} is not a features folder, or is corrupt ({why}). Make it with `dp4tl "
+        "features`."
     )

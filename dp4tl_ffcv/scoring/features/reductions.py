@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..inputs import as_array
+from ..inputs import as_array, check_finite
 
 # Rows converted to float64 at a time. Extraction stores one sum per block: added in order,
 # they have the same bits as a sum over all logits.
@@ -27,11 +27,11 @@ def class_means(features: Any, labels: Any, num_classes: int) -> NDArray[np.floa
     """
     from ...kernels import class_sums
 
-    sums, counts = class_sums(as_array(features), as_array(labels), num_classes)
+    values = as_array(features)
+    sums, counts = class_sums(values, as_array(labels), num_classes)
     if not np.isfinite(sums).all():
-        raise ValueError(
-            "`features` must be finite; got NaN or inf. Check the surrogate's outputs."
-        )
+        check_finite("features", values)
+        raise ValueError("the sum of the `features` of a class overflows. Check the encoder.")
     return means_from_sums(sums, counts)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from ..combine import mean_scores
 from ..features.reductions import exponentials
-from ..inputs import FeaturesOrArray, blocks, labelled, logits_of, whole_source
+from ..inputs import FeaturesOrArray, blocks, check_finite, labelled, logits_of, whole_source
 from ..scores import Scores
 from . import Method
 
@@ -47,8 +47,7 @@ def _of_logits(logits: Any, labels: Any, provenance: Mapping[str, Any]) -> Score
     norms = np.empty(len(values), dtype=np.float64)
     for rows in blocks(values):
         block = values[rows]
-        if not np.isfinite(block).all():
-            raise ValueError("`source` must be finite; got NaN or inf. Check the model's outputs.")
+        check_finite("source", block, np.arange(rows.start, rows.start + len(block)))
         weights, totals = exponentials(block)
         # 1 - p as the sum of the other classes: a difference would round to 0 where p is near 1.
         weights[np.arange(len(block)), ids[rows]] = 0.0
