@@ -3,6 +3,7 @@
 import hashlib
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,17 @@ from .ranges import BLOCK, check_ranges
 from .tables import Tables, load_tables
 
 
+def identity_of(file: Path | int) -> tuple[int, ...]:
+    """Return numbers that differ between files and versions of a file.
+
+    These are device, inode, size and time of the last change. Empty without the file.
+    """
+    with suppress(OSError):
+        found = os.fstat(file) if isinstance(file, int) else file.stat()
+        return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+    return ()
+
+
 class BetonIndex:
     """Header, metadata and allocation table of a beton.
 
@@ -26,9 +38,15 @@ class BetonIndex:
     """
 
     def __init__(
-        self, path: Path, tables: Tables, custom_fields: Mapping[str, Any] | None = None
+        self,
+        path: Path,
+        tables: Tables,
+        custom_fields: Mapping[str, Any] | None = None,
+        identity: tuple[int, ...] = (),
     ) -> None:
         self.path = path
+        self.identity = identity
+        """`identity_of` the file when it was opened; empty if unknown."""
         self.header = tables.header
         self.fields = tables.fields
         self.metadata = tables.metadata
@@ -54,9 +72,11 @@ class BetonIndex:
             BetonError: the file is not a beton of version 2, is unfinished or truncated, or its
                 tables contradict each other.
         """
-        tables = load_tables(Path(path), custom_fields or {})
-        check_ranges(tables, Path(path))
-        return cls(Path(path), tables, custom_fields)
+        path = Path(path)
+        identity = identity_of(path)  # first: a file that is replaced meanwhile does not match
+        tables = load_tables(path, custom_fields or {})
+        check_ranges(tables, path)
+        return cls(path, tables, custom_fields, identity)
 
     @classmethod
     def of(

@@ -17,6 +17,11 @@ def load_selection(
     """Load a selection if it is a path, and check that it was made for `index`."""
     if selection is None:
         return None
+    if not isinstance(selection, Selection | str | os.PathLike):
+        raise TypeError(
+            f"`selection` must be a Selection or the path of one; got {type(selection).__name__}. "
+            "Pass sample ids as `indices`."
+        )
     loaded = selection if isinstance(selection, Selection) else Selection.load(selection)
     loaded.check(index)
     return loaded
@@ -28,6 +33,17 @@ def choose_seed(seed: int | None, distributed: bool) -> int:
         return check_int("seed", seed, 0, (1 << 63) - 1)
     # Ranks with different seeds would repeat and miss samples.
     return 0 if distributed else int(np.random.randint(0, np.iinfo(np.int32).max))  # noqa: NPY002
+
+
+def choose_timeout(timeout: float | None) -> float | None:
+    """Return the longest time without progress, in seconds; None for no limit."""
+    if timeout is None:
+        return None
+    if isinstance(timeout, bool) or not isinstance(timeout, int | float | np.number):
+        raise TypeError(f"`timeout` must be seconds or None; got {timeout!r}.")
+    if not timeout > 0:
+        raise ValueError(f"`timeout` must be above 0; got {timeout}. Pass None to wait for ever.")
+    return float(timeout)
 
 
 def choose_indices(

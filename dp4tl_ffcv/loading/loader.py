@@ -6,7 +6,7 @@ import inspect
 import os
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from ffcv.loader.loader import Loader, OrderOption
@@ -15,12 +15,14 @@ from ffcv.pipeline.graph import DecoderNode, Graph
 from numpy.typing import ArrayLike, NDArray
 
 from ..beton import BetonIndex
+from ..beton.index import identity_of
 from ..beton.jpeg_index import JpegIndexes, jpeg_images
 from ..beton.jpeg_index_file import IndexFile
+from ..errors import BetonError
 from ..selection import Selection
 from ..validate import check_int
 from ..version import __version__
-from .arguments import choose_indices, choose_seed, load_selection
+from .arguments import choose_indices, choose_seed, choose_timeout, load_selection
 from .caches import cache_name, choose_cache, open_cache
 from .decoding.workspace import Workspace, make_workspace
 from .ffcv_adapter.compilation import num_threads, shared_compilation
@@ -32,6 +34,7 @@ from .ffcv_adapter.traversal import order_factory
 from .reading.extents import RetainedExtents, retained_extents
 from .reading.file_reader import FileReader
 from .reading.plan import EpochPlan, plan_epoch
+from .reading.reading_threads import STALLED_AFTER
 from .state import StatefulLoader
 
 _SIGNATURE = inspect.signature(Loader.__init__)
@@ -65,6 +68,10 @@ class PrunedLoader(StatefulLoader):
         jpeg_index: index the JPEGs in the first epoch, so that later epochs decode only the data of
             each crop. The indexes are kept in a file `NAME.beton.jpegs` next to the beton, or in
             the user's cache folder.
+        timeout: seconds that a batch waits while no read of the epoch ends. Then a TimeoutError
+            names the file, the byte offset and the sample. Reads take at most 256 KiB each, so that
+            a slow disk makes progress. A network file system may need minutes to recover from a
+            failed server: pass 600, or None to wait for ever.
         **kwargs: further arguments of `Loader`, by name. `order` is one of ffcv's options, a name
             in `dp4tl_ffcv.loading.ORDERS`, a function like the ones there, or a `TraversalOrder`
             class.
@@ -72,7 +79,7 @@ class PrunedLoader(StatefulLoader):
     Raises:
         BetonError: the file is not a complete beton.
         StaleArtifactError: the selection was made for another beton.
-        TypeError: `indices` are not integers.
+        TypeError: `indices` are not integers, or `selection` is an array.
         ValueError: `indices` are empty, out of range or combined with a selection; `relabel`
             without a selection; an unknown order or cache.
     """
@@ -92,6 +99,7 @@ class PrunedLoader(StatefulLoader):
         cache: str | None = None,
         read_ahead: int = 2,
         jpeg_index: bool = True,
+        timeout: float | None = STALLED_AFTER,
         **kwargs: Any,
     ) -> None:
         # ffcv's constructor is not called: it makes Python objects for every sample and page.
@@ -110,16 +118,22 @@ class PrunedLoader(StatefulLoader):
         self.recompile: bool = options["recompile"]
         self.seed = choose_seed(options["seed"], self.distributed)
         self._read_ahead = check_int("read_ahead", read_ahead, 1)
+        self._timeout = choose_timeout(timeout)
         self._make_order = order_factory(options["order"], options.get("order_kwargs") or {})
 
         self._index = BetonIndex.of(fname, custom_fields=options["custom_fields"])
         self._opened_here = self._index is not fname
         self.fname = str(self._index.path)
-        self.reader = IndexReader(self._index)
         self._file = FileReader(self.fname)
+        if self._index.identity not in ((), identity_of(self._file.file)):
+            raise BetonError(
+                f"{self.fname!r} was changed or replaced after it was opened. Open it again."
+            )
+        self.reader = IndexReader(self._index)
         options["fname"], options["cache"] = self._index, self._cache_option
         self._has_indexes = jpeg_index
         self._options = {**options, "read_ahead": self._read_ahead, "jpeg_index": jpeg_index}
+        self._options["timeout"] = self._timeout
         chosen = load_selection(selection, self._index)
         self._remap = insert_remap(pipelines, chosen) if relabel else None
         self.pipeline_specs = pipeline_specs(pipelines, self.reader.handlers)
@@ -141,6 +155,18 @@ class PrunedLoader(StatefulLoader):
         """Compile the pipelines, reusing what this process has compiled before."""
         with shared_compilation():
             super().generate_code()
+
+    def __reduce__(self) -> NoReturn:
+        """Refuse to be pickled, with advice."""
+        raise TypeError(
+            "a PrunedLoader has threads and open files, and cannot be sent to another process. "
+            "Make the loader in the process that uses it."
+        )
+
+    def __copy__(self) -> "PrunedLoader":
+        copied = object.__new__(type(self))
+        copied.__dict__.update(self.__dict__)
+        return copied
 
     @property
     def indices(self) -> NDArray[np.uint64]:
@@ -187,9 +213,8 @@ class PrunedLoader(StatefulLoader):
             name = choose_cache(extents, self.distributed)
         shared = self.distributed and name == "ram"
         shared_as = self._shared_name(extents) if shared else None
-        cache = open_cache(
-            name, self._file, extents, read_ahead=self._read_ahead, shared_as=shared_as
-        )
+        options = {"read_ahead": self._read_ahead, "timeout": self._timeout}
+        cache = open_cache(name, self._file, extents, shared_as=shared_as, **options)
         if self._opened_here:
             if self._has_indexes and any(
                 hasattr(spec.decoder, "decoders") for spec in self.pipeline_specs.values()

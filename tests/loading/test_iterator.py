@@ -70,12 +70,47 @@ def test_an_error_in_the_thread_is_raised_in_the_loop(
     place = rf"batch {batch}, samples \[{10 * batch}, .*, {10 * batch + 9}\]"
     for _ in range(2):  # the error is raised again in the next epoch
         seen.clear()
-        failure = f"loading failed at {place}: this value is refused"
-        with pytest.raises(RuntimeError, match=failure) as raised:
+        failure = f"loading failed at {place}: ValueError: this value is refused"
+        with pytest.raises(ValueError, match=failure) as raised:
             guarded(run)
         assert isinstance(raised.value.__cause__, ValueError)
         assert len(seen) == batch
         assert not loading_threads()
+
+
+class NeedsTwoError(Exception):
+    def __init__(self, one: int, two: int) -> None:
+        super().__init__(one, two)
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (KeyError("k"), KeyError),
+        (MemoryError(), MemoryError),
+        (AssertionError(), AssertionError),
+        (TimeoutError("my own"), TimeoutError),
+        (FileNotFoundError(2, "no such file", "a.txt"), FileNotFoundError),
+        (NeedsTwoError(1, 2), RuntimeError),
+        (UnicodeDecodeError("ascii", b"a", 0, 1, "reason"), RuntimeError),
+        (SystemExit(3), RuntimeError),
+    ],
+    ids=lambda value: getattr(value, "__name__", type(value).__name__),
+)
+def test_an_error_keeps_its_type_and_says_where(
+    error: BaseException, kind: type[Exception], photos: Any, guarded: Guarded
+) -> None:
+    def fail(*_: Any) -> None:
+        raise error
+
+    pipelines = only(label=[IntDecoder(), Step(lambda: fail, jit=False)])
+    loader = PrunedLoader(photos.path, 60, pipelines=pipelines)
+    with pytest.raises(Exception, match=r"batch 0, samples \[.*59\]") as raised:
+        guarded(lambda: list(loader))
+    assert type(raised.value) is kind
+    assert type(error).__name__ in str(raised.value)
+    assert str(error).strip("'") in str(raised.value)
+    assert raised.value.__cause__ is error
 
 
 def test_an_operation_cannot_end_the_epoch(photos: Any, guarded: Guarded) -> None:
@@ -87,7 +122,9 @@ def test_an_operation_cannot_end_the_epoch(photos: Any, guarded: Guarded) -> Non
 
     pipelines = only(label=[IntDecoder(), Step(lambda: stop, jit=False), ToTensor()])
     loader = PrunedLoader(photos.path, 60, pipelines=pipelines)
-    with pytest.raises(RuntimeError, match=r"batch 1, .*: an operation raised StopIteration"):
+    with pytest.raises(
+        RuntimeError, match=r"batch 1, .*: RuntimeError: an operation raised StopIteration"
+    ):
         guarded(lambda: list(loader))
 
 

@@ -1,14 +1,15 @@
 """The interface of a cache: an array of bytes, and where in it each retained byte range starts."""
 
 from abc import ABC, abstractmethod
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..reading.extents import RetainedExtents
-from ..reading.file_reader import READING_THREADS, FileReader
+from ..reading.file_reader import FileReader
 from ..reading.plan import EpochPlan
+from ..reading.reading_threads import STALLED_AFTER, ReadingThreads
 
 
 class EpochReads:
@@ -24,7 +25,15 @@ class EpochReads:
         self.places = places
 
     def wait(self, first: int) -> None:
-        """Wait for the batch at position `first` of the epoch, or raise BetonError."""
+        """Wait for the batch at position `first` of the epoch.
+
+        Raises:
+            BetonError: the file cannot be read.
+            TimeoutError: no read makes progress.
+        """
+
+    def leave(self) -> None:
+        """Let `wait` return in another thread, with or without an error."""
 
     def stop(self) -> None:
         """Stop reading and free the memory. Called once."""
@@ -34,7 +43,8 @@ class BaseCache(ABC):
     """The bytes of the retained samples, for all epochs.
 
     A cache may read `read_ahead` windows before they are needed. `shared_as` names the memory that
-    it shares with the other processes of this machine; None for none.
+    it shares with the other processes of this machine; None for none. `timeout` is the longest time
+    without progress, in seconds; None for no limit.
     """
 
     def __init__(
@@ -44,11 +54,13 @@ class BaseCache(ABC):
         *,
         read_ahead: int,
         shared_as: str | None,
+        timeout: float | None = STALLED_AFTER,
     ) -> None:
         self.reader = reader
         self.extents = extents
         self.read_ahead = read_ahead
         self.shared_as = shared_as
+        self.timeout = timeout
 
     @abstractmethod
     def start(self, order: NDArray[np.int64], window_size: int) -> EpochReads:
@@ -83,7 +95,7 @@ class WindowReads(EpochReads):
         self._slots, self._slot_bytes = cache.read_ahead + 1, slot_bytes
         self._through_cache = through_cache
         self._tasks: dict[int, list[Future[None]]] = {}
-        self._threads = ThreadPoolExecutor(READING_THREADS, "dp4tl-read")
+        self._threads = ReadingThreads(cache.timeout)
         for window in range(cache.read_ahead):
             self._begin(window)
 
@@ -93,21 +105,32 @@ class WindowReads(EpochReads):
         if window == self.current:
             return
         if self.current >= 0:
-            self.leave(self.current)
+            self.drop(self.current)
         self.current = window
         self._begin(window + self._cache.read_ahead)
         for task in self._tasks.pop(window):
+            if not self._threads.wait(task):
+                at, cache = self._threads.stalled_at, self._cache
+                raise cache.reader.stall(at, cache.extents, cache.timeout)
             task.result()
         starts = self.plan.row_starts
         places = self.plan.places[starts[window] : starts[window + 1]]
         self.places[self.rows(window)] = places + self._slot(window)
 
-    def leave(self, window: int) -> None:
+    def drop(self, window: int) -> None:
         """Make room for another window. Called when the next one begins."""
+
+    def leave(self) -> None:
+        """Let `wait` return in another thread."""
+        self._threads.leave()
 
     def stop(self) -> None:
         """Cancel all requests, and wait for those that have begun."""
-        self._threads.shutdown(wait=True, cancel_futures=True)
+        if self._threads.stop():
+            self.recycle()
+
+    def recycle(self) -> None:
+        """Use the memory again. Not called if a stalled read may still write to it."""
 
     def rows(self, window: int) -> NDArray[np.int64]:
         """Return the rows of the byte ranges that the window reads."""

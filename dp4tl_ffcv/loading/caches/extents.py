@@ -4,6 +4,7 @@ The pool has one slot for the window in use and one for each window that is read
 """
 
 import mmap
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -37,9 +38,10 @@ class Cache(BaseCache):
 
     def take_pool(self, num_bytes: int) -> NDArray[np.uint8]:
         """Return memory of at least this size, from an earlier epoch if possible."""
-        if self.spare and len(self.spare[-1]) >= num_bytes:
-            return self.spare.pop()
-        self.spare.clear()
+        with suppress(IndexError):  # there is none, or an epoch in another thread has taken it
+            pool = self.spare.pop()
+            if len(pool) >= num_bytes:
+                return pool
         return private_bytes(num_bytes)
 
 
@@ -75,11 +77,10 @@ class _PooledReads(WindowReads):
             through_cache=cache.through_cache,
         )
 
-    def leave(self, window: int) -> None:
+    def drop(self, window: int) -> None:
         """Take the bytes of a window out of use, before others replace them."""
         self.places[self.rows(window)] = -1
 
-    def stop(self) -> None:
-        """Stop reading, and keep the pool for the next epoch."""
-        super().stop()
+    def recycle(self) -> None:
+        """Keep the pool for the next epoch."""
         self._owner.spare = [self._pool]  # one is enough: epochs need about the same

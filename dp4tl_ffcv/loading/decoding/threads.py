@@ -6,7 +6,7 @@ threading layers, two loaders in one process, or a process forked after loading,
 
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 
 _of_this_thread = threading.local()
@@ -31,6 +31,9 @@ def call_in_threads(function: Callable[[int], None], count: int) -> None:
             function(number)
         return
     tasks = [threads.submit(function, number) for number in range(1, count)]
-    function(0)
+    try:
+        function(0)
+    finally:
+        wait(tasks)  # they write to memory that an error frees
     for task in tasks:
         task.result()

@@ -7,6 +7,7 @@ compiled every time, as in ffcv.
 """
 
 import ctypes
+import os
 import threading
 import types
 from collections.abc import Callable, Iterator
@@ -31,6 +32,14 @@ _FIXED_PACKAGES = {"cmath", "ctypes", "math", "numba", "numpy", "random"}
 # Kept for the whole process: entries are small, and every Loader uses them.
 _compiled: dict[Any, Any] = {}
 _lock = threading.RLock()
+
+
+def _renew_lock() -> None:
+    global _lock
+    _lock = threading.RLock()  # a thread that the forked process does not have may hold the old one
+
+
+os.register_at_fork(after_in_child=_renew_lock)
 
 
 _BASIC_DECODER = BasicDecoder().generate_code().__code__

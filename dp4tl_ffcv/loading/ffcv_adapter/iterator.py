@@ -3,7 +3,10 @@
 Errors of the thread are raised in the training loop, and the thread stops when the loop is left.
 """
 
+import os
 import threading
+import traceback
+import weakref
 from collections.abc import Iterator
 from contextlib import suppress
 from queue import Empty
@@ -30,6 +33,7 @@ class _CheckedThread(EpochIterator):
     def __init__(self, loader: Any, order: NDArray[Any]) -> None:
         self.error: BaseException | None = None
         self._open = False
+        self._process = os.getpid()
         # Events of each slot: after the pipeline's copy of its batch, and after the loop's work.
         self._copied: dict[int, torch.cuda.Event] = {}
         self._used: dict[int, torch.cuda.Event] = {}
@@ -84,20 +88,30 @@ class _CheckedThread(EpochIterator):
         return result
 
     def failure(self) -> BaseException | None:
-        """Return the error to raise in the training loop, if any."""
+        """Return the error to raise in the training loop, if any.
+
+        It has the type of the thread's error, unless that needs other arguments than a message.
+        """
         if self.error is None or isinstance(self.error, BetonError):  # it names the sample
             return self.error
         number, ids = self._batch
         samples = np.array2string(np.asarray(ids), threshold=8, separator=", ")
-        failure = RuntimeError(f"loading failed at batch {number}, samples {samples}: {self.error}")
+        cause = "".join(traceback.format_exception_only(self.error)).strip()
+        failure = _same_error(
+            self.error, f"loading failed at batch {number}, samples {samples}: {cause}"
+        )
         failure.__cause__ = self.error
         return failure
 
     def close(self) -> None:
-        """Stop the thread and wait for it, then release the memory context."""
-        if not self._open:
+        """Stop the thread and wait for it, then release the memory context.
+
+        A forked process has no threads, and leaves everything to its parent.
+        """
+        if not self._open or self._process != os.getpid():
             return
         self.terminate_event.set()
+        self.memory_context.leave()
         if threading.current_thread() is self:
             return  # the thread itself collects this object, and cannot wait for itself
         while self.is_alive():
@@ -107,6 +121,16 @@ class _CheckedThread(EpochIterator):
         self._open = False
         # Last: without reads, the thread would wait forever for its bytes.
         self.memory_context.__exit__(None, None, None)
+
+
+def _same_error(error: BaseException, message: str) -> Exception:
+    """Return an error of the same type with another message, or a RuntimeError."""
+    if isinstance(error, Exception):
+        with suppress(Exception):  # whatever the constructor of a type may raise
+            failure = type(error)(message)
+            if message in " ".join(map(str, failure.args)):
+                return failure
+    return RuntimeError(message)
 
 
 def _event_on(stream: Any) -> torch.cuda.Event:
@@ -123,6 +147,7 @@ class EpochBatches(Iterator[Any]):
 
     def __init__(self, loader: Any, order: NDArray[Any], progress: Progress) -> None:
         self._thread: _CheckedThread | None = None
+        self._process = os.getpid()
         self._progress, self._batch_size = progress, loader.batch_size
         if not len(order):
             if progress.start.segments:
@@ -135,10 +160,17 @@ class EpochBatches(Iterator[Any]):
                 else f"this rank gets none {samples}. Use fewer ranks, or an order that pads."
             )
         self._thread = _CheckedThread(loader, order)
+        # Also called at the end of the program, while threads still run.
+        self._end = weakref.finalize(self, self._thread.close)
 
     def __next__(self) -> Any:
         if self._thread is None:
             raise StopIteration
+        if self._process != os.getpid():
+            raise RuntimeError(
+                "this process was forked during the epoch, and has no thread that loads its "
+                "batches. Start an epoch of its own with iter(loader)."
+            )
         try:
             batch = next(self._thread)
         except StopIteration:
@@ -154,13 +186,10 @@ class EpochBatches(Iterator[Any]):
     def close(self) -> None:
         """Stop the background thread and wait for it."""
         if self._thread is not None:
-            self._thread.close()
+            self._end()
             self._thread = None
 
     def join(self, timeout: float | None = None) -> None:
         """Wait for the background thread, as ffcv's iterator does."""
         if self._thread is not None:
             self._thread.join(timeout)
-
-    def __del__(self) -> None:
-        self.close()

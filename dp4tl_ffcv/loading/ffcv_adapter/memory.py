@@ -4,9 +4,7 @@ ffcv's own managers build Python sets of all samples and pages of the file, and 
 that numba shares (see `dp4tl_ffcv/ffcv_import.py`). `RetainedMemory` does neither.
 """
 
-import sys
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from functools import cached_property
 from typing import Any
 
@@ -20,6 +18,7 @@ from ...beton.jpeg_index import JpegIndexes
 from ..caches.base import BaseCache
 from ..decoding.crop_kernels import bytes_at
 from ..decoding.workspace import Workspace
+from ..index_thread import IndexThread
 
 
 class RetainedMemory(MemoryManager):
@@ -83,9 +82,9 @@ class EpochMemory(MemoryContext):
         self._counter = np.array([manager.seed, manager.epoch], dtype=np.uint64)
         self._workspace = manager.make_workspace()
         self._indexes = manager.indexes
-        self._indexes.refresh()
         order = np.concatenate(batches).astype(np.int64)
         self._reads = self._cache.start(order, manager.window_size)
+        self._index_thread = IndexThread(self._indexes)
 
     def __enter__(self) -> "EpochMemory":
         """Return the memory itself: `schedule_epoch` has started to read."""
@@ -106,9 +105,11 @@ class EpochMemory(MemoryContext):
         """Raise BetonError if a decoder failed on a sample."""
         self._workspace.check(self._cache.reader.path)
 
+    def leave(self) -> None:
+        """Let `start_batch` return in another thread, because no more batches are needed."""
+        self._reads.leave()
+
     def __exit__(self, *_: object) -> None:
-        """Stop reading, and keep the indexes that this epoch has made. Called once."""
+        """Stop reading, and save the indexes that this epoch has made. Called once."""
         self._reads.stop()
-        if not sys.is_finalizing():  # a loop that was left as the program ends: too late for files
-            with suppress(OSError, MemoryError):  # the next loader makes them again
-                self._indexes.save()
+        self._index_thread.stop()

@@ -9,7 +9,7 @@ import mmap
 import os
 import threading
 import weakref
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any
 
@@ -17,17 +17,36 @@ import numpy as np
 from numba import types
 from numpy.typing import NDArray
 
+from ...beton.index import identity_of
 from ...errors import BetonError
 from ...kernels.compiled import compiled, read_file
 from .extents import RetainedExtents
-from .plan import LARGEST_REQUEST, whole_sectors
+from .plan import whole_sectors
+from .reading_threads import (
+    OFFSET,
+    READING_THREADS,
+    RETURNED,
+    STATE_COLUMNS,
+    STOPS,
+    ReadingThreads,
+)
 
-# SSDs and network disks need several requests at the same time.
-READING_THREADS = 16
+_SMALLEST_TASK = 1 << 20  # bytes: smaller tasks cost more than they share
 # A request takes as long as reading this many bytes, in addition to its own.
 _REQUEST_BYTES = 64 << 10
 # Sizes of sectors, of which direct I/O accepts one or more. Most disks have the first.
 SECTORS = (512, 4096)
+
+# Of `bytes_read`. One lock for all readers is simple to renew in a forked process.
+_counting = threading.Lock()
+
+
+def _renew_lock() -> None:
+    global _counting
+    _counting = threading.Lock()  # a thread that the process does not have may hold the old one
+
+
+os.register_at_fork(after_in_child=_renew_lock)
 
 # Called by name: numba cannot cache code on disk that calls a function of ctypes.
 _mincore: Any = types.ExternalFunction(
@@ -36,16 +55,19 @@ _mincore: Any = types.ExternalFunction(
 
 
 @compiled()
-def _read_requests(source: Any, direct: Any, requests: Any, memory: Any) -> Any:
+def _read_requests(source: Any, direct: Any, requests: Any, memory: Any, state: Any) -> Any:
     """Read until a request fails or returns too few bytes; return the number of whole requests.
 
     `source` is `FileReader.source`, `direct` the descriptor for bytes that are not in the page
-    cache.
+    cache, and `state` the state of the thread.
     """
     file, sector, mapped, mapped_bytes, page = source
     is_cached = np.empty(1, dtype=np.uint8)
     for number in range(len(requests)):
+        if state[STOPS] != 0:
+            return number
         offset, size, place = requests[number]
+        state[OFFSET] = offset
         used, num_bytes = file, size
         if direct != file:
             # The first and last page may be cached because of other samples: ask for the middle.
@@ -55,7 +77,10 @@ def _read_requests(source: Any, direct: Any, requests: Any, memory: Any) -> Any:
                 _mincore(mapped + middle, page, is_cached.ctypes.data)
             if is_cached[0] & 1 == 0:
                 used, num_bytes = direct, -(-size // sector) * sector
-        if read_file(used, memory[place:].ctypes.data, num_bytes, offset) < size:
+        found = read_file(used, memory[place:].ctypes.data, num_bytes, offset)
+        state[OFFSET] = -1
+        state[RETURNED] += 1
+        if found < size:
             return number
     return len(requests)
 
@@ -74,7 +99,6 @@ class FileReader:
             weakref.finalize(self, os.close, self.direct)
         self._map = _map(self.file)
         self.bytes_read = 0
-        self._lock = threading.Lock()
 
     @property
     def source(self) -> NDArray[np.int64]:
@@ -89,6 +113,7 @@ class FileReader:
         memory: NDArray[np.uint8],
         extents: RetainedExtents,
         through_cache: bool = False,
+        state: NDArray[np.int64] | None = None,
     ) -> None:
         """Read `size` bytes at `offset` into `memory[place:]`, for each request `(R, 3)`.
 
@@ -101,26 +126,30 @@ class FileReader:
             memory: whole sectors, aligned to a page.
             extents: byte ranges, to name the sample in an error.
             through_cache: read whole pages, which the page cache keeps.
+            state: state of the thread in `ReadingThreads`, which may stop the reads.
         """
+        state = np.zeros(STATE_COLUMNS, dtype=np.int64) if state is None else state
         ends = requests[:, 2] + whole_sectors(requests[:, 1], self.sector) * self.sector
         if ends.max(initial=0) > len(memory) or requests.min(initial=0) < 0:
             raise ValueError("`requests` must lie within `memory`.")
         direct, done = self.file if through_cache else self.direct, 0
-        while (done := done + _read_requests(self.source, direct, requests[done:], memory)) < len(
-            requests
-        ):
-            self._read_slowly(requests[done], memory, extents)
+        while True:
+            done += _read_requests(self.source, direct, requests[done:], memory, state)
+            if done == len(requests) or state[STOPS]:
+                break
+            self._read_slowly(requests[done], memory, extents, state)
             done += 1
-        with self._lock:
+        requests = requests[:done]
+        with _counting:
             self.bytes_read += int(whole_sectors(requests[:, 1], self.sector).sum()) * self.sector
 
     def submit(
-        self, threads: ThreadPoolExecutor, requests: NDArray[np.int64], *arguments: Any
+        self, threads: ReadingThreads, requests: NDArray[np.int64], *arguments: Any
     ) -> list[Future[None]]:
         """Start to read requests as `read` does, in parts of similar duration, one per task."""
         ends = np.cumsum(requests[:, 1] + _REQUEST_BYTES)
         total = int(ends[-1]) if len(ends) else 0
-        share = max(LARGEST_REQUEST // 4, -(-total // (2 * READING_THREADS)))
+        share = max(_SMALLEST_TASK, -(-total // (2 * READING_THREADS)))
         cuts = np.searchsorted(ends, np.arange(share, total, share))
         parts = [part for part in np.split(requests, cuts) if len(part)]
         return [threads.submit(self.read, part, *arguments) for part in parts]
@@ -128,24 +157,39 @@ class FileReader:
     @property
     def identity(self) -> str:
         """A string that differs between files and between versions of a file."""
-        found = os.fstat(self.file)
-        return f"{found.st_dev}-{found.st_ino}-{found.st_size}-{found.st_mtime_ns}"
+        return "-".join(map(str, identity_of(self.file)))
 
     def _read_slowly(
-        self, request: NDArray[np.int64], memory: NDArray[np.uint8], extents: RetainedExtents
+        self,
+        request: NDArray[np.int64],
+        memory: NDArray[np.uint8],
+        extents: RetainedExtents,
+        state: NDArray[np.int64],
     ) -> None:
         """Read a request in as many parts as necessary, or raise BetonError."""
         offset, size, place = request.tolist()
         end = place + size
-        while place < end:
+        while place < end and not state[STOPS]:
+            state[OFFSET] = offset
             try:
                 found = os.preadv(self.file, [memory[place:end].data], offset)
             except OSError as error:
                 raise self._failure(offset, error.strerror or "an error", extents) from error
+            finally:
+                state[OFFSET] = -1
+                state[RETURNED] += 1
             if not found:
                 reason = f"the file is {end - place} bytes too short"
                 raise self._failure(offset, reason, extents)
             place, offset = place + found, offset + found
+
+    def stall(self, offset: int, extents: RetainedExtents, timeout: float | None) -> TimeoutError:
+        """Return the error for a read at `offset` that does not end."""
+        return TimeoutError(
+            f"cannot read sample {extents.sample_at(offset)} of {self.path!r} at byte {offset}: no "
+            f"data arrived for {timeout:g} seconds. Check the disk or the network, or pass a "
+            "larger `timeout`."
+        )
 
     def _failure(self, offset: int, reason: str, extents: RetainedExtents) -> BetonError:
         return BetonError(
