@@ -14,6 +14,8 @@ _EXPANSION = 10  # a pickle may grow by this factor, and by the bytes below, by 
 _FREE_BYTES = 1 << 20
 _MOST_NESTED = 100  # Python hashes, compares and deletes nested objects recursively
 _MOST_LARGE_INTEGERS = 10_000  # such integers can be chosen to have equal hashes
+_SHORT = 64  # bytes
+_ENCODE, _LATIN = b"c_codecs\nencode\n", b"X\x06\0\0\0latin1"
 _KEY_BYTES = 7  # integers of more bytes may have equal hashes
 
 # Instructions by their number of argument bytes, and by the bytes of the length that comes first.
@@ -52,6 +54,12 @@ class _Value:
     is_key: bool = False
     is_inside: bool = False
     """Whether another value holds it."""
+    code: bytes = b""
+    """The instruction that made it."""
+    name: bytes = b""
+    """The whole instruction, if that is short."""
+    is_latin: bool = False
+    """Whether it is a pair of text and the codec Latin-1."""
 
 
 def scan_pickle(data: bytes | mmap, start: int = 0) -> tuple[frozenset[str], int]:
@@ -59,7 +67,8 @@ def scan_pickle(data: bytes | mmap, start: int = 0) -> tuple[frozenset[str], int
 
     After this check, reading the pickle takes memory and steps in proportion to its size, if the
     functions that it calls do. It may hold what torch and Python 2 write by protocol 2: numbers,
-    text, bytes, tuples, lists, dictionaries, and objects made by calls.
+    text, bytes, tuples, lists, dictionaries, and objects made by calls. `_codecs.encode`, by which
+    they make bytes, may only encode text by Latin-1: other codecs return more than they take.
 
     Returns:
         The names of the functions and types in the pickle, as `module.name`, and the byte after
@@ -68,7 +77,8 @@ def scan_pickle(data: bytes | mmap, start: int = 0) -> tuple[frozenset[str], int
     Raises:
         ValueError: the pickle is damaged, has another instruction, refers to objects that were
             not stored, is nested more than 100 deep, holds itself, has dictionary keys other than
-            text, bytes and numbers, or would grow more than tenfold by using objects again.
+            text, bytes and numbers, encodes other than by Latin-1, or would grow more than tenfold
+            by using objects again.
     """
     scan = _Scan(data, start)
     try:
@@ -106,9 +116,7 @@ class _Scan:
         elif code == op.MARK:
             self._marks.append(len(self._stack))
         elif code in _JOINING or code == op.TUPLE:
-            held = self._pop(_JOINING.get(code))
-            self._stack.append(_Value(size))
-            self._add_to_last(held)
+            self._join(code, size, self._pop(_JOINING.get(code)))
         elif code in _ADDING or code in (op.APPENDS, op.SETITEMS):
             added = self._pop(_ADDING.get(code))
             if code in (op.SETITEM, op.SETITEMS) and not all(key.is_key for key in added[::2]):
@@ -119,7 +127,8 @@ class _Scan:
             self._large_integers += code == op.LONG1 and not is_key
             if self._large_integers > _MOST_LARGE_INTEGERS:
                 raise self._refused(f"has more than {_MOST_LARGE_INTEGERS} large integers")
-            self._stack.append(_Value(size, is_key=is_key))
+            name = self.data[at : self.position] if size < _SHORT else b""
+            self._stack.append(_Value(size, is_key=is_key, code=code, name=name))
         return code != op.STOP
 
     def _argument(self, code: bytes) -> int:
@@ -165,6 +174,14 @@ class _Scan:
         values = self._stack[first:]
         del self._stack[first:]
         return values
+
+    def _join(self, code: bytes, size: int, held: list[_Value]) -> None:
+        if code in (op.REDUCE, op.NEWOBJ) and held[0].name == _ENCODE and not held[1].is_latin:
+            raise self._refused("encodes something other than text by Latin-1")
+        is_pair = code in (op.TUPLE, op.TUPLE2) and len(held) == 2
+        is_latin = is_pair and held[0].code == op.BINUNICODE and held[1].name == _LATIN
+        self._stack.append(_Value(size, is_latin=is_latin))
+        self._add_to_last(held)
 
     def _add_to_last(self, values: list[_Value]) -> None:
         holder = self._stack[-1]

@@ -22,14 +22,21 @@ def doubled(times: int) -> bytes:
     return b")" + b"".join(steps)
 
 
+def encoded(value: bytes, codec: str) -> bytes:
+    """Return instructions that encode the value of other instructions."""
+    name = b"X" + struct.pack("<I", len(codec)) + codec.encode()
+    return b"c_codecs\nencode\n" + value + name + b"\x86R."
+
+
 @pytest.mark.parametrize(
     "value",
     [
+        {"bytes": b"\xff" * 3000, "twice": [b"a", b"a"]},
         {"text": [1, -2, 2**40, 2**70, 0.5, None, True, False], "tuples": ((), (1,), (1, 2, 3, 4))},
         {"shared": SHARED, "set": {1, 2}, "ordered": OrderedDict(a=1), "complex": 1j},
         list(range(3000)),
     ],
-    ids=["plain", "called", "long"],
+    ids=["bytes", "plain", "called", "long"],
 )
 def test_the_end_of_a_pickle_of_protocol_2_is_found(value: Any) -> None:
     data = pickle.dumps(value, 2)
@@ -68,6 +75,9 @@ def test_a_checkpoint_is_accepted_and_its_names_are_found() -> None:
         (b"]q\0\x85h\0K\x01a.", "grows after it was used"),
         (b"\x96" + struct.pack("<Q", 1 << 45) + b".", "has the instruction"),
         (b"\x8b" + struct.pack("<i", 2**31 - 1) + b".", "has the instruction"),
+        (encoded(b"T\x01\0\0\0x", "hex"), "encodes something other than text"),
+        (encoded(b"X\x01\0\0\0x", "utf-16"), "encodes something other than text"),
+        (encoded(encoded(b"X\x01\0\0\0x", "latin1")[:-1], "latin1"), "encodes something other"),
         (b"T\xff\xff\xff\xffabc.", "is damaged"),
         (b"h\0.", "is damaged"),
         (b"K\x01(a.", "is damaged"),
