@@ -10,6 +10,8 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+from .text import printable
+
 
 class BetonError(ValueError):
     """A file is not a readable beton: unfinished, truncated, inconsistent or of another format."""
@@ -62,7 +64,7 @@ def one_line_errors(
             traceback.print_exc()
         else:
             line = _with_flags(_one_line(error), _flags_of(settings))
-            sys.stderr.write(f"{program or _typed_program()}: {line}\n")
+            sys.stderr.write(f"{program or _typed_program()}: {printable(line)}\n")
         sys.exit(1)
 
 

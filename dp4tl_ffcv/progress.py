@@ -7,6 +7,8 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
+from .text import printable
+
 _Item = TypeVar("_Item")
 _SECONDS_BETWEEN_LINES = 10.0
 
@@ -30,6 +32,7 @@ def track(
         scale: units per item, such as images per batch, or a function that counts them.
         note: returns a short text to append to each report.
     """
+    description = printable(description)
     if sys.stderr.isatty():
         with tqdm(total=total, desc=description, unit=unit, leave=False) as bar:
             for item in items:

@@ -20,6 +20,7 @@ from .scoring.gradients.norms import gradient_norms as gradient_norms
 from .scoring.surrogate.models import BlurPoolConv as BlurPoolConv
 from .scoring.surrogate.models import Classifier as Classifier
 from .scoring.surrogate.models import replace_head as replace_head
+from .text import printable as printable
 from .validate import check_choice as check_choice
 from .validate import check_int as check_int
 from .validate import check_number as check_number

@@ -21,7 +21,7 @@ OURS = {*FOLDERS, "tests"}
 # layers of the package may use.
 HELPERS = {
     "artifacts", "errors", "ffcv_import", "parallel", "pickles", "progress", "runs", "stored",
-    "torchrun", "validate", "version",
+    "text", "torchrun", "validate", "version",
 }  # fmt: skip
 LIBRARY = {
     *HELPERS, "kernels", "jpeg", "beton", "writing", "selection", "compaction", "loading",

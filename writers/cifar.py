@@ -17,7 +17,6 @@ image is its position in the training or test images, as in torchvision.
 from __future__ import annotations
 
 import hashlib
-import tarfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -31,7 +30,7 @@ from dp4tl_ffcv.utils import check_choice
 
 from .components.common import CountedOptions, check_no_stale, run, write_splits
 from .components.draw import draw_by_class
-from .components.files import find
+from .components.files import find, read_members
 from .components.safe_unpickle import byte_rows, read_dict
 
 SIDE = 32
@@ -234,13 +233,7 @@ def _read_archive(archive: Path, version: Version) -> dict[str, bytes]:
             "Download it again."
         )
     wanted = {f"{version.folder}/{name}": name for name in version.files}
-    files: dict[str, bytes] = {}
-    with tarfile.open(archive, "r:gz") as tar:
-        for member in tar:
-            stream_of = tar.extractfile(member) if member.name in wanted else None
-            if stream_of is not None:
-                files[wanted[member.name]] = stream_of.read()
-    return files
+    return {wanted[name]: data for name, data in read_members(archive, wanted).items()}
 
 
 def _hold_out(train: NDArray[np.int64], config: Config) -> dict[str, NDArray[np.int64]]:

@@ -30,13 +30,7 @@ import dp4tl_ffcv
 from dp4tl_ffcv.utils import check_choice, requires
 
 from .components.common import CountedOptions, run, write_splits
-from .components.files import is_hidden
-
-SPLITS = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("val", "validation", "valid", "dev"), "val"),
-    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
-}
+from .components.files import is_hidden, split_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +52,7 @@ def write(config: Config) -> dict[str, dp4tl_ffcv.BetonIndex]:
     from .components.parquet import ParquetImages
 
     files = files_of(config.root)
-    chosen = [SPLITS.get(split, split) for split in config.splits]
+    chosen = [split_of(split) or split for split in config.splits]
     wanted = [check_choice("splits", split, sorted(files)) for split in chosen] or sorted(files)
     card = _card_of(config.root)
     found = {columns_of(path, card, config) for split in wanted for path in files[split]}
@@ -79,11 +73,11 @@ def files_of(root: Path) -> dict[str, list[Path]]:
     """Return the parquet files below `root` by split, in order."""
     splits: dict[str, list[Path]] = {}
     for path in sorted(root.rglob("*.parquet")):
-        if is_hidden(path.relative_to(root).as_posix()):
+        if is_hidden(path.relative_to(root).as_posix()) or not path.is_file():
             continue
         stem = re.sub(r"-\d{5}-of-\d{5}(-[0-9a-f]+)?$", "", path.stem)
         name = path.parent.name if re.fullmatch(r"\d+", stem) else stem
-        splits.setdefault(SPLITS.get(name, name), []).append(path)
+        splits.setdefault(split_of(name) or name, []).append(path)
     if not splits:
         raise ValueError(
             f"No parquet files in {str(root)!r}. --root must hold files such as "
@@ -170,7 +164,7 @@ def _features_of(card: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 def _counts_of(card: dict[str, Any]) -> dict[str, int]:
     splits = card.get("splits", ())
-    return {SPLITS.get(each["name"], each["name"]): int(each["num_examples"]) for each in splits}
+    return {split_of(each["name"]) or each["name"]: int(each["num_examples"]) for each in splits}
 
 
 if __name__ == "__main__":

@@ -1,15 +1,23 @@
 """Write betons from a folder of images: `ROOT/CLASS/*.jpg` or `ROOT/SPLIT/CLASS/*.jpg`.
 
-If ROOT (--root) has folders called train, val or test, they become the splits. Otherwise --val and
---test split the images of each class at random. Class ids follow the sorted class names and are the
-same in all splits. The identifier of an image is its position in the sorted listing of its folder:
-ROOT, or ROOT/SPLIT.
+If ROOT (--root) has folders called train, val or test, they become the splits; names such as
+Training, valid, dev or test_set are understood. Otherwise --val and --test split the images of each
+class at random. Class ids follow the sorted class names and are the same in all splits. The
+identifier of an image is its position in the sorted listing of its folder: ROOT, or ROOT/SPLIT.
+
+Images of a class may lie in folders of their own. If all classes have folders of the same names
+instead of images, they are refused: they are rather splits or datasets. Of an animated GIF, the
+first image is written.
 """
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from os import scandir
 from pathlib import Path
+from unicodedata import normalize
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +27,9 @@ from dp4tl_ffcv import utils
 
 from .components.common import SPLITS, Options, check_no_stale, run, write_splits
 from .components.draw import draw_by_class
-from .components.files import IMAGE_SUFFIXES, folders_of, images_by_class
+from .components.files import IMAGE_SUFFIXES, folders_of, images_by_class, split_of, tell_ignored
+
+Listing = tuple[list[str], list[str]]  # path and class name of each image
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,37 +58,124 @@ def list_images(config: Config) -> tuple[dict[str, utils.ImageFiles], list[str]]
     root = config.root
     if not root.is_dir():
         raise ValueError(f"--root is not a folder: {str(root)!r}.")
-    present = [split for split in SPLITS if (root / split).is_dir()]
-    others = [name for name in folders_of(root) if name not in SPLITS]
-    if present and others:
-        raise ValueError(
-            f"{str(root)!r} has both splits ({', '.join(present)}) and other folders, such as "
-            f"{others[0]!r}. Move the classes into the splits, or rename the splits."
-        )
-    roots = [root / split for split in present] or [root]
-    class_names = sorted({name for each in roots for name in folders_of(each)})
-    class_ids = {name: label for label, name in enumerate(class_names)}
+    folders = _splits_of(root)
+    roots = folders or {"all": root}
     ignored: list[str] = []
-    listings = []
-    for each in roots:
-        paths, names = images_by_class(each, ignored)
-        listings.append((paths, np.array([class_ids[name] for name in names], dtype=np.int64)))
-    if ignored:
-        print(f"ignored {len(ignored)} other files and links to folders, such as {ignored[0]}")
-    if not any(paths for paths, _ in listings):
+    listings = {split: _list(each, ignored) for split, each in roots.items()}
+    tell_ignored(ignored)
+    if not any(paths for paths, _ in listings.values()):
+        found = Counter(Path(path).suffix.lower() or "none" for path in ignored).most_common(5)
+        shown = ", ".join(f"{count} {suffix}" for suffix, count in found)
         raise ValueError(
             f"No images in the class folders of {str(root)!r}. "
-            f"Known suffixes: {', '.join(IMAGE_SUFFIXES)}."
+            f"Known suffixes: {', '.join(IMAGE_SUFFIXES)}. Files there: {shown or 'none'}."
         )
-    if present:
-        samples = [utils.ImageFiles(*listing) for listing in listings]
-    else:
-        samples = _split(*listings[0], config)
-    splits = zip(present or SPLITS, samples, strict=True)
-    return {split: images for split, images in splits if len(images)}, class_names
+    for split, (paths, names) in listings.items():
+        _check_are_classes(roots[split], paths, names)
+    class_names = _class_names(roots)
+    ids = {name: label for label, name in enumerate(class_names)}
+    labels = {
+        split: np.array([ids[name] for name in names], dtype=np.int64)
+        for split, (_, names) in listings.items()
+    }
+    if not folders:
+        return _split(listings["all"][0], labels["all"], config), class_names
+    _check_classes_agree(listings)
+    for split in folders:
+        if not len(labels[split]):
+            print(f"{split} is not written: {str(roots[split])!r} has no images in class folders")
+    return {
+        split: utils.ImageFiles(paths, labels[split])
+        for split, (paths, _) in listings.items()
+        if paths
+    }, class_names
 
 
-def _split(paths: list[str], labels: NDArray[np.int64], config: Config) -> list[utils.ImageFiles]:
+def _splits_of(root: Path) -> dict[str, Path]:
+    """Return the folders of the splits, in the order of `SPLITS`; none if there are classes."""
+    named: dict[str, list[str]] = {}
+    for name in folders_of(root):
+        named.setdefault(split_of(name) or "", []).append(name)
+    others = named.pop("", [])
+    first = {split: names[0] for split, names in named.items()}
+    if named and others:
+        raise ValueError(
+            f"{str(root)!r} has both splits ({', '.join(first.values())}) and other folders, such "
+            f"as {others[0]!r}. Move the classes into the splits, or rename the splits."
+        )
+    for split, names in named.items():
+        if len(names) > 1:
+            raise ValueError(
+                f"{str(root)!r} has two folders for the split {split}: {names[0]!r} and "
+                f"{names[1]!r}. Leave one of them there."
+            )
+    return {split: root / first[split] for split in SPLITS if split in first}
+
+
+def _list(root: Path, ignored: list[str]) -> Listing:
+    with scandir(root) as entries:
+        loose = sorted(e.path for e in entries if e.name[0] != "." and not e.is_dir())
+    ignored += loose
+    return images_by_class(root, ignored)
+
+
+def _check_are_classes(root: Path, paths: Sequence[str], names: Sequence[str]) -> None:
+    """Raise ValueError if the folders in `root` seem to hold the classes, instead of being them."""
+    inside: dict[str, set[str]] = {}
+    for path, name in zip(paths, names, strict=True):
+        below = path[len(f"{root / name}/") :].rpartition("/")[0]
+        if not below:
+            return  # images of its own
+        inside.setdefault(name, set()).add(below)
+    if not inside:
+        return
+    times = Counter(below for each in inside.values() for below in each)
+    most = min(len(inside), max(2, len(inside) / 2))
+    shared = sorted(below for below, count in times.items() if count >= most)
+    if len(shared) > 1 and 2 * len(shared) >= len(times):
+        first, second = shared[:2]
+        raise ValueError(
+            f"The folders in {str(root)!r}, such as {next(iter(inside))!r}, have no images of "
+            f"their own, but folders such as {first!r} and {second!r}. --root must hold "
+            "CLASS/*.jpg or SPLIT/CLASS/*.jpg: pass one of the folders, or name the splits train, "
+            "val and test."
+        )
+    print(
+        f"images of class {next(iter(inside))!r} lie in folders below it, and so in all classes of "
+        f"{str(root)!r}"
+    )
+
+
+def _class_names(roots: Mapping[str, Path]) -> list[str]:
+    names = sorted({name for each in roots.values() for name in folders_of(each)})
+    forms: dict[str, str] = {}
+    for name in names:
+        other = forms.setdefault(normalize("NFC", name), name)
+        if other != name:
+            raise ValueError(
+                f"Two class folders are called {name!r}, in different Unicode forms (NFC and NFD). "
+                "Rename one of them, or merge them."
+            )
+    return names
+
+
+def _check_classes_agree(listings: Mapping[str, Listing]) -> None:
+    """Check that splits have classes of train. Print how many classes of a split train lacks."""
+    known = set(listings["train"][1]) if "train" in listings else set()
+    for split, (_, names) in listings.items():
+        missing = sorted(set(names) - known) if known else []
+        if missing and len(missing) == len(set(names)):
+            raise ValueError(
+                f"No class folder of {split} is a class of train: {missing[0]!r} is none. Sort the "
+                f"images of {split} into class folders as in train."
+            )
+        if missing:
+            print(f"{len(missing)} classes of {split} are not in train, such as {missing[0]!r}")
+
+
+def _split(
+    paths: Sequence[str], labels: NDArray[np.int64], config: Config
+) -> dict[str, utils.ImageFiles]:
     fractions = (config.val, config.test)
     if not (min(fractions) >= 0 and sum(fractions) < 1):
         raise ValueError(
@@ -89,10 +186,16 @@ def _split(paths: list[str], labels: NDArray[np.int64], config: Config) -> list[
         np.sort,
         draw_by_class(labels, lambda count: [round(x * count) for x in fractions], config.seed),
     )
-    return [
-        utils.ImageFiles([paths[i] for i in ids], labels[ids], identifiers=ids)
-        for ids in (train, val, test)
-    ]
+    splits = {"train": train, "val": val, "test": test}
+    shares = {"train": 1 - sum(fractions), "val": config.val, "test": config.test}
+    for split, share in shares.items():
+        if share and not len(splits[split]):
+            print(f"{split} is not written: no class has enough images for a share of {share:g}")
+    return {
+        split: utils.ImageFiles([paths[i] for i in ids], labels[ids], identifiers=ids)
+        for split, ids in splits.items()
+        if len(ids)
+    }
 
 
 if __name__ == "__main__":

@@ -20,7 +20,6 @@ which is sorted by WNID and file name, or by file name if val has no folders.
 from __future__ import annotations
 
 import re
-import tarfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -42,6 +41,8 @@ from .components.files import (
     images_below,
     images_by_class,
     is_hidden,
+    read_members,
+    tell_ignored,
 )
 
 EXPECTED = (1000, {"train": 1_281_167, "val": 50_000})
@@ -87,9 +88,9 @@ def read_devkit(root: Path) -> tuple[dict[str, str], list[str]]:
         if folder.is_dir():
             meta, truth = ((folder / name).read_bytes() for name in (META, TRUTH))
         else:
-            with tarfile.open(archive) as tar:
-                meta, truth = (_extract(tar, f"{DEVKIT}/{name}") for name in (META, TRUTH))
-    except (OSError, KeyError, tarfile.TarError, EOFError) as error:
+            wanted = [f"{DEVKIT}/{name}" for name in (META, TRUTH)]
+            meta, truth = map(read_members(archive, wanted).__getitem__, wanted)
+    except (OSError, KeyError, ValueError) as error:
         raise ValueError(
             f"The devkit in {str(root)!r} is damaged or lacks {META} or {TRUTH}: {error}. "
             f"Download {DEVKIT}.tar.gz again."
@@ -100,23 +101,20 @@ def read_devkit(root: Path) -> tuple[dict[str, str], list[str]]:
     return names, [wnids[int(number)] for number in truth.split()]
 
 
-def _extract(tar: tarfile.TarFile, name: str) -> bytes:
-    stream = tar.extractfile(name)
-    if stream is None:
-        raise KeyError(f"{name} is not a file")
-    return stream.read()
-
-
 def _list(
     root: Path, split: str, truth: Sequence[str]
 ) -> tuple[list[str] | utils.TarMembers, list[str]]:
     place = find(root, split, f"ILSVRC2012_img_{split}.tar", layout=LAYOUTS[split])
     if not place.is_dir():
         return _list_archive(place, split, truth)
+    ignored: list[str] = []
     if split == "val" and not folders_of(place):
-        paths = images_below(place)
-        return paths, _truth_of(paths, truth)
-    return images_by_class(place)
+        paths = images_below(place, ignored)
+        found = paths, _truth_of(paths, truth)
+    else:
+        found = images_by_class(place, ignored)
+    tell_ignored(ignored)
+    return found
 
 
 def _list_archive(

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ..text import printable
+
 _SHOWN = 12  # entries of a list that text shows; JSON has all
 
 
@@ -25,7 +27,7 @@ class Output:
 def _as_text(result: Mapping[str, Any]) -> str:
     width = max(map(len, result))
     return "\n".join(
-        f"{'' if number else name:<{width}}  {cell}"
+        f"{'' if number else name:<{width}}  {printable(cell)}"
         for name, value in result.items()
         for number, cell in enumerate(_as_cells(value))
     )

@@ -146,12 +146,24 @@ def test_a_malformed_split_file_is_refused(
 
 
 @pytest.mark.parametrize(
-    "path", ["../secret.jpg", "Ant/../../secret.jpg", "ABSOLUTE", "", ".", "..", "a/..", "a\0.jpg"]
+    "path",
+    [
+        "../secret.jpg",
+        "Ant/../../secret.jpg",
+        "ABSOLUTE",
+        "",
+        ".",
+        "..",
+        "a/..",
+        "a\0.jpg",
+        "link.jpg",
+    ],
 )
 def test_a_path_outside_the_folder_is_refused(path: str, tmp_path: Path) -> None:
     splits = rows()
     splits["val"][0][0] = path.replace("ABSOLUTE", str(tmp_path / "secret.jpg"))
     put_all(make_tree("dtd", tmp_path, splits), {"secret.jpg": jpeg(7)})
+    (tmp_path / "images" / "link.jpg").symlink_to(tmp_path / "secret.jpg")
     refused("dtd", tmp_path, "not inside the folder|are missing")
 
 

@@ -1,14 +1,17 @@
 """Folders of images: splits, class ids, identifiers, ignored files."""
 
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from dp4tl_ffcv import BetonIndex
+from dp4tl_ffcv import BetonIndex, read_image
 from tests.support.files import numbered_jpeg as jpeg
 from tests.support.files import put_all
+from tests.support.images import as_file
 from tests.writers.support import check_refused, names_of, stored, write
 from writers import imagefolder
 
@@ -67,17 +70,119 @@ def test_hidden_and_other_files_are_ignored(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = fill(tmp_path / "root", {"ant": 2, ".cache": 2, ".git": 1})
-    hidden = ("loose.jpg", "ant/.thumbnails/one.jpg", "ant/._one.jpg")
+    hidden = ("ant/.thumbnails/one.jpg", "ant/._one.jpg")
     put_all(root, dict.fromkeys(hidden, b"not an image"))
     index = write_one(root, tmp_path / "out")
     assert index.num_samples == 2
     assert names_of(index) == ("ant",)
     assert capsys.readouterr().out == ""
-    notes = put_all(root, {"ant/more/notes.txt": b""}) / "ant" / "more" / "notes.txt"
+    put_all(root, {"loose.jpg": b"", "ant/more/notes.txt": b"", "bee/a.HEIC": b"", "bee/b": b""})
+    put_all(root, {"bee/c.heic": b""})
     (root / "ant" / "pictures").symlink_to(root / "ant")
+    os.mkfifo(root / "ant" / "pipe.jpg")
+    (root / "ant" / "zero.jpg").symlink_to("/dev/zero")
     assert write_one(root, tmp_path / "again").num_samples == 2
-    said = f"ignored 2 other files and links to folders, such as {notes}\n"
-    assert capsys.readouterr().out == said
+    said = capsys.readouterr().out
+    kinds = {
+        "1 images outside of class folders", "1 *.txt", "2 *.heic", "1 files without a suffix",
+        "1 links to folders", "2 devices",
+    }  # fmt: skip
+    listed = said.removeprefix("ignored ").partition(", such as ")[0].split(", ")
+    assert len(listed) == 6
+    assert {*listed[:5]} < kinds
+    assert listed[5] == "1 other kinds"
+
+
+def test_a_broken_link_is_an_error_and_other_links_are_followed(tmp_path: Path) -> None:
+    root = fill(tmp_path / "root", {"ant": 1})
+    (root / "ant" / "link.jpg").symlink_to(root / "ant" / "000.jpg")
+    (root / "bee").symlink_to(root / "ant")
+    assert write_one(root, tmp_path / "out").num_samples == 4
+    (root / "ant" / "broken.jpg").symlink_to(root / "nowhere.jpg")
+    with pytest.raises(ValueError, match=r"Cannot encode .*broken\.jpg"):
+        write_one(root, tmp_path / "again")
+
+
+def test_images_without_a_known_suffix_are_named(tmp_path: Path) -> None:
+    put_all(tmp_path / "root" / "ant", {"a.heic": b"", "b.heic": b"", "c": b""})
+    why = r"No images .*Known suffixes: .*\.gif.* Files there: 2 \.heic, 1 none"
+    check_refused(imagefolder, tmp_path / "out", why, root=tmp_path / "root")
+
+
+def test_a_gif_is_an_image(tmp_path: Path) -> None:
+    content = as_file(Image.new("RGB", (9, 7), "red").quantize(4), "GIF")
+    root = put_all(tmp_path / "root" / "ant", {"a.gif": content}).parent
+    index = write_one(root, tmp_path / "out", mode="raw")
+    assert (read_image(index, 0) == (255, 0, 0)).all()
+
+
+# Splits and classes.
+
+
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [("Train", "Test"), ("training", "testing"), ("training_set", "test-set"), ("TRAIN", "eval")],
+)
+def test_common_names_of_splits_are_understood(train: str, test: str, tmp_path: Path) -> None:
+    fill(tmp_path / "root" / train, {"ant": 2, "bee": 1})
+    fill(tmp_path / "root" / test, {"ant": 1, "bee": 1})
+    written = write(imagefolder, tmp_path / "out", root=tmp_path / "root")
+    assert {split: len(index) for split, index in written.items()} == {"train": 3, "test": 2}
+    assert {names_of(index) for index in written.values()} == {("ant", "bee")}
+
+
+@pytest.mark.parametrize(
+    ("files", "why"),
+    [
+        (("source/ant", "source/bee", "target/ant", "target/bee"), "'ant' and 'bee'"),
+        (("a/images/ant", "a/images/bee", "b/images/ant", "b/images/bee"), "'images/ant'"),
+        (("a/ant", "a/bee", "a/cat", "b/ant", "b/bee", "c/ant", "c/bee"), "'ant' and 'bee'"),
+        (("ant/train", "ant/test", "bee/train", "bee/test"), "'test' and 'train'"),
+        (("photos/ant", "photos/bee"), "such as 'photos', have no images"),
+        (("train/x/ant", "train/x/bee"), "such as 'x', have no images"),
+        (("train/ant", "train/bee", "val/images"), "No class folder of val is a class of train"),
+        (("val/ant", "valid/ant"), "two folders for the split val: 'val' and 'valid'"),
+        (("Train/ant", "bee"), r"both splits \(Train\) and other folders, such as 'bee'"),
+        (("caf\u00e9", "cafe\u0301"), "in different Unicode forms"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "-",
+)
+def test_folders_that_rather_hold_the_classes_are_refused(
+    files: tuple[str, ...], why: str, tmp_path: Path
+) -> None:
+    put_all(tmp_path / "root", {f"{name}/{n}.jpg": jpeg(n) for n, name in enumerate(files)})
+    check_refused(imagefolder, tmp_path / "out", why, root=tmp_path / "root")
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        ("ant/images", "bee/images", "cat/images"),  # as in Tiny ImageNet
+        ("ant/images", "ant/more", "bee/images", "bee/more", "cat"),
+        ("ant/red", "ant/black", "bee/honey", "bee/mason"),
+    ],
+    ids=["one folder", "an image of its own", "other names"],
+)
+def test_images_in_folders_below_their_class_belong_to_it(
+    files: tuple[str, ...], tmp_path: Path
+) -> None:
+    put_all(tmp_path / "root", {f"{name}/{n}.jpg": jpeg(n) for n, name in enumerate(files)})
+    index = write_one(tmp_path / "root", tmp_path / "out")
+    assert names_of(index) == tuple(sorted({name.split("/")[0] for name in files}))
+
+
+def test_splits_that_are_not_written_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = fill(tmp_path / "flat", {"train/ant": 2, "val/ant": 2, "val/bee": 1, "test": 2})
+    assert set(write(imagefolder, tmp_path / "out", root=root)) == {"train", "val"}
+    said = capsys.readouterr().out
+    assert f"test is not written: {str(root / 'test')!r} has no images in class folders\n" in said
+    assert "1 classes of val are not in train, such as 'bee'\n" in said
+    root = fill(tmp_path / "few", {"ant": 2})
+    assert set(write(imagefolder, tmp_path / "shares", root=root, test=0.0)) == {"train"}
+    said = capsys.readouterr().out
+    assert said == "val is not written: no class has enough images for a share of 0.1\n"
 
 
 # Errors.

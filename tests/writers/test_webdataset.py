@@ -127,7 +127,7 @@ NAMED = {"class_names": "names.txt"}
     ("data", "options", "why"),
     [
         (of_files(a_jpg=b"", a_txt=b""), {}, "Sample 'a' of .* 0 files cls instead of 1 among jpg"),
-        (of_files(a_cls=b"1"), {}, "0 files bmp/jfif/.* instead of 1 among cls.*--image"),
+        (of_files(a_cls=b"1"), {}, "0 files avif/bmp/.* instead of 1 among cls.*--image"),
         (of_files(a_jpg=b"", a_png=b"", a_cls=b"0"), {}, "2 files .* among jpg, png, cls"),
         (of_files(a_jpg=b"", a_cls=b" "), {}, "the label ''.*--image and --label"),
         (of_files(a_jpg=b"", b_jpg=b"", a_cls=b"0"), {}, "'a' of .*elsewhere.* tar --sort=name"),

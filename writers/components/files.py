@@ -1,11 +1,32 @@
-"""Find the images of a dataset's folder, by suffix and without hidden files."""
+"""Find the images and the splits of a dataset's folder, without hidden files."""
 
 import os
+import re
+import tarfile
+import zlib
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
+from posixpath import normpath
+
+from dp4tl_ffcv.utils import printable
 
 IMAGE_SUFFIXES = (
-    ".bmp", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp",
+    ".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pgm", ".png", ".ppm",
+    ".tif", ".tiff", ".webp",
 )  # fmt: skip
+_SPLIT_NAMES = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "validation", "valid", "dev"), "val"),
+    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
+}
+_LARGEST_MEMBER = 1 << 30
+_SET = re.compile(r"[-_ ]?(set|data|images)$")
+
+
+def split_of(name: str) -> str | None:
+    """Return the split that a name stands for, or None: `Training_set` stands for train."""
+    return _SPLIT_NAMES.get(_SET.sub("", name.lower()))
 
 
 def find(root: Path, *names: str, layout: str) -> Path:
@@ -14,7 +35,7 @@ def find(root: Path, *names: str, layout: str) -> Path:
     `layout` says what `root`, the folder of the dataset, must hold.
     """
     for name in names:
-        if (root / name).exists():
+        if (root / name).is_dir() or (root / name).is_file():  # no FIFO, which would wait
             return root / name
     where = f"No {' or '.join(map(repr, names))} in" if root.is_dir() else "There is no folder"
     raise ValueError(f"{where} {str(root)!r}. --root must hold {layout}.")
@@ -29,20 +50,32 @@ def folders_of(root: Path) -> list[str]:
 def images_below(folder: str | Path, others: list[str] | None = None) -> list[str]:
     """Return the sorted paths of all image files below `folder`, without hidden ones.
 
-    Paths are strings, because a dataset may have a million files. `others` receives the paths of
-    ignored entries: other files, and links to folders.
+    Paths are strings, because a dataset may have a million files. Links to files are followed, and
+    broken links are listed, so that they are missed. `others` receives the paths of ignored
+    entries: other files, devices, and links to folders.
     """
-    images = []
-    with os.scandir(os.fspath(folder)) as entries:
-        visible = sorted((e for e in entries if e.name[0] != "."), key=lambda e: e.name)
-    for each in visible:
-        if each.is_dir(follow_symlinks=False):
-            images += images_below(each.path, others)
-        elif each.name.lower().endswith(IMAGE_SUFFIXES) and not each.is_dir():
+    images: list[str] = []
+    open_folders = [_visible(os.fspath(folder))]
+    while open_folders:
+        each = next(open_folders[-1], None)
+        if each is None:
+            open_folders.pop()
+        elif each.is_dir(follow_symlinks=False):
+            open_folders.append(_visible(each.path))
+        elif each.name.lower().endswith(IMAGE_SUFFIXES) and _is_file_or_broken(each):
             images.append(each.path)
         elif others is not None:  # includes links to folders, which may lead back up
             others.append(each.path)
     return images
+
+
+def _visible(folder: str) -> Iterator[os.DirEntry[str]]:
+    with os.scandir(folder) as entries:
+        return iter(sorted((e for e in entries if e.name[0] != "."), key=lambda e: e.name))
+
+
+def _is_file_or_broken(entry: os.DirEntry[str]) -> bool:
+    return entry.is_file() or (entry.is_symlink() and not Path(entry.path).exists())
 
 
 def images_by_class(root: Path, others: list[str] | None = None) -> tuple[list[str], list[str]]:
@@ -50,6 +83,60 @@ def images_by_class(root: Path, others: list[str] | None = None) -> tuple[list[s
     found = {name: images_below(root / name, others) for name in folders_of(root)}
     paths = [path for each in found.values() for path in each]
     return paths, [name for name, each in found.items() for _ in each]
+
+
+def tell_ignored(paths: Sequence[str]) -> None:
+    """Print how many entries were ignored, of which kinds. Print nothing if there are none."""
+    if paths:
+        kinds = Counter(map(_kind_of, paths)).most_common()
+        shown = ", ".join(f"{count} {kind}" for kind, count in kinds[:5])
+        more = f", {len(kinds) - 5} other kinds" if len(kinds) > 5 else ""
+        print(printable(f"ignored {shown}{more}, such as {paths[0]}"))
+
+
+def _kind_of(path: str) -> str:
+    name = Path(path)
+    if name.is_dir():
+        return "links to folders"
+    if name.suffix.lower() in IMAGE_SUFFIXES:
+        return "images outside of class folders" if name.is_file() else "devices"
+    return f"*{name.suffix.lower()}" if name.suffix else "files without a suffix"
+
+
+def read_members(archive: Path, names: Collection[str]) -> dict[str, bytes]:
+    """Return the content of the files `names` of a tar archive, which may be compressed.
+
+    The archive is read once from front to back, because its headers may lead back for ever.
+
+    Raises:
+        ValueError: the archive is damaged, or one of the files has more than 1 GiB.
+    """
+    files = {}
+    try:
+        with tarfile.open(archive, "r|*") as tar:
+            for member in tar:
+                stream = tar.extractfile(member) if member.name in names else None
+                if stream is not None:
+                    if member.size > _LARGEST_MEMBER:
+                        raise ValueError(f"{member.name} has {member.size} bytes")
+                    files[member.name] = stream.read()
+    except (tarfile.TarError, EOFError, zlib.error, RecursionError, OverflowError) as error:
+        raise ValueError(f"{archive} is damaged: {error}") from error
+    return files
+
+
+def path_inside(folder: Path, name: str) -> Path:
+    """Return the path of a file that data names relative to `folder`.
+
+    Raises:
+        ValueError: the name is absolute, or the path leaves the folder by `..` or by a link.
+    """
+    plain = normpath(name)
+    path = folder / plain
+    leaves = not name or "\0" in name or plain.startswith("/") or plain.split("/")[0] in ("..", ".")
+    if leaves or not path.resolve().is_relative_to(folder.resolve()):
+        raise ValueError(f"{name!r}, which is not inside {str(folder)!r}")
+    return path
 
 
 def is_hidden(name: str) -> bool:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from posixpath import normpath
 
 from dp4tl_ffcv import utils
+
+from .files import path_inside
 
 Listing = Sequence[tuple[str, int, int]]  # path relative to the folder, class id, identifier
 
@@ -23,15 +24,15 @@ def image_files(
     split_of: dict[Path, str] = {}
     for split, rows in splits.items():
         for given, _, _ in rows:
-            plain = normpath(given)
-            if not given or plain.startswith("/") or plain.split("/")[0] in ("..", "."):
+            try:
+                path = path_inside(folder, given)
+            except ValueError as error:
                 raise ValueError(
                     f"{listing} lists {given!r}, which is not inside the folder of the images."
-                )
-            path = folder / plain
+                ) from error
             if path in split_of:
                 where = " and ".join(dict.fromkeys((split_of[path], split)))
-                raise ValueError(f"{listing} lists {plain!r} twice, in {where}.")
+                raise ValueError(f"{listing} lists {given!r} twice, in {where}.")
             split_of[path] = split
     missing = [path for path in split_of if not path.is_file()]
     if missing:

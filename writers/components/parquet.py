@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from dp4tl_ffcv.utils import LazyImages, check_int, requires
 
 from .common import MAX_CLASS_ID
+from .files import path_inside
 
 WINDOW = 64 << 20  # bytes of images in a window; a larger group is a window of its own
 
@@ -92,7 +93,7 @@ class ParquetImages(LazyImages):
         value = self._images_of(number)[row - int(self.groups[number, 2])].as_py()
         if isinstance(value, dict):
             path = value.get("path")
-            value = value.get("bytes") or (path and self._file_of(row).parent / path)
+            value = value.get("bytes") or (path and path_inside(self._file_of(row).parent, path))
         if not value:
             raise ValueError(f"Column {self.column!r} has no image in {self.name(position)}.")
         return value
