@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import StaleArtifactError
-from .stored import check_entries, parse_json, read_npz
+from .stored import check_entries, naming, open_file, parse_json, read_npz
 from .version import __version__
 
 _FORMAT_VERSION = 1
@@ -116,11 +116,8 @@ def locked_part(target: Path) -> Iterator[IO[bytes]]:
     # Mode "a+b" would append every write.
     stream = os.fdopen(file, "r+b", closefd=False)
     try:
-        yield stream
-    except OSError as error:
-        if error.filename is None and error.errno is not None:
-            error.filename = str(target)  # errors of calls by descriptor name no file
-        raise
+        with naming(target):
+            yield stream
     finally:
         with suppress(OSError):  # the flush fails again after a block that failed
             stream.close()
@@ -231,8 +228,8 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
 
 def sha256_of_file(path: str | os.PathLike[str]) -> str:
     """Return the SHA-256 of a file as hexadecimal digits."""
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    with open_file(path) as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()  # type: ignore[arg-type]
 
 
 def save_artifact(

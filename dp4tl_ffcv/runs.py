@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .artifacts import write_json
+from .stored import naming, read_json
 from .version import __version__
 
 _PACKAGES = ("ffcv", "torch", "torchvision", "numba", "numpy")
@@ -44,7 +45,7 @@ class RunFolder:
     def finished(self) -> dict[str, Any] | None:
         """Return the result of a finished run of the same configuration, or None."""
         config, result = (_read(self.path / name) for name in ("config.json", "result.json"))
-        return result if result is not None and config == self.config else None
+        return result if isinstance(result, dict) and config == self.config else None
 
     def start(self, *, resume: bool = False) -> None:
         """Record the configuration and delete the files of an unfinished run.
@@ -99,13 +100,21 @@ class RunFolder:
             unfinished.unlink()
         log = self.path / "log.jsonl"
         if log.exists():
-            length = log.read_bytes().rfind(b"\n") + 1
-            os.truncate(log, length)
+            with log.open("rb+") as stream:
+                stream.truncate(sum(len(line) for line in stream if line.endswith(b"\n")))
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Append a JSON line to `log.jsonl`."""
-        with (self.path / "log.jsonl").open("a") as stream:
-            stream.write(json.dumps(row) + "\n")
+        path = self.path / "log.jsonl"
+        with naming(path), path.open("ab", buffering=0) as stream:
+            end = os.fstat(stream.fileno()).st_size
+            line = (json.dumps(row) + "\n").encode()
+            try:
+                while line:
+                    line = line[stream.write(line) :]
+            except BaseException:
+                stream.truncate(end)  # a later row would continue the line
+                raise
 
     def finish(self, result: Mapping[str, Any]) -> dict[str, Any]:
         """Write `result.json`, which marks the run as finished, and return its content."""
@@ -167,6 +176,6 @@ def _gpu_name() -> str:
 
 def _read(path: Path) -> Any:
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):  # missing, or not JSON
+        return read_json(path)
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # missing, or not JSON
         return None

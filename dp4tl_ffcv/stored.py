@@ -43,19 +43,27 @@ def open_file(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     """Open a regular file for reading. Raise OSError for anything else, which might never end."""
     file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a FIFO waits for its writer
     try:
-        mode = os.fstat(file).st_mode
-        if stat.S_ISDIR(mode):
-            raise IsADirectoryError(errno.EISDIR, "it is a folder, not a file", str(path))
-        if not stat.S_ISREG(mode):
-            raise OSError(errno.EINVAL, "it is a device, FIFO or socket, not a file", str(path))
-        with os.fdopen(file, "rb", closefd=False) as stream:
-            yield stream
-    except OSError as error:
-        if error.filename is None:
-            error.filename = str(path)  # errors of calls by descriptor name no file
-        raise
+        with naming(path):
+            mode = os.fstat(file).st_mode
+            if stat.S_ISDIR(mode):
+                raise IsADirectoryError(errno.EISDIR, "it is a folder, not a file")
+            if not stat.S_ISREG(mode):
+                raise OSError(errno.EINVAL, "it is a device, FIFO or socket, not a file")
+            with os.fdopen(file, "rb", closefd=False) as stream:
+                yield stream
     finally:
         os.close(file)
+
+
+@contextmanager
+def naming(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Name the file `path` in an OSError of a call by descriptor, which does not know the path."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            error.filename = str(path)
+        raise
 
 
 def parse_json(text: str | bytes) -> Any:

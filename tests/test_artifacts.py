@@ -249,6 +249,12 @@ def test_the_hash_is_of_all_bytes(tmp_path: Path) -> None:
     assert sha256_of_file(tmp_path / "a.bin") == hashlib.sha256(data).hexdigest()
 
 
+def test_only_files_are_hashed(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a")
+    with pytest.raises(OSError, match=r"FIFO.*/a'"):
+        sha256_of_file(tmp_path / "a")
+
+
 @pytest.mark.parametrize("name", ["a", "a.npz.old", ".npz"])
 def test_an_artifact_must_be_called_npz(name: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"^`path` must end in \.npz; got"):

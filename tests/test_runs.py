@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -73,6 +74,22 @@ def stop(path: Path, config: dict[str, Any]) -> RunFolder:
     return folder
 
 
+def test_a_row_that_cannot_be_written_leaves_the_log_as_it_was(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path, CONFIG)
+    folder.start()
+    before, limits = rows(folder), resource.getrlimit(resource.RLIMIT_FSIZE)
+    size = (tmp_path / "log.jsonl").stat().st_size
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 5, limits[1]))  # as if the disk were full
+    try:
+        with pytest.raises(OSError, match=r"log\.jsonl"):
+            folder.log({"epoch": 0})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert rows(folder) == before
+    folder.log({"epoch": 0})
+    assert rows(folder) == [*before, {"epoch": 0}]
+
+
 def test_an_unfinished_run_is_resumed_or_starts_over(tmp_path: Path) -> None:
     stop(tmp_path, CONFIG)
     again = RunFolder(tmp_path, CONFIG)
@@ -131,7 +148,7 @@ def test_checkpoints_without_a_run_are_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["config.json", "result.json"])
-@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe\x80"])
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe\x80", b"[" * 100_000, b"[1]"])
 def test_a_damaged_folder_is_not_finished(name: str, content: bytes, tmp_path: Path) -> None:
     finish(tmp_path, CONFIG, accuracy=1)
     (tmp_path / name).write_bytes(content)

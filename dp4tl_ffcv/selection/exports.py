@@ -1,6 +1,7 @@
 """Export and import lists of sample ids: `.npy`, DP4TL's `.indices` and `.txt`."""
 
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,14 @@ from numpy.typing import NDArray
 
 from ..artifacts import atomic_open
 from ..beton import BetonIndex
+from ..scoring.inputs import as_array
+from ..stored import open_file, read_array
+from ..validate import check_int_array
 from .selection import Selection
+
+_DIGITS, _ROOM = 12, 1 << 16  # bytes of text per sample id, and more for repeats
+
+_HINT = " Pass positions in this beton, not identifiers or positions in a file of another order."
 
 EXPORT_SUFFIXES = (".npy", ".indices", ".txt")
 
@@ -45,27 +53,57 @@ def export_indices(
 def import_indices(
     path: str | os.PathLike[str], beton: BetonIndex | str | os.PathLike[str]
 ) -> Selection:
-    """Read sample ids that `export_indices` or DP4TL wrote, as a selection from `beton`."""
-    suffix = _check_suffix(path)
+    """Read sample ids that `export_indices` or DP4TL wrote, as a selection from `beton`.
+
+    A sample id is the sample's position in the beton. Other numbers, such as the identifiers that
+    DP4TL's `get_label_and_indices.py` writes, select other images. Selections of whole classes show
+    this, because then their samples do not fill the classes.
+
+    Warns:
+        UserWarning: some classes are retained only in part.
+    """
+    suffix, index = _check_suffix(path), BetonIndex.of(beton)
     try:
-        ids = _read(path, suffix)
-    except Exception as error:  # each reader has its own exceptions for a damaged file
-        if isinstance(error, OSError) and error.filename is not None:
-            raise  # the file cannot be opened
+        ids = _read(Path(path), suffix, index.num_samples)
+    except (ValueError, TypeError, OverflowError) as error:
         raise ValueError(
             f"{str(path)!r} holds no sample ids in the format {suffix}. Export it again."
         ) from error
-    return Selection.of_indices(beton, ids, provenance={"imported": Path(path).name})
+    ids = check_int_array("indices", ids, below=index.num_samples, hint=_HINT)
+    selection = Selection.of_indices(index, ids, provenance={"imported": Path(path).name})
+    _warn_of_parts(selection, index, str(path))
+    return selection
 
 
-def _read(path: str | os.PathLike[str], suffix: str) -> NDArray[Any]:
+def _warn_of_parts(selection: Selection, index: BetonIndex, path: str) -> None:
+    if not selection.classes.size:
+        return
+    counts = index.class_counts()
+    kept = np.bincount(index.labels()[selection.indices], minlength=len(counts))
+    parts = int(((kept > 0) & (kept < counts)).sum())
+    if parts:
+        warnings.warn(
+            f"the samples in {path!r} are only a part of {parts} of their {len(selection.classes)} "
+            f"classes. If whole classes were selected, the numbers are not positions.{_HINT}",
+            stacklevel=3,
+        )
+
+
+def _read(path: Path, suffix: str, num_samples: int) -> NDArray[Any]:
     if suffix == ".npy":
-        return np.load(path, allow_pickle=False)  # type: ignore[no-any-return]  # np.load is untyped
+        return read_array(path)
     if suffix == ".txt":
-        return np.array([int(line) for line in Path(path).read_text().split()], dtype=np.int64)
-    import torch  # loaded for this format alone
+        with open_file(path) as stream:
+            text = stream.read(_ROOM + (most := _DIGITS * num_samples))
+        if len(text) == _ROOM + most:
+            raise ValueError(f"it is too long for the ids of {num_samples} samples")
+        return np.array([int(line) for line in text.decode().split()], dtype=np.int64)
+    from ..scoring.surrogate.checkpoint_files import read_saved  # loads torch, for this format
 
-    return np.asarray(torch.load(path, weights_only=True))
+    ids = as_array(read_saved(path))
+    if ids.nbytes > path.stat().st_size:
+        raise ValueError("its tensor repeats its elements")
+    return ids
 
 
 def _check_suffix(path: str | os.PathLike[str]) -> str:

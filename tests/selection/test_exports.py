@@ -11,6 +11,7 @@ import torch
 from dp4tl_ffcv import BetonIndex, Selection, export_indices, import_indices
 from tests.support.traps import Trap
 
+SAMPLES = 34
 SUFFIXES = [".npy", ".indices", ".txt"]
 
 
@@ -37,6 +38,21 @@ def test_files_hold_ascending_ids_in_the_format_of_their_suffix(
     assert lines == [str(index) for index in selection.indices]
 
 
+def test_numbers_that_do_not_select_whole_classes_are_warned_of(
+    selection: Selection, uneven: BetonIndex, tmp_path: Path
+) -> None:
+    export_indices(selection, tmp_path / "ids.npy")
+    import_indices(tmp_path / "ids.npy", uneven)  # warnings are errors
+    np.save(tmp_path / "other.npy", SAMPLES - 1 - selection.indices)
+    message = r"other\.npy' are only a part of \d+ of their \d+ classes.* not positions\. Pass"
+    with pytest.warns(UserWarning, match=message):
+        import_indices(tmp_path / "other.npy", uneven)
+    np.save(tmp_path / "large.npy", np.array([1, SAMPLES]))
+    with pytest.raises(ValueError, match=r"must lie in \[0, 34\).*Pass positions in this beton"):
+        import_indices(tmp_path / "large.npy", uneven)
+
+
+@pytest.mark.filterwarnings("ignore:the samples in")
 def test_ids_are_read_in_any_order_and_repeats_count_once(
     uneven: BetonIndex, tmp_path: Path
 ) -> None:
@@ -87,13 +103,28 @@ def test_missing_and_damaged_files_are_rejected(
     export_indices(selection, path)
     whole = path.read_bytes()
     truncated = [] if suffix == ".txt" else [whole[:size] for size in range(0, len(whole), 13)]
-    for content in (b"not ids", b"\xff\xfe\x00", b"1.5\n", *truncated):
+    for content in (
+        b"not ids",
+        b"\xff\xfe\x00",
+        b"1.5\n",
+        b"9" * 30,
+        b"9" * 5000,
+        b"1 " * (1 << 20),
+        *truncated,
+    ):
         path.write_bytes(content)
         with pytest.raises(ValueError, match=rf"holds no sample ids in the format \{suffix}"):
             import_indices(path, uneven)
     path.write_bytes(b"")
     with pytest.raises(ValueError, match=r"holds no sample ids|retains no sample"):
         import_indices(path, uneven)
+
+
+def test_a_tensor_that_repeats_its_elements_is_rejected(uneven: BetonIndex, tmp_path: Path) -> None:
+    """Its file takes 1 kB, its array 8 TB."""
+    torch.save(torch.zeros(1, dtype=torch.int64).expand(1 << 40), tmp_path / "ids.indices")
+    with pytest.raises(ValueError, match="holds no sample ids"):
+        import_indices(tmp_path / "ids.indices", uneven)
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".indices"])

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ...stored import map_array
 from ..inputs import as_array, blocks
 from ..scores import Scores
 from . import Method
@@ -108,15 +109,12 @@ def _loaded(name: str, values: Any) -> NDArray[Any]:
     if not isinstance(values, str | os.PathLike):
         return as_array(values)
     try:
-        array = np.load(values, allow_pickle=False)
-    except (ValueError, EOFError):
-        array = None
-    if not isinstance(array, np.ndarray):
+        return map_array(values)
+    except ValueError as error:
         raise ValueError(
             f"`{name}` must be an array of numbers in a .npy file; got {str(values)!r}. Write it "
             "with numpy.save."
-        )
-    return array
+        ) from error
 
 
 METHOD = Method(

@@ -5,7 +5,6 @@ keep as many classes as the list holds.
 """
 
 import csv
-import io
 import os
 import re
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ...stored import open_file, read_array
 from ...validate import check_int_array
 from ..inputs import as_array, count_in
 from ..scores import Scores
@@ -23,6 +23,7 @@ from . import Method
 if TYPE_CHECKING:
     from ...beton import BetonIndex
 
+_MOST_BYTES = 1 << 24  # of a text: its entries take some times its memory
 _BREAKS = re.compile(r"[\s,;]+")
 
 
@@ -77,14 +78,17 @@ def _read(
     path: str | os.PathLike[str], num_classes: int, column: str | int | None
 ) -> NDArray[np.int64]:
     try:
-        content = Path(path).read_bytes()
-        if not content.startswith(b"\x93NUMPY"):
-            numbers = _numbers(content.decode("utf-8-sig"), column)
-            return _checked(np.array(numbers, dtype=np.int64), num_classes)
-        if column is not None:
-            raise ValueError("a .npy file has no `column`")
-        return _checked(np.load(io.BytesIO(content), allow_pickle=False), num_classes)
-    except (ValueError, TypeError, EOFError, OverflowError, csv.Error) as error:
+        with open_file(path) as stream:
+            content = stream.read(_MOST_BYTES + 1)
+        if content.startswith(b"\x93NUMPY"):
+            if column is not None:
+                raise ValueError("a .npy file has no `column`")
+            return _checked(read_array(path), num_classes)
+        if len(content) > _MOST_BYTES:
+            raise ValueError(f"its text has more than {_MOST_BYTES} bytes")
+        numbers = _numbers(content.decode("utf-8-sig"), column)
+        return _checked(np.array(numbers, dtype=np.int64), num_classes)
+    except (ValueError, TypeError, OverflowError, csv.Error) as error:
         raise ValueError(f"{str(path)!r} is not a list of class ids: {error}") from error
 
 

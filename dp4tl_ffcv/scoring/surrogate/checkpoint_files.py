@@ -59,10 +59,16 @@ def read_entries(path: str | os.PathLike[str]) -> dict[Any, Any]:
     if is_safetensors:
         with _only_checkpoint_errors():
             return dict(load_file(path))
+    with _only_checkpoint_errors():
+        return dict(read_saved(path))
+
+
+def read_saved(path: Path) -> Any:
+    """Return what `torch.save` wrote to a file: tensors, plain containers, numpy's numbers."""
     with path.open("rb") as stream, _only_checkpoint_errors():
         _check(stream)
         with torch.serialization.safe_globals(_numpy_globals()):
-            entries = dict(torch.load(stream, map_location="cpu", weights_only=True))
+            entries = torch.load(stream, map_location="cpu", weights_only=True)
         # A file from before torch 1.6 can name storages that it does not hold.
         if _storage_bytes(entries) > os.fstat(stream.fileno()).st_size:
             raise ValueError("its tensors are larger than the file")
