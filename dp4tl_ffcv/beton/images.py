@@ -1,13 +1,12 @@
 """Read single images of a beton."""
 
-import io
 import os
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from ..errors import BetonError
+from ..jpeg import turbojpeg
 from ..validate import check_int
 from .format import IMAGE_MODES
 from .index import BetonIndex
@@ -28,6 +27,7 @@ def read_image(
     if kind != "rgb_image":
         raise BetonError(f"The field {field!r} holds no RGB images; its kind is {kind}.")
     record = index.column(field)[sample_id]
+    size = (int(record["height"]), int(record["width"]))
     extents = index.extents([sample_id])
     sizes = extents["size"][extents["ptr"] == record["data_ptr"]]
     try:
@@ -36,9 +36,11 @@ def read_image(
             # An empty byte range may start at the same byte.
             data = stream.read(int(sizes.max()))
         if IMAGE_MODES[int(record["mode"])] == "raw":
-            shape = (int(record["height"]), int(record["width"]), 3)
-            return np.frombuffer(data, dtype=np.uint8).reshape(shape)
-        return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+            return np.frombuffer(data, dtype=np.uint8).reshape((*size, 3))
+        pixels = turbojpeg.decode(data)
+        if pixels.shape[:2] != size:
+            raise ValueError(f"it is {pixels.shape[:2]} pixels, and its record says {size}")
+        return pixels
     except (OSError, ValueError, KeyError) as error:
         raise BetonError(
             f"The image of sample {sample_id} in {str(index.path)!r} is corrupt: {error}. "

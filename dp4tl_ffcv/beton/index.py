@@ -19,6 +19,8 @@ from .manifest import Manifest, read_manifest
 from .ranges import BLOCK, check_ranges
 from .tables import Tables, load_tables
 
+MOST_CLASSES = 1 << 20  # that any beton may have, such as a few samples of a dataset with many
+
 
 def identity_of(file: Path | int) -> tuple[int, ...]:
     """Return numbers that differ between files and versions of a file.
@@ -143,8 +145,11 @@ class BetonIndex:
     def labels(self, label_field: str = "label") -> NDArray[np.int64]:
         """Return the class id of every sample `(N,)`.
 
+        Class ids lie in [0, `class_limit(label_field)`), so that arrays over classes are not much
+        larger than the tables.
+
         Raises:
-            BetonError: the field does not exist, holds no integers, or holds a negative one.
+            BetonError: the field does not exist, or does not hold class ids.
         """
         found = self.field(label_field)
         if found.kind != "int":
@@ -158,7 +163,18 @@ class BetonIndex:
                 f"The field {label_field!r} of {str(self.path)!r} holds the negative class id "
                 f"{labels.min()}. Write the beton with class ids from 0."
             )
+        largest = labels.max(initial=0)
+        if largest >= MOST_CLASSES and largest >= (limit := self.class_limit(label_field)):
+            raise BetonError(
+                f"The field {label_field!r} of {str(self.path)!r} holds {largest}, no class id: "
+                f"those of {len(self)} samples are below {limit}. Name the field of the class ids, "
+                "or write the beton with classes numbered from 0."
+            )
         return labels
+
+    def class_limit(self, label_field: str = "label") -> int:
+        """Return the bound of the class ids: 2**20, or the number of samples or names if larger."""
+        return max(MOST_CLASSES, len(self), len(self.class_names(label_field)))
 
     def class_names(self, label_field: str = "label") -> tuple[str, ...]:
         """Return the name of each class id. Empty without a manifest that names them."""

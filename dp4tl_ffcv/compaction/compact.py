@@ -11,8 +11,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..beton import BetonIndex, Manifest
+from ..beton.index import MOST_CLASSES
 from ..beton.index_jpegs import index_written
 from ..beton.manifest import manifest_path
+from ..errors import BetonError
 from ..selection.selection import Selection
 from ..validate import check_choice, check_int, parse_bytes, resolve_num_workers
 from .copy_samples import copy_samples
@@ -108,7 +110,7 @@ def compact(  # noqa: PLR0913  # options are named at the call
         if chosen is not None and relabel:
             _relabel(retained.metadata[index.field(label_field).column], chosen.label_map)
         relabelled = chosen if relabel else None
-        label_field, names, num_classes = _class_ids(index, label_field, relabelled)
+        label_field, names, num_classes = _class_ids(index, label_field, relabelled, len(ids))
         if fields is not None:
             if num_classes and label_field not in fields:
                 raise ValueError(f"`fields` leaves out the class ids. Add {label_field!r}.")
@@ -127,14 +129,12 @@ def compact(  # noqa: PLR0913  # options are named at the call
 
         def describe(written: BetonIndex) -> Manifest:
             source.file.check_unchanged()
-            counts = []
-            if num_classes:
-                counts = np.bincount(written.labels(label_field), minlength=num_classes).tolist()
+            labels = written.column(label_field) if num_classes else ()
             return Manifest(
                 fields={field.name: field.kind for field in written.fields},
                 num_samples=written.num_samples,
                 class_names=names,
-                class_counts=tuple(counts),
+                class_counts=tuple(np.bincount(labels, minlength=num_classes).tolist()),
                 label_field=label_field,
                 written_by=written_by,
                 fingerprint=written.fingerprint,
@@ -152,11 +152,11 @@ def compact(  # noqa: PLR0913  # options are named at the call
 
 
 def _class_ids(
-    index: BetonIndex, label_field: str, relabelled: Selection | None
+    index: BetonIndex, label_field: str, relabelled: Selection | None, num_samples: int
 ) -> tuple[str, tuple[str, ...], int]:
     """Return the label field, class names and number of classes of the new beton's manifest.
 
-    The number is 0 if the field holds no class ids.
+    The number is 0 if the field holds no class ids, in the source or for as few samples.
     """
     if relabelled is not None:
         names, classes = index.class_names(label_field), relabelled.classes.tolist()
@@ -165,9 +165,13 @@ def _class_ids(
         return label_field, new_names, len(classes)
     # Without relabelling, the manifest describes the same field as before.
     field = index.manifest.label_field if index.manifest else label_field
-    is_int = any(each.name == field and each.kind == "int" for each in index.fields)
-    counted = is_int and bool((index.column(field) >= 0).all())
-    return field, index.class_names(field), len(index.class_counts(field)) if counted else 0
+    names = index.class_names(field)
+    try:
+        num_classes = len(index.class_counts(field))
+    except BetonError:
+        return field, names, 0
+    is_countable = num_classes <= max(MOST_CLASSES, num_samples, len(names))
+    return field, names, num_classes if is_countable else 0
 
 
 def _relabel(labels: NDArray[np.int64], label_map: NDArray[np.int64]) -> None:

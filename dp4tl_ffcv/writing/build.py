@@ -46,7 +46,7 @@ class BuildPlan:
     """Returns the manifest, given the index of the new file and the skipped samples."""
     name_of: Callable[[int], str]
     """Returns the name of a sample for messages and for the manifest."""
-    check: Callable[[NDArray[Any]], None] | None = None
+    check: Callable[[Batch], None] | None = None
     """Raises ValueError for invalid metadata."""
     custom_fields: Mapping[str, Any] = field(default_factory=dict)
     page_size: int | None = None
@@ -106,7 +106,7 @@ def _write_samples(pages: PageWriter, plan: BuildPlan, num_workers: int, title: 
             if batch.skipped and not plan.skip_errors:
                 raise cannot_encode(batch.skipped[0])
             if plan.check:
-                plan.check(batch.rows)
+                plan.check(batch)
             pages.place(batch, encoder.data_of(task, batch))
             tasks.adapt(batch)
     if not pages.state.placed:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -14,16 +14,16 @@ from ffcv.types import TYPE_ID_HANDLER
 from numpy.typing import NDArray
 
 from ..beton.format import CUSTOM_TYPE, FIELD, LARGEST_PAGE, metadata_dtype
-from ..beton.index import BetonIndex
+from ..beton.index import MOST_CLASSES, BetonIndex
 from ..beton.index_jpegs import index_written
 from ..beton.manifest import Manifest
 from ..validate import check_choice, check_int, resolve_num_workers
 from .build import BuildPlan, build_beton
-from .encode import Allocator, Encoded
+from .encode import Allocator, Batch, Encoded
 from .fields import ImageField
+from .values import check_arrays, storable
 
 MIN_PAGE_SIZE = 1 << 21  # ffcv rejects smaller pages
-MOST_CLASSES = 1 << 24  # arrays over classes must fit in memory
 _FORMAT = 1  # part of the key of unfinished files: increase it when the bytes of betons change
 
 _TYPE_IDS: dict[Any, int] = {handler: type_id for type_id, handler in TYPE_ID_HANDLER.items()}
@@ -114,11 +114,12 @@ def write_beton(  # noqa: PLR0913  # options are named at the call
     dtype = metadata_dtype([field.metadata_type for field in fields.values()])
     label_column = dict(zip(fields, dtype.names or (), strict=True)).get(label_field)
     names = tuple(class_names)
-    name_of = getattr(samples, "name", None)
+    given_name = getattr(samples, "name", None)
+    name_of = given_name if callable(given_name) else "sample {}".format
 
-    def check(rows: NDArray[Any]) -> None:
-        if label_column and len(rows):
-            _check_labels(rows[label_column], label_field, len(names))
+    def check(batch: Batch) -> None:
+        if label_column:
+            _check_labels(batch, label_column, max(MOST_CLASSES, len(samples)), len(names), name_of)
 
     def describe(index: BetonIndex, skipped: tuple[dict[str, Any], ...]) -> Manifest:
         labels = index.metadata[label_column] if label_column else None
@@ -147,7 +148,7 @@ def write_beton(  # noqa: PLR0913  # options are named at the call
         },
         page_size=page_size,
         skip_errors=on_error == "skip",
-        name_of=name_of if callable(name_of) else "sample {}".format,
+        name_of=name_of,
     )
     workers = resolve_num_workers(num_workers, at_least=0)
     written = build_beton(Path(out), plan, workers)
@@ -165,21 +166,28 @@ def _encode(
     row = np.zeros(1, dtype=dtype)
     malloc = Allocator()
     for column, field, value in zip(dtype.names or (), fields.values(), sample, strict=True):
-        field.encode(row[column], value, malloc)
+        field.encode(row[column], storable(field, value), malloc)
     return Encoded(row, malloc.blobs)
 
 
-def _check_labels(labels: NDArray[np.int64], field: str, num_names: int) -> None:
-    if labels.min() < 0 or labels.max() >= MOST_CLASSES:
+def _check_labels(
+    batch: Batch, column: str, limit: int, num_names: int, name_of: Callable[[int], str]
+) -> None:
+    labels = batch.rows[column]
+    wrong = (labels < 0) | (labels >= (num_names or limit))
+    if not wrong.any():
+        return
+    at = int(np.argmax(wrong))
+    name, label = name_of(batch.numbers[at]), labels[at]
+    if 0 <= label < limit:
         raise ValueError(
-            f"The class ids in the field {field!r} must lie in [0, {MOST_CLASSES}); got values "
-            f"from {labels.min()} to {labels.max()}. Number the classes from 0."
-        )
-    if num_names and labels.max() >= num_names:
-        raise ValueError(
-            f"The class id {labels.max()} has no name: `class_names` has {num_names}. Add the "
+            f"The class id {label} of {name} has no name: `class_names` has {num_names}. Add the "
             "missing names."
         )
+    raise ValueError(
+        f"Cannot encode {name}: the class id {label} is not in [0, {limit}). Number the classes "
+        "from 0, or pass the name of another field as `label_field`."
+    )
 
 
 def _key(fields: Mapping[str, Any], *others: Any) -> str:
@@ -201,7 +209,8 @@ def _descriptors(fields: Mapping[str, Any]) -> NDArray[Any]:
 def _check_fields(fields: Mapping[str, Any], label_field: str) -> None:
     if not fields:
         raise ValueError("`fields` is empty.")
-    for name in fields:
+    for name, field in fields.items():
+        check_arrays(name, field)
         if not name.isascii() or not name.isprintable() or not 1 <= len(name) <= 16:
             raise ValueError(
                 f"Field names must have 1 to 16 printable ASCII characters; got {name!r}."

@@ -13,7 +13,7 @@ from PIL import Image
 
 from dp4tl_ffcv import BetonError, BetonIndex, read_image
 from dp4tl_ffcv.beton.tables import Tables, load_tables
-from tests.support.betons import Written, put
+from tests.support.betons import Written, damage, put
 from tests.support.images import picture, write_images
 
 IMAGES = [picture(40 + 3 * number, 60 - 2 * number, number) for number in range(5)]
@@ -95,6 +95,26 @@ def test_a_corrupt_jpeg_is_named(tmp_path: Path) -> None:
     with pytest.raises(BetonError, match=r"image of sample 2 in .* is corrupt"):
         read_image(index, 2)
     assert read_image(index, 1).shape == IMAGES[1].shape
+
+
+def cut_last_rows(index: BetonIndex) -> None:
+    """Overwrite the end of a JPEG, which lenient decoders show as grey."""
+    ptr, size = index.extents([0])[["ptr", "size"]][0].tolist()
+    put(index.path, ptr + size - 200, bytes(200))
+
+
+def enlarge_record(index: BetonIndex) -> None:
+    with damage(index.path) as parts:
+        parts.metadata["f0"]["height"][0] += 1
+
+
+@pytest.mark.parametrize("change", [cut_last_rows, enlarge_record])
+def test_a_jpeg_that_decodes_only_in_part_or_to_another_size_is_corrupt(
+    change: Callable[[BetonIndex], None], tmp_path: Path
+) -> None:
+    change(write_images(tmp_path / "a.beton", IMAGES, mode="jpg"))
+    with pytest.raises(BetonError, match=r"image of sample 0 in .* is corrupt"):
+        read_image(tmp_path / "a.beton", 0)
 
 
 @pytest.mark.parametrize(

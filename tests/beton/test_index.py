@@ -12,9 +12,10 @@ from ffcv.fields import BytesField, FloatField, IntField, RGBImageField
 from ffcv.reader import Reader
 from ffcv.writer import DatasetWriter
 
-from dp4tl_ffcv import BetonError, BetonIndex, write_beton
+from dp4tl_ffcv import BetonError, BetonIndex, Manifest, Selection, verify, write_beton
 from dp4tl_ffcv.beton import format, read_manifest
-from dp4tl_ffcv.beton.manifest import manifest_path
+from dp4tl_ffcv.beton import index as index_module
+from dp4tl_ffcv.beton.manifest import manifest_path, write_manifest
 from tests.support.betons import Parts, Written, damage, write_stock
 
 TABLES_START = format.HEADER.itemsize + 2 * format.FIELD.itemsize  # metadata of the tiny beton
@@ -197,6 +198,44 @@ def test_labels_of_another_kind_and_negative_ones_are_rejected(
     path = write_stock(tmp_path / "a.beton", [(3,), (-1,)], {"label": IntField()})
     with pytest.raises(BetonError, match=r"field 'label' .* holds the negative class id -1"):
         BetonIndex.open(path).labels()
+
+
+@pytest.mark.parametrize("label", [1 << 20, 10**8, 10**12, 2**63 - 1])
+def test_a_label_too_large_for_a_class_id_is_rejected(label: int, tiny: Path) -> None:
+    """Arrays over the classes would take far more memory than the file."""
+    with damage(tiny) as parts:
+        parts.metadata["f1"][4] = label
+    index = BetonIndex.open(tiny)
+    message = rf"'label' of '.*tiny.beton' holds {label}, no class id: .* are below 1048576\. Name"
+    asked: list[Callable[[], Any]] = [
+        index.labels,
+        index.class_counts,
+        index.summary,
+        lambda: index.num_classes,
+        lambda: Selection.of_indices(index, [0]),
+    ]
+    for ask in asked:
+        with pytest.raises(BetonError, match=message):
+            ask()
+    assert index.column("label")[4] == label
+    assert [(each.kind, each.sample_id) for each in verify(tiny).problems] == [("label", 4)]
+
+
+def test_as_many_classes_as_samples_or_names_are_accepted(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(index_module, "MOST_CLASSES", 3)
+    with damage(tiny) as parts:
+        parts.metadata["f1"][4] = 5
+    assert BetonIndex.open(tiny).num_classes == 6
+    with damage(tiny) as parts:
+        parts.metadata["f1"][4] = 6
+    with pytest.raises(BetonError, match="holds 6, no class id: those of 6 samples are below 6"):
+        BetonIndex.open(tiny).labels()
+    index = BetonIndex.open(tiny)
+    names = tuple("abcdefg")
+    write_manifest(tiny, Manifest(fields={}, num_samples=6, class_names=names))
+    assert index.num_classes == 7
 
 
 @pytest.mark.parametrize(

@@ -225,7 +225,7 @@ def test_messages_name_bytes_and_the_other_sample(tiny: Path) -> None:
         f"its {TINY} bytes at byte {start + 2 * TINY} overlap bytes of sample 0"
     )
     assert messages["size", 0] == f"'image' has {3 * TINY} bytes instead of {TINY}"
-    assert messages["label", 3] == "its label is -5"
+    assert messages["label", 3] == "its label is -5, not in [0, 1048576)"
 
 
 def test_all_problems_are_counted_and_the_first_kept(tmp_path: Path) -> None:
@@ -320,7 +320,7 @@ def test_a_huge_class_id_contradicts_the_manifest(jpegs: Path, photos: Images) -
     write_json(manifest_path(jpegs), {**stored, "fingerprint": ""})
     with damage(jpegs) as parts:
         parts.metadata["f1"][5] = 1 << 45
-    assert found(verify(jpegs)) == {("manifest", None)}
+    assert found(verify(jpegs)) == {("manifest", None), ("label", 5)}
 
 
 # Images.

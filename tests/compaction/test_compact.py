@@ -249,13 +249,18 @@ def test_provenance_that_is_not_json_is_found_before_the_copy(
     assert index.manifest.written_by["seed"] == 3
 
 
-def test_negative_labels_are_copied_but_not_relabelled(tmp_path: Path) -> None:
-    samples = [(-n,) for n in range(9)]
-    write_beton(tmp_path / "a.beton", samples, {"label": IntField()}, label_field="")
+@pytest.mark.parametrize(("factor", "message"), [(-1, "negative class id"), (10**17, "no class")])
+def test_labels_that_are_no_class_ids_are_copied_but_not_relabelled(
+    factor: int, message: str, tmp_path: Path
+) -> None:
+    labels = [factor * n for n in range(9)]
+    write_beton(
+        tmp_path / "a.beton", [(each,) for each in labels], {"label": IntField()}, label_field=""
+    )
     index = compact(tmp_path / "a.beton", None, tmp_path / "b.beton")
-    assert sorted(index.column("label")) == list(range(-8, 1))
+    assert sorted(index.column("label")) == sorted(labels)
     assert index.manifest.class_counts == ()
-    with pytest.raises(BetonError, match="holds the negative class id"):
+    with pytest.raises(BetonError, match=message):
         compact(tmp_path / "a.beton", None, tmp_path / "c.beton", relabel=True)
 
 

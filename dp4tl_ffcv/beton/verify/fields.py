@@ -11,8 +11,10 @@ from ..tables import Tables
 from .problems import Problems
 
 
-def check_fields(tables: Tables, problems: Problems) -> NDArray[np.int64]:
+def check_fields(tables: Tables, class_limit: int, problems: Problems) -> NDArray[np.int64]:
     """Check that the records of each field agree with the byte ranges of their samples.
+
+    Class ids must lie in [0, class_limit).
 
     Return the images whose tables have no problem, `(n, 6)`: sample id, first byte, bytes, mode,
     height and width.
@@ -23,7 +25,7 @@ def check_fields(tables: Tables, problems: Problems) -> NDArray[np.int64]:
     for field in tables.fields:
         column = tables.metadata[field.column]
         if field.kind == "int" and field.name == "label":
-            _check_labels(column, problems)
+            _check_labels(column, class_limit, problems)
         for places in pointers(column, field.kind):
             found = _FoundRanges(stored, places)
             used.append(found.keys[found.own])
@@ -99,8 +101,12 @@ class _FoundRanges:
         self.largest = stored.rows["size"][last]
 
 
-def _check_labels(column: NDArray[Any], problems: Problems) -> None:
-    problems.add_rows("label", column < 0, lambda i: (i, f"its label is {column[i]}"))
+def _check_labels(column: NDArray[np.int64], class_limit: int, problems: Problems) -> None:
+    problems.add_rows(
+        "label",
+        (column < 0) | (column >= class_limit),
+        lambda i: (i, f"its label is {column[i]}, not in [0, {class_limit})"),
+    )
 
 
 def _check_places(

@@ -11,9 +11,9 @@ import numpy as np
 from ...errors import BetonError
 from ...validate import resolve_num_workers
 from ..descriptors import CustomFieldError
-from ..index import BetonIndex
+from ..index import MOST_CLASSES, BetonIndex
 from ..manifest import read_manifest
-from ..tables import Tables, load_tables
+from ..tables import load_tables
 from .allocations import check_allocations
 from .fields import check_fields
 from .images import check_images
@@ -77,7 +77,7 @@ def verify(
     * tables that are truncated or contradict each other
     * bytes of samples outside of the data, overlapping, across a page boundary, or without a record
     * records that point to no bytes of their sample, or to bytes of the wrong size
-    * negative labels
+    * labels that are no class ids
     * a manifest that was written for another file
     * with `decode`: images that TurboJPEG cannot decode without a warning
 
@@ -108,31 +108,38 @@ def verify(
     except BetonError as error:
         problems.add("tables", None, str(error))
     else:
-        for message in _manifest_problems(path, tables):
+        index = BetonIndex(path, tables)
+        for message in _manifest_problems(index):
             problems.add("manifest", None, message)
         check_allocations(tables, problems)
-        images = check_fields(tables, problems)
+        images = check_fields(tables, _class_limit(index), problems)
         decoded = check_images(path, images, workers, problems) if decode else 0
         counts = (len(tables.metadata), len(tables.allocations), decoded)
     size = path.stat().st_size
     return Verification(path, size, *counts, tuple(problems.kept), problems.count)
 
 
-def _manifest_problems(path: Path, tables: Tables) -> Iterator[str]:
+def _class_limit(index: BetonIndex) -> int:
     try:
-        manifest = read_manifest(path)
+        return index.class_limit()
+    except ValueError:  # of the manifest
+        return max(MOST_CLASSES, len(index))
+
+
+def _manifest_problems(index: BetonIndex) -> Iterator[str]:
+    try:
+        manifest = read_manifest(index.path)
     except ValueError as error:
         yield str(error)
         return
     if manifest is None:
         return
-    index = BetonIndex(path, tables)
     if manifest.fingerprint not in ("", index.fingerprint):
         yield "it was written for another beton"
         return  # its content describes the other beton
     if manifest.num_samples != len(index):
         yield f"it counts {manifest.num_samples} samples, the beton has {len(index)}"
-    fields = {field.name: field.kind for field in tables.fields}
+    fields = {field.name: field.kind for field in index.fields}
     if manifest.fields != fields:
         yield f"it names the fields {manifest.fields}, the beton has {fields}"
     counts, names = list(manifest.class_counts), len(manifest.class_names)
@@ -140,12 +147,7 @@ def _manifest_problems(path: Path, tables: Tables) -> Iterator[str]:
         labels = index.labels(manifest.label_field)
     except BetonError:
         labels = None  # no class ids
-    # A corrupt class id may be too large to count up to.
-    if counts and (
-        labels is None
-        or labels.max(initial=-1) >= len(counts)
-        or np.bincount(labels, minlength=len(counts)).tolist() != counts
-    ):
+    if counts and (labels is None or np.bincount(labels, minlength=len(counts)).tolist() != counts):
         yield f"its class counts differ from those of the field {manifest.label_field!r}"
     if names and counts and names != len(counts):
         yield f"it names {names} classes and counts {len(counts)}"
