@@ -1,0 +1,156 @@
+"""The commands that are disturbed, on data so small that each takes about a second."""
+
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from . import trees
+from .processes import Child
+from .sandbox import SHARED
+
+CLASSES, PER_CLASS = 4, 12
+_TRAINING = ("--arch resnet8_w16 --resolution 32 --num-workers 1 --epochs 3 --batch-size 8").split()
+
+
+@dataclass(frozen=True)
+class Verb:
+    """A command that writes to the folder `out` of a `Place`."""
+
+    name: str
+    command: tuple[str, ...]
+    """Arguments of `dp4tl`. `{out}` is the folder of the output, `{data}` that of the inputs."""
+    result: str = ""
+    """The file of the output that is old, new or absent at every moment, if there is one."""
+    kills: int = 20
+    """Share of the kills of a full campaign."""
+    old: tuple[str, ...] = ()
+    """Further arguments that make an older output, which the command then replaces."""
+    copies: str = ""
+    """Input that is copied into `out`, because the command adds a file to it."""
+
+
+_SCORES = "score label-mapping --target {data}/target_features --out {out}/scores.npz"
+_SELECT = "select --scores {data}/scores.npz --beton {data}/train.beton --out {out}/kept.npz"
+_COMPACT = "compact {data}/train.beton --out {out}/small.beton --num-workers 2"
+_RUN = ("--run", "{out}/run", *_TRAINING)
+_TARGET = "--train {data}/train.beton --val {data}/val.beton --test {data}/test.beton"
+
+VERBS = (
+    Verb(
+        "write",
+        (*"write imagefolder --root {data}/photos --out {out} --num-workers 2".split(),
+         *"--val 0.2 --test 0.2".split()),
+        kills=40,
+    ),
+    Verb("compact", (*_COMPACT.split(), "--selection", "{data}/kept.npz"), "small.beton",
+         kills=30, old=("--seed", "7")),
+    Verb("compact to raw", (*_COMPACT.split(), "--images", "raw"), "small.beton", kills=25),
+    Verb("index", ("index", "{out}/train.beton"), kills=15, copies="train.beton"),
+    Verb(
+        "features",
+        (*"features {data}/train.beton --model {data}/surrogate.pt --out {out}/f".split(),
+         *"--resolution 32 --logits --num-workers 1".split()),
+        kills=20,
+    ),
+    Verb("score", tuple(_SCORES.split()), "scores.npz", kills=15),
+    Verb("select", (*_SELECT.split(), "--keep", "0.5"), "kept.npz", kills=15),
+    Verb("pretrain", (*"pretrain --train {data}/train.beton --val {data}/val.beton".split(),
+                      *_RUN), kills=25),
+    Verb("finetune", ("finetune", *_TARGET.split(), *"--checkpoint {data}/surrogate.pt".split(),
+                      *"--mode full_finetuning --save-every 1".split(), *_RUN), kills=20),
+    Verb("pretrain-moco", (*"pretrain-moco --train {data}/train.beton --norm-batch 4".split(),
+                           *"--queue 16 --projection-size 16".split(), *_RUN), kills=15),
+    Verb("demo", (*"demo --out {out}/demo --keeps 0.25 --seeds 0 --epochs 1".split(),
+                  *"--surrogate-epochs 1 --finetune-epochs 1 --probe-epochs 1".split(),
+                  *"--num-workers 1".split()), kills=5),
+)  # fmt: skip
+
+
+class Place:
+    """The folders of one disturbed command: inputs, output, temporary and cached files."""
+
+    def __init__(self, work: Path) -> None:
+        self.work, self.data, self.out = work, work / "data", work / "out"
+        self._watched = (self.out, work / "tmp", work / "cache", work / "home", SHARED)
+
+    def clear(self, verb: Verb) -> None:
+        """Empty the output and what commands may leave elsewhere, and copy the inputs to change."""
+        for folder in self._watched[:-1]:
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+        for path in SHARED.glob("dp4tl_ffcv-*"):
+            path.unlink()
+        if verb.copies:
+            for path in self.data.glob(f"{verb.copies}*"):
+                if path.suffix != ".jpegs":
+                    shutil.copy(path, self.out)
+
+    def files(self) -> trees.Tree:
+        """Return all files that a command may have written."""
+        return trees.read_tree(self._watched)
+
+    def names(self) -> set[str]:
+        """Return the paths of all files that a command may have written."""
+        return trees.names(self._watched)
+
+    def start(self, verb: Verb, *more: str, log: str = "log") -> Child:
+        """Start a command in a process of its own."""
+        words = [w.format(out=self.out, data=self.data) for w in (*verb.command, *more)]
+        return Child(lambda: run_command(words), self.work / log)
+
+    def run(self, verb: Verb, *more: str) -> None:
+        """Run a command, which must succeed."""
+        child = self.start(verb, *more)
+        if child.wait() != 0:
+            raise RuntimeError(f"dp4tl {verb.name} ended with {child.status}: {child.text}")
+
+
+def run_command(words: list[str]) -> None:
+    """Run `dp4tl` in this process."""
+    from dp4tl_ffcv.cli import main
+
+    sys.argv = ["dp4tl", *words]
+    main()
+
+
+def warm_up() -> None:
+    """Import all that the commands need, before processes are forked. Starts no thread."""
+    import dp4tl_ffcv.cli.verbs
+    import dp4tl_ffcv.extraction
+    import dp4tl_ffcv.train.demo
+    import dp4tl_ffcv.train.finetune
+    import dp4tl_ffcv.train.pretrain
+    import dp4tl_ffcv.train.pretrain_moco
+    import dp4tl_ffcv.writers.imagefolder  # noqa: F401
+
+
+def make_inputs(place: Place) -> None:
+    """Write photos of a few classes, betons, a surrogate, features, scores and a selection."""
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    for kind in range(CLASSES):
+        folder = place.data / "photos" / f"class{kind}"
+        folder.mkdir(parents=True)
+        for number in range(PER_CLASS):
+            noise = rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)
+            photo = Image.fromarray(noise).resize((160, 120))
+            photo.save(folder / f"{number:02}.jpg", quality=90)
+    by_name = {verb.name: verb for verb in VERBS}
+    for name, made, kept in (
+        ("write", "", ""),
+        ("pretrain", "run/checkpoints/last.pt", "surrogate.pt"),
+        ("features", "f", "target_features"),
+        ("score", "scores.npz", "scores.npz"),
+        ("select", "kept.npz", "kept.npz"),
+    ):
+        place.clear(by_name[name])
+        place.run(by_name[name])
+        if made:
+            (place.out / made).replace(place.data / kept)
+        else:
+            for path in list(place.out.iterdir()):
+                path.replace(place.data / path.name)
