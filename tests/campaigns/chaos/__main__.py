@@ -11,14 +11,16 @@ from .sandbox import enter
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="chaos", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="about a minute instead of half an hour")
+    parser.add_argument(
+        "--quick", action="store_true", help="about a minute instead of half an hour"
+    )
     parser.add_argument("--only", default="", metavar="NAME", help="kinds whose name contains NAME")
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
     work = enter()
 
     from .. import results
-    from . import command_faults, file_changes, kills, read_faults
+    from . import command_faults, disks, file_changes, kills, ranks, read_faults
     from .faults import Shim
     from .verbs import Place, make_inputs, warm_up
 
@@ -26,7 +28,7 @@ if __name__ == "__main__":
     place, shim = Place(work), Shim()
     make_inputs(place)
     lines = []
-    for group in (kills, read_faults, file_changes, command_faults):
+    for group in (kills, read_faults, file_changes, command_faults, disks, ranks):
         lines += group.run(place, shim, arguments.seed, quick=arguments.quick, only=arguments.only)
     if not arguments.quick:
         for line in lines:

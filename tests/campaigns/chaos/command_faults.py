@@ -40,7 +40,7 @@ def run(place: Place, shim: Shim, seed: int, *, quick: bool, only: str = "") -> 
         for trial in range(1 if quick else 3):
             faults = (*WRITE_FAULTS, *READ_FAULTS)
             if quick:  # another two for each command
-                faults = (faults[number % 6], faults[6 + number % 4])
+                faults = (faults[(number + 1) % 6], faults[6 + number % 4])
             for fault in faults:
                 _disturb(place, shim, tally, verb, expected, fault, trial, rng)
         lines.append(tally.line())
@@ -62,15 +62,15 @@ def _disturb(
     # A write that is not the first of its kind: a third of the cases each.
     after = 0 if fault.name in HARMLESS else int(rng.integers((0, 4, 12)[trial] + 1))
     chosen = replace(fault, after=after)
-    where = f"{place.data if is_read else place.out}/"
-    how, meanwhile = partial(ended, verb), shim.injected(chosen, where)
+    folder = place.data if is_read and not verb.copies else place.out
+    how, meanwhile = partial(ended, verb), shim.injected(chosen, f"{folder}/")
     happened, printed, problems = disturb(place, verb, expected, how, meanwhile)
     if not shim.hits:
         return
     if happened == "failed" and not problems:
         if fault.name in HARMLESS:
             problems.append(f"needless error: {printed[-300:]}")
-        elif not names_file(printed, place.data if is_read else place.out, expected.files):
+        elif not names_file(printed, folder, expected.files):
             problems.append(f"unclear error: it names no file: {printed[-300:]}")
     direction = "reading" if is_read else "writing"
     tally.add(f"{fault.name} in {direction} from call {after} on", happened, problems)

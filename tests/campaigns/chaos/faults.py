@@ -88,7 +88,12 @@ class Shim:
         `path` ends in a slash if it is a folder; else it is the end of the path of a file.
         """
         plan = self._plan
-        plan.ops, plan.error, plan.after, plan.most = fault.ops, fault.error, fault.after, fault.most
+        plan.ops, plan.error, plan.after, plan.most = (
+            fault.ops,
+            fault.error,
+            fault.after,
+            fault.most,
+        )
         plan.bytes, plan.seconds, plan.start, plan.end = fault.bytes, fault.seconds, start, end
         plan.seen = plan.hits = 0
         plan.group = fault.group

@@ -86,4 +86,3 @@ class _Killed:
             elif self.form != "worker" or not child.kill_a_worker(self.number):
                 child.kill()
         return outcome_of(child, child.wait(patience(self.verb)))
-

@@ -102,15 +102,21 @@ def load(
     setup: Setup,
     hook: Hook | None = None,
     patience: float = 30.0,
+    before: Callable[[], None] | None = None,
     **options: Any,
 ) -> Loaded:
-    """Load epochs in another process. `hook` is called there before each batch, with its number."""
+    """Load epochs in another process.
+
+    `hook` is called there before each batch, with its number; `before` at the start.
+    """
     record = place.work / "record"
     record.unlink(missing_ok=True)
 
     def run() -> None:
         samples: list[list[Any]] = []
         started, number, error = time.monotonic(), 0, ""
+        if before is not None:
+            before()
         try:
             loader = make_loader(path, setup, **options)
             for _ in range(setup.epochs):

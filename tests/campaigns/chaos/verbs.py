@@ -83,10 +83,13 @@ class Place:
             folder.mkdir(parents=True)
         for path in SHARED.glob("dp4tl_ffcv-*"):
             path.unlink()
-        if verb.copies:
-            for path in self.data.glob(f"{verb.copies}*"):
-                if path.suffix != ".jpegs":
-                    shutil.copy(path, self.out)
+        self.copy_inputs(verb)
+
+    def copy_inputs(self, verb: Verb) -> None:
+        """Copy the inputs to which a command adds a file."""
+        for path in self.data.glob(f"{verb.copies}*") if verb.copies else ():
+            if path.suffix != ".jpegs":
+                shutil.copy(path, self.out)
 
     def files(self) -> trees.Tree:
         """Return all files that a command may have written."""
