@@ -7,9 +7,7 @@ import numpy as np
 
 from .. import results
 from .disturbance import Undisturbed, disturb, ended, names_file, prepare
-from .faults import (
-    EARLY_END, EINTR, EIO, READ, RENAME, SHORT_READS, SYNC, WRITE, Fault, Shim,
-)  # fmt: skip
+from .faults import EARLY_END, EINTR, EIO, READ, RENAME, SHORT_READS, SYNC, WRITE, Fault, Shim
 from .tally import Tally
 from .verbs import VERBS, Place, Verb
 

@@ -129,7 +129,7 @@ def _shared_memory(place: Place, tally: Tally) -> None:
 
 
 def _load_distributed(place: Place, setup: Setup, size: int) -> Loaded:
-    """Load as the only rank of a distributed run, with `size` bytes of shared memory, 0 for none."""
+    """Load as the only rank of a distributed run, with `size` bytes of shared memory."""
     import torch.distributed
 
     def join() -> None:

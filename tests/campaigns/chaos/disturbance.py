@@ -101,7 +101,7 @@ def _make_old(place: Place, verb: Verb) -> bytes | None:
     place.clear(verb)
     if not verb.old:
         return None
-    place.run(verb, *verb.old)
+    place.run(verb, verb.old)
     return (place.out / verb.result).read_bytes()
 
 

@@ -19,10 +19,14 @@ _SOURCE = Path(__file__).with_name("shim.c")
 _FOREVER = 1 << 30
 
 
+_NUMBERS = (
+    "kind", "ops", "error", "after", "most", "bytes", "seconds", "seen", "hits", "group"
+)  # fmt: skip
+
+
 class _Plan(ctypes.Structure):
     _fields_ = (
-        *((name, ctypes.c_int) for name in "kind ops error after most bytes seconds".split()),
-        *((name, ctypes.c_int) for name in ("seen", "hits", "group")),
+        *((name, ctypes.c_int) for name in _NUMBERS),
         ("start", ctypes.c_longlong),
         ("end", ctypes.c_longlong),
         ("path", ctypes.c_char * 512),
@@ -35,7 +39,7 @@ class Fault:
 
     name: str
     kind: str
-    """fail, short (at most `bytes` at a time), empty (the end of the file), stall, die, or count."""
+    """fail, short (at most `bytes` at a time), empty (the end of a file), stall, die or count."""
     ops: int = READ
     error: int = errno.EIO
     after: int = 0

@@ -17,7 +17,7 @@ from .verbs import VERBS, Place, Verb, run_command
 
 RANKS = 2
 _LIMIT = 10.0  # seconds within which the other rank must end
-_MORE = {"pretrain": ("--cache", "ram", "--epochs", "6"), "finetune": ("--epochs", "6")}
+_MORE = {"pretrain": "--cache ram --epochs 6", "finetune": "--epochs 6"}
 
 
 @dataclass
@@ -87,9 +87,7 @@ def start(place: Place, verb: Verb) -> Run:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    words = [
-        w.format(out=place.out, data=place.data) for w in (*verb.command, *_MORE.get(verb.name, ()))
-    ]
+    words = place.words(verb, _MORE.get(verb.name, ""))
 
     def rank(number: int) -> Child:
         def work() -> None:

@@ -5,9 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from .. import results
-from .faults import (
-    EARLY_END, EINTR, EIO, EIO_ONCE, READ, SHORT_READS, STALL, WRITE, Fault, Shim,
-)  # fmt: skip
+from .faults import EARLY_END, EINTR, EIO, EIO_ONCE, READ, SHORT_READS, STALL, WRITE, Fault, Shim
 from .loads import SETUPS, Loaded, Setup, load, problems_of
 from .tally import Tally
 from .verbs import Place
@@ -64,7 +62,7 @@ def _read(
     first: int,
     intact: list[list[object]],
 ) -> None:
-    """Load while a fault meets the victim from batch `first` on; a harmless fault meets all reads."""
+    """Load while a fault meets the victim from batch `first` on. Harmless faults meet all reads."""
     path = place.data / "train.beton"
     start, end = victim_range(path)
     if fault.name in ("short reads", "EINTR"):

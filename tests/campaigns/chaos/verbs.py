@@ -12,7 +12,6 @@ from .processes import Child
 from .sandbox import SHARED
 
 CLASSES, PER_CLASS = 4, 12
-_TRAINING = ("--arch resnet8_w16 --resolution 32 --num-workers 1 --epochs 3 --batch-size 8").split()
 
 
 @dataclass(frozen=True)
@@ -20,53 +19,74 @@ class Verb:
     """A command that writes to the folder `out` of a `Place`."""
 
     name: str
-    command: tuple[str, ...]
+    command: str
     """Arguments of `dp4tl`. `{out}` is the folder of the output, `{data}` that of the inputs."""
     result: str = ""
     """The file of the output that is old, new or absent at every moment, if there is one."""
     kills: int = 20
     """Share of the kills of a full campaign."""
-    old: tuple[str, ...] = ()
+    old: str = ""
     """Further arguments that make an older output, which the command then replaces."""
     copies: str = ""
     """Input that is copied into `out`, because the command adds a file to it."""
 
 
-_SCORES = "score label-mapping --target {data}/target_features --out {out}/scores.npz"
-_SELECT = "select --scores {data}/scores.npz --beton {data}/train.beton --out {out}/kept.npz"
+_RUN = "--run {out}/run --arch resnet8_w16 --resolution 32 --num-workers 1 --batch-size 8"
 _COMPACT = "compact {data}/train.beton --out {out}/small.beton --num-workers 2"
-_RUN = ("--run", "{out}/run", *_TRAINING)
-_TARGET = "--train {data}/train.beton --val {data}/val.beton --test {data}/test.beton"
+_TARGET = "--train {data}/train.beton --val {data}/val.beton"
 
 VERBS = (
     Verb(
         "write",
-        (*"write imagefolder --root {data}/photos --out {out} --num-workers 2".split(),
-         *"--val 0.2 --test 0.2".split()),
+        "write imagefolder --root {data}/photos --out {out} --val 0.2 --test 0.2 --num-workers 2",
         kills=40,
     ),
-    Verb("compact", (*_COMPACT.split(), "--selection", "{data}/kept.npz"), "small.beton",
-         kills=30, old=("--seed", "7")),
-    Verb("compact to raw", (*_COMPACT.split(), "--images", "raw"), "small.beton", kills=25),
-    Verb("index", ("index", "{out}/train.beton"), kills=15, copies="train.beton"),
+    Verb(
+        "compact",
+        f"{_COMPACT} --selection {{data}}/kept.npz",
+        "small.beton",
+        kills=30,
+        old="--seed 7",
+    ),
+    Verb("compact to raw", f"{_COMPACT} --images raw", "small.beton", kills=25),
+    Verb("index", "index {out}/train.beton", kills=15, copies="train.beton"),
     Verb(
         "features",
-        (*"features {data}/train.beton --model {data}/surrogate.pt --out {out}/f".split(),
-         *"--resolution 32 --logits --num-workers 1".split()),
-        kills=20,
+        "features {data}/train.beton --model {data}/surrogate.pt --out {out}/f --resolution 32 "
+        "--logits --num-workers 1",
     ),
-    Verb("score", tuple(_SCORES.split()), "scores.npz", kills=15),
-    Verb("select", (*_SELECT.split(), "--keep", "0.5"), "kept.npz", kills=15),
-    Verb("pretrain", (*"pretrain --train {data}/train.beton --val {data}/val.beton".split(),
-                      *_RUN), kills=25),
-    Verb("finetune", ("finetune", *_TARGET.split(), *"--checkpoint {data}/surrogate.pt".split(),
-                      *"--mode full_finetuning --save-every 1".split(), *_RUN), kills=20),
-    Verb("pretrain-moco", (*"pretrain-moco --train {data}/train.beton --norm-batch 4".split(),
-                           *"--queue 16 --projection-size 16".split(), *_RUN), kills=15),
-    Verb("demo", (*"demo --out {out}/demo --keeps 0.25 --seeds 0 --epochs 1".split(),
-                  *"--surrogate-epochs 1 --finetune-epochs 1 --probe-epochs 1".split(),
-                  *"--num-workers 1".split()), kills=5),
-)  # fmt: skip
+    Verb(
+        "score",
+        "score label-mapping --target {data}/target_features --out {out}/scores.npz",
+        "scores.npz",
+        kills=15,
+    ),
+    Verb(
+        "select",
+        "select --scores {data}/scores.npz --beton {data}/train.beton --out {out}/kept.npz "
+        "--keep 0.5",
+        "kept.npz",
+        kills=15,
+    ),
+    Verb("pretrain", f"pretrain {_TARGET} {_RUN} --epochs 3", kills=25),
+    Verb(
+        "finetune",
+        f"finetune {_TARGET} --test {{data}}/test.beton --checkpoint {{data}}/surrogate.pt "
+        f"--mode full_finetuning --save-every 1 {_RUN} --epochs 3",
+    ),
+    Verb(
+        "pretrain-moco",
+        "pretrain-moco --train {data}/train.beton --norm-batch 4 --queue 16 --projection-size 16 "
+        f"{_RUN} --epochs 3",
+        kills=15,
+    ),
+    Verb(
+        "demo",
+        "demo --out {out}/demo --keeps 0.25 --seeds 0 --epochs 1 --surrogate-epochs 1 "
+        "--finetune-epochs 1 --probe-epochs 1 --num-workers 1",
+        kills=5,
+    ),
+)
 
 
 class Place:
@@ -99,14 +119,18 @@ class Place:
         """Return the paths of all files that a command may have written."""
         return trees.names(self._watched)
 
-    def start(self, verb: Verb, *more: str, log: str = "log") -> Child:
+    def start(self, verb: Verb, more: str = "", log: str = "log") -> Child:
         """Start a command in a process of its own."""
-        words = [w.format(out=self.out, data=self.data) for w in (*verb.command, *more)]
+        words = self.words(verb, more)
         return Child(lambda: run_command(words), self.work / log)
 
-    def run(self, verb: Verb, *more: str) -> None:
+    def words(self, verb: Verb, more: str = "") -> list[str]:
+        """Return the arguments of `dp4tl` for a command."""
+        return f"{verb.command} {more}".format(out=self.out, data=self.data).split()
+
+    def run(self, verb: Verb, more: str = "") -> None:
         """Run a command, which must succeed."""
-        child = self.start(verb, *more)
+        child = self.start(verb, more)
         if child.wait() != 0:
             raise RuntimeError(f"dp4tl {verb.name} ended with {child.status}: {child.text}")
 
@@ -120,14 +144,22 @@ def run_command(words: list[str]) -> None:
 
 
 def warm_up() -> None:
-    """Import all that the commands need, before processes are forked. Starts no thread."""
+    """Import all that the commands need, before processes are forked. Starts no thread.
+
+    Commands on little data then record their progress often, as they do on much.
+    """
     import dp4tl_ffcv.cli.verbs
-    import dp4tl_ffcv.extraction
     import dp4tl_ffcv.train.demo
     import dp4tl_ffcv.train.finetune
     import dp4tl_ffcv.train.pretrain
     import dp4tl_ffcv.train.pretrain_moco
     import dp4tl_ffcv.writers.imagefolder  # noqa: F401
+    from dp4tl_ffcv import extraction
+    from dp4tl_ffcv.scoring.features import blocks
+    from dp4tl_ffcv.writing import pages
+
+    extraction.BLOCK_ROWS = blocks.BLOCK_ROWS = 8
+    pages.COMMIT_BYTES = 0
 
 
 def make_inputs(place: Place) -> None:
