@@ -1,5 +1,6 @@
 """Processes that `torchrun` starts: their ranks and devices, and work that they share."""
 
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -15,6 +16,11 @@ from .torchrun import torchrun
 # How long a process waits for the others, which may be compiling or have slower disks. After a
 # failure torchrun stops all processes, so none waits this long for a failed one.
 _TIMEOUT = timedelta(days=1)
+
+# What gloo, NCCL and their store say of a process that has ended.
+_LOST = re.compile(
+    r"connection (was )?(closed|reset)|broken pipe|remote process exited|ncclRemote", re.I
+)
 
 Result = TypeVar("Result")
 
@@ -32,6 +38,7 @@ def process_group() -> Iterator[torch.device]:
 
     Raises:
         ValueError: this machine runs more processes than it has GPUs.
+        ConnectionError: another process failed or was killed.
     """
     device = best_device()
     if device.type == "cuda":
@@ -47,7 +54,15 @@ def process_group() -> Iterator[torch.device]:
     if joins:
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         distributed.init_process_group(backend, timeout=_TIMEOUT)
-    yield device
+    try:
+        yield device
+    except RuntimeError as error:
+        if torchrun().world_size > 1 and _LOST.search(str(error)):
+            raise ConnectionError(
+                f"rank {torchrun().rank} of {torchrun().world_size} lost the connection to another "
+                "rank, which failed or was killed. See its output, and run all again to continue."
+            ) from error
+        raise
     # Not after an exception: leaving the group would wait for the other processes, which wait for
     # this one. torchrun ends them when this process ends.
     if joins:

@@ -17,6 +17,8 @@ from .runs import RunFolder as RunFolder
 from .runs import environment as environment
 from .runs import settings_of as settings_of
 from .scoring.gradients.norms import gradient_norms as gradient_norms
+from .scoring.surrogate.checkpoint_files import read_entries as read_entries
+from .scoring.surrogate.checkpoint_files import write_entries as write_entries
 from .scoring.surrogate.models import BlurPoolConv as BlurPoolConv
 from .scoring.surrogate.models import Classifier as Classifier
 from .scoring.surrogate.models import replace_head as replace_head

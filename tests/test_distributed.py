@@ -43,6 +43,29 @@ def test_a_process_that_fails_does_not_wait_for_the_others(calls: list[str]) -> 
     assert calls == ["joined"]
 
 
+@pytest.mark.parametrize(
+    "message",
+    [
+        "[gloo/transport/tcp/pair.cc:545] Read error [127.0.0.1]:4: Connection reset by peer",
+        "[gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:43914",
+        "[gloo/transport/tcp/pair.cc:81] writev [127.0.0.1]:1: Broken pipe",
+        "ncclRemoteError: A call failed possibly due to a network error or a remote process exit",
+    ],
+    ids=["reset", "closed", "pipe", "nccl"],
+)
+def test_the_loss_of_another_rank_is_reported_by_its_name(
+    message: str, calls: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(ConnectionError, match="rank 1 of 2 lost the"), process_group():
+        raise RuntimeError(message)
+    with pytest.raises(RuntimeError, match="no memory"), process_group():
+        raise RuntimeError("no memory")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    with pytest.raises(RuntimeError, match=r"\[gloo|nccl"), process_group():
+        raise RuntimeError(message)
+
+
 @pytest.mark.parametrize("failure", [None, RuntimeError("no room")])
 def test_every_rank_gets_the_result_or_the_error_of_rank_0(
     failure: Exception | None, calls: list[str], monkeypatch: pytest.MonkeyPatch

@@ -37,8 +37,9 @@ from .components.optimizers import BestWeights, make_optimizer, take_step
 from .components.precision import autocast, loss_scaler
 from .components.processes import processes
 from .components.schedules import learning_rate
-from .components.session import Session, try_batch
+from .components.session import Session
 from .components.validation import Validation
+from .components.warm_up import try_batch
 
 
 def finetune(config: Config) -> dict[str, Any]:

@@ -35,8 +35,9 @@ from .components.optimizers import AveragedWeights, add_blurpool, make_optimizer
 from .components.precision import autocast, loss_scaler
 from .components.processes import Processes, processes
 from .components.schedules import learning_rate, resolution_at
-from .components.session import Session, try_batch
+from .components.session import Session
 from .components.validation import Validation
+from .components.warm_up import try_batch
 
 
 def pretrain(config: Config) -> dict[str, Any]:

@@ -42,7 +42,8 @@ from .components.optimizers import make_optimizer, take_step
 from .components.precision import autocast
 from .components.processes import Processes, processes
 from .components.schedules import learning_rate
-from .components.session import Session, try_batch
+from .components.session import Session
+from .components.warm_up import try_batch
 
 # isort: split
 # After dp4tl_ffcv, because ffcv alone compiles for seconds while it is imported.

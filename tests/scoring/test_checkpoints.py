@@ -1,6 +1,7 @@
 """Checkpoints of this project: equal weights, damage, unpickling, errors."""
 
 import pickle
+import resource
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
@@ -75,6 +76,18 @@ def test_a_failed_save_leaves_the_old_checkpoint(checkpoint: Path, tmp_path: Pat
         save_checkpoint(path, model)
     assert path.read_bytes() == checkpoint.read_bytes()
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_is_named(tmp_path: Path) -> None:
+    path, before = tmp_path / "a.pt", resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large") as caught:
+            save_checkpoint(path, make())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert caught.value.filename == str(path)
+    assert list(tmp_path.iterdir()) == []
 
 
 # Errors.

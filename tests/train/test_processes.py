@@ -61,7 +61,7 @@ with processes() as group:
     named[0][1].zero_()
     group.set_statistics(named, rows)
     found["statistics"] = rows.tolist(), named[0][1].tolist()
-    found["agreed"] = [group.agree(group.rank == rank) for rank in range(2)]
+    found["agreed"] = group.from_rank_zero(group.rank, 5 + group.rank)
     found["share"] = group.share(np.arange(5)).tolist()
     try:
         on_rank_zero(fail_on_rank_zero)
@@ -200,7 +200,7 @@ def test_sums_means_draws_and_failures_of_both(ranks: Ranks) -> None:
         assert found["after"] == [rank, 1 + rank, 2 + rank]
         assert found["mean"] == [0.5, 1.5, 2.5]
         assert found["statistics"] == [[[0, 1], [1, 2]], [rank, 1 + rank]]
-        assert found["agreed"] == [True, False]
+        assert found["agreed"] == [0, 5]
     assert sorted(ranks[0]["share"] + ranks[1]["share"]) == [0, 1, 2, 3, 4]
     assert ranks[0]["draw"] != ranks[1]["draw"]
     assert [found["failure"] for found in ranks] == ["RuntimeError: no room", "ValueError: no room"]

@@ -72,5 +72,16 @@ def test_tensorboard_gets_the_numbers_where_it_is_installed(
     log = RunLog(run, first_step=3)
     log.write("validation", 6, val_accuracy=0.5, val_accuracy_per_class={"1": 0.5}, robust=None)
     log.close()
-    assert curves == [("open", "tensorboard", 3), ("validation/val_accuracy", 0.5, 6), ("close",)]
+    assert curves == [("open", "tensorboard", 4), ("validation/val_accuracy", 0.5, 6), ("close",)]
     assert rows(run.path)[1:][0]["val_accuracy_per_class"] == {"1": 0.5}
+
+
+def test_later_and_damaged_rows_are_dropped_where_a_run_continues(run: RunFolder) -> None:
+    log = RunLog(run)
+    for step in (2, 4, 6):
+        log.write("step", step, loss=1.0)
+    log.close()
+    with (run.path / "log.jsonl").open("a") as stream:
+        stream.write("[1]\n{\n" + "[" * 10**5 + "\n")
+    RunLog(run, first_step=4).close()
+    assert [row.get("step") for row in rows(run.path)] == [None, 2, 4]

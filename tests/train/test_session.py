@@ -1,8 +1,6 @@
 """A run of any recipe: stopped and resumed, finished and reused, rejected in a used folder."""
 
 import json
-import os
-import runpy
 import shutil
 import signal
 import subprocess
@@ -349,40 +347,3 @@ def test_the_number_of_processes_is_part_of_a_run_that_depends_on_it(
     each = configure(**{setting: "process"})
     assert facts(each, 2) == facts(each, 2)
     assert facts(each, 2) != facts(each, 4)
-
-
-@pytest.mark.parametrize("recipe", RECIPES)
-def test_a_learning_rate_that_loses_the_loss_is_an_error_and_no_result(
-    recipe: str, settings_of_recipe: Configure, tmp_path: Path
-) -> None:
-    changes = {"finetune": {"mode": "full_finetuning", "optimizer": "sgd"}}.get(recipe, {})
-    config = settings_of_recipe(recipe, tmp_path / "run", **{"lr": 1e30, **changes})
-    with pytest.raises(ValueError, match="Lower `lr`"):
-        RECIPES[recipe](config)
-    assert not (config.run / "result.json").exists()
-
-
-# -- forks ---------------------------------------------------------------------------------------
-@pytest.mark.parametrize("recipe", RECIPES)
-def test_a_copy_of_one_file_is_a_recipe_of_its_own(
-    recipe: str, photos: Images, tmp_path: Path
-) -> None:
-    text = (Path(pretrain.__file__).parent / f"{recipe}.py").read_text()
-    text = text.replace("from .", "from dp4tl_ffcv.train.")
-    text = text.replace('    """Pretrain a', '    print("my line")\n    """Pretrain a')
-    copy = tmp_path / "empty" / f"my_{recipe}.py"
-    copy.parent.mkdir()
-    copy.write_text(text)
-    if recipe != "pretrain":  # one run as a program is enough
-        assert callable(runpy.run_path(str(copy))[recipe])
-        return
-    options = {**PRETRAIN, "epochs": 1, "train": photos.path, "run": tmp_path / "mine"}
-    flags = [str(w) for name, v in options.items() for w in (f"--{name.replace('_', '-')}", v)]
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    ended = subprocess.run(
-        [sys.executable, copy.name, *flags], cwd=copy.parent, env=environment,
-        timeout=LONGEST, text=True, check=False, capture_output=True,
-    )  # fmt: skip
-    assert ended.returncode == 0, ended.stderr
-    assert "my line" in ended.stdout
-    assert json.loads((tmp_path / "mine" / "result.json").read_text())["steps"] == 3

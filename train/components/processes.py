@@ -7,8 +7,8 @@ With several machines, the run folder must be on storage that all of them see.
 
 import inspect
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -34,6 +34,8 @@ class Processes:
     device: torch.device
     rank: int = 0
     world_size: int = 1
+    at_end: ExitStack = field(default_factory=ExitStack)
+    """What to release when the processes of the run end."""
 
     def batch_size(self, config: RunConfig) -> int:
         """Return the images of this process in a step.
@@ -65,12 +67,19 @@ class Processes:
         """Return the part of `ids` (n,) for this process: each id goes to exactly one process."""
         return ids[self.rank :: self.world_size]
 
-    def agree(self, flag: bool) -> bool:
-        """Return the flag of rank 0 on every rank."""
-        value = torch.tensor(flag, dtype=torch.uint8)  # gloo sends no bools
+    def from_rank_zero(self, *numbers: int) -> list[int]:
+        """Return the numbers of rank 0 on every rank."""
+        values = torch.tensor(numbers)
         if self.world_size > 1:
-            distributed.broadcast(value, src=0)
-        return bool(value)
+            distributed.broadcast(values, src=0)
+        return [int(value) for value in values]
+
+    def all_finite(self, tensors: Iterable[Tensor]) -> bool:
+        """Return whether all floating-point tensors are finite, in every process."""
+        mine = [value.isfinite().all() for value in tensors if value.is_floating_point()]
+        if not mine:
+            return True
+        return float(self.sum_over((~torch.stack(mine)).sum().float())) == 0
 
     def seed(self, seed: int, step: int) -> None:
         """Seed torch for a step, differently in each process.
@@ -126,5 +135,5 @@ def _running(named: Iterable[tuple[str, Tensor]]) -> list[Tensor]:
 @contextmanager
 def processes() -> Iterator[Processes]:
     """Join the processes that `torchrun` started, until the block ends."""
-    with process_group() as device:
-        yield Processes(device, rank(), world_size())
+    with process_group() as device, ExitStack() as stack:
+        yield Processes(device, rank(), world_size(), stack)

@@ -1,12 +1,15 @@
 """The log of a run: JSON lines, and curves for TensorBoard."""
 
+import json
+import math
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from dp4tl_ffcv.utils import RunFolder
+from dp4tl_ffcv.utils import RunFolder, atomic_open
 
 
 class RunLog:
@@ -15,7 +18,7 @@ class RunLog:
     Args:
         folder: the run folder. The curves are in its subfolder `tensorboard`.
         active: False writes nothing, as on all ranks but 0.
-        first_step: step at which the run continues. Curves drop the later steps of a killed run.
+        first_step: step at which the run continues. Later steps of a killed run are dropped.
     """
 
     def __init__(self, folder: RunFolder, *, active: bool = True, first_step: int = 0) -> None:
@@ -23,11 +26,12 @@ class RunLog:
         self._active = active
         self._curves: Any = None
         if active:
+            _drop_later_rows(folder.path / "log.jsonl", first_step)
             with suppress(ImportError):
                 from torch.utils.tensorboard import SummaryWriter
 
                 curves = str(folder.path / "tensorboard")
-                self._curves = SummaryWriter(curves, purge_step=first_step)
+                self._curves = SummaryWriter(curves, purge_step=first_step + 1)
         self._losses: list[tuple[int, Tensor, torch.cuda.Event | None]] = []
 
     def write(self, event: str, step: int, **numbers: Any) -> None:
@@ -67,3 +71,24 @@ class RunLog:
         self.flush()
         if self._curves is not None:
             self._curves.close()
+
+
+def _drop_later_rows(path: Path, step: int) -> None:
+    """Delete the rows of later steps from the log, atomically.
+
+    A killed run logs steps whose state it has not saved. The resumed run takes and logs them again.
+    """
+    lines = path.read_bytes().splitlines(keepends=True)
+    kept = [line for line in lines if _step_of(line) <= step]
+    if len(kept) < len(lines):
+        with atomic_open(path) as stream:
+            stream.writelines(kept)
+
+
+def _step_of(line: bytes) -> float:
+    """Return the step of a row, -1 if it has none, and infinity for a damaged row."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return math.inf
+    return row.get("step", -1) if isinstance(row, dict) else math.inf

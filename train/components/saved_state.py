@@ -7,13 +7,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from dp4tl_ffcv.utils import atomic_open, on_rank_zero
+from dp4tl_ffcv.utils import on_rank_zero, read_entries, write_entries
 
 from .counters import Counters
 from .processes import Processes
+
+_LONGEST_WAIT = 10.0  # seconds between two questions whether the state is due
 
 
 class SavedState:
@@ -29,17 +30,29 @@ class SavedState:
         self.path = path
         self.processes = processes
         self.every_minutes = every_minutes
-        self._saved_at = time.monotonic()
+        self._saved_at = self._asked_at = time.monotonic()
+        self._asked_step: int | None = None
+        self._next_step = 0
+        self._is_due = False
 
-    def is_due(self) -> bool:
+    def is_due(self, step: int) -> bool:
         """Return whether `every_minutes` have passed since the state was saved, by rank 0's clock.
 
-        Costs a broadcast unless `every_minutes` is 0.
+        The processes agree about every ten seconds, in a step on which they agreed before: the
+        other steps cost nothing.
         """
-        if not self.every_minutes:
-            return False
-        minutes = (time.monotonic() - self._saved_at) / 60
-        return self.processes.agree(minutes >= self.every_minutes)
+        if not self.every_minutes or step < self._next_step:
+            return self._is_due
+        now = time.monotonic()
+        left = 60 * self.every_minutes - (now - self._saved_at)
+        steps = 1
+        if self._asked_step is not None and now > self._asked_at:
+            rate = (step - self._asked_step) / (now - self._asked_at)
+            steps = max(1, int(rate * min(left, _LONGEST_WAIT)))
+        self._asked_step, self._asked_at = step, now
+        is_due, self._next_step = self.processes.from_rank_zero(left <= 0, step + steps)
+        self._is_due = bool(is_due)
+        return self._is_due
 
     def exists(self) -> bool:
         """Return whether a run was stopped."""
@@ -58,7 +71,7 @@ class SavedState:
             if hasattr(part, "named_buffers")
         }
         on_rank_zero(partial(self._write, counters, loader, stateful, statistics))
-        self._saved_at = time.monotonic()
+        self._saved_at, self._is_due = time.monotonic(), False
 
     def load(self, stateful: Mapping[str, Any]) -> tuple[Counters, dict[str, Any]]:
         """Load the objects `stateful`, and return the counters and the state of the loader.
@@ -67,7 +80,7 @@ class SavedState:
             ValueError: the file is corrupt, or holds other objects.
         """
         try:
-            values = torch.load(self.path, map_location="cpu", weights_only=True)
+            values = read_entries(self.path)
             states = values["states"]
             if states.keys() != stateful.keys():
                 raise KeyError(f"the file holds {sorted(states)}")
@@ -79,7 +92,7 @@ class SavedState:
             return Counters(**values["counters"]), values["loader"]
         except OSError:
             raise
-        except Exception as error:  # torch does not document what it raises for a corrupt file
+        except Exception as error:  # objects raise several kinds for a state that does not fit
             raise ValueError(
                 f"cannot resume: {str(self.path)!r} is corrupt, or another version of this "
                 "recipe wrote it. Start over with --no-resume."
@@ -98,5 +111,4 @@ class SavedState:
             "states": {name: part.state_dict() for name, part in stateful.items()},
             "statistics": statistics,
         }
-        with atomic_open(self.path) as stream:
-            torch.save(state, stream)
+        write_entries(self.path, state)

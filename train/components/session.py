@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -14,6 +14,7 @@ from dp4tl_ffcv.utils import Classifier, RunFolder, on_rank_zero, settings_of
 
 from ..configs.common import RunConfig
 from .counters import Counters
+from .folder_lock import locked_folder
 from .processes import Processes
 from .run_log import RunLog
 from .saved_state import SavedState
@@ -88,16 +89,20 @@ class Session:
         result = on_rank_zero(self.folder.finished)
         if result is None:
             return None
+        self._saved_state.delete()  # a kill may have come between the result and this
         self.say("finished before, reused")
         return {**result, "checkpoint": str(self.checkpoint)}  # the folder may have moved
 
     def start(self) -> None:
         """Create the run folder, or keep the state of a stopped run in it.
 
+        Other processes cannot use the folder until the `processes` of this run end.
+
         Raises:
+            BlockingIOError: another process uses the folder.
             ValueError: the folder holds another run, and `overwrite` is off.
         """
-        on_rank_zero(partial(self.folder.start, resume=self.config.resume))
+        on_rank_zero(self._start)
 
     def resume(self, **stateful: Any) -> None:
         """Load the state of a stopped run, if there is one.
@@ -164,7 +169,7 @@ class Session:
         Call this at the end of the step, when everything has changed that the step changes.
 
         Raises:
-            ValueError: the state is due, and the loss is not finite.
+            ValueError: the state is due, and the loss or a weight is not finite.
         """
         self._total_loss += loss  # on the device, without waiting for it
         self.counters.step += 1
@@ -172,11 +177,11 @@ class Session:
         if self.step % self.config.log_every == 0:
             self.log.loss(self.step, loss)
         # After its last step, an epoch must end before its state can be saved.
-        if self._saved_state.is_due() and self._has_batches():
+        if self._saved_state.is_due(self.step) and self._has_batches():
             self._update_counters()
-            self._check_loss(self.counters.loss_sum)
+            self._check_finite("loss is", math.isfinite(self.counters.loss_sum))
             self.log.flush()
-            self._saved_state.save(self.counters, self._loader, self._stateful)
+            self._save()
             self._started = time.perf_counter()
 
     def end_epoch(self) -> None:
@@ -188,7 +193,7 @@ class Session:
         self._update_counters()
         self.counters.end_epoch()
         self.log.flush()
-        self._check_loss(self.counters.loss)
+        self._check_finite("loss is", math.isfinite(self.counters.loss))
 
     def write(self, event: str, **numbers: Any) -> None:
         """Write a line to the log."""
@@ -201,9 +206,13 @@ class Session:
         self.write("epoch", **numbers, **rates)
 
     def save(self, *, last: bool = False) -> None:
-        """Save the state to resume from, if it is time to or if the epoch is the last."""
-        if last or self.epoch % self.config.save_every == 0 or self._saved_state.is_due():
-            self._saved_state.save(self.counters, self._loader, self._stateful)
+        """Save the state to resume from, if it is time to or if the epoch is the last.
+
+        Raises:
+            ValueError: the state is due, and a weight is not finite.
+        """
+        if last or self.epoch % self.config.save_every == 0 or self._saved_state.is_due(self.step):
+            self._save()
 
     # -- after training --------------------------------------------------------------------------
     def finish(self, model: Classifier, summary: str, **result: Any) -> dict[str, Any]:
@@ -232,28 +241,23 @@ class Session:
         stalled = torch.tensor(seconds, dtype=torch.float64, device=device)
         counters.stalled = self._stalled_before + processes.mean_over(stalled)
 
-    def _check_loss(self, loss: float) -> None:
-        if not math.isfinite(loss):
-            raise ValueError(f"the loss is no longer finite. Lower `lr`; it is {self.config.lr}.")
+    def _start(self) -> None:
+        self.processes.at_end.enter_context(locked_folder(self.folder.path))
+        self.folder.start(resume=self.config.resume)
+
+    def _save(self) -> None:
+        # The step that made the weights infinite had a finite loss.
+        parts = [part for part in self._stateful.values() if isinstance(part, nn.Module)]
+        tensors = [each for part in parts for each in (*part.parameters(), *part.buffers())]
+        self._check_finite("weights are", self.processes.all_finite(tensors))
+        self._saved_state.save(self.counters, self._loader, self._stateful)
+
+    def _check_finite(self, what: str, is_finite: bool) -> None:
+        if not is_finite:
+            raise ValueError(f"the {what} no longer finite. Lower `lr`; it is {self.config.lr}.")
 
     def _has_batches(self) -> bool:
         """Return whether the current epoch has steps left."""
         if self._loader is None or self.step == self._total_steps:
             return False
         return bool(self._loader.state_dict()["epoch"] == self.epoch)
-
-
-def try_batch(
-    model: nn.Module, loader: Iterable[tuple[Tensor, ...]], loss_of: Callable[..., Tensor]
-) -> None:
-    """Take the first batch forward and backward, and leave the model as it was."""
-    batch = next(iter(loader))
-    frozen = [weight for weight in model.parameters() if not weight.requires_grad]
-    changing = [(tensor, tensor.clone()) for tensor in (*model.buffers(), *frozen)]
-    model.train()
-    loss_of(*batch).backward()
-    for weight in model.parameters():
-        weight.grad = None
-    with torch.no_grad():
-        for tensor, before in changing:
-            tensor.copy_(before)

@@ -1,18 +1,15 @@
 """Settings from the command line: a named configuration, a file, and a flag for each field."""
 
 import argparse
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 import tyro
 
-from dp4tl_ffcv.utils import requires
-
 from . import dp4tl
+from .config_file import read_config_file
 
 Config = TypeVar("Config")
 
@@ -84,7 +81,7 @@ def _flag(name: str, value: Any, hint: Any) -> list[str]:
 
 def _file_values(path: Path, config_type: type[Any]) -> dict[str, Any]:
     """Return the fields of `config_type` that a file sets."""
-    values = _read(path)
+    values = read_config_file(path)
     known = {field.name for field in fields(config_type)}
     if any(isinstance(value, Mapping) for value in values.values()):
         values = dp4tl.fields_of(values)
@@ -96,28 +93,4 @@ def _file_values(path: Path, config_type: type[Any]) -> dict[str, Any]:
             f"{str(path)!r} sets {', '.join(unknown)}, which this recipe does not have. "
             "--help lists the fields."
         )
-    return values
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """Return the mapping in a JSON or YAML file.
-
-    YAML scalars stay text, which flags are too: YAML 1.1 would read `off` as false, and `5e-5` as
-    text.
-    """
-    text = path.read_text()
-    read: Callable[[str], Any] = json.loads
-    if path.suffix != ".json":
-        with requires("pyyaml", f"reading {str(path)!r}"):
-            import yaml
-        read = partial(yaml.load, Loader=yaml.BaseLoader)
-    try:
-        values = read(text)
-    except Exception as error:  # each parser has its own type of error
-        raise ValueError(
-            f"`config_file` must be YAML, or JSON if its name ends in .json; {str(path)!r} is not: "
-            f"{error}"
-        ) from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{str(path)!r} must map fields to values, as in `lr: 0.5`.")
     return values

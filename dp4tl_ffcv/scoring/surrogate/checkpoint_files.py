@@ -1,9 +1,10 @@
-"""Read the files of `torch.save` and `.safetensors` without running code from them.
+"""Read the files of `torch.save` and `.safetensors` without running code from them; write files.
 
 Everything that decides about memory and time is checked first: the file's own lists and sizes, and
 the pickle. Reading then takes memory in proportion to the file.
 """
 
+import io
 import os
 import re
 import stat
@@ -17,6 +18,7 @@ from typing import IO, Any
 import numpy as np
 import torch
 
+from ...artifacts import atomic_open
 from ...errors import CheckpointError, requires
 from ...pickles import scan_pickle
 
@@ -73,6 +75,37 @@ def read_saved(path: Path) -> Any:
         if _storage_bytes(entries) > os.fstat(stream.fileno()).st_size:
             raise ValueError("its tensors are larger than the file")
         return entries
+
+
+def write_entries(path: str | os.PathLike[str], entries: Mapping[str, Any]) -> None:
+    """Write a dictionary with `torch.save`, atomically.
+
+    Raises:
+        OSError: the file cannot be written; see `atomic_open`.
+    """
+    with atomic_open(path) as stream:
+        recorder = _Recorder(stream)
+        try:
+            torch.save(entries, recorder)  # type: ignore[arg-type]  # torch calls `write` only
+        except RuntimeError:
+            if recorder.error is not None:
+                raise recorder.error from None
+            raise
+
+
+class _Recorder(io.RawIOBase):
+    """Passes data on, and keeps the error of the stream, which torch replaces by its own."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self.stream = stream
+        self.error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        try:
+            return self.stream.write(data)
+        except OSError as error:
+            self.error = error
+            raise
 
 
 @contextmanager

@@ -11,11 +11,9 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
-import torch
-
-from ...artifacts import atomic_open, sha256_of_file
+from ...artifacts import sha256_of_file
 from ...errors import CheckpointError
-from .checkpoint_files import read_entries
+from .checkpoint_files import read_entries, write_entries
 from .models import Classifier, full_name, is_architecture, pretrained_model
 from .state_dicts import find_weights, load_weights, own_weights
 
@@ -35,8 +33,7 @@ def save_checkpoint(path: str | os.PathLike[str], model: Classifier) -> None:
         "trained_on": model.trained_on,
         "network": {name: v.detach().cpu() for name, v in model.network.state_dict().items()},
     }
-    with atomic_open(path) as stream:
-        torch.save(values, stream)
+    write_entries(path, values)
 
 
 def load_checkpoint(
