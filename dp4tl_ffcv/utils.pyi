@@ -2,6 +2,7 @@ from .artifacts import atomic_open as atomic_open
 from .artifacts import sha256_of_file as sha256_of_file
 from .artifacts import write_json as write_json
 from .beton import read_manifest as read_manifest
+from .beton.index_jpegs import index_written as index_written
 from .beton.verify.problems import Problem as Problem
 from .beton.verify.verification import Verification as Verification
 from .distributed import best_device as best_device
@@ -22,6 +23,8 @@ from .scoring.surrogate.checkpoint_files import write_entries as write_entries
 from .scoring.surrogate.models import BlurPoolConv as BlurPoolConv
 from .scoring.surrogate.models import Classifier as Classifier
 from .scoring.surrogate.models import replace_head as replace_head
+from .stored import parse_json as parse_json
+from .stored import read_json as read_json
 from .text import printable as printable
 from .validate import check_choice as check_choice
 from .validate import check_int as check_int

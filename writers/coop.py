@@ -25,14 +25,13 @@ identifier of an image is its position in the split file, counted through train,
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 import dp4tl_ffcv
-from dp4tl_ffcv.utils import check_choice
+from dp4tl_ffcv.utils import check_choice, read_json
 
 from .components.common import SPLITS, CountedOptions, run, write_splits
 from .components.files import find
@@ -145,7 +144,7 @@ def read_split(path: Path) -> tuple[dict[str, Listing], list[str]]:
         ValueError: the file is malformed, a label is missing, or a label has two names.
     """
     try:
-        return _parse_split(json.loads(path.read_text(encoding="utf-8")))
+        return _parse_split(read_json(path))
     except ValueError as error:
         raise ValueError(f"{path} is not a split file of CoOp: {error}.") from error
 

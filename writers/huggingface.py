@@ -19,15 +19,15 @@ process holds one window in memory.
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import dp4tl_ffcv
-from dp4tl_ffcv.utils import check_choice, requires
+from dp4tl_ffcv.utils import check_choice, parse_json, requires
 
 from .components.common import CountedOptions, run, write_splits
 from .components.files import is_hidden, split_of
@@ -65,7 +65,8 @@ def write(config: Config) -> dict[str, dp4tl_ffcv.BetonIndex]:
     splits = {split: ParquetImages.of(files[split], image, label) for split in wanted}
     highest = max((int(s.labels.max()) for s in splits.values() if len(s)), default=-1)
     names = names or tuple(map(str, range(highest + 1)))
-    expected = (len(names), _counts_of(card))
+    with _described_in(config.root / "README.md"):
+        expected = (len(names), _counts_of(card))
     return write_splits("huggingface", splits, names, config, expected)
 
 
@@ -114,14 +115,16 @@ def columns_of(
 
     with open_parquet(path) as parquet:
         schema = parquet.schema_arrow
-    metadata = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-    features = metadata.get("info", {}).get("features") or _features_of(card)
+    with _described_in(path):
+        metadata = parse_json((schema.metadata or {}).get(b"huggingface", b"{}"))
+        features = dict(metadata.get("info", {}).get("features") or _features_of(card))
     chosen = {}
     for what, kind, usual, given in (
         ("image", "Image", ("image", "img"), config.image_column),
         ("label", "ClassLabel", ("label", "labels"), config.label_column),
     ):
-        of_kind = [name for name, each in features.items() if each.get("_type") == kind]
+        with _described_in(path):
+            of_kind = [name for name, each in features.items() if each.get("_type") == kind]
         candidates = [given] if given else of_kind or [n for n in schema.names if n in usual]
         if len(candidates) != 1 or candidates[0] not in schema.names:
             raise ValueError(
@@ -130,22 +133,41 @@ def columns_of(
                 f"columns of the file: {', '.join(schema.names)}."
             )
         chosen[what] = candidates[0]
-    names = features.get(chosen["label"], {}).get("names") or ()
-    return chosen["image"], chosen["label"], tuple(names)
+    with _described_in(path):
+        names = tuple(map(str, features.get(chosen["label"], {}).get("names") or ()))
+    return chosen["image"], chosen["label"], names
 
 
 def _card_of(root: Path) -> dict[str, Any]:
     """Return `dataset_info` of README.md, or {} unless it describes exactly one configuration."""
     path = root / "README.md"
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
     head = re.match(r"---\n(.*?)\n---", text, flags=re.DOTALL)
     if head is None or "dataset_info:" not in head[1]:
         return {}
     with requires("pyyaml", f"reading {path}"):
         import yaml
-    info = yaml.safe_load(head[1])["dataset_info"]
+    with _described_in(path, yaml.YAMLError):
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(head[1])):
+            raise ValueError("it uses a YAML anchor")  # a few can stand for gigabytes
+        info = yaml.safe_load(head[1])["dataset_info"]
     info = info[0] if isinstance(info, list) and len(info) == 1 else info
     return info if isinstance(info, dict) else {}
+
+
+@contextmanager
+def _described_in(path: Path, *errors: type[Exception]) -> Iterator[None]:
+    """Raise ValueError where the description of a dataset in `path` is not as expected."""
+    kinds: tuple[type[Exception], ...] = (
+        ValueError, KeyError, TypeError, AttributeError, RecursionError, *errors
+    )  # fmt: skip
+    try:
+        yield
+    except kinds as error:
+        raise ValueError(
+            f"The description of the dataset in {path} is damaged ({error}). Download it again, or "
+            "delete README.md if that is the file."
+        ) from error
 
 
 def _features_of(card: dict[str, Any]) -> dict[str, dict[str, Any]]:

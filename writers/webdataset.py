@@ -12,7 +12,6 @@ The identifier of an image is its position in the shards of its split, sorted by
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,9 +23,9 @@ from typing import Any
 
 import dp4tl_ffcv
 from dp4tl_ffcv import utils
-from dp4tl_ffcv.utils import check_int
+from dp4tl_ffcv.utils import check_int, parse_json
 
-from .components.common import MAX_CLASS_ID, Options, run, write_splits
+from .components.common import Options, check_class_id, run, write_splits
 from .components.files import IMAGE_SUFFIXES
 
 Label = int | str
@@ -153,7 +152,7 @@ def _label_of(data: bytes, config: Config) -> Label:
     text = data.decode().strip()
     label: Any = int(text) if re.fullmatch(r"-?\d+", text) else intern(text)
     if config.label.endswith("json"):
-        value = json.loads(text)
+        value = parse_json(text)
         label = value.get(config.json_field) if isinstance(value, dict) else None
     if isinstance(label, bool) or not isinstance(label, int | str) or label == "":
         raise ValueError(f"the label {label!r}, which is neither an integer nor text")
@@ -174,7 +173,7 @@ def _number(
         )
     if numbers:
         check_int("label", min(numbers), at_least=0)
-        check_int("label", max(numbers), at_most=MAX_CLASS_ID)
+        check_class_id("label", max(numbers), sum(len(each) for _, each in listings.values()))
         return {n: n for n in numbers}, given or [str(n) for n in range(max(numbers) + 1)]
     names = given or sorted(texts)
     unnamed = sorted(texts.difference(names))

@@ -76,7 +76,7 @@ def index_jpegs(
 
 def index_written(
     beton: BetonIndex,
-    num_workers: int,
+    num_workers: int | None,
     copied: tuple[BetonIndex, NDArray[np.uint64]] | None = None,
 ) -> None:
     """Index the JPEGs of a beton that was just written. Warn where that fails.

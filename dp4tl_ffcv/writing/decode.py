@@ -2,7 +2,6 @@
 
 import io
 import os
-import stat
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from ..jpeg.markers import orientation_of
+from ..stored import open_file
 
 MOST_PIXELS = 178_956_970  # twice Pillow's MAX_IMAGE_PIXELS, where it raises an error
 MOST_BYTES = 1 << 31  # of a file; a page of a beton has no more
@@ -36,21 +36,15 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
     """Return the content of a regular file, which a link may lead to.
 
     Raises:
-        OSError: the file cannot be read.
-        ValueError: it is no regular file, is larger than 2 GiB, or was cut while it was read.
+        OSError: the file cannot be read, or is not a regular file.
+        ValueError: it is larger than 2 GiB, or was truncated while it was read.
     """
-    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # or it waits for a FIFO
-    try:
-        about = os.fstat(handle)
-        if not stat.S_ISREG(about.st_mode):
-            raise ValueError("not a regular file")
-        if about.st_size > MOST_BYTES:
-            raise ValueError(f"a file of {about.st_size} bytes, too large for an image")
-        with open(handle, "rb", closefd=False) as stream:
-            content = stream.read(about.st_size)
-    finally:
-        os.close(handle)
-    if len(content) != about.st_size:
+    with open_file(path) as stream:
+        size = os.fstat(stream.fileno()).st_size
+        if size > MOST_BYTES:
+            raise ValueError(f"a file of {size} bytes, too large for an image")
+        content = stream.read(size)
+    if len(content) != size:
         raise ValueError("the file was truncated while it was read")
     return content
 

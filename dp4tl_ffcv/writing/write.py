@@ -99,6 +99,7 @@ def write_beton(  # noqa: PLR0913  # options are named at the call
         BlockingIOError: another process is writing to `out`.
     """
     _check_fields(fields, label_field)
+    _check_names(class_names)
     if not len(samples):
         raise ValueError("`samples` is empty.")
     if page_size is not None and (
@@ -188,6 +189,16 @@ def _check_labels(
         f"Cannot encode {name}: the class id {label} is not in [0, {limit}). Number the classes "
         "from 0, or pass the name of another field as `label_field`."
     )
+
+
+def _check_names(class_names: Sequence[str]) -> None:
+    for name in class_names:
+        try:
+            name.encode()
+        except UnicodeEncodeError:  # of a folder whose name is in another encoding
+            raise ValueError(
+                f"The class name {name!r} is not text in UTF-8. Rename the class or its folder."
+            ) from None
 
 
 def _key(fields: Mapping[str, Any], *others: Any) -> str:

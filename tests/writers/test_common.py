@@ -19,6 +19,8 @@ from dp4tl_ffcv import BetonIndex
 from dp4tl_ffcv.utils import ImageFiles, LazyImages
 from tests.support.files import numbered_jpeg as jpeg
 from tests.support.files import put_all
+from tests.support.images import jpeg as as_jpeg
+from tests.support.images import picture
 from tests.writers.support import stored
 from writers.components.common import CountedOptions, Expected, run, write_splits
 
@@ -128,6 +130,26 @@ def test_finished_splits_are_not_written_again(
     train.unlink()
     write(splits, tmp_path)
     assert train.exists()
+
+
+def test_a_finished_beton_is_indexed_if_an_earlier_run_was_not(tmp_path: Path) -> None:
+    splits = {"train": samples(as_jpeg(picture(200, 200)))}
+    write(splits, tmp_path, jpeg_index=False)
+    file = tmp_path / "train.beton.jpegs"
+    assert not file.exists()
+    write(splits, tmp_path, jpeg_index=False)
+    assert not file.exists()
+    before = inodes(tmp_path)
+    write(splits, tmp_path)
+    assert file.exists()
+    assert inodes(tmp_path) == before
+
+
+def test_a_class_name_that_is_not_text_is_refused(tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9")
+    with pytest.raises(ValueError, match=r"'caf\\udce9' is not text in UTF-8. Rename the class"):
+        write({"train": three()}, tmp_path / "out", names=("ant", name))
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

@@ -229,13 +229,66 @@ def test_a_split_without_labels_can_be_left_out(root: Path, tmp_path: Path) -> N
     [
         (["a", "b"], "must hold class ids; got 'a'"),
         ([0, None], "must hold class ids; got None"),
-        ([0, 1 << 24], "must be at most 16777215; got 16777216"),
-        (np.array([0, 2**64 - 1], dtype=np.uint64), "must be at most 16777215; got 18446744073709"),
+        ([0, 1 << 20], "must be at most 1048575; got 1048576"),
+        (np.array([0, 2**64 - 1], dtype=np.uint64), "must be at most 1048575; got 18446744073709"),
     ],
 )
 def test_labels_that_are_not_class_ids_are_refused(labels: Any, why: str, tmp_path: Path) -> None:
     put(tmp_path / "root" / "train.parquet", labels)
     check_refused(huggingface, tmp_path / "out", f"`label of .*{why}", root=tmp_path / "root")
+
+
+@pytest.mark.parametrize("column", ["struct", "text", "bytes as text"])
+@pytest.mark.parametrize("path", ["ABSOLUTE", "../secret.jpg", "link.jpg", "/dev/zero", "", "a/.."])
+def test_a_path_outside_the_folder_is_refused(path: str, column: str, tmp_path: Path) -> None:
+    root = put_all(tmp_path, {"secret.jpg": jpeg(7), "root/inside.jpg": jpeg(8)}) / "root"
+    (root / "link.jpg").symlink_to(tmp_path / "secret.jpg")
+    path = path.replace("ABSOLUTE", str(tmp_path / "secret.jpg"))
+    images: dict[str, list[Any]] = {
+        "struct": [{"bytes": None, "path": path}, {"bytes": None, "path": "inside.jpg"}],
+        "text": [path, "inside.jpg"],
+        "bytes as text": [{"bytes": path or "/", "path": None}],
+    }
+    table = {"image": images[column], "label": [0] * len(images[column])}
+    pq.write_table(pa.table(table), root / "train.parquet")
+    with pytest.raises(ValueError, match=r"not inside|has no image"):
+        write(huggingface, tmp_path / "out", root=root)
+    if column != "bytes as text":
+        index = write(huggingface, tmp_path / "skip", root=root, on_error="skip")["train"]
+        assert [data for _, data in stored(index).values()] == [jpeg(8)]
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        "a: &a [x, x]\nb: [*a, *a]\ndataset_info: {}",
+        "dataset_info: [",
+        "dataset_info: " + "[" * 5000,
+        "dataset_info: {features: [3]}",
+        "dataset_info: {splits: [{name: train, num_examples: many}]}",
+        "dataset_info: {splits: 3}",
+    ],
+    ids=["anchors", "syntax", "nested", "features", "counts", "no list"],
+)
+def test_a_damaged_description_is_refused(head: str, tmp_path: Path) -> None:
+    put(tmp_path / "root" / "train.parquet", [0, 1], features=None)
+    put_all(tmp_path / "root", {"README.md": f"---\n{head}\n---\n".encode()})
+    why = r"description of the dataset in .*(README\.md|parquet) is damaged"
+    check_refused(huggingface, tmp_path / "out", why, root=tmp_path / "root")
+
+
+def test_a_damaged_parquet_file_is_named(root: Path, tmp_path: Path) -> None:
+    """Wherever it is damaged, the error is a ValueError that names the file."""
+    path = root / "data" / "validation-00000-of-00001.parquet"
+    whole = path.read_bytes()
+    errors = 0
+    for at in range(4, len(whole), len(whole) // 25):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :])
+        try:
+            write(huggingface, tmp_path / str(at), root=root, splits=("val",))
+        except ValueError as error:
+            errors += "validation-00000" in str(error)
+    assert errors >= 5
 
 
 def test_a_row_without_an_image_is_named(tmp_path: Path) -> None:

@@ -136,8 +136,8 @@ NAMED = {"class_names": "names.txt"}
         (shard(0, [{"other": 1}], "json"), {"label": "json"}, "the label None"),
         (shard(0, [1, "ant"]), {}, "mix integer and text labels, such as 1 and 'ant'"),
         (shard(0, [0, -1]), {}, r"`label` must be at least 0; got -1\."),
-        (shard(0, [0, 1 << 24]), {}, r"`label` must be at most 16777215; got 16777216\."),
-        (shard(0, [0, 10**30]), NAMED, "`label` must be at most 16777215"),
+        (shard(0, [0, 1 << 20]), {}, r"`label` must be at most 1048575; got 1048576\."),
+        (shard(0, [0, 10**30]), NAMED, "`label` must be at most 1048575"),
         (shard(0, [0, 2]), NAMED, "labels from 0 to 2, but the 2 class names"),
         (shard(0, ["ant", "cat"]), NAMED, "lacks 1 class names, .* 'cat'"),
         # An id of its own: the archive holds the time, and pytest would make it the test's name.

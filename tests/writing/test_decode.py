@@ -128,7 +128,7 @@ def test_a_file_that_is_not_regular_is_refused_at_once(tmp_path: Path) -> None:
     (tmp_path / "folder.jpg").mkdir()
 
     def read(name: str) -> None:
-        with pytest.raises(ValueError, match="not a regular file"):
+        with pytest.raises(OSError, match="not a file"):
             written(tmp_path / f"{name}.jpg")
 
     for name in ("fifo", "zero", "folder"):

@@ -17,10 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 import dp4tl_ffcv  # loads each name when it is first used
-from dp4tl_ffcv.utils import one_line_errors
+from dp4tl_ffcv import utils
+from dp4tl_ffcv.utils import check_int, one_line_errors, printable
 
 SPLITS = ("train", "val", "test")
-MAX_CLASS_ID = (1 << 24) - 1  # each id up to the largest gets a name and a count
+_MOST_CLASSES = 1 << 20  # or as many as there are samples
 # Options that a resumed run may change: they change no sample's bytes.
 _NOT_RECORDED = ("out", "num_workers", "check_counts", "download", "on_error", "jpeg_index")
 
@@ -114,6 +115,8 @@ def write_splits(
         written_by = {"writer": name, "split": split, **arguments, "listing": _digest(samples)}
         index = already_written(path, written_by, class_names)
         if index is not None:
+            if options.jpeg_index:  # an earlier run may have been stopped before it
+                utils.index_written(index, options.num_workers)
             written[split] = index
             continue
         written[split] = dp4tl_ffcv.write_beton(
@@ -128,6 +131,11 @@ def write_splits(
             jpeg_index=options.jpeg_index,
         )
     return written
+
+
+def check_class_id(name: str, largest: int, num_samples: int) -> None:
+    """Check the largest class id before each id up to it gets a name and a count."""
+    check_int(name, largest, at_most=max(_MOST_CLASSES, num_samples) - 1)
 
 
 def already_written(
@@ -147,7 +155,7 @@ def already_written(
     )
     if not same:
         return None
-    print(f"{path.stem}: already written; delete {path} to write it again")
+    say(f"{path.stem}: already written; delete {path} to write it again")
     return index
 
 
@@ -168,9 +176,14 @@ def run(module: str, arguments: Sequence[str] | None = None) -> None:
     with one_line_errors(config, program=program):
         written = writer.write(config)
     for name, index in written.items():
-        print(f"{name}: {index.num_samples} images, {index.num_classes} classes -> {index.path}")
+        say(f"{name}: {index.num_samples} images, {index.num_classes} classes -> {index.path}")
         for line in _notices(index):
-            print(f"  {line}")
+            say(f"  {line}")
+
+
+def say(line: str) -> None:
+    """Print a line with escapes for the characters of names that are not printable."""
+    print(printable(line))
 
 
 def _notices(index: dp4tl_ffcv.BetonIndex) -> Iterator[str]:

@@ -117,8 +117,8 @@ def read_members(archive: Path, names: Collection[str]) -> dict[str, bytes]:
             for member in tar:
                 stream = tar.extractfile(member) if member.name in names else None
                 if stream is not None:
-                    if member.size > _LARGEST_MEMBER:
-                        raise ValueError(f"{member.name} has {member.size} bytes")
+                    if not 0 <= member.size <= _LARGEST_MEMBER:
+                        raise ValueError(f"{archive} has {member.size} bytes of {member.name}")
                     files[member.name] = stream.read()
     except (tarfile.TarError, EOFError, zlib.error, RecursionError, OverflowError) as error:
         raise ValueError(f"{archive} is damaged: {error}") from error

@@ -7,7 +7,8 @@ window is a few groups, drawn at random from all files, and a process holds one 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dp4tl_ffcv.utils import LazyImages, check_int, requires
+from dp4tl_ffcv.utils import LazyImages, requires
 
-from .common import MAX_CLASS_ID
+from .common import check_class_id
 from .files import path_inside
 
 WINDOW = 64 << 20  # bytes of images in a window; a larger group is a window of its own
@@ -66,7 +67,7 @@ class ParquetImages(LazyImages):
                 f"`{where}` must hold class ids; got {odd[0]!r}. Name another --label-column."
             )
         # Negative labels mark a split without labels, which --splits may leave out.
-        check_int(where, max(labels, default=0), at_most=MAX_CLASS_ID)
+        check_class_id(where, max(labels, default=0), len(labels))
         table = np.array(groups, dtype=np.int64).reshape(-1, 4)
         return cls(files, column, table, np.array(labels, dtype=np.int64), np.arange(len(labels)))
 
@@ -91,10 +92,12 @@ class ParquetImages(LazyImages):
         row = int(self.identifiers[position])
         number = self._group_of(row)
         value = self._images_of(number)[row - int(self.groups[number, 2])].as_py()
+        if isinstance(value, str):
+            value = {"path": value}
         if isinstance(value, dict):
             path = value.get("path")
             value = value.get("bytes") or (path and path_inside(self._file_of(row).parent, path))
-        if not value:
+        if not value or not isinstance(value, bytes | Path):
             raise ValueError(f"Column {self.column!r} has no image in {self.name(position)}.")
         return value
 
@@ -115,13 +118,18 @@ class ParquetImages(LazyImages):
             return parquet.read_row_group(group, [self.column], use_threads=False)[0]
 
 
-def open_parquet(path: Path) -> Any:
+@contextmanager
+def open_parquet(path: Path) -> Iterator[Any]:
     """Open a parquet file. Raise ValueError if it is damaged or pyarrow is not installed."""
     with requires("pyarrow", "reading parquet"):
+        from pyarrow import ArrowException
         from pyarrow.parquet import ParquetFile
     try:
-        return ParquetFile(path)
-    except ValueError as error:
+        with ParquetFile(path) as parquet:
+            yield parquet
+    except (ValueError, OSError, ArrowException) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # the file cannot be read
         raise ValueError(
             f"{path} is damaged or not parquet ({error}). Download it again."
         ) from error
