@@ -77,11 +77,11 @@ def describe_fields(
 
 
 def _name_of(descriptor: Any, position: int, path: Path) -> str:
-    stored = descriptor["name"].tobytes().split(b"\0")[0]
-    name = str(stored.decode("ascii", "replace"))
-    # Names are printed, and ffcv finds a field by its name.
+    stored = descriptor["name"].tobytes()
+    name = str(stored.decode("ascii", "replace").split("\0")[0])
+    # Names are printed. ffcv decodes the bytes after the name too.
     if not stored.isascii() or not name.isprintable() or not name:
-        raise foreign(path, f"the name of its field {position} is {stored!r}")
+        raise foreign(path, f"the name of its field {position} is {stored.rstrip(bytes(1))!r}")
     return name
 
 

@@ -70,7 +70,7 @@ class BetonIndex:
                 file does not describe the metadata of custom fields.
 
         Raises:
-            FileNotFoundError: the file does not exist.
+            OSError: the file does not exist, cannot be read, or is a folder or device.
             BetonError: the file is not a beton of version 2, is unfinished or truncated, or its
                 tables contradict each other.
         """

@@ -1,7 +1,6 @@
 """Read the tables of a beton, and reject a file that is unfinished, truncated or corrupt."""
 
 import os
-import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import BetonError
+from ..stored import open_file
 from .descriptors import FieldInfo, describe_fields
 from .format import ALLOCATION, FIELD, HEADER, VERSION, metadata_dtype
 from .rejected import damaged, foreign
@@ -44,9 +44,7 @@ class Tables:
 
 def load_tables(path: Path, custom_fields: Mapping[str, Any]) -> Tables:
     """Read the tables of a beton. Check only the places of the tables."""
-    if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for its writer
-        raise foreign(path, "it is a folder or a device")
-    with path.open("rb") as stream:
+    with open_file(path) as stream:
         size = os.fstat(stream.fileno()).st_size
         header = _read_header(stream, path, size)
         num_fields, table_at = int(header["num_fields"]), int(header["alloc_table_ptr"])

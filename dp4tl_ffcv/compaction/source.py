@@ -13,13 +13,15 @@ from ..beton import format
 from ..beton.descriptors import FieldInfo
 from ..beton.index import BetonIndex
 from ..errors import BetonError
+from ..stored import naming
 
 
 class SourceFile(io.FileIO):
     """A file open for reading, by any number of threads."""
 
     def __init__(self, path: Path) -> None:
-        super().__init__(path)
+        # Opening a FIFO would wait for its writer.
+        super().__init__(path, opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))
         self.path = path
         self.signature = _signature(os.fstat(self.fileno()))
         """Identifies the file, its size, and its last write."""
@@ -34,7 +36,8 @@ class SourceFile(io.FileIO):
         """Fill `buffer` with the bytes starting at `offset`, or raise BetonError."""
         done = 0
         while done < len(buffer):
-            read = os.preadv(self.fileno(), (buffer[done:],), offset + done)
+            with naming(self.path):
+                read = os.preadv(self.fileno(), (buffer[done:],), offset + done)
             if read == 0:
                 raise BetonError(
                     f"{str(self.path)!r} is truncated: it has no byte {offset + done}. Restore it "

@@ -1,6 +1,7 @@
 """`BetonIndex`: it agrees with ffcv's Reader and with the bytes of the file; rejected files."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,15 @@ from ffcv.fields import BytesField, FloatField, IntField, RGBImageField
 from ffcv.reader import Reader
 from ffcv.writer import DatasetWriter
 
-from dp4tl_ffcv import BetonError, BetonIndex, Manifest, Selection, verify, write_beton
+from dp4tl_ffcv import (
+    BetonError,
+    BetonIndex,
+    Manifest,
+    Selection,
+    compact,
+    verify,
+    write_beton,
+)
 from dp4tl_ffcv.beton import format, read_manifest
 from dp4tl_ffcv.beton import index as index_module
 from dp4tl_ffcv.beton.manifest import manifest_path, write_manifest
@@ -322,6 +331,18 @@ def test_another_file_is_rejected(content: bytes, tmp_path: Path) -> None:
     path.write_bytes(content)
     with pytest.raises(BetonError, match=REJECTED):
         BetonIndex.open(path)
+
+
+@pytest.mark.parametrize("kind", ["FIFO", "device", "folder"])
+def test_what_is_no_regular_file_is_not_read(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.beton"
+    {"FIFO": os.mkfifo, "device": lambda p: p.symlink_to("/dev/zero"), "folder": os.mkdir}[kind](
+        path
+    )
+    for read in (BetonIndex.open, verify, lambda p: compact(p, None, tmp_path / "b.beton")):
+        with pytest.raises(OSError, match=r"a\.beton'"):
+            read(path)
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_an_unfinished_file_of_ffcvs_writer_is_rejected(tmp_path: Path) -> None:

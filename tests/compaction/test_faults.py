@@ -126,6 +126,20 @@ def test_a_source_truncated_during_the_copy_is_an_error(
 
 
 @both_ways
+def test_an_error_of_the_disk_names_the_source(
+    options: Options, jpeg_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> int:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "preadv", fail)
+    with pytest.raises((OSError, ValueError), match="Input/output error") as caught:
+        compact(jpeg_source, None, tmp_path / "out.beton", num_workers=1, **options)
+    assert str(jpeg_source) in str(caught.value)
+    assert names(tmp_path) == []
+
+
+@both_ways
 def test_one_process_writes_a_file_at_a_time(
     options: Options, jpeg_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

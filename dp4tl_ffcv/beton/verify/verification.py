@@ -93,7 +93,7 @@ def verify(
         Counts, and the problems in the order of discovery.
 
     Raises:
-        FileNotFoundError: the file does not exist.
+        OSError: the file does not exist, cannot be read, or is a folder or device.
         BetonError: `custom_fields` lacks the class of a custom field.
     """
     workers = resolve_num_workers(num_workers, at_least=0)
