@@ -37,7 +37,7 @@ def copy_samples(
     """
     sizes = retained.extents["size"].astype(np.int64)
     tables = source.table_bytes(len(retained.metadata))
-    placement = place(retained.rooms(sizes), tables, source.index.page_size)
+    placement = place(retained.rooms(sizes), tables, source.page_size)
     check_free_space(target, placement.file_size(len(sizes)))
     places = placement.extent_places(retained, sizes)
     for pointer in retained.pointers:

@@ -14,6 +14,7 @@ from ..beton.descriptors import FieldInfo
 from ..beton.index import BetonIndex
 from ..errors import BetonError
 from ..stored import naming
+from ..writing.build import DEFAULT_PAGE_SIZE
 
 
 class SourceFile(io.FileIO):
@@ -88,6 +89,14 @@ class SourceBeton:
         """Record type of the new beton's metadata. Columns keep their names."""
         whole = self.index.metadata.dtype
         return np.dtype([(field.column, whole[field.column]) for field in self.kept], align=True)
+
+    @property
+    def page_size(self) -> int:
+        """Bytes per page: those of the source, unless no page of it would fit into its file."""
+        size, most = self.index.page_size, os.fstat(self.file.fileno()).st_size
+        while size > max(most, DEFAULT_PAGE_SIZE):
+            size //= 2
+        return size
 
     def descriptors(self) -> NDArray[Any]:
         """Read the descriptors of the kept fields."""

@@ -73,7 +73,7 @@ class Transcoder:
             resize_area(np.zeros((2, 2, 3), dtype=np.uint8), (1, 1))
         self.sizes = self._estimate_sizes()
         """Bytes of each extent `(R,)`, estimated for new JPEGs."""
-        self._page_size = source.index.page_size
+        self._page_size = source.page_size
         self._grows = False  # whether pages may have to grow while samples are written
         if any((field.changed & ~field.raw).any() for field in self._fields):
             self._choose_pages()

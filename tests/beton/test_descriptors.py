@@ -115,7 +115,9 @@ def test_the_size_of_arrays_is_known(field: Any, value: Any, size: int, tmp_path
 
 
 @pytest.mark.parametrize(
-    "name", [b"", b"na\xefve", b"a\x1b[31mred", b"two\nlines", b"\x7f", b"label", b"x\0\xff"], ids=str
+    "name",
+    [b"", b"na\xefve", b"a\x1b[31mred", b"two\nlines", b"\x7f", b"label", b"x\0\xff"],
+    ids=str,
 )
 def test_a_field_name_that_cannot_be_shown_or_found_is_refused(name: bytes, arrays: Path) -> None:
     with damage(arrays) as parts:

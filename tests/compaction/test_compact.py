@@ -21,6 +21,7 @@ from dp4tl_ffcv.compaction import copy_samples
 from dp4tl_ffcv.utils import sha256_of_file
 from tests.compaction.support import read_images, sha256
 from tests.support.betons import PAGE_SIZE, damage, write_ours, write_stock
+from tests.support.images import picture, write_images
 
 NUM_SAMPLES = 60
 CLASSES = 5
@@ -310,6 +311,17 @@ def test_wrong_arguments_change_nothing(
         compact(blobs, chosen, tmp_path / out, **options)
     after = {path: path.is_file() and sha256_of_file(path) for path in tmp_path.rglob("*")}
     assert after == before
+
+
+@pytest.mark.parametrize("images", ["keep", "jpeg"])
+def test_pages_larger_than_the_source_are_not_copied(images: Any, tmp_path: Path) -> None:
+    """A damaged header would make a file of gigabytes from one of megabytes."""
+    write_images(tmp_path / "a.beton", [picture(40, 60, number) for number in range(3)])
+    with damage(tmp_path / "a.beton") as parts:
+        parts.header["page_size"] = 1 << 31
+    index = compact(tmp_path / "a.beton", None, tmp_path / "b.beton", images=images)
+    assert index.page_size == 16 << 20
+    assert index.path.stat().st_size < 33 << 20
 
 
 def test_a_page_grows_for_a_sample_that_needs_it(tmp_path: Path) -> None:
