@@ -6,6 +6,9 @@ with their file: the next loader makes it again. An index of another image is ne
 each contains the checksum of its JPEG.
 """
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -54,33 +57,55 @@ class JpegIndexes:
         self.stored = self.lengths.copy()
         self.file = file
         self._ptrs = ptrs
+        self._in_use = threading.Lock()  # of the file
 
     @property
     def state(self) -> tuple[NDArray[Any], ...]:
         """Arrays for compiled code."""
         return self.data, self.places, self.lengths, self.stored
 
+    @property
+    def largest(self) -> int:
+        """Most bytes that an index may have."""
+        return int(np.diff(self.places).max(initial=0))
+
     def refresh(self) -> None:
-        """Read the indexes that the file has gained and this object lacks."""
-        if self.file is not None and (self.lengths == UNKNOWN).any():
-            self._read_new(self.file)
+        """Read the indexes that the file has gained and this object lacks.
+
+        Does nothing while another thread reads or saves.
+        """
+        with self._free_file() as file:
+            if file is not None and (self.lengths == UNKNOWN).any():
+                self._read_new(file)
 
     def save(self) -> None:
         """Append the indexes that the file lacks.
 
+        Does nothing while another thread reads or saves. Decoders may make indexes meanwhile.
+
         Raises:
             OSError: the file cannot be written.
         """
-        if self.file is None or np.array_equal(self.lengths, self.stored):
-            return
-        self._read_new(self.file)  # another process may have saved the same indexes
-        # A decoder may be about to make an index again.
-        rows = np.flatnonzero((self.lengths != self.stored) & (self.lengths != UNKNOWN))
-        if len(rows):
-            lengths = self.lengths[rows]
-            sizes = np.maximum(lengths, 0)
-            self.file.append(self._ptrs[rows], self.data, self.places[rows], sizes)
-            self.stored[rows] = lengths
+        with self._free_file() as file:
+            if file is None or np.array_equal(self.lengths, self.stored):
+                return
+            self._read_new(file)  # another process may have saved the same indexes
+            lengths = self.lengths.copy()  # a decoder may be about to make an index again
+            rows = np.flatnonzero((lengths != self.stored) & (lengths != UNKNOWN))
+            if len(rows):
+                sizes = np.maximum(lengths[rows], 0)
+                file.append(self._ptrs[rows], self.data, self.places[rows], sizes)
+                self.stored[rows] = lengths[rows]
+
+    @contextmanager
+    def _free_file(self) -> Iterator[IndexFile | None]:
+        """Yield the file, unless there is none or another thread, perhaps stuck, uses it."""
+        is_free = self._in_use.acquire(blocking=False)
+        try:
+            yield self.file if is_free else None
+        finally:
+            if is_free:
+                self._in_use.release()
 
     def _read_new(self, file: IndexFile) -> None:
         for block in file.new_blocks():  # the latest index of an image counts

@@ -11,6 +11,7 @@ next process to append overwrites a block that a killed process left unfinished.
 import errno
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 from ..artifacts import write_all
 from ..jpeg.mcu_index import checksum
 from ..kernels.compiled import compiled, copy_memory
-from .index import BetonIndex
+from .index import BetonIndex, identity_of
 
 SUFFIX = ".jpegs"
 RECORD = np.dtype([("ptr", "<u8"), ("checksum", "<i8"), ("num_bytes", "<i8")])
@@ -33,6 +34,7 @@ _MAGIC = b"dp4tl\0\0\1"  # the last byte is the version of the format
 _HEADER = np.dtype([("magic", "S8"), ("fingerprint", "S64")])
 _BLOCK = np.dtype([("count", "<u8"), ("num_bytes", "<u8"), ("checksum", "<i8")])
 _BLOCK_ROWS = 1 << 14  # about 20 MB of memory while a block is written
+_LOCKED_FOR = 10.0  # seconds to wait for another process, which may be stopped
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,11 @@ class Block:
     """First byte of the indexes."""
 
     @property
+    def head_at(self) -> int:
+        """First byte of the block."""
+        return self.start - self.records.nbytes - _BLOCK.itemsize
+
+    @property
     def end(self) -> int:
         """First byte after the block."""
         return self.start + int(self.records["num_bytes"].sum())
@@ -56,34 +63,34 @@ class IndexFile:
     """Reads and appends to the indexes of a beton's JPEGs.
 
     Args:
-        beton: the beton, which is still at its path.
+        beton: the beton. If another one takes its path, nothing is appended any more.
     """
 
     def __init__(self, beton: BetonIndex) -> None:
         self._beton = beton.path
-        self._identity = _identity(beton.path)
+        self._identity = beton.identity[:2] or _identity(beton.path)
         self._header = np.array((_MAGIC, beton.fingerprint.encode()), dtype=_HEADER).tobytes()
         self._paths = [index_path(beton.path), *_cache_paths(beton.fingerprint)]
-        self._read: dict[Any, int] = {}  # bytes of each file that were read
+        # Of each file that was read: the place and the head of the last block, and its end.
+        self._read: dict[Any, tuple[int, bytes, int]] = {}
 
     @property
     def path(self) -> Path | None:
         """The file, or None if there is none."""
         for path in self._paths:
-            with suppress(OSError), path.open("rb") as stream:
-                if self._is_own(stream.fileno()):
+            with suppress(OSError), _opened(path) as file:
+                if self._is_own(file):
                     return path
         return None
 
     def new_blocks(self) -> Iterator[Block]:
         """Yield the blocks that were appended since the last call, the latest first."""
         for path in self._paths:
-            with suppress(OSError), path.open("rb") as stream:
-                file = stream.fileno()
+            with suppress(OSError), _opened(path) as file:
                 if self._is_own(file):
                     blocks = list(_blocks(file, self._read_of(file)))
                     if blocks:
-                        self._read[_identity(file)] = blocks[-1].end
+                        self._keep(file, blocks[-1].head_at, blocks[-1].end)
                     yield from reversed(blocks)
 
     def append(
@@ -104,8 +111,7 @@ class IndexFile:
         Raises:
             OSError: no file can be written, or another beton has taken the path.
         """
-        if self._identity is None or _identity(self._beton) != self._identity:
-            raise OSError(errno.ESTALE, "another beton has taken its place", str(self._beton))
+        self._check_beton()
         failed: OSError | None = None
         for path in self._paths:
             blocks = (
@@ -114,11 +120,16 @@ class IndexFile:
             )
             try:
                 with _locked(path, is_cache=path != self._paths[0]) as file:
+                    self._check_beton()  # after the lock: the file belongs to this beton
                     self._append(file, blocks)
                 return
             except OSError as error:
                 failed = failed or error
         raise failed or FileNotFoundError(self._beton)
+
+    def _check_beton(self) -> None:
+        if not self._identity or _identity(self._beton) != self._identity:
+            raise OSError(errno.ESTALE, "another beton has taken its place", str(self._beton))
 
     def _append(self, file: int, blocks: Iterator[memoryview]) -> None:
         end = self._cut(file)
@@ -129,9 +140,9 @@ class IndexFile:
             except BaseException:
                 os.ftruncate(file, end)
                 raise
-            end += len(block)
             if was_read:
-                self._read[_identity(file)] = end
+                self._keep(file, end, end + len(block))
+            end += len(block)
 
     def _cut(self, file: int) -> int:
         """Cut off an unfinished block, or start another beton's file again; return the end."""
@@ -151,8 +162,18 @@ class IndexFile:
     def _is_own(self, file: int) -> bool:
         return os.pread(file, len(self._header), 0) == self._header
 
+    def _keep(self, file: int, head_at: int, end: int) -> None:
+        """Note that the blocks up to `end` were read, of which the last begins at `head_at`."""
+        head = os.pread(file, _BLOCK.itemsize, head_at)
+        self._read[_identity(file)] = head_at, head, end
+
     def _read_of(self, file: int) -> int:
-        return self._read.get(_identity(file), len(self._header))
+        """Return the end of the blocks that were read before."""
+        nothing = 0, b"", len(self._header)
+        head_at, head, end = self._read.get(_identity(file), nothing)
+        # A file that was deleted and made again may have the same inode.
+        is_same = os.pread(file, len(head), head_at) == head and end <= os.fstat(file).st_size
+        return end if is_same else len(self._header)
 
 
 def index_path(beton: Path) -> Path:
@@ -164,8 +185,8 @@ def remove_index(beton: Path) -> None:
     """Remove the file of the beton that another one has just replaced."""
     path = index_path(beton)
     with suppress(OSError):  # not ours to remove; it is ignored
-        with path.open("rb") as stream:
-            is_index = _is_index_file(stream.read(len(_MAGIC)))
+        with _opened(path) as file:
+            is_index = _is_index_file(os.pread(file, len(_MAGIC), 0))
         if is_index:
             path.unlink()
 
@@ -182,24 +203,57 @@ def _cache_paths(fingerprint: str) -> list[Path]:
     return []
 
 
-def _identity(file: Path | int) -> tuple[int, int] | None:
-    with suppress(OSError):
-        found = os.fstat(file) if isinstance(file, int) else file.stat()
-        return found.st_dev, found.st_ino
-    return None
+def _identity(file: Path | int) -> tuple[int, ...]:
+    return identity_of(file)[:2]
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    """Open a file to read. Does not wait for a pipe, of which nothing can be read at a place."""
+    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        yield file
+    finally:
+        os.close(file)
 
 
 @contextmanager
 def _locked(path: Path, is_cache: bool) -> Iterator[int]:
+    """Open a file that no other process appends to, and remove it if it stays empty."""
     if is_cache:
         path.parent.mkdir(parents=True, exist_ok=True)
-    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield file
-    finally:
-        fcntl.flock(file, fcntl.LOCK_UN)  # a process forked meanwhile would keep the lock
-        os.close(file)
+    is_open = True
+    while is_open:
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            _lock(file, path)
+            is_open = _identity(file) != _identity(path)  # it was removed before the lock
+            if is_open:
+                continue
+            yield file
+        finally:
+            with suppress(OSError):  # what cannot be read at a place is not ours
+                start = os.pread(file, _HEADER.itemsize + 1, 0)
+                is_empty = len(start) <= _HEADER.itemsize and _is_index_file(start[: len(_MAGIC)])
+                if not is_open and is_empty and _identity(file) == _identity(path):
+                    path.unlink()
+            with suppress(OSError):
+                fcntl.flock(file, fcntl.LOCK_UN)  # a process forked meanwhile would keep the lock
+            os.close(file)
+
+
+def _lock(file: int, path: Path) -> None:
+    until = time.monotonic() + _LOCKED_FOR
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            if time.monotonic() > until:
+                text = "another process does not release its lock"
+                raise TimeoutError(errno.ETIMEDOUT, text, str(path)) from error
+            time.sleep(0.02)
+        else:
+            return
 
 
 def _blocks(file: int, start: int) -> Iterator[Block]:

@@ -140,8 +140,11 @@ def _put_lead_in(
 
 
 @inlined
-def _put_header(data: Any, coding: Any, height: Any, width: Any, out: Any, codes: Any) -> None:
-    """Write the header of an excerpt of this size, without comments and metadata."""
+def _put_header(data: Any, coding: Any, height: Any, width: Any, out: Any, codes: Any) -> Any:
+    """Write the header of an excerpt of this size, without comments and metadata.
+
+    Returns False if there is no room.
+    """
     _copy(data, 0, 2, out, codes)
     position, frame = np.int64(2), np.int64(0)
     while position < coding[SCAN]:
@@ -149,12 +152,15 @@ def _put_header(data: Any, coding: Any, height: Any, width: Any, out: Any, codes
         stop = position + 2 + 256 * np.int64(data[position + 2]) + np.int64(data[position + 3])
         is_metadata = 0xE1 <= marker < 0xEE or marker > 0xEE
         if not is_metadata:
+            if codes[_AT] + stop - position + PADDING > out.size:
+                return False
             if position + 5 == coding[FRAME]:
                 frame = codes[_AT] + 5
             _copy(data, position, stop, out, codes)
         position = stop
     out[frame], out[frame + 1] = height // 256, height % 256
     out[frame + 2], out[frame + 3] = width // 256, width % 256
+    return True
 
 
 @native()
@@ -179,9 +185,10 @@ def _write_excerpt(
     width = 8 * coding[HORIZONTAL] * (columns + lead_in)
     has_codes = codes[1] > 0 and codes[27] > 0 and codes[53] > 0
     has_ends = codes[_END + 1] > 0 and codes[26 + _END + 1] > 0 and codes[52 + _END + 1] > 0
-    if not has_codes or not has_ends or width > 0xFFFF or coding[SCAN] + PADDING > out.size:
+    if not has_codes or not has_ends or width > 0xFFFF or out.size < PADDING:
         return 0
-    _put_header(data, coding, height, width, out, codes)
+    if not _put_header(data, coding, height, width, out, codes):
+        return 0
     before = codes[_ZEROS : _ZEROS + 4]
     for row in range(rows):
         start, stop = entries[row, 0], entries[row, 1]

@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 from ffcv.loader.loader import Loader, OrderOption
+from ffcv.pipeline import PipelineSpec
 from ffcv.pipeline.compiler import Compiler
 from ffcv.pipeline.graph import DecoderNode, Graph
 from numpy.typing import ArrayLike, NDArray
@@ -23,7 +24,7 @@ from ..selection import Selection
 from ..validate import check_int
 from ..version import __version__
 from .arguments import choose_indices, choose_seed, choose_timeout, load_selection
-from .caches import cache_name, choose_cache, open_cache
+from .caches import agree, cache_name, choose_cache, open_cache
 from .decoding.workspace import Workspace, make_workspace
 from .ffcv_adapter.compilation import num_threads, shared_compilation
 from .ffcv_adapter.iterator import EpochBatches
@@ -208,17 +209,16 @@ class PrunedLoader(StatefulLoader):
         """Build all that depends on the retained samples. After an error, nothing has changed."""
         used = {spec.source for spec in self.pipeline_specs.values()}
         extents = retained_extents(self._index, ids.astype(np.int64), used)
-        name = self._cache_option
+        name, shared_as = self._cache_option, None
+        if self.distributed and name != "extents":
+            shared_as = self._shared_name(extents)
         if name == "auto":
             name = choose_cache(extents, self.distributed)
-        shared = self.distributed and name == "ram"
-        shared_as = self._shared_name(extents) if shared else None
+            name = name if shared_as is None else agree(name, shared_as)
         options = {"read_ahead": self._read_ahead, "timeout": self._timeout}
         cache = open_cache(name, self._file, extents, shared_as=shared_as, **options)
         if self._opened_here:
-            if self._has_indexes and any(
-                hasattr(spec.decoder, "decoders") for spec in self.pipeline_specs.values()
-            ):
+            if self._has_indexes and any(map(_has_crops, self.pipeline_specs.values())):
                 _ = self._index.fingerprint  # names the file of the indexes, and needs the table
             self._index.release_allocations()  # a large table that no epoch needs
         make_indexes = partial(self._make_indexes, extents)
@@ -347,5 +347,10 @@ class PrunedLoader(StatefulLoader):
         return JpegIndexes(file, extents.ptrs, extents.sizes, is_jpeg)
 
     def _make_workspace(self) -> Workspace:
-        samples = self._extents.samples
-        return make_workspace(self._decoders(), self._index, samples, self.num_workers)
+        samples, index_bytes = self._extents.samples, self.memory_manager.indexes.largest
+        return make_workspace(self._decoders(), self._index, samples, self.num_workers, index_bytes)
+
+
+def _has_crops(spec: PipelineSpec) -> bool:
+    """Return whether a pipeline has a decoder that uses the indexes of JPEGs."""
+    return any(hasattr(step, "decoders") for step in (spec.decoder, *spec.transforms))

@@ -112,7 +112,11 @@ def _samples_left(
             "no other world size can continue the epoch. Use an order by name, or a function."
         )
     ids = order.indices.astype(np.int64)
-    _check_length(world_size, len(ids))
+    if world_size > len(ids):
+        raise ValueError(
+            f"`state` is of an epoch that began with world size {world_size}, which is more than "
+            f"its {len(ids)} samples. Only {world_size} ranks can continue it."
+        )
     options = {"world_size": world_size, "batch_size": position.batch_size}
     shares = [order.share(position.epoch, rank, **options) for rank in range(world_size)]
     num_ids = int(ids.max()) + 1

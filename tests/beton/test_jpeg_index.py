@@ -1,8 +1,11 @@
 """The indexes of a beton's JPEGs: made ahead or in the first epoch, kept, shared, never wrong."""
 
 import errno
+import fcntl
 import os
 import shutil
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ from numpy.typing import NDArray
 from dp4tl_ffcv import (
     BetonError,
     BetonIndex,
+    CenterCropRGBImageDecoder,
     PrunedLoader,
     RandomResizedCropRGBImageDecoder,
     compact,
@@ -22,7 +26,9 @@ from dp4tl_ffcv import (
 )
 from dp4tl_ffcv.beton.jpeg_index import JpegIndexes
 from dp4tl_ffcv.beton.jpeg_index_file import IndexFile, index_path, remove_index
+from dp4tl_ffcv.jpeg.crop import DECODED, decode_crop, jpeg_scratch_bytes
 from dp4tl_ffcv.jpeg.index_jpeg import index_jpeg
+from dp4tl_ffcv.jpeg.mcu_index import HEADER, checksum
 from dp4tl_ffcv.parallel import map_ordered
 from tests.support.images import jpeg, picture, write_images
 from tests.support.loading import pretend_rank
@@ -111,7 +117,7 @@ def load(path: Path | BetonIndex, **options: Any) -> PrunedLoader:
 
 
 def pixels_of(loader: PrunedLoader) -> NDArray[np.uint8]:
-    return np.concatenate([batch.numpy().copy() for (batch,) in loader])
+    return np.concatenate([batch[0].numpy().copy() for batch in loader])
 
 
 @pytest.fixture
@@ -144,11 +150,40 @@ def test_made_ahead_and_in_the_first_epoch_are_the_same(
     assert file.read_bytes() == content
 
 
-def test_indexes_are_used(beton: Path, plain: NDArray[np.uint8]) -> None:
+def misled(index: bytes, jpeg: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return a valid index with other DC predictors, so that its JPEG has other pixels."""
+    scratch = np.empty(jpeg_scratch_bytes(SIDE, SIDE), dtype=np.uint8)
+
+    def decoded(index: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        out = np.empty((SIDE, SIDE, 3), dtype=np.uint8)
+        box = 0, 0, SIDE, SIDE
+        assert decode_crop(jpeg, index, SIDE, SIDE, *box, scratch, out) == DECODED
+        return out
+
+    plain = decoded(np.empty(0, dtype=np.uint8))
+    for bit in range(8 * HEADER, 8 * len(index)):
+        changed = np.frombuffer(bytearray(index), dtype=np.uint8)
+        changed[bit // 8] ^= 128 >> bit % 8
+        changed[:8].view(np.int64)[0] = checksum(jpeg) ^ checksum(changed[8:])
+        if not np.array_equal(decoded(changed), plain):
+            return changed
+    raise AssertionError("no bit changes pixels")
+
+
+def test_indexes_are_used(beton: Path, expected: list[bytes]) -> None:
+    """With an index that leads to other pixels, each image of an epoch has other pixels."""
+    pipelines = {"image": [CenterCropRGBImageDecoder((SIDE, SIDE), ratio=1.0), ToTensor()]}
+    plain = pixels_of(load(beton, pipelines=pipelines, jpeg_index=False))
     index_jpegs(beton)
-    loader = load(beton)
-    np.testing.assert_array_equal(pixels_of(loader), plain)
-    assert (loader.memory_manager.indexes.stored > 0).all()
+    loader, data = load(beton, pipelines=pipelines), np.fromfile(beton, dtype=np.uint8)
+    indexes = loader.memory_manager.indexes
+    indexes.refresh()
+    extents = loader.memory_manager.cache.extents
+    for row, (ptr, size) in enumerate(zip(extents.ptrs.tolist(), extents.sizes, strict=True)):
+        changed = misled(expected[row], data[ptr : ptr + size].copy())
+        indexes.data[indexes.places[row] :][: changed.size] = changed
+    differs = (pixels_of(loader) != plain).any(axis=(1, 2, 3))
+    assert differs.sum() == COUNT
 
 
 def test_images_without_an_index_are_counted(tmp_path: Path) -> None:
@@ -436,3 +471,173 @@ def test_a_file_of_something_else_is_kept(beton: Path, tmp_path: Path) -> None:
     assert Path(made["file"]).is_relative_to(tmp_path / "cache")
     remove_index(beton)
     assert index_path(beton).read_text() == "a list of photographs"
+
+
+# Other processes and threads.
+
+
+def test_indexes_of_an_open_loader_are_not_written_for_the_next_beton(
+    beton: Path, tmp_path: Path
+) -> None:
+    """The loader of the old beton has read nothing before."""
+    loader = load(beton)
+    write_images(beton, others(), mode="jpg")
+    content = index_path(beton).read_bytes()
+    pixels_of(loader)  # of the old file
+    assert index_path(beton).read_bytes() == content
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_beton_replaced_while_waiting_for_the_lock_keeps_its_file(
+    beton: Path, expected: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = table_of(beton)
+    index_jpegs(beton)
+    old.refresh()
+    old.stored[:] = 0  # as if it had made them
+    lock = fcntl.flock
+
+    def replaced_before(file: int, operation: int) -> None:
+        monkeypatch.setattr(fcntl, "flock", lock)
+        write_images(beton, others(), mode="jpg")
+        lock(file, operation)
+
+    index_path(beton).unlink()
+    monkeypatch.setattr(fcntl, "flock", replaced_before)
+    with pytest.raises(OSError, match="another beton has taken its place"):
+        old.save()
+    assert index_jpegs(beton)["indexed"] == len(others())
+
+
+def test_a_file_made_again_with_the_same_inode_is_read_from_its_start(
+    beton: Path, expected: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dp4tl_ffcv.beton.jpeg_index_file._identity", lambda _: (1, 1))
+    monkeypatch.setattr(IndexFile, "_check_beton", lambda _: None)
+    pixels_of(load(beton, indices=[0, 1, 2]))
+    table = table_of(beton)
+    table.refresh()
+    assert [bool(each) for each in contents(table)] == [True] * 3 + [False] * 6
+    index_path(beton).unlink()
+    pixels_of(load(beton, indices=[3, 4, 5, 6]))
+    table.refresh()
+    assert contents(table) == [*expected[:7], None, None]
+
+
+def test_a_lock_that_is_never_released_costs_the_file_only(
+    beton: Path, tmp_path: Path, expected: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A child that was forked during a save, or a stopped process, keeps the lock."""
+    monkeypatch.setattr("dp4tl_ffcv.beton.jpeg_index_file._LOCKED_FOR", 0.1)
+    with index_path(beton).open("w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        pixels_of(load(beton))
+        assert index_path(beton).stat().st_size == 0
+    assert len(list((tmp_path / "cache" / "dp4tl_ffcv").iterdir())) == 1
+    assert saved(beton) == expected
+
+
+def test_a_process_forked_during_a_save_does_not_keep_the_lock(
+    beton: Path, expected: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pwrite, children = os.pwrite, []
+    reading, writing = os.pipe()
+
+    def fork_first(*arguments: Any) -> int:
+        if not children and (child := os.fork()) == 0:
+            os.read(reading, 1)  # until the parent has ended
+            os._exit(0)
+        elif not children:
+            children.append(child)
+        return pwrite(*arguments)
+
+    monkeypatch.setattr(os, "pwrite", fork_first)
+    for indices in ([0, 1], [2, 3]):
+        pixels_of(load(beton, indices=indices))
+    assert [bool(each) for each in saved(beton)] == [True] * 4 + [False] * 5
+    os.write(writing, b"x")
+    os.waitpid(children[0], 0)
+    os.close(reading)
+    os.close(writing)
+
+
+def test_indexes_are_saved_during_the_epoch(beton: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dp4tl_ffcv.loading.index_thread.SAVES_EVERY", 0.01)
+    batches = iter(load(beton, order="sequential"))
+    next(batches)
+    until = time.monotonic() + 60
+    while not saved(beton)[0]:  # the epoch is still running
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    batches.close()
+
+
+@pytest.mark.parametrize("what", ["refresh", "save"])
+def test_a_stalled_file_does_not_stop_the_epoch(
+    what: str, beton: Path, plain: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    goes_on = threading.Event()
+
+    def stall(self: JpegIndexes) -> None:
+        with self._free_file():
+            assert goes_on.wait(60)
+
+    monkeypatch.setattr("dp4tl_ffcv.loading.index_thread.STALLED_AFTER", 0.1)
+    monkeypatch.setattr(JpegIndexes, what, stall)
+    loader = load(beton)
+    for _ in range(2):
+        assert pixels_of(loader).shape == plain.shape
+    goes_on.set()
+    for thread in threading.enumerate():
+        if thread.name == "dp4tl-index":
+            thread.join(60)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "device"])
+def test_a_file_that_is_none_is_ignored(kind: str, beton: Path, plain: NDArray[np.uint8]) -> None:
+    if kind == "pipe":
+        os.mkfifo(index_path(beton))
+    elif kind == "folder":
+        index_path(beton).mkdir()
+    else:
+        index_path(beton).symlink_to("/dev/zero")
+    np.testing.assert_array_equal(pixels_of(load(beton)), plain)
+    assert index_jpegs(beton)["indexed"] == COUNT
+    remove_index(beton)
+    assert os.path.lexists(index_path(beton))
+
+
+def test_a_full_disk_leaves_no_empty_file(
+    beton: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "no space left on device")
+
+    monkeypatch.setattr(os, "pwrite", fail)
+    pixels_of(load(beton))
+    assert not index_path(beton).exists()
+    assert list((tmp_path / "cache" / "dp4tl_ffcv").iterdir()) == []
+
+
+def test_a_beton_that_was_deleted_gets_no_file(beton: Path) -> None:
+    loader = load(beton)
+    beton.unlink()
+    pixels_of(loader)
+    assert list(beton.parent.iterdir()) == []
+
+
+def test_without_a_home_the_file_is_next_to_the_beton(
+    beton: Path, expected: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> None:
+        raise RuntimeError("could not determine home directory")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", fail)
+    pixels_of(load(beton))
+    assert saved(beton) == expected
+    index_path(beton).unlink()
+    index_path(beton).mkdir()
+    pixels_of(load(beton))
+    with pytest.raises(OSError, match=r"a\.beton\.jpegs"):
+        index_jpegs(beton)

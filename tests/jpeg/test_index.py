@@ -12,7 +12,7 @@ from dp4tl_ffcv.jpeg.index_jpeg import index_jpeg
 from dp4tl_ffcv.jpeg.mcu_index import LARGEST_SHARE, checksum, is_index_of
 from tests.support.guards import fenced, guarded
 from tests.support.images import picture
-from tests.support.jpegs import INDEXED, OTHERS
+from tests.support.jpegs import INDEXED, OTHERS, joined, segments
 
 Box = tuple[int, int, int, int]
 KINDS = {**INDEXED, **OTHERS}
@@ -105,6 +105,22 @@ def test_crops_by_an_index_have_the_same_pixels(kind: str) -> None:
         for padding in (100_000, 20_000, 10_000):  # indexes of several steps
             seen += check_crops(rng, kind, size, 4, padding)
     assert seen["index"] > 20
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_metadata_takes_no_room(large: bool) -> None:
+    """An excerpt has no metadata, such as a colour profile that is larger than the image."""
+    size, box = (64, 96), (8, 16, 24, 40)
+    parts, coded = segments(KINDS["420"](picture(*size), 90))
+    metadata = [(0xE2, b"\0" * 65_000)] * (5 if large else 1)
+    data = padded(joined(parts[:1] + metadata + parts[1:], coded), 0)
+    index = index_of(data, *size)
+    assert index.size
+    expected = crop(data, NO_INDEX, size, box)
+    assert expected is not None
+    cut = data[: data.tobytes().rindex(b"\xff\xd9") + 1]
+    pixels = crop(cut, index, size, box)  # only the index leads to pixels
+    np.testing.assert_array_equal(pixels, expected)
 
 
 @pytest.mark.parametrize("kind", OTHERS)

@@ -1,5 +1,7 @@
 """The memory that is left, of the machine and of control groups."""
 
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -93,3 +95,36 @@ def test_the_groups_around_it_count_too(machine: Machine) -> None:
     assert available_memory() == GIB
     machine.lists("0::/../../outside")
     assert available_memory() == GIB
+
+
+# What a sandbox hides.
+
+
+@pytest.mark.parametrize("missing", ["meminfo", "cgroup", "stat", "active_file", "garbage"])
+def test_files_that_a_sandbox_hides_are_not_counted(missing: str, machine: Machine) -> None:
+    machine.lists("0::/a")
+    machine.group("a", 8 * GIB, 3 * GIB, GIB)
+    expected = 6 * GIB
+    if missing == "meminfo":
+        (machine.proc / "meminfo").unlink()
+        expected = min(expected, os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    elif missing == "cgroup":
+        (machine.proc / "self" / "cgroup").unlink()
+        expected = FREE
+    elif missing == "stat":
+        (machine.groups / "a" / "memory.stat").unlink()
+        expected = 5 * GIB
+    elif missing == "active_file":
+        (machine.groups / "a" / "memory.stat").write_text(f"inactive_file {GIB // 2}\n")
+        expected = 5 * GIB + GIB // 2
+    else:
+        (machine.proc / "meminfo").write_text(f"MemAvailable: {FREE >> 10} kB\nMemAvailable:\n")
+        machine.lists("no colons", "0::/a")
+    assert available_memory() <= expected
+    if missing != "meminfo":  # of which the machine's may change
+        assert available_memory() == expected
+
+
+def test_a_machine_without_these_files_has_memory(machine: Machine) -> None:
+    shutil.rmtree(machine.proc)
+    assert 1 << 20 < available_memory() < 1 << 50

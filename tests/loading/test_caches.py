@@ -1,6 +1,7 @@
 """Each cache gives compiled code the bytes of the file, from bounded memory."""
 
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -12,12 +13,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
 from dp4tl_ffcv import BetonIndex, PrunedLoader
 from dp4tl_ffcv.beton.jpeg_index import JpegIndexes
 from dp4tl_ffcv.loading import caches
-from dp4tl_ffcv.loading.caches import CACHES, choose_cache, open_cache, ram
+from dp4tl_ffcv.loading.caches import CACHES, agree, choose_cache, open_cache, ram
 from dp4tl_ffcv.loading.caches import extents as extents_cache
 from dp4tl_ffcv.loading.caches.base import BaseCache as Cache
 from dp4tl_ffcv.loading.caches.extents import page_cache_helps
@@ -384,6 +386,20 @@ def test_auto_is_ram_for_a_quarter_of_the_memory_with_room_to_share_it(
     monkeypatch.setattr(caches, "available_memory", lambda: 40 * GIB)
     monkeypatch.setattr(caches, "shared_room", lambda: room)
     assert choose_cache(of_bytes(num_bytes), is_shared) == expected
+
+
+def test_the_processes_of_a_machine_use_one_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first choice counts, for the same samples."""
+    assert [agree(name, "a") for name in ("ram", "extents")] == ["ram", "extents"]  # no group
+    store = torch.distributed.HashStore()
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        assert [agree(name, "a") for name in ("ram", "extents")] == ["ram", "ram"]
+        assert [agree(name, "b") for name in ("extents", "ram")] == ["extents", "extents"]
+        monkeypatch.setattr(platform, "node", lambda: "another machine")
+        assert agree("ram", "b") == "ram"
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 @pytest.mark.parametrize(

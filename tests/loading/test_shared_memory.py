@@ -250,9 +250,73 @@ def test_an_error_is_raised_and_leaves_no_file(
 def test_the_free_room_is_what_a_user_may_take(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = {folder: SimpleNamespace(f_bavail=3, f_bfree=5, f_frsize=4096, f_bsize=7)}
+    found = {folder: SimpleNamespace(f_bavail=3, f_bfree=5, f_frsize=4096, f_bsize=7, f_flag=0)}
     monkeypatch.setattr(os, "statvfs", found.__getitem__)
     assert shared_room() == 3 * 4096
+
+
+def missing(folder: Path) -> Path:
+    return folder / "none"
+
+
+def occupied(folder: Path) -> Path:
+    (folder / "file").touch()
+    return folder / "file"
+
+
+@pytest.mark.parametrize("make", [missing, occupied])
+def test_without_the_file_system_there_is_no_room(
+    make: Callable[[Path], Path], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared_memory, "FOLDER", make(folder))
+    if make is missing:
+        assert shared_room() == 0
+    with pytest.raises(
+        OSError, match=r"no room for cache=\"ram\".*use cache=\"extents\""
+    ) as raised:
+        shared_bytes(SIZE, "a")
+    assert raised.value.errno in (errno.ENOENT, errno.ENOTDIR)
+
+
+def test_a_read_only_file_system_has_no_room(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = SimpleNamespace(f_bavail=3, f_frsize=4096, f_flag=os.ST_RDONLY)
+    monkeypatch.setattr(os, "statvfs", lambda _: found)
+    assert shared_room() == 0
+
+
+@pytest.mark.parametrize("kind", ["another user's", "pipe", "link"])
+def test_a_file_that_is_not_ours_is_neither_used_nor_removed(
+    kind: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = folder / f"dp4tl_ffcv-{os.getuid()}-a"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "link":
+        (folder / "secret").write_bytes(b"secret")
+        path.symlink_to(folder / "secret")
+    else:
+        path.write_bytes(b"pixels")
+        monkeypatch.setattr(os, "geteuid", lambda: 999_999)
+    with pytest.raises(OSError, match=r"no room for cache=\"ram\""):
+        shared_bytes(SIZE, "a")
+    assert os.path.lexists(path)
+
+
+def test_a_forked_process_leaves_the_file_to_its_parent(folder: Path) -> None:
+    memory = shared_bytes(SIZE, "a")
+    memory[:] = 7
+    child = os.fork()
+    if child == 0:
+        is_same = memory[-1] == 7
+        del memory
+        gc.collect()
+        os._exit(0 if is_same else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert len(files(folder)) == 1
+    assert shared_bytes(SIZE, "a")[0] == 7
+    del memory
+    gc.collect()
+    assert files(folder) == []
 
 
 # Through loaders.

@@ -4,6 +4,8 @@ A module of this folder that defines a class `Cache` is a cache, called by the m
 `base` holds the interface.
 """
 
+import platform
+from contextlib import suppress
 from importlib import import_module
 from pkgutil import iter_modules
 from typing import Any
@@ -37,6 +39,20 @@ def choose_cache(extents: RetainedExtents, is_shared: bool) -> str:
     if is_shared:
         room = min(room, shared_room() // 2)
     return "ram" if extents.num_bytes <= room else "extents"
+
+
+def agree(choice: str, key: str) -> str:
+    """Return the choice of the first process of this machine that called this with the same key.
+
+    The room for memory changes while the processes choose.
+    """
+    from torch import distributed  # not built into every torch
+
+    with suppress(AttributeError, RuntimeError, ValueError):  # no process group, or it was left
+        store: Any = distributed.distributed_c10d._get_default_store()
+        name = f"dp4tl_ffcv/{platform.node()}/{key}"
+        return str(store.compare_set(name, "", choice).decode())
+    return choice
 
 
 def open_cache(

@@ -12,7 +12,7 @@ from ...beton.format import IMAGE_MODES
 from ...jpeg.crop import WRONG_SIZE, decode_crop
 from ...jpeg.index_jpeg import index_jpeg
 from ...jpeg.mcu_index import NONE, UNKNOWN, is_index_of
-from ...kernels.compiled import compiled, compiled_intrinsic, inlined
+from ...kernels.compiled import compiled, compiled_intrinsic, copy_memory, inlined
 from ...kernels.crops import draw_crop, draw_flip
 from ...kernels.resize import resize_crop
 from ...kernels.scratch import aligned
@@ -60,8 +60,8 @@ def decode_share(
     `metadata` is the column of the image field, `state` is `EpochMemory.state`, and `crops` are the
     parameters of each decoder's crop `(decoders, COLUMNS)`. Each thread has its own number `share`.
     """
-    data, places, ptrs, sizes, counter, scratch, failures = state[:7]
-    indexes = state[7:]
+    data, places, ptrs, sizes, counter, scratch, failures, copies = state[:8]
+    indexes = state[8:]
     num_shares, boxes_bytes = len(failures), len(crops) * BOX_BYTES
     boxes = scratch[share, :boxes_bytes].view(np.int64).reshape((-1, 5))
     memory = scratch[share, aligned(boxes_bytes) :]
@@ -74,7 +74,7 @@ def decode_share(
         stored = data[places[row] : places[row] + sizes[row]] if row >= 0 else data[:0]
         _choose_boxes(crops, counter, sample, height, width, boxes)
         if image["mode"] == _JPEG:
-            index = _index_of(stored, row, indexes)
+            index = _index_of(stored, row, indexes, copies[share])
             status = _crop_jpeg(stored, index, height, width, boxes, memory, destinations, position)
             if status == 0:
                 _add_index(stored, row, height, width, memory, indexes)
@@ -100,16 +100,21 @@ def _crop_raw(
 
 
 @compiled()
-def _index_of(data: Any, row: Any, indexes: Any) -> Any:
-    """Return the index of the JPEG in a row; empty if there is none."""
+def _index_of(data: Any, row: Any, indexes: Any, copy: Any) -> Any:
+    """Return the index of the JPEG in a row, in `copy`; empty if there is none.
+
+    Another epoch of the same loader may replace the index at any moment.
+    """
     memory, places, lengths, stored = indexes
-    if row < 0 or lengths[row] <= 0:
-        return memory[:0]
-    index = memory[places[row] : places[row] + lengths[row]]
+    length = lengths[row] if row >= 0 else np.int64(0)
+    if length <= 0 or length > copy.size:
+        return copy[:0]
+    copy_memory(copy.ctypes.data, memory.ctypes.data + places[row], length)
+    index = copy[:length]
     if is_index_of(index, data):
         return index
     lengths[row] = stored[row] = UNKNOWN  # another image has taken its place
-    return memory[:0]
+    return copy[:0]
 
 
 @compiled()

@@ -24,19 +24,20 @@ _FAILURES = {
 
 
 class Workspace:
-    """Scratch memory of `num_bytes` for each decoding thread."""
+    """Scratch memory of `num_bytes` for each decoding thread, and `index_bytes` for an index."""
 
-    def __init__(self, num_threads: int, num_bytes: int) -> None:
+    def __init__(self, num_threads: int, num_bytes: int, index_bytes: int = 0) -> None:
         width = aligned(num_bytes)
         memory = np.empty(num_threads * width + ALIGNMENT, dtype=np.uint8)
         start = -memory.ctypes.data % ALIGNMENT
         self.scratch = memory[start : start + num_threads * width].reshape(num_threads, width)
         self.failures = np.full((num_threads, 2), -1, dtype=np.int64)
+        self.copies = np.empty((num_threads, aligned(index_bytes)), dtype=np.uint8)
 
     @property
     def state(self) -> tuple[NDArray[Any], ...]:
         """Arrays for compiled decoders."""
-        return self.scratch, self.failures
+        return self.scratch, self.failures, self.copies
 
     def check(self, path: str) -> None:
         """Raise BetonError if a sample could not be decoded, and clear the record."""
@@ -55,8 +56,9 @@ def make_workspace(
     index: BetonIndex,
     samples: NDArray[np.int64],
     num_threads: int,
+    index_bytes: int,
 ) -> Workspace:
-    """Return scratch memory for the largest image of `samples`.
+    """Return scratch memory for the largest image of `samples` and for an index of its JPEG.
 
     `decoders` are pairs of the name of a field and its decoder.
     """
@@ -67,7 +69,7 @@ def make_workspace(
             height, width = int(images["height"].max()), int(images["width"].max())
             num_bytes = max(num_bytes, scratch_bytes(decoder.decoders, height, width))
     try:
-        return Workspace(num_threads, num_bytes)
+        return Workspace(num_threads, num_bytes, index_bytes)
     except MemoryError as error:
         raise BetonError(
             f"images of {height} x {width} pixels in {str(index.path)!r} do not fit into memory. "

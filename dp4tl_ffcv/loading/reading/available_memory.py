@@ -1,5 +1,6 @@
 """The memory that is left for caches."""
 
+import os
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -15,16 +16,25 @@ def available_memory() -> int:
     """Return the bytes of memory that this process can take, page cache included.
 
     The least of what is left on the machine and in the control groups of the process, such as its
-    container and its batch job.
+    container and its batch job. What a sandbox hides is not counted.
     """
-    lines = (_PROC / "meminfo").read_text().splitlines()
-    machine = next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvail"))
-    return max(0, min([machine, *_left_in_groups()]))
+    return max(0, min([_left_on_machine(), *_left_in_groups()]))
+
+
+def _left_on_machine() -> int:
+    with suppress(OSError, ValueError):
+        for line in (_PROC / "meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) << 10
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _left_in_groups() -> Iterator[int]:
     """Yield what is left in each control group that has a limit."""
-    for line in (_PROC / "self" / "cgroup").read_text().splitlines():
+    lines: list[str] = []
+    with suppress(OSError):
+        lines = (_PROC / "self" / "cgroup").read_text().splitlines()
+    for line in (each for each in lines if each.count(":") >= 2):
         _, controllers, name = line.split(":", 2)
         if controllers and "memory" not in controllers.split(","):
             continue
@@ -40,6 +50,8 @@ def _left_in_groups() -> Iterator[int]:
 
 
 def _left(folder: Path, limit: str, usage: str, *page_cache: str) -> int:
-    counts = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-    cached = sum(int(counts[name]) for name in page_cache)
-    return int((folder / limit).read_text()) - int((folder / usage).read_text()) + cached
+    left = int((folder / limit).read_text()) - int((folder / usage).read_text())
+    with suppress(OSError, ValueError):  # not every kernel counts the page cache
+        counts = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        left += sum(int(counts.get(name, 0)) for name in page_cache)
+    return left

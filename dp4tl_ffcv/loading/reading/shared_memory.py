@@ -5,9 +5,11 @@ lock, and the last one to leave removes it. A killed process loses its lock, so 
 process can continue to use its file, or remove it.
 """
 
+import errno
 import fcntl
 import mmap
 import os
+import stat
 import weakref
 from contextlib import suppress
 from pathlib import Path
@@ -38,10 +40,18 @@ def shared_bytes(num_bytes: int, name: str) -> NDArray[np.uint8]:
 
     Raises OSError if there is no room.
     """
-    path = FOLDER / f"{_PREFIX}{os.getuid()}-{name}"
+    path = _path(name)
     _remove_abandoned(path)
     while True:
-        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except OSError as error:
+            raise _no_room(error, num_bytes) from error
+        found = os.fstat(file)
+        if found.st_uid != os.geteuid() or not stat.S_ISREG(found.st_mode):
+            os.close(file)
+            foreign = PermissionError(errno.EPERM, f"{path} is not a file of this user")
+            raise _no_room(foreign, num_bytes)
         try:
             fcntl.flock(file, fcntl.LOCK_SH)
             if os.fstat(file).st_nlink:
@@ -53,9 +63,24 @@ def shared_bytes(num_bytes: int, name: str) -> NDArray[np.uint8]:
 
 
 def shared_room() -> int:
-    """Return the free bytes for shared memory."""
-    found = os.statvfs(FOLDER)
-    return found.f_bavail * found.f_frsize
+    """Return the free bytes for shared memory, 0 if there is none."""
+    with suppress(OSError):  # a container without the file system
+        found = os.statvfs(FOLDER)
+        if not found.f_flag & os.ST_RDONLY and os.access(FOLDER, os.W_OK | os.X_OK):
+            return found.f_bavail * found.f_frsize
+    return 0
+
+
+def _path(name: str) -> Path:
+    return FOLDER / f"{_PREFIX}{os.getuid()}-{name}"
+
+
+def _no_room(error: OSError, num_bytes: int) -> OSError:
+    return OSError(
+        error.errno,
+        f'no room for cache="ram": it needs {num_bytes} bytes in {FOLDER}. Enlarge that file '
+        f'system (docker: --shm-size), or use cache="extents". The system says: {error.strerror}',
+    )
 
 
 def _map(file: int, path: Path, num_bytes: int) -> NDArray[np.uint8]:
@@ -63,18 +88,22 @@ def _map(file: int, path: Path, num_bytes: int) -> NDArray[np.uint8]:
         try:
             os.posix_fallocate(file, 0, max(1, num_bytes))
         except OSError as error:
-            raise OSError(
-                error.errno,
-                f'no room for cache="ram": it needs {num_bytes} bytes in {FOLDER}. Enlarge that '
-                'file system (docker: --shm-size), or use cache="extents".',
-            ) from error
+            raise _no_room(error, num_bytes) from error
     view = mmap.mmap(file, max(1, num_bytes))
-    weakref.finalize(view, _leave, file, path)
+    weakref.finalize(view, _leave_if_in, os.getpid(), file, path)
     return _array(view, num_bytes)
 
 
 def _array(view: mmap.mmap, num_bytes: int) -> NDArray[np.uint8]:
     return np.frombuffer(view, dtype=np.uint8, count=num_bytes)
+
+
+def _leave_if_in(process: int, file: int, path: Path) -> None:
+    """Leave the memory, unless this process was forked from the one that shares the lock."""
+    if os.getpid() == process:
+        _leave(file, path)
+    else:
+        os.close(file)
 
 
 def _leave(file: int, path: Path) -> None:
@@ -93,8 +122,6 @@ def _remove_abandoned(but: Path) -> None:
     for path in FOLDER.glob(f"{_PREFIX}{os.getuid()}-*"):
         if path == but:
             continue
-        try:
-            file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-        except FileNotFoundError:
-            continue
-        _leave(file, path)
+        with suppress(OSError):  # removed meanwhile, or not ours
+            file = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+            _leave(file, path)
