@@ -9,11 +9,9 @@ next process to append overwrites a block that a killed process left unfinished.
 """
 
 import errno
-import fcntl
 import os
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +22,8 @@ from numpy.typing import NDArray
 from ..artifacts import write_all
 from ..jpeg.mcu_index import checksum
 from ..kernels.compiled import compiled, copy_memory
-from .index import BetonIndex, identity_of
+from .index import BetonIndex
+from .shared_file import identity, locked, opened
 
 SUFFIX = ".jpegs"
 RECORD = np.dtype([("ptr", "<u8"), ("checksum", "<i8"), ("num_bytes", "<i8")])
@@ -34,7 +33,6 @@ _MAGIC = b"dp4tl\0\0\1"  # the last byte is the version of the format
 _HEADER = np.dtype([("magic", "S8"), ("fingerprint", "S64")])
 _BLOCK = np.dtype([("count", "<u8"), ("num_bytes", "<u8"), ("checksum", "<i8")])
 _BLOCK_ROWS = 1 << 14  # about 20 MB of memory while a block is written
-_LOCKED_FOR = 10.0  # seconds to wait for another process, which may be stopped
 
 
 @dataclass(frozen=True)
@@ -68,7 +66,7 @@ class IndexFile:
 
     def __init__(self, beton: BetonIndex) -> None:
         self._beton = beton.path
-        self._identity = beton.identity[:2] or _identity(beton.path)
+        self._identity = beton.identity[:2] or identity(beton.path)
         self._header = np.array((_MAGIC, beton.fingerprint.encode()), dtype=_HEADER).tobytes()
         self._paths = [index_path(beton.path), *_cache_paths(beton.fingerprint)]
         # Of each file that was read: the place and the head of the last block, and its end.
@@ -78,7 +76,7 @@ class IndexFile:
     def path(self) -> Path | None:
         """The file, or None if there is none."""
         for path in self._paths:
-            with suppress(OSError), _opened(path) as file:
+            with suppress(OSError), opened(path) as file:
                 if self._is_own(file):
                     return path
         return None
@@ -86,7 +84,7 @@ class IndexFile:
     def new_blocks(self) -> Iterator[Block]:
         """Yield the blocks that were appended since the last call, the latest first."""
         for path in self._paths:
-            with suppress(OSError), _opened(path) as file:
+            with suppress(OSError), opened(path) as file:
                 if self._is_own(file):
                     blocks = list(_blocks(file, self._read_of(file)))
                     if blocks:
@@ -119,7 +117,9 @@ class IndexFile:
                 for part in (slice(at, at + _BLOCK_ROWS) for at in range(0, len(ptrs), _BLOCK_ROWS))
             )
             try:
-                with _locked(path, is_cache=path != self._paths[0]) as file:
+                if path != self._paths[0]:
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                with locked(path, _is_empty) as file:
                     self._check_beton()  # after the lock: the file belongs to this beton
                     self._append(file, blocks)
                 return
@@ -128,7 +128,7 @@ class IndexFile:
         raise failed or FileNotFoundError(self._beton)
 
     def _check_beton(self) -> None:
-        if not self._identity or _identity(self._beton) != self._identity:
+        if not self._identity or identity(self._beton) != self._identity:
             raise OSError(errno.ESTALE, "another beton has taken its place", str(self._beton))
 
     def _append(self, file: int, blocks: Iterator[memoryview]) -> None:
@@ -165,12 +165,12 @@ class IndexFile:
     def _keep(self, file: int, head_at: int, end: int) -> None:
         """Note that the blocks up to `end` were read, of which the last begins at `head_at`."""
         head = os.pread(file, _BLOCK.itemsize, head_at)
-        self._read[_identity(file)] = head_at, head, end
+        self._read[identity(file)] = head_at, head, end
 
     def _read_of(self, file: int) -> int:
         """Return the end of the blocks that were read before."""
         nothing = 0, b"", len(self._header)
-        head_at, head, end = self._read.get(_identity(file), nothing)
+        head_at, head, end = self._read.get(identity(file), nothing)
         # A file that was deleted and made again may have the same inode.
         is_same = os.pread(file, len(head), head_at) == head and end <= os.fstat(file).st_size
         return end if is_same else len(self._header)
@@ -185,7 +185,7 @@ def remove_index(beton: Path) -> None:
     """Remove the file of the beton that another one has just replaced."""
     path = index_path(beton)
     with suppress(OSError):  # not ours to remove; it is ignored
-        with _opened(path) as file:
+        with opened(path) as file:
             is_index = _is_index_file(os.pread(file, len(_MAGIC), 0))
         if is_index:
             path.unlink()
@@ -196,64 +196,17 @@ def _is_index_file(start: bytes) -> bool:
     return start == _MAGIC[: len(start)]
 
 
+def _is_empty(file: int) -> bool:
+    """Return whether a file of this format has no blocks. Others are not ours to judge."""
+    start = os.pread(file, _HEADER.itemsize + 1, 0)
+    return len(start) <= _HEADER.itemsize and _is_index_file(start[: len(_MAGIC)])
+
+
 def _cache_paths(fingerprint: str) -> list[Path]:
     with suppress(RuntimeError):  # the user has no home
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         return [home / "dp4tl_ffcv" / f"{fingerprint}{SUFFIX}"]
     return []
-
-
-def _identity(file: Path | int) -> tuple[int, ...]:
-    return identity_of(file)[:2]
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[int]:
-    """Open a file to read. Does not wait for a pipe, of which nothing can be read at a place."""
-    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    try:
-        yield file
-    finally:
-        os.close(file)
-
-
-@contextmanager
-def _locked(path: Path, is_cache: bool) -> Iterator[int]:
-    """Open a file that no other process appends to, and remove it if it stays empty."""
-    if is_cache:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    is_open = True
-    while is_open:
-        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        try:
-            _lock(file, path)
-            is_open = _identity(file) != _identity(path)  # it was removed before the lock
-            if is_open:
-                continue
-            yield file
-        finally:
-            with suppress(OSError):  # what cannot be read at a place is not ours
-                start = os.pread(file, _HEADER.itemsize + 1, 0)
-                is_empty = len(start) <= _HEADER.itemsize and _is_index_file(start[: len(_MAGIC)])
-                if not is_open and is_empty and _identity(file) == _identity(path):
-                    path.unlink()
-            with suppress(OSError):
-                fcntl.flock(file, fcntl.LOCK_UN)  # a process forked meanwhile would keep the lock
-            os.close(file)
-
-
-def _lock(file: int, path: Path) -> None:
-    until = time.monotonic() + _LOCKED_FOR
-    while True:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            if time.monotonic() > until:
-                text = "another process does not release its lock"
-                raise TimeoutError(errno.ETIMEDOUT, text, str(path)) from error
-            time.sleep(0.02)
-        else:
-            return
 
 
 def _blocks(file: int, start: int) -> Iterator[Block]:

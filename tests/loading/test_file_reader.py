@@ -183,6 +183,31 @@ def test_direct_reads_leave_the_page_cache_alone(evicted: Path) -> None:
     assert resident(evicted) == []
 
 
+@pytest.mark.parametrize(("user", "writable"), [("owner", False), ("other", True)])
+def test_the_page_cache_is_asked_about_files_that_one_owns_or_may_write(
+    user: str, writable: bool, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: path.stat().st_uid + (user == "other"))
+    monkeypatch.setattr(os, "access", lambda *_, **__: writable)
+    assert len(FileReader(str(path))._map) == SIZE
+
+
+def test_a_file_of_another_user_is_read_by_direct_reads(
+    evicted: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Linux would say that all its pages are cached, so that whole pages were read."""
+    monkeypatch.setattr(os, "geteuid", lambda: evicted.stat().st_uid + 1)
+    monkeypatch.setattr(os, "access", lambda *_, **__: False)
+    reader = FileReader(str(evicted))
+    if reader.direct == reader.file:
+        pytest.skip("the file system has no direct I/O")
+    assert len(reader._map) == 0
+    memory = private_bytes(8192)
+    read(reader, memory, (16_384, 5000, 0))
+    assert memory[:5000].tolist() == content()[16_384:21_384].tolist()
+    assert resident(evicted) == []
+
+
 @pytest.mark.parametrize("how", ["wanted", "no direct I/O"])
 def test_only_the_pages_of_a_request_are_read(how: str, evicted: Path) -> None:
     reader = open_(evicted, "pages" if how == "no direct I/O" else "cached")

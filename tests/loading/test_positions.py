@@ -155,7 +155,7 @@ def test_an_order_that_repeats_samples_continues_with_the_same_ranks_only() -> N
 def test_a_position_past_the_end_is_rejected(segments: Any) -> None:
     order = order_of(sequential_order, np.arange(10))
     for world_size in (1, 2):
-        with pytest.raises(ValueError, match="with these samples|world size 11, which is more"):
+        with pytest.raises(ValueError, match=r"with these samples|world size 11, which is more"):
             order_from(order, Position(0, 1, segments), 0, world_size)
 
 

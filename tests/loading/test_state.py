@@ -263,7 +263,10 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "segments": (lambda state: {**state, "segments": 3}, "not the state of a PrunedLoader"),
     "zero": (lambda state: {**state, "segments": [[0, 7]]}, "`segments` must be at least 1"),
     "too far": (lambda state: {**state, "segments": [[1, 200]]}, "200 were taken of 120"),
-    "too many": (lambda state: {**state, "segments": [[200, 1]]}, "200, which is more than its 120"),
+    "too many": (
+        lambda state: {**state, "segments": [[200, 1]]},
+        "200, which is more than its 120",
+    ),
     "beton": (lambda state: {**state, "beton": None}, "`beton` must be text"),
     "seed": (lambda state: {**state, "seed": 6}, "seed=6; this loader has seed=5"),
     "order": (lambda state: {**state, "order": "sequential"}, "order='sequential'; this loader"),
