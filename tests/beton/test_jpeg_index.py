@@ -29,6 +29,7 @@ from dp4tl_ffcv.beton.jpeg_index_file import IndexFile, index_path, remove_index
 from dp4tl_ffcv.jpeg.crop import DECODED, decode_crop, jpeg_scratch_bytes
 from dp4tl_ffcv.jpeg.index_jpeg import index_jpeg
 from dp4tl_ffcv.jpeg.mcu_index import HEADER, checksum
+from dp4tl_ffcv.loading.decoding.crop_kernels import _index_of
 from dp4tl_ffcv.parallel import map_ordered
 from tests.support.images import jpeg, picture, write_images
 from tests.support.loading import pretend_rank
@@ -641,3 +642,38 @@ def test_without_a_home_the_file_is_next_to_the_beton(
     pixels_of(load(beton))
     with pytest.raises(OSError, match=r"a\.beton\.jpegs"):
         index_jpegs(beton)
+
+
+def test_decoders_use_a_copy_of_the_index(beton: Path, expected: list[bytes]) -> None:
+    """Another epoch of the loader may replace the index after it was checked."""
+    table, data = table_of(beton), np.fromfile(beton, dtype=np.uint8)
+    index_jpegs(beton)
+    table.refresh()
+    jpeg_data = data[int(table._ptrs[0]) :][:60_000].copy()
+    assert table.largest >= len(expected[0])
+    copy = np.zeros(table.largest, dtype=np.uint8)
+    found = _index_of(jpeg_data, 0, table.state, copy)
+    table.data[:] = 0
+    assert found.tobytes() == expected[0]
+    assert not _index_of(jpeg_data, 0, table.state, copy).size
+    assert table.lengths[0] == 0  # will be made again
+
+
+def test_an_index_that_is_made_again_during_a_save_is_not_saved_as_impossible(
+    beton: Path, expected: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index_jpegs(beton)
+    table = table_of(beton)
+    table.refresh()
+    index_path(beton).unlink()
+    table.stored[:] = 0
+    append = IndexFile.append
+
+    def forget_first(self: IndexFile, *arguments: Any) -> None:
+        table.lengths[4] = 0  # a decoder has found another image
+        append(self, *arguments)
+
+    monkeypatch.setattr(IndexFile, "append", forget_first)
+    table.save()
+    assert saved(beton) == expected
+    assert table.stored.all()

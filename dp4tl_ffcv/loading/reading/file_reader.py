@@ -99,6 +99,9 @@ class FileReader:
             weakref.finalize(self, os.close, self.direct)
         self._map = _map(self.file)
         self.bytes_read = 0
+        # Compiles it, if necessary: in a reading thread that would look like a disk that stalls.
+        nothing, state = np.empty(0, dtype=np.uint8), np.zeros(STATE_COLUMNS, dtype=np.int64)
+        _read_requests(self.source, self.file, np.empty((0, 3), dtype=np.int64), nothing, state)
 
     @property
     def source(self) -> NDArray[np.int64]:
