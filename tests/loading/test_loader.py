@@ -215,13 +215,13 @@ def test_a_batch_is_valid_until_the_next_is_loaded(batches_ahead: int, colours: 
 def test_any_field_may_hold_the_labels(colours: Any) -> None:
     index = colours.index
     selection = Selection(
-        classes=[0], indices=range(12), label_map=[5], fingerprint=index.fingerprint,
+        classes=[3], indices=range(12), label_map=[-1, -1, -1, 0], fingerprint=index.fingerprint,
         label_field="identifier",
     )  # fmt: skip
     for pixels, labels, others in PrunedLoader(index, 6, selection=selection, relabel=True):
         ids = colours.ids_of(pixels)
         np.testing.assert_array_equal(labels[:, 0], colours.labels[ids])
-        np.testing.assert_array_equal(others[:, 0], np.where(ids == 0, 5, -1))
+        np.testing.assert_array_equal(others[:, 0], np.where(ids == 3, 0, -1))
 
 
 @pytest.mark.parametrize("order", [OrderOption.QUASI_RANDOM, "quasi_random"])
