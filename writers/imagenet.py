@@ -69,6 +69,11 @@ def write(config: Config) -> dict[str, dp4tl_ffcv.BetonIndex]:
     names, truth = read_devkit(config.root)
     listings = {split: _list(config.root, split, truth) for split in config.splits}
     wnids = sorted({wnid for _, of_each in listings.values() for wnid in of_each})
+    if wrong := [wnid for wnid in wnids if not re.fullmatch(r"n\d{8}", wnid)]:
+        raise ValueError(
+            f"{wrong[0]!r} in {str(config.root)!r} is not a class of ImageNet: their folders are "
+            "called by WNIDs, such as n01440764. Use `dp4tl write imagefolder` for other names."
+        )
     ids = {wnid: label for label, wnid in enumerate(wnids)}
     splits: dict[str, Any] = {}
     for split, (images, of_each) in listings.items():
@@ -86,19 +91,22 @@ def read_devkit(root: Path) -> tuple[dict[str, str], list[str]]:
         from scipy.io import loadmat
     try:
         if folder.is_dir():
-            meta, truth = ((folder / name).read_bytes() for name in (META, TRUTH))
+            meta, truth = (
+                find(folder, name, layout="the extracted devkit").read_bytes()
+                for name in (META, TRUTH)
+            )
         else:
             wanted = [f"{DEVKIT}/{name}" for name in (META, TRUTH)]
             meta, truth = map(read_members(archive, wanted).__getitem__, wanted)
-    except (OSError, KeyError, ValueError) as error:
+        synsets = np.atleast_1d(loadmat(BytesIO(meta), squeeze_me=True)["synsets"])
+        wnids = {int(each["ILSVRC2012_ID"]): str(each["WNID"]) for each in synsets}
+        names = {str(each["WNID"]): str(each["words"]) for each in synsets}
+        return names, [wnids[int(number)] for number in truth.split()]
+    except Exception as error:  # scipy raises errors of many types for damaged files
         raise ValueError(
             f"The devkit in {str(root)!r} is damaged or lacks {META} or {TRUTH}: {error}. "
             f"Download {DEVKIT}.tar.gz again."
         ) from error
-    synsets = np.atleast_1d(loadmat(BytesIO(meta), squeeze_me=True)["synsets"])
-    wnids = {int(each["ILSVRC2012_ID"]): str(each["WNID"]) for each in synsets}
-    names = {str(each["WNID"]): str(each["words"]) for each in synsets}
-    return names, [wnids[int(number)] for number in truth.split()]
 
 
 def _list(

@@ -16,6 +16,7 @@ The identifier of a sample is its img_id in metadata.csv. Worst-group accuracy u
 from __future__ import annotations
 
 import csv
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,7 +51,7 @@ def read_metadata(path: Path) -> dict[str, list[tuple[str, int, int]]]:
     seen: set[int] = set()
     with open(path, newline="", encoding="utf-8") as stream:
         rows = csv.DictReader(stream)
-        for row in rows:
+        for row in _rows_of(rows, path):
             try:
                 name = str(row["img_filename"])
                 identifier, label, split = (int(row[key]) for key in ("img_id", "y", "split"))
@@ -64,6 +65,13 @@ def read_metadata(path: Path) -> dict[str, list[tuple[str, int, int]]]:
             seen.add(identifier)
             splits[SPLITS[split]].append((name, label, identifier))
     return splits
+
+
+def _rows_of(rows: csv.DictReader[str], path: Path) -> Iterator[dict[str, str]]:
+    try:
+        yield from rows
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is damaged after line {rows.line_num}: {error}.") from error
 
 
 if __name__ == "__main__":

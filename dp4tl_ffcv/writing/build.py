@@ -164,6 +164,8 @@ def _resume(stream: IO[bytes], journal: Journal, plan: BuildPlan) -> WriteState 
 def _encode_or_none(plan: BuildPlan, number: int) -> Encoded | None:
     try:
         return plan.encode(number)
+    except MemoryError:  # not a fault of the sample
+        raise
     except Exception:  # datasets and codecs may raise any error
         return None
 

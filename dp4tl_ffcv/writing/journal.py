@@ -51,7 +51,7 @@ class Journal:
                 self.part.stat().st_size >= state.position
                 and self.table.stat().st_size >= table_bytes
             )
-        except (OSError, ValueError, TypeError, KeyError):
+        except (FileNotFoundError, ValueError, TypeError, KeyError):
             return None
         return state if is_whole else None
 

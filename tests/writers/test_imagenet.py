@@ -12,7 +12,7 @@ from tests.support.files import numbered_jpeg as jpeg
 from tests.support.files import put_all, tar_of
 from tests.writers.support import check_refused, names_of, stored, write
 from writers import imagenet
-from writers.imagenet import DEVKIT
+from writers.imagenet import DEVKIT, META
 
 savemat = pytest.importorskip("scipy.io").savemat
 
@@ -33,6 +33,7 @@ TRAIN = {
 }
 VAL = {f"ILSVRC2012_val_{number:08}.JPEG": jpeg(500 + number) for number in range(1, 6)}
 TRUTH = (3, 1, 2, 2, 3)  # ILSVRC2012_IDs
+TRUTH_FILE = f"{DEVKIT}/data/ILSVRC2012_validation_ground_truth.txt"
 VAL_LABELS = (2, 1, 0, 0, 2)
 
 
@@ -59,9 +60,7 @@ def devkit() -> dict[str, bytes]:
     return {
         f"{DEVKIT}/readme.txt": b"none",
         f"{DEVKIT}/data/meta.mat": meta.getvalue(),
-        f"{DEVKIT}/data/ILSVRC2012_validation_ground_truth.txt": b"".join(
-            b"%d\n" % number for number in TRUTH
-        ),
+        TRUTH_FILE: b"".join(b"%d\n" % number for number in TRUTH),
     }
 
 
@@ -144,7 +143,7 @@ def test_hidden_and_other_files_are_ignored(tmp_path: Path) -> None:
     root = put_all(tmp_path / "root", files)
     assert write(imagenet, tmp_path / "out", root=root)["train"].num_samples == len(TRAIN)
     inner = tar_of({"._n1_1.JPEG": b"", "a.txt": b"", "n1_1.JPEG": jpeg(1)})
-    root = put_all(tmp_path / "tar", {"ILSVRC2012_img_train.tar": tar_of({"n1.tar": inner})})
+    root = put_all(tmp_path / "tar", {"ILSVRC2012_img_train.tar": tar_of({"n00000001.tar": inner})})
     archive = write(imagenet, tmp_path / "out2", root=root, splits=("train",))
     assert stored(archive["train"]) == {0: (0, jpeg(1))}
 
@@ -188,6 +187,10 @@ def flat(*names: str) -> dict[str, bytes]:
         (flat(*VAL, "other.JPEG") | devkit(), "val", "image '.*other.JPEG', .* numbers 1 to 5"),
         (flat("ILSVRC2012_val_00000006.JPEG") | devkit(), "val", "00000006.JPEG', .* 1 to 5"),
         ({"ILSVRC2012_img_train.tar": tar_of(VAL)}, "train", "a tar of 1,000 tars"),
+        ({f"{DEVKIT}/{META}": b"not from Matlab", TRUTH_FILE: b"1"}, "val", "is damaged"),
+        (devkit() | {TRUTH_FILE: b"1 7 9"}, "val", "is damaged"),
+        ({"val/images/a.JPEG": jpeg(0)}, "val", "'images' in .* is not a class of ImageNet"),
+        ({"train/train/n01440764/a.JPEG": jpeg(0)}, "train", "'train' in .* is not a class"),
     ],
 )
 def test_a_folder_that_is_not_the_dataset_is_refused(

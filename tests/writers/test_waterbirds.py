@@ -79,6 +79,13 @@ def test_an_invalid_value_is_refused(column: int, value: str, root: Path, tmp_pa
     check_refused(waterbirds, tmp_path / "out", why, root=root)
 
 
+@pytest.mark.parametrize("value", [b"a" * 200_000, b"\xff"], ids=["long", "encoding"])
+def test_a_value_that_is_no_text_is_refused(value: bytes, root: Path, tmp_path: Path) -> None:
+    with open(root / "metadata.csv", "ab") as stream:
+        stream.write(b"25," + value + b",0,0,0,a\n")
+    check_refused(waterbirds, tmp_path / "out", r"metadata\.csv is damaged after line", root=root)
+
+
 def test_a_short_line_and_a_missing_column_are_refused(root: Path, tmp_path: Path) -> None:
     write_metadata(root, {**rows_of(), 24: ["24", "a.jpg"]})
     check_refused(waterbirds, tmp_path / "out", "Line 25", root=root)
