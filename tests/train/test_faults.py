@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -142,3 +143,42 @@ def test_two_processes_do_not_use_one_run_folder(configure: Configure) -> None:
     assert json.loads((config.run / "result.json").read_text())["steps"] == 3
     with locked_folder(config.run):
         pass  # the run has released it
+
+
+# -- ranks ---------------------------------------------------------------------------------------
+LOSE = """
+import os, signal
+import torch
+from dp4tl_ffcv.utils import one_line_errors
+from train.components.processes import processes
+
+with one_line_errors(), processes() as group:
+    group.sum_over(torch.ones(3))
+    if group.rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    group.sum_over(torch.ones(3))
+"""
+
+
+def test_a_rank_whose_peer_is_killed_ends_with_an_error_that_says_so() -> None:
+    """Without torchrun, which would stop it."""
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        port = str(listening.getsockname()[1])
+    group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", LOSE], env={**os.environ, **group, "RANK": rank},
+            stderr=subprocess.PIPE, text=True,
+        )
+        for rank in "01"
+    ]  # fmt: skip
+    try:
+        _, left = ranks[0].communicate(timeout=100)
+        assert ranks[1].wait(timeout=10) == -signal.SIGKILL
+    finally:
+        for process in ranks:
+            process.kill()
+            process.communicate()
+    assert ranks[0].returncode == 1
+    assert "rank 0 of 2 lost the connection to another rank" in left.splitlines()[-1]

@@ -12,19 +12,14 @@ from torch import Tensor, nn
 from dp4tl_ffcv import save_checkpoint
 from dp4tl_ffcv.utils import Classifier, RunFolder, on_rank_zero, settings_of
 
-from ..configs.common import RunConfig
+from ..configs.common import RunConfig, facts_of
 from .counters import Counters
+from .epoch_sums import EpochSums
 from .folder_lock import locked_folder
 from .processes import Processes
 from .run_log import RunLog
 from .saved_state import SavedState
 from .throughput import Throughput
-
-# Settings that do not change the result.
-_WITHOUT_EFFECT = {
-    "run", "overwrite", "resume", "log_every", "save_every", "save_every_minutes", "num_workers",
-    "cache",
-}  # fmt: skip
 
 
 class Session:
@@ -54,11 +49,8 @@ class Session:
         self.recipe = recipe
         self.config = config
         self.processes = processes
-        settings = settings_of(config)
-        facts = {name: settings[name] for name in settings.keys() - _WITHOUT_EFFECT}
-        per_process = "process" in (config.batch_per, config.lr_per)
-        facts["world_size"] = processes.world_size if per_process else None
-        self.folder = RunFolder(config.run, {**facts, **inputs}, overwrite=config.overwrite)
+        facts = {**facts_of(config, processes.world_size), **inputs}
+        self.folder = RunFolder(config.run, facts, overwrite=config.overwrite)
         self.checkpoint = self.folder.checkpoints / checkpoint
         self.counters = Counters()
         path = self.folder.checkpoints / "resume.pt"
@@ -66,7 +58,6 @@ class Session:
         self._stateful: dict[str, Any] = {}
         self._loader: Any = None
         self._loader_state: Any = None  # of a stopped run, until an epoch begins
-        self._total_loss = torch.zeros((), device=processes.device)
 
     @property
     def epoch(self) -> int:
@@ -149,17 +140,15 @@ class Session:
         steps_left = total_steps - self.step
         left_of_epoch = len(loader) - (self.step - self.counters.first_step)
         num_steps = max(0, min(left_of_epoch, steps_left))
-        self._throughput = Throughput(
+        throughput = Throughput(
             self.processes.device,
             description=f"{self.recipe} {self.config.run.name}, step {self.step}/{total_steps}",
             steps_after=steps_left - num_steps,
             quiet=self.processes.rank > 0,
         )
-        self._total_loss = torch.tensor(self.counters.loss_sum, device=self.processes.device)
-        self._stalled_before = self.counters.stalled
-        self._started = time.perf_counter()
+        self._sums = EpochSums(self.processes, self.counters, throughput)
         images_per_step = loader.batch_size * self.processes.world_size
-        for batch in self._throughput.batches(loader, num_steps, images_per_step):
+        for batch in throughput.batches(loader, num_steps, images_per_step):
             self.processes.seed(self.config.seed, self.step)
             yield batch
 
@@ -171,18 +160,18 @@ class Session:
         Raises:
             ValueError: the state is due, and the loss or a weight is not finite.
         """
-        self._total_loss += loss  # on the device, without waiting for it
+        self._sums.add(loss)
         self.counters.step += 1
         self.counters.images += num_images * self.processes.world_size
         if self.step % self.config.log_every == 0:
             self.log.loss(self.step, loss)
         # After its last step, an epoch must end before its state can be saved.
         if self._saved_state.is_due(self.step) and self._has_batches():
-            self._update_counters()
+            self._sums.update()
             self._check_finite("loss is", math.isfinite(self.counters.loss_sum))
             self.log.flush()
             self._save()
-            self._started = time.perf_counter()
+            self._sums.restart_clock()
 
     def end_epoch(self) -> None:
         """Count an epoch, over all processes.
@@ -190,7 +179,7 @@ class Session:
         Raises:
             ValueError: the loss is not finite.
         """
-        self._update_counters()
+        self._sums.update()
         self.counters.end_epoch()
         self.log.flush()
         self._check_finite("loss is", math.isfinite(self.counters.loss))
@@ -216,7 +205,12 @@ class Session:
 
     # -- after training --------------------------------------------------------------------------
     def finish(self, model: Classifier, summary: str, **result: Any) -> dict[str, Any]:
-        """Save the model, print `summary`, write `result.json` and return its content."""
+        """Save the model, print `summary`, write `result.json` and return its content.
+
+        Raises:
+            ValueError: a weight is not finite.
+        """
+        self._check_weights(model)
         on_rank_zero(partial(save_checkpoint, self.checkpoint, model))
         self.log.close()
         self.say(summary)
@@ -230,27 +224,19 @@ class Session:
         self._saved_state.delete()
         return written
 
-    def _update_counters(self) -> None:
-        """Add the time and the losses since the last call, over all processes."""
-        counters, processes = self.counters, self.processes
-        counters.loss_sum = processes.mean_over(self._total_loss)
-        now = time.perf_counter()  # the mean has waited for the GPU
-        counters.seconds += now - self._started
-        self._started = now
-        seconds, device = self._throughput.stalled, processes.device
-        stalled = torch.tensor(seconds, dtype=torch.float64, device=device)
-        counters.stalled = self._stalled_before + processes.mean_over(stalled)
-
     def _start(self) -> None:
         self.processes.at_end.enter_context(locked_folder(self.folder.path))
         self.folder.start(resume=self.config.resume)
 
     def _save(self) -> None:
-        # The step that made the weights infinite had a finite loss.
-        parts = [part for part in self._stateful.values() if isinstance(part, nn.Module)]
-        tensors = [each for part in parts for each in (*part.parameters(), *part.buffers())]
-        self._check_finite("weights are", self.processes.all_finite(tensors))
+        modules = [part for part in self._stateful.values() if isinstance(part, nn.Module)]
+        self._check_weights(*modules)
         self._saved_state.save(self.counters, self._loader, self._stateful)
+
+    def _check_weights(self, *modules: nn.Module) -> None:
+        # The step that made the weights infinite had a finite loss.
+        tensors = [each for part in modules for each in (*part.parameters(), *part.buffers())]
+        self._check_finite("weights are", self.processes.all_finite(tensors))
 
     def _check_finite(self, what: str, is_finite: bool) -> None:
         if not is_finite:

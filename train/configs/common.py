@@ -4,7 +4,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from dp4tl_ffcv.utils import check_choice, check_number
+from dp4tl_ffcv.utils import check_choice, check_number, settings_of
+
+# Settings that do not change the result.
+_WITHOUT_EFFECT = {
+    "run", "overwrite", "resume", "log_every", "save_every", "save_every_minutes", "num_workers",
+    "cache",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +108,14 @@ class SupervisedConfig(RunConfig):
         super().__post_init__()
         check_fields(self, "val_resolution", at_least=1)
         check_fields(self, "crop_ratio label_smoothing", at_least=0, at_most=1)
+
+
+def facts_of(config: RunConfig, world_size: int) -> dict[str, Any]:
+    """Return the settings that the result of a run depends on, by name."""
+    settings = settings_of(config)
+    facts = {name: settings[name] for name in settings.keys() - _WITHOUT_EFFECT}
+    per_process = "process" in (config.batch_per, config.lr_per)
+    return {**facts, "world_size": world_size if per_process else None}
 
 
 def check_fields(config: Any, names: str, **bounds: float) -> None:
