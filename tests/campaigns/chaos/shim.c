@@ -101,8 +101,8 @@ static int passes(int op, int file, size_t *size, long long offset, ssize_t *res
         for (int at = 0; at < count; at++) size += parts[at].iov_len;                              \
         size_t wanted = size;                                                                      \
         if (!passes(op, file, &size, offset, &result)) return result;                              \
-        if (parts[0].iov_len < size) size = parts[0].iov_len;                                      \
-        struct iovec first = {parts[0].iov_base, size};                                            \
+        struct iovec first = parts[0];                                                             \
+        if (size < first.iov_len) first.iov_len = size;                                            \
         if (size < wanted) parts = &first, count = 1;                                              \
         result = call;                                                                             \
         if (dying) die();                                                                          \
