@@ -90,7 +90,8 @@ def _was_raised_by_us(trace: TracebackType | None) -> bool:
 def check_litter(folder: Path, expected: set[str], temporary: Path) -> None:
     """Raise `FaultError` for files that a case left in its folder or the temporary folder."""
     for attempt in range(2):
-        left = [path for path in folder.iterdir() if path.name not in expected]
+        files = (path for path in folder.rglob("*") if not path.is_dir())
+        left = [path for path in files if path.relative_to(folder).as_posix() not in expected]
         left += temporary.iterdir()
         if not left:
             return

@@ -1,0 +1,198 @@
+"""Checkpoints of this project and of others, and the state of a stopped run."""
+
+import io
+import pickle
+import zipfile
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save as save_safetensors
+
+from dp4tl_ffcv import build_model, load_checkpoint, save_checkpoint
+from tests.campaigns.fuzz.mutate import mutated, mutated_text
+from tests.campaigns.fuzz.target import FaultError, Sample, Target
+from train.components.counters import Counters
+from train.components.processes import Processes
+from train.components.saved_state import SavedState
+
+_TRAP = b"\x80\x02cos\nsystem\nX\x04\0\0\0true\x85R."
+ARCH, CLASSES = "resnet8_w16", 3
+_PICKLES = (
+    # Opcodes that make much of little, call, or refer to what is not there.
+    b"\x80\x02]q\x002(", b"Vx\n", b"I1\n", b"K\x01", b"(", b"t", b"}", b"]", b"2", b"\x85", b"\x86",
+    b"R", b"b", b"u", b"s", b"a", b"e", b"0", b"1", b"h\x00", b"j\xff\xff\xff\xff", b"q\x00",
+    b"r\xff\xff\xff\x7f", b"cos\nsystem\n", b"cbuiltins\nbytearray\n", b"cbuiltins\nset\n",
+    b"ccollections\nOrderedDict\n", b"ctorch._utils\n_rebuild_tensor_v2\n", b"J\xff\xff\xff\x7f",
+    b"\x8a\x08\xff\xff\xff\xff\xff\xff\xff\x7f", b"\x8a\xff" + b"\x01" * 255, b"Q", b"\x94", b".",
+    b"X\xff\xff\xff\xff", b"B\xff\xff\xff\x7f", b"G\x7f\xf8\0\0\0\0\0\0", b"\x93", b"\x81", b"N",
+)  # fmt: skip
+
+
+def mutated_pickle(rng: np.random.Generator, data: bytes) -> bytes:
+    """Return a pickle with opcodes inserted, replaced or repeated, or other bytes."""
+    changed = bytearray(data)
+    for _ in range(1 + int(rng.integers(3))):
+        if rng.random() < 0.3:
+            return mutated(rng, bytes(changed))
+        at = int(rng.integers(len(changed) + 1))
+        opcode = _PICKLES[int(rng.integers(len(_PICKLES)))] * int(rng.choice([1, 1, 1, 20, 3000]))
+        removed = int(rng.integers(3)) if rng.random() < 0.5 else 0
+        changed[at : at + removed] = opcode
+    return bytes(changed)
+
+
+def mutated_archive(rng: np.random.Generator, data: bytes) -> bytes:
+    """Return a file of `torch.save` of which the pickle, another member or the zip is mutated."""
+    if rng.random() < 0.25 or not zipfile.is_zipfile(io.BytesIO(data)):
+        directory = data.rfind(b"PK\x01\x02", 0, data.rfind(b"PK\x05\x06"))
+        spans = [(directory + at, size) for at, size in ((10, 2), (16, 4), (20, 4), (24, 4))]
+        return mutated(rng, data, spans)
+    members = dict(_members(data))
+    pickles = [name for name in members if name.endswith("data.pkl")]
+    names = sorted(members)
+    name = pickles[0] if rng.random() < 0.7 else names[int(rng.integers(len(names)))]
+    how = rng.random()
+    if name in pickles:
+        is_trap = how < 0.02
+        members[name] = _TRAP if is_trap else mutated_pickle(rng, members[name])
+    elif how < 0.3:
+        del members[name]
+    else:
+        members[name] = mutated(rng, members[name])
+    return _zipped(members, rng.random() < 0.1)
+
+
+@lru_cache(32)
+def _members(data: bytes) -> tuple[tuple[str, bytes], ...]:
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        return tuple((name, archive.read(name)) for name in archive.namelist())
+
+
+def _zipped(members: dict[str, bytes], is_compressed: bool) -> bytes:
+    stream = io.BytesIO()
+    kind = zipfile.ZIP_DEFLATED if is_compressed else zipfile.ZIP_STORED
+    with zipfile.ZipFile(stream, "w", kind) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return stream.getvalue()
+
+
+def _weights(model: Any) -> bytes:
+    return b"".join(value.numpy().tobytes() for value in model.network.state_dict().values())
+
+
+class CheckpointTarget(Target):
+    """A checkpoint that is loaded, with the architecture where the file does not record it."""
+
+    options: dict[str, Any] = {}  # noqa: RUF012  # set once for each class
+
+    def mutate(self, rng: np.random.Generator, sample: Sample, donor: Sample) -> bytes:
+        """Mutate the pickle, a tensor or the container."""
+        return mutated_archive(rng, sample.data)
+
+    def use(self, rng: np.random.Generator, folder: Path, sample: Sample, data: bytes) -> str:
+        """Load the model and compare its weights."""
+        model = load_checkpoint(folder / sample.attacked, **self.options)
+        for value in model.network.state_dict().values():
+            if value.is_floating_point() and not torch.isfinite(value).all():
+                raise FaultError("accepted weights that are no numbers", sample.attacked)
+        return "equal" if _weights(model) == sample.truth else "read as the bytes say"
+
+
+class OurCheckpoints(CheckpointTarget):
+    name = "checkpoint of this project"
+
+    def prepare(self, folder: Path) -> list[Sample]:
+        torch.manual_seed(0)
+        model = build_model(ARCH, CLASSES)
+        save_checkpoint(folder / "a.pt", model)
+        return [Sample({"a.pt": (folder / "a.pt").read_bytes()}, "a.pt", truth=_weights(model))]
+
+
+class ForeignCheckpoints(CheckpointTarget):
+    name = "checkpoint of another program"
+    options = {"arch": ARCH}  # noqa: RUF012
+
+    def prepare(self, folder: Path) -> list[Sample]:
+        torch.manual_seed(0)
+        model = build_model(ARCH, CLASSES)
+        state = dict(model.network.state_dict())
+        samples = []
+        for number, content in enumerate(
+            (
+                state,
+                {"state_dict": {f"module.{name}": value for name, value in state.items()}},
+                {"model": {f"_orig_mod.{n}": v for n, v in state.items()}, "epoch": np.int64(3)},
+            )
+        ):
+            for is_zip in (True, False):
+                stream = io.BytesIO()
+                torch.save(content, stream, _use_new_zipfile_serialization=is_zip)
+                name = f"{number}.pth"
+                samples.append(Sample({name: stream.getvalue()}, name, truth=_weights(model)))
+        return samples
+
+
+class Safetensors(CheckpointTarget):
+    name = "checkpoint as safetensors"
+    options = {"arch": ARCH}  # noqa: RUF012
+
+    def prepare(self, folder: Path) -> list[Sample]:
+        torch.manual_seed(0)
+        model = build_model(ARCH, CLASSES)
+        data = save_safetensors(dict(model.network.state_dict()))
+        return [Sample({"a.safetensors": data}, "a.safetensors", truth=_weights(model))]
+
+    def mutate(self, rng: np.random.Generator, sample: Sample, donor: Sample) -> bytes:
+        """Mutate the JSON header, with and without a matching length, or bytes."""
+        size = int.from_bytes(sample.data[:8], "little")
+        if rng.random() < 0.4:
+            return mutated(rng, sample.data, [(0, 8)])
+        words = ("F32", "F64", "I64", "BOOL", "dtype", "shape", "data_offsets", "__metadata__")
+        head = mutated_text(rng, sample.data[8 : 8 + size].decode(), words)
+        count = len(head) if rng.random() < 0.9 else size
+        return count.to_bytes(8, "little") + head + sample.data[8 + size :]
+
+
+class _Position:
+    """The position of a loader, as far as a saved state needs it."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"epoch": 1, "segments": [(0, 4)], "seed": 0}
+
+
+class RecipeStates(Target):
+    name = "state of a stopped run"
+
+    def prepare(self, folder: Path) -> list[Sample]:
+        torch.manual_seed(0)
+        self._stateful = self._objects()
+        model = self._stateful["model"]
+        model(torch.ones(2, 4)).sum().backward()
+        self._stateful["optimizer"].step()
+        state = SavedState(folder / "state.pt", Processes(torch.device("cpu")))
+        state.save(Counters(epoch=1, step=2, images=8), _Position(), self._stateful)
+        data = (folder / "state.pt").read_bytes()
+        truth = pickle.dumps([value.tolist() for value in model.state_dict().values()])
+        return [Sample({"state.pt": data}, "state.pt", truth=truth)]
+
+    @staticmethod
+    def _objects() -> dict[str, Any]:
+        model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.BatchNorm1d(3))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        return {"model": model, "optimizer": optimizer}
+
+    def mutate(self, rng: np.random.Generator, sample: Sample, donor: Sample) -> bytes:
+        """Mutate the pickle, a tensor or the container."""
+        return mutated_archive(rng, sample.data)
+
+    def use(self, rng: np.random.Generator, folder: Path, sample: Sample, data: bytes) -> str:
+        """Load the state into new objects."""
+        objects = self._objects()
+        state = SavedState(folder / "state.pt", Processes(torch.device("cpu")))
+        state.load(objects)
+        found = [value.tolist() for value in objects["model"].state_dict().values()]
+        return "equal" if pickle.dumps(found) == sample.truth else "read as the bytes say"
