@@ -10,9 +10,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..scoring import Scores
+from ..stored import check_entries
 
-_KEYS = ("environment", "seeds", "rows", "stages", "definitions", "classes")
-_CLASS_KEYS = ("source", "relevant", "scores", "selections")
+_NUMBER = int | float
+# Types of the entries of `result.json`, of its entry `classes`, and of a stage.
+_ENTRIES = {
+    "environment": dict[str, Any],
+    "seeds": list[int],
+    "rows": list[dict[str, Any]],
+    "stages": list[dict[str, Any]],
+    "definitions": dict[str, str],
+    "classes": dict[str, Any],
+}
+_CLASSES = {
+    "source": str,
+    "relevant": list[int],
+    "scores": dict[str, str],
+    "selections": dict[str, str],
+}
+_STAGE = {"stage": str, "seconds": _NUMBER}
+_JSON_TYPES = {float: _NUMBER, float | None: _NUMBER | None, list[float]: list[int | float]}
 _LABELS = {"full": "full source", "label_mapping": "LM", "feature_mapping": "FM"}
 _TOLERANCE = 1e-9  # rounding must not decide whether equal accuracies count as reached
 
@@ -55,16 +72,17 @@ class Row:
     relevant_found: float
 
 
-def parse_rows(result: Mapping[str, Any]) -> list[Row]:
+def parse_rows(result: Any) -> list[Row]:
     """Return the rows of a `result.json`.
 
     Raises:
-        TypeError: a number is null or text.
-        ValueError: a key is missing, there are no rows, or a finetuning has no full run.
+        ValueError: an entry is missing or of another type, there are no rows, or a finetuning has
+            no full run.
     """
-    missing = [key for key in _KEYS if key not in result]
-    if missing := missing or [key for key in _CLASS_KEYS if key not in result["classes"]]:
-        raise ValueError(f"it has no {', '.join(missing)}")
+    check_entries(result, _ENTRIES)
+    check_entries(result["classes"], _CLASSES)
+    for stage in result["stages"]:
+        check_entries(stage, _STAGE)
     rows = [_parse_row(row, number) for number, row in enumerate(result["rows"])]
     full = {row.finetuning for row in rows if row.method == "full"}
     if not full or full != {row.finetuning for row in rows}:
@@ -73,13 +91,13 @@ def parse_rows(result: Mapping[str, Any]) -> list[Row]:
 
 
 def _parse_row(row: Mapping[str, Any], number: int) -> Row:
-    for field in fields(Row):
-        if field.name not in row:
-            raise ValueError(f"row {number} has no {field.name}")
-        value = row[field.name]
-        if field.type in (int, float) and not isinstance(value, int | float):
-            raise TypeError(f"{field.name} of row {number} is {value!r} instead of a number")
-    return Row(**{field.name: row[field.name] for field in fields(Row)})
+    types: dict[str, Any] = {field.name: field.type for field in fields(Row)}
+    kinds = {name: _JSON_TYPES.get(kind, kind) for name, kind in types.items()}
+    try:
+        check_entries(row, kinds)
+    except ValueError as error:
+        raise ValueError(f"row {number} is damaged: {error}") from error
+    return Row(**{name: row[name] for name in kinds})
 
 
 def method_label(method: str) -> str:

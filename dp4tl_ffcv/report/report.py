@@ -1,7 +1,6 @@
 """Write figures and a self-contained HTML page from the files of a finished demo."""
 
 import base64
-import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,7 @@ from ..artifacts import atomic_open
 from ..beton import BetonIndex, read_image
 from ..scoring import Scores
 from ..selection import Selection
+from ..stored import read_json
 from .figures import accuracy_plot, class_scores_plot, contact_sheet_png, speedup_plot
 from .page import ClassScores, Row, full_row, parse_rows, reaches_full, render, summarise
 
@@ -41,21 +41,29 @@ def write_report(run_folder: str | os.PathLike[str]) -> Path:
     folder = Path(run_folder)
     path = folder / "result.json"
     try:
-        result = json.loads(path.read_text())
+        result = read_json(path)
         rows = parse_rows(result)
         classes = result["classes"]
-    except (TypeError, ValueError) as error:
+        parts = (classes["source"], *classes["scores"].values(), *classes["selections"].values())
+        for part in parts:
+            if not (folder / part).resolve().is_relative_to(folder.resolve()):
+                raise ValueError(f"it names {part!r}, which is outside of its folder")
+    except ValueError as error:
         raise ValueError(
             f"{path} is not the result of a finished demo: {error}. Run `dp4tl demo` again."
         ) from error
     index = BetonIndex.open(folder / classes["source"])
     names = index.class_names()
+    if index.labels().max() >= len(names):
+        raise ValueError(f"{str(index.path)!r} has no names for all its classes. Write it again.")
     curves = [accuracy_plot(rows), speedup_plot(rows)]
     relevant = np.isin(np.arange(len(names)), classes["relevant"])
     scores = [
         ClassScores(method, Scores.load(folder / path), relevant)
         for method, path in classes["scores"].items()
     ]
+    if any(len(each.scores) != len(names) for each in scores):
+        raise ValueError(f"the scores in {str(folder)!r} are not for {len(names)} classes.")
     histograms = [class_scores_plot(each, names, place) for place, each in enumerate(scores)]
     pngs = {plot.name: plot.png for plot in (*curves, *histograms)}
     page = render(

@@ -266,11 +266,23 @@ def test_a_failure_leaves_the_old_report(tmp_path: Path, monkeypatch: pytest.Mon
     [
         (lambda given: given.update(rows=[]), "a finetuning has no row of the full source"),
         (lambda given: given["rows"].pop(0), "a finetuning has no row of the full source"),
-        (lambda given: given.pop("environment"), "it has no environment"),
-        (lambda given: given["rows"][2].pop("keep"), "row 2 has no keep"),
-        (lambda given: given["rows"][1].update(keep=None), "keep of row 1 is None instead"),
-        (lambda given: given["classes"].pop("scores"), "it has no scores"),
-        (lambda given: given.update(rows=None), "'NoneType' object is not iterable"),
+        (lambda given: given.pop("environment"), "it has no entry 'environment'"),
+        (lambda given: given["rows"][2].pop("keep"), "row 2 .* no entry 'keep'"),
+        (
+            lambda given: given["rows"][1].update(keep=None),
+            "row 1 .*'keep' is not of the type int | float",
+        ),
+        (lambda given: given["rows"][1].update(test_accuracies=0.5), "row 1 .*'test_accuracies'"),
+        (lambda given: given["rows"][1].update(test_accuracies=["a"]), "row 1 .*'test_accuracies'"),
+        (lambda given: given["stages"][0].pop("seconds"), "it has no entry 'seconds'"),
+        (lambda given: given["classes"].update(scores=["a.npz"]), "its entry 'scores' is not of"),
+        (
+            lambda given: given["classes"].update(source="../a.beton"),
+            "it names '../a.beton', which",
+        ),
+        (lambda given: given["classes"]["scores"].update(lm="/a.npz"), "it names '/a.npz', which"),
+        (lambda given: given["classes"].pop("scores"), "it has no entry 'scores'"),
+        (lambda given: given.update(rows=None), "its entry 'rows' is not of the type"),
     ],
 )
 def test_an_incomplete_result_is_rejected(
