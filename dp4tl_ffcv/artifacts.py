@@ -25,7 +25,8 @@ from .stored import check_entries, naming, open_file, parse_json, read_npz
 from .version import __version__
 
 _FORMAT_VERSION = 1
-_NO_LOCKS = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK}
+# File systems without locks; EBADF is NFS's error for the lock of a folder.
+_NO_LOCKS = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EBADF}
 _PATIENCE = 2.0  # seconds for the workers of a killed process to end and release their lock
 # Facts that several kinds of artifacts keep in their provenance, if they know them.
 _PROVENANCE = {
@@ -76,10 +77,8 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     target = Path(path)
     part, old = part_path(target), target.with_name(f".{target.name}.old")
     part.mkdir(parents=True, exist_ok=True)
-    folder = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    folder = lock_folder(part, target)
     try:
-        if not (_is_locked(folder, target) and _is_at(part, folder)):
-            raise _busy(target)
         for left in (old, *part.iterdir()):
             shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
         try:
@@ -97,6 +96,14 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
         os.close(folder)
 
 
+def lock_folder(folder: Path, target: Path) -> int:
+    """Lock a folder, and return the descriptor that holds the lock until it is closed.
+
+    Raise BlockingIOError, which names `target`, if another process holds the lock.
+    """
+    return _open_locked(folder, target, os.O_RDONLY | os.O_DIRECTORY)
+
+
 def part_path(target: Path) -> Path:
     """Return the path of the unfinished file of `target`."""
     return target.with_name(f".{target.name}.part")
@@ -109,10 +116,9 @@ def locked_part(target: Path) -> Iterator[IO[bytes]]:
     Raises:
         OSError: see `atomic_open`.
     """
-    part = part_path(target)
     check_is_file(target)
     target.parent.mkdir(parents=True, exist_ok=True)
-    file = _open_locked(part, target)
+    file = _open_locked(part_path(target), target, os.O_RDWR | os.O_CREAT)
     # Mode "a+b" would append every write.
     stream = os.fdopen(file, "r+b", closefd=False)
     try:
@@ -140,14 +146,14 @@ def check_is_file(path: Path) -> None:
         )
 
 
-def _open_locked(part: Path, target: Path) -> int:
+def _open_locked(part: Path, target: Path, flags: int) -> int:
     deadline = time.monotonic() + _PATIENCE
     while True:
         try:
-            check_is_file(part)
+            if not flags & os.O_DIRECTORY:
+                check_is_file(part)
             # Links are not followed: the file of another program would be overwritten.
-            flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-            file = os.open(part, flags, 0o666)
+            file = os.open(part, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
         except OSError as error:
             if error.errno == errno.ENAMETOOLONG:
                 error.filename = str(target)

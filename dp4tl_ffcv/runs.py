@@ -11,10 +11,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from .artifacts import write_json
+from .artifacts import lock_folder, write_json
 from .stored import naming, read_json
 from .version import __version__
 
+# Descriptors of the folders that this process has locked. A failed run keeps its lock, and the next
+# run of this process in the same folder goes on with it.
+_HELD: dict[tuple[int, int], int] = {}
 _PACKAGES = ("ffcv", "torch", "torchvision", "numba", "numpy")
 
 
@@ -50,15 +53,20 @@ class RunFolder:
     def start(self, *, resume: bool = False) -> None:
         """Record the configuration and delete the files of an unfinished run.
 
+        The folder is locked against other processes until `finish`, or the end of the process.
+
         Args:
             resume: keep checkpoints and log of an unfinished run of the same configuration.
 
         Raises:
+            BlockingIOError: another process runs in this folder.
             ValueError: the folder holds checkpoints, but no run.
             ValueError: without `overwrite`: it holds a finished run of another configuration.
             ValueError: without `overwrite` and with `resume`: it holds an unfinished run of another
                 configuration.
         """
+        if self.path.exists():
+            self._lock()
         before = _read(self.path / "config.json")
         is_finished = _read(self.path / "result.json") is not None
         if not self.overwrite:
@@ -75,6 +83,8 @@ class RunFolder:
             (self.path / name).unlink(missing_ok=True)
         if self.checkpoints.exists():
             shutil.rmtree(self.checkpoints)
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._lock()
         write_json(self.path / "config.json", self.config)
         self.log({"event": "start", **environment()})
 
@@ -121,7 +131,18 @@ class RunFolder:
         # Return JSON's types (lists for tuples), as `finished` does.
         full: dict[str, Any] = json.loads(json.dumps({**result, "environment": environment()}))
         write_json(self.path / "result.json", full)
+        if (held := _HELD.pop(_identity(self.path), None)) is not None:
+            os.close(held)
         return full
+
+    def _lock(self) -> None:
+        if _identity(self.path) not in _HELD:
+            _HELD[_identity(self.path)] = lock_folder(self.path.resolve(), self.path)
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    found = folder.stat()
+    return found.st_dev, found.st_ino
 
 
 def settings_of(config: Any) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import signal
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from dp4tl_ffcv import __version__
+from dp4tl_ffcv import __version__, artifacts
 from dp4tl_ffcv.utils import RunFolder, environment
 
 CONFIG = {"epochs": 3, "lr": 0.1, "parts": [1, 2], "deep": {"name": "ä", "none": None}}
@@ -72,6 +73,42 @@ def stop(path: Path, config: dict[str, Any]) -> RunFolder:
     with (path / "log.jsonl").open("a") as stream:
         stream.write('{"epo')
     return folder
+
+
+def test_one_process_at_a_time_runs_in_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(artifacts, "_PATIENCE", 0.1)
+    read, write = os.pipe()
+    if not (child := os.fork()):
+        stop(tmp_path, CONFIG)
+        os.write(write, b"started")
+        signal.pause()
+    assert os.read(read, 7) == b"started"
+    before = sorted(tmp_path.rglob("*"))
+    for resume in (True, False):
+        with pytest.raises(BlockingIOError, match="another process") as caught:
+            RunFolder(tmp_path, CONFIG).start(resume=resume)
+        assert caught.value.filename == str(tmp_path)
+    assert sorted(tmp_path.rglob("*")) == before
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    for file in (read, write):
+        os.close(file)
+    folder = RunFolder(tmp_path, CONFIG)
+    folder.start(resume=True)
+    assert [row.get("event") for row in rows(folder)] == ["start", None, "resume"]
+
+
+@pytest.mark.parametrize("is_finished", [True, False])
+def test_a_process_may_run_again_in_its_folder(is_finished: bool, tmp_path: Path) -> None:
+    files = len(list(Path("/proc/self/fd").iterdir()))
+    folder = RunFolder(tmp_path, CONFIG)
+    folder.start()
+    if is_finished:
+        folder.finish({})
+        assert len(list(Path("/proc/self/fd").iterdir())) == files
+    RunFolder(tmp_path, CONFIG).start(resume=True)
 
 
 def test_a_row_that_cannot_be_written_leaves_the_log_as_it_was(tmp_path: Path) -> None:

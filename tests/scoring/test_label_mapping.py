@@ -1,5 +1,7 @@
 """`label_mapping` and `soft_label_mapping` against their definitions, image by image."""
 
+import re
+import warnings
 from typing import Any
 
 import numpy as np
@@ -143,3 +145,22 @@ def test_bad_predictions_are_rejected(
 ) -> None:
     with pytest.raises(error, match=message):
         label_mapping(target, **options)
+
+
+@pytest.mark.parametrize("images", [49, 50, 200])
+@pytest.mark.parametrize(
+    ("spread", "classes", "warned"),
+    [(0.02, 2, True), (5.0, 2, False), (5.0, 1, True)],
+    ids=["uniform outputs", "trained", "one class"],
+)
+def test_a_surrogate_that_looks_untrained_is_warned_of(
+    spread: float, classes: int, warned: bool, images: int
+) -> None:
+    logits = np.zeros((images, 100), dtype=np.float32)
+    logits[np.arange(images), np.arange(images) % classes] = 2 * spread
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        label_mapping(logits)
+    assert [warning.category for warning in caught] == [UserWarning] * (warned and images >= 50)
+    for warning in caught:
+        assert re.match("the surrogate may be untrained.* as class 0", str(warning.message))

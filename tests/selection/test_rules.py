@@ -241,6 +241,33 @@ def test_decimal_fractions_are_rounded_exactly(hundred: BetonIndex) -> None:
         assert found == part_of(keep, 100) == round(100 * keep + 0.1)
 
 
+@pytest.mark.parametrize(
+    ("others", "message"),
+    [
+        (
+            [0.0, 0.0],
+            r"cover 14 .* has 12\. The scores from class 12 on, 0\.0%",
+        ),
+        ([0.0, 0.5], r"from class 12 on, 0\.8% of all, are ignored"),
+        ([1.0, 0.0], None),
+        ([-1.0, 0.0], None),
+    ],
+)
+def test_outputs_that_stand_for_no_class_are_ignored_if_they_have_no_votes(
+    others: list[float], message: str | None, uneven: BetonIndex
+) -> None:
+    own = [0, 3, 0, 20, 1, 9, 0, 5, 4, 8, 15, 0]
+    scores = Scores(scores=np.array([*own, *others]), method="label_mapping")
+    if message is None:
+        with pytest.raises(ValueError, match=r"has 12 classes, but `scores` cover 14"):
+            select(scores, uneven, keep_classes=3)
+        return
+    with pytest.warns(UserWarning, match=message):
+        selection = select(scores, uneven, keep_classes=3)
+    assert selection.classes.tolist() == [3, 5, 10]
+    assert len(selection.label_map) == 12
+
+
 def test_scores_may_cover_more_classes_than_a_beton_without_names(hundred: BetonIndex) -> None:
     selection = select(scores_of(np.arange(3)), hundred, keep_classes=1)
     assert selection.classes.tolist() == [0]
