@@ -146,7 +146,9 @@ def compact(  # noqa: PLR0913  # options are named at the call
         else:
             written = copy_samples(source, retained, target, describe, num_workers)
     if jpeg_index:
-        copied = None if transcoder.changes else (index, retained.extents["ptr"])
+        # The index of another image with the same number of bytes is of no use, but does no harm.
+        is_same = written.allocations["size"] == retained.extents["size"]
+        copied = (index, np.where(is_same, retained.extents["ptr"], 0))
         index_written(written, num_workers, copied)
     return written
 

@@ -84,11 +84,12 @@ class Transcoder:
             for field, samples in zip(self._fields, chosen, strict=True):
                 field.raw[samples] = True
                 self.sizes[field.rows[samples]] = field.pixel_bytes[samples]
+        self._changed = [field.changed for field in self._fields]
 
     @property
     def changes(self) -> bool:
         """Whether the new beton stores any image in another way than the source."""
-        return any(field.changed.any() for field in self._fields)
+        return any(changed.any() for changed in self._changed)
 
     def write(
         self, target: Path, describe: Callable[[BetonIndex], Manifest], num_workers: int
@@ -133,8 +134,8 @@ class Transcoder:
         stored = [self._read(row) for row in range(first, end)]
         blobs = list(stored)
         row = retained.metadata[position : position + 1].copy()
-        for field in self._fields:
-            if field.changed[position]:
+        for field, changed in zip(self._fields, self._changed, strict=True):
+            if changed[position]:
                 image, number = row[field.column], field.rows[position] - first
                 blobs[number] = self._transcode(field, position, stored[number])
                 image["mode"] = _RAW if field.raw[position] else _JPG

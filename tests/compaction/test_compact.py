@@ -198,7 +198,7 @@ def test_class_names_stay_with_their_field(tmp_path: Path) -> None:
         assert verify(tmp_path / f"{name}.beton").is_sound
 
 
-def test_a_selection_may_repeat_samples_but_not_prune_their_classes(
+def test_ids_may_repeat_but_a_selection_must_retain_the_classes_of_its_samples(
     blobs: Path, tmp_path: Path
 ) -> None:
     def select(indices: list[int]) -> Selection:
@@ -209,7 +209,7 @@ def test_a_selection_may_repeat_samples_but_not_prune_their_classes(
             fingerprint=BetonIndex.open(blobs).fingerprint,
         )
 
-    index = compact(blobs, select([0, 4, 4, 0]), tmp_path / "out.beton")
+    index = compact(blobs, [0, 4, 4, 0], tmp_path / "out.beton")
     assert sorted(contents(index.path)) == [0, 4]
     again = compact(index, [1], tmp_path / "again.beton")  # of a compacted beton
     expected, [found] = contents(blobs), again.column("identifier")

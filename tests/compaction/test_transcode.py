@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from dp4tl_ffcv import BetonIndex, compact, index_jpegs
 from dp4tl_ffcv.beton import format
+from dp4tl_ffcv.beton import index_jpegs as index_module
 from dp4tl_ffcv.beton.verify.verification import verify
 from dp4tl_ffcv.compaction import plan as planning
 from dp4tl_ffcv.compaction import transcode
@@ -332,6 +333,30 @@ def test_progressive_jpegs_become_baseline_with_the_same_pixels(tmp_path: Path) 
         path, None, tmp_path / "c.beton", baseline=True, max_resolution=100, num_workers=1
     )
     assert max(shrunk.column("image")["width"]) == 100
+
+
+def test_the_indexes_of_jpegs_that_keep_their_bytes_are_copied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures = [paint(number, 300, 340) for number in range(6)]
+    contents = [
+        jpeg(each, quality=95, progressive=number % 3 == 0) for number, each in enumerate(pictures)
+    ]
+    path, made = jpegs(tmp_path / "a.beton", contents), []
+    assert index_jpegs(path)["indexed"] == 4
+    make = index_module.index_jpeg
+    monkeypatch.setattr(
+        index_module, "index_jpeg", lambda data, *rest: made.append(data.size) or make(data, *rest)
+    )
+    index = compact(path, None, tmp_path / "b.beton", baseline=True, num_workers=1)
+    data = index.path.read_bytes()
+    images = zip(index.labels().tolist(), index.column("image"), strict=True)
+    stored = {
+        label: stored_at(index, data, sample, image["data_ptr"])
+        for sample, (label, image) in enumerate(images)
+    }
+    assert sorted(made) == sorted(len(stored[label]) for label in (0, 3))
+    assert index_jpegs(index)["indexed"] == 6
 
 
 def test_a_damaged_progressive_jpeg_is_named(tmp_path: Path) -> None:
