@@ -12,23 +12,30 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
+from queue import SimpleQueue
 
 from tests.campaigns import results
+from tests.campaigns.fuzz import coverage
 from tests.campaigns.fuzz.supervise import Campaign, Tally
 from tests.campaigns.fuzz.targets import TARGETS
 
 _SHOWN = 5  # faults of a target that are printed
 _QUICK_SHARE, _QUICK_LEAST = 200, 30
+_COVERAGE, _QUICK_COVERAGE = 300, 10  # seconds of the coverage-guided fuzzer
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the campaign and return its exit status."""
     options = _parser().parse_args(arguments)
-    names = [name for name in TARGETS if not options.only or options.only in name]
+    kinds = (*TARGETS, coverage.NAME)
+    names = [name for name in kinds if not options.only or options.only in name]
     if not names:
-        raise SystemExit(f"no kind of input has {options.only!r} in its name: {', '.join(TARGETS)}")
+        raise SystemExit(f"no kind of input has {options.only!r} in its name: {', '.join(kinds)}")
     root = Path("/dev/shm")
     folder = Path(tempfile.mkdtemp(prefix="dp4tl-fuzz-", dir=root if root.is_dir() else None))
     try:
@@ -40,23 +47,57 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(names: Sequence[str], options: argparse.Namespace, folder: Path) -> int:
-    lines, end = [], time.monotonic() + 60 * options.minutes if options.minutes else None
-    with Campaign(folder, options.seed, options.jobs) as campaign:
-        for name in names:
-            cases = TARGETS[name].cases
-            if options.quick:
-                cases = max(_QUICK_LEAST, cases // _QUICK_SHARE)
-            start = time.monotonic()
-            tally = campaign.run(
-                name, range(options.first, options.first + (options.count or cases)), end
-            )
-            seconds = time.monotonic() - start
-            lines.append(_line(name, tally, options.seed, seconds))
-            _report(name, tally, options.seed)
-            print(results.summary(lines[-1]), flush=True)
-            if options.keep:
-                results.keep(lines[-1])
+    """Run kinds one after the other on all processes; in the short form, one kind a process."""
+    end = time.monotonic() + 60 * options.minutes if options.minutes else None
+    groups = options.jobs if options.quick else 1
+    free: SimpleQueue[Campaign] = SimpleQueue()
+    lines: list[results.Line] = []
+
+    def run(name: str) -> None:
+        campaign, start = free.get(), time.monotonic()
+        try:
+            tally = _tally(name, options, campaign, folder, end)
+        finally:
+            free.put(campaign)
+        if tally is None:
+            print(f"{name}: left out, because atheris is not installed", flush=True)
+            return
+        line = _line(name, tally, options.seed, time.monotonic() - start)
+        lines.append(line)
+        print("\n".join([*_faults(name, tally, options.seed), results.summary(line)]), flush=True)
+        if options.keep:
+            results.keep(line)
+
+    with ExitStack() as stack:
+        for group in range(groups):
+            campaign = Campaign(folder / str(group), options.seed, options.jobs // groups)
+            free.put(stack.enter_context(campaign))
+        with ThreadPoolExecutor(groups) as threads:
+            for done in [threads.submit(run, name) for name in names]:
+                done.result()
     return results.exit_status(lines)
+
+
+def _tally(
+    name: str,
+    options: argparse.Namespace,
+    campaign: Campaign,
+    folder: Path,
+    end: float | None,
+) -> Tally | None:
+    if name != coverage.NAME:
+        return campaign.run(name, _cases(name, options), end)
+    if not coverage.is_installed():
+        return None
+    seconds = _QUICK_COVERAGE if options.quick else _COVERAGE
+    return coverage.run(seconds, options.seed, folder / "coverage")
+
+
+def _cases(name: str, options: argparse.Namespace) -> range:
+    count = options.count or TARGETS[name].cases
+    if options.quick and not options.count:
+        count = max(_QUICK_LEAST, count // _QUICK_SHARE)
+    return range(options.first, options.first + count)
 
 
 def _line(name: str, tally: Tally, seed: int, seconds: float) -> results.Line:
@@ -72,21 +113,18 @@ def _line(name: str, tally: Tally, seed: int, seconds: float) -> results.Line:
     )
 
 
-def _report(name: str, tally: Tally, seed: int) -> None:
-    """Print the first faults of each class, and how to see them again."""
-    shown: dict[str, int] = {}
+def _faults(name: str, tally: Tally, seed: int) -> Iterator[str]:
+    """Yield the first faults of each class, how to see them again, and the counts by message."""
+    counts: Counter[str] = Counter()
     for fault in tally.reports:
         key = f"{fault['fault']}: {re.sub('[0-9]+', '#', fault['message'])[:70]}"
-        shown[key] = shown.get(key, 0) + 1
-        if shown[key] == 1 and len(shown) <= _SHOWN:
-            print(
-                f"FAULT {name}, case {fault['case']}: {fault['fault']}: {fault['message'][:600]}\n"
-                f"    python -m tests.campaigns.fuzz --only {json.dumps(name)} --seed {seed} "
-                f"--case {fault['case']}",
-                flush=True,
-            )
-    for key, count in sorted(shown.items(), key=lambda item: -item[1]):
-        print(f"    {count:6,} {key!r}", flush=True)
+        counts[key] += 1
+        if counts[key] == 1 and len(counts) <= _SHOWN:
+            yield f"FAULT {name}, case {fault['case']}: {fault['fault']}: {fault['message'][:600]}"
+            command = f"python -m tests.campaigns.fuzz --only {json.dumps(name)} --seed {seed}"
+            yield f"    {command} --case {fault['case']}"
+    for key, count in counts.most_common():
+        yield f"    {count:6,} {key!r}"
 
 
 def _repeat(name: str, seed: int, case: int, folder: Path) -> int:
