@@ -39,7 +39,9 @@ lint: $(STAMP)
 	"$(VENV)/bin/python" -m mypy --strict dp4tl_ffcv writers train
 
 fuzz chaos soak: $(STAMP)
-	@"$(VENV)/bin/python" -m tests.campaigns.$@ $(if $(QUICK),--quick,--keep)
+	@for name in $@ $(if $(filter chaos,$@),concurrency); do
+	    "$(VENV)/bin/python" -m tests.campaigns.$$name $(if $(QUICK),--quick)
+	done
 
 clean:
 	@rm -rf .venv build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache

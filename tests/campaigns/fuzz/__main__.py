@@ -52,6 +52,7 @@ def _run(names: Sequence[str], options: argparse.Namespace, folder: Path) -> int
     groups = options.jobs if options.quick else 1
     free: SimpleQueue[Campaign] = SimpleQueue()
     lines: list[results.Line] = []
+    is_whole = not (options.quick or options.count or options.first or options.minutes)
 
     def run(name: str) -> None:
         campaign, start = free.get(), time.monotonic()
@@ -65,7 +66,7 @@ def _run(names: Sequence[str], options: argparse.Namespace, folder: Path) -> int
         line = _line(name, tally, options.seed, time.monotonic() - start)
         lines.append(line)
         print("\n".join([*_faults(name, tally, options.seed), results.summary(line)]), flush=True)
-        if options.keep:
+        if is_whole:
             results.keep(line)
 
     with ExitStack() as stack:
@@ -156,7 +157,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--only", help="part of the name of the kinds to run")
     parser.add_argument("--quick", action="store_true", help="the short form")
-    parser.add_argument("--keep", action="store_true", help="keep the results for the page")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--first", type=int, default=0, help="number of the first case")
     parser.add_argument("--count", type=int, help="cases of each kind")

@@ -66,7 +66,7 @@ class BetonTarget(Target):
             verify(path, decode=True, num_workers=0)
         elif extra == 1:
             _read_images(index, plain, sample.truth)
-        elif extra == 2:
+        elif extra == 2 and plain.count:
             _compact(rng, path, plain)
         return load(rng, path, plain, sample.truth)
 
@@ -74,7 +74,7 @@ class BetonTarget(Target):
 def load(rng: np.random.Generator, path: Path, plain: Plain, truth: Truth, **options: Any) -> str:
     """Load an epoch in some order by some cache and compare every value with the bytes."""
     ids = np.arange(plain.count)
-    if rng.random() < 0.3:
+    if plain.count and rng.random() < 0.3:
         ids = np.sort(rng.permutation(ids)[: int(rng.integers(1, plain.count + 1))])
     images = [name for name, kind in plain.kinds.items() if kind == "rgb_image"]
     loader = PrunedLoader(
