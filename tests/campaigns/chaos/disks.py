@@ -1,5 +1,6 @@
 """Full disks, folders that cannot be written, and a small or missing /dev/shm."""
 
+import resource
 import shutil
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -7,14 +8,16 @@ from dataclasses import replace
 
 from .. import results
 from . import trees
-from .disturbance import check_end, ended, names_file
+from .disturbance import check_end, names_file, outcome_of
 from .faults import Shim
 from .loads import Loaded, Setup, load, problems_of
+from .processes import Child
 from .sandbox import SHARED, can_mount, mount, read_only, small_disk
 from .tally import Tally
-from .verbs import VERBS, Place, Verb
+from .verbs import VERBS, Place, Verb, run_command
 
 _SIZES = (16 << 10, 1 << 20, 17 << 20)  # bytes of a disk: a beton here takes 16 MiB
+_LIMITED = "disk: limit on the size of files"
 Check = Callable[[Place, Tally, Verb, trees.Tree], None]
 _QUICK = ("write", "features", "select", "pretrain")
 
@@ -22,6 +25,7 @@ _QUICK = ("write", "features", "select", "pretrain")
 def run(place: Place, shim: Shim, seed: int, *, quick: bool, only: str = "") -> list[results.Line]:
     """Try every command on full and read-only disks, and loaders; return result lines."""
     kinds: dict[str, Callable[[Tally], None]] = {
+        _LIMITED: lambda tally: _commands(place, tally, quick, _limited_files),
         "disk: full": lambda tally: _commands(place, tally, quick, _full_disk),
         "disk: read-only folder": lambda tally: _commands(place, tally, quick, _locked_folder),
         "disk: read-only folder of a beton": lambda tally: _read_only_beton(place, tally),
@@ -30,7 +34,7 @@ def run(place: Place, shim: Shim, seed: int, *, quick: bool, only: str = "") -> 
     lines = []
     for kind, check in kinds.items():
         if only in kind:
-            if not can_mount():
+            if not can_mount() and kind != _LIMITED:
                 print(f"{kind}: skipped, because file systems can be mounted by root only")
                 continue
             tally = Tally("chaos", kind)
@@ -60,7 +64,7 @@ def _full_disk(place: Place, tally: Tally, verb: Verb, expected: trees.Tree) -> 
                 if size < _SIZES[-1]:
                     continue
                 place.copy_inputs(verb)
-            happened, problems = _fails(place, verb)
+            happened, problems = _fails(place, place.start(verb))
             mount("-o", "remount,size=500m", place.out)
             if not problems:
                 place.run(verb)
@@ -68,20 +72,35 @@ def _full_disk(place: Place, tally: Tally, verb: Verb, expected: trees.Tree) -> 
             tally.add(f"{verb.name}, {size >> 10} KiB", happened, problems)
 
 
+def _limited_files(place: Place, tally: Tally, verb: Verb, expected: trees.Tree) -> None:
+    """A command fails at the limit on the size of files, and completes without one."""
+    for size in _SIZES[:2]:
+
+        def work(size: int = size) -> None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+            run_command(place.words(verb))
+
+        place.clear(verb)
+        happened, problems = _fails(place, Child(work, place.work / "log"))
+        if not problems:
+            place.run(verb)
+            problems = trees.differences(place.files(), expected)
+        tally.add(f"{verb.name}, {size >> 10} KiB", happened, problems)
+
+
 def _locked_folder(place: Place, tally: Tally, verb: Verb, expected: trees.Tree) -> None:
     place.clear(verb)
     before = place.names()
     with read_only(place.out):
-        happened, problems = _fails(place, verb)
+        happened, problems = _fails(place, place.start(verb))
         left = place.names() - before
     if not problems and happened != "completed" and left:
         problems = [f"left behind: {sorted(left)}"]
     tally.add(verb.name, happened, problems)
 
 
-def _fails(place: Place, verb: Verb) -> tuple[str, list[str]]:
-    child = place.start(verb)
-    happened = ended(verb, child)
+def _fails(place: Place, child: Child) -> tuple[str, list[str]]:
+    happened = outcome_of(child, child.wait())
     problems = check_end(child, happened, child.text)
     if happened == "failed" and not problems and not names_file(child.text, place.out, ()):
         problems = [f"unclear error: it names no file: {child.text[-300:]}"]

@@ -94,6 +94,7 @@ def names_file(printed: str, folder: Path, files: Iterable[str]) -> bool:
     """Return whether an error names a path in a folder, or a file that belongs there."""
     known = {*files, *map(str, folder.rglob("*"))}
     names = {Path(path).name for path in known if path.startswith(str(folder))}
+    names = {name for name in names if "." in name}  # a folder's name may be a word of the text
     return str(folder) in printed or any(name in printed for name in names)
 
 

@@ -59,7 +59,7 @@ class Loaded:
     error: str
     """Type and text of the error."""
     seconds: float
-    """From the call of the hook, or from the start, to the end."""
+    """Longest time without a batch."""
     printed: str
 
 
@@ -114,7 +114,7 @@ def load(
 
     def run() -> None:
         samples: list[list[Any]] = []
-        started, number, error = time.monotonic(), 0, ""
+        longest, last, number, error = 0.0, time.monotonic(), 0, ""
         if before is not None:
             before()
         try:
@@ -129,11 +129,12 @@ def load(
                     except StopIteration:
                         break
                     samples += digests(batch)
-                    started, number = time.monotonic(), number + 1
+                    longest = max(longest, time.monotonic() - last)
+                    last, number = time.monotonic(), number + 1
         except Exception as failure:
             error = f"{type(failure).__name__}: {failure}"
-        seconds = time.monotonic() - started
-        record.write_text(json.dumps([samples, error, seconds]))
+        longest = max(longest, time.monotonic() - last)
+        record.write_text(json.dumps([samples, error, longest]))
 
     child = Child(run, place.work / "log")
     status = child.wait(patience)

@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -124,8 +125,6 @@ def _run(function: Callable[[], Any], output: Path) -> None:
 
 def _end_threads() -> None:
     """Wait for the threads that the interpreter would wait for."""
-    import threading
-
     for thread in threading.enumerate():
         if thread is not threading.current_thread() and not thread.daemon:
             thread.join()

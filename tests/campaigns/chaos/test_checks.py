@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.campaigns.chaos import faults, trees
-from tests.campaigns.chaos.disturbance import check_end
+from tests.campaigns.chaos.disturbance import check_end, names_file
 from tests.campaigns.chaos.loads import Loaded, problems_of
 from tests.campaigns.chaos.processes import Child
 from tests.campaigns.chaos.tally import Tally
@@ -150,13 +150,27 @@ def test_hangs_crashes_and_unclear_errors_are_reported(tmp_path: Path) -> None:
 
     child, status = ends(lambda: time.sleep(60))
     assert status is None
-    child, status = ends(lambda: os.kill(os.getpid(), 11))
+    child, status = ends(lambda: os.kill(os.getpid(), 15))
     assert check_end(child, "failed", "")[0].startswith("crash")
     child, status = ends(lambda: 1 // 0)
     assert status == 70
     assert "no clear error" in check_end(child, "failed", child.text)[0]
     child, _ = ends(lambda: sys.exit(1))
     assert check_end(child, "failed", "dp4tl select: no space left in 'a.npz'.\n") == []
+
+
+def test_an_error_must_name_a_file(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "a.npz").touch()
+    later = [str(tmp_path / "run/last.pt"), "/elsewhere/b.npz"]
+    for text, names in (
+        (f"cannot use '{tmp_path}/c'", True),
+        ("cannot write 'a.npz'", True),
+        ("cannot write last.pt", True),
+        ("cannot read b.npz", False),
+        ("Input/output error. Run the run again.", False),
+    ):
+        assert names_file(text, tmp_path, later) == names
 
 
 def test_faults_and_kinds_without_cases_end_the_campaign_with_an_error(

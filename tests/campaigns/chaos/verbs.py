@@ -84,7 +84,7 @@ VERBS = (
         "demo",
         "demo --out {out}/demo --keeps 0.25 --seeds 0 --epochs 1 --surrogate-epochs 1 "
         "--finetune-epochs 1 --probe-epochs 1 --num-workers 1",
-        kills=5,
+        kills=3,
     ),
 )
 
