@@ -14,9 +14,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from dp4tl_ffcv.artifacts import lock_folder
 from tests.support.training import RECIPES, Configure, rows, weights
 from train import pretrain
-from train.components.folder_lock import locked_folder
 from train.components.processes import Processes
 from train.components.saved_state import SavedState
 from train.components.session import Session
@@ -116,11 +116,13 @@ def test_a_kill_after_the_result_leaves_no_state(
 HOLD = """
 import sys, time
 from pathlib import Path
-from train.components.folder_lock import locked_folder
+from dp4tl_ffcv.artifacts import lock_folder
 
-with locked_folder(Path(sys.argv[1])):
-    print("locked", flush=True)
-    time.sleep(500)
+folder = Path(sys.argv[1])
+folder.mkdir()
+lock_folder(folder, folder)
+print("locked", flush=True)
+time.sleep(500)
 """
 
 
@@ -132,7 +134,7 @@ def test_two_processes_do_not_use_one_run_folder(configure: Configure) -> None:
     try:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "locked\n"
-        with pytest.raises(BlockingIOError, match="another run uses it"):
+        with pytest.raises(BlockingIOError, match="another process"):
             pretrain.pretrain(config)
         assert list(config.run.iterdir()) == []
     finally:
@@ -141,8 +143,7 @@ def test_two_processes_do_not_use_one_run_folder(configure: Configure) -> None:
         holder.stdout.close()
     pretrain.pretrain(config)
     assert json.loads((config.run / "result.json").read_text())["steps"] == 3
-    with locked_folder(config.run):
-        pass  # the run has released it
+    os.close(lock_folder(config.run, config.run))  # the run has released it
 
 
 # -- ranks ---------------------------------------------------------------------------------------

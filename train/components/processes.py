@@ -7,8 +7,8 @@ With several machines, the run folder must be on storage that all of them see.
 
 import inspect
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -34,8 +34,6 @@ class Processes:
     device: torch.device
     rank: int = 0
     world_size: int = 1
-    at_end: ExitStack = field(default_factory=ExitStack)
-    """What to release when the processes of the run end."""
 
     def batch_size(self, config: RunConfig) -> int:
         """Return the images of this process in a step.
@@ -135,5 +133,5 @@ def _running(named: Iterable[tuple[str, Tensor]]) -> list[Tensor]:
 @contextmanager
 def processes() -> Iterator[Processes]:
     """Join the processes that `torchrun` started, until the block ends."""
-    with process_group() as device, ExitStack() as stack:
-        yield Processes(device, rank(), world_size(), stack)
+    with process_group() as device:
+        yield Processes(device, rank(), world_size())

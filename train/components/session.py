@@ -15,7 +15,6 @@ from dp4tl_ffcv.utils import Classifier, RunFolder, on_rank_zero, settings_of
 from ..configs.common import RunConfig, facts_of
 from .counters import Counters
 from .epoch_sums import EpochSums
-from .folder_lock import locked_folder
 from .processes import Processes
 from .run_log import RunLog
 from .saved_state import SavedState
@@ -87,7 +86,7 @@ class Session:
     def start(self) -> None:
         """Create the run folder, or keep the state of a stopped run in it.
 
-        Other processes cannot use the folder until the `processes` of this run end.
+        Other processes cannot use the folder until the run is finished, or this process ends.
 
         Raises:
             BlockingIOError: another process uses the folder.
@@ -225,7 +224,6 @@ class Session:
         return written
 
     def _start(self) -> None:
-        self.processes.at_end.enter_context(locked_folder(self.folder.path))
         self.folder.start(resume=self.config.resume)
 
     def _save(self) -> None:
