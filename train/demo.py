@@ -231,7 +231,10 @@ def stage(out: Path, name: str) -> Iterator[None]:
 def seconds_of_stages(out: Path) -> dict[str, float]:
     """Return the seconds of each stage so far."""
     path = out / "stages.json"
-    return json.loads(path.read_text()) if path.exists() else {}
+    try:
+        return dict(json.loads(path.read_text())) if path.exists() else {}
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ValueError(f"{str(path)!r} is damaged. Delete it.") from error
 
 
 def start_over(out: Path) -> None:

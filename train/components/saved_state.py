@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import OutOfMemoryError, Tensor
 
 from dp4tl_ffcv.utils import on_rank_zero, read_entries, write_entries
 
@@ -90,7 +90,7 @@ class SavedState:
             for name, rows in values["statistics"].items():
                 self.processes.set_statistics(stateful[name].named_buffers(), rows)
             return Counters(**values["counters"]), values["loader"]
-        except OSError:
+        except (OSError, MemoryError, OutOfMemoryError):
             raise
         except Exception as error:  # objects raise several kinds for a state that does not fit
             raise ValueError(

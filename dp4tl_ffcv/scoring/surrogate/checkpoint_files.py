@@ -112,6 +112,8 @@ class _Recorder(io.RawIOBase):
 def _only_checkpoint_errors() -> Iterator[None]:
     try:
         yield
+    except MemoryError:
+        raise
     except Exception as error:  # torch raises several kinds for damaged and foreign files
         if isinstance(error, OSError) and error.filename is not None:
             raise  # the file cannot be opened
@@ -140,8 +142,6 @@ def _check(stream: IO[bytes]) -> None:
 
 def _check_archive(archive: zipfile.ZipFile, file_size: int) -> None:
     members = archive.infolist()
-    if any(member.compress_type != zipfile.ZIP_STORED for member in members):
-        raise ValueError("its members are compressed")  # those of torch never are
     if sum(member.file_size for member in members) > file_size:
         raise ValueError("its members are larger than the file")
     # torch ignores case when it looks a member up.

@@ -161,6 +161,8 @@ def pretrained_model(arch: str) -> Classifier:
             channels = preset.mean, preset.std
             num_classes = len(weights.meta["categories"])
         return Classifier(network, arch, num_classes, *channels)
+    except MemoryError:
+        raise
     except Exception as error:  # torchvision, timm and their downloads raise many kinds
         raise CheckpointError(
             f"no pretrained weights of {arch!r}: {error}. Pass the path of a checkpoint instead."
@@ -205,7 +207,9 @@ def _timm_model(name: str, **options: Any) -> tuple[nn.Module, tuple[Any, Any]]:
         raise ValueError(unknown)
     try:
         network: Any = timm.create_model(name, **options)
-    except RuntimeError as error:  # the name has an unknown tag: NAME.TAG
+    except RuntimeError as error:
+        if "tag" not in str(error):  # of NAME.TAG
+            raise
         raise ValueError(unknown) from error
     if network.get_classifier() is not _find_head(network)[1]:
         raise ValueError(
