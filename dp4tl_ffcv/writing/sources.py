@@ -250,7 +250,6 @@ def _files_of(
 
 
 def _members_of(tar: Any, start: int, end: int, what: str) -> Iterator[tarfile.TarInfo]:
-    last = start
     while True:
         with _tar_errors(what):
             member = tar.next()
@@ -259,11 +258,10 @@ def _members_of(tar: Any, start: int, end: int, what: str) -> Iterator[tarfile.T
         tar.members.clear()  # tarfile would keep them all
         if tar.offset > end:
             raise _damaged(what, "it is truncated")
-        if member.size < 0 or tar.offset <= last:  # it would be read again and again
+        if member.size < 0:  # it would lead back, and be read again and again
             raise _damaged(what, f"it has a corrupt header at byte {member.offset - start}")
         if len(member.name) > _LONGEST_NAME:  # one header may give all members a long name
             raise _damaged(what, f"it has a name of {len(member.name)} characters")
-        last = tar.offset
         yield member
 
 

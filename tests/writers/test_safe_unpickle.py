@@ -73,6 +73,11 @@ def test_a_pickle_cannot_make_numpy_create_a_dtype() -> None:
         byte_rows(recorded, 4)
 
 
+def test_a_pickle_that_would_take_much_memory_is_refused_first() -> None:
+    with pytest.raises(ValueError, match="stores object 134217727 after 0 others"):
+        read_dict(b"\x80\x02}r\xff\xff\xff\x07.")
+
+
 @given(st.binary(max_size=200) | st.builds(bytes.__add__, st.just(b"\x80\x02"), st.binary()))
 def test_any_bytes_give_a_dictionary_or_an_error(data: bytes) -> None:
     with contextlib.suppress(ValueError):

@@ -131,10 +131,8 @@ def path_inside(folder: Path, name: str) -> Path:
     Raises:
         ValueError: the name is absolute, or the path leaves the folder by `..` or by a link.
     """
-    plain = normpath(name)
-    path = folder / plain
-    leaves = not name or "\0" in name or plain.startswith("/") or plain.split("/")[0] in ("..", ".")
-    if leaves or not path.resolve().is_relative_to(folder.resolve()):
+    path = folder / normpath(name)
+    if folder.resolve() not in path.resolve().parents:
         raise ValueError(f"{name!r}, which is not inside {str(folder)!r}")
     return path
 
