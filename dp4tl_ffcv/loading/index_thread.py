@@ -25,9 +25,9 @@ class IndexThread:
             self._has_read.wait(STALLED_AFTER)
 
     def stop(self) -> None:
-        """Save what is left, and wait for that, unless the disk has stalled."""
+        """Save what is left, and wait for that, unless the disk has stalled before."""
         self._stops.set()
-        if self._indexes.file is not None:
+        if self._has_read.is_set():
             self._thread.join(STALLED_AFTER)
 
     def _run(self) -> None:

@@ -62,6 +62,12 @@ def test_bad_arguments_of_loaders_are_rejected(options: Any, match: str, colours
         PrunedLoader(colours.path, **{"batch_size": 6, **options})
 
 
+@pytest.mark.parametrize("ids", [[0, 1], np.array([0, 1]), range(2), 3], ids=str)
+def test_ids_as_a_selection_are_rejected_with_advice(ids: Any, colours: Any) -> None:
+    with pytest.raises(TypeError, match=r"^`selection` .*Pass sample ids as `indices`\."):
+        PrunedLoader(colours.path, 6, selection=ids)
+
+
 @pytest.mark.parametrize(
     ("make", "options", "match"),
     [
