@@ -14,6 +14,7 @@ from ..errors import BetonError
 from ..jpeg.crop import jpeg_scratch_bytes
 from ..jpeg.index_jpeg import index_jpeg
 from ..jpeg.mcu_index import NONE
+from ..jpeg.size import states_size
 from ..parallel import map_ordered
 from ..progress import track
 from ..validate import resolve_num_workers
@@ -187,8 +188,10 @@ class _Indexer(threading.local):
             ptr, size, height, width = task.jpegs[row].item()
             data = self._read(ptr, size)
             room = indexes.data[indexes.places[row] : indexes.places[row + 1]]
-            self._scratch = _at_least(self._scratch, jpeg_scratch_bytes(height, width))
-            indexes.lengths[row] = index_jpeg(data, height, width, self._scratch, room) or NONE
+            indexes.lengths[row] = NONE
+            if states_size(data, height, width):  # else the memory may be many times too large
+                self._scratch = _at_least(self._scratch, jpeg_scratch_bytes(height, width))
+                indexes.lengths[row] = index_jpeg(data, height, width, self._scratch, room) or NONE
         return task
 
     def _read(self, ptr: int, size: int) -> NDArray[np.uint8]:

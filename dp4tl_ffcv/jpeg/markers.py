@@ -68,6 +68,8 @@ def orientation_of(read_exif: Callable[[], Image.Exif]) -> int:
     """Return the orientation in EXIF data, 1 to 8. Missing and damaged data count as 1."""
     try:
         found = read_exif().get(_ORIENTATION, 1)
+    except MemoryError:
+        raise
     except Exception:  # Pillow raises errors of many types for damaged EXIF data
         return 1
     return found if isinstance(found, int) and 1 <= found <= 8 else 1

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any, NoReturn
 
 import numpy as np
+from ffcv.fields.rgb_image import SimpleRGBImageDecoder
 from ffcv.loader.loader import Loader, OrderOption
 from ffcv.pipeline import PipelineSpec
 from ffcv.pipeline.compiler import Compiler
@@ -222,7 +223,9 @@ class PrunedLoader(StatefulLoader):
                 _ = self._index.fingerprint  # names the file of the indexes, and needs the table
             self._index.release_allocations()  # a large table that no epoch needs
         make_indexes = partial(self._make_indexes, extents)
-        memory = RetainedMemory(self._index, cache, self.seed, self._make_workspace, make_indexes)
+        memory = RetainedMemory(
+            self._index, cache, self.seed, self._make_workspace, make_indexes, self._stock_images
+        )
         changed = copy.copy(self)  # the order reads the new ids, and may reject them
         changed._indices, changed.memory_manager = ids, memory
         order = self._make_order(changed)
@@ -345,6 +348,14 @@ class PrunedLoader(StatefulLoader):
                 is_jpeg |= np.isin(extents.ptrs, self._index.column(field)["data_ptr"][chosen])
         file = IndexFile(self._index) if is_jpeg.any() else None
         return JpegIndexes(file, extents.ptrs, extents.sizes, is_jpeg)
+
+    def _stock_images(self) -> list[NDArray[Any]]:
+        """Return the metadata of the fields that ffcv's own image decoders read."""
+        return [
+            self._index.column(field)
+            for field, decoder in self._decoders()
+            if isinstance(decoder, SimpleRGBImageDecoder) and not hasattr(decoder, "decoders")
+        ]
 
     def _make_workspace(self) -> Workspace:
         samples, index_bytes = self._extents.samples, self.memory_manager.indexes.largest

@@ -31,6 +31,7 @@ from dp4tl_ffcv.jpeg.index_jpeg import index_jpeg
 from dp4tl_ffcv.jpeg.mcu_index import HEADER, checksum
 from dp4tl_ffcv.loading.decoding.crop_kernels import _index_of
 from dp4tl_ffcv.parallel import map_ordered
+from tests.support.betons import damage
 from tests.support.images import jpeg, picture, write_images
 from tests.support.loading import pretend_rank
 
@@ -219,6 +220,23 @@ def test_an_image_that_cannot_be_read_is_named(beton: Path) -> None:
     os.truncate(beton, int(extent["ptr"]) + 10)
     with pytest.raises(BetonError, match=f"cannot read sample {extent['sample_id']} of .*a.beton"):
         index_jpegs(index)
+
+
+def test_a_record_of_another_size_takes_no_memory(
+    beton: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with damage(beton) as parts:
+        for side in ("height", "width"):
+            parts.metadata[BetonIndex.open(beton).field("image").column][side][3] = 65_535
+    sizes = []
+
+    def note(memory: Any, size: int) -> Any:
+        sizes.append(size)
+        return memory if memory.size >= size else np.empty(size, dtype=np.uint8)
+
+    monkeypatch.setattr("dp4tl_ffcv.beton.index_jpegs._at_least", note)
+    assert index_jpegs(beton, num_workers=0)["indexed"] == COUNT - 1
+    assert max(sizes) < 1 << 24
 
 
 def test_epochs_left_early_keep_what_they_made(beton: Path, expected: list[bytes]) -> None:

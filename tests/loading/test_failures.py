@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 from ffcv.fields.basics import IntDecoder
+from ffcv.fields.rgb_image import CenterCropRGBImageDecoder as StockCropDecoder
+from ffcv.fields.rgb_image import SimpleRGBImageDecoder
 from ffcv.transforms import ToTensor
 from numpy.typing import NDArray
 
@@ -21,6 +23,7 @@ from dp4tl_ffcv.loading.decoding.decoders import (
     RandomResizedCropRGBImageDecoder,
 )
 from tests.support.betons import damage, put
+from tests.support.images import picture, write_images
 from tests.support.loading import Guarded, loader_of, only
 
 BATCH = 10
@@ -367,6 +370,34 @@ def test_an_image_of_impossible_size_is_named(
     for _ in range(2):
         with pytest.raises(BetonError, match=rf"65535 x 65535 pixels|sample {VICTIM} "):
             guarded(lambda: images_of(loader, {}))
+
+
+def constant_size(path: Path) -> Path:
+    """Write JPEGs of 48 x 48 pixels, but for the victim, which has twice the sides."""
+    sides = [96 if number == VICTIM else 48 for number in range(60)]
+    write_images(path, [picture(side, side) for side in sides], mode="jpg")
+    described(height=lambda _: 48, width=lambda _: 48)(path)
+    return path
+
+
+@pytest.mark.parametrize("decoder", ["simple", "crop"])
+def test_ffcvs_decoders_get_no_jpeg_that_is_larger_than_its_metadata_says(
+    decoder: str, tmp_path: Path, guarded: Guarded
+) -> None:
+    """They would write its pixels beyond their memory."""
+    path = constant_size(tmp_path / "a.beton")
+    stock = SimpleRGBImageDecoder() if decoder == "simple" else StockCropDecoder((32, 32), 1.0)
+    loader = loader_of(path, BATCH, pipelines=only(image=[stock]))
+    seen: list[int] = []
+
+    def load() -> None:
+        seen.extend(len(pixels) for (pixels,) in loader)
+
+    with pytest.raises(BetonError, match=rf"^sample {VICTIM} .* {WRONG_SIZE}"):
+        guarded(load)
+    assert sum(seen) == VICTIM // BATCH * BATCH
+    loader.set_selection([each for each in range(60) if each != VICTIM])
+    guarded(load)
 
 
 # Loops that are left early.

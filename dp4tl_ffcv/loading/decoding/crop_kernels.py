@@ -12,6 +12,7 @@ from ...beton.format import IMAGE_MODES
 from ...jpeg.crop import WRONG_SIZE, decode_crop
 from ...jpeg.index_jpeg import index_jpeg
 from ...jpeg.mcu_index import NONE, UNKNOWN, is_index_of
+from ...jpeg.size import states_size
 from ...kernels.compiled import compiled, compiled_intrinsic, copy_memory, inlined
 from ...kernels.crops import draw_crop, draw_flip
 from ...kernels.resize import resize_crop
@@ -49,6 +50,23 @@ def bytes_at(address: Any, data: Any, places: Any, ptrs: Any, sizes: Any) -> Any
     if row < 0:
         return data[:0]
     return data[places[row] : places[row] + sizes[row]]
+
+
+@compiled()
+def find_other_size(
+    batch: Any, metadata: Any, data: Any, places: Any, ptrs: Any, sizes: Any
+) -> Any:
+    """Return the first sample of a batch whose JPEG states another size than `metadata`, else -1.
+
+    The last four arguments are those of `bytes_at`.
+    """
+    for position in range(len(batch)):
+        image = metadata[batch[position]]
+        if image["mode"] == _JPEG:
+            stored = bytes_at(image["data_ptr"], data, places, ptrs, sizes)
+            if not states_size(stored, np.int64(image["height"]), np.int64(image["width"])):
+                return np.int64(batch[position])
+    return np.int64(-1)
 
 
 @compiled()

@@ -39,6 +39,10 @@ class Workspace:
         """Arrays for compiled decoders."""
         return self.scratch, self.failures, self.copies
 
+    def fail(self, sample: int, status: int) -> None:
+        """Record that a sample cannot be decoded, for `check`."""
+        self.failures[0] = sample, status
+
     def check(self, path: str) -> None:
         """Raise BetonError if a sample could not be decoded, and clear the record."""
         failed = self.failures[self.failures[:, 0] >= 0]

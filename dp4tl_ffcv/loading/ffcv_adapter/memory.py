@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from ...beton import BetonIndex
 from ...beton.jpeg_index import JpegIndexes
+from ...jpeg.crop import WRONG_SIZE
 from ..caches.base import BaseCache
-from ..decoding.crop_kernels import bytes_at
+from ..decoding.crop_kernels import bytes_at, find_other_size
 from ..decoding.workspace import Workspace
 from ..index_thread import IndexThread
 
@@ -31,7 +32,9 @@ class RetainedMemory(MemoryManager):
         seed: int,
         make_workspace: Callable[[], Workspace],
         make_indexes: Callable[[], JpegIndexes],
+        stock_images: Callable[[], Sequence[NDArray[Any]]] = tuple,
     ) -> None:
+        self.stock_images = stock_images  # metadata of the fields that ffcv's own decoders read
         self.cache = cache
         self._make_indexes = make_indexes
         self.epoch = 0
@@ -82,6 +85,7 @@ class EpochMemory(MemoryContext):
         self._counter = np.array([manager.seed, manager.epoch], dtype=np.uint64)
         self._workspace = manager.make_workspace()
         self._indexes = manager.indexes
+        self._batches, self._stock_images = batches, manager.stock_images()
         order = np.concatenate(batches).astype(np.int64)
         self._reads = self._cache.start(order, manager.window_size)
         self._index_thread = IndexThread(self._indexes)
@@ -98,8 +102,17 @@ class EpochMemory(MemoryContext):
         return *tables, self._counter, *self._workspace.state, *self._indexes.state
 
     def start_batch(self, batch: int) -> None:
-        """Wait until the bytes of a batch are in memory."""
+        """Wait until the bytes of a batch are in memory.
+
+        Raises BetonError if ffcv's own decoder would write a larger image than it has memory for.
+        """
         self._reads.wait(batch * self._batch_size)
+        for images in self._stock_images:
+            ids = np.asarray(self._batches[batch]).astype(np.int64)
+            sample = find_other_size(ids, images, *self.state[:4])
+            if sample >= 0:
+                self._workspace.fail(sample, WRONG_SIZE)
+                self.check()
 
     def check(self) -> None:
         """Raise BetonError if a decoder failed on a sample."""
