@@ -15,7 +15,6 @@ from torch import Tensor
 
 from .beton import BetonIndex
 from .distributed import barrier, on_rank_zero, process_group, rank, world_size
-from .errors import BetonError
 from .loading import evaluation_loader
 from .progress import track
 from .scoring.features.blocks import FeatureBlocks, Plan
@@ -207,7 +206,7 @@ def _digest(model: torch.nn.Module) -> str:
 
 
 def _num_classes(index: BetonIndex) -> int | None:
-    try:
-        return index.num_classes
-    except BetonError:  # negative labels: samples without a class still have features
-        return None
+    field = index.field("label")
+    if field.kind == "int" and (index.metadata[field.column] < 0).any():
+        return None  # samples without a class still have features
+    return index.num_classes
