@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from ..errors import BetonError
 from ..jpeg import turbojpeg
+from ..stored import open_file
 from ..validate import check_int
 from .format import IMAGE_MODES
 from .index import BetonIndex
@@ -20,6 +21,7 @@ def read_image(
     Raises:
         BetonError: the field holds no RGB images, or the image cannot be decoded.
         ValueError: `sample_id` is out of range.
+        OSError: the file cannot be read.
     """
     index = BetonIndex.of(beton)
     check_int("sample_id", sample_id, 0, len(index) - 1)
@@ -31,7 +33,7 @@ def read_image(
     extents = index.extents([sample_id])
     sizes = extents["size"][extents["ptr"] == record["data_ptr"]]
     try:
-        with index.path.open("rb") as stream:
+        with open_file(index.path) as stream:
             stream.seek(int(record["data_ptr"]))
             # An empty byte range may start at the same byte.
             data = stream.read(int(sizes.max()))
@@ -41,7 +43,7 @@ def read_image(
         if pixels.shape[:2] != size:
             raise ValueError(f"it is {pixels.shape[:2]} pixels, and its record says {size}")
         return pixels
-    except (OSError, ValueError, KeyError) as error:
+    except (ValueError, KeyError) as error:
         raise BetonError(
             f"The image of sample {sample_id} in {str(index.path)!r} is corrupt: {error}. "
             "Copy or write the beton again."

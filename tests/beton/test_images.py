@@ -97,6 +97,13 @@ def test_a_corrupt_jpeg_is_named(tmp_path: Path) -> None:
     assert read_image(index, 1).shape == IMAGES[1].shape
 
 
+def test_a_beton_that_was_deleted_is_not_called_corrupt(tmp_path: Path) -> None:
+    index = write_images(tmp_path / "a.beton", IMAGES)
+    index.path.unlink()
+    with pytest.raises(FileNotFoundError, match=r"a\.beton"):
+        read_image(index, 0)
+
+
 def cut_last_rows(index: BetonIndex) -> None:
     """Overwrite the end of a JPEG, which lenient decoders show as grey."""
     ptr, size = index.extents([0])[["ptr", "size"]][0].tolist()
