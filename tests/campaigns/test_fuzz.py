@@ -1,12 +1,14 @@
 """The fuzz campaign notices each way to break the promise, and can repeat a case."""
 
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from tests.campaigns.fuzz import mutate
+from tests.campaigns.fuzz import coverage, mutate
 from tests.campaigns.fuzz.planted import PLANTED
 from tests.campaigns.fuzz.supervise import Campaign
 from tests.campaigns.fuzz.targets import TARGETS
@@ -71,3 +73,23 @@ def test_the_full_form_has_as_many_cases_as_promised() -> None:
     cases = {name: target.cases for name, target in TARGETS.items()}
     assert sum(count for name, count in cases.items() if name.startswith("beton")) >= 200_000
     assert min(cases.values()) >= 20_000
+
+
+@pytest.mark.parametrize(
+    ("status", "errors", "faults"),
+    [
+        (0, "#2 INITED\nDone 812 runs in 10 second(s)\n", {}),
+        (77, "#512 NEW\nUncaught Python exception: ", {"crash or undocumented exception": 1}),
+        (70, "#512 NEW\nALARM: working on the last Unit for 11 seconds: timeout", {"hang": 1}),
+        (0, "", {"crash or undocumented exception": 1}),
+    ],
+    ids=["held", "an exception", "a hang", "nothing ran"],
+)
+def test_the_end_of_the_coverage_guided_fuzzer_is_understood(
+    status: int, errors: str, faults: dict[str, int], tmp_path: Path, monkeypatch: Any
+) -> None:
+    done = subprocess.CompletedProcess([], status, "", errors)
+    monkeypatch.setattr(coverage.subprocess, "run", lambda *_, **__: done)
+    tally = coverage.run(10, 0, tmp_path)
+    assert tally.faults == faults
+    assert tally.outcomes.total() == (812 if "Done" in errors else 512 if errors else 0)
