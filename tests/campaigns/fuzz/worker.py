@@ -22,7 +22,6 @@ import numpy as np
 
 from tests.campaigns.fuzz.judge import Memory, Sentinel, check_litter, outcome_of
 from tests.campaigns.fuzz.target import FaultError, Sample, Target
-from tests.campaigns.fuzz.targets import TARGETS
 
 _ROOM = 6 << 30  # bytes of address space that a case may take beyond the process's own
 _WARM_UP = 12  # cases whose memory is not judged: they compile, and fill pools
@@ -99,7 +98,7 @@ class Bench:
         self.temporary.mkdir()
 
 
-def main(reports: int, folder: Path, targets: Mapping[str, Target] = TARGETS) -> None:
+def main(reports: int, folder: Path, targets: Mapping[str, Target]) -> None:
     """Run the shards that stdin names, and write reports to the file descriptor `reports`."""
     import torch
 
@@ -132,4 +131,6 @@ def _limit_memory() -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), Path(sys.argv[2]))
+    from tests.campaigns.fuzz.targets import TARGETS
+
+    main(int(sys.argv[1]), Path(sys.argv[2]), TARGETS)

@@ -1,0 +1,94 @@
+"""Image files, one of which is attacked, written as pixels."""
+
+import io
+import shutil
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from tests.campaigns.fuzz.datasets import DatasetTarget, Pairs, stored_pairs, tree
+from tests.campaigns.fuzz.target import FaultError, Sample
+from tests.support.files import numbered_jpeg
+from tests.support.images import as_file, picture
+from writers import imagefolder
+
+
+class ImageFiles(DatasetTarget):
+    """A folder of images in several formats and modes, one of which is attacked."""
+
+    name = "image file"
+    writer = imagefolder
+
+    def prepare(self, folder: Path) -> list[Sample]:
+        image = picture(12, 18, 3)
+        grey, alpha = image[:, :, 0], np.dstack([image, image[:, :, 0]])
+        palette = Image.fromarray(image).convert("P")
+        attacked = {
+            "a.png": as_file(image, "PNG"), "b.png": as_file(grey, "PNG"),
+            "c.png": as_file(alpha, "PNG"), "d.png": as_file(palette, "PNG"),
+            "e.png": as_file(Image.fromarray(grey.astype(np.uint16) * 257), "PNG"),
+            "f.jpg": as_file(image, "JPEG", quality=90), "g.jpg": as_file(grey, "JPEG"),
+            "h.jpg": as_file(image, "JPEG", progressive=True),
+            "i.webp": as_file(image, "WEBP", lossless=True), "j.bmp": as_file(image, "BMP"),
+            "k.tif": as_file(image, "TIFF"),
+            "l.tif": as_file(image, "TIFF", compression="tiff_lzw"),
+            "m.ppm": as_file(image, "PPM"),
+            "n.jpg": as_file(Image.fromarray(image).convert("CMYK"), "JPEG"),
+        }  # fmt: skip
+        others = {"cat/1.jpg": numbered_jpeg(1), "dog/2.jpg": numbered_jpeg(2)}
+        return [
+            Sample(tree({**others, f"cat/{name}": data}), f"data/cat/{name}", truth=data)
+            for name, data in attacked.items()
+        ]
+
+    def pairs_of(self, sample: Sample, data: bytes) -> Pairs:
+        """Not used: images are encoded again."""
+        raise NotImplementedError
+
+    def use(self, rng: np.random.Generator, folder: Path, sample: Sample, data: bytes) -> str:
+        """Write the images as pixels. The attacked one must be as its format's checks allow."""
+        out = folder / "out"
+        try:
+            config = imagefolder.Config(
+                out=out, root=folder / "data", num_workers=0, mode="raw", shuffle=False
+            )
+            written = imagefolder.write(config)
+            pairs = stored_pairs(written["train"])
+        finally:
+            shutil.rmtree(out, ignore_errors=True)
+        for name, label in (("cat/1.jpg", "cat"), ("dog/2.jpg", "dog")):
+            pixels = np.asarray(Image.open(io.BytesIO(sample.files[f"data/{name}"])))
+            if (label, pixels.tobytes()) not in pairs:
+                raise FaultError("untouched value differs", name)
+        # A PNG has checksums: its pixels are those of the intact file, or it is refused.
+        if sample.attacked.endswith(".png"):
+            return self._check_png(sample, data, pairs)
+        return "decoded"
+
+    @staticmethod
+    def _check_png(sample: Sample, data: bytes, pairs: Pairs) -> str:
+        image = Image.open(io.BytesIO(sample.data))
+        if image.mode.startswith("I"):
+            return "decoded"
+        size = len(image.convert("RGB").tobytes())
+        wanted = image.convert("RGB").tobytes()
+        if data != sample.data and ("cat", wanted) not in pairs and len(pairs) == 3:
+            found = [pixels for _, pixels in pairs if len(pixels) == size]
+            if (
+                found
+                and _idat(data) == _idat(sample.data)
+                and _header(data) == _header(sample.data)
+            ):
+                return "other colours"  # a palette or gamma of its own
+            raise FaultError("damaged image written", sample.attacked)
+        return "equal"
+
+
+def _header(data: bytes) -> bytes:
+    return data[:33]
+
+
+def _idat(data: bytes) -> bytes:
+    start = data.find(b"IDAT")
+    return data[start - 4 : data.rfind(b"IEND")]
