@@ -28,9 +28,11 @@ if __name__ == "__main__":
     place, shim = Place(work), Shim()
     make_inputs(place)
     lines = []
-    for group in (kills, read_faults, file_changes, command_faults, disks, ranks):
-        lines += group.run(place, shim, arguments.seed, quick=arguments.quick, only=arguments.only)
-    if not arguments.quick:
-        for line in lines:
-            results.keep(line)
+    for group in (read_faults, file_changes, command_faults, disks, ranks, kills):
+        for line in group.run(
+            place, shim, arguments.seed, quick=arguments.quick, only=arguments.only
+        ):
+            lines.append(line)
+            if not arguments.quick:
+                results.keep(line)
     sys.exit(results.exit_status(lines))

@@ -1,5 +1,6 @@
 """Commands whose reads or writes fail: a clear error, and the repeated command completes."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 
@@ -24,9 +25,10 @@ READ_FAULTS = (EIO, EARLY_END, SHORT_READS, EINTR)
 HARMLESS = ("short writes", "EINTR", "short reads")
 
 
-def run(place: Place, shim: Shim, seed: int, *, quick: bool, only: str = "") -> list[results.Line]:
-    """Let every command's reads and writes fail; return a result line per command."""
-    lines = []
+def run(
+    place: Place, shim: Shim, seed: int, *, quick: bool, only: str = ""
+) -> Iterator[results.Line]:
+    """Let every command's reads and writes fail; yield a result line per command."""
     for number, verb in enumerate(VERBS):
         tally = Tally("chaos", f"faults in reads and writes: {verb.name}", seed)
         if verb.name == "demo" or only not in tally.kind:
@@ -41,8 +43,7 @@ def run(place: Place, shim: Shim, seed: int, *, quick: bool, only: str = "") -> 
                 faults = (faults[(number + 1) % 6], faults[6 + number % 4])
             for fault in faults:
                 _disturb(place, shim, tally, verb, expected, fault, trial, rng)
-        lines.append(tally.line())
-    return lines
+        yield tally.line()
 
 
 def _disturb(

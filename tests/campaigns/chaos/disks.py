@@ -2,7 +2,7 @@
 
 import resource
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 
@@ -22,8 +22,10 @@ Check = Callable[[Place, Tally, Verb, trees.Tree], None]
 _QUICK = ("write", "features", "select", "pretrain")
 
 
-def run(place: Place, shim: Shim, seed: int, *, quick: bool, only: str = "") -> list[results.Line]:
-    """Try every command on full and read-only disks, and loaders; return result lines."""
+def run(
+    place: Place, shim: Shim, seed: int, *, quick: bool, only: str = ""
+) -> Iterator[results.Line]:
+    """Try every command on full and read-only disks, and loaders; yield result lines."""
     kinds: dict[str, Callable[[Tally], None]] = {
         _LIMITED: lambda tally: _commands(place, tally, quick, _limited_files),
         "disk: full": lambda tally: _commands(place, tally, quick, _full_disk),
@@ -31,7 +33,6 @@ def run(place: Place, shim: Shim, seed: int, *, quick: bool, only: str = "") -> 
         "disk: read-only folder of a beton": lambda tally: _read_only_beton(place, tally),
         "disk: small or missing /dev/shm": lambda tally: _shared_memory(place, tally),
     }
-    lines = []
     for kind, check in kinds.items():
         if only in kind:
             if not can_mount() and kind != _LIMITED:
@@ -39,8 +40,7 @@ def run(place: Place, shim: Shim, seed: int, *, quick: bool, only: str = "") -> 
                 continue
             tally = Tally("chaos", kind)
             check(tally)
-            lines.append(tally.line())
-    return lines
+            yield tally.line()
 
 
 def _commands(place: Place, tally: Tally, quick: bool, check: Check) -> None:

@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from .. import results
@@ -51,11 +51,12 @@ INDEX_CHANGES: dict[str, Callable[[Path], None]] = {
 }
 
 
-def run(place: Place, shim: Shim, seed: int, *, quick: bool, only: str = "") -> list[results.Line]:
-    """Change files in mid-epoch with every cache; return a result line per change."""
+def run(
+    place: Place, shim: Shim, seed: int, *, quick: bool, only: str = ""
+) -> Iterator[results.Line]:
+    """Change files in mid-epoch with every cache; yield a result line per change."""
     intact = load(place, place.data / "train.beton", Setup("extents", epochs=1)).samples
     moments = MOMENTS[1:2] if quick else MOMENTS
-    lines = []
     for name, (change, keeps_old) in CHANGES.items():
         tally = Tally("chaos", f"in mid-epoch: {name}")
         if only in tally.kind:
@@ -65,7 +66,7 @@ def run(place: Place, shim: Shim, seed: int, *, quick: bool, only: str = "") -> 
                     problems = problems_of(found, intact, setup.epochs)
                     problems += problems or _check(found, path, keeps_old)
                     tally.add(f"{setup.name}, before batch {moment}", found.happened, problems)
-            lines.append(tally.line())
+            yield tally.line()
     for name, change in INDEX_CHANGES.items():
         tally = Tally("chaos", f"in mid-epoch: {name}")
         if only in tally.kind:
@@ -76,8 +77,7 @@ def run(place: Place, shim: Shim, seed: int, *, quick: bool, only: str = "") -> 
                     if not problems and found.happened != "completed":
                         problems = [f"needless error: {found.error}"]
                     tally.add(f"{setup.name}, before batch {moment}", found.happened, problems)
-            lines.append(tally.line())
-    return lines
+            yield tally.line()
 
 
 def _load(

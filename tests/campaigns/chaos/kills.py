@@ -6,7 +6,7 @@ by time, a third each meet the group of processes, the first process alone, and 
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -26,14 +26,14 @@ _TRIES = 4  # kills that come too late are repeated, this many times as many
 FORMS = ("group", "first process", "worker")
 
 
-def run(place: Place, shim: Shim, seed: int, *, quick: bool, only: str = "") -> list[results.Line]:
-    """Kill every command, some times each; return a result line per command."""
-    lines = []
+def run(
+    place: Place, shim: Shim, seed: int, *, quick: bool, only: str = ""
+) -> Iterator[results.Line]:
+    """Kill every command, some times each; yield a result line per command."""
     for verb in VERBS:
         if only in f"kill: {verb.name}" and not (quick and verb.name == "demo"):
             kills = max(1, verb.kills // 12) if quick else verb.kills
-            lines.append(_kill(place, shim, verb, kills, seed))
-    return lines
+            yield _kill(place, shim, verb, kills, seed)
 
 
 def _kill(place: Place, shim: Shim, verb: Verb, kills: int, seed: int) -> results.Line:

@@ -3,6 +3,7 @@
 import os
 import socket
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,17 +32,17 @@ class Run:
         return [child.wait(seconds) for child in self.children]
 
 
-def run(place: Place, shim: Shim, seed: int, *, quick: bool, only: str = "") -> list[results.Line]:
-    """Kill one rank of some commands; return a result line per command."""
-    lines = []
+def run(
+    place: Place, shim: Shim, seed: int, *, quick: bool, only: str = ""
+) -> Iterator[results.Line]:
+    """Kill one rank of some commands; yield a result line per command."""
     for verb in VERBS:
         tally = Tally("chaos", f"killed rank of two: {verb.name}", seed)
         if verb.name not in ("features", "pretrain", "finetune") or only not in tally.kind:
             continue
         if not quick or verb.name == "pretrain":
             _kill_ranks(place, tally, verb, 1 if quick else 6, seed)
-            lines.append(tally.line())
-    return lines
+            yield tally.line()
 
 
 def _kill_ranks(place: Place, tally: Tally, verb: Verb, kills: int, seed: int) -> None:

@@ -1,6 +1,7 @@
 """Reads that fail, end early, are interrupted or stall, for every cache and its JPEG index."""
 
 import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,26 +24,26 @@ _INDEX_WRITES = (
 )
 
 
-def run(place: Place, shim: Shim, seed: int, *, quick: bool, only: str = "") -> list[results.Line]:
-    """Try every fault with every cache; return a result line per fault."""
+def run(
+    place: Place, shim: Shim, seed: int, *, quick: bool, only: str = ""
+) -> Iterator[results.Line]:
+    """Try every fault with every cache; yield a result line per fault."""
     timeout = 2.0 if quick else 10.0
     path = place.data / "train.beton"
     intact = load(place, path, Setup("extents", epochs=1)).samples
-    lines = []
     for fault in FAULTS:
         tally = Tally("chaos", f"read: {fault.name}")
         if only in tally.kind:
             for setup in SETUPS[:: 2 if quick else 1]:
                 for start in (0, 3) if fault is not STALL or not quick else (0,):
                     _read(place, shim, tally, fault, replace(setup, timeout=timeout), start, intact)
-            lines.append(tally.line())
+            yield tally.line()
     for fault in (*INDEX_FAULTS, *_INDEX_WRITES):
         tally = Tally("chaos", f"JPEG index: {fault.name}")
         if only in tally.kind and not (quick and fault.kind == "stall"):
             for setup in (Setup("extents"), Setup("ram")):
                 _read_index(place, shim, tally, fault, replace(setup, timeout=timeout), intact)
-            lines.append(tally.line())
-    return lines
+            yield tally.line()
 
 
 def victim_range(path: Path) -> tuple[int, int]:

@@ -26,8 +26,8 @@ if __name__ == "__main__":
     make_inputs(place)
     lines = []
     for group in (pairs, layers):
-        lines += group.run(place, arguments.seed, quick=arguments.quick, only=arguments.only)
-    if not arguments.quick:
-        for line in lines:
-            results.keep(line)
+        for line in group.run(place, arguments.seed, quick=arguments.quick, only=arguments.only):
+            lines.append(line)
+            if not arguments.quick:
+                results.keep(line)
     sys.exit(results.exit_status(lines))

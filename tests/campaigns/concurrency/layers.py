@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -111,9 +111,8 @@ class Meetings:
 MEETINGS = [name for name in vars(Meetings) if not name.startswith("_")]
 
 
-def run(place: Place, seed: int, *, quick: bool, only: str = "") -> list[results.Line]:
-    """Let loaders meet in every threading layer; return a result line per layer."""
-    lines = []
+def run(place: Place, seed: int, *, quick: bool, only: str = "") -> Iterator[results.Line]:
+    """Let loaders meet in every threading layer; yield a result line per layer."""
     for layer in LAYERS:
         tally = Tally("concurrency", f"threads and forks: numba's layer {layer}")
         if only not in tally.kind:
@@ -132,8 +131,7 @@ def run(place: Place, seed: int, *, quick: bool, only: str = "") -> list[results
             tally.add("all", "", [f"failed: status {done.returncode}: {done.stdout}"])
         for line in done.stdout.splitlines():
             tally.add(*json.loads(line))
-        lines.append(tally.line())
-    return lines
+        yield tally.line()
 
 
 def main(path: Path, work: Path, *caches: str) -> None:

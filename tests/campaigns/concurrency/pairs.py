@@ -1,6 +1,7 @@
 """Two processes that make the same output at the same moment: one wins, or both make the same."""
 
 import time
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -11,15 +12,13 @@ from ..chaos.tally import Tally
 from ..chaos.verbs import VERBS, Place, Verb
 
 
-def run(place: Place, seed: int, *, quick: bool, only: str = "") -> list[results.Line]:
-    """Start every command twice, some times; return a result line per command."""
-    lines = []
+def run(place: Place, seed: int, *, quick: bool, only: str = "") -> Iterator[results.Line]:
+    """Start every command twice, some times; yield a result line per command."""
     for verb in VERBS:
         tally = Tally("concurrency", f"two processes, one output: {verb.name}", seed)
         if verb.name != "demo" and only in tally.kind:
             _run_pairs(place, tally, verb, 1 if quick else 8, seed)
-            lines.append(tally.line())
-    return lines
+            yield tally.line()
 
 
 def _run_pairs(place: Place, tally: Tally, verb: Verb, count: int, seed: int) -> None:
