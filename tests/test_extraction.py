@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -241,6 +242,18 @@ def test_wrong_arguments_leave_no_folder(
     with pytest.raises((ValueError, TypeError), match=message):
         extract(tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_full_disk_is_an_error_that_names_the_file(extract: Extract, tmp_path: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="too large") as raised:
+            extract(tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert Path(raised.value.filename).parent == tmp_path / "out"
+    assert len(extract(tmp_path / "out").features) == SAMPLES
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ request continues the folder.
 
 import fcntl
 import hashlib
+import io
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 
 from ...errors import StaleArtifactError
 from ...kernels import class_sums
-from ...stored import map_array, read_array
+from ...stored import map_array, naming, read_array
 from ..inputs import MOST_LABELS, check_finite
 from .features import (
     DONE,
@@ -144,8 +145,8 @@ class Plan:
             _allocate(self.folder / FILES["soft_votes"], np.float64, (blocks, outputs))
             if self.logits:
                 _allocate(self.folder / FILES["logits"], np.float32, (count, outputs))
-        np.save(self.folder / FILES["indices"], self.indices)
-        np.save(self.folder / DONE, np.zeros(blocks, dtype=np.bool_))
+        _save(self.folder / FILES["indices"], self.indices)
+        _save(self.folder / DONE, np.zeros(blocks, dtype=np.bool_))
         self._write_header(finished=False)  # last: without a header, the folder counts as empty
 
     def finish(self) -> None:
@@ -160,8 +161,8 @@ class Plan:
         last = int(labels.max())
         if labels.min() >= 0 and last < max(MOST_LABELS, len(labels)):
             sums, counts = class_sums(features, labels, last + 1)
-            np.save(self.folder / FILES["sums"], sums)
-            np.save(self.folder / FILES["counts"], counts)
+            _save(self.folder / FILES["sums"], sums)
+            _save(self.folder / FILES["counts"], counts)
         self._write_header(finished=True)
         (self.folder / DONE).unlink()
 
@@ -236,8 +237,17 @@ def _held(folder: Path) -> Iterator[None]:
 
 def _allocate(path: Path, dtype: Any, shape: tuple[int, ...]) -> None:
     """Create an array's file at full size, so that a full disk is an error now, not a SIGBUS."""
-    array = open_memmap(path, mode="w+", dtype=np.dtype(dtype), shape=shape)
-    size = path.stat().st_size
-    del array
-    with open(path, "r+b") as stream:
-        os.posix_fallocate(stream.fileno(), 0, size)
+    with naming(path):
+        array = open_memmap(path, mode="w+", dtype=np.dtype(dtype), shape=shape)
+        size = path.stat().st_size
+        del array
+        with path.open("r+b") as stream:
+            os.posix_fallocate(stream.fileno(), 0, size)
+
+
+def _save(path: Path, array: NDArray[Any]) -> None:
+    """Write an array as `np.save` does. A full disk is an error that names the file."""
+    data = io.BytesIO()  # numpy hides the error of the disk when it writes to a file
+    np.save(data, array)
+    with naming(path), path.open("wb") as stream:
+        stream.write(data.getbuffer())
