@@ -1,16 +1,14 @@
 """Exact nearest class mean of each sample, at the speed of a matrix product."""
 
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
-from numba import get_num_threads
 from numpy.typing import ArrayLike, NDArray
-from threadpoolctl import threadpool_limits
 
 from .checks import as_features
 from .compiled import compiled
 from .intrinsics import exponential
+from .threads import call_in_threads, one_blas_thread, threads_for
 
 # Rows per matrix product. Blocks of fixed size, each on one BLAS thread, give the same bits for any
 # number of threads. 1,024 rows x 1,000 classes in float32 are 4 MB, about one L2 cache.
@@ -176,24 +174,23 @@ def nearest_mean(
     _check_size(centres, "means")
 
     nearest = np.empty(len(values), dtype=np.int64)
-    starts = range(0, len(values), _BLOCK_ROWS)
-    block_votes = np.zeros((len(starts), len(present)), dtype=np.float64)
+    num_blocks = -(-len(values) // _BLOCK_ROWS)
+    block_votes = np.zeros((num_blocks, len(present)), dtype=np.float64)
     dtype = np.promote_types(values.dtype, np.float32)
     product, wider = _Product(centres, dtype), _Product(centres, np.dtype(np.float64))
-    threads = get_num_threads()
-    blocks = iter(enumerate(starts))  # each thread takes the next
+    threads = threads_for(num_blocks, 1)
+    # One per thread, used for many blocks: new memory is slow.
+    spare = [product.buffers(min(_BLOCK_ROWS, len(values))) for _ in range(threads)]
 
-    def assign(_: int) -> None:
-        buffers = product.buffers(min(_BLOCK_ROWS, len(values)))  # reused: new memory is slow
-        for block, start in blocks:
-            rows = slice(start, start + _BLOCK_ROWS)
-            wide = values[rows].astype(dtype, copy=False)
-            if not product.vote(wide, buffers, nearest[rows], block_votes[block]):
-                wider.vote(wide, wider.buffers(len(wide)), nearest[rows], block_votes[block])
+    def assign(block: int) -> None:
+        rows = slice(block * _BLOCK_ROWS, (block + 1) * _BLOCK_ROWS)
+        wide, buffers = values[rows].astype(dtype, copy=False), spare.pop()
+        if not product.vote(wide, buffers, nearest[rows], block_votes[block]):
+            wider.vote(wide, wider.buffers(len(wide)), nearest[rows], block_votes[block])
+        spare.append(buffers)
 
-    # Blocks run in parallel; one BLAS thread per block keeps the bits fixed.
-    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(threads) as pool:
-        list(pool.map(assign, range(threads)))  # raises the exceptions of `assign`
+    with one_blas_thread():
+        call_in_threads(assign, num_blocks, threads)
     votes = np.zeros(num_classes, dtype=np.float64)
     votes[present] = block_votes.sum(axis=0)
     return present[nearest], votes

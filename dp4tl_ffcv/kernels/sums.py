@@ -3,7 +3,6 @@
 from typing import Any
 
 import numpy as np
-from numba import get_num_threads, prange
 from numpy.typing import ArrayLike, NDArray
 
 from ..validate import check_int, check_int_array
@@ -11,10 +10,14 @@ from .checks import as_features
 from .compiled import compiled
 from .histogram import class_histogram
 from .intrinsics import as_words, prefetch, widened
+from .threads import call_in_threads, threads_for
 
 # Rows that are grouped by class at a time: few enough that their features stay in the last-level
 # cache, enough that each of a thousand classes has some.
 _BLOCK_ROWS = 1 << 14
+
+# Below this many values of a block, another thread costs more than it saves.
+_VALUES_PER_THREAD = 1 << 17
 
 _AHEAD = 8  # rows
 _SLABS_PER_THREAD = 4  # so that a thread that finishes early takes over work
@@ -52,18 +55,32 @@ def _add_class(features: Any, rows: Any, position: Any, stop: Any, total: Any) -
         position += 1
 
 
-@compiled(parallel=True)
-def _add_rows(features: Any, rows: Any, starts: Any, cuts: Any, sums: Any) -> None:
+@compiled()
+def _add_classes(features: Any, rows: Any, starts: Any, first: int, stop: int, sums: Any) -> None:
     # One slab owns a class and adds its rows in ascending order, so the order of additions, and
     # every bit of the sum, is the same for any number of threads and any block size.
-    for slab in prange(cuts.size - 1):
-        for label in range(cuts[slab], cuts[slab + 1]):
-            _add_class(features, rows, starts[label], starts[label + 1], sums[label])
+    for label in range(first, stop):
+        _add_class(features, rows, starts[label], starts[label + 1], sums[label])
 
 
-def _cut(starts: NDArray[np.int64]) -> NDArray[np.int64]:
+def _add_rows(
+    features: NDArray[Any],
+    rows: NDArray[np.int64],
+    starts: NDArray[np.int64],
+    sums: NDArray[np.float64],
+) -> None:
+    threads = threads_for(features.size, _VALUES_PER_THREAD)
+    cuts = _cut(starts, _SLABS_PER_THREAD * threads)
+
+    def add(slab: int) -> None:
+        _add_classes(features, rows, starts, cuts[slab], cuts[slab + 1], sums)
+
+    call_in_threads(add, len(cuts) - 1, threads)
+
+
+def _cut(starts: NDArray[np.int64], num_slabs: int) -> NDArray[np.int64]:
     """Return bounds of slabs of classes with about equally many rows each."""
-    num_slabs = min(_SLABS_PER_THREAD * get_num_threads(), len(starts) - 1)
+    num_slabs = min(num_slabs, len(starts) - 1)
     places = np.arange(num_slabs + 1) * starts[-1] // num_slabs
     cuts: NDArray[np.int64] = np.searchsorted(starts, places).astype(np.int64)
     np.minimum(cuts, len(starts) - 1, out=cuts)
@@ -102,6 +119,6 @@ def class_sums(
         block_counts = class_histogram(ids[block], num_classes)
         starts = np.concatenate(([0], np.cumsum(block_counts)))
         _sort_rows(ids[block], starts, rows)
-        _add_rows(as_words(values[block]), rows, starts, _cut(starts), sums)
+        _add_rows(as_words(values[block]), rows, starts, sums)
         counts += block_counts
     return sums, counts

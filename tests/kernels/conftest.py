@@ -2,15 +2,20 @@
 
 from collections.abc import Iterator
 
-import numba
 import pytest
 
-MOST = numba.config.NUMBA_NUM_THREADS
+from tests.support.threads import use_threads
+
+COUNTS = (1, 2, 5)
 
 
 @pytest.fixture
-def thread_counts() -> Iterator[list[int]]:
-    """One, two and the largest number of threads. The number in use is restored afterwards."""
-    before = numba.get_num_threads()
-    yield sorted({1, min(2, MOST), MOST})
-    numba.set_num_threads(before)
+def thread_counts(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """Yield each number of threads, while kernels use as many."""
+
+    def each() -> Iterator[int]:
+        for count in COUNTS:
+            use_threads(monkeypatch, count)
+            yield count
+
+    return each()

@@ -4,7 +4,6 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
-import numba
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -187,15 +186,14 @@ def test_special_cases(features: Any, means: Any, nearest: list[int], votes: lis
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("block_rows", [1, 2, 7, 49, 50, 51])
 def test_bits_do_not_depend_on_threads_at_block_borders(
-    block_rows: int, dtype: Any, thread_counts: list[int], monkeypatch: pytest.MonkeyPatch
+    block_rows: int, dtype: Any, thread_counts: Iterator[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rng = np.random.default_rng(12)
     monkeypatch.setattr("dp4tl_ffcv.kernels.nearest._BLOCK_ROWS", block_rows)
     features, means = rng.normal(size=(50, 7)).astype(dtype), rng.normal(size=(9, 7))
     assert_like_twin(features, means)
     results = set()
-    for count in thread_counts:
-        numba.set_num_threads(count)
+    for _ in thread_counts:
         nearest, votes = nearest_mean(features, means)
         results.add(nearest.tobytes() + votes.tobytes())
     assert len(results) == 1
@@ -221,12 +219,10 @@ def test_features_that_are_not_finite_are_rejected(bad: float, dtype: Any) -> No
         nearest_mean(features, np.eye(3))
 
 
-def test_more_bad_blocks_than_threads_are_rejected_without_hanging(guarded: Any) -> None:
+def test_more_bad_blocks_than_threads_are_rejected_without_hanging(
+    guarded: Any, thread_counts: Iterator[int]
+) -> None:
     features = np.full((20 * _BLOCK_ROWS, 2), np.nan, dtype=np.float32)
-
-    def assign() -> None:
-        numba.set_num_threads(1)
-        nearest_mean(features, np.eye(2))
-
-    with pytest.raises(ValueError, match="`features` must be finite"):
-        guarded(assign)
+    for _ in thread_counts:
+        with pytest.raises(ValueError, match="`features` must be finite"):
+            guarded(lambda: nearest_mean(features, np.eye(2)))

@@ -4,7 +4,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numba
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 
 from dp4tl_ffcv import Clusters, cluster
 from tests.support.scores import clusters_of
+from tests.support.threads import use_threads
 
 faiss = pytest.importorskip("faiss")
 
@@ -159,21 +159,20 @@ def test_memory_maps_give_the_same_block_by_block(
     assert np.array_equal(mapped.centroids, whole.centroids)
 
 
-def test_bits_do_not_depend_on_the_number_of_threads() -> None:
+def test_bits_do_not_depend_on_the_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     features = np.random.default_rng(0).normal(size=(9000, 33)).astype(np.float32)
-    before = faiss.omp_get_max_threads(), numba.get_num_threads()
+    before = faiss.omp_get_max_threads()
     found = []
     try:
         for threads in (1, 2, 4):
             faiss.omp_set_num_threads(threads)
-            numba.set_num_threads(min(threads, before[1]))
+            use_threads(monkeypatch, threads)
             made = cluster(features, (30, 61), levels=(200,), iterations=4)
             figures = tuple(made.provenance["silhouette"].values())
             found.append((made.digest(), made.centroids.tobytes(), figures))
             assert faiss.omp_get_max_threads() == threads
     finally:
-        faiss.omp_set_num_threads(before[0])
-        numba.set_num_threads(before[1])
+        faiss.omp_set_num_threads(before)
     assert found[0] == found[1] == found[2]
 
 

@@ -5,7 +5,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numba
 import numpy as np
 import pytest
 from hypothesis import given
@@ -14,6 +13,7 @@ from threadpoolctl import threadpool_limits
 
 from dp4tl_ffcv.scoring import coverage_centric, el2n, moderate, prototype_distance
 from tests.support.scores import clusters_of, scores_of
+from tests.support.threads import use_threads
 
 DTYPES = [np.float16, np.float32, np.float64]
 NUMBERS = st.sampled_from([-2.0, -0.5, 0.0, 1.0, 1.5])
@@ -260,16 +260,13 @@ def test_memory_maps_give_the_same_bits_block_by_block(
     assert bits(stored, labels) == expected
 
 
-def test_bits_do_not_depend_on_the_number_of_threads() -> None:
+def test_bits_do_not_depend_on_the_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     features, labels = many(rows=5000)
-    before, found = numba.get_num_threads(), []
-    try:
-        for threads in (1, 2, 4):
-            numba.set_num_threads(min(threads, before))
-            with threadpool_limits(threads):
-                found.append(bits(features, labels))
-    finally:
-        numba.set_num_threads(before)
+    found = []
+    for threads in (1, 2, 4):
+        use_threads(monkeypatch, threads)
+        with threadpool_limits(threads):
+            found.append(bits(features, labels))
     assert found[0] == found[1] == found[2]
 
 
