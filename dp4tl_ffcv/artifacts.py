@@ -4,6 +4,7 @@ An artifact is an `.npz` of arrays and one JSON `header`, which holds the kind o
 version and the provenance.
 """
 
+import ctypes
 import errno
 import fcntl
 import hashlib
@@ -25,6 +26,7 @@ from .stored import check_entries, naming, open_file, parse_json, read_npz
 from .version import __version__
 
 _FORMAT_VERSION = 1
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux's renameat2
 # File systems without locks; EBADF is NFS's error for the lock of a folder.
 _NO_LOCKS = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EBADF}
 _PATIENCE = 2.0  # seconds for the workers of a killed process to end and release their lock
@@ -68,8 +70,9 @@ def atomic_open(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
 def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield `.NAME.part`, an empty folder that replaces the folder `path` when the block succeeds.
 
-    A writer that fails or is killed leaves the old folder, or `.NAME.old`, which the next writer
-    deletes. The block must flush its files to disk.
+    A writer that fails or is killed leaves the old folder or none, never a part of one. The block
+    must flush its files to disk. Where the file system cannot exchange two folders in one step, the
+    old folder is `.NAME.old` for a moment, and the next writer restores it after a kill.
 
     Raises:
         OSError: the folder cannot be written, or another process is writing it.
@@ -77,23 +80,37 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     target = Path(path)
     part, old = part_path(target), target.with_name(f".{target.name}.old")
     part.mkdir(parents=True, exist_ok=True)
-    folder = lock_folder(part, target)
+    folder, replaced = lock_folder(part, target), list[int]()
     try:
+        if old.exists() and not target.exists():
+            old.rename(target)
         for left in (old, *part.iterdir()):
             shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
         try:
             yield part
             if target.exists():
-                target.rename(old)
-            part.rename(target)
+                replaced.append(lock_folder(target, target))  # it is `.NAME.part` from then on
+            if not replaced or not _exchange(part, target):
+                if replaced:
+                    target.rename(old)
+                part.rename(target)
         except BaseException:
             if _is_at(part, folder):
                 shutil.rmtree(part, ignore_errors=True)
             raise
         flush_folder(target.parent)
-        shutil.rmtree(old, ignore_errors=True)
+        for left in (part, old):
+            shutil.rmtree(left, ignore_errors=True)
     finally:
-        os.close(folder)
+        for file in (*replaced, folder):
+            os.close(file)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchange two folders in one step. Return False where that is not possible."""
+    rename = getattr(ctypes.CDLL(None), "renameat2", None)
+    names = (_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other))
+    return rename is not None and rename(*names, _RENAME_EXCHANGE) == 0
 
 
 def lock_folder(folder: Path, target: Path) -> int:

@@ -117,7 +117,8 @@ def test_the_next_save_removes_what_a_killed_one_left(
         os.kill(os.getpid(), signal.SIGKILL)
 
     if not (child := os.fork()):
-        call = {"write": "numpy.save", "swap": "pathlib.Path.rename", "clean up": "shutil.rmtree"}
+        exchange = "dp4tl_ffcv.artifacts._exchange"
+        call = {"write": "numpy.save", "swap": exchange, "clean up": "shutil.rmtree"}
         monkeypatch.setattr(call[step], kill)
         features_with(a=2).save(tmp_path / "f")
     assert os.waitpid(child, 0)[1] == signal.SIGKILL
@@ -126,6 +127,29 @@ def test_the_next_save_removes_what_a_killed_one_left(
     features_with(a=3).save(tmp_path / "f")
     assert Features.load(tmp_path / "f").provenance == {"a": 3}
     assert list(tmp_path.iterdir()) == [tmp_path / "f"]
+
+
+def test_a_folder_replaced_in_two_steps_is_restored_after_a_kill(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    features_with(a=1).save(tmp_path / "f")
+    monkeypatch.setattr("dp4tl_ffcv.artifacts._exchange", lambda *_: False)
+    rename = Path.rename
+
+    def kill_at_second(self: Path, target: Path) -> Path:
+        if self.suffix == ".part":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return rename(self, target)
+
+    if not (child := os.fork()):
+        monkeypatch.setattr("pathlib.Path.rename", kill_at_second)
+        features_with(a=2).save(tmp_path / "f")
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL
+    with pytest.raises(RuntimeError, match="fails"), atomic_folder(tmp_path / "f"):
+        raise RuntimeError("this writer fails")
+    assert Features.load(tmp_path / "f").provenance == {"a": 1}
+    features_with(a=3).save(tmp_path / "f")
+    assert [path.name for path in tmp_path.iterdir()] == ["f"]
 
 
 def test_one_process_at_a_time_saves_a_folder(tmp_path: Path) -> None:
