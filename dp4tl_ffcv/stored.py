@@ -190,7 +190,8 @@ def _layout(
     head = io.BytesIO(stream.read(_NPY_HEAD))
     try:
         shape, is_fortran, dtype = _READERS[npy.read_magic(head)](head)
-        is_sane = all(0 <= length < _LONGEST for length in shape)
+        # numpy's reader takes True for a length.
+        is_sane = all(type(length) is int and 0 <= length < _LONGEST for length in shape)
         if not is_sane or dtype.kind not in kinds or not dtype.itemsize:
             raise ValueError(f"it holds {dtype} of shape {shape}")
         expected = math.prod(shape) * dtype.itemsize

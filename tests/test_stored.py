@@ -42,6 +42,7 @@ NOT_ARRAYS = {
     "2**40 rows": npy((2**40,)),
     "2**70 rows": npy((2**70,)),
     "negative": npy((-1,)),
+    "true rows": npy((True,), data=bytes(8)),
     "no rows of 2**63": npy((0, 2**63)),
     "30 digits": npy((10**30,)),
     "objects": npy((2,), "|O", b"cos\nsystem\n"),

@@ -89,9 +89,9 @@ def load(rng: np.random.Generator, path: Path, plain: Plain, truth: Truth, **opt
         **{"jpeg_index": False, **options},
     )
     order = loader.next_traversal_order()
-    rows = [
-        row for batch in loader for row in zip(*(np.asarray(each) for each in batch), strict=True)
-    ]
+    # Copies: the memory of a batch is used again some batches later.
+    batches = ([np.array(each) for each in batch] for batch in loader)
+    rows = [row for batch in batches for row in zip(*batch, strict=True)]
     if len(rows) != len(ids) or sorted(order) != ids.tolist():
         raise FaultError("wrong samples", f"{len(rows)} samples of {len(ids)}")
     touched = 0
