@@ -207,7 +207,7 @@ class Selection(Artifact):
             result |= {
                 "of_samples": len(index),
                 "retained_bytes": int(index.sample_bytes()[self.indices].sum()),
-                "classes": [names[c] if names else int(c) for c in self.classes],
+                "classes": [names[c] if c < len(names) else int(c) for c in self.classes],
             }
         if "retained" in self.provenance.get("clusters", {}):
             result["pseudo_classes"] = self.provenance["clusters"]["retained"]

@@ -77,6 +77,7 @@ def test_an_array_type_that_cannot_be_read_is_refused(
         ([3, 0, 2], FLOATS, r"'vector' holds arrays of type float32 and shape \(3, 0, 2\)"),
         ([1], b'[["", "|S0"]]', r"'vector' holds arrays of type \|S0 and shape \(1,\)"),
         ([3], b'[["", "|O"]]', r"'vector' holds arrays of type object"),
+        ([3, 2], b'[["", ">f4"]]', r"'vector' holds arrays of type >f4"),
         (
             [1 << 40],
             FLOATS,
@@ -84,7 +85,7 @@ def test_an_array_type_that_cannot_be_read_is_refused(
         ),
         ([1 << 63] * 32, FLOATS, "'vector' have [0-9]+ bytes, more than the file"),
     ],
-    ids=["none", "zero", "empty type", "objects", "2^40", "2^2016"],
+    ids=["none", "zero", "empty type", "objects", "big-endian", "2^40", "2^2016"],
 )
 def test_arrays_without_values_or_larger_than_the_file_are_refused(
     shape: list[int], text: bytes, message: str, arrays: Path

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from shutil import copy
 from types import MappingProxyType
 from typing import Any
 
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from dp4tl_ffcv import BetonIndex, Selection, StaleArtifactError
 from dp4tl_ffcv.artifacts import save_artifact
+from dp4tl_ffcv.beton.manifest import read_manifest, write_manifest
 from tests.support.labels import write_labels
 from tests.support.scores import scores_of
 
@@ -268,3 +270,14 @@ def test_a_selection_is_summarised(uneven: BetonIndex) -> None:
     assert selection.summary(uneven) == counts | of_beton
     other = Selection.of_classes(uneven, [2, 6], label_field="other")
     assert other.summary(uneven.path)["classes"] == [2, 6]
+
+
+def test_classes_without_a_name_are_summarised_by_number(
+    uneven: BetonIndex, tmp_path: Path
+) -> None:
+    path = Path(copy(uneven.path, tmp_path))
+    manifest = read_manifest(uneven.path)
+    assert manifest is not None
+    write_manifest(path, replace(manifest, class_names=("class 0", "class 1")))
+    selection = Selection.of_classes(path, [0, 3])
+    assert selection.summary(path)["classes"] == ["class 0", 3]

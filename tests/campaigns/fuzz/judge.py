@@ -71,7 +71,7 @@ def outcome_of(error: Exception, target: Target) -> str:
         return name
     if isinstance(error, OSError) and error.filename is not None:
         return name
-    if isinstance(error, ValueError) and _was_raised_by_us(error.__traceback__):
+    if isinstance(error, target.raised) and _was_raised_by_us(error.__traceback__):
         return name
     raise FaultError(f"undocumented {name}", f"{name}: {str(error)[:300]}") from error
 

@@ -48,6 +48,8 @@ class Target(ABC):
     """Cases of the full form. The short form has one in 200, at least 30."""
     allowed: ClassVar[tuple[type[BaseException], ...]] = ()
     """Exceptions that are documented for this input, besides ValueError and OSError."""
+    raised: ClassVar[tuple[type[Exception], ...]] = (ValueError,)
+    """Exceptions that count as documented if a `raise` of this project raised them."""
     free_bytes: ClassVar[int] = 64 << 20
     """Memory that a case may take in addition to twice its files."""
 

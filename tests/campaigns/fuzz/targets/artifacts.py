@@ -227,6 +227,7 @@ class Manifests(Target):
 
 class IndexLists(Target):
     name = "list of sample ids"
+    raised = (ValueError, TypeError)  # ids that are no integers
 
     def prepare(self, folder: Path) -> list[Sample]:
         data = _beton(folder)
