@@ -119,8 +119,8 @@ def _value_bytes(arguments: NDArray[np.uint8], name: str, path: Path) -> int:
     except (ValueError, TypeError, RecursionError) as error:
         raise damaged(path, f"the type of the arrays in its field {name!r} is unknown") from error
     size = int(math.prod(shape) * dtype.itemsize)
-    # Neither numba nor torch reads the other byte order.
-    if dtype.hasobject or not dtype.isnative or not shape or not size:
+    # torch holds numbers, and only of the machine's byte order.
+    if dtype.kind not in "biufc" or not dtype.isnative or not shape or not size:
         raise damaged(
             path, f"its field {name!r} holds arrays of type {dtype} and shape {tuple(shape)}"
         )

@@ -78,6 +78,7 @@ def test_an_array_type_that_cannot_be_read_is_refused(
         ([1], b'[["", "|S0"]]', r"'vector' holds arrays of type \|S0 and shape \(1,\)"),
         ([3], b'[["", "|O"]]', r"'vector' holds arrays of type object"),
         ([3, 2], b'[["", ">f4"]]', r"'vector' holds arrays of type >f4"),
+        ([3, 2], b'[["", "|S4"]]', r"'vector' holds arrays of type \|S4"),
         (
             [1 << 40],
             FLOATS,
@@ -85,7 +86,7 @@ def test_an_array_type_that_cannot_be_read_is_refused(
         ),
         ([1 << 63] * 32, FLOATS, "'vector' have [0-9]+ bytes, more than the file"),
     ],
-    ids=["none", "zero", "empty type", "objects", "big-endian", "2^40", "2^2016"],
+    ids=["none", "zero", "empty type", "objects", "big-endian", "text", "2^40", "2^2016"],
 )
 def test_arrays_without_values_or_larger_than_the_file_are_refused(
     shape: list[int], text: bytes, message: str, arrays: Path
