@@ -126,10 +126,9 @@ def main() -> int:
                 epochs = QUICK_EPOCHS if arguments.quick else EPOCHS
                 lines.append(soak(name, path, epochs, arguments.seed))
                 print("   ", lines[-1]["figures"], flush=True)
+                if not arguments.quick:
+                    results.keep(lines[-1])
     print(f"{time.monotonic() - started:.0f} s")
-    if not arguments.quick:
-        for line in lines:
-            results.keep(line)
     return results.exit_status(lines)
 
 
