@@ -89,6 +89,14 @@ def summary(line: Line) -> str:
 
 
 def _commit() -> str:
-    command = ["git", "describe", "--always", "--dirty=+", "--abbrev=10"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "unknown"
+    """Return the commit of this clone, with a + if more than results differ from it."""
+    found = _git("rev-parse", "--short=10", "HEAD")
+    is_changed = _git("status", "--porcelain", "-uno", "--", ".", f":!{RESULTS.relative_to(ROOT)}")
+    return found + "+" * bool(is_changed) if found else "unknown"
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(
+        ["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    return done.stdout.strip()
