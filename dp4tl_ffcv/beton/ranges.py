@@ -67,7 +67,10 @@ class _StoredRanges:
         """Return the row that starts at each place, or any row if there is none."""
         if np.array_equal(places, self.starts):
             return slice(None)
-        rows = np.searchsorted(self.starts, places)
+        # Sorted first, since searches for places in random order take longer than the sort.
+        order = np.argsort(places, kind="stable")
+        rows = np.empty(len(places), dtype=np.int64)
+        rows[order] = np.searchsorted(self.starts, places[order])
         return np.minimum(rows, len(self.starts) - 1)
 
     def use(self, rows: NDArray[np.int64] | slice) -> NDArray[np.bool_]:
