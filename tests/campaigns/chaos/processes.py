@@ -116,15 +116,8 @@ def _run(function: Callable[[], Any], output: Path) -> None:
         traceback.print_exc()
     finally:
         with suppress(Exception):
-            _end_threads()
+            threading._shutdown()  # waits as the interpreter does, and ends idle pools
         with suppress(Exception):
             sys.stdout.flush()
             sys.stderr.flush()
         os._exit(status)
-
-
-def _end_threads() -> None:
-    """Wait for the threads that the interpreter would wait for."""
-    for thread in threading.enumerate():
-        if thread is not threading.current_thread() and not thread.daemon:
-            thread.join()
