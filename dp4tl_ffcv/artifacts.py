@@ -252,7 +252,7 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
 def sha256_of_file(path: str | os.PathLike[str]) -> str:
     """Return the SHA-256 of a file as hexadecimal digits."""
     with open_file(path) as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()  # type: ignore[arg-type]
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def save_artifact(

@@ -39,7 +39,7 @@ _NOT_A_ZIP = (zipfile.BadZipFile, EOFError, KeyError, RuntimeError, struct.error
 
 
 @contextmanager
-def open_file(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
+def open_file(path: str | os.PathLike[str]) -> Iterator[io.BufferedReader]:
     """Open a regular file for reading. Raise OSError for anything else, which might never end."""
     file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a FIFO waits for its writer
     try:
@@ -64,6 +64,28 @@ def naming(path: str | os.PathLike[str]) -> Iterator[None]:
         if error.filename is None and error.errno is not None:
             error.filename = str(path)
         raise
+
+
+def read_at(file: int, size: int, start: int) -> bytes:
+    """Return `size` bytes of an open file from the byte `start`, or fewer at its end.
+
+    Safe to call from several threads. The kernel may return less than was asked for: 2 GiB at most,
+    and on network disks any number of bytes.
+    """
+    parts = []
+    while size > 0 and (part := os.pread(file, size, start)):
+        parts.append(part)
+        size, start = size - len(part), start + len(part)
+    return b"".join(parts)
+
+
+def read_text(path: str | os.PathLike[str]) -> str:
+    """Return the text of a file in UTF-8; raise ValueError for another file, or above 64 MiB."""
+    with open_file(path) as stream:
+        content = stream.read(_MOST_JSON + 1)
+    if len(content) > _MOST_JSON:
+        raise ValueError(f"it has more than {_MOST_JSON} bytes")
+    return content.decode("utf-8-sig")  # editors on Windows put a mark of the encoding first
 
 
 def parse_json(text: str | bytes) -> Any:

@@ -23,8 +23,10 @@ from .scoring.surrogate.checkpoint_files import write_entries as write_entries
 from .scoring.surrogate.models import BlurPoolConv as BlurPoolConv
 from .scoring.surrogate.models import Classifier as Classifier
 from .scoring.surrogate.models import replace_head as replace_head
+from .stored import open_file as open_file
 from .stored import parse_json as parse_json
 from .stored import read_json as read_json
+from .stored import read_text as read_text
 from .text import printable as printable
 from .validate import check_choice as check_choice
 from .validate import check_int as check_int

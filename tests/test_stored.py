@@ -20,6 +20,7 @@ from dp4tl_ffcv.stored import (
     read_array,
     read_json,
     read_npz,
+    read_text,
 )
 from tests.support.traps import Trap
 
@@ -95,7 +96,7 @@ def test_arrays_come_back_read_only(
 
 
 @pytest.mark.parametrize("kind", ["FIFO", "device", "folder"])
-@pytest.mark.parametrize("read", [read_array, map_array, read_json])
+@pytest.mark.parametrize("read", [read_array, map_array, read_json, read_text])
 def test_only_files_are_read(read: Callable[[Path], Any], kind: str, tmp_path: Path) -> None:
     path = tmp_path / "a"
     {"FIFO": os.mkfifo, "device": lambda p: p.symlink_to("/dev/zero"), "folder": os.mkdir}[kind](
@@ -111,6 +112,17 @@ def test_an_error_while_reading_names_the_file(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="broken") as caught, open_file(tmp_path / "a"):
         raise OSError(5, "broken")
     assert caught.value.filename == str(tmp_path / "a")
+
+
+def test_a_text_is_in_utf_8_and_of_limited_size(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("\ufeffcafé\n", encoding="utf-8")
+    assert read_text(tmp_path / "a") == "café\n"
+    (tmp_path / "a").write_bytes(b"caf\xe9")
+    with pytest.raises(ValueError, match="can't decode byte 0xe9"):
+        read_text(tmp_path / "a")
+    os.truncate(tmp_path / "a", (1 << 26) + 1)
+    with pytest.raises(ValueError, match="it has more than 67108864 bytes"):
+        read_text(tmp_path / "a")
 
 
 def pack(path: Path, members: dict[str, bytes], compression: int = zipfile.ZIP_STORED) -> Path:

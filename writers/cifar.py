@@ -113,7 +113,7 @@ class Cifar:
             return version, _read_archive(place, version)
         for name in version.files:
             find(place, name, layout=f"all files of {version.archive}")
-        return version, {name: (place / name).read_bytes() for name in version.files}
+        return version, {name: _content(place / name) for name in version.files}
 
     def _parse(self, version: Version, name: str, data: bytes) -> Images:
         try:
@@ -224,8 +224,13 @@ def _download(config: Config) -> None:
     )
 
 
+def _content(path: Path) -> bytes:
+    with utils.open_file(path) as stream:
+        return stream.read()
+
+
 def _read_archive(archive: Path, version: Version) -> dict[str, bytes]:
-    with open(archive, "rb") as stream:
+    with utils.open_file(archive) as stream:
         md5 = hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
     if md5 != version.md5:
         raise ValueError(

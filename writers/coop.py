@@ -111,7 +111,7 @@ def write(config: Config) -> dict[str, dp4tl_ffcv.BetonIndex]:
     layout = f"the images of {config.name} as its archive has them"
     layout += " (--download gets them)" if target.torchvision else ""
     folder = find(config.root, *target.images, layout=layout)
-    samples = image_files(folder, splits, split_file)
+    samples = image_files(config.root, folder, splits, split_file)
     expected = (target.classes, dict(zip(SPLITS, target.counts, strict=True)))
     return write_splits("coop", samples, class_names, config, expected)
 

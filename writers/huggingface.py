@@ -27,10 +27,12 @@ from pathlib import Path
 from typing import Any
 
 import dp4tl_ffcv
-from dp4tl_ffcv.utils import check_choice, parse_json, requires
+from dp4tl_ffcv.utils import check_choice, open_file, parse_json, requires
 
 from .components.common import CountedOptions, run, write_splits
 from .components.files import is_hidden, split_of
+
+_LARGEST_CARD = 1 << 24  # bytes of README.md that are read
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +64,7 @@ def write(config: Config) -> dict[str, dp4tl_ffcv.BetonIndex]:
             "Pass the folder of one configuration as --root."
         )
     ((image, label, names),) = found
-    splits = {split: ParquetImages.of(files[split], image, label) for split in wanted}
+    splits = {split: ParquetImages.of(config.root, files[split], image, label) for split in wanted}
     highest = max((int(s.labels.max()) for s in splits.values() if len(s)), default=-1)
     names = names or tuple(map(str, range(highest + 1)))
     with _described_in(config.root / "README.md"):
@@ -73,12 +75,19 @@ def write(config: Config) -> dict[str, dp4tl_ffcv.BetonIndex]:
 def files_of(root: Path) -> dict[str, list[Path]]:
     """Return the parquet files below `root` by split, in order."""
     splits: dict[str, list[Path]] = {}
+    names: dict[str, str] = {}
     for path in sorted(root.rglob("*.parquet")):
         if is_hidden(path.relative_to(root).as_posix()) or not path.is_file():
             continue
         stem = re.sub(r"-\d{5}-of-\d{5}(-[0-9a-f]+)?$", "", path.stem)
         name = path.parent.name if re.fullmatch(r"\d+", stem) else stem
-        splits.setdefault(split_of(name) or name, []).append(path)
+        split = split_of(name) or name
+        if names.setdefault(split, name) != name:
+            raise ValueError(
+                f"{str(root)!r} has two names for the split {split}: {names[split]!r} and "
+                f"{name!r}. Move the files of one of them out of --root."
+            )
+        splits.setdefault(split, []).append(path)
     if not splits:
         raise ValueError(
             f"No parquet files in {str(root)!r}. --root must hold files such as "
@@ -141,8 +150,11 @@ def columns_of(
 def _card_of(root: Path) -> dict[str, Any]:
     """Return `dataset_info` of README.md, or {} unless it describes exactly one configuration."""
     path = root / "README.md"
-    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
-    head = re.match(r"---\n(.*?)\n---", text, flags=re.DOTALL)
+    if not path.is_file():
+        return {}
+    with open_file(path) as stream:
+        text = stream.read(_LARGEST_CARD).decode(errors="replace")
+    head = re.match(r"---\r?\n(.*?)\n---", text, flags=re.DOTALL)
     if head is None or "dataset_info:" not in head[1]:
         return {}
     with requires("pyyaml", f"reading {path}"):

@@ -5,9 +5,11 @@ Training, valid, dev or test_set are understood. Otherwise --val and --test spli
 class at random. Class ids follow the sorted class names and are the same in all splits. The
 identifier of an image is its position in the sorted listing of its folder: ROOT, or ROOT/SPLIT.
 
-Images of a class may lie in folders of their own. If all classes have folders of the same names
-instead of images, they are refused: they are rather splits or datasets. Of an animated GIF, the
-first image is written.
+Images of a class may lie in folders below CLASS, such as CLASS/images. If CLASS may rather be a
+dataset or a split, with class folders in it, it is refused unless you pass --nested-classes: it has
+several folders and no image of its own, or a folder below it is called like a split. Links to files
+and to class folders are followed, wherever they lead. Of an animated GIF, the first image is
+written.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import scandir
+from os.path import commonpath
 from pathlib import Path
 from unicodedata import normalize
 
@@ -44,6 +47,8 @@ class Config(Options):
     """Fraction of each class for testing, if ROOT is not split."""
     seed: int = 0
     """Seed of the split and of the order of samples in the files."""
+    nested_classes: bool = False
+    """All images in folders below a class folder are of this class, whatever the folders' names."""
 
 
 def write(config: Config) -> dict[str, dp4tl_ffcv.BetonIndex]:
@@ -71,7 +76,8 @@ def list_images(config: Config) -> tuple[dict[str, utils.ImageFiles], list[str]]
             f"Known suffixes: {', '.join(IMAGE_SUFFIXES)}. Files there: {shown or 'none'}."
         )
     for split, (paths, names) in listings.items():
-        _check_are_classes(roots[split], paths, names)
+        if not config.nested_classes:
+            _check_are_classes(roots[split], paths, names)
     class_names = _class_names(roots)
     ids = {name: label for label, name in enumerate(class_names)}
     labels = {
@@ -101,7 +107,8 @@ def _splits_of(root: Path) -> dict[str, Path]:
     if named and others:
         raise ValueError(
             f"{str(root)!r} has both splits ({', '.join(first.values())}) and other folders, such "
-            f"as {others[0]!r}. Move the classes into the splits, or rename the splits."
+            f"as {others[0]!r}. If {others[0]!r} is a class, move it into the splits, else move it "
+            f"out of --root. If {next(iter(first.values()))!r} is a class, rename its folder."
         )
     for split, names in named.items():
         if len(names) > 1:
@@ -120,30 +127,28 @@ def _list(root: Path, ignored: list[str]) -> Listing:
 
 
 def _check_are_classes(root: Path, paths: Sequence[str], names: Sequence[str]) -> None:
-    """Raise ValueError if the folders in `root` seem to hold the classes, instead of being them."""
-    inside: dict[str, set[str]] = {}
+    """Raise ValueError if a folder in `root` may hold class folders, instead of being one."""
+    below: dict[str, set[str]] = {}
     for path, name in zip(paths, names, strict=True):
-        below = path[len(f"{root / name}/") :].rpartition("/")[0]
-        if not below:
-            return  # images of its own
-        inside.setdefault(name, set()).add(below)
-    if not inside:
-        return
-    times = Counter(below for each in inside.values() for below in each)
-    most = min(len(inside), max(2, len(inside) / 2))
-    shared = sorted(below for below, count in times.items() if count >= most)
-    if len(shared) > 1 and 2 * len(shared) >= len(times):
-        first, second = shared[:2]
-        raise ValueError(
-            f"The folders in {str(root)!r}, such as {next(iter(inside))!r}, have no images of "
-            f"their own, but folders such as {first!r} and {second!r}. --root must hold "
-            "CLASS/*.jpg or SPLIT/CLASS/*.jpg: pass one of the folders, or name the splits train, "
-            "val and test."
+        folder = path[len(f"{root / name}/") :].rpartition("/")[0]
+        below.setdefault(name, set()).add(folder)
+    for name, folders in below.items():
+        split = next(
+            (part for each in sorted(folders) for part in each.split("/") if split_of(part)), ""
         )
-    print(
-        f"images of class {next(iter(inside))!r} lie in folders below it, and so in all classes of "
-        f"{str(root)!r}"
-    )
+        # No images of its own, but several folders. A chain is one folder: n01440764/images/*.JPEG.
+        is_group = commonpath(folders) not in folders
+        if split or is_group:
+            raise ValueError(
+                f"{str(root / name)!r} holds the folder {(split or min(folders))!r}, so it may be "
+                "a dataset, a split or a group of classes instead of a class. --root must hold "
+                "CLASS/*.jpg, or SPLIT/CLASS/*.jpg with splits called train, val and test: pass "
+                "the folder that does, or move or rename the folders. If all images below "
+                f"{name!r} are of one class, pass --nested-classes."
+            )
+    nested = next((name for name, folders in below.items() if folders != {""}), None)
+    if nested is not None:
+        print(f"images in folders below {str(root / nested)!r} are of the class {nested!r}")
 
 
 def _class_names(roots: Mapping[str, Path]) -> list[str]:

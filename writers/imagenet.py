@@ -47,6 +47,7 @@ from .components.files import (
 
 EXPECTED = (1000, {"train": 1_281_167, "val": 50_000})
 DEVKIT = "ILSVRC2012_devkit_t12"
+_LARGEST_FILE = 1 << 20  # bytes of a file in the devkit, where the largest has 200 kB
 META, TRUTH = "data/meta.mat", "data/ILSVRC2012_validation_ground_truth.txt"
 LAYOUTS = {
     "train": "train/WNID/*.JPEG or ILSVRC2012_img_train.tar",
@@ -92,21 +93,32 @@ def read_devkit(root: Path) -> tuple[dict[str, str], list[str]]:
     try:
         if folder.is_dir():
             meta, truth = (
-                find(folder, name, layout="the extracted devkit").read_bytes()
+                _content(find(folder, name, layout="the extracted devkit"))
                 for name in (META, TRUTH)
             )
         else:
             wanted = [f"{DEVKIT}/{name}" for name in (META, TRUTH)]
-            meta, truth = map(read_members(archive, wanted).__getitem__, wanted)
+            files = read_members(archive, wanted, largest=_LARGEST_FILE)
+            meta, truth = (files[name] for name in wanted)
         synsets = np.atleast_1d(loadmat(BytesIO(meta), squeeze_me=True)["synsets"])
         wnids = {int(each["ILSVRC2012_ID"]): str(each["WNID"]) for each in synsets}
         names = {str(each["WNID"]): str(each["words"]) for each in synsets}
         return names, [wnids[int(number)] for number in truth.split()]
+    except MemoryError:
+        raise
     except Exception as error:  # scipy raises errors of many types for damaged files
         raise ValueError(
             f"The devkit in {str(root)!r} is damaged or lacks {META} or {TRUTH}: {error}. "
             f"Download {DEVKIT}.tar.gz again."
         ) from error
+
+
+def _content(path: Path) -> bytes:
+    with utils.open_file(path) as stream:
+        content = stream.read(_LARGEST_FILE + 1)
+    if len(content) > _LARGEST_FILE:  # it may be compressed to a thousandth
+        raise ValueError(f"{path.name} has more than {_LARGEST_FILE} bytes")
+    return content
 
 
 def _list(

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -171,7 +172,14 @@ def _take(dataset: Any, position: int) -> tuple[Any, Any]:
 def _labels(name: str, labels: Sequence[Any]) -> NDArray[np.int64]:
     if any(label is None for label in labels):
         raise ValueError(f"A split of {name} has no labels. Choose other splits with --splits.")
-    return np.array([int(label) for label in labels], dtype=np.int64)
+    try:
+        return np.array([operator.index(label) for label in labels], dtype=np.int64)
+    except TypeError:  # int() would make 1 of 1.7 and of "1"
+        other = next(label for label in labels if not hasattr(label, "__index__"))
+        raise ValueError(
+            f"{name} has the label {other!r:.100}, which is no class id. Leave out the --arguments "
+            "that choose other targets than classes."
+        ) from None
 
 
 def _argument(text: str) -> tuple[str, Any]:

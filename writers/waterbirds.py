@@ -18,9 +18,11 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import TextIOWrapper
 from pathlib import Path
 
 import dp4tl_ffcv
+from dp4tl_ffcv import utils
 
 from .components.common import SPLITS, CountedOptions, run, write_splits
 from .components.files import find
@@ -41,7 +43,7 @@ class Config(CountedOptions):
 def write(config: Config) -> dict[str, dp4tl_ffcv.BetonIndex]:
     """Write train, val and test and return the index of each."""
     metadata = find(config.root, "metadata.csv", layout="metadata.csv and the folders of images")
-    samples = image_files(config.root, read_metadata(metadata), metadata)
+    samples = image_files(config.root, config.root, read_metadata(metadata), metadata)
     return write_splits("waterbirds", samples, CLASS_NAMES, config, EXPECTED)
 
 
@@ -49,8 +51,8 @@ def read_metadata(path: Path) -> dict[str, list[tuple[str, int, int]]]:
     """Return path, class and img_id of each image by split."""
     splits: dict[str, list[tuple[str, int, int]]] = {split: [] for split in SPLITS}
     seen: set[int] = set()
-    with open(path, newline="", encoding="utf-8") as stream:
-        rows = csv.DictReader(stream)
+    with utils.open_file(path) as stream:
+        rows = csv.DictReader(TextIOWrapper(stream, encoding="utf-8", newline=""))
         for row in _rows_of(rows, path):
             try:
                 name = str(row["img_filename"])

@@ -163,7 +163,7 @@ def _number(
     listings: Mapping[str, Listing], file: Path | None
 ) -> tuple[dict[Label, int], list[str]]:
     labels = {label for _, stored in listings.values() for label in stored}
-    given = [line.strip() for line in file.read_text().splitlines() if line.strip()] if file else []
+    given = _names_in(file) if file else []
     numbers = {label for label in labels if isinstance(label, int)}
     texts = {label for label in labels if isinstance(label, str)}
     if numbers and texts:
@@ -180,6 +180,16 @@ def _number(
     if unnamed:
         raise ValueError(f"{file} lacks {len(unnamed)} class names, such as {unnamed[0]!r}.")
     return {name: label for label, name in enumerate(names)}, names
+
+
+def _names_in(file: Path) -> list[str]:
+    try:
+        lines = utils.read_text(file).splitlines()
+    except ValueError as error:
+        raise ValueError(
+            f"--class-names {str(file)!r} is not a text file in UTF-8: {error}. Save it as UTF-8."
+        ) from error
+    return [line.strip() for line in lines if line.strip()]
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from ..beton.jpeg_index_file import remove_index
 from ..beton.manifest import Manifest, write_manifest
 from ..parallel import TASKS_PER_WORKER, map_ordered
 from ..progress import track
+from ..stored import read_at
 from .encode import Batch, BatchEncoder, Encoded, Tasks
 from .journal import Journal, WriteState
 from .pages import PageWriter, move_pointers
@@ -187,4 +188,4 @@ def _is_stored(
     expected = [(plan.row_at(sample_id), row.tobytes())]
     expected += [(place, x.tobytes()) for place, x in zip(places, encoded.blobs, strict=True)]
     handle = stream.fileno()
-    return all(os.pread(handle, len(data), place) == data for place, data in expected)
+    return all(read_at(handle, len(data), place) == data for place, data in expected)

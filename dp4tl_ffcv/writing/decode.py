@@ -4,7 +4,8 @@ import io
 import os
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -59,7 +60,7 @@ def decode_with_pillow(content: bytes) -> NDArray[np.uint8]:
     if not content:
         raise ValueError("the file is empty")
     try:
-        with _strict():
+        with _STRICT:
             if content.startswith(b"\x89PNG"):
                 with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
                     image.verify()  # the checksums, which decoding ignores in part
@@ -76,7 +77,7 @@ def decode_with_pillow(content: bytes) -> NDArray[np.uint8]:
 def pixels_of_image(image: Image.Image) -> NDArray[np.uint8]:
     """Return the upright RGB pixels `(H, W, 3)` of a PIL image."""
     check_size(image.height, image.width)
-    with _strict():
+    with _STRICT:
         image.load()  # on its own: reading EXIF data loads too, and damage there counts as none
     orientation = orientation_of(image.getexif)  # the conversion may lose it
     return upright(np.asarray(_to_rgb(image)), orientation)
@@ -99,8 +100,7 @@ def _formats() -> list[str]:
 
 
 @contextmanager
-def _strict() -> Iterator[None]:
-    """Let Pillow raise errors for truncated files, whatever a library has set."""
+def _strict_pillow() -> Iterator[None]:
     lenient: Any = ImageFile.LOAD_TRUNCATED_IMAGES
     ImageFile.LOAD_TRUNCATED_IMAGES = False
     try:
@@ -109,6 +109,43 @@ def _strict() -> Iterator[None]:
             yield
     finally:
         ImageFile.LOAD_TRUNCATED_IMAGES = lenient
+
+
+class _Strict:
+    """Context in which Pillow raises errors for truncated files, whatever a library has set.
+
+    Pillow's setting holds for the process. The first thread in the context changes it, and the last
+    one restores it.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._threads, self._setting = Lock(), 0, ExitStack()
+        # A child of a fork has none of the other threads, and must not find the lock taken.
+        os.register_at_fork(
+            before=self._lock.acquire,
+            after_in_parent=self._lock.release,
+            after_in_child=self._after_fork,
+        )
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._threads:
+                self._setting.enter_context(_strict_pillow())
+            self._threads += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._threads -= 1
+            if not self._threads:
+                self._setting.close()
+
+    def _after_fork(self) -> None:
+        self._threads = 0
+        self._setting.close()
+        self._lock.release()
+
+
+_STRICT = _Strict()
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -5,16 +5,17 @@ copy its page of memory.
 """
 
 import os
-import stat
 import tarfile
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from ..stored import open_file, read_at
 
 _BLOCK = tarfile.BLOCKSIZE
 _LONGEST_NAME = 4096  # characters; the longest path on Linux
@@ -145,15 +146,13 @@ class TarMembers:
         """Return the bytes of a member. Safe to call from several threads and processes.
 
         Raises:
-            ValueError: the archive is shorter than when it was listed.
+            OSError: the archive cannot be read.
+            ValueError: it is shorter than when it was listed.
         """
         _, start, size = self._spans[position].tolist()
         # Opening takes 1 % of the time to decode an image. A thousand archives cannot stay open.
-        handle = os.open(self.archive(position), os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            data = os.pread(handle, size, start)
-        finally:
-            os.close(handle)
+        with open_file(self.archive(position)) as stream:
+            data = read_at(stream.fileno(), size, start)
         if len(data) != size:
             raise ValueError(
                 f"{str(self.archive(position))!r} changed after it was listed: it now holds "
@@ -193,22 +192,21 @@ def list_tar(path: str | os.PathLike[str], *, nested: bool = False) -> TarMember
             deep.
 
     Raises:
-        FileNotFoundError: the file does not exist.
+        OSError: the file does not exist, cannot be read, or is a device, FIFO or folder.
         ValueError: the file is compressed, truncated, corrupt or not a tar archive.
     """
     archive, names, spans = Path(path), Names(), array("q")
-    if not stat.S_ISREG(archive.stat().st_mode):
-        raise ValueError(f"{str(path)!r} is not a regular file.")
 
     def add(member: tarfile.TarInfo, name: str) -> None:
         names.append(name)
         spans.extend((0, member.offset_data, member.size))
 
-    with open(archive, "rb", buffering=0) as stream:  # a buffer would read more than the headers
-        for member in _files_of(archive, stream, 0, os.fstat(stream.fileno()).st_size):
+    with open_file(archive) as stream:
+        file = stream.fileno()  # the stream's buffer would read more than the headers
+        for member in _files_of(archive, file, 0, os.fstat(file).st_size):
             if nested and member.name.endswith(".tar"):
                 start, end = member.offset_data, member.offset_data + member.size
-                for inner in _files_of(archive, stream, start, end, member.name):
+                for inner in _files_of(archive, file, start, end, member.name):
                     add(inner, f"{member.name}/{inner.name}")
             else:
                 add(member, member.name)
@@ -216,22 +214,20 @@ def list_tar(path: str | os.PathLike[str], *, nested: bool = False) -> TarMember
 
 
 def _files_of(
-    archive: Path, stream: IO[bytes], start: int, end: int, inner: str = ""
+    archive: Path, file: int, start: int, end: int, inner: str = ""
 ) -> Iterator[tarfile.TarInfo]:
-    """Yield the regular files of the archive at bytes `start` to `end` of `stream`."""
+    """Yield the regular files of the archive at bytes `start` to `end` of an open file."""
     what = repr(f"{archive}:{inner}" if inner else str(archive))
-    # An inner archive is read in place, so that all offsets refer to the file.
-    stream.seek(start)
-    head = stream.read(_BLOCK)[:8]
+    head = read_at(file, 8, start)
     for magic, kind in _MAGIC.items():
         if head.startswith(magic):
             raise ValueError(
                 f"{what} is compressed by {kind}, so that its files cannot be read in any order. "
                 "Uncompress it to a plain tar archive."
             )
-    stream.seek(start)
     with _tar_errors(what):
-        tar: Any = tarfile.TarFile(fileobj=_Window(stream, end), mode="r", errorlevel=2)  # type: ignore[arg-type]  # it only reads
+        # An inner archive is read in place, so that all offsets refer to the file.
+        tar: Any = tarfile.TarFile(fileobj=_Window(file, start, end), mode="r", errorlevel=2)  # type: ignore[arg-type]  # it only reads
     for member in _members_of(tar, start, end, what):
         if member.issparse():
             raise ValueError(
@@ -242,10 +238,9 @@ def _files_of(
             yield member
     # tarfile mistakes a corrupt header for the end of the archive, which is a block of zeros.
     last = tar.offset
-    stream.seek(last)
     if last + _BLOCK > end:
         raise _damaged(what, "it is truncated")
-    if stream.read(_BLOCK).strip(b"\0"):
+    if read_at(file, _BLOCK, last).strip(b"\0"):
         raise _damaged(what, f"it has a corrupt header at byte {last - start}")
 
 
@@ -268,12 +263,21 @@ def _members_of(tar: Any, start: int, end: int, what: str) -> Iterator[tarfile.T
 class _Window:
     """A file up to the byte `end`, for `tarfile`, which reads what corrupt sizes ask for."""
 
-    def __init__(self, stream: IO[bytes], end: int) -> None:
-        self.seek, self.tell = stream.seek, stream.tell
-        self._stream, self._end = stream, end
+    def __init__(self, file: int, start: int, end: int) -> None:
+        self._file, self._at, self._end = file, start, end
+
+    def seek(self, position: int) -> None:
+        if position < 0:
+            raise ValueError("a position before the file")
+        self._at = position
+
+    def tell(self) -> int:
+        return self._at
 
     def read(self, size: int) -> bytes:
-        return self._stream.read(max(0, min(size, self._end - self.tell())))
+        data = read_at(self._file, min(size, self._end - self._at), self._at)
+        self._at += len(data)
+        return data
 
 
 @contextmanager

@@ -78,7 +78,7 @@ def write_beton(  # noqa: PLR0913  # options are named at the call
         fields: `image_fields()`, or ffcv field objects by name. A name has at most 16 characters,
             printable ASCII.
         class_names: name of each class id, or empty.
-        label_field: integer field of the class ids.
+        label_field: integer field of the class ids. Empty if no field holds class ids.
         written_by: the writer's arguments, stored in the manifest.
         seed: seed of the random order in which samples are stored. None keeps their order.
         page_size: bytes per page, a power of two of at least 2 MiB. Each sample must fit into a
@@ -187,7 +187,8 @@ def _check_labels(
         )
     raise ValueError(
         f"Cannot encode {name}: the class id {label} is not in [0, {limit}). Number the classes "
-        "from 0, or pass the name of another field as `label_field`."
+        "from 0. If the values are no class ids, name the field of the class ids as `label_field`, "
+        "or pass label_field='' if there is none."
     )
 
 

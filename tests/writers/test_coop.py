@@ -148,8 +148,8 @@ def test_a_malformed_split_file_is_refused(
 @pytest.mark.parametrize(
     "path",
     [
-        "../secret.jpg",
-        "Ant/../../secret.jpg",
+        "../../secret.jpg",
+        "Ant/../../../secret.jpg",
         "ABSOLUTE",
         "",
         ".",
@@ -162,9 +162,27 @@ def test_a_malformed_split_file_is_refused(
 def test_a_path_outside_the_folder_is_refused(path: str, tmp_path: Path) -> None:
     splits = rows()
     splits["val"][0][0] = path.replace("ABSOLUTE", str(tmp_path / "secret.jpg"))
-    put_all(make_tree("dtd", tmp_path, splits), {"secret.jpg": jpeg(7)})
-    (tmp_path / "images" / "link.jpg").symlink_to(tmp_path / "secret.jpg")
-    refused("dtd", tmp_path, "not inside the folder|are missing")
+    root = make_tree("dtd", tmp_path / "root", splits)
+    put_all(tmp_path, {"secret.jpg": jpeg(7)})
+    (root / "images" / "link.jpg").symlink_to(tmp_path / "secret.jpg")
+    refused("dtd", root, "which leads out of --root|is no path|are missing")
+
+
+def test_links_of_the_user_are_followed_inside_the_root(tmp_path: Path) -> None:
+    """The images may be a link, and git-annex puts their content elsewhere below the root."""
+    root = make_tree("dtd", tmp_path / "root")
+    (root / "images").rename(tmp_path / "elsewhere")
+    (root / "images").symlink_to(tmp_path / "elsewhere")
+    linked = write(coop, tmp_path / "linked", name="dtd", root=root)
+    (root / "images").unlink()
+    (root / ".git" / "annex").mkdir(parents=True)
+    for number, name in enumerate(IMAGES):
+        (root / "images" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "elsewhere" / name).rename(root / ".git" / "annex" / str(number))
+        (root / "images" / name).symlink_to(root / ".git" / "annex" / str(number))
+    annexed = write(coop, tmp_path / "annexed", name="dtd", root=root)
+    for split in SPLITS:
+        assert stored(annexed[split]) == stored(linked[split])
 
 
 @pytest.mark.parametrize("respelt", ["{}", "./{}", "x//..//{}"])

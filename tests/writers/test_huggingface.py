@@ -150,7 +150,7 @@ def test_each_group_is_read_once_and_memory_holds_one_window(
 ) -> None:
     labels = [0] * 60 + [1] * 60
     paths = [put(tmp_path / f"{n}.parquet", labels, 120 * n, rows_per_group=6) for n in range(2)]
-    samples = ParquetImages.of(paths, "image", "label")
+    samples = ParquetImages.of(tmp_path, paths, "image", "label")
     assert len(samples.groups) == 40
     opened: list[Path] = []
     open_parquet = parquet.open_parquet
@@ -178,6 +178,16 @@ def test_each_group_is_read_once_and_memory_holds_one_window(
 
 
 # Errors.
+
+
+@pytest.mark.parametrize("other", ["eval", "test_set"])
+def test_two_names_of_one_split_are_refused(other: str, tmp_path: Path) -> None:
+    put(tmp_path / "root" / "test.parquet", [0, 1])
+    put(tmp_path / "root" / f"{other}.parquet", [0, 1])
+    why = f"two names for the split test: '{other}' and 'test'"
+    if other > "test":
+        why = f"two names for the split test: 'test' and '{other}'"
+    check_refused(huggingface, tmp_path / "out", why, root=tmp_path / "root")
 
 
 OTHER_NAMES = {**FEATURES, "label": {"names": sorted(NAMES), "_type": "ClassLabel"}}
@@ -229,6 +239,8 @@ def test_a_split_without_labels_can_be_left_out(root: Path, tmp_path: Path) -> N
     [
         (["a", "b"], "must hold class ids; got 'a'"),
         ([0, None], "must hold class ids; got None"),
+        ([1.0, 0.7], r"must hold class ids; got 1\.0"),
+        ([True, False], "must hold class ids; got True"),
         ([0, 1 << 20], "must be at most 1048575; got 1048576"),
         (np.array([0, 2**64 - 1], dtype=np.uint64), "must be at most 1048575; got 18446744073709"),
     ],
@@ -251,7 +263,7 @@ def test_a_path_outside_the_folder_is_refused(path: str, column: str, tmp_path: 
     }
     table = {"image": images[column], "label": [0] * len(images[column])}
     pq.write_table(pa.table(table), root / "train.parquet")
-    with pytest.raises(ValueError, match=r"not inside|has no image"):
+    with pytest.raises(ValueError, match=r"leads out of --root|has no image"):
         write(huggingface, tmp_path / "out", root=root)
     if column != "bytes as text":
         index = write(huggingface, tmp_path / "skip", root=root, on_error="skip")["train"]
@@ -289,6 +301,29 @@ def test_a_damaged_parquet_file_is_named(root: Path, tmp_path: Path) -> None:
         except ValueError as error:
             errors += "validation-00000" in str(error)
     assert errors >= 5
+
+
+def test_more_rows_than_the_file_can_hold_images_are_refused(tmp_path: Path) -> None:
+    rows = 1_000_000
+    table = pa.table({"image": pa.nulls(rows, pa.binary()), "label": np.zeros(rows, np.int64)})
+    path = put_all(tmp_path / "root", {"train.parquet": b""}) / "train.parquet"
+    pq.write_table(table, path, compression="zstd")
+    assert path.stat().st_size < 20_000
+    why = r"train\.parquet is .* 1000000 rows, more than bytes"
+    check_refused(huggingface, tmp_path / "out", why, root=tmp_path / "root")
+
+
+def test_an_image_that_is_stored_once_does_not_fill_memory_as_many(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parquet, "WINDOW", 1 << 20)
+    table = pa.table(
+        {"image": [np.random.default_rng(0).bytes(20_000)] * 3000, "label": [0] * 3000}
+    )
+    pq.write_table(table, tmp_path / "train.parquet")
+    samples = ParquetImages.of(tmp_path, [tmp_path / "train.parquet"], "image", "label")
+    with pytest.raises(ValueError, match=r"train\.parquet is damaged .*group 0 holds more than"):
+        samples[0]
 
 
 def test_a_row_without_an_image_is_named(tmp_path: Path) -> None:

@@ -134,15 +134,24 @@ def test_common_names_of_splits_are_understood(train: str, test: str, tmp_path: 
 @pytest.mark.parametrize(
     ("files", "why"),
     [
-        (("source/ant", "source/bee", "target/ant", "target/bee"), "'ant' and 'bee'"),
-        (("a/images/ant", "a/images/bee", "b/images/ant", "b/images/bee"), "'images/ant'"),
-        (("a/ant", "a/bee", "a/cat", "b/ant", "b/bee", "c/ant", "c/bee"), "'ant' and 'bee'"),
-        (("ant/train", "ant/test", "bee/train", "bee/test"), "'test' and 'train'"),
-        (("photos/ant", "photos/bee"), "such as 'photos', have no images"),
-        (("train/x/ant", "train/x/bee"), "such as 'x', have no images"),
+        (
+            ("source/ant", "source/bee", "target/cow", "target/dog"),
+            "source' holds the folder 'ant'",
+        ),
+        (("a/images/ant", "a/images/bee", "b/images/ant"), "a' holds the folder 'images/ant'"),
+        (("seg_train/seg_train/ant", "seg_train/seg_train/bee", "seg_test/ant"), "'seg_train/ant'"),
+        (("a/ant", "b/ant", "b/bee"), "b' holds the folder 'ant'.* pass --nested-classes"),
+        (("source/train/ant", "target/val/dog"), "source' holds the folder 'train'"),
+        (("a/train/ant", "a/train/bee", "stray"), "a' holds the folder 'train'"),
+        (("a/ant", "a/bee", "stray"), "a' holds the folder 'ant'"),
+        (("bee", "ant/test", "ant"), "ant' holds the folder 'test'"),
+        (("photos/ant", "photos/bee"), "photos' holds the folder 'ant'"),
+        (("train/x/ant", "train/x/bee"), "train/x' holds the folder 'ant'"),
         (("train/ant", "train/bee", "val/images"), "No class folder of val is a class of train"),
         (("val/ant", "valid/ant"), "two folders for the split val: 'val' and 'valid'"),
         (("Train/ant", "bee"), r"both splits \(Train\) and other folders, such as 'bee'"),
+        (("bus", "train"), "If 'train' is a class, rename its folder"),
+        (("train/ant", "val/ant", "notes"), "If 'notes' is a class, .* else move it out of --root"),
         (("caf\u00e9", "cafe\u0301"), "in different Unicode forms"),
     ],
     ids=lambda value: value if isinstance(value, str) else "-",
@@ -158,10 +167,10 @@ def test_folders_that_rather_hold_the_classes_are_refused(
     "files",
     [
         ("ant/images", "bee/images", "cat/images"),  # as in Tiny ImageNet
-        ("ant/images", "ant/more", "bee/images", "bee/more", "cat"),
-        ("ant/red", "ant/black", "bee/honey", "bee/mason"),
+        ("ant/images", "ant/more", "ant", "bee/images", "cat"),
+        ("ant/images", "ant/images/more", "bee/x/y/z"),
     ],
-    ids=["one folder", "an image of its own", "other names"],
+    ids=["one folder", "an image of its own", "a chain of folders"],
 )
 def test_images_in_folders_below_their_class_belong_to_it(
     files: tuple[str, ...], tmp_path: Path
@@ -169,6 +178,22 @@ def test_images_in_folders_below_their_class_belong_to_it(
     put_all(tmp_path / "root", {f"{name}/{n}.jpg": jpeg(n) for n, name in enumerate(files)})
     index = write_one(tmp_path / "root", tmp_path / "out")
     assert names_of(index) == tuple(sorted({name.split("/")[0] for name in files}))
+
+
+@pytest.mark.parametrize(
+    "files",
+    [("cat/day", "cat/night", "dog/day", "dog/night"), ("ant/red", "ant/test", "ant", "bee")],
+)
+@pytest.mark.parametrize("split", ["", "train/"])
+def test_nested_classes_are_read_if_the_user_says_so(
+    split: str, files: tuple[str, ...], tmp_path: Path
+) -> None:
+    named = {f"{split}{name}/{n}.jpg": jpeg(n) for n, name in enumerate(files)}
+    root = put_all(tmp_path / "root", named)
+    check_refused(imagefolder, tmp_path / "out", "pass --nested-classes", root=root)
+    index = write_one(root, tmp_path / "out", nested_classes=True)
+    assert names_of(index) == tuple(sorted({name.split("/")[0] for name in files}))
+    assert len(index) == len(files)
 
 
 def test_splits_that_are_not_written_are_named(

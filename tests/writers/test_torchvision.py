@@ -212,6 +212,24 @@ def test_wrong_options_are_refused(options: dict[str, Any], why: str, tmp_path: 
     check_refused(writer, tmp_path / "out", why, root=tmp_path, **options)
 
 
+@pytest.mark.parametrize("label", [1.7, 1.0, "1", None, (1, 2)], ids=str)
+def test_a_label_that_is_no_integer_is_refused(
+    label: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Other:
+        samples = (("0.jpg", np.int64(0)), ("1.jpg", label))
+
+        def __init__(self, root: str) -> None:
+            pass
+
+        def __len__(self) -> int:
+            return 2
+
+    monkeypatch.setattr(torchvision.datasets, "EuroSAT", Other)
+    why = "has no labels" if label is None else r"EuroSAT has the label .*1.*--arguments"
+    check_refused(writer, tmp_path / "out", why, root=tmp_path, name="EuroSAT")
+
+
 def test_download_is_off_by_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 

@@ -1,6 +1,7 @@
 """WebDataset shards: samples, labels, shard patterns, and malformed shards."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +152,22 @@ def test_a_malformed_shard_is_refused(
     if "class_names" in options:
         options = {"class_names": root / options["class_names"]}
     check_refused(webdataset, tmp_path / "out", why, train=str(root / "a.tar"), **options)
+
+
+def test_class_names_that_are_no_text_in_utf_8_are_refused(shards: Path, tmp_path: Path) -> None:
+    put_all(tmp_path, {"latin.txt": "café\nbar\n".encode("latin-1")})
+    os.mkfifo(tmp_path / "fifo.txt")
+    given = {"train": str(shards), "class_names": tmp_path / "latin.txt"}
+    check_refused(webdataset, tmp_path / "out", r"--class-names '.*latin\.txt' is not .*", **given)
+    given["class_names"] = tmp_path / "fifo.txt"
+    with pytest.raises(OSError, match=r"FIFO .*fifo\.txt"):
+        write(webdataset, tmp_path / "out", **given)
+
+
+def test_a_mark_of_the_encoding_is_no_part_of_a_class_name(shards: Path, tmp_path: Path) -> None:
+    put_all(tmp_path, {"names.txt": b"\xef\xbb\xbfcat\r\ndog\r\n"})
+    given = {"train": str(shards), "class_names": tmp_path / "names.txt"}
+    assert names_of(write(webdataset, tmp_path / "out", **given)["train"]) == ("cat", "dog")
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,10 @@ import io
 import os
 import struct
 import subprocess
+import warnings
 import zlib
 from collections.abc import Iterator
+from contextlib import ExitStack
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, ImageOps
 
+from dp4tl_ffcv.writing import decode
 from dp4tl_ffcv.writing.encode import Allocator
 from dp4tl_ffcv.writing.fields import ImageField
 from tests.support.images import as_file, picture
@@ -117,6 +120,41 @@ def test_the_first_of_several_images_is_stored(kind: str) -> None:
     lossless = {"lossless": True} if kind == "WEBP" else {}
     content = as_file(frames[0], kind, save_all=True, append_images=frames[1:], **lossless)
     assert (written(content) == (255, 0, 0)).all()
+
+
+# Threads and forks.
+
+
+def test_threads_decode_strictly_until_the_last_one_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    filters = list(warnings.filters)
+    with ExitStack() as first, ExitStack() as second:
+        first.enter_context(decode._STRICT)
+        second.enter_context(decode._STRICT)
+        first.close()  # not in the order of entering, as in threads
+        with pytest.raises((OSError, ValueError)):
+            written(FORMATS["PNG"][:-200])
+        assert ImageFile.LOAD_TRUNCATED_IMAGES is False
+    assert ImageFile.LOAD_TRUNCATED_IMAGES is True
+    assert warnings.filters == filters
+
+
+def test_a_fork_during_decoding_leaves_no_strict_setting_or_lock_in_the_child(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+
+    def check() -> None:
+        assert ImageFile.LOAD_TRUNCATED_IMAGES is True
+        np.testing.assert_array_equal(written(FORMATS["PNG"]), PIXELS)
+
+    with decode._STRICT:  # as another thread holds it
+        child = get_context("fork").Process(target=check)
+        child.start()
+        child.join(20)
+        child.kill()
+        child.join()
+    assert child.exitcode == 0
 
 
 # Files that are no images.

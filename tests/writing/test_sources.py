@@ -206,7 +206,7 @@ def test_headers_before_headers_end_in_an_error(tmp_path: Path) -> None:
 
 def test_a_fifo_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a.tar")
-    with pytest.raises(ValueError, match=r"a\.tar' is not a regular file"):
+    with pytest.raises(OSError, match=r"FIFO or socket, not a file: .*a\.tar"):
         list_tar(tmp_path / "a.tar")
 
 
@@ -226,6 +226,13 @@ def test_another_file_is_rejected(tmp_path: Path) -> None:
         list_tar(tmp_path / "a.tar")
     with pytest.raises(ValueError, match=r"a\.tar.* is truncated, corrupt or not a tar archive"):
         list_tar(put(tmp_path / "a.tar", b"x" * 5000))
+
+
+def test_short_reads_are_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    archive = put(tmp_path / "a.tar", tar_of({"n01.tar": tar_of(FILES)}))
+    pread = os.pread
+    monkeypatch.setattr(os, "pread", lambda file, size, at: pread(file, min(size, 100), at))
+    assert content(list_tar(archive, nested=True)) == {f"n01.tar/{n}": d for n, d in FILES.items()}
 
 
 def test_an_archive_that_has_become_shorter_is_an_error(tmp_path: Path) -> None:

@@ -226,9 +226,10 @@ def test_large_samples_make_small_batches() -> None:
     [
         (Blobs(9, failing=[7]), "", "Cannot encode blob 7"),
         ([(blob_of(1), -3)], "ab", r"sample 0: the class id -3 is not in \[0, 1048576\)"),
+        ([(blob_of(1), 1 << 20)], "", r"not in \[0, 1048576\).* or pass label_field='' if"),
         ([(blob_of(1), 2)], "ab", "class id 2 of sample 0 has no name: `class_names` has 2"),
     ],
-    ids=["sample", "negative", "no name"],
+    ids=["sample", "negative", "too large", "no name"],
 )
 def test_a_failure_leaves_an_existing_beton_as_it_was(
     samples: Any, names: str, message: str, tmp_path: Path

@@ -7,9 +7,9 @@ import zlib
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from posixpath import normpath
+from posixpath import isabs, normpath
 
-from dp4tl_ffcv.utils import printable
+from dp4tl_ffcv.utils import open_file, printable
 
 IMAGE_SUFFIXES = (
     ".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pgm", ".png", ".ppm",
@@ -103,21 +103,23 @@ def _kind_of(path: str) -> str:
     return f"*{name.suffix.lower()}" if name.suffix else "files without a suffix"
 
 
-def read_members(archive: Path, names: Collection[str]) -> dict[str, bytes]:
+def read_members(
+    archive: Path, names: Collection[str], largest: int = _LARGEST_MEMBER
+) -> dict[str, bytes]:
     """Return the content of the files `names` of a tar archive, which may be compressed.
 
     The archive is read once from front to back, because its headers may lead back for ever.
 
     Raises:
-        ValueError: the archive is damaged, or one of the files has more than 1 GiB.
+        ValueError: the archive is damaged, or one of the files has more than `largest` bytes.
     """
     files = {}
     try:
-        with tarfile.open(archive, "r|*") as tar:
+        with open_file(archive) as file, tarfile.open(fileobj=file, mode="r|*") as tar:
             for member in tar:
                 stream = tar.extractfile(member) if member.name in names else None
                 if stream is not None:
-                    if not 0 <= member.size <= _LARGEST_MEMBER:
+                    if not 0 <= member.size <= largest:
                         raise ValueError(f"{archive} has {member.size} bytes of {member.name}")
                     files[member.name] = stream.read()
     except (tarfile.TarError, EOFError, zlib.error, RecursionError, OverflowError) as error:
@@ -125,16 +127,34 @@ def read_members(archive: Path, names: Collection[str]) -> dict[str, bytes]:
     return files
 
 
-def path_inside(folder: Path, name: str) -> Path:
-    """Return the path of a file that data names relative to `folder`.
+class PathsInside:
+    """Paths of files that data name relative to `folder`, which lies in the user's folder `root`.
 
-    Raises:
-        ValueError: the name is absolute, or the path leaves the folder by `..` or by a link.
+    Data that someone else made must not choose files elsewhere. So a name may neither be absolute
+    nor lead out of `root` by `..` or by a link. Links inside `root` are followed, as in a copy that
+    git-annex made. `folder` itself may be a link, which the user made.
     """
-    path = folder / normpath(name)
-    if folder.resolve() not in path.resolve().parents:
-        raise ValueError(f"{name!r}, which is not inside {str(folder)!r}")
-    return path
+
+    def __init__(self, root: Path, folder: Path) -> None:
+        self._folder = folder
+        places = {os.path.realpath(root), os.path.realpath(folder)}
+        self._allowed = tuple(os.path.join(place, "") for place in places)  # noqa: PTH118
+
+    def path(self, name: str) -> Path:
+        """Return the path of the file `name`.
+
+        Raises:
+            ValueError: the name leads out of `root`. The message continues "the name ... ".
+        """
+        if "\0" in name:
+            raise ValueError("is no path")
+        path = self._folder / normpath(name)
+        if isabs(name) or not os.path.realpath(path).startswith(self._allowed):
+            raise ValueError(
+                "leads out of --root. Only files below --root are read: put the file itself there "
+                "instead of a link, and correct absolute paths and paths with '..'"
+            )
+        return path
 
 
 def is_hidden(name: str) -> bool:

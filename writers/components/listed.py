@@ -8,28 +8,28 @@ from pathlib import Path
 
 from dp4tl_ffcv import utils
 
-from .files import path_inside
+from .files import PathsInside
 
 Listing = Sequence[tuple[str, int, int]]  # path relative to the folder, class id, identifier
 
 
 def image_files(
-    folder: Path, splits: Mapping[str, Listing], listing: Path
+    root: Path, folder: Path, splits: Mapping[str, Listing], listing: Path
 ) -> dict[str, utils.ImageFiles]:
     """Return the samples of each split, whose paths in the file `listing` are below `folder`.
 
     Raises:
-        ValueError: a path leaves the folder, an image is listed twice, or files are missing.
+        ValueError: a path leads out of `root` (see `PathsInside`), an image is listed twice, or
+            files are missing.
     """
+    inside = PathsInside(root, folder)
     split_of: dict[Path, str] = {}
     for split, rows in splits.items():
         for given, _, _ in rows:
             try:
-                path = path_inside(folder, given)
+                path = inside.path(given)
             except ValueError as error:
-                raise ValueError(
-                    f"{listing} lists {given!r}, which is not inside the folder of the images."
-                ) from error
+                raise ValueError(f"{listing} lists {given!r}, which {error}.") from error
             if path in split_of:
                 where = " and ".join(dict.fromkeys((split_of[path], split)))
                 raise ValueError(f"{listing} lists {given!r} twice, in {where}.")

@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 from dp4tl_ffcv.utils import LazyImages, requires
 
 from .common import check_class_id
-from .files import path_inside
+from .files import PathsInside
 
 WINDOW = 64 << 20  # bytes of images in a window; a larger group is a window of its own
+_BATCH = 16  # rows that are decoded at a time
 
 
 class ParquetImages(LazyImages):
@@ -38,18 +39,25 @@ class ParquetImages(LazyImages):
         groups: NDArray[np.int64],
         labels: NDArray[np.int64],
         rows: NDArray[np.int64],
+        inside: PathsInside,
         held: int = 1,
     ) -> None:
         super().__init__(self._read, labels, rows, self._name_of)
         self.files, self.column, self.groups, self.held = files, column, groups, held
+        self._inside = inside
         self._images_of = lru_cache(held)(self._read_group)
 
     @classmethod
-    def of(cls, files: Sequence[Path], column: str, label_column: str) -> ParquetImages:
-        """List the groups and read the labels of files."""
-        groups, labels, first = [], [], 0
+    def of(cls, root: Path, files: Sequence[Path], column: str, label_column: str) -> ParquetImages:
+        """List the groups and read the labels of files, which are in one folder below `root`."""
+        groups: list[tuple[int, ...]] = []
+        parts: list[NDArray[Any]] = []
+        first = 0
+        where = f"{label_column} of {files[0].parent}"
         for number, path in enumerate(files):
             with open_parquet(path) as parquet:
+                if parquet.metadata.num_rows > path.stat().st_size:  # repeated values take no space
+                    raise ValueError(f"it has {parquet.metadata.num_rows} rows, more than bytes")
                 for group in range(parquet.num_row_groups):
                     about = parquet.metadata.row_group(group)
                     chunks = map(about.column, range(about.num_columns))
@@ -60,16 +68,16 @@ class ParquetImages(LazyImages):
                     )
                     groups.append((number, group, first, size))
                     first += about.num_rows
-                labels += parquet.read([label_column], use_threads=False)[0].to_pylist()
-        where = f"{label_column} of {files[0].parent}"
-        if odd := [label for label in labels if not isinstance(label, int)]:
-            raise ValueError(
-                f"`{where}` must hold class ids; got {odd[0]!r}. Name another --label-column."
-            )
+                read = parquet.read([label_column], use_threads=False)[0]
+                if first != sum(map(len, parts)) + len(read):
+                    raise ValueError("its groups have other numbers of rows than it says")
+            parts.append(_class_ids(where, read))
         # Negative labels mark a split without labels, which --splits may leave out.
-        check_class_id(where, max(labels, default=0), len(labels))
+        check_class_id(where, max(int(part.max(initial=0)) for part in parts), first)
+        labels = np.concatenate([part.astype(np.int64) for part in parts])
         table = np.array(groups, dtype=np.int64).reshape(-1, 4)
-        return cls(files, column, table, np.array(labels, dtype=np.int64), np.arange(len(labels)))
+        inside = PathsInside(root, files[0].parent)
+        return cls(files, column, table, labels, np.arange(len(labels)), inside)
 
     def shuffled(self, seed: int) -> ParquetImages:
         """Return the samples in random order within windows of randomly chosen groups."""
@@ -86,7 +94,10 @@ class ParquetImages(LazyImages):
             left -= size
         order = np.concatenate([rng.permutation(np.concatenate(rows)) for rows in windows])
         held = max(map(len, windows))
-        return ParquetImages(self.files, self.column, self.groups, self.labels[order], order, held)
+        labels = self.labels[order]
+        return ParquetImages(
+            self.files, self.column, self.groups, labels, order, self._inside, held
+        )
 
     def _read(self, position: int) -> Any:
         row = int(self.identifiers[position])
@@ -96,10 +107,16 @@ class ParquetImages(LazyImages):
             value = {"path": value}
         if isinstance(value, dict):
             path = value.get("path")
-            value = value.get("bytes") or (path and path_inside(self._file_of(row).parent, path))
+            value = value.get("bytes") or (path and self._path(path))
         if not value or not isinstance(value, bytes | Path):
             raise ValueError(f"Column {self.column!r} has no image in {self.name(position)}.")
         return value
+
+    def _path(self, given: str) -> Path:
+        try:
+            return self._inside.path(given)
+        except ValueError as error:
+            raise ValueError(f"the image {given!r} {error}") from error
 
     def _name_of(self, position: int) -> str:
         """Return `FILE:ROW`. Rows are counted through all files of the split."""
@@ -113,9 +130,28 @@ class ParquetImages(LazyImages):
         return self.files[int(self.groups[self._group_of(row), 0])]
 
     def _read_group(self, number: int) -> Any:
-        file, group = self.groups[number, :2].tolist()
+        from pyarrow import chunked_array
+
+        file, group, _, size = self.groups[number].tolist()
+        parts, left = [], 2 * size + WINDOW  # more than honest images need
         with open_parquet(self.files[file]) as parquet:
-            return parquet.read_row_group(group, [self.column], use_threads=False)[0]
+            for batch in parquet.iter_batches(_BATCH, [group], [self.column], use_threads=False):
+                parts.append(batch.column(0))
+                left -= parts[-1].nbytes
+                if left < 0:
+                    raise ValueError(f"its group {group} holds more than the {size} bytes it names")
+            return chunked_array(parts)
+
+
+def _class_ids(where: str, column: Any) -> NDArray[Any]:
+    from pyarrow import types
+
+    if types.is_integer(column.type) and not column.null_count:
+        ids: NDArray[Any] = column.to_numpy()
+        return ids
+    values = (each.as_py() for each in column)
+    odd = next((value for value in values if type(value) is not int), column.type)
+    raise ValueError(f"`{where}` must hold class ids; got {odd!r}. Name another --label-column.")
 
 
 @contextmanager

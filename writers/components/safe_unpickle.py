@@ -46,6 +46,8 @@ def read_dict(data: bytes) -> dict[Any, Any]:
     scan_pickle(data)
     try:
         value = _SafeUnpickler(io.BytesIO(data), encoding="bytes").load()
+    except MemoryError:
+        raise
     except Exception as error:  # a damaged pickle may raise any exception
         raise ValueError(str(error) or type(error).__name__) from error
     if not isinstance(value, dict):
