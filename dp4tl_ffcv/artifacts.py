@@ -79,13 +79,9 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     target = Path(path)
     part, old = part_path(target), target.with_name(f".{target.name}.old")
-    part.mkdir(parents=True, exist_ok=True)
     folder, replaced = lock_folder(part, target), list[int]()
     try:
-        if old.exists() and not target.exists():
-            old.rename(target)
-        for left in (old, *part.iterdir()):
-            shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+        _clean_up(part, old, target)
         try:
             yield part
             if target.exists():
@@ -100,10 +96,22 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
             raise
         flush_folder(target.parent)
         for left in (part, old):
-            shutil.rmtree(left, ignore_errors=True)
+            if replaced and _is_at(left, replaced[0]):  # not the next writer's `.NAME.part`
+                shutil.rmtree(left, ignore_errors=True)
     finally:
         for file in (*replaced, folder):
             os.close(file)
+
+
+def _clean_up(part: Path, old: Path, target: Path) -> None:
+    """Restore the folder that a killed writer has moved to `old`, and delete what writers left."""
+    if old.exists() and not target.exists():
+        old.rename(target)
+    for left in (old, *part.iterdir()):
+        if left.is_dir():
+            shutil.rmtree(left, ignore_errors=left == old)  # its writer may be deleting it
+        else:
+            left.unlink(missing_ok=True)
 
 
 def _exchange(one: Path, other: Path) -> bool:
@@ -114,9 +122,10 @@ def _exchange(one: Path, other: Path) -> bool:
 
 
 def lock_folder(folder: Path, target: Path) -> int:
-    """Lock a folder, and return the descriptor that holds the lock until it is closed.
+    """Lock a folder, which is made if necessary, and return the descriptor that holds the lock.
 
-    Raise BlockingIOError, which names `target`, if another process holds the lock.
+    The lock is held until the descriptor is closed. Raise BlockingIOError, which names `target`, if
+    another process holds the lock.
     """
     return _open_locked(folder, target, os.O_RDONLY | os.O_DIRECTORY)
 
@@ -166,25 +175,35 @@ def check_is_file(path: Path) -> None:
 def _open_locked(part: Path, target: Path, flags: int) -> int:
     deadline = time.monotonic() + _PATIENCE
     while True:
-        try:
-            if not flags & os.O_DIRECTORY:
-                check_is_file(part)
-            # Links are not followed: the file of another program would be overwritten.
-            file = os.open(part, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
-        except OSError as error:
-            if error.errno == errno.ENAMETOOLONG:
-                error.filename = str(target)
-            raise
-        try:
-            if _is_locked(file, target) and _is_at(part, file):
-                return file
-        except BaseException:
+        if (file := _open(part, target, flags)) is not None:
+            try:
+                if try_lock(file, target) and _is_at(part, file):
+                    return file
+            except BaseException:
+                os.close(file)
+                raise
             os.close(file)
-            raise
-        os.close(file)
         if time.monotonic() > deadline:
             raise _busy(target)
         time.sleep(_PATIENCE / 50)
+
+
+def _open(part: Path, target: Path, flags: int) -> int | None:
+    """Open the unfinished `part`; None if its writer has just renamed or deleted the folder."""
+    is_folder = bool(flags & os.O_DIRECTORY)
+    try:
+        if is_folder:
+            part.mkdir(parents=True, exist_ok=True)
+        else:
+            check_is_file(part)
+        # Links are not followed: the file of another program would be overwritten.
+        return os.open(part, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+    except OSError as error:
+        if is_folder and error.errno == errno.ENOENT:
+            return None
+        if error.errno == errno.ENAMETOOLONG:
+            error.filename = str(target)
+        raise
 
 
 def _busy(target: Path) -> BlockingIOError:
@@ -193,7 +212,11 @@ def _busy(target: Path) -> BlockingIOError:
     )
 
 
-def _is_locked(file: int, target: Path) -> bool:
+def try_lock(file: int, target: Path) -> bool:
+    """Lock an open file or folder; return False if another process holds its lock.
+
+    Where the file system has no locks, return True. Other errors name `target`.
+    """
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -44,6 +44,7 @@ def extract_features(  # noqa: PLR0913  # options are named at the call
     restart: bool = False,
     batch_size: int = 256,
     num_workers: int | None = None,
+    timeout: float | None = 10.0,
     device: str | torch.device | None = None,
 ) -> Features:
     """Run a model over the images of a beton, and keep its features and predictions in a folder.
@@ -73,6 +74,7 @@ def extract_features(  # noqa: PLR0913  # options are named at the call
         batch_size: images per forward pass. Rounded down to a power of two (300 runs as 256) of at
             most 4096, so that a continued run forms the same batches, and writes the same bytes.
         num_workers: loading threads per process. None: all cores, shared by the processes.
+        timeout: seconds without a read that ends, as for `PrunedLoader`.
         device: where the model is moved to and run; None takes this process's GPU, else the CPU.
 
     Raises:
@@ -107,6 +109,7 @@ def extract_features(  # noqa: PLR0913  # options are named at the call
                 resolution=resolution,
                 crop_ratio=crop_ratio,
                 num_workers=num_workers,
+                timeout=timeout,
                 device=device,
                 indices=ids,
             )

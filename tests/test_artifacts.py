@@ -14,6 +14,7 @@ import stat
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,11 @@ import pytest
 
 from dp4tl_ffcv import StaleArtifactError, artifacts
 from dp4tl_ffcv.artifacts import (
+    atomic_folder,
     atomic_open,
     check_fingerprint,
     load_artifact,
+    lock_folder,
     locked_part,
     part_path,
     publish,
@@ -33,6 +36,7 @@ from dp4tl_ffcv.artifacts import (
     sha256_of_file,
     write_json,
 )
+from dp4tl_ffcv.beton.shared_file import locked
 from tests.support.traps import Trap
 
 NAMES = ("values", "ids")
@@ -191,6 +195,19 @@ def test_a_file_system_without_locks_is_written(
         stream.write(b"content")
     (found,) = tmp_path.iterdir()
     assert found.read_bytes() == b"content"
+
+
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.EBADF])
+def test_folders_and_shared_files_are_written_without_locks(
+    code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fcntl.flock", partial(fail, code))
+    with atomic_folder(tmp_path / "a") as part:
+        (part / "b").touch()
+    assert (tmp_path / "a" / "b").exists()
+    with locked(tmp_path / "c", lambda _: False) as file:
+        os.write(file, b"content")
+    assert (tmp_path / "c").read_bytes() == b"content"
 
 
 @pytest.mark.parametrize("call", ["fcntl.flock", "os.fsync", "os.ftruncate"])
@@ -414,6 +431,63 @@ def test_one_process_at_a_time_writes_a_file(
         pytest.fail("two writers")
     with second(tmp_path / "a.bin"):
         pass
+
+
+def test_a_folder_is_locked_after_its_writer_has_replaced_or_deleted_it(tmp_path: Path) -> None:
+    path, entered = tmp_path / "a", threading.Event()
+
+    def hold() -> None:
+        with atomic_folder(path) as part:
+            (part / "first").touch()
+            entered.set()
+            time.sleep(0.2)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    entered.wait()
+    with atomic_folder(path) as part:
+        assert [file.name for file in path.iterdir()] == ["first"]
+        (part / "second").touch()
+    thread.join()
+    assert [file.name for file in path.iterdir()] == ["second"]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_that_is_deleted_before_it_is_opened_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = os.open
+
+    def delete_first(path: Path, *arguments: Any) -> int:
+        monkeypatch.undo()
+        path.rmdir()
+        return opened(path, *arguments)
+
+    monkeypatch.setattr(os, "open", delete_first)
+    os.close(lock_folder(tmp_path / "a", tmp_path / "a"))
+    assert (tmp_path / "a").is_dir()
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_writer_leaves_the_unfinished_folder_of_the_next_one(
+    exists: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a"
+    if exists:
+        path.mkdir()
+        monkeypatch.setattr(artifacts, "_exchange", lambda *_: False)
+    with ExitStack() as held:
+
+        def start_next(_: Path) -> None:  # after the first writer has renamed its folder
+            monkeypatch.undo()
+            (held.enter_context(atomic_folder(path)) / "second").touch()
+
+        monkeypatch.setattr(artifacts, "flush_folder", start_next)
+        with atomic_folder(path) as part:
+            (part / "first").touch()
+        assert [file.name for file in path.iterdir()] == ["first"]
+    assert [file.name for file in path.iterdir()] == ["second"]
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_writer_waits_a_moment_for_the_lock(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """`extract_features`: values, errors, runs that are killed and continued, several processes."""
 
+import errno
 import json
 import os
 import resource
@@ -420,15 +421,41 @@ def test_an_incomplete_folder_is_not_continued(extract: Extract, tmp_path: Path)
     assert digest(extract(out)) == fresh
 
 
-def test_two_runs_cannot_write_the_same_folder(extract: Extract, tmp_path: Path) -> None:
+def test_two_runs_cannot_write_the_same_folder(
+    extract: Extract, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dp4tl_ffcv.artifacts._PATIENCE", 0.1)
     loaded: list[int] = []
 
     def start_another() -> None:
-        for restart in (False, True) if loaded else ():
-            with pytest.raises(BlockingIOError, match=r"^another run is writing"):
+        for restart in (False, True):  # before the first one has made the folder's files, and after
+            with pytest.raises(BlockingIOError, match="another process is writing"):
                 extract(tmp_path / "out", restart=restart)
 
     extract(tmp_path / "out", loaded, before=start_another)
+
+
+def test_a_file_system_without_locks_takes_features(
+    extract: Extract, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = digest(extract(tmp_path / "locked"))
+
+    def flock(*_: Any) -> None:
+        raise OSError(errno.ENOSYS, "no locks")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    assert digest(extract(tmp_path / "out")) == expected
+
+
+def test_a_run_that_fails_before_its_first_batch_leaves_no_folder(
+    extract: Extract, tmp_path: Path
+) -> None:
+    def fail() -> None:
+        raise RuntimeError("no batch")
+
+    with pytest.raises(RuntimeError, match="no batch"):
+        extract(tmp_path / "out", before=fail)
+    assert not (tmp_path / "out").exists()
 
 
 # Processes.

@@ -105,6 +105,7 @@ def train_all(
         min_scale=config.min_scale,
         flip=config.flip,
         num_workers=config.num_workers,
+        timeout=config.timeout,
         device=group.device,
         distributed=group.world_size > 1,
     )
@@ -200,6 +201,7 @@ def evaluation(index: BetonIndex, config: Config) -> Validation:
         resolution=config.val_resolution or config.resolution,
         crop_ratio=config.crop_ratio,
         num_workers=config.num_workers,
+        timeout=config.timeout,
         amp="off" if config.mode == "linear_probe" else config.amp,
     )
 

@@ -160,6 +160,7 @@ def two_views(config: Config, group: Processes, source: Source, batch_size: int)
         source.index,
         batch_size,
         num_workers=config.num_workers,
+        timeout=config.timeout,
         order=config.order,
         seed=config.seed,
         pipelines={**{field.name: None for field in source.index.fields}, **views},

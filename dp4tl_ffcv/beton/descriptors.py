@@ -68,7 +68,9 @@ def describe_fields(
             )
         else:
             dtype = usual
-        kind, is_custom, size = FIELD_KINDS[type_id], dtype != usual, None
+        # numpy takes None as float64: that dtype equals None.
+        is_custom = usual is None or dtype != usual
+        kind, size = FIELD_KINDS[type_id], None
         if kind in _ARRAY_KINDS and not is_custom:
             size = _value_bytes(descriptor["arguments"], name, path)
         columns.append(dtype)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from ..artifacts import try_lock
 from .index import identity_of
 
 _LOCKED_FOR = 10.0  # seconds to wait for another process, which may be stopped
@@ -63,13 +64,8 @@ def _remove(path: Path, file: int, is_empty: Callable[[int], bool]) -> None:
 
 def _lock(file: int, path: Path) -> None:
     until = time.monotonic() + _LOCKED_FOR
-    while True:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            if time.monotonic() > until:
-                text = "another process does not release its lock"
-                raise TimeoutError(errno.ETIMEDOUT, text, str(path)) from error
-            time.sleep(0.02)
-        else:
-            return
+    while not try_lock(file, path):
+        if time.monotonic() > until:
+            text = "another process does not release its lock"
+            raise TimeoutError(errno.ETIMEDOUT, text, str(path))
+        time.sleep(0.02)

@@ -126,6 +126,8 @@ class Features(Verb):
     """Images per forward pass, rounded down to a power of two (300 runs as 256) of at most 4096."""
     num_workers: int | None = None
     """Loading threads per process. Default: all cores, shared by the processes."""
+    timeout: float | None = 10.0
+    """Seconds without a read that ends, before an error. None waits for ever."""
 
     def run(self) -> Any:
         """Extract the features."""

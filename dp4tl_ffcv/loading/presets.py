@@ -19,6 +19,7 @@ from .decoding.decoders import (
 )
 from .loader import PrunedLoader
 from .orders import ORDERS
+from .reading.reading_threads import STALLED_AFTER
 
 
 def training_loader(  # noqa: PLR0913  # the options of a training loader
@@ -35,6 +36,7 @@ def training_loader(  # noqa: PLR0913  # the options of a training loader
     relabel: bool = False,
     cache: str | None = None,
     order: str = "random",
+    timeout: float | None = STALLED_AFTER,
     distributed: bool = False,
 ) -> PrunedLoader:
     """Return a loader of random resized crops, by default in random order.
@@ -55,6 +57,7 @@ def training_loader(  # noqa: PLR0913  # the options of a training loader
         relabel: give the classes of the selection the labels 0 to K - 1.
         cache: where the samples' bytes are kept, as for `PrunedLoader`.
         order: order of the samples, as for `PrunedLoader`.
+        timeout: seconds without a read that ends, as for `PrunedLoader`.
         distributed: load this rank's share, in batches of `batch_size` on each rank. In the orders
             "random" and "sequential", the ranks' batches together equal the batches of one process
             with `world_size` times the batch size.
@@ -82,11 +85,12 @@ def training_loader(  # noqa: PLR0913  # the options of a training loader
         selection=chosen,
         relabel=relabel,
         cache=cache,
+        timeout=timeout,
         distributed=distributed,
     )
 
 
-def evaluation_loader(
+def evaluation_loader(  # noqa: PLR0913  # the options of an evaluation loader
     beton: str | os.PathLike[str] | BetonIndex,
     *,
     batch_size: int,
@@ -98,6 +102,7 @@ def evaluation_loader(
     device: str | torch.device = "cpu",
     relabel: bool = False,
     cache: str | None = None,
+    timeout: float | None = STALLED_AFTER,
 ) -> PrunedLoader:
     """Return a loader of centre crops that loads each sample once, in order.
 
@@ -119,6 +124,7 @@ def evaluation_loader(
         selection=selection,
         relabel=relabel,
         cache=cache,
+        timeout=timeout,
     )
 
 

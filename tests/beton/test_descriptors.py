@@ -10,6 +10,7 @@ from ffcv.fields import IntField, NDArrayField, TorchTensorField
 from ffcv.fields.ndarray import NDArrayArgsType
 
 from dp4tl_ffcv import BetonError, BetonIndex, verify
+from dp4tl_ffcv.beton.format import CUSTOM_TYPE
 from tests.support.betons import OpaqueField, damage, write_ours
 
 FIRST_TYPE = NDArrayArgsType.itemsize
@@ -159,6 +160,15 @@ def test_the_class_of_a_custom_field_decides_what_its_records_mean(arrays: Path)
         BetonIndex.open(arrays, custom_fields={"vector": Unreadable})
     with pytest.raises(ValueError, match="custom field 'vector' must have a fixed size"):
         BetonIndex.open(arrays, custom_fields={"vector": Objects})
+
+
+def test_a_custom_field_is_custom_whatever_its_records_are(arrays: Path) -> None:
+    with damage(arrays) as parts:
+        parts.descriptors["type_id"][1] = CUSTOM_TYPE
+    for dtype in ("<f8", "<i8", "V8"):
+        numbers = type("Other", (Numbers,), {"metadata_type": np.dtype(dtype)})
+        index = BetonIndex.open(arrays, custom_fields={"vector": numbers})
+        assert [field.is_custom for field in index.fields] == [False, True]
 
 
 def test_a_beton_without_samples_promises_no_memory(arrays: Path) -> None:

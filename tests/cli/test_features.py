@@ -11,6 +11,8 @@ import torch
 
 from dp4tl_ffcv import Features, build_model, save_checkpoint
 from dp4tl_ffcv.cli import main
+from dp4tl_ffcv.loading import loader
+from dp4tl_ffcv.loading.reading.reading_threads import STALLED_AFTER
 from tests.conftest import Images
 
 PASS = ("--resolution", "32", "--batch-size", "16", "--num-workers", "2")
@@ -38,6 +40,22 @@ def run(
         return result
 
     return call
+
+
+def test_the_loader_waits_as_long_as_the_command_says(
+    run: Run, photos: Images, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[float | None] = []
+    choose = loader.choose_timeout
+    monkeypatch.setattr(
+        loader, "choose_timeout", lambda given: found.append(given) or choose(given)
+    )
+    run("--timeout", "77")
+    grand = ["score", "grand", "--beton", str(photos.path), "--models", str(checkpoint), *PASS]
+    run(out="default")
+    assert set(found) == {77.0, STALLED_AFTER}
+    main([*grand, "--timeout", "None", "--out", str(tmp_path / "grand.npz")])
+    assert found[-1] is None
 
 
 def test_options_choose_what_is_kept(run: Run, tmp_path: Path) -> None:

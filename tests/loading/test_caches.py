@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -389,15 +390,26 @@ def test_auto_is_ram_for_a_quarter_of_the_memory_with_room_to_share_it(
 
 
 def test_the_processes_of_a_machine_use_one_cache(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first choice counts, for the same samples."""
+    """The first choice counts, for the same samples and the same call."""
+    calls = [Counter[str](), Counter[str]()]  # of two processes
+
+    def choices(key: str, *given: str) -> list[str]:
+        made = []
+        for own, name in zip(calls, given, strict=True):
+            monkeypatch.setattr(caches, "_calls", own)
+            made.append(agree(name, key))
+        return made
+
     assert [agree(name, "a") for name in ("ram", "extents")] == ["ram", "extents"]  # no group
     store = torch.distributed.HashStore()
     torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
     try:
-        assert [agree(name, "a") for name in ("ram", "extents")] == ["ram", "ram"]
-        assert [agree(name, "b") for name in ("extents", "ram")] == ["extents", "extents"]
+        assert choices("a", "ram", "extents") == ["ram", "ram"]
+        assert choices("b", "extents", "ram") == ["extents", "extents"]
+        assert choices("a", "extents", "ram") == ["extents", "extents"]  # the room has shrunk
         monkeypatch.setattr(platform, "node", lambda: "another machine")
-        assert agree("ram", "b") == "ram"
+        calls[0].clear()
+        assert choices("b", "ram", "ram") == ["ram", "ram"]
     finally:
         torch.distributed.destroy_process_group()
 

@@ -193,6 +193,30 @@ def test_a_flipped_bit_is_detected_or_changes_nothing(checkpoint: Path, tmp_path
     assert rejected > 90
 
 
+def test_a_file_without_checksums_is_read(tmp_path: Path) -> None:
+    network = make().network.state_dict()
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save({"state_dict": network}, tmp_path / "a.pt")
+    finally:
+        torch.serialization.set_crc32_options(True)
+    loaded = load_checkpoint(tmp_path / "a.pt", arch="resnet8_w16")
+    assert_same_state(loaded.network.state_dict(), network)
+
+
+def test_an_error_says_what_a_file_holds(tmp_path: Path) -> None:
+    torch.save({"state_dict": WEIGHTS, "hyper_parameters": Namespace(lr=0.1)}, tmp_path / "a.pt")
+    with pytest.raises(CheckpointError, match=r"it names argparse\.Namespace\)\. Save the state"):
+        load_checkpoint(tmp_path / "a.pt", arch="resnet8_w16")
+    model = make()
+    save_checkpoint(tmp_path / "a.pt", model)
+    whole = bytearray((tmp_path / "a.pt").read_bytes())
+    whole[whole.index(next(model.network.parameters()).detach().numpy().tobytes())] ^= 1
+    (tmp_path / "a.pt").write_bytes(whole)
+    with pytest.raises(CheckpointError, match=r"a member has another checksum\)\. Save"):
+        load_checkpoint(tmp_path / "a.pt")
+
+
 def test_a_missing_checkpoint_is_not_found(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"none\.pt"):
         load_checkpoint(tmp_path / "none.pt")

@@ -150,7 +150,7 @@ REJECTED: dict[str, tuple[Any, dict[str, Any], list[tuple[str, Any]]]] = {
             ("ema", -0.1), ("label_smoothing", float("nan")), ("schedule", "cyclical"),
             ("attack", "PGD"), ("amp", "float16"), ("batch_per", "gpu"), ("ramp", (11, 13)),
             ("end_resolution", 192), ("val_every", -1), ("save_every", 0), ("num_workers", 0),
-            ("save_every_minutes", -1),
+            ("save_every_minutes", -1), ("timeout", 0), ("timeout", float("nan")),
             ("attack_epsilon", -1.0), ("attack_step_size", 0.0), ("attack_step_size", 256.0),
             ("attack_steps", 0), ("val_batch_size", 0), ("step_length", 0), ("seed", -1),
         ],

@@ -131,7 +131,7 @@ def validate_on_39(beton: Path, run: Path, group: Processes) -> dict[str, Any]:
     model.network.load_state_dict(weights_of(run))
     validation = Validation(
         index=BetonIndex.open(beton), ids=np.arange(0, 117, 3), label_map=None, batch_size=7,
-        resolution=32, crop_ratio=1.0, num_workers=1, tta=True,
+        resolution=32, crop_ratio=1.0, num_workers=1, timeout=60.0, tta=True,
         attack=make_attack("pgd", epsilon=0.001, steps=1),
     )  # fmt: skip
     return validation.accuracies(model, group)

@@ -82,6 +82,6 @@ def test_later_and_damaged_rows_are_dropped_where_a_run_continues(run: RunFolder
         log.write("step", step, loss=1.0)
     log.close()
     with (run.path / "log.jsonl").open("a") as stream:
-        stream.write("[1]\n{\n" + "[" * 10**5 + "\n")
+        stream.write('[1]\n{\n{"step": null}\n{"step": "1"}\n' + "[" * 10**5 + "\n")
     RunLog(run, first_step=4).close()
     assert [row.get("step") for row in rows(run.path)] == [None, 2, 4]

@@ -14,6 +14,8 @@ import pytest
 import torch
 
 from dp4tl_ffcv import Selection, load_checkpoint, save_checkpoint
+from dp4tl_ffcv.loading import loader
+from dp4tl_ffcv.loading.reading.reading_threads import STALLED_AFTER
 from tests.conftest import Images, write_photos
 from tests.support.models import assert_same_state
 from tests.support.training import (
@@ -60,6 +62,23 @@ def whole(
     recipe = request.param
     config = settings_of_recipe(recipe, tmp_path_factory.mktemp("whole") / "run", **WHOLE[recipe])
     return Whole(recipe, config, RECIPES[recipe](config))
+
+
+@pytest.mark.parametrize("recipe", WHOLE)
+def test_every_loader_waits_as_long_as_the_run_says(
+    recipe: str, settings_of_recipe: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[float | None] = []
+    choose = loader.choose_timeout
+    monkeypatch.setattr(
+        loader, "choose_timeout", lambda given: found.append(given) or choose(given)
+    )
+    config = settings_of_recipe(recipe, tmp_path / "run", **{**WHOLE[recipe], "epochs": 1})
+    assert config.timeout == STALLED_AFTER
+    RECIPES[recipe](replace(config, timeout=77.0))
+    assert set(found) == {77.0}
+    RECIPES[recipe](config)  # the result does not depend on it
+    assert set(found) == {77.0}
 
 
 @pytest.fixture

@@ -91,4 +91,5 @@ def _step_of(line: bytes) -> float:
         row = json.loads(line)
     except (ValueError, RecursionError):
         return math.inf
-    return row.get("step", -1) if isinstance(row, dict) else math.inf
+    step = row.get("step", -1) if isinstance(row, dict) else math.inf
+    return step if isinstance(step, int | float) else math.inf

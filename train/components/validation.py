@@ -34,6 +34,8 @@ class Validation:
     """Side of the crop / shorter side of the image."""
     num_workers: int | None
     """Loading threads of each process."""
+    timeout: float | None
+    """Seconds without a read that ends, before an error."""
     amp: Amp = "off"
     """Precision of the forward passes on a GPU."""
     tta: bool = False
@@ -80,6 +82,7 @@ class Validation:
             indices=ids,
             crop_ratio=self.crop_ratio,
             num_workers=self.num_workers,
+            timeout=self.timeout,
             device=device,
         )
         outputs = None if self.label_map is None else torch.tensor(self.label_map, device=device)

@@ -9,7 +9,7 @@ from dp4tl_ffcv.utils import check_choice, check_number, settings_of
 # Settings that do not change the result.
 _WITHOUT_EFFECT = {
     "run", "overwrite", "resume", "log_every", "save_every", "save_every_minutes", "num_workers",
-    "cache",
+    "timeout", "cache",
 }  # fmt: skip
 
 
@@ -27,6 +27,9 @@ class RunConfig:
     """Seed of the initial weights, the order of the samples and the augmentations."""
     num_workers: int | None = None
     """Loading threads per process. None: all cores, shared by the processes."""
+    timeout: float | None = 10.0
+    """Seconds without a read that ends, before an error. A network disk may need 600 while a server
+    is replaced. None waits for ever."""
     log_every: int = 50
     """Steps between two losses in the log."""
     save_every: int = 1
@@ -88,6 +91,7 @@ class RunConfig:
         check_fields(self, "seed lr weight_decay step_ratio save_every_minutes", at_least=0)
         check_fields(self, "num_workers log_every save_every epochs batch_size", at_least=1)
         check_fields(self, "step_length resolution", at_least=1)
+        check_fields(self, "timeout", above=0)
         check_fields(self, "min_scale momentum", at_least=0, at_most=1)
         check_fields(self, "warmup start_factor end_factor", at_least=0, at_most=1)
 

@@ -40,7 +40,7 @@ def read_config_file(path: Path) -> dict[str, Any]:
         )
     try:
         values = parse(path.read_text(encoding="utf-8"))
-    except OSError:
+    except (OSError, MemoryError):
         raise
     except Exception as error:  # each parser has its own type of error
         raise ValueError(

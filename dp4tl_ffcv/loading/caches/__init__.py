@@ -5,7 +5,7 @@ A module of this folder that defines a class `Cache` is a cache, called by the m
 """
 
 import platform
-from contextlib import suppress
+from collections import Counter
 from importlib import import_module
 from pkgutil import iter_modules
 from typing import Any
@@ -17,6 +17,7 @@ from ..reading.file_reader import FileReader
 from ..reading.shared_memory import shared_room
 from .base import BaseCache
 
+_calls = Counter[str]()  # of `agree`, by the key
 CACHES = tuple(module.name for module in iter_modules(__path__) if module.name != "base")
 
 
@@ -42,17 +43,22 @@ def choose_cache(extents: RetainedExtents, is_shared: bool) -> str:
 
 
 def agree(choice: str, key: str) -> str:
-    """Return the choice of the first process of this machine that called this with the same key.
+    """Return the choice of the first process of this machine, for the nth call with this key.
 
-    The room for memory changes while the processes choose.
+    The room for memory changes while the processes choose, and between two calls. All processes
+    call this in step. Without a process group, return `choice`.
+
+    Raises RuntimeError if the other processes cannot be reached.
     """
-    from torch import distributed  # not built into every torch
+    from torch import distributed
 
-    with suppress(AttributeError, RuntimeError, ValueError):  # no process group, or it was left
-        store: Any = distributed.distributed_c10d._get_default_store()
-        name = f"dp4tl_ffcv/{platform.node()}/{key}"
-        return str(store.compare_set(name, "", choice).decode())
-    return choice
+    if not distributed.is_available() or not distributed.is_initialized():
+        return choice
+    _calls[key] += 1
+    name = f"dp4tl_ffcv/{platform.node()}/{key}/{_calls[key]}"
+    # A collective operation would need tensors on the device of the backend.
+    store: Any = distributed.distributed_c10d._get_default_store()
+    return str(store.compare_set(name, "", choice).decode())
 
 
 def open_cache(

@@ -15,7 +15,7 @@ from .extents import RetainedExtents
 
 # Larger requests are cut, so that several threads share them, and so that requests on a slow disk
 # end: at 1 MB/s, 16 of this size take 4 s. A multiple of all sector sizes.
-LARGEST_REQUEST = 256 << 10
+LARGEST_REQUEST = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,13 +5,12 @@ disk. The header marks the folder as unfinished until all blocks are. After a ki
 request continues the folder.
 """
 
-import fcntl
 import hashlib
 import io
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ import numpy as np
 from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
+from ...artifacts import lock_folder
 from ...errors import StaleArtifactError
 from ...kernels import class_sums
 from ...stored import map_array, naming, read_array
@@ -29,8 +29,8 @@ from .features import (
     FILES,
     HEADER,
     check_replaceable,
+    empty_folder,
     read_header,
-    remove_folder,
     write_header,
 )
 from .reductions import BLOCK_ROWS, sum_soft_votes
@@ -82,15 +82,13 @@ class Plan:
         """
         folder = self.folder
         check_replaceable("out", folder)
-        with ExitStack() as held:
-            held.enter_context(_held(folder))
+        with _held(folder):
             if not restart and (folder / HEADER).exists():
                 self._check_same()
             else:
                 columns = shapes()  # first, so that a failure leaves the old folder
-                remove_folder(folder)
+                empty_folder(folder)
                 self._create(*columns)
-                held.enter_context(_held(folder))
             is_finished = read_header(folder)["finished"]
             if is_finished:  # a run may have been killed in its last step
                 (folder / DONE).unlink(missing_ok=True)
@@ -137,7 +135,6 @@ class Plan:
             )
         count = len(self.indices)
         blocks = -(-count // BLOCK_ROWS)
-        self.folder.mkdir(parents=True, exist_ok=True)
         _allocate(self.folder / FILES["features"], self.dtype, (count, columns))
         _allocate(self.folder / FILES["labels"], np.int64, (count,))
         if outputs is not None:
@@ -217,21 +214,13 @@ class FeatureBlocks:
 
 @contextmanager
 def _held(folder: Path) -> Iterator[None]:
-    """Lock an unfinished folder against other runs. A killed process releases its lock."""
+    """Make the folder if necessary, and lock it. A killed process releases its lock."""
+    file = lock_folder(folder.resolve(), folder)
     try:
-        file = os.open(folder / DONE, os.O_RDWR | os.O_CLOEXEC)
-    except FileNotFoundError:
-        yield
-        return
-    try:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise BlockingIOError(
-                f"another run is writing {str(folder)!r}. Wait for it, or stop it."
-            ) from error
         yield
     finally:
+        with suppress(OSError):  # only an empty folder is deleted, after a run that failed early
+            folder.rmdir()
         os.close(file)
 
 

@@ -1,7 +1,6 @@
 """A model's features and logits for the samples of a beton, in a folder."""
 
 import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -255,11 +254,11 @@ def check_replaceable(name: str, path: Path) -> None:
         )
 
 
-def remove_folder(path: Path) -> None:
-    """Delete a features folder, the header first, so that a kill leaves no valid folder."""
-    if path.exists():
-        (path / HEADER).unlink(missing_ok=True)
-        shutil.rmtree(path)
+def empty_folder(path: Path) -> None:
+    """Delete the files of a features folder, the header first: a kill leaves no valid folder."""
+    (path / HEADER).unlink(missing_ok=True)
+    for file in path.iterdir():
+        file.unlink()
 
 
 def _check_matrix(name: str, values: NDArray[Any], dtypes: tuple[type, ...]) -> None:

@@ -29,6 +29,7 @@ def grand(  # noqa: PLR0913  # options are named at the call
     crop_ratio: float = 224 / 256,
     batch_size: int = 256,
     num_workers: int | None = None,
+    timeout: float | None = 10.0,
     method: Engine = "auto",
     device: "str | torch.device | None" = None,
 ) -> Scores:
@@ -50,6 +51,7 @@ def grand(  # noqa: PLR0913  # options are named at the call
         crop_ratio: side of the centre crop / shorter side of the image.
         batch_size: images loaded at a time; does not change the scores.
         num_workers: loading threads. Default: all cores, shared by the processes.
+        timeout: seconds without a read that ends, before an error. None waits for ever.
         method: how to compute the norms; all methods give the same norms. auto takes the fastest
             that supports the model. In Python, see `gradient_norms`.
         device: where the models run. Default: the GPU if there is one.
@@ -78,6 +80,7 @@ def grand(  # noqa: PLR0913  # options are named at the call
             resolution=resolution,
             crop_ratio=crop_ratio,
             num_workers=num_workers,
+            timeout=timeout,
             device=device,
         )
         batches = track(
@@ -113,6 +116,7 @@ METHOD = Method(
         "crop_ratio": float,
         "batch_size": int,
         "num_workers": int | None,
+        "timeout": float | None,
         "method": Engine,
     },
     units=("sample",),

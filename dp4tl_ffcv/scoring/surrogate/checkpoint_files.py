@@ -112,14 +112,17 @@ class _Recorder(io.RawIOBase):
 def _only_checkpoint_errors() -> Iterator[None]:
     try:
         yield
-    except MemoryError:
+    except (MemoryError, CheckpointError):
         raise
     except Exception as error:  # torch raises several kinds for damaged and foreign files
         if isinstance(error, OSError) and error.filename is not None:
             raise  # the file cannot be opened
+        # torch's own texts advise to run the code of the file.
+        is_short = isinstance(error, ValueError | zipfile.BadZipFile)
+        why = f" ({str(error).removesuffix('.')})" if is_short else ""
         raise CheckpointError(
-            "it is damaged, not a checkpoint, or holds objects other than tensors and numbers. "
-            "Save the state dict alone."
+            "it is damaged, not a checkpoint, or holds objects other than tensors and numbers"
+            f"{why}. Save the state dict alone."
         ) from error
 
 
@@ -147,8 +150,12 @@ def _check_archive(archive: zipfile.ZipFile, file_size: int) -> None:
     # torch ignores case when it looks a member up.
     if len({member.filename.casefold() for member in members}) < len(members):
         raise ValueError("two members have the same name")
-    if archive.testzip():  # torch does not verify checksums
-        raise ValueError("a member has another checksum")
+    if any(member.CRC for member in members):
+        if archive.testzip():  # torch does not verify checksums
+            raise ValueError("a member has another checksum")
+    else:  # written without checksums, see `torch.serialization.set_crc32_options`
+        for member in members:
+            del member.CRC  # zipfile verifies no checksum then
     for member in members:
         if member.filename.casefold().endswith(".pkl"):
             names, _ = scan_pickle(archive.read(member))
