@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from .processes import Child
 from .verbs import Place
 
@@ -27,6 +29,8 @@ class Setup:
     cache: str
     jpeg_index: bool = True
     epochs: int = 2
+    side: int = 32
+    """Pixels of a side of the images."""
     at_once: bool = False
     """Let the cache "ram" read all bytes before the first batch, as it does with small files."""
     timeout: float = 10.0
@@ -55,7 +59,7 @@ class Loaded:
     happened: str
     """completed, error, crash or hang."""
     samples: list[list[Any]]
-    """Number of each sample, and a digest of its pixels, in order."""
+    """Number of each sample, and a digest of its pixels and label, in order."""
     error: str
     """Type and text of the error."""
     seconds: float
@@ -64,7 +68,7 @@ class Loaded:
 
 
 def make_loader(path: Path, setup: Setup, **options: Any) -> Any:
-    """Return a loader of images and numbers, in the order of the file."""
+    """Return a loader of images, labels and numbers, in the order of the file."""
     from ffcv.fields.basics import IntDecoder
     from ffcv.transforms import ToTensor
 
@@ -76,8 +80,8 @@ def make_loader(path: Path, setup: Setup, **options: Any) -> Any:
     if "timeout" in inspect.signature(PrunedLoader.__init__).parameters:
         options["timeout"] = setup.timeout
     pipelines = {
-        "image": [CenterCropRGBImageDecoder((32, 32), ratio=1.0), ToTensor()],
-        "label": None,
+        "image": [CenterCropRGBImageDecoder((setup.side,) * 2, ratio=1.0), ToTensor()],
+        "label": [IntDecoder()],
         "identifier": [IntDecoder()],
     }
     return PrunedLoader(
@@ -88,11 +92,11 @@ def make_loader(path: Path, setup: Setup, **options: Any) -> Any:
 
 
 def digests(batch: Any) -> list[list[Any]]:
-    """Return the number and a digest of the pixels of every sample of a batch."""
-    images, numbers = batch
+    """Return the number of every sample of a batch, and a digest of its pixels and label."""
+    images, labels, numbers = (np.asarray(values) for values in batch)
     return [
-        [int(number), hashlib.sha256(image.tobytes()).hexdigest()]
-        for image, number in zip(images.numpy(), numbers.reshape(-1).tolist(), strict=True)
+        [int(number[0]), hashlib.sha256(image.tobytes() + label.tobytes()).hexdigest()]
+        for image, label, number in zip(images, labels, numbers, strict=True)
     ]
 
 

@@ -11,8 +11,9 @@ import numpy as np
 from .. import results
 from . import trees
 from .disturbance import check_end, outcome_of
-from .faults import Shim
+from .faults import EARLY_END, EIO, Shim
 from .processes import Child
+from .read_faults import VICTIM, victim_range
 from .tally import Tally
 from .verbs import VERBS, Place, Verb, run_command
 
@@ -41,8 +42,36 @@ def run(
         if verb.name not in ("features", "pretrain", "finetune") or only not in tally.kind:
             continue
         if not quick or verb.name == "pretrain":
+            tally_reads = Tally("chaos", f"read faults on two ranks: {verb.name}")
+            _fail_reads(place, shim, tally_reads, verb)
+            yield tally_reads.line()
             _kill_ranks(place, tally, verb, 1 if quick else 6, seed)
             yield tally.line()
+
+
+def _fail_reads(place: Place, shim: Shim, tally: Tally, verb: Verb) -> None:
+    """A sample that one of the ranks reads cannot be read: both end, and one names the sample."""
+    beton = place.data / "train.beton"
+    first, end = victim_range(beton)
+    for fault in (EIO, EARLY_END):
+        place.clear(verb)
+        shim.start(fault, f"/{beton.name}", first, end)
+        ranks = start(place, verb)
+        _wait_until_joined(place, ranks)
+        ends = [outcome_of(c, c.wait(2 * _LIMIT)) for c in ranks.children]
+        shim.stop()
+        texts = [child.text for child in ranks.children]
+        problems = []
+        for child, happened in zip(ranks.children, ends, strict=True):
+            problems += check_end(child, happened, child.text)
+        if not problems and ends != ["failed", "failed"]:
+            problems.append(f"no error: the ranks have {ends}")
+        if not problems and not any(f"sample {VICTIM} of '{beton}'" in text for text in texts):
+            problems.append(f"unclear error: no rank names the sample: {texts}")
+        problems += [f"orphan: {pid}" for child in ranks.children for pid in child.orphans()]
+        if not shim.hits:
+            problems.append("not reached: no read was hit")
+        tally.add(f"{fault.name} on two ranks", "both failed", problems)
 
 
 def _kill_ranks(place: Place, tally: Tally, verb: Verb, kills: int, seed: int) -> None:

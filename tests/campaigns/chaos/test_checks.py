@@ -1,5 +1,6 @@
 """The checks of the chaos campaign fail when they should."""
 
+import io
 import json
 import os
 import subprocess
@@ -8,7 +9,9 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from tests.campaigns.chaos import faults, trees
 from tests.campaigns.chaos.disturbance import check_end, names_file
@@ -43,6 +46,35 @@ def test_files_that_are_left_lost_or_changed_are_reported(tmp_path: Path) -> Non
     assert [problem.split(":")[0] for problem in found] == ["different content"] * 2
     (tmp_path / "a.beton").unlink()
     assert trees.differences(trees.read_tree([tmp_path]), expected)[0].startswith("missing")
+
+
+def test_facts_of_artifacts_and_numbers_of_states_are_compared(tmp_path: Path) -> None:
+    path = tmp_path / "kept.npz"
+
+    def artifact(**header: object) -> bytes:
+        np.savez(path, classes=np.arange(3), header=np.array(json.dumps(header)))
+        return path.read_bytes()
+
+    first = artifact(names=["a"], seconds=1)
+    assert trees.same_content("kept.npz", artifact(names=["a"], seconds=2), first)
+    assert not trees.same_content("kept.npz", artifact(names=["b"], seconds=1), first)
+    state = {name: io.BytesIO() for name in ("first", "same", "other")}
+    for (name, stream), step in zip(state.items(), (3, 3, 4), strict=True):
+        torch.save({"step": step, "weight": torch.ones(2), "names": [name[:0]]}, stream)
+    contents = {name: stream.getvalue() for name, stream in state.items()}
+    assert trees.same_content("last.pt", contents["same"], contents["first"])
+    assert not trees.same_content("last.pt", contents["other"], contents["first"])
+    page = b'<img src="data:image/png;base64,AB"> kept 3 of 4 in 1.5 s'
+    assert trees.same_content("report.html", page.replace(b"1.5", b"2"), page)
+    assert not trees.same_content("report.html", page.replace(b"kept", b"lost"), page)
+
+
+def test_an_index_in_the_cache_folder_counts_as_in_place() -> None:
+    expected = {"/w/out/a.beton.jpegs": b"index"}
+    cached = {"/w/cache/dp4tl_ffcv/f1.jpegs": b"index"}
+    assert trees.differences(cached, expected) == []
+    assert trees.differences({**cached, **expected}, expected)
+    assert trees.differences({"/w/cache/dp4tl_ffcv/f1.jpegs": b"part"}, expected)
 
 
 def test_other_pixels_orders_and_numbers_of_samples_are_reported() -> None:

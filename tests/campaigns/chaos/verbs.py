@@ -68,6 +68,13 @@ VERBS = (
         "kept.npz",
         kills=15,
     ),
+    Verb(
+        "cluster",
+        "cluster {data}/target_features --num-clusters 4 --out {out}/c.npz",
+        "c.npz",
+        kills=10,
+    ),
+    Verb("export", "export {data}/kept.npz --out {out}/kept.indices", "kept.indices", kills=10),
     Verb("pretrain", f"pretrain {_TARGET} {_RUN} --epochs 3", kills=25),
     Verb(
         "finetune",

@@ -10,7 +10,7 @@ import numpy as np
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 WARM_UP = 0.25  # share of the epochs in which memory and threads may still grow
 # Growth from the first to the last third after the warm-up that counts as noise: the allocator
-# keeps free memory. A leaked pool or batch of one epoch in five is several times more.
+# keeps free memory. Leaking one batch of 600 kB in one epoch of five is three times more.
 MEMORY_NOISE = 4 << 20
 MAPS_NOISE = 8
 
