@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -106,6 +106,11 @@ def _custom_metadata(
     return dtype
 
 
+def can_be_loaded(dtype: np.dtype[Any], shape: Sequence[int]) -> bool:
+    """Return whether ffcv can load arrays: not empty, and of numbers, as torch holds them."""
+    return dtype.kind in "biufc" and dtype.isnative and bool(shape) and 0 not in shape
+
+
 def _value_bytes(arguments: NDArray[np.uint8], name: str, path: Path) -> int:
     """Return the bytes of one array of a field, given the arguments in its descriptor."""
     header = arguments[: _ARRAYS.itemsize].view(_ARRAYS)[0]
@@ -120,10 +125,8 @@ def _value_bytes(arguments: NDArray[np.uint8], name: str, path: Path) -> int:
         dtype: np.dtype[Any] = np.dtype(type_text)
     except (ValueError, TypeError, RecursionError) as error:
         raise damaged(path, f"the type of the arrays in its field {name!r} is unknown") from error
-    size = int(math.prod(shape) * dtype.itemsize)
-    # torch holds numbers, and only of the machine's byte order.
-    if dtype.kind not in "biufc" or not dtype.isnative or not shape or not size:
+    if not can_be_loaded(dtype, shape):
         raise damaged(
             path, f"its field {name!r} holds arrays of type {dtype} and shape {tuple(shape)}"
         )
-    return size
+    return int(math.prod(shape) * dtype.itemsize)

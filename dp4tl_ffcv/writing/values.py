@@ -20,6 +20,8 @@ from ffcv.fields import (
 )
 from numpy.typing import NDArray
 
+from ..beton.descriptors import can_be_loaded
+
 _INTEGERS = np.iinfo(np.int64)
 
 
@@ -40,7 +42,7 @@ def check_arrays(name: str, field: Any) -> None:
     """Raise ValueError if `field` holds arrays that ffcv writes but cannot read."""
     if type(field) in (NDArrayField, TorchTensorField):
         dtype, shape = field.dtype, tuple(field.shape)
-        if not shape or 0 in shape or dtype.hasobject or dtype.names or not dtype.itemsize:
+        if not can_be_loaded(dtype, shape):
             raise ValueError(
                 f"ffcv cannot read arrays of type {dtype} and shape {shape}. Give the field "
                 f"{name!r} another type or shape."

@@ -189,6 +189,7 @@ def flat(*names: str) -> dict[str, bytes]:
         ({"ILSVRC2012_img_train.tar": tar_of(VAL)}, "train", "a tar of 1,000 tars"),
         ({f"{DEVKIT}/{META}": b"not from Matlab", TRUTH_FILE: b"1"}, "val", "is damaged"),
         (devkit() | {TRUTH_FILE: b"1 7 9"}, "val", "is damaged"),
+        (devkit() | {TRUTH_FILE: bytes(1 << 21)}, "val", "has more than 1048576 bytes"),
         ({"val/images/a.JPEG": jpeg(0)}, "val", "'images' in .* is not a class of ImageNet"),
         ({"train/train/n01440764/a.JPEG": jpeg(0)}, "train", "'train' in .* is not a class"),
     ],
@@ -198,3 +199,15 @@ def test_a_folder_that_is_not_the_dataset_is_refused(
 ) -> None:
     root = put_all(tmp_path / "root", files)
     check_refused(imagenet, tmp_path / "out", why, root=root, splits=(split,))
+
+
+def test_a_lack_of_memory_is_no_damage_of_the_devkit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("scipy.io.loadmat", fail)
+    root = put_all(tmp_path, {f"{DEVKIT}.tar.gz": tar_of(devkit(), "w:gz")})
+    with pytest.raises(MemoryError):
+        imagenet.read_devkit(root)

@@ -91,3 +91,12 @@ def test_a_changed_byte_gives_an_array_of_the_same_shape_or_an_error() -> None:
         data[position] ^= 0x55
         with contextlib.suppress(ValueError):
             assert byte_rows(read_dict(bytes(data)).get(b"data"), 4).shape == (40, 4)
+
+
+def test_a_lack_of_memory_is_no_damage_of_a_pickle(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("writers.components.safe_unpickle._SafeUnpickler", fail)
+    with pytest.raises(MemoryError):
+        read_dict(pickle.dumps({}, 2))

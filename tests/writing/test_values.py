@@ -144,9 +144,12 @@ def test_the_field_of_a_user_gets_any_value(tmp_path: Path) -> None:
         NDArrayField(np.dtype("<f4"), (3, 0)),
         NDArrayField(np.dtype("O"), (3,)),
         NDArrayField(np.dtype([("a", "<f4"), ("b", "<i4")]), (3,)),
+        NDArrayField(np.dtype(">f4"), (3,)),
+        NDArrayField(np.dtype("S4"), (3,)),
+        NDArrayField(np.dtype("M8[ns]"), (3,)),
         TorchTensorField(torch.float32, ()),
     ],
-    ids=["no dimension", "empty", "objects", "records", "tensor"],
+    ids=["no dimension", "empty", "objects", "records", "order", "text", "times", "tensor"],
 )
 def test_arrays_that_ffcv_cannot_read_are_refused(field: Any, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"^ffcv cannot read arrays of .*Give the field 'x' ano"):
