@@ -208,7 +208,9 @@ def _open(part: Path, target: Path, flags: int) -> int | None:
 
 def _busy(target: Path) -> BlockingIOError:
     return BlockingIOError(
-        errno.EAGAIN, "another process is writing it. Wait, or stop that one", str(target)
+        errno.EAGAIN,
+        "another process is writing it. Wait for that process, or stop it",
+        str(target),
     )
 
 

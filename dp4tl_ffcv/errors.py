@@ -4,6 +4,7 @@ import os
 import re
 import sys
 import traceback
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
@@ -42,7 +43,7 @@ def one_line_errors(
 ) -> Iterator[None]:
     """Print an exception of the block as one line on stderr and exit with status 1.
 
-    Ctrl-C ends the program with status 130.
+    Ctrl-C ends the program with status 130. Warnings in the block are one line each, too.
 
     Args:
         settings: the command's dataclass or its instance. If the error's message names a field as
@@ -52,7 +53,16 @@ def one_line_errors(
     """
     if debug is None:
         debug = "DP4TL_DEBUG" in os.environ
+    formatted = warnings.formatwarning
+    flags = _flags_of(settings)
+
+    def as_line(message: Warning | str, *_: Any) -> str:
+        line = _with_flags(str(message), flags)
+        return f"{program or _typed_program()}: warning: {printable(line)}\n"
+
     try:
+        if not debug:
+            warnings.formatwarning = as_line  # type: ignore[assignment]  # called by position
         yield
     except KeyboardInterrupt:
         sys.stderr.write(
@@ -63,9 +73,11 @@ def one_line_errors(
         if debug:
             traceback.print_exc()
         else:
-            line = _with_flags(_one_line(error), _flags_of(settings))
+            line = _with_flags(_one_line(error), flags)
             sys.stderr.write(f"{program or _typed_program()}: {printable(line)}\n")
         sys.exit(1)
+    finally:
+        warnings.formatwarning = formatted
 
 
 def _typed_program() -> str:

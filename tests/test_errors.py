@@ -1,6 +1,7 @@
 """The one line that a command prints for an error: program, flags, and what the system says."""
 
 import sys
+import warnings
 from dataclasses import dataclass, field
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -62,3 +63,14 @@ def test_the_line_names_the_program_the_flags_and_the_fault(
         raise error
     assert ended.value.code == 1
     assert capsys.readouterr().err == f"{program}: {line}\n"
+
+
+def test_a_warning_is_one_line_without_control_characters(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("DP4TL_DEBUG", raising=False)
+    formatted = warnings.formatwarning
+    with one_line_errors(Inner, program="dp4tl"):
+        line = warnings.formatwarning("left \x1b[31mkey\n, see `batch_size`", UserWarning, "a", 1)
+    assert warnings.formatwarning is formatted
+    assert line == "dp4tl: warning: left \\x1b[31mkey\\n, see --batch-size\n"
