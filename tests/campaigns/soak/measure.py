@@ -26,23 +26,24 @@ class Sample:
     maps: int
     """Ranges of mapped memory."""
     shared: int
-    """Entries of this package in /dev/shm."""
+    """Entries of /dev/shm that this process has mapped."""
 
 
 def measure() -> Sample:
     """Measure this process."""
     me = Path("/proc/self")
+    maps = (me / "maps").read_text().splitlines()
     return Sample(
         memory=int((me / "statm").read_text().split()[1]) * _PAGE,
         threads=_count(me / "task"),
         descriptors=_count(me / "fd"),
-        maps=(me / "maps").read_text().count("\n"),
-        shared=_count(Path("/dev/shm"), f"dp4tl_ffcv-{os.getuid()}-*"),
+        maps=len(maps),
+        shared=len({line.split()[-1] for line in maps if "/dev/shm/dp4tl_ffcv-" in line}),
     )
 
 
-def _count(folder: Path, pattern: str = "*") -> int:
-    return sum(1 for _ in folder.glob(pattern))
+def _count(folder: Path) -> int:
+    return sum(1 for _ in folder.iterdir())
 
 
 def growth(samples: Sequence[Sample]) -> Sample:
