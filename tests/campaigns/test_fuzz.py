@@ -15,6 +15,7 @@ from tests.campaigns.fuzz.targets import TARGETS
 
 WORKER = "tests.campaigns.fuzz.planted"
 CASES = range(20, 22)
+_ALONE = ("held", "hang", "endless loop")
 PATIENCE = 3.0  # for a case that sleeps for minutes
 
 
@@ -25,19 +26,30 @@ def campaign(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Campaign]:
         yield one
 
 
-@pytest.mark.parametrize("name", [name for name in PLANTED if name not in ("held", "hang")])
+@pytest.mark.parametrize("name", [name for name in PLANTED if name not in _ALONE])
 def test_a_planted_fault_is_counted_by_its_class(name: str, campaign: Campaign) -> None:
     tally = campaign.run(name, CASES)
-    assert tally.faults == {name: len(CASES)}
+    assert tally.faults == {getattr(PLANTED[name], "fault", name): len(CASES)}
     assert not tally.outcomes
     assert [report["case"] for report in tally.reports] == list(CASES)
 
 
-def test_a_hang_is_counted_after_a_second_try(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "tries"), [("hang", 1), ("endless loop", 2)])
+def test_a_hang_that_works_is_tried_again(name: str, tries: int, tmp_path: Path) -> None:
     with Campaign(tmp_path, seed=0, jobs=1, worker=WORKER, patience=PATIENCE) as campaign:
-        tally = campaign.run("hang", CASES[:1])
+        starts = _count_starts(campaign)
+        tally = campaign.run(name, CASES[:1])
     assert tally.faults == {"hang": 1}
     assert not tally.outcomes
+    assert len(starts) == tries
+    assert "planted.py" in tally.reports[0]["message"]  # where it hung
+
+
+def _count_starts(campaign: Campaign) -> list[None]:
+    (worker,), starts = campaign._workers, []
+    start = worker._start
+    worker._start = lambda: (starts.append(None), start())[1]
+    return starts
 
 
 def test_cases_are_equal_for_any_number_of_processes(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Mutations of `.npy` and `.npz` files that keep the container readable, so that they go deeper."""
 
 import io
+import json
 import zipfile
 from collections.abc import Mapping
 from functools import lru_cache
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from tests.campaigns.fuzz.mutate import boundary, mutated, mutated_text
+from tests.campaigns.fuzz.target import FaultError
 
 _BOMB = 128 << 20  # bytes that a compressed member unpacks to
 _ODD: tuple[Any, ...] = (
@@ -84,6 +86,34 @@ def mutated_npz(rng: np.random.Generator, data: bytes, words: tuple[str, ...] = 
     else:
         members[name] = mutated_npy(rng, members[name])
     return _zipped(members, zipfile.ZIP_DEFLATED if rng.random() < 0.1 else zipfile.ZIP_STORED)
+
+
+def check_artifact(artifact: Any, data: bytes, intact: bytes) -> str:
+    """Return the outcome of an artifact that was loaded from `data`.
+
+    Raise `FaultError` if numpy and json read other arrays or facts in these bytes.
+    """
+    arrays, header = plain_npz(data)
+    for name in artifact.ARRAYS:
+        if not np.array_equal(getattr(artifact, name), arrays[name]):
+            raise FaultError("differs from a plain reading", name)
+    for name in artifact.FACTS:
+        fact = getattr(artifact, name)
+        fact = dict(fact) if isinstance(fact, Mapping) else fact
+        if name in header and json.dumps(fact) != json.dumps(header[name]):
+            raise FaultError("differs from a plain reading", f"{name}: {fact!r}")
+    wanted, wanted_header = plain_npz(intact)
+    is_equal = header == wanted_header and all(
+        np.array_equal(arrays[name], wanted[name]) for name in artifact.ARRAYS
+    )
+    return "equal" if is_equal else "read as the bytes say"
+
+
+def plain_npz(data: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the arrays and the JSON header of an artifact, by numpy and json."""
+    with np.load(io.BytesIO(data), allow_pickle=False) as stored:
+        arrays = {name: stored[name] for name in stored.files}
+    return arrays, json.loads(str(arrays.pop("header")))
 
 
 def changed_values(rng: np.random.Generator, values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

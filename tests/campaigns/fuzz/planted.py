@@ -3,6 +3,7 @@
 import os
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from tests.campaigns.fuzz import worker
 from tests.campaigns.fuzz.mutate import mutated
 from tests.campaigns.fuzz.target import Sample, Target
 from tests.campaigns.fuzz.targets.betons import WholeBetons
+from tests.campaigns.fuzz.targets.indexed_images import IndexedJpegs
 
 
 class Planted(Target):
@@ -68,6 +70,25 @@ class Execute(Planted):
         os.system("true")
 
 
+class Outside(Planted):
+    """Reads what nobody named, by a path that leads out of the folder."""
+
+    name = "read outside"
+    fault = "executed or read outside"
+
+    def case(self, folder: Path) -> None:
+        Path(os.path.relpath(self.secret)).read_bytes()
+
+
+class Spin(Planted):
+    name = "endless loop"
+    fault = "hang"
+
+    def case(self, folder: Path) -> None:
+        while True:
+            pass
+
+
 class Foreign(Planted):
     name = "undocumented ValueError"
 
@@ -98,6 +119,36 @@ class Swapped(WholeBetons):
             PrunedLoader.__iter__ = original
 
 
+class WrongIndex(IndexedJpegs):
+    """Indexes of JPEGs that lead to other pixels."""
+
+    name = "index that changes pixels"
+    fault = "touched value differs"
+
+    def prepare(self, folder: Path) -> list[Sample]:
+        self._is_wrong = False
+        return super().prepare(folder)
+
+    def mutate(self, rng: np.random.Generator, sample: Sample, donor: Sample) -> bytes:
+        self._is_wrong = True
+        return sample.data
+
+    def use(self, rng: np.random.Generator, folder: Path, sample: Sample, data: bytes) -> str:
+        original = PrunedLoader.__iter__
+        if self._is_wrong:
+            PrunedLoader.__iter__ = lambda loader: map(
+                partial(_changed, by=loader._has_indexes), original(loader)
+            )
+        try:
+            return super().use(rng, folder, sample, data)
+        finally:
+            PrunedLoader.__iter__ = original
+
+
+def _changed(batch: Any, by: bool) -> Any:
+    return [np.asarray(values) ^ np.uint8(by) for values in batch]
+
+
 def _reversed(batch: Any) -> Any:
     return [np.asarray(values)[::-1] for values in batch]
 
@@ -116,8 +167,11 @@ class Held(Planted):
 
 PLANTED: dict[str, Target] = {
     target.name: target
-    for target in (Crash(), Hang(), Hog(), Litter(), Execute(), Foreign(), Swapped(), Held())
-}
+    for target in (
+        Crash(), Hang(), Spin(), Hog(), Litter(), Execute(), Outside(), Foreign(), Swapped(),
+        WrongIndex(), Held(),
+    )
+}  # fmt: skip
 
 if __name__ == "__main__":
     worker.main(int(sys.argv[1]), Path(sys.argv[2]), PLANTED)

@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from typing import Any
 from tests.campaigns.results import ROOT
 
 PATIENCE = 10.0  # seconds without progress that make a hang
+IDLE = 0.2  # seconds of processor time below which a silent process waits for ever
 START_UP = 300.0  # seconds to import, to write the samples and to compile
 SHARD = 500  # cases that a worker gets at a time
 MOST_RESTARTS = 20  # hangs and crashes after which a target ends early
@@ -36,7 +38,7 @@ class Tally:
     peak_bytes: int = 0
     restarts: int = 0
     retried: int = 0
-    """Cases that took longer than `PATIENCE` once, and not again alone."""
+    """Cases that worked for longer than `PATIENCE` once, and not again."""
 
     def add(self, report: Sequence[Any]) -> None:
         """Count the report of a worker."""
@@ -54,11 +56,14 @@ class Tally:
 
 
 class _EndedError(Exception):
-    """The worker ended, or sent nothing for too long."""
+    """The worker ended, or sent nothing for too long.
 
-    def __init__(self, hung: bool, message: str) -> None:
+    `was_idle` tells a process that waits for ever from one that works, if slowly.
+    """
+
+    def __init__(self, message: str, *, hung: bool, was_idle: bool = False) -> None:
         super().__init__(message)
-        self.hung = hung
+        self.hung, self.was_idle = hung, was_idle
 
 
 class Worker:
@@ -103,27 +108,41 @@ class Worker:
         self._buffer = b""
 
     def _next(self, patience: float) -> list[Any]:
-        deadline = time.monotonic() + patience
+        deadline, before = time.monotonic() + patience, self._work()
         while b"\n" not in self._buffer:
             left = deadline - time.monotonic()
             if left <= 0 or not select.select([self._reports], [], [], left)[0]:
-                raise self._ended(hung=True)
+                raise self._silent(patience, self._work() - before)
             data = os.read(self._reports, 1 << 16)
             if not data:
-                raise self._ended(hung=False)
+                raise self._ended()
             self._buffer += data
         line, _, self._buffer = self._buffer.partition(b"\n")
         return list(json.loads(line))
 
-    def _ended(self, *, hung: bool) -> _EndedError:
-        message = f"no progress for {self._patience:g} s"
-        if not hung:
-            status = self._process.wait()
-            name = signal.Signals(-status).name if status < 0 else f"status {status}"
-            message = f"the process ended with {name}"
+    def _work(self) -> float:
+        """Return the processor time of the process in seconds."""
+        text = Path(f"/proc/{self._process.pid}/stat").read_text()
+        user, system = text.rpartition(")")[2].split()[11:13]
+        return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+
+    def _silent(self, patience: float, work: float) -> _EndedError:
+        self._process.send_signal(signal.SIGABRT)  # faulthandler prints the stacks
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(5)
+        message = f"no progress for {patience:g} s, and {work:.1f} s of processor time"
+        return _EndedError(self._with_errors(message), hung=True, was_idle=work < IDLE)
+
+    def _ended(self) -> _EndedError:
+        status = self._process.wait()
+        name = signal.Signals(-status).name if status < 0 else f"status {status}"
+        return _EndedError(self._with_errors(f"the process ended with {name}"), hung=False)
+
+    def _with_errors(self, message: str) -> str:
+        """End the process and return the message with what it printed."""
         errors = (self.folder / "stderr").read_text(errors="replace")[-3000:]
         self.end()
-        return _EndedError(hung, f"{message}\n{errors}")
+        return f"{message}\n{errors}"
 
 
 _ENVIRONMENT = {
@@ -187,8 +206,8 @@ class Campaign:
                         tally.retried += case == suspect
                     case += 1
             except _EndedError as error:
-                if error.hung and suspect != case:
-                    suspect = case  # a busy machine may have stalled it: try once more, alone
+                if error.hung and not error.was_idle and suspect != case:
+                    suspect = case  # a busy machine may have slowed it: try once more
                     continue
                 with lock:
                     tally.add_fault(case, "hang" if error.hung else "crash", str(error))

@@ -4,6 +4,7 @@ Each module of `targets` holds one or more subclasses of `Target` and nothing el
 names.
 """
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -33,6 +34,8 @@ class Sample:
     """Numbers in the attacked file that its readers rely on."""
     truth: Any = field(default=None, compare=False)
     """What the intact file holds, for `Target.use`."""
+    links: Mapping[str, Path] = field(default_factory=dict)
+    """Symbolic links in the folder of a case: what they lead to, by their names."""
 
     @property
     def data(self) -> bytes:
@@ -53,6 +56,11 @@ class Target(ABC):
     free_bytes: ClassVar[int] = 64 << 20
     """Memory that a case may take in addition to twice its files."""
 
+    secret: Path
+    """An image outside of the case's folder that must not be read. Set before `prepare`."""
+    case_folder: Path
+    """The folder of the cases. Set before `prepare`."""
+
     @abstractmethod
     def prepare(self, folder: Path) -> list[Sample]:
         """Return valid inputs, written by this project. `folder` is empty and can be used."""
@@ -60,6 +68,18 @@ class Target(ABC):
     def mutate(self, rng: np.random.Generator, sample: Sample, donor: Sample) -> bytes:
         """Return the mutated bytes of the attacked file."""
         return mutated(rng, sample.data, sample.spans, donor.data)
+
+    def links_outside(self, base: str) -> dict[str, Path]:
+        """Return links in the folder `base` of a case that lead to the secret image."""
+        return {f"{base}/link.jpg": self.secret, f"{base}/up": self.secret.parent}
+
+    def name_outside(self, rng: np.random.Generator, base: str) -> str:
+        """Return a name of the secret image for data that name files relative to `base`."""
+        relative = os.path.relpath(self.secret, self.case_folder / base)
+        names = (relative, str(self.secret), f"./{relative}", f"up/../{relative}", "link.jpg",
+                 f"up/{self.secret.name}", f"file://{self.secret}", f"{base}/../{relative}",
+                 f"//{self.secret}")  # fmt: skip
+        return names[int(rng.integers(len(names)))]
 
     @abstractmethod
     def use(self, rng: np.random.Generator, folder: Path, sample: Sample, data: bytes) -> str:

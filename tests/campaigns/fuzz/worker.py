@@ -35,6 +35,7 @@ class Bench:
         self.case_folder, self.temporary = folder / "case", folder / "tmp"
         self.temporary.mkdir(parents=True)
         tempfile.tempdir = os.environ["TMPDIR"] = str(self.temporary)
+        target.secret, target.case_folder = sentinel.secret, self.case_folder
         making = folder / "make"
         making.mkdir()
         self.samples = target.prepare(making)
@@ -50,7 +51,7 @@ class Bench:
         """Run one case and return its report."""
         rng, sample, data = self.mutation(seed, case)
         self._write(sample, data)
-        self.sentinel.seen.clear()
+        self.sentinel.reset()
         self.memory.reset()
         report: list[Any] = [case, "", 0]
         try:
@@ -61,7 +62,8 @@ class Bench:
             report[2] = self.memory.growth()
             self.sentinel.check()
             self._check_memory(report[2], case)
-            check_litter(self.case_folder, set(sample.files), self.temporary)
+            expected = {*sample.files, *sample.links}
+            check_litter(self.case_folder, expected, self.temporary)
         except FaultError as error:
             report += [error.kind, str(error), traceback.format_exc()]
             self._empty_temporary()
@@ -86,6 +88,8 @@ class Bench:
             path = self.case_folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(data if name == sample.attacked else intact)
+        for name, to in sample.links.items():
+            (self.case_folder / name).symlink_to(to)
 
     def _check_memory(self, growth: int, case: int) -> None:
         files = sum(path.stat().st_size for path in self.case_folder.rglob("*") if path.is_file())

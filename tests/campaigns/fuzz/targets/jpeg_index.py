@@ -46,7 +46,7 @@ class JpegIndexFiles(Target):
         write_beton(path, samples, image_fields(), num_workers=0, seed=None, jpeg_index=False)
         path.with_name(path.name + ".json").unlink()
         path.write_bytes(betons.dense(path))
-        truth = _epochs(path, jpeg_index=False)
+        truth = epochs(path, jpeg_index=False)
         index_jpegs(path, num_workers=0)
         file = index_path(path)
         files = {BETON: path.read_bytes(), file.name: file.read_bytes()}
@@ -68,7 +68,7 @@ class JpegIndexFiles(Target):
         """Load two epochs. The second one uses the indexes that the first has made."""
         os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
         try:
-            found = _epochs(folder / BETON)
+            found = epochs(folder / BETON)
         finally:  # where the indexes are kept if the file is not one of ours
             shutil.rmtree(folder / "cache", ignore_errors=True)
         for pixels, wanted in zip(found, sample.truth, strict=True):
@@ -77,7 +77,7 @@ class JpegIndexFiles(Target):
         return "equal"
 
 
-def _epochs(path: Path, **options: Any) -> list[NDArray[np.uint8]]:
+def epochs(path: Path, **options: Any) -> list[NDArray[np.uint8]]:
     """Return the random crops of two epochs."""
     decoder = RandomResizedCropRGBImageDecoder((24, 24), scale=(0.1, 0.5))
     loader = PrunedLoader(

@@ -2,6 +2,8 @@
 
 import io
 import json
+import os
+import posixpath
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,6 +19,9 @@ from tests.support.files import numbered_jpeg
 from tests.writers.support import python2
 from writers import cifar, coop, huggingface, waterbirds
 
+_LABELS = (0, 1, 2, 1)
+_OUTSIDE = 0.05  # share of the cases that name an image outside of the dataset
+
 
 class Parquets(DatasetTarget):
     name = "parquet: huggingface"
@@ -24,16 +29,8 @@ class Parquets(DatasetTarget):
     is_checked = False  # pages have no checksums unless their writer adds them
 
     def prepare(self, folder: Path) -> list[Sample]:
-        features = {
-            "image": {"_type": "Image"},
-            "label": {"names": list(NAMES), "_type": "ClassLabel"},
-        }
-        labels = [0, 1, 2, 1]
-        images = [{"bytes": numbered_jpeg(n), "path": f"{n}.jpg"} for n in range(len(labels))]
-        table = pa.table({"image": images, "label": pa.array(labels)})
-        noted = json.dumps({"info": {"features": features}})
-        table = table.replace_schema_metadata({"huggingface": noted})
-        truth = {(NAMES[label], numbered_jpeg(n)) for n, label in enumerate(labels)}
+        table = self._table([{"bytes": numbered_jpeg(n), "path": f"{n}.jpg"} for n in range(4)])
+        truth = {(NAMES[label], numbered_jpeg(n)) for n, label in enumerate(_LABELS)}
         samples = []
         for options in (
             {},
@@ -44,8 +41,28 @@ class Parquets(DatasetTarget):
             data, name = stream.getvalue(), "train-00000-of-00001.parquet"
             footer = int.from_bytes(data[-8:-4], "little")
             spans = [(len(data) - 8, 4)] + [(len(data) - 8 - at, 1) for at in range(1, footer)]
-            samples.append(Sample(tree({f"data/{name}": data}), f"data/data/{name}", spans, truth))
+            files, links = tree({f"data/{name}": data}), self.links_outside("data/data")
+            samples.append(Sample(files, f"data/data/{name}", spans, truth, links))
         return samples
+
+    def mutate(self, rng: np.random.Generator, sample: Sample, donor: Sample) -> bytes:
+        """Mutate the bytes, or let a row name an image outside."""
+        if rng.random() >= _OUTSIDE:
+            return super().mutate(rng, sample, donor)
+        images = [{"bytes": numbered_jpeg(n), "path": None} for n in range(3)]
+        outside = self.name_outside(rng, "data/data")
+        stream = io.BytesIO()
+        pq.write_table(self._table([*images, {"bytes": None, "path": outside}]), stream)
+        return stream.getvalue()
+
+    @staticmethod
+    def _table(images: list[dict[str, Any]]) -> pa.Table:
+        kind = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+        label = {"names": list(NAMES), "_type": "ClassLabel"}
+        features = {"image": {"_type": "Image"}, "label": label}
+        table = pa.table({"image": pa.array(images, kind), "label": pa.array(_LABELS)})
+        noted = json.dumps({"info": {"features": features}})
+        return table.replace_schema_metadata({"huggingface": noted})
 
 
 class CifarPickles(DatasetTarget):
@@ -88,21 +105,26 @@ class SplitLists(DatasetTarget):
             for split, first in (("train", 0), ("val", 3), ("test", 6))
         }
         files = {f"images/{n}.jpg": numbered_jpeg(n) for n in range(9)}
+        links = self.links_outside("data/images")
         name = "split_zhou_OxfordPets.json"
         data = json.dumps(rows, indent=1).encode()
         truth = {(NAMES[n % 3], numbered_jpeg(n)) for n in range(9)}
-        return [Sample(tree({**files, name: data}), f"data/{name}", truth=truth)]
+        return [Sample(tree({**files, name: data}), f"data/{name}", truth=truth, links=links)]
 
     def mutate(self, rng: np.random.Generator, sample: Sample, donor: Sample) -> bytes:
-        """Mutate the JSON."""
+        """Mutate the JSON, or name an image outside."""
+        if rng.random() < _OUTSIDE:
+            rows = json.loads(sample.data)
+            rows["train"][0][0] = self.name_outside(rng, "data/images")
+            return json.dumps(rows).encode()
         words = ("train", "val", "../8.jpg", "/etc/hostname", "8.jpg", "3", "owl")
         return mutated_text(rng, sample.data.decode(), words)
 
     def pairs_of(self, sample: Sample, data: bytes) -> Pairs:
         """Return the pairs that the mutated list names."""
         rows = [row for split in json.loads(data).values() for row in split]
-        images = {name.rpartition("/")[2]: content for name, content in sample.files.items()}
-        return {(label, images[path.rpartition("/")[2]]) for path, _, label in rows}
+        named = [(posixpath.normpath(f"data/images/{path}"), label) for path, _, label in rows]
+        return {(label, sample.files[path]) for path, label in named if path in sample.files}
 
 
 class MetadataTables(DatasetTarget):
@@ -116,11 +138,15 @@ class MetadataTables(DatasetTarget):
         data = ("\n".join(lines) + "\n").encode()
         names = waterbirds.CLASS_NAMES
         truth = {(names[n % 2], numbered_jpeg(n)) for n in range(9)}
-        sample = Sample(tree({**files, "metadata.csv": data}), "data/metadata.csv", truth=truth)
-        return [sample]
+        files = tree({**files, "metadata.csv": data})
+        links = self.links_outside("data/bird")
+        return [Sample(files, "data/metadata.csv", truth=truth, links=links)]
 
     def mutate(self, rng: np.random.Generator, sample: Sample, donor: Sample) -> bytes:
-        """Mutate the table."""
+        """Mutate the table, or name an image outside."""
+        if rng.random() < _OUTSIDE:
+            name = posixpath.join("bird", self.name_outside(rng, "data/bird"))
+            return sample.data.replace(b"bird/4.jpg", os.fsencode(name))
         words = ("img_id", "y", "split", "bird/3.jpg", "../bird/3.jpg", "/etc/hostname", "1,2")
         return mutated_text(rng, sample.data.decode(), words)
 
