@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import trees
-from .processes import HANG, Child
+from .processes import Child
 from .verbs import Place, Verb
 
 # A command fails with one line on stderr, which begins with its name.
@@ -23,11 +23,6 @@ class Undisturbed:
     """Every file after an undisturbed run."""
     old: bytes | None
     """The older result, if the command replaces one."""
-
-
-def patience(verb: Verb) -> float:
-    """Return the seconds that a command may take."""
-    return HANG * (10 if verb.name == "demo" else 1)
 
 
 def prepare(place: Place, verb: Verb) -> Undisturbed:
@@ -66,7 +61,7 @@ def disturb(
     problems += check_end(child, happened, printed)
     problems += _check_result(place, verb, expected)
     again = place.start(verb, log="again")
-    if again.wait(patience(verb)) != 0:
+    if again.wait(verb.patience) != 0:
         left = [path for path in sorted(place.names()) if path not in expected.files]
         problems.append(
             f"not completed: the repeated command ended with {again.status}: "
@@ -127,4 +122,4 @@ def outcome_of(child: Child, status: int | None) -> str:
 
 def ended(verb: Verb, child: Child) -> str:
     """Wait for a command; return what happened."""
-    return outcome_of(child, child.wait(patience(verb)))
+    return outcome_of(child, child.wait(verb.patience))

@@ -14,7 +14,7 @@ from functools import partial
 import numpy as np
 
 from .. import results
-from .disturbance import disturb, ended, outcome_of, patience, prepare
+from .disturbance import disturb, ended, outcome_of, prepare
 from .faults import RENAME, SYNC, WRITE, Fault, Shim
 from .processes import Child
 from .tally import Tally
@@ -85,4 +85,4 @@ class _Killed:
                 child.kill_group()
             elif self.form != "worker" or not child.kill_a_worker(self.number):
                 child.kill()
-        return outcome_of(child, child.wait(patience(self.verb)))
+        return outcome_of(child, child.wait(self.verb.patience))

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from . import trees
-from .processes import Child
+from .processes import HANG, Child
 from .sandbox import SHARED
 
 CLASSES, PER_CLASS = 4, 12
@@ -29,6 +29,11 @@ class Verb:
     """Further arguments that make an older output, which the command then replaces."""
     copies: str = ""
     """Input that is copied into `out`, because the command adds a file to it."""
+
+    @property
+    def patience(self) -> float:
+        """Seconds after which the command counts as hanging. The demo takes a minute."""
+        return HANG * (10 if self.name == "demo" else 1)
 
 
 _RUN = "--run {out}/run --arch resnet8_w16 --resolution 32 --num-workers 1 --batch-size 8"
@@ -138,7 +143,7 @@ class Place:
     def run(self, verb: Verb, more: str = "") -> None:
         """Run a command, which must succeed."""
         child = self.start(verb, more)
-        if child.wait() != 0:
+        if child.wait(verb.patience) != 0:
             raise RuntimeError(f"dp4tl {verb.name} ended with {child.status}: {child.text}")
 
 
