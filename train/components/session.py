@@ -159,7 +159,8 @@ class Session:
         Raises:
             ValueError: the state is due, and the loss or a weight is not finite.
         """
-        self._sums.add(loss)
+        if self._loader is not None:  # a linear probe has none, and sums nothing
+            self._sums.add(loss)
         self.counters.step += 1
         self.counters.images += num_images * self.processes.world_size
         if self.step % self.config.log_every == 0:
