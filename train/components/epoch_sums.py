@@ -17,10 +17,12 @@ class EpochSums:
         processes: processes of the run.
         counters: the counters that `update` changes. Sums of the epoch's part before a restart are
             in them.
-        throughput: the loading of the epoch's batches.
+        throughput: the loading of the epoch's batches; None if nothing is loaded.
     """
 
-    def __init__(self, processes: Processes, counters: Counters, throughput: Throughput) -> None:
+    def __init__(
+        self, processes: Processes, counters: Counters, throughput: Throughput | None = None
+    ) -> None:
         self._processes = processes
         self._counters = counters
         self._throughput = throughput
@@ -42,6 +44,6 @@ class EpochSums:
         counters.loss_sum = processes.mean_over(self._loss)
         counters.seconds += time.perf_counter() - self._started  # the mean has waited for the GPU
         self.restart_clock()
-        seconds, device = self._throughput.stalled, processes.device
-        stalled = torch.tensor(seconds, dtype=torch.float64, device=device)
+        seconds = self._throughput.stalled if self._throughput else 0.0
+        stalled = torch.tensor(seconds, dtype=torch.float64, device=processes.device)
         counters.stalled = self._stalled_before + processes.mean_over(stalled)

@@ -52,6 +52,7 @@ class Session:
         self.folder = RunFolder(config.run, facts, overwrite=config.overwrite)
         self.checkpoint = self.folder.checkpoints / checkpoint
         self.counters = Counters()
+        self._sums = EpochSums(processes, self.counters)  # of the steps outside of `batches`
         path = self.folder.checkpoints / "resume.pt"
         self._saved_state = SavedState(path, processes, config.save_every_minutes)
         self._stateful: dict[str, Any] = {}
