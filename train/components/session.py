@@ -160,8 +160,7 @@ class Session:
         Raises:
             ValueError: the state is due, and the loss or a weight is not finite.
         """
-        if self._loader is not None:  # a linear probe has none, and sums nothing
-            self._sums.add(loss)
+        self._sums.add(loss)
         self.counters.step += 1
         self.counters.images += num_images * self.processes.world_size
         if self.step % self.config.log_every == 0:
