@@ -64,6 +64,12 @@ def test_facts_of_artifacts_and_numbers_of_states_are_compared(tmp_path: Path) -
     contents = {name: stream.getvalue() for name, stream in state.items()}
     assert trees.same_content("last.pt", contents["same"], contents["first"])
     assert not trees.same_content("last.pt", contents["other"], contents["first"])
+    assert trees.same_content("figures/speedup.png", b"\x89PNG\r\n12first", b"\x89PNG\r\n12other")
+    assert not trees.same_content(
+        "figures/classes.png", b"\x89PNG\r\n12first", b"\x89PNG\r\n12other"
+    )
+    assert trees.same_content("stages.json", b'{"write": 2}', b'{"write": 3}')
+    assert not trees.same_content("stages.json", b"{}", b'{"write": 3}')
     page = b'<img src="data:image/png;base64,AB"> kept 3 of 4 in 1.5 s'
     assert trees.same_content("report.html", page.replace(b"1.5", b"2"), page)
     assert not trees.same_content("report.html", page.replace(b"kept", b"lost"), page)
