@@ -1,6 +1,7 @@
 """Faults of the storage end an epoch with right samples, or with an error that says where."""
 
 import os
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import pytest
 from dp4tl_ffcv import BetonError, BetonIndex, PrunedLoader
 from dp4tl_ffcv.loading.caches import CACHES
 from dp4tl_ffcv.loading.reading import file_reader
+from dp4tl_ffcv.loading.reading.plan import LARGEST_REQUEST
 from dp4tl_ffcv.loading.reading.reading_threads import (
     OFFSET,
     RETURNED,
@@ -73,7 +75,14 @@ def test_faults_of_the_disk(cache: str, paged: Any, faulty_reads: Path) -> None:
     assert lines["end"].startswith(f"True BetonError {where}")
     assert "bytes too short" in lines["end"]
     assert lines["stall"].startswith("True TimeoutError loading failed at batch ")
-    assert f"{where}" in lines["stall"]
+    # All that is known of a read that stalls is where it starts.
+    named = re.search(r"cannot read sample (\d+) of '(.*)' at byte (\d+): ", lines["stall"])
+    assert named
+    assert named[2] == str(paged.path)
+    start = int(named[3])
+    assert place - LARGEST_REQUEST < start <= place
+    extents = BetonIndex.open(paged.path).extents(range(120))
+    assert int(named[1]) == extents["sample_id"][extents["ptr"] <= start].max()
     assert "no data arrived for 1 seconds" in lines["stall"]
 
 

@@ -169,13 +169,14 @@ class FileReader:
         extents: RetainedExtents,
         state: NDArray[np.int64],
     ) -> None:
-        """Read a request in as many parts as necessary, or raise BetonError."""
+        """Read a request page by page, or raise BetonError for the page that fails."""
         offset, size, place = request.tolist()
         end = place + size
         while place < end and not state[STOPS]:
             state[OFFSET] = offset
             try:
-                found = os.preadv(self.file, [memory[place:end].data], offset)
+                part = memory[place : min(place + mmap.PAGESIZE, end)]
+                found = os.preadv(self.file, [part.data], offset)
             except OSError as error:
                 raise self._failure(offset, error.strerror or "an error", extents) from error
             finally:
