@@ -72,6 +72,8 @@ def test_facts_of_artifacts_and_numbers_of_states_are_compared(tmp_path: Path) -
     assert not trees.same_content("stages.json", b"{}", b'{"write": 3}')
     page = b'<img src="data:image/png;base64,AB"> kept 3 of 4 in 1.5 s'
     assert trees.same_content("report.html", page.replace(b"1.5", b"2"), page)
+    note = b'<p class="summary"><strong>Note:</strong> ran at 3 to 9 images/s.</p>\n'
+    assert trees.same_content("report.html", note + page, page)
     assert not trees.same_content("report.html", page.replace(b"kept", b"lost"), page)
 
 

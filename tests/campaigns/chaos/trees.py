@@ -13,7 +13,10 @@ Tree = dict[str, bytes]
 
 # Facts of a run that another run of the same command has otherwise.
 _TIMES = re.compile(r"seconds|_per_second|stall_share|environment|speedup|^stages$|^warning$")
-_VARIES = re.compile(rb"data:image[^\"']*|[0-9.]+")
+# Figures, numbers, and a note that the machine was busy.
+_VARIES = re.compile(
+    rb'data:image[^"\']*|[0-9.]+|<p class="summary"><strong>Note:</strong>[^\n]*</p>\n'
+)
 _CONTINUED = ("resume", "continue", "start")  # events in the log of a run that was stopped
 
 
