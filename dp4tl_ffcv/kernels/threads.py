@@ -8,7 +8,7 @@ time, or a process forked after a kernel has run, end in a crash.
 import os
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any
 
@@ -70,7 +70,6 @@ def call_in_threads(
     function: Callable[[int], None],
     count: int,
     threads: int | None = None,
-    others: Executor | None = None,
 ) -> None:
     """Call a function with each number below `count`. Each thread takes the next number.
 
@@ -78,10 +77,9 @@ def call_in_threads(
     call starts.
 
     Args:
-        function: what to call.
+        function: takes a number.
         count: number of calls.
         threads: number of threads, including the calling one. By default, one for each call.
-        others: threads next to the calling one. By default, those that all kernels share.
     """
     threads = count if threads is None else min(count, threads)
     if threads <= 1:
@@ -103,7 +101,7 @@ def call_in_threads(
     try:
         with suppress(RuntimeError):  # no thread can start: fewer do the work
             for _ in range(1, threads):
-                tasks.append((others or _others).submit(take))
+                tasks.append(_others.submit(take))
         take()
     finally:
         # Those that run write to memory that an error frees. The others have nothing left to do.

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
+from dp4tl_ffcv.kernels import threads as kernel_threads
 from dp4tl_ffcv.kernels.threads import call_in_threads, num_threads, one_blas_thread, split
 from tests.support.loading import run_script
 from tests.support.threads import use_threads
@@ -143,17 +144,19 @@ def test_the_calling_thread_does_all_if_no_thread_can_start(
 
     taken: list[int] = []
     with ThreadPoolExecutor(2) as pool:
+        monkeypatch.setattr(kernel_threads, "_others", pool)
         monkeypatch.setattr(threading.Thread, "start", refuse)
-        call_in_threads(taken.append, 5, threads=3, others=pool)
+        call_in_threads(taken.append, 5, threads=3)
         monkeypatch.undo()
     assert taken == list(range(5))
 
 
-def test_tasks_that_wait_behind_long_ones_delay_nobody() -> None:
+def test_tasks_that_wait_behind_long_ones_delay_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     busy, taken = threading.Event(), []
     with ThreadPoolExecutor(1) as pool:
+        monkeypatch.setattr(kernel_threads, "_others", pool)
         pool.submit(busy.wait, 60)
-        call_in_threads(taken.append, 5, threads=2, others=pool)
+        call_in_threads(taken.append, 5, threads=2)
         assert not busy.is_set()
         busy.set()
     assert taken == list(range(5))
