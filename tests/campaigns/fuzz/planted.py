@@ -96,48 +96,22 @@ class Foreign(Planted):
         int("no number")  # numpy, json and others raise the same type
 
 
-class Swapped(WholeBetons):
-    """A loader that returns two samples of a batch in each other's place."""
-
-    name = "untouched value differs"
+class ChangedBatches:
+    """A loader that changes its batches in every case. The files stay intact."""
 
     def prepare(self, folder: Path) -> list[Sample]:
-        self._is_swapping = False
+        self._is_changing = False
         return super().prepare(folder)
 
     def mutate(self, rng: np.random.Generator, sample: Sample, donor: Sample) -> bytes:
-        self._is_swapping = True
+        self._is_changing = True
         return sample.data
 
     def use(self, rng: np.random.Generator, folder: Path, sample: Sample, data: bytes) -> str:
         original = PrunedLoader.__iter__
-        if self._is_swapping:
-            PrunedLoader.__iter__ = lambda loader: map(_reversed, original(loader))
-        try:
-            return super().use(rng, folder, sample, data)
-        finally:
-            PrunedLoader.__iter__ = original
-
-
-class WrongIndex(IndexedJpegs):
-    """Indexes of JPEGs that lead to other pixels."""
-
-    name = "index that changes pixels"
-    fault = "touched value differs"
-
-    def prepare(self, folder: Path) -> list[Sample]:
-        self._is_wrong = False
-        return super().prepare(folder)
-
-    def mutate(self, rng: np.random.Generator, sample: Sample, donor: Sample) -> bytes:
-        self._is_wrong = True
-        return sample.data
-
-    def use(self, rng: np.random.Generator, folder: Path, sample: Sample, data: bytes) -> str:
-        original = PrunedLoader.__iter__
-        if self._is_wrong:
+        if self._is_changing:
             PrunedLoader.__iter__ = lambda loader: map(
-                partial(_changed, by=loader._has_indexes), original(loader)
+                partial(self.changed, loader), original(loader)
             )
         try:
             return super().use(rng, folder, sample, data)
@@ -145,12 +119,23 @@ class WrongIndex(IndexedJpegs):
             PrunedLoader.__iter__ = original
 
 
-def _changed(batch: Any, by: bool) -> Any:
-    return [np.asarray(values) ^ np.uint8(by) for values in batch]
+class Swapped(ChangedBatches, WholeBetons):
+    """A loader that returns two samples of a batch in each other's place."""
+
+    name = "untouched value differs"
+
+    def changed(self, loader: PrunedLoader, batch: Any) -> Any:
+        return [np.asarray(values)[::-1] for values in batch]
 
 
-def _reversed(batch: Any) -> Any:
-    return [np.asarray(values)[::-1] for values in batch]
+class WrongIndex(ChangedBatches, IndexedJpegs):
+    """Indexes of JPEGs that lead to other pixels."""
+
+    name = "index that changes pixels"
+    fault = "touched value differs"
+
+    def changed(self, loader: PrunedLoader, batch: Any) -> Any:
+        return [np.asarray(values) ^ np.uint8(loader._has_indexes) for values in batch]
 
 
 class Held(Planted):
