@@ -21,7 +21,7 @@ def identity(file: Path | int) -> tuple[int, ...]:
 
 @contextmanager
 def opened(path: Path) -> Iterator[int]:
-    """Open a file to read. Does not wait for a pipe, of which nothing can be read at a place."""
+    """Open a file to read, without waiting. A pipe opens too, and its first read fails."""
     file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
         yield file

@@ -17,7 +17,7 @@ _PROGRESS = re.compile(r"^.*\r", re.MULTILINE)
 
 @dataclass
 class Undisturbed:
-    """What a command leaves without disturbance, and what it replaces."""
+    """The files that a command writes undisturbed, and the old file that it replaces."""
 
     files: trees.Tree
     """Every file after an undisturbed run."""

@@ -35,7 +35,7 @@ class _Plan(ctypes.Structure):
 
 @dataclass(frozen=True, kw_only=True)
 class Fault:
-    """What happens to the calls on a file."""
+    """A fault in the system calls on a file."""
 
     name: str
     kind: str

@@ -54,7 +54,7 @@ SETUPS = (
 
 @dataclass(frozen=True)
 class Loaded:
-    """What a loader yielded, and how it ended."""
+    """The samples that a loader yielded, and how it ended."""
 
     happened: str
     """completed, error, crash or hang."""

@@ -77,7 +77,7 @@ class Child:
 
     @property
     def text(self) -> str:
-        """What it has printed so far."""
+        """The output that the process has printed so far."""
         return self.output.read_text(errors="replace")
 
     def _reap(self) -> None:

@@ -1,4 +1,4 @@
-"""What a run leaves: every file of some folders, and how two runs compare."""
+"""Read every file that a run left in some folders, and compare two runs."""
 
 import io
 import json

@@ -23,7 +23,7 @@ Samples = list[list[Any]]
 
 
 class Meetings:
-    """What is done at the same time. Each method returns the epochs that it loaded."""
+    """Ways to load epochs at the same time. Each method returns the epochs that it loaded."""
 
     def __init__(self, path: Path, setup: Setup) -> None:
         self.path, self.setup = path, setup

@@ -1,4 +1,4 @@
-"""What the targets of datasets share: a folder that a writer turns into betons."""
+"""The base of all targets whose input is a dataset folder that a writer turns into betons."""
 
 import os
 import shutil

@@ -29,7 +29,7 @@ MODULE = "tests.campaigns.fuzz.worker"
 
 @dataclass
 class Tally:
-    """What the cases of one target came to."""
+    """The outcomes of all cases of a target."""
 
     outcomes: Counter[str] = field(default_factory=Counter)
     faults: Counter[str] = field(default_factory=Counter)

@@ -33,9 +33,9 @@ class Sample:
     spans: Sequence[Span] = ()
     """Numbers in the attacked file that its readers rely on."""
     truth: Any = field(default=None, compare=False)
-    """What the intact file holds, for `Target.use`."""
+    """The content of the intact file, for `Target.use`."""
     links: Mapping[str, Path] = field(default_factory=dict)
-    """Symbolic links in the folder of a case: what they lead to, by their names."""
+    """The symbolic links in the folder of a case: their targets, by name."""
 
     @property
     def data(self) -> bytes:

@@ -1,4 +1,4 @@
-"""What a process holds, and whether it grows."""
+"""Measure the resources that a process holds, and find those that grow."""
 
 import os
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ MAPS_NOISE = 8
 
 @dataclass(frozen=True)
 class Sample:
-    """What this process holds at one moment."""
+    """The resources that this process holds at one moment."""
 
     memory: int
     """Resident bytes."""

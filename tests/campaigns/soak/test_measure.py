@@ -1,4 +1,4 @@
-"""What grows in an epoch is reported."""
+"""A resource that grows in each epoch is reported."""
 
 from dataclasses import replace
 
