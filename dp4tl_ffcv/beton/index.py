@@ -15,7 +15,7 @@ from ..errors import BetonError
 from ..validate import check_int_array
 from .descriptors import FieldInfo
 from .format import IMAGE_MODES
-from .manifest import Manifest, read_manifest
+from .manifest import Manifest, manifest_of
 from .ranges import BLOCK, check_ranges
 from .tables import Tables, load_tables
 
@@ -188,10 +188,7 @@ class BetonIndex:
     @cached_property
     def manifest(self) -> Manifest | None:
         """The manifest next to the file, or None if it is missing or describes another file."""
-        manifest = read_manifest(self.path)
-        if manifest and manifest.fingerprint not in ("", self.fingerprint):
-            return None
-        return manifest
+        return manifest_of(self.path, self.fingerprint)
 
     @cached_property
     def fingerprint(self) -> str:

@@ -1,11 +1,14 @@
 """The manifest `NAME.beton.json` next to a beton: class names, counts, how it was written."""
 
+import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..artifacts import write_json
+from ..artifacts import atomic_open, part_path
 from ..stored import check_entries, read_json
 from ..version import __version__
 
@@ -52,13 +55,36 @@ def manifest_path(beton: str | os.PathLike[str]) -> Path:
     return path.with_name(path.name + ".json")
 
 
-def write_manifest(beton: str | os.PathLike[str], manifest: Manifest) -> None:
-    """Write the manifest of a beton, atomically."""
-    write_json(manifest_path(beton), asdict(manifest))
+@contextmanager
+def new_manifest(beton: str | os.PathLike[str], manifest: Manifest) -> Iterator[None]:
+    """Write the manifest of the beton that the block puts in place of the file `beton`.
+
+    The manifest is complete before the block and renamed after it. A writer that is killed between
+    the two renames leaves the unfinished manifest, in which `manifest_of` finds the new beton.
+    """
+    with atomic_open(manifest_path(beton)) as stream:
+        stream.write((json.dumps(asdict(manifest), indent=2, allow_nan=False) + "\n").encode())
+        stream.flush()
+        yield
+
+
+def manifest_of(beton: str | os.PathLike[str], fingerprint: str) -> Manifest | None:
+    """Read the manifest of the beton with this fingerprint. Return None if there is none.
+
+    Raises:
+        ValueError: the file next to the beton is not a manifest.
+    """
+    if (manifest := read_manifest(beton)) and manifest.fingerprint in ("", fingerprint):
+        return manifest
+    with suppress(OSError, ValueError):  # a writer that was killed earlier leaves half a file
+        unfinished = _read(part_path(manifest_path(beton)))
+        if unfinished.fingerprint == fingerprint:
+            return unfinished
+    return None
 
 
 def read_manifest(beton: str | os.PathLike[str]) -> Manifest | None:
-    """Read the manifest of a beton. Return None if there is none.
+    """Read the manifest next to a beton. Return None if there is none.
 
     Raises:
         ValueError: the file is not a manifest.
@@ -67,12 +93,16 @@ def read_manifest(beton: str | os.PathLike[str]) -> Manifest | None:
     if not path.exists():
         return None
     try:
-        stored = check_entries(read_json(path), _ENTRIES, optional=("label_field", "skipped"))
+        return _read(path)
     except ValueError as error:
         raise ValueError(
             f"{str(path)!r} is not a beton's manifest ({error}). Delete it, or write the beton "
             "again."
         ) from error
+
+
+def _read(path: Path) -> Manifest:
+    stored = check_entries(read_json(path), _ENTRIES, optional=("label_field", "skipped"))
     known = {name: stored[name] for name in _ENTRIES if name in stored}
     lists = {name: tuple(value) for name, value in known.items() if isinstance(value, list)}
     return Manifest(**{**known, **lists})

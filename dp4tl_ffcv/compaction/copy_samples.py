@@ -11,7 +11,7 @@ from ..artifacts import locked_part, part_path, publish, write_all
 from ..beton.format import header_bytes
 from ..beton.index import BetonIndex
 from ..beton.jpeg_index_file import remove_index
-from ..beton.manifest import Manifest, write_manifest
+from ..beton.manifest import Manifest, new_manifest
 from ..parallel import map_ordered
 from ..progress import track
 from ..writing.journal import Journal
@@ -61,10 +61,9 @@ def copy_samples(
             title = f"compact {target.name}"
             copy_ranges(source.file, stream.fileno(), ranges, num_threads, title)
             index = BetonIndex.open(part_path(target), custom_fields=source.custom_fields)
-            # Flush the file before its manifest is renamed, so that its own rename follows at once.
-            os.fsync(stream.fileno())
-            write_manifest(target, describe(index))
-            publish(stream, part_path(target), target)
+            os.fsync(stream.fileno())  # so that the renames below follow at once
+            with new_manifest(target, describe(index)):
+                publish(stream, part_path(target), target)
             remove_index(target)
         except BaseException:
             part_path(target).unlink(missing_ok=True)

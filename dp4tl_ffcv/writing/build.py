@@ -17,7 +17,7 @@ from ..artifacts import locked_part, publish
 from ..beton.format import HEADER, header_bytes
 from ..beton.index import BetonIndex
 from ..beton.jpeg_index_file import remove_index
-from ..beton.manifest import Manifest, write_manifest
+from ..beton.manifest import Manifest, new_manifest
 from ..parallel import TASKS_PER_WORKER, map_ordered
 from ..progress import track
 from ..stored import read_at
@@ -75,11 +75,10 @@ def build_beton(target: Path, plan: BuildPlan, num_workers: int) -> BetonIndex:
             with PageWriter(stream, journal, state, plan.row_at(0), grows=grows) as pages:
                 _write_samples(pages, plan, num_workers, f"write {target.name}")
                 index = _finish(stream, journal, pages, plan)
-            # Flush the file before its manifest is renamed, so that its own rename follows at once.
-            os.fsync(stream.fileno())
-            write_manifest(target, plan.describe(index, pages.state.skipped))
-            journal.remove()  # the rename below releases the lock, and others may write then
-            publish(stream, journal.part, target)
+            os.fsync(stream.fileno())  # so that the renames below follow at once
+            with new_manifest(target, plan.describe(index, pages.state.skipped)):
+                journal.remove()  # the rename below releases the lock, and others may write then
+                publish(stream, journal.part, target)
             remove_index(target)
         except BaseException as error:
             if journal.state.exists():

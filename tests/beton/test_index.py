@@ -24,7 +24,7 @@ from dp4tl_ffcv import (
 )
 from dp4tl_ffcv.beton import format, read_manifest
 from dp4tl_ffcv.beton import index as index_module
-from dp4tl_ffcv.beton.manifest import manifest_path, write_manifest
+from dp4tl_ffcv.beton.manifest import manifest_path, new_manifest
 from tests.support.betons import Parts, Written, damage, write_stock
 
 TABLES_START = format.HEADER.itemsize + 2 * format.FIELD.itemsize  # metadata of the tiny beton
@@ -243,7 +243,8 @@ def test_as_many_classes_as_samples_or_names_are_accepted(
         BetonIndex.open(tiny).labels()
     index = BetonIndex.open(tiny)
     names = tuple("abcdefg")
-    write_manifest(tiny, Manifest(fields={}, num_samples=6, class_names=names))
+    with new_manifest(tiny, Manifest(fields={}, num_samples=6, class_names=names)):
+        pass
     assert index.num_classes == 7
 
 

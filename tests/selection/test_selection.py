@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from dp4tl_ffcv import BetonIndex, Selection, StaleArtifactError
 from dp4tl_ffcv.artifacts import save_artifact
-from dp4tl_ffcv.beton.manifest import read_manifest, write_manifest
+from dp4tl_ffcv.beton.manifest import new_manifest, read_manifest
 from tests.support.labels import write_labels
 from tests.support.scores import scores_of
 
@@ -278,6 +278,7 @@ def test_classes_without_a_name_are_summarised_by_number(
     path = Path(copy(uneven.path, tmp_path))
     manifest = read_manifest(uneven.path)
     assert manifest is not None
-    write_manifest(path, replace(manifest, class_names=("class 0", "class 1")))
+    with new_manifest(path, replace(manifest, class_names=("class 0", "class 1"))):
+        pass
     selection = Selection.of_classes(path, [0, 3])
     assert selection.summary(path)["classes"] == ["class 0", 3]

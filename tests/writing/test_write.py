@@ -1,5 +1,6 @@
 """`write_beton`: the same bytes for any number of workers, read by stock ffcv, all or nothing."""
 
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,15 @@ from ffcv.fields import (
 from ffcv.fields.rgb_image import CenterCropRGBImageDecoder
 from numpy.typing import NDArray
 
-from dp4tl_ffcv import BetonIndex, Manifest, image_fields, verify, write_beton
+from dp4tl_ffcv import (
+    BetonIndex,
+    Manifest,
+    Selection,
+    compact,
+    image_fields,
+    verify,
+    write_beton,
+)
 from dp4tl_ffcv.beton import read_manifest
 from dp4tl_ffcv.kernels import resize_area
 from dp4tl_ffcv.writing.encode import Batch, Tasks
@@ -326,6 +335,37 @@ def test_a_manifest_that_is_missing_or_of_another_beton_is_ignored(tmp_path: Pat
         assert index.num_classes == 2
         (tmp_path / "a.beton.json").unlink(missing_ok=True)
     assert read_manifest(path) is None
+
+
+@pytest.mark.parametrize("make", ["write", "compact"])
+def test_a_kill_between_renames_leaves_every_beton_its_class_names(
+    make: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, target = tmp_path / "source.beton", tmp_path / "out" / "a.beton"
+    write_beton(source, [(0,), (1,), (1,)], LABEL, class_names=["owl", "eel"], num_workers=0)
+    write_beton(target, [(0,), (1,)], LABEL, class_names=["cat", "dog"], num_workers=0)
+    names = {2: ("cat", "dog"), 3: ("owl", "eel")}
+    seen = []
+    rename = Path.replace
+
+    def replace(part: Path, path: Path) -> Path:
+        try:
+            return rename(part, path)
+        finally:
+            killed = tmp_path / str(len(seen)) / "a.beton"
+            shutil.copytree(target.parent, killed.parent)
+            index = BetonIndex.open(killed)
+            assert index.class_names() == names[len(index)]
+            seen.append(len(index))
+
+    monkeypatch.setattr(Path, "replace", replace)
+    if make == "write":
+        samples = [(0,), (1,), (1,)]
+        write_beton(target, samples, LABEL, class_names=["owl", "eel"], num_workers=0)
+    else:
+        compact(source, Selection.of_indices(source, range(3)), target)
+    assert seen[-2:] == [3, 3]
+    assert sorted(path.name for path in target.parent.iterdir()) == ["a.beton", "a.beton.json"]
 
 
 @pytest.mark.parametrize(

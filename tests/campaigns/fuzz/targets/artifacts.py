@@ -22,7 +22,7 @@ from dp4tl_ffcv import (
     select,
     verify,
 )
-from dp4tl_ffcv.beton.manifest import Manifest, manifest_path, read_manifest, write_manifest
+from dp4tl_ffcv.beton.manifest import Manifest, manifest_path, new_manifest, read_manifest
 from dp4tl_ffcv.loading import CACHES
 from tests.campaigns.fuzz import betons
 from tests.campaigns.fuzz.arrays import check_artifact, mutated_npy, mutated_npz
@@ -202,7 +202,8 @@ class Manifests(Target):
             written_by={"writer": "imagefolder"}, fingerprint=index.fingerprint,
             skipped=({"sample": 3, "name": "3.png", "error": "damaged"},),
         )  # fmt: skip
-        write_manifest(folder / BETON, manifest)
+        with new_manifest(folder / BETON, manifest):
+            pass
         name = manifest_path(folder / BETON).name
         return [Sample({BETON: data, name: (folder / name).read_bytes()}, name, truth=names)]
 
