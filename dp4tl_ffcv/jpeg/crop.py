@@ -28,6 +28,7 @@ from .turbojpeg import (
     TJCS_YCBCR,
     TJERR_WARNING,
     TJFLAG_FASTDCT,
+    TJFLAG_LIMITSCANS,
     TJPF_RGB,
     TJSAMP_420,
     TJSAMP_422,
@@ -48,6 +49,7 @@ _ROWS_LEFT = np.frombuffer(b"extraneous bytes before marker\0", dtype=np.uint8)
 # finds, planes or pixels, room for `convert_box`, and a JPEG.
 HEADER, CODING = 256, 64
 _COPY = 1 << 16  # bytes beyond one per pixel that a JPEG may have to be copied
+_FLAGS = TJFLAG_FASTDCT | TJFLAG_LIMITSCANS
 
 
 @compiled()
@@ -95,7 +97,7 @@ def _decode_blocks(
     position, (rows, columns) = coding[FRAME], shape
     copy[position], copy[position + 1] = rows // 256, rows % 256
     copy[position + 2], copy[position + 3] = columns // 256, columns % 256
-    planes, strides, flags = lists[0], lists[1], TJFLAG_FASTDCT
+    planes, strides, flags = lists[0], lists[1], _FLAGS
     source, size = copy.ctypes.data, data.size
     if decode_planes(handle, source, size, planes, columns, strides, rows, flags) == 0:
         return True
@@ -119,7 +121,7 @@ def _crop_planes(
     # Up to the last chroma row that contributes to the crop's last row.
     rows = aligned(min(top + box_height + vertical - 1, height), 8 * vertical)
     if not _decode_blocks(handle, data, coding, (rows, pitch), rows < height, lists, copy):
-        rows, source, flags = height, data.ctypes.data, TJFLAG_FASTDCT
+        rows, source, flags = height, data.ctypes.data, _FLAGS
         planes, strides = lists[0], lists[1]
         if decode_planes(handle, source, data.size, planes, width, strides, rows, flags) != 0:
             return CORRUPT
@@ -164,7 +166,7 @@ def _crop_excerpt(
     vertical, horizontal = coding[VERTICAL], coding[HORIZONTAL]
     rows, pitch, chroma_pitch = 8 * vertical * mcu_rows, 8 * horizontal * mcus, 8 * mcus
     planes, strides, places = _plan_planes(scratch, (vertical, horizontal), rows, pitch)
-    source, flags = copy.ctypes.data, TJFLAG_FASTDCT
+    source, flags = copy.ctypes.data, _FLAGS
     if decode_planes(handle, source, length, planes, pitch, strides, rows, flags) != 0:
         return False
     # The planes begin after the lead-in, so that nothing is blended with its pixels.
@@ -193,7 +195,7 @@ def _crop_excerpt(
 @inlined
 def _crop_rgb(handle: Any, data: Any, size: Any, box: Any, scratch: Any, out_at: Any) -> Any:
     (height, width), (top, left, box_height, box_width) = size, box
-    at, source, flags = scratch.ctypes.data + HEADER, data.ctypes.data, TJFLAG_FASTDCT
+    at, source, flags = scratch.ctypes.data + HEADER, data.ctypes.data, _FLAGS
     if decode_rgb(handle, source, data.size, at, width, 0, height, TJPF_RGB, flags) != 0:
         return CORRUPT
     for row in range(box_height):

@@ -27,6 +27,8 @@ _TJPF_CMYK, _TJCS_CMYK = 11, 3
 TJCS_YCBCR = 1
 TJSAMP_444, TJSAMP_422, TJSAMP_420 = 0, 1, 2
 TJFLAG_FASTDCT = 2048  # the transform that ffcv decodes with
+# Every scan of a progressive JPEG takes the time of its pixels, and the least one has 20 bytes.
+TJFLAG_LIMITSCANS = 32768  # 500 scans at most
 TJERR_WARNING = 0
 _TJFLAG_NOREALLOC, _TJFLAG_ACCURATEDCT, _TJFLAG_STOPONWARNING = 1024, 4096, 8192
 
@@ -181,7 +183,7 @@ def _decompress(
     channels = 3 if kind == TJPF_RGB else 4
     pixels = np.empty((height, width, channels), dtype=np.uint8)
     # Stop at the first warning: a header of a few bytes may promise gigabytes of pixels.
-    flags = _TJFLAG_STOPONWARNING | (TJFLAG_FASTDCT if fast else 0)
+    flags = _TJFLAG_STOPONWARNING | TJFLAG_LIMITSCANS | (TJFLAG_FASTDCT if fast else 0)
     image = (pixels.ctypes.data, width, channels * width, height, kind)
     run = library().tjDecompress2
     _check(run(handle, source.ctypes.data, source.size, *image, flags), handle)

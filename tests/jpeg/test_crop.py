@@ -23,6 +23,7 @@ from dp4tl_ffcv.jpeg.index_jpeg import index_jpeg
 from dp4tl_ffcv.jpeg.mcu_index import LARGEST_SHARE, is_index_of
 from tests.support.guards import guarded
 from tests.support.images import jpeg, picture
+from tests.support.jpegs import of_scans
 
 Box = tuple[int, int, int, int]
 
@@ -190,6 +191,12 @@ def test_corrupt_data_are_detected(box: Box | None) -> None:
     cmyk = encoded(Image.fromarray(picture(*size)).convert("CMYK"))
     assert decode(cmyk, size, box)[0] == CORRUPT
     assert decode(data, size, box)[0] == DECODED
+
+
+def test_the_number_of_scans_is_limited() -> None:
+    for count, expected in {1: DECODED, 500: DECODED, 757: CORRUPT}.items():
+        data = np.frombuffer(bytearray(of_scans(count)), dtype=np.uint8)
+        assert decode(data, (8, 8))[0] == expected, count
 
 
 @pytest.mark.parametrize("size", [(119, 160), (120, 161), (160, 120), (1, 1), (4000, 3000)])

@@ -16,6 +16,7 @@ from PIL import Image
 
 from dp4tl_ffcv.jpeg.turbojpeg import JpegError, JpegHeader, check, decode, encode, read_header
 from tests.support.images import jpeg, picture
+from tests.support.jpegs import of_scans
 
 CODINGS: list[dict[str, Any]] = [
     {},
@@ -165,6 +166,13 @@ def test_an_error_does_not_affect_the_next_image() -> None:
     frame, codes, scan = (data.index(marker) for marker in (b"\xff\xc0", b"\xff\xc4", b"\xff\xda"))
     with pytest.raises(JpegError, match="table"):  # the previous image's tables are not used
         decode(data[:2] + data[frame:codes] + data[scan:])
+
+
+@pytest.mark.parametrize("call", [decode, check])
+def test_the_number_of_scans_is_limited(call: Callable[[bytes], Any]) -> None:
+    call(of_scans(500))
+    with pytest.raises(JpegError, match="more than 500 scans"):
+        call(of_scans(757))
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,25 @@ def joined(parts: list[Segment], coded: bytes, fill: int = 0) -> bytes:
     return whole + coded
 
 
+def of_scans(count: int) -> bytes:
+    """Return a valid progressive JPEG of 8 x 8 grey pixels with up to 757 scans."""
+    table = bytes([1, *[0] * 15, 0])  # the code 0 for the value 0
+    frame = bytes([8, 0, 8, 0, 8, 3, 1, 0x11, 0, 2, 0x11, 0, 3, 0x11, 0])
+    first = bytes([3, 1, 0, 2, 0, 3, 0, 0, 0, 0])
+    parts = [(_QUANTIZATION, bytes([0, *[1] * 64])), (0xC2, frame)]
+    parts += [(_TABLES, bytes([kind]) + table) for kind in (0x00, 0x10)]
+    whole = joined([*parts, (_SCAN, first)], b"\x1f")
+    scans = [
+        bytes([1, component, 0, place, place, successive])
+        for component in (1, 2, 3)
+        for place in range(1, 64)
+        for successive in (0x03, 0x32, 0x21, 0x10)
+    ]
+    for scan in scans[: count - 1]:
+        whole += joined([(_SCAN, scan)], b"\x7f")[2:]
+    return whole + b"\xff\xd9"
+
+
 def _merged(data: bytes) -> bytes:
     """Put all Huffman tables into one segment, and all quantization tables into another."""
     parts, coded = segments(data)
