@@ -11,13 +11,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from .artifacts import lock_folder, write_json
-from .stored import naming, read_json
+from .atomic import lock_folder, unlock, write_json
+from .stored import adding_filename, identity_of, read_json
 from .version import __version__
 
-# Descriptors of the folders that this process has locked. A failed run keeps its lock, and the next
-# run of this process in the same folder goes on with it.
-_HELD: dict[tuple[int, int], int] = {}
+# Locks of this process, by device and inode of the folder. A failed run keeps its lock until the
+# process ends. The next run of the process needs it: a second lock of the same folder would fail.
+_HELD: dict[tuple[int, ...], int] = {}
 _PACKAGES = ("ffcv", "torch", "torchvision", "numba", "numpy")
 
 
@@ -116,7 +116,7 @@ class RunFolder:
     def log(self, row: Mapping[str, Any]) -> None:
         """Append a JSON line to `log.jsonl`."""
         path = self.path / "log.jsonl"
-        with naming(path), path.open("ab", buffering=0) as stream:
+        with adding_filename(path), path.open("ab", buffering=0) as stream:
             end = os.fstat(stream.fileno()).st_size
             line = (json.dumps(row) + "\n").encode()
             try:
@@ -131,18 +131,14 @@ class RunFolder:
         # Return JSON's types (lists for tuples), as `finished` does.
         full: dict[str, Any] = json.loads(json.dumps({**result, "environment": environment()}))
         write_json(self.path / "result.json", full)
-        if (held := _HELD.pop(_identity(self.path), None)) is not None:
-            os.close(held)
+        if (held := _HELD.pop(identity_of(self.path)[:2], None)) is not None:
+            unlock(held)
         return full
 
     def _lock(self) -> None:
-        if _identity(self.path) not in _HELD:
-            _HELD[_identity(self.path)] = lock_folder(self.path.resolve(), self.path)
-
-
-def _identity(folder: Path) -> tuple[int, int]:
-    found = folder.stat()
-    return found.st_dev, found.st_ino
+        if identity_of(self.path)[:2] not in _HELD:
+            file = lock_folder(self.path.resolve(), self.path)
+            _HELD[identity_of(file)[:2]] = file
 
 
 def settings_of(config: Any) -> dict[str, Any]:

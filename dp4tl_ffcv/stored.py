@@ -1,10 +1,11 @@
-"""Read JSON and arrays from files that may be damaged or hostile.
+"""Read JSON, YAML and arrays from files that may be damaged or hostile.
 
 Nothing is executed, and sizes are compared with the file before memory is taken. Every fault of a
 file is a ValueError; a file that cannot be read is an OSError.
 """
 
 import errno
+import hashlib
 import io
 import json
 import math
@@ -13,7 +14,8 @@ import stat
 import struct
 import zipfile
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from tokenize import TokenError
 from types import UnionType
 from typing import IO, Any, Literal, get_args, get_origin
@@ -23,6 +25,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 _MOST_JSON = 1 << 26  # bytes: parsed JSON can take twenty times the memory of its text
+_DEEPEST = 20  # levels of YAML
 _MOST_DIRECTORY = 1 << 16  # bytes of a zip's table of members, where we write less than 1 kB
 _LARGE = 1 << 31  # bytes from which a zip file needs a second kind of table
 _LONGEST = 1 << 48  # length of a dimension
@@ -43,7 +46,7 @@ def open_file(path: str | os.PathLike[str]) -> Iterator[io.BufferedReader]:
     """Open a regular file for reading. Raise OSError for anything else, which might never end."""
     file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a FIFO waits for its writer
     try:
-        with naming(path):
+        with adding_filename(path):
             mode = os.fstat(file).st_mode
             if stat.S_ISDIR(mode):
                 raise IsADirectoryError(errno.EISDIR, "it is a folder, not a file")
@@ -56,7 +59,7 @@ def open_file(path: str | os.PathLike[str]) -> Iterator[io.BufferedReader]:
 
 
 @contextmanager
-def naming(path: str | os.PathLike[str]) -> Iterator[None]:
+def adding_filename(path: str | os.PathLike[str]) -> Iterator[None]:
     """Name the file `path` in an OSError of a call by descriptor, which does not know the path."""
     try:
         yield
@@ -64,6 +67,26 @@ def naming(path: str | os.PathLike[str]) -> Iterator[None]:
         if error.filename is None and error.errno is not None:
             error.filename = str(path)
         raise
+
+
+def identity_of(file: Path | int) -> tuple[int, ...]:
+    """Return numbers that differ between files and between versions of a file.
+
+    These are device, inode, size and time of the last change. Empty without the file.
+
+    Args:
+        file: path or descriptor of the file.
+    """
+    with suppress(OSError):
+        found = os.fstat(file) if isinstance(file, int) else file.stat()
+        return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+    return ()
+
+
+def sha256_of_file(path: str | os.PathLike[str]) -> str:
+    """Return the SHA-256 of a file as hexadecimal digits."""
+    with open_file(path) as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def read_at(file: int, size: int, start: int) -> bytes:
@@ -79,12 +102,15 @@ def read_at(file: int, size: int, start: int) -> bytes:
     return b"".join(parts)
 
 
-def read_text(path: str | os.PathLike[str]) -> str:
-    """Return the text of a file in UTF-8; raise ValueError for another file, or above 64 MiB."""
+def read_text(path: str | os.PathLike[str], most: int = _MOST_JSON) -> str:
+    """Return the text of a file in UTF-8; raise ValueError for another file, or above `most` bytes.
+
+    By default, a file may have 64 MiB.
+    """
     with open_file(path) as stream:
-        content = stream.read(_MOST_JSON + 1)
-    if len(content) > _MOST_JSON:
-        raise ValueError(f"it has more than {_MOST_JSON} bytes")
+        content = stream.read(most + 1)
+    if len(content) > most:
+        raise ValueError(f"it has more than {most} bytes")
     return content.decode("utf-8-sig")  # editors on Windows put a mark of the encoding first
 
 
@@ -102,6 +128,51 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     """Return the value of a JSON file; raise ValueError if the file is not JSON."""
     with open_file(path) as stream:
         return parse_json(stream.read(_MOST_JSON + 1))
+
+
+def parse_yaml(text: str) -> Any:
+    """Return the value of a YAML text. Numbers, dates and words such as `off` stay text.
+
+    Raises:
+        ImportError: pyyaml is not installed.
+        ValueError: the text is malformed, nested more than 20 deep, or has anchors, tags or a key
+            twice. A few lines with anchors can ask for any amount of memory, and tags can name
+            Python's objects.
+    """
+    import yaml
+
+    class Loader(yaml.BaseLoader):  # type: ignore[misc]  # pyyaml is untyped
+        depth = 0
+
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            event = self.peek_event()
+            line = f"line {event.start_mark.line + 1}: "
+            if getattr(event, "anchor", None) is not None:  # of an anchor or an alias
+                raise ValueError(f"{line}anchors and aliases are not supported. Repeat the value")
+            if getattr(event, "tag", None) is not None:
+                raise ValueError(f"{line}the tag {event.tag!r} is not supported. Remove it")
+            if self.depth == _DEEPEST:
+                raise ValueError(f"{line}nested more than {_DEEPEST} deep")
+            self.depth += 1
+            node = super().compose_node(parent, index)
+            self.depth -= 1
+            return node
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+            seen = set()
+            for key, _ in node.value:
+                line = key.start_mark.line + 1
+                if not isinstance(key, yaml.ScalarNode):
+                    raise ValueError(f"line {line}: a key must be text")
+                if key.value in seen:
+                    raise ValueError(f"line {line}: the key {key.value!r} is given twice")
+                seen.add(key.value)
+            return super().construct_mapping(node, deep)
+
+    try:
+        return yaml.load(text, Loader=Loader)
+    except (yaml.YAMLError, OverflowError) as error:  # OverflowError: an escaped character
+        raise ValueError(str(error)) from error
 
 
 def check_entries(

@@ -1,7 +1,7 @@
-from .artifacts import atomic_open as atomic_open
-from .artifacts import sha256_of_file as sha256_of_file
-from .artifacts import write_json as write_json
+from .atomic import atomic_open as atomic_open
+from .atomic import write_json as write_json
 from .beton import read_manifest as read_manifest
+from .beton.index import MOST_CLASSES as MOST_CLASSES
 from .beton.index_jpegs import index_written as index_written
 from .beton.verify.problems import Problem as Problem
 from .beton.verify.verification import Verification as Verification
@@ -25,8 +25,10 @@ from .scoring.surrogate.models import Classifier as Classifier
 from .scoring.surrogate.models import replace_head as replace_head
 from .stored import open_file as open_file
 from .stored import parse_json as parse_json
+from .stored import parse_yaml as parse_yaml
 from .stored import read_json as read_json
 from .stored import read_text as read_text
+from .stored import sha256_of_file as sha256_of_file
 from .text import printable as printable
 from .validate import check_choice as check_choice
 from .validate import check_int as check_int

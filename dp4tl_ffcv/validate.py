@@ -7,11 +7,13 @@ import math
 import os
 import re
 from collections.abc import Collection
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from .errors import StaleArtifactError
 from .torchrun import torchrun
 
 _BYTES = re.compile(r"(\d+(?:\.\d+)?) *([KMGT]?)(i?)B?", re.IGNORECASE)
@@ -114,6 +116,22 @@ def check_choice(name: str, value: Any, choices: Collection[str]) -> str:
     if value not in choices:
         raise ValueError(f"`{name}` must be one of {', '.join(choices)}; got {value!r}.")
     return str(value)
+
+
+def check_fingerprint(name: str, expected: str | None, found: str, beton: Path) -> None:
+    """Raise StaleArtifactError unless the argument `name` was made for the beton.
+
+    Args:
+        name: the argument, which is a file or an object that was made for a beton.
+        expected: fingerprint of that beton. None fits every beton: `name` was made of bare arrays.
+        found: fingerprint of the file `beton`.
+        beton: the file that the argument is used with.
+    """
+    if expected is not None and expected != found:
+        raise StaleArtifactError(
+            f"`{name}` was made for another beton, not for {str(beton)!r}. Pass that beton, or "
+            f"make `{name}` for this one."
+        )
 
 
 def parse_bytes(name: str, value: Any) -> int:

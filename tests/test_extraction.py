@@ -424,7 +424,7 @@ def test_an_incomplete_folder_is_not_continued(extract: Extract, tmp_path: Path)
 def test_two_runs_cannot_write_the_same_folder(
     extract: Extract, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dp4tl_ffcv.artifacts._PATIENCE", 0.1)
+    monkeypatch.setattr("dp4tl_ffcv.atomic._PATIENCE", 0.1)
     loaded: list[int] = []
 
     def start_another() -> None:

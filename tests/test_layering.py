@@ -20,8 +20,8 @@ OURS = {*FOLDERS, "tests"}
 # Part -> the parts it may import. "public" is `from dp4tl_ffcv import NAME`, which only the top
 # layers of the package may use.
 HELPERS = {
-    "artifacts", "errors", "ffcv_import", "parallel", "pickles", "progress", "runs", "stored",
-    "text", "torchrun", "validate", "version",
+    "artifacts", "atomic", "errors", "ffcv_import", "parallel", "pickles", "progress", "runs",
+    "stored", "text", "torchrun", "validate", "version",
 }  # fmt: skip
 LIBRARY = {
     *HELPERS, "kernels", "jpeg", "beton", "writing", "selection", "compaction", "loading",

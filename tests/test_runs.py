@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from dp4tl_ffcv import __version__, artifacts
+from dp4tl_ffcv import __version__, atomic
 from dp4tl_ffcv.utils import RunFolder, environment
 
 CONFIG = {"epochs": 3, "lr": 0.1, "parts": [1, 2], "deep": {"name": "ä", "none": None}}
@@ -78,7 +78,7 @@ def stop(path: Path, config: dict[str, Any]) -> RunFolder:
 def test_one_process_at_a_time_runs_in_a_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(artifacts, "_PATIENCE", 0.1)
+    monkeypatch.setattr(atomic, "_PATIENCE", 0.1)
     read, write = os.pipe()
     if not (child := os.fork()):
         stop(tmp_path, CONFIG)

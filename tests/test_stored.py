@@ -1,5 +1,6 @@
 """JSON and arrays from damaged or hostile files: ValueError, and memory bounded by the file."""
 
+import hashlib
 import io
 import json
 import os
@@ -14,6 +15,7 @@ import pytest
 
 from dp4tl_ffcv.stored import (
     check_entries,
+    identity_of,
     map_array,
     open_file,
     parse_json,
@@ -21,6 +23,7 @@ from dp4tl_ffcv.stored import (
     read_json,
     read_npz,
     read_text,
+    sha256_of_file,
 )
 from tests.support.traps import Trap
 
@@ -96,7 +99,7 @@ def test_arrays_come_back_read_only(
 
 
 @pytest.mark.parametrize("kind", ["FIFO", "device", "folder"])
-@pytest.mark.parametrize("read", [read_array, map_array, read_json, read_text])
+@pytest.mark.parametrize("read", [read_array, map_array, read_json, read_text, sha256_of_file])
 def test_only_files_are_read(read: Callable[[Path], Any], kind: str, tmp_path: Path) -> None:
     path = tmp_path / "a"
     {"FIFO": os.mkfifo, "device": lambda p: p.symlink_to("/dev/zero"), "folder": os.mkdir}[kind](
@@ -112,6 +115,28 @@ def test_an_error_while_reading_names_the_file(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="broken") as caught, open_file(tmp_path / "a"):
         raise OSError(5, "broken")
     assert caught.value.filename == str(tmp_path / "a")
+
+
+def test_the_hash_is_of_all_bytes(tmp_path: Path) -> None:
+    data = np.random.default_rng(0).bytes((1 << 20) + 1)
+    (tmp_path / "a.bin").write_bytes(data)
+    assert sha256_of_file(tmp_path / "a.bin") == hashlib.sha256(data).hexdigest()
+
+
+def test_the_identity_changes_with_the_file_and_its_content(tmp_path: Path) -> None:
+    path, other = tmp_path / "a", tmp_path / "b"
+    assert identity_of(path) == ()
+    found = set()
+    for each in (path, other):
+        each.write_bytes(b"1")
+        found.add(identity_of(each))
+    os.utime(path, ns=(0, 0))
+    found.add(identity_of(path))
+    path.write_bytes(b"12")
+    os.utime(path, ns=(0, 0))
+    with open_file(path) as stream:
+        assert identity_of(stream.fileno()) == identity_of(path)
+    assert len({*found, identity_of(path)}) == 4
 
 
 def test_a_text_is_in_utf_8_and_of_limited_size(tmp_path: Path) -> None:

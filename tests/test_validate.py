@@ -2,13 +2,16 @@
 
 import math
 import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from dp4tl_ffcv import StaleArtifactError
 from dp4tl_ffcv.validate import (
     check_choice,
+    check_fingerprint,
     check_fraction,
     check_int,
     check_int_array,
@@ -121,3 +124,12 @@ def test_arrays_of_integers_are_returned_as_contiguous_int64(values: Any) -> Non
     assert array.tolist() == list(values)
     assert array.dtype == np.int64
     assert array.flags.c_contiguous
+
+
+def test_only_an_artifact_of_another_beton_is_stale() -> None:
+    for expected in ("ab" * 32, None):  # None: made of bare arrays
+        check_fingerprint("selection", expected, "ab" * 32, Path("a.beton"))
+    message = r"^`scores` was made for another beton, not for 'a\.beton'"
+    for expected in ("", "ab" * 32):
+        with pytest.raises(StaleArtifactError, match=message):
+            check_fingerprint("scores", expected, "cd" * 32, Path("a.beton"))

@@ -3,7 +3,6 @@
 import hashlib
 import os
 from collections.abc import Mapping
-from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import BetonError
+from ..stored import identity_of
 from ..validate import check_int_array
 from .descriptors import FieldInfo
 from .format import IMAGE_MODES
@@ -20,17 +20,6 @@ from .ranges import BLOCK, check_ranges
 from .tables import Tables, load_tables
 
 MOST_CLASSES = 1 << 20  # that any beton may have, such as a few samples of a dataset with many
-
-
-def identity_of(file: Path | int) -> tuple[int, ...]:
-    """Return numbers that differ between files and versions of a file.
-
-    These are device, inode, size and time of the last change. Empty without the file.
-    """
-    with suppress(OSError):
-        found = os.fstat(file) if isinstance(file, int) else file.stat()
-        return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
-    return ()
 
 
 class BetonIndex:

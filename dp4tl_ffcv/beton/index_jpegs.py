@@ -17,6 +17,7 @@ from ..jpeg.mcu_index import NONE
 from ..jpeg.size import states_size
 from ..parallel import map_ordered
 from ..progress import track
+from ..stored import open_file
 from ..validate import resolve_num_workers
 from .index import BetonIndex
 from .jpeg_index import SMALLEST, JpegIndexes, copy_indexes, jpeg_images
@@ -136,7 +137,7 @@ def _read_known(file: IndexFile, ptrs: NDArray[np.uint64]) -> NDArray[np.int64]:
 def _index_all(index: BetonIndex, file: IndexFile, jpegs: NDArray[Any], num_workers: int) -> int:
     """Index JPEGs and save the indexes; return how many have one."""
     made, title = 0, f"index {index.path.name}"
-    with index.path.open("rb") as stream:
+    with open_file(index.path) as stream:
         indexer = _Indexer(index, stream.fileno())
         with map_ordered(indexer, _tasks(file, jpegs), num_workers, threads=True) as done:
             for task in track(

@@ -11,7 +11,7 @@ next process to append overwrites a block that a killed process left unfinished.
 import errno
 import os
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..artifacts import write_all
+from ..atomic import is_at, lock, unlock, write_all
 from ..jpeg.mcu_index import checksum
 from ..kernels.compiled import compiled, copy_memory
+from ..stored import adding_filename, identity_of, open_file
 from .index import BetonIndex
-from .shared_file import identity, locked, opened
 
 SUFFIX = ".jpegs"
 RECORD = np.dtype([("ptr", "<u8"), ("checksum", "<i8"), ("num_bytes", "<i8")])
@@ -33,6 +33,7 @@ _MAGIC = b"dp4tl\0\0\1"  # the last byte is the version of the format
 _HEADER = np.dtype([("magic", "S8"), ("fingerprint", "S64")])
 _BLOCK = np.dtype([("count", "<u8"), ("num_bytes", "<u8"), ("checksum", "<i8")])
 _BLOCK_ROWS = 1 << 14  # about 20 MB of memory while a block is written
+_PATIENCE = 10.0  # seconds to wait for another process, which may be stopped
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class IndexFile:
 
     def __init__(self, beton: BetonIndex) -> None:
         self._beton = beton.path
-        self._identity = beton.identity[:2] or identity(beton.path)
+        self._inode = beton.identity[:2] or _inode_of(beton.path)
         self._header = np.array((_MAGIC, beton.fingerprint.encode()), dtype=_HEADER).tobytes()
         self._paths = [index_path(beton.path), *_cache_paths(beton.fingerprint)]
         # Of each file that was read: the place and the head of the last block, and its end.
@@ -76,16 +77,16 @@ class IndexFile:
     def path(self) -> Path | None:
         """The file, or None if there is none."""
         for path in self._paths:
-            with suppress(OSError), opened(path) as file:
-                if self._is_own(file):
+            with suppress(OSError), open_file(path) as stream:
+                if self._is_own(stream.fileno()):
                     return path
         return None
 
     def new_blocks(self) -> Iterator[Block]:
         """Yield the blocks that were appended since the last call, the latest first."""
         for path in self._paths:
-            with suppress(OSError), opened(path) as file:
-                if self._is_own(file):
+            with suppress(OSError), open_file(path) as stream:
+                if self._is_own(file := stream.fileno()):
                     blocks = list(_blocks(file, self._read_of(file)))
                     if blocks:
                         self._keep(file, blocks[-1].head_at, blocks[-1].end)
@@ -119,7 +120,7 @@ class IndexFile:
             try:
                 if path != self._paths[0]:
                     path.parent.mkdir(parents=True, exist_ok=True)
-                with locked(path, _is_empty) as file:
+                with locked(path) as file:
                     self._check_beton()  # after the lock: the file belongs to this beton
                     self._append(file, blocks)
                 return
@@ -128,7 +129,7 @@ class IndexFile:
         raise failed or FileNotFoundError(self._beton)
 
     def _check_beton(self) -> None:
-        if not self._identity or identity(self._beton) != self._identity:
+        if not self._inode or _inode_of(self._beton) != self._inode:
             raise OSError(errno.ESTALE, "another beton has taken its place", str(self._beton))
 
     def _append(self, file: int, blocks: Iterator[memoryview]) -> None:
@@ -165,15 +166,40 @@ class IndexFile:
     def _keep(self, file: int, head_at: int, end: int) -> None:
         """Note that the blocks up to `end` were read, of which the last begins at `head_at`."""
         head = os.pread(file, _BLOCK.itemsize, head_at)
-        self._read[identity(file)] = head_at, head, end
+        self._read[_inode_of(file)] = head_at, head, end
 
     def _read_of(self, file: int) -> int:
         """Return the end of the blocks that were read before."""
         nothing = 0, b"", len(self._header)
-        head_at, head, end = self._read.get(identity(file), nothing)
+        head_at, head, end = self._read.get(_inode_of(file), nothing)
         # A file that was deleted and made again may have the same inode.
         is_same = os.pread(file, len(head), head_at) == head and end <= os.fstat(file).st_size
         return end if is_same else len(self._header)
+
+
+def _inode_of(file: Path | int) -> tuple[int, ...]:
+    return identity_of(file)[:2]
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[int]:
+    """Open a file of indexes, which is made if necessary, and lock it against other processes.
+
+    The file is removed at the end of the block if it has no blocks.
+
+    Raises:
+        OSError: the file cannot be opened for writing, or another process keeps its lock for 10
+            seconds.
+    """
+    file = lock(path, os.O_RDWR | os.O_CREAT, path, _PATIENCE)
+    try:
+        with adding_filename(path):
+            yield file
+    finally:
+        with suppress(OSError):  # another process has removed it, or this one must not
+            if _is_empty(file) and is_at(path, file):
+                path.unlink()
+        unlock(file)
 
 
 def index_path(beton: Path) -> Path:
@@ -185,8 +211,8 @@ def remove_index(beton: Path) -> None:
     """Remove the file of the beton that another one has just replaced."""
     path = index_path(beton)
     with suppress(OSError):  # not ours to remove; it is ignored
-        with opened(path) as file:
-            is_index = _is_index_file(os.pread(file, len(_MAGIC), 0))
+        with open_file(path) as stream:
+            is_index = _is_index_file(stream.read(len(_MAGIC)))
         if is_index:
             path.unlink()
 

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..artifacts import atomic_open, part_path
+from ..atomic import atomic_open, part_path
 from ..stored import check_entries, read_json
 from ..version import __version__
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ..artifacts import locked_part, part_path, publish, write_all
+from ..atomic import locked_part, part_path, publish, write_all
 from ..beton.format import header_bytes
 from ..beton.index import BetonIndex
 from ..beton.jpeg_index_file import remove_index

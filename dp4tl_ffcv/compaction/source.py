@@ -13,7 +13,7 @@ from ..beton import format
 from ..beton.descriptors import FieldInfo
 from ..beton.index import BetonIndex
 from ..errors import BetonError
-from ..stored import naming
+from ..stored import adding_filename, identity_of
 from ..writing.build import DEFAULT_PAGE_SIZE
 
 
@@ -24,8 +24,8 @@ class SourceFile(io.FileIO):
         # Opening a FIFO would wait for its writer.
         super().__init__(path, opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))
         self.path = path
-        self.signature = _signature(os.fstat(self.fileno()))
-        """Identifies the file, its size, and its last write."""
+        self.identity = identity_of(self.fileno())
+        """`identity_of` the file when it was opened."""
 
     def read_at(self, offset: int, size: int) -> bytearray:
         """Return `size` bytes starting at `offset`, or raise BetonError if the file is shorter."""
@@ -37,7 +37,7 @@ class SourceFile(io.FileIO):
         """Fill `buffer` with the bytes starting at `offset`, or raise BetonError."""
         done = 0
         while done < len(buffer):
-            with naming(self.path):
+            with adding_filename(self.path):
                 read = os.preadv(self.fileno(), (buffer[done:],), offset + done)
             if read == 0:
                 raise BetonError(
@@ -48,11 +48,7 @@ class SourceFile(io.FileIO):
 
     def check_unchanged(self) -> None:
         """Raise BetonError if the file was written to or replaced since it was opened."""
-        try:
-            now = _signature(self.path.stat())
-        except FileNotFoundError:
-            now = None
-        if now != self.signature or _signature(os.fstat(self.fileno())) != self.signature:
+        if {identity_of(self.path), identity_of(self.fileno())} != {self.identity}:
             raise BetonError(
                 f"{str(self.path)!r} changed while it was copied. Wait until nothing writes to "
                 "it, and run this again."
@@ -128,7 +124,3 @@ def _kept_fields(index: BetonIndex, names: Collection[str] | None) -> tuple[Fiel
         if field.name not in wanted and field.kind not in ("int", "float"):
             raise ValueError(f"`fields` must keep {field.name!r}: only numbers can be left out.")
     return tuple(field for field in index.fields if field.name in wanted)
-
-
-def _signature(status: os.stat_result) -> tuple[int, ...]:
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns

@@ -114,7 +114,7 @@ class Transcoder:
         return build_beton(target, plan, num_workers)
 
     def _key(self) -> str:
-        digest = hashlib.sha256(f"{_FORMAT} {_QUALITY} {self.source.file.signature}".encode())
+        digest = hashlib.sha256(f"{_FORMAT} {_QUALITY} {self.source.file.identity}".encode())
         digest.update(self.source.index.fingerprint.encode())
         digest.update(self.ids.data)
         digest.update(self._retained.metadata.view(np.uint8).data)

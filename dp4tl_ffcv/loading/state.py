@@ -10,9 +10,8 @@ import numpy as np
 from ffcv.loader.loader import Loader
 from numpy.typing import NDArray
 
-from ..artifacts import check_fingerprint
 from ..beton import BetonIndex
-from ..validate import check_int, check_ints
+from ..validate import check_fingerprint, check_int, check_ints
 from .ffcv_adapter.traversal import check_order, name_of, place_of
 from .positions import Position, Progress, order_from
 from .reading.extents import RetainedExtents

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..artifacts import atomic_open
+from ..atomic import atomic_open
 from ..beton import BetonIndex, read_image
 from ..scoring import Scores
 from ..selection import Selection

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..artifacts import atomic_open
+from ..atomic import atomic_open
 from ..beton import BetonIndex
 from ..scoring.inputs import as_array
 from ..stored import open_file, read_array

@@ -9,13 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..artifacts import check_fingerprint
 from ..beton import BetonIndex
 from ..errors import StaleArtifactError
 from ..scoring import Scores
 from ..scoring.clustering.clusters import Clusters
 from ..scoring.combine import Combine, combine_scores
-from ..validate import check_fraction, check_int
+from ..validate import check_fingerprint, check_fraction, check_int
 from .budgets import Budget, one_budget, part_of
 from .selection import Selection, num_classes_of
 

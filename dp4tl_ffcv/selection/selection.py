@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..artifacts import Artifact, check_fingerprint
+from ..artifacts import Artifact
 from ..beton import BetonIndex
 from ..kernels import class_members
-from ..validate import check_int_array
+from ..validate import check_fingerprint, check_int_array
 
 Beton = BetonIndex | str | os.PathLike[str]
 

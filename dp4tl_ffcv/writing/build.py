@@ -13,7 +13,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..artifacts import locked_part, publish
+from ..atomic import locked_part, publish
 from ..beton.format import HEADER, header_bytes
 from ..beton.index import BetonIndex
 from ..beton.jpeg_index_file import remove_index

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..artifacts import part_path
+from ..atomic import part_path
 from ..beton.format import ALLOCATION
 
 

@@ -10,7 +10,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..artifacts import write_all
+from ..atomic import write_all
 from ..beton.format import ALLOCATION, LARGEST_PAGE, leaf, uint64_paths
 from .encode import MARK, Batch
 from .journal import Journal, WriteState

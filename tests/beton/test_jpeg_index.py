@@ -531,7 +531,7 @@ def test_a_beton_replaced_while_waiting_for_the_lock_keeps_its_file(
 def test_a_file_made_again_with_the_same_inode_is_read_from_its_start(
     beton: Path, expected: list[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dp4tl_ffcv.beton.jpeg_index_file.identity", lambda _: (1, 1))
+    monkeypatch.setattr("dp4tl_ffcv.beton.jpeg_index_file._inode_of", lambda _: (1, 1))
     monkeypatch.setattr(IndexFile, "_check_beton", lambda _: None)
     pixels_of(load(beton, indices=[0, 1, 2]))
     table = table_of(beton)
@@ -547,7 +547,7 @@ def test_a_lock_that_is_never_released_costs_the_file_only(
     beton: Path, tmp_path: Path, expected: list[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A child that was forked during a save, or a stopped process, keeps the lock."""
-    monkeypatch.setattr("dp4tl_ffcv.beton.shared_file._LOCKED_FOR", 0.1)
+    monkeypatch.setattr("dp4tl_ffcv.beton.jpeg_index_file._PATIENCE", 0.1)
     with index_path(beton).open("w") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
         pixels_of(load(beton))

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from dp4tl_ffcv import BetonError, BetonIndex
-from dp4tl_ffcv.artifacts import write_json
+from dp4tl_ffcv.atomic import write_json
 from dp4tl_ffcv.beton import format
 from dp4tl_ffcv.beton.descriptors import CustomFieldError
 from dp4tl_ffcv.beton.manifest import manifest_path

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dp4tl_ffcv import BetonError, BetonIndex, Selection, artifacts, compact
-from dp4tl_ffcv.artifacts import locked_part
+from dp4tl_ffcv import BetonError, BetonIndex, Selection, atomic, compact
+from dp4tl_ffcv.atomic import locked_part
 from dp4tl_ffcv.compaction import copy_samples
 from dp4tl_ffcv.utils import sha256_of_file
 from dp4tl_ffcv.writing import pages
@@ -143,7 +143,7 @@ def test_an_error_of_the_disk_names_the_source(
 def test_one_process_writes_a_file_at_a_time(
     options: Options, jpeg_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(artifacts, "_PATIENCE", 0.05)
+    monkeypatch.setattr(atomic, "_PATIENCE", 0.05)
     out = tmp_path / "out.beton"
     with locked_part(out) as stream:
         stream.write(b"of another")

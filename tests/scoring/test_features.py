@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dp4tl_ffcv import Features, StaleArtifactError, class_means
-from dp4tl_ffcv.artifacts import atomic_folder
+from dp4tl_ffcv.atomic import atomic_folder
 from dp4tl_ffcv.scoring.features import features as module
 from dp4tl_ffcv.scoring.features.features import check_same_surrogate
 
@@ -117,7 +117,7 @@ def test_the_next_save_removes_what_a_killed_one_left(
         os.kill(os.getpid(), signal.SIGKILL)
 
     if not (child := os.fork()):
-        exchange = "dp4tl_ffcv.artifacts._exchange"
+        exchange = "dp4tl_ffcv.atomic._exchange"
         call = {"write": "numpy.save", "swap": exchange, "clean up": "shutil.rmtree"}
         monkeypatch.setattr(call[step], kill)
         features_with(a=2).save(tmp_path / "f")
@@ -133,7 +133,7 @@ def test_a_folder_replaced_in_two_steps_is_restored_after_a_kill(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     features_with(a=1).save(tmp_path / "f")
-    monkeypatch.setattr("dp4tl_ffcv.artifacts._exchange", lambda *_: False)
+    monkeypatch.setattr("dp4tl_ffcv.atomic._exchange", lambda *_: False)
     rename = Path.rename
 
     def kill_at_second(self: Path, target: Path) -> Path:

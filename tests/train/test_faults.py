@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dp4tl_ffcv.artifacts import lock_folder
+from dp4tl_ffcv.atomic import lock_folder
 from tests.support.training import RECIPES, Configure, rows, weights
 from train import pretrain
 from train.components.processes import Processes
@@ -116,7 +116,7 @@ def test_a_kill_after_the_result_leaves_no_state(
 HOLD = """
 import sys, time
 from pathlib import Path
-from dp4tl_ffcv.artifacts import lock_folder
+from dp4tl_ffcv.atomic import lock_folder
 
 folder = Path(sys.argv[1])
 folder.mkdir()

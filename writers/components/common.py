@@ -21,7 +21,6 @@ from dp4tl_ffcv import utils
 from dp4tl_ffcv.utils import check_int, one_line_errors, printable
 
 SPLITS = ("train", "val", "test")
-_MOST_CLASSES = 1 << 20  # or as many as there are samples
 # Options that a resumed run may change: they change no sample's bytes.
 _NOT_RECORDED = ("out", "num_workers", "check_counts", "download", "on_error", "jpeg_index")
 
@@ -135,7 +134,7 @@ def write_splits(
 
 def check_class_id(name: str, largest: int, num_samples: int) -> None:
     """Check the largest class id before each id up to it gets a name and a count."""
-    check_int(name, largest, at_most=max(_MOST_CLASSES, num_samples) - 1)
+    check_int(name, largest, at_most=max(utils.MOST_CLASSES, num_samples) - 1)
 
 
 def already_written(

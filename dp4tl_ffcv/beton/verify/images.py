@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from ...jpeg import turbojpeg
 from ...parallel import map_ordered
 from ...progress import track
+from ...stored import open_file
 from .problems import Problem, Problems
 
 _BATCH = 64  # images that a thread decodes at a time
@@ -21,12 +22,12 @@ def check_images(
     images = images[np.argsort(images[:, 1], kind="stable")]  # in the order of the file
     batches = (images[at : at + _BATCH] for at in range(0, len(images), _BATCH))
     total, title, num_bad = len(images), f"verify {path.name}", 0
-    file = os.open(path, os.O_RDONLY)
+    with open_file(path) as stream:
+        file = stream.fileno()
 
-    def check(batch: NDArray[np.int64]) -> list[Problem]:
-        return [problem for image in batch.tolist() if (problem := _problem_of(file, *image))]
+        def check(batch: NDArray[np.int64]) -> list[Problem]:
+            return [problem for image in batch.tolist() if (problem := _problem_of(file, *image))]
 
-    try:
         with map_ordered(check, batches, num_workers, threads=True) as results:
             for found in track(
                 results, total=total, description=title, unit="images", scale=_BATCH
@@ -34,8 +35,6 @@ def check_images(
                 num_bad += len(found)
                 for problem in found:
                     problems.add(problem.kind, problem.sample_id, problem.message)
-    finally:
-        os.close(file)  # all threads have ended
     return len(images) - num_bad
 
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
 
 from ...errors import requires
 from ...kernels import nearest_mean
 from ...kernels.checks import as_features
+from ...kernels.threads import one_blas_thread
 from ...validate import check_int
 from ..inputs import FeaturesOrArray, as_array, blocks, whole_source
 from .clusters import Clusters
@@ -180,7 +180,7 @@ def _spread_out(
     distances = np.ones(len(rows), dtype=np.float32)
     draws = 2 + int(np.log(count))
     chosen = np.empty(count, dtype=np.int64)
-    with threadpool_limits(1, user_api="blas"):  # fixes the bits
+    with one_blas_thread():
         for number in range(count):
             reach = np.cumsum(distances, dtype=np.float64)
             drawn = np.searchsorted(reach, generator.random(draws) * reach[-1], side="right")
@@ -219,7 +219,7 @@ def _silhouette(
     centres = centroids - origin
     squares = np.einsum("kd,kd->k", centres, centres)
     total = 0.0
-    with threadpool_limits(1, user_api="blas"):  # fixes the bits
+    with one_blas_thread():
         for start in range(0, len(rows), _DISTANCE_ROWS):
             block = rows[start : start + _DISTANCE_ROWS] - origin
             own = labels[start : start + _DISTANCE_ROWS]

@@ -19,10 +19,10 @@ import numpy as np
 from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
-from ...artifacts import lock_folder
+from ...atomic import lock_folder
 from ...errors import StaleArtifactError
 from ...kernels import class_sums
-from ...stored import map_array, naming, read_array
+from ...stored import adding_filename, map_array, read_array
 from ..inputs import MOST_LABELS, check_finite
 from .features import (
     DONE,
@@ -226,7 +226,7 @@ def _held(folder: Path) -> Iterator[None]:
 
 def _allocate(path: Path, dtype: Any, shape: tuple[int, ...]) -> None:
     """Create an array's file at full size, so that a full disk is an error now, not a SIGBUS."""
-    with naming(path):
+    with adding_filename(path):
         array = open_memmap(path, mode="w+", dtype=np.dtype(dtype), shape=shape)
         size = path.stat().st_size
         del array
@@ -238,5 +238,5 @@ def _save(path: Path, array: NDArray[Any]) -> None:
     """Write an array as `np.save` does. A full disk is an error that names the file."""
     data = io.BytesIO()  # numpy hides the error of the disk when it writes to a file
     np.save(data, array)
-    with naming(path), path.open("wb") as stream:
+    with adding_filename(path), path.open("wb") as stream:
         stream.write(data.getbuffer())

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...artifacts import atomic_folder, part_path, write_json
+from ...atomic import atomic_folder, part_path, write_json
 from ...errors import StaleArtifactError
 from ...stored import check_entries, map_array, read_json
 from ...validate import check_int, check_int_array

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...stored import map_array
+from ...stored import map_array, sha256_of_file
 from ..inputs import as_array, blocks
 from ..scores import Scores
 from . import Method
@@ -29,8 +29,6 @@ def class_influence(outcomes: Any, included: Any) -> Scores:
     >>> class_influence([[0.9], [0.5], [0.8]], [[True, False], [False, True], [True, True]]).scores
     array([ 0.35, -0.25])
     """
-    from ...artifacts import sha256_of_file
-
     given = {"outcomes": outcomes, "included": included}
     paths = {name: path for name, path in given.items() if isinstance(path, str | os.PathLike)}
     values, masks = _runs(outcomes, included)
@@ -64,12 +62,12 @@ def class_influences(outcomes: Any, included: Any) -> NDArray[np.float64]:
     Returns:
         Influences `(C, n)`, in float64; the same bits for any number of threads.
     """
-    from threadpoolctl import threadpool_limits
+    from ...kernels.threads import one_blas_thread
 
     values, masks = _runs(outcomes, included)
     sums = np.zeros((masks.shape[1], values.shape[1]), dtype=np.float64)
     total = np.zeros(values.shape[1], dtype=np.float64)
-    with threadpool_limits(1, user_api="blas"):  # fixes the bits
+    with one_blas_thread():
         for rows in blocks(values, _BLOCK_BYTES):
             block = values[rows].astype(np.float64)
             if not np.isfinite(block).all():

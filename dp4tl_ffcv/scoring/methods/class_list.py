@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...stored import open_file, read_array
+from ...stored import open_file, read_array, sha256_of_file
 from ...validate import check_int_array
 from ..inputs import as_array, count_in
 from ..scores import Scores
@@ -54,8 +54,6 @@ def class_list(
     >>> class_list([3, 1], 4).ranking(), class_list([3, 1], 4, exclude=True).ranking()
     (array([3, 1, 0, 2]), array([0, 2, 1, 3]))
     """
-    from ...artifacts import sha256_of_file
-
     num_classes, about = count_in(beton, "class", label_field)
     if isinstance(classes, str | os.PathLike):
         about["list_sha256"] = sha256_of_file(classes)

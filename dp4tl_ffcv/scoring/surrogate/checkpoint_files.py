@@ -18,7 +18,7 @@ from typing import IO, Any
 import numpy as np
 import torch
 
-from ...artifacts import atomic_open
+from ...atomic import atomic_open
 from ...errors import CheckpointError, requires
 from ...pickles import scan_pickle
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
-from ...artifacts import sha256_of_file
 from ...errors import CheckpointError
+from ...stored import sha256_of_file
 from .checkpoint_files import read_entries, write_entries
 from .models import Classifier, full_name, is_architecture, pretrained_model
 from .state_dicts import find_weights, load_weights, own_weights
