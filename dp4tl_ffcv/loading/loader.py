@@ -1,39 +1,29 @@
 """`PrunedLoader`: ffcv's Loader, reading only the samples of a selection."""
 
 import copy
-import hashlib
 import inspect
 import os
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NoReturn
 
 import numpy as np
-from ffcv.fields.rgb_image import SimpleRGBImageDecoder
 from ffcv.loader.loader import Loader, OrderOption
-from ffcv.pipeline import PipelineSpec
 from ffcv.pipeline.compiler import Compiler
 from ffcv.pipeline.graph import DecoderNode, Graph
 from numpy.typing import ArrayLike, NDArray
 
 from ..beton import BetonIndex
-from ..beton.index import identity_of
-from ..beton.jpeg_index import JpegIndexes, jpeg_images
-from ..beton.jpeg_index_file import IndexFile
-from ..errors import BetonError
 from ..selection import Selection
 from ..validate import check_int
-from ..version import __version__
 from .arguments import choose_indices, choose_seed, choose_timeout, load_selection
-from .caches import agree, cache_name, choose_cache, open_cache
-from .decoding.workspace import Workspace, make_workspace
+from .caches import cache_name, choose_cache, open_cache, shared_name
 from .ffcv_adapter.compilation import num_threads, shared_compilation
 from .ffcv_adapter.iterator import EpochBatches
 from .ffcv_adapter.memory import RetainedMemory
-from .ffcv_adapter.pipelines import copy_pipelines, insert_remap, pipeline_specs
+from .ffcv_adapter.pipelines import copy_pipelines, has_crops, insert_remap, pipeline_specs
 from .ffcv_adapter.reader import IndexReader
 from .ffcv_adapter.traversal import order_factory
-from .reading.extents import RetainedExtents, retained_extents
+from .reading.extents import retained_extents
 from .reading.file_reader import FileReader
 from .reading.plan import EpochPlan, plan_epoch
 from .reading.reading_threads import STALLED_AFTER
@@ -126,11 +116,7 @@ class PrunedLoader(StatefulLoader):
         self._index = BetonIndex.of(fname, custom_fields=options["custom_fields"])
         self._opened_here = self._index is not fname
         self.fname = str(self._index.path)
-        self._file = FileReader(self.fname)
-        if self._index.identity not in ((), identity_of(self._file.file)):
-            raise BetonError(
-                f"{self.fname!r} was changed or replaced after it was opened. Open it again."
-            )
+        self._file = FileReader(self.fname, self._index.identity)
         self.reader = IndexReader(self._index)
         options["fname"], options["cache"] = self._index, self._cache_option
         self._has_indexes = jpeg_index
@@ -210,21 +196,18 @@ class PrunedLoader(StatefulLoader):
         """Build all that depends on the retained samples. After an error, nothing has changed."""
         used = {spec.source for spec in self.pipeline_specs.values()}
         extents = retained_extents(self._index, ids.astype(np.int64), used)
-        name, shared_as = self._cache_option, None
-        if self.distributed and name != "extents":
-            shared_as = self._shared_name(extents)
-        if name == "auto":
-            name = choose_cache(extents, self.distributed)
-            name = name if shared_as is None else agree(name, shared_as)
+        shared_as = None
+        if self.distributed and self._cache_option != "extents":
+            shared_as = shared_name(self._file, extents, self._index.fingerprint)
+        name = choose_cache(self._cache_option, extents, shared_as)
         options = {"read_ahead": self._read_ahead, "timeout": self._timeout}
         cache = open_cache(name, self._file, extents, shared_as=shared_as, **options)
         if self._opened_here:
-            if self._has_indexes and any(map(_has_crops, self.pipeline_specs.values())):
+            if self._has_indexes and any(map(has_crops, self.pipeline_specs.values())):
                 _ = self._index.fingerprint  # names the file of the indexes, and needs the table
             self._index.release_allocations()  # a large table that no epoch needs
-        make_indexes = partial(self._make_indexes, extents)
         memory = RetainedMemory(
-            self._index, cache, self.seed, self._make_workspace, make_indexes, self._stock_images
+            self._index, cache, self.seed, self._decoders, self.num_workers, self._has_indexes
         )
         changed = copy.copy(self)  # the order reads the new ids, and may reject them
         changed._indices, changed.memory_manager = ids, memory
@@ -234,13 +217,6 @@ class PrunedLoader(StatefulLoader):
         self.cache, self.memory_manager, self.traversal_order = name, memory, order
         self._length: int | None = None
         self._loaded = None
-
-    def _shared_name(self, extents: RetainedExtents) -> str:
-        # Processes that share memory must also agree on its layout.
-        state = (self._index.fingerprint, self._file.identity, __version__, self._file.sector)
-        digest = hashlib.sha256(repr(state).encode())
-        digest.update(extents.ptrs.data)
-        return digest.hexdigest()[:32]
 
     def __iter__(self) -> EpochBatches:
         """Start the next epoch, or continue the epoch of a loaded state."""
@@ -339,29 +315,3 @@ class PrunedLoader(StatefulLoader):
         if self._opened_here:
             self._index.release_allocations()
         return filtered
-
-    def _make_indexes(self, extents: RetainedExtents) -> JpegIndexes:
-        is_jpeg = np.zeros(len(extents.ptrs), dtype=np.bool_)
-        for field, decoder in self._decoders():
-            if self._has_indexes and hasattr(decoder, "decoders"):
-                chosen = extents.samples[jpeg_images(self._index, field)[extents.samples]]
-                is_jpeg |= np.isin(extents.ptrs, self._index.column(field)["data_ptr"][chosen])
-        file = IndexFile(self._index) if is_jpeg.any() else None
-        return JpegIndexes(file, extents.ptrs, extents.sizes, is_jpeg)
-
-    def _stock_images(self) -> list[NDArray[Any]]:
-        """Return the metadata of the fields that ffcv's own image decoders read."""
-        return [
-            self._index.column(field)
-            for field, decoder in self._decoders()
-            if isinstance(decoder, SimpleRGBImageDecoder) and not hasattr(decoder, "decoders")
-        ]
-
-    def _make_workspace(self) -> Workspace:
-        samples, index_bytes = self._extents.samples, self.memory_manager.indexes.largest
-        return make_workspace(self._decoders(), self._index, samples, self.num_workers, index_bytes)
-
-
-def _has_crops(spec: PipelineSpec) -> bool:
-    """Return whether a pipeline has a decoder that uses the indexes of JPEGs."""
-    return any(hasattr(step, "decoders") for step in (spec.decoder, *spec.transforms))

@@ -18,13 +18,11 @@ import torch
 from numpy.typing import NDArray
 
 from dp4tl_ffcv import BetonIndex, PrunedLoader
-from dp4tl_ffcv.beton.jpeg_index import JpegIndexes
 from dp4tl_ffcv.loading import caches
-from dp4tl_ffcv.loading.caches import CACHES, agree, choose_cache, open_cache, ram
+from dp4tl_ffcv.loading.caches import CACHES, agree_on_machine, choose_cache, open_cache, ram
 from dp4tl_ffcv.loading.caches import extents as extents_cache
 from dp4tl_ffcv.loading.caches.base import BaseCache as Cache
 from dp4tl_ffcv.loading.caches.extents import page_cache_helps
-from dp4tl_ffcv.loading.decoding.workspace import Workspace
 from dp4tl_ffcv.loading.ffcv_adapter.compilation import shared_compilation
 from dp4tl_ffcv.loading.ffcv_adapter.memory import EpochMemory, RetainedMemory
 from dp4tl_ffcv.loading.reading.extents import RetainedExtents, retained_extents
@@ -60,10 +58,7 @@ class Epochs:
     def __init__(self, cache: Cache, windows: int = 1) -> None:
         self.cache = cache
         index = BetonIndex.open(cache.reader.path)
-        extents = cache.extents
-        none = np.zeros(len(extents.ptrs), dtype=np.bool_)
-        indexes = JpegIndexes(None, extents.ptrs, extents.sizes, none)
-        self.manager = RetainedMemory(index, cache, 0, lambda: Workspace(1, 0), lambda: indexes)
+        self.manager = RetainedMemory(index, cache, 0, list, 1, jpeg_index=False)
         self.manager.window_size = windows * BATCH
         with shared_compilation():
             self.read = self.manager.compile_reader()
@@ -386,7 +381,20 @@ def test_auto_is_ram_for_a_quarter_of_the_memory_with_room_to_share_it(
 ) -> None:
     monkeypatch.setattr(caches, "available_memory", lambda: 40 * GIB)
     monkeypatch.setattr(caches, "shared_room", lambda: room)
-    assert choose_cache(of_bytes(num_bytes), is_shared) == expected
+    shared_as = "a" if is_shared else None
+    assert choose_cache("auto", of_bytes(num_bytes), shared_as) == expected
+    assert [choose_cache(name, of_bytes(num_bytes), shared_as) for name in CACHES] == [*CACHES]
+
+
+@pytest.mark.parametrize("agreed", CACHES)
+def test_processes_that_share_memory_use_the_cache_they_agree_on(
+    agreed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(caches, "available_memory", lambda: 40 * GIB)
+    monkeypatch.setattr(caches, "shared_room", lambda: GIB)
+    monkeypatch.setattr(caches, "agree_on_machine", lambda *made: {("ram", "key"): agreed}[made])
+    assert choose_cache("auto", of_bytes(1), "key") == agreed
+    assert choose_cache("auto", of_bytes(1), None) == "ram"
 
 
 def test_the_processes_of_a_machine_use_one_cache(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -397,10 +405,11 @@ def test_the_processes_of_a_machine_use_one_cache(monkeypatch: pytest.MonkeyPatc
         made = []
         for own, name in zip(calls, given, strict=True):
             monkeypatch.setattr(caches, "_calls", own)
-            made.append(agree(name, key))
+            made.append(agree_on_machine(name, key))
         return made
 
-    assert [agree(name, "a") for name in ("ram", "extents")] == ["ram", "extents"]  # no group
+    alone = [agree_on_machine(name, "a") for name in ("ram", "extents")]
+    assert alone == ["ram", "extents"]  # no group
     store = torch.distributed.HashStore()
     torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
     try:

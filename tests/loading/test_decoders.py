@@ -256,17 +256,17 @@ def test_scratch_memory_grows_with_threads_not_with_samples(mixed: Images) -> No
         assert images.nbytes == 5 * batch_size * 24 * 24 * 3
         with_tables = sum(buffer.nbytes for buffer in buffers)
         assert with_tables - images.nbytes <= 5 * batch_size * 8  # the identifiers
-        sizes[batch_size] = loader._make_workspace().scratch.shape
+        sizes[batch_size] = loader.memory_manager.new_workspace().scratch.shape
     assert sizes[1] == sizes[8]
     assert sizes[1][0] == 2
 
 
 def test_scratch_memory_fits_the_largest_retained_image(mixed: Images) -> None:
     decoder = cropping()
-    large = decoding(mixed, decoder)._make_workspace().scratch.shape[1]
+    large = decoding(mixed, decoder).memory_manager.new_workspace().scratch.shape[1]
     assert large >= 3 * 200 * 160
     tiny = decoding(mixed, decoder, indices=[16, 19])
-    assert tiny._make_workspace().scratch.shape[1] < large
+    assert tiny.memory_manager.new_workspace().scratch.shape[1] < large
     tiny.set_selection([7])  # 90 x 160
-    assert tiny._make_workspace().scratch.shape[1] >= 3 * 90 * 160
+    assert tiny.memory_manager.new_workspace().scratch.shape[1] >= 3 * 90 * 160
     assert set(epoch(tiny)) == {7}

@@ -175,7 +175,7 @@ def test_a_loop_that_is_left_does_not_wait_for_its_bytes(timeout: float | None) 
     outcome: list[bool] = []
     waiting = threading.Thread(target=lambda: outcome.append(threads.wait(stuck)))
     waiting.start()
-    threads.leave()
+    threads.stop_waiting()
     waiting.join(60)
     assert outcome == [False]
     ends.set()

@@ -56,7 +56,7 @@ def test_each_view_equals_its_decoder_alone(photos: Any) -> None:
             np.testing.assert_array_equal(one, other)
     # One image at a time is decoded.
     needs = [scratch_bytes([decoder], 48, 48) for decoder in decoders().values()]
-    threads, width = loader._make_workspace().scratch.shape
+    threads, width = loader.memory_manager.new_workspace().scratch.shape
     assert threads == 2
     assert width <= max(needs) + 64
 

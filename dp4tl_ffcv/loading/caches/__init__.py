@@ -4,20 +4,23 @@ A module of this folder that defines a class `Cache` is a cache, called by the m
 `base` holds the interface.
 """
 
+import hashlib
 import platform
 from collections import Counter
 from importlib import import_module
 from pkgutil import iter_modules
 from typing import Any
 
+from ...stored import identity_of
 from ...validate import check_choice
+from ...version import __version__
 from ..reading.available_memory import available_memory
 from ..reading.extents import RetainedExtents
 from ..reading.file_reader import FileReader
 from ..reading.shared_memory import shared_room
 from .base import BaseCache
 
-_calls = Counter[str]()  # of `agree`, by the key
+_calls = Counter[str]()  # of `agree_on_machine`, by the key
 CACHES = tuple(module.name for module in iter_modules(__path__) if module.name != "base")
 
 
@@ -28,21 +31,35 @@ def cache_name(cache: str | None, os_cache: bool | None) -> str:
     return check_choice("cache", cache, (*CACHES, "auto"))
 
 
-def choose_cache(extents: RetainedExtents, is_shared: bool) -> str:
-    """Return the cache that "auto" stands for.
+def shared_name(reader: FileReader, extents: RetainedExtents, fingerprint: str) -> str:
+    """Return a name for the memory of all processes that retain the same bytes of a beton.
+
+    Processes that share memory must also agree on its layout.
+    """
+    state = (fingerprint, identity_of(reader.file), __version__, reader.sector)
+    digest = hashlib.sha256(repr(state).encode())
+    digest.update(extents.ptrs.data)
+    return digest.hexdigest()[:32]
+
+
+def choose_cache(name: str, extents: RetainedExtents, shared_as: str | None) -> str:
+    """Return `name`, or the cache that "auto" stands for.
 
     "ram" if the bytes take at most a quarter of the available memory, else "extents". A process
     with a loader for training and one for evaluation chooses twice before either takes its memory,
     and half must be left for the model and for batches. Shared memory has a limit of its own, of
-    which the same two loaders may take half each.
+    which the same two loaders may take half each. The processes that share it agree on the cache.
     """
+    if name != "auto":
+        return name
     room = available_memory() // 4
-    if is_shared:
+    if shared_as is not None:
         room = min(room, shared_room() // 2)
-    return "ram" if extents.num_bytes <= room else "extents"
+    choice = "ram" if extents.num_bytes <= room else "extents"
+    return choice if shared_as is None else agree_on_machine(choice, shared_as)
 
 
-def agree(choice: str, key: str) -> str:
+def agree_on_machine(choice: str, key: str) -> str:
     """Return the choice of the first process of this machine, for the nth call with this key.
 
     The room for memory changes while the processes choose, and between two calls. All processes

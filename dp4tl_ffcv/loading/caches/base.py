@@ -32,7 +32,7 @@ class EpochReads:
             TimeoutError: no read makes progress.
         """
 
-    def leave(self) -> None:
+    def stop_waiting(self) -> None:
         """Let `wait` return in another thread, with or without an error."""
 
     def stop(self) -> None:
@@ -105,7 +105,7 @@ class WindowReads(EpochReads):
         if window == self.current:
             return
         if self.current >= 0:
-            self.drop(self.current)
+            self.retire(self.current)
         self.current = window
         self._begin(window + self._cache.read_ahead)
         for task in self._tasks.pop(window):
@@ -117,20 +117,20 @@ class WindowReads(EpochReads):
         places = self.plan.places[starts[window] : starts[window + 1]]
         self.places[self.rows(window)] = places + self._slot(window)
 
-    def drop(self, window: int) -> None:
+    def retire(self, window: int) -> None:
         """Make room for another window. Called when the next one begins."""
 
-    def leave(self) -> None:
+    def stop_waiting(self) -> None:
         """Let `wait` return in another thread."""
-        self._threads.leave()
+        self._threads.stop_waiting()
 
     def stop(self) -> None:
         """Cancel all requests, and wait for those that have begun."""
         if self._threads.stop():
-            self.recycle()
+            self.keep_memory()
 
-    def recycle(self) -> None:
-        """Use the memory again. Not called if a stalled read may still write to it."""
+    def keep_memory(self) -> None:
+        """Keep the memory for a later epoch. Not called if a stalled read may still write to it."""
 
     def rows(self, window: int) -> NDArray[np.int64]:
         """Return the rows of the byte ranges that the window reads."""

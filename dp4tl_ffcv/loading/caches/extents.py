@@ -77,10 +77,10 @@ class _PooledReads(WindowReads):
             through_cache=cache.through_cache,
         )
 
-    def drop(self, window: int) -> None:
+    def retire(self, window: int) -> None:
         """Take the bytes of a window out of use, before others replace them."""
         self.places[self.rows(window)] = -1
 
-    def recycle(self) -> None:
+    def keep_memory(self) -> None:
         """Keep the pool for the next epoch."""
         self._owner.spare = [self._pool]  # one is enough: epochs need about the same

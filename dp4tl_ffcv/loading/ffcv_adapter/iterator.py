@@ -111,7 +111,7 @@ class _CheckedThread(EpochIterator):
         if not self._open or self._process != os.getpid():
             return
         self.terminate_event.set()
-        self.memory_context.leave()
+        self.memory_context.stop_waiting()
         if threading.current_thread() is self:
             return  # the thread itself collects this object, and cannot wait for itself
         while self.is_alive():

@@ -9,44 +9,76 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+from ffcv.fields.rgb_image import SimpleRGBImageDecoder
 from ffcv.memory_managers.base import MemoryContext, MemoryManager
 from ffcv.pipeline.compiler import Compiler
 from numpy.typing import NDArray
 
 from ...beton import BetonIndex
-from ...beton.jpeg_index import JpegIndexes
+from ...beton.jpeg_index import JpegIndexes, jpeg_images
+from ...beton.jpeg_index_file import IndexFile
 from ...jpeg.crop import WRONG_SIZE
 from ..caches.base import BaseCache
 from ..decoding.crop_kernels import bytes_at, find_other_size
-from ..decoding.workspace import Workspace
+from ..decoding.workspace import Workspace, make_workspace
 from ..index_thread import IndexThread
 
 
 class RetainedMemory(MemoryManager):
-    """Memory manager that reads the retained samples through a cache."""
+    """Memory manager that reads the retained samples through a cache.
+
+    Args:
+        index: the beton.
+        cache: holds the bytes of the retained samples.
+        seed: seed of the random crops.
+        decoders: returns the field and the decoder of each pipeline. First called after
+            `compile_reader`, which ffcv needs to make the decoders.
+        num_threads: number of decoding threads.
+        jpeg_index: index the JPEGs.
+    """
 
     def __init__(
         self,
         index: BetonIndex,
         cache: BaseCache,
         seed: int,
-        make_workspace: Callable[[], Workspace],
-        make_indexes: Callable[[], JpegIndexes],
-        stock_images: Callable[[], Sequence[NDArray[Any]]] = tuple,
+        decoders: Callable[[], Sequence[tuple[str, Any]]],
+        num_threads: int,
+        jpeg_index: bool,
     ) -> None:
-        self.stock_images = stock_images  # metadata of the fields that ffcv's own decoders read
         self.cache = cache
-        self._make_indexes = make_indexes
         self.epoch = 0
         self.window_size = 1  # samples that are read together, a multiple of the batch size
-        self.make_workspace = make_workspace
         self.seed = seed
-        self._index = index
+        self._index, self._decoders = index, decoders
+        self._num_threads, self._has_indexes = num_threads, jpeg_index
 
     @cached_property
     def indexes(self) -> JpegIndexes:
-        """Indexes of the JPEGs, for decoders."""
-        return self._make_indexes()
+        """Indexes of the JPEGs that decoders of crops read."""
+        extents = self.cache.extents
+        is_jpeg = np.zeros(len(extents.ptrs), dtype=np.bool_)
+        for field, decoder in self._decoders():
+            if self._has_indexes and hasattr(decoder, "decoders"):
+                chosen = extents.samples[jpeg_images(self._index, field)[extents.samples]]
+                is_jpeg |= np.isin(extents.ptrs, self._index.column(field)["data_ptr"][chosen])
+        file = IndexFile(self._index) if is_jpeg.any() else None
+        return JpegIndexes(file, extents.ptrs, extents.sizes, is_jpeg)
+
+    def new_workspace(self) -> Workspace:
+        """Return scratch memory for the decoders."""
+        samples, index_bytes = self.cache.extents.samples, self.indexes.largest
+        return make_workspace(
+            self._decoders(), self._index, samples, self._num_threads, index_bytes
+        )
+
+    def stock_images(self) -> list[NDArray[Any]]:
+        """Return the metadata of the fields that ffcv's own image decoders read."""
+        return [
+            self._index.column(field)
+            for field, decoder in self._decoders()
+            if isinstance(decoder, SimpleRGBImageDecoder) and not hasattr(decoder, "decoders")
+        ]
 
     def schedule_epoch(self, batches: Sequence[NDArray[Any]]) -> "EpochMemory":
         """Start to read an epoch of these batches; return a context manager that ends it."""
@@ -83,7 +115,7 @@ class EpochMemory(MemoryContext):
         self._batch_size = len(batches[0])
         # Decoders draw crops from the seed and the epoch. The manager's epoch changes later.
         self._counter = np.array([manager.seed, manager.epoch], dtype=np.uint64)
-        self._workspace = manager.make_workspace()
+        self._workspace = manager.new_workspace()
         self._indexes = manager.indexes
         self._batches, self._stock_images = batches, manager.stock_images()
         order = np.concatenate(batches).astype(np.int64)
@@ -118,9 +150,9 @@ class EpochMemory(MemoryContext):
         """Raise BetonError if a decoder failed on a sample."""
         self._workspace.check(self._cache.reader.path)
 
-    def leave(self) -> None:
+    def stop_waiting(self) -> None:
         """Let `start_batch` return in another thread, because no more batches are needed."""
-        self._reads.leave()
+        self._reads.stop_waiting()
 
     def __exit__(self, *_: object) -> None:
         """Stop reading, and save the indexes that this epoch has made. Called once."""

@@ -56,6 +56,11 @@ def pipeline_specs(pipelines: Mapping[str, Any], fields: Iterable[str]) -> dict[
     return {name: spec for name, spec in {**specs, **given}.items() if spec is not None}
 
 
+def has_crops(spec: PipelineSpec) -> bool:
+    """Return whether a pipeline has a decoder that uses the indexes of JPEGs."""
+    return any(hasattr(step, "decoders") for step in (spec.decoder, *spec.transforms))
+
+
 def _spec(name: str, steps: Any) -> PipelineSpec | None:
     if steps is None or isinstance(steps, PipelineSpec):
         return steps

@@ -17,9 +17,9 @@ import numpy as np
 from numba import types
 from numpy.typing import NDArray
 
-from ...beton.index import identity_of
 from ...errors import BetonError
 from ...kernels.compiled import compiled, read_file
+from ...stored import identity_of
 from .extents import RetainedExtents
 from .plan import whole_sectors
 from .reading_threads import (
@@ -86,12 +86,25 @@ def _read_requests(source: Any, direct: Any, requests: Any, memory: Any, state: 
 
 
 class FileReader:
-    """Reads byte ranges of a beton. It stays open: if it is replaced, the old file is read."""
+    """Reads byte ranges of a beton. It stays open: if it is replaced, the old file is read.
 
-    def __init__(self, path: str) -> None:
+    Args:
+        path: the beton.
+        identity: `identity_of` the file that is expected there. Empty expects any file.
+
+    Raises:
+        BetonError: another file, or another version of it, is there.
+        OSError: the file cannot be opened.
+    """
+
+    def __init__(self, path: str, identity: tuple[int, ...] = ()) -> None:
         self.path = path
         self.file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         weakref.finalize(self, os.close, self.file)
+        if identity not in ((), identity_of(self.file)):
+            raise BetonError(
+                f"{path!r} was changed or replaced after it was opened. Open it again."
+            )
         with suppress(OSError):  # only a hint, which not every file system takes
             os.posix_fadvise(self.file, 0, 0, os.POSIX_FADV_RANDOM)  # no read-ahead
         self.direct, self.sector = _open_direct(self.file)
@@ -156,11 +169,6 @@ class FileReader:
         cuts = np.searchsorted(ends, np.arange(share, total, share))
         parts = [part for part in np.split(requests, cuts) if len(part)]
         return [threads.submit(self.read, part, *arguments) for part in parts]
-
-    @property
-    def identity(self) -> str:
-        """A string that differs between files and between versions of a file."""
-        return "-".join(map(str, identity_of(self.file)))
 
     def _read_slowly(
         self,

@@ -42,7 +42,7 @@ class ReadingThreads:
         self._threads: list[threading.Thread] = []
         self._state = np.zeros((READING_THREADS, STATE_COLUMNS), dtype=np.int64)
         self._state[:, OFFSET] = -1
-        self._has_stalled = self._is_left = False
+        self._has_stalled = self._stops_waiting = False
 
     def submit(self, function: Callable[..., None], *arguments: Any) -> Future[None]:
         """Call a function in a thread, with these arguments and the state of the thread."""
@@ -57,14 +57,14 @@ class ReadingThreads:
         return task
 
     def wait(self, task: Future[None]) -> bool:
-        """Wait until a task has ended; return False if the threads stall or `leave` was called."""
+        """Wait until a task has ended. Return False if threads stall, or if no task is wanted."""
         ended = self._ends(lambda seconds: bool(wait([task], seconds).done), self._timeout)
-        self._has_stalled = not ended and not self._is_left
+        self._has_stalled = not ended and not self._stops_waiting
         return ended
 
-    def leave(self) -> None:
-        """Let `wait` return in another thread: nobody needs the bytes."""
-        self._is_left = True
+    def stop_waiting(self) -> None:
+        """Let `wait` return in another thread: no task is wanted."""
+        self._stops_waiting = True
 
     def stop(self) -> bool:
         """Cancel the tasks, and wait for reads that have begun; return False if they stall."""
@@ -76,7 +76,7 @@ class ReadingThreads:
             self._tasks.put(None)
         if self._has_stalled:
             return not any(thread.is_alive() for thread in self._threads)
-        self._is_left = False
+        self._stops_waiting = False
         limit = min(self._timeout or STALLED_AFTER, STALLED_AFTER)
         return all(self._ends(partial(_has_ended, each), limit) for each in self._threads)
 
@@ -92,7 +92,7 @@ class ReadingThreads:
         Checks are counted instead of seconds, because the process itself may be stopped.
         """
         quiet, before = 0, self._num_returned
-        while quiet < _CHECKS and not self._is_left:
+        while quiet < _CHECKS and not self._stops_waiting:
             if ends_within((limit or STALLED_AFTER) / _CHECKS):
                 return True
             now = self._num_returned
