@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import dp4tl_ffcv
-from dp4tl_ffcv.utils import check_choice, open_file, parse_json, requires
+from dp4tl_ffcv.utils import check_choice, open_file, parse_json, parse_yaml, requires
 
 from .components.common import CountedOptions, run, write_splits
 from .components.files import is_hidden, split_of
@@ -157,25 +157,18 @@ def _card_of(root: Path) -> dict[str, Any]:
     head = re.match(r"---\r?\n(.*?)\n---", text, flags=re.DOTALL)
     if head is None or "dataset_info:" not in head[1]:
         return {}
-    with requires("pyyaml", f"reading {path}"):
-        import yaml
-    with _described_in(path, yaml.YAMLError):
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(head[1])):
-            raise ValueError("it uses a YAML anchor")  # a few can stand for gigabytes
-        info = yaml.safe_load(head[1])["dataset_info"]
+    with requires("pyyaml", f"reading {path}"), _described_in(path):
+        info = parse_yaml(head[1])["dataset_info"]
     info = info[0] if isinstance(info, list) and len(info) == 1 else info
     return info if isinstance(info, dict) else {}
 
 
 @contextmanager
-def _described_in(path: Path, *errors: type[Exception]) -> Iterator[None]:
+def _described_in(path: Path) -> Iterator[None]:
     """Raise ValueError where the description of a dataset in `path` is not as expected."""
-    kinds: tuple[type[Exception], ...] = (
-        ValueError, KeyError, TypeError, AttributeError, RecursionError, *errors
-    )  # fmt: skip
     try:
         yield
-    except kinds as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(
             f"The description of the dataset in {path} is damaged ({error}). Download it again, or "
             "delete README.md if that is the file."

@@ -117,6 +117,14 @@ def test_readme_md_gives_names_columns_and_counts_that_files_lack(tmp_path: Path
     assert names_of(write(huggingface, tmp_path / "out", root=root)["train"]) == tuple(NAMES)
 
 
+def test_class_names_in_the_readme_are_text(tmp_path: Path) -> None:
+    card = CARD.replace("ant", "no").replace("bee", "1.0")
+    root = put_all(tmp_path / "root", {"README.md": card.encode()})
+    put(root / "train.parquet", [2, 1, 0], features=None)
+    index = write(huggingface, tmp_path / "out", root=root)["train"]
+    assert names_of(index) == ("cat", "no", "1.0")
+
+
 def test_without_metadata_the_usual_columns_are_read(tmp_path: Path) -> None:
     put(tmp_path / "root" / "train.parquet", [2, 0], features=None, other=["x", "y"])
     index = write(huggingface, tmp_path / "out", root=tmp_path / "root")["train"]
