@@ -14,8 +14,15 @@ SAFE = r"a\x1b[31mred\nline\r\x07\x9b\u202e\udcff"
 
 @pytest.mark.parametrize(
     ("text", "shown"),
-    [(EVIL, SAFE), ("naïve 猫 кот 🐈", "naïve 猫 кот 🐈"), ("", ""), ("a\\b", "a\\b")],
-    ids=["controls", "scripts", "empty", "backslash"],
+    [
+        (EVIL, SAFE),
+        ("naïve 猫 кот 🐈", "naïve 猫 кот 🐈"),
+        ("می\u200cخواهم क्\u200dष 👩\u200d🔬", "می\u200cخواهم क्\u200dष 👩\u200d🔬"),
+        ("a\u200b\u200e\u200f\u202a\u2066\ufeffb", r"a\u200b\u200e\u200f\u202a\u2066\ufeffb"),
+        ("", ""),
+        ("a\\b", "a\\b"),
+    ],
+    ids=["controls", "scripts", "joiners", "directions", "empty", "backslash"],
 )
 def test_only_characters_that_are_not_printable_are_escaped(text: str, shown: str) -> None:
     assert printable(text) == shown

@@ -22,7 +22,7 @@ import json
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -134,7 +134,9 @@ def samples_of(dataset: Any, name: str) -> utils.LazyImages:
     """Return the samples of a dataset of torchvision, as files if it has image files."""
     paths, labels = _files_of(dataset)
     if len(paths) == len(dataset) and all(isinstance(path, str | Path) for path in paths):
-        return utils.ImageFiles(paths, _labels(name, labels))
+        samples = utils.ImageFiles(paths, _labels(name, labels))
+        _check_inside(dataset.root, paths, name)
+        return samples
     steps = utils.track(range(len(dataset)), total=len(dataset), description=f"list {name}")
     labels = [_take(dataset, i)[1] for i in steps]
     return utils.LazyImages(
@@ -156,6 +158,19 @@ def _files_of(dataset: Any) -> tuple[Sequence[Any], Sequence[Any]]:
         if hasattr(dataset, name) and hasattr(dataset, of_labels):
             return getattr(dataset, name), getattr(dataset, of_labels)
     return (), ()
+
+
+def _check_inside(root: str | Path, paths: Sequence[str | Path], name: str) -> None:
+    """Raise ValueError for a path that a list of the dataset leads out of `root`.
+
+    Links are followed, as in a folder of images.
+    """
+    for path in map(PurePath, paths):
+        if not path.is_relative_to(root) or ".." in path.relative_to(root).parts:
+            raise ValueError(
+                f"A list of {name} names {str(path)!r}, which leads out of --root. Only files "
+                "below --root are read: download the dataset again, or correct the list."
+            )
 
 
 def _take(dataset: Any, position: int) -> tuple[Any, Any]:
@@ -208,11 +223,14 @@ def _open(config: Config, arguments: Arguments) -> Any:
         )
     try:
         return kind(str(config.root), **arguments)
-    except (RuntimeError, OSError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # a damaged file of the dataset gives any kind
+        known = isinstance(error, RuntimeError | OSError | ValueError)
         advice = ", or pass --download" if arguments.get("download") is False else ""
         raise ValueError(
-            f"torchvision cannot open {config.name} in {str(config.root)!r}: {error} "
-            f"Check --root{advice}."
+            f"torchvision cannot open {config.name} in {str(config.root)!r}: "
+            f"{error if known else repr(error)} Check --root{advice}."
         ) from error
 
 

@@ -155,14 +155,14 @@ class BetonIndex:
         largest = labels.max(initial=0)
         if largest >= MOST_CLASSES and largest >= (limit := self.class_limit(label_field)):
             raise BetonError(
-                f"The field {label_field!r} of {str(self.path)!r} holds {largest}, no class id: "
-                f"those of {len(self)} samples are below {limit}. Name the field of the class ids, "
-                "or write the beton with classes numbered from 0."
+                f"The field {label_field!r} of {str(self.path)!r} holds the value {largest}, too "
+                f"large for a class id: with {len(self)} samples, class ids are below {limit}. "
+                "Name the field of the class ids, or write the beton with classes numbered from 0."
             )
         return labels
 
     def class_limit(self, label_field: str = "label") -> int:
-        """Return the bound of the class ids: 2**20, or the number of samples or names if larger."""
+        """Return the number that class ids are below: 2**20, or more for more samples or names."""
         return max(MOST_CLASSES, len(self), len(self.class_names(label_field)))
 
     def class_names(self, label_field: str = "label") -> tuple[str, ...]:

@@ -81,10 +81,13 @@ def index_written(
     num_workers: int | None,
     copied: tuple[BetonIndex, NDArray[np.uint64]] | None = None,
 ) -> None:
-    """Index the JPEGs of a beton that was just written. Warn where that fails.
+    """Index the JPEGs of a beton that was just written. Warn if that fails.
 
-    Indexes of images that were copied as they are can be copied too: `copied` is their beton, and
-    their byte offsets in it, for each row of `beton.allocations`.
+    Args:
+        beton: the new beton.
+        num_workers: as in `index_jpegs`.
+        copied: source beton, and the byte offset in it of each row of `beton.allocations` `(R,)`,
+            if images were copied. Their indexes are copied too.
     """
     try:
         if copied is not None:

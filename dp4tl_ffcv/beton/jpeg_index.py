@@ -120,7 +120,7 @@ class JpegIndexes:
 
 
 def copy_indexes(source: BetonIndex, ptrs: NDArray[np.uint64], target: BetonIndex) -> None:
-    """Copy the indexes of images that were copied to a new beton, as far as the file has them.
+    """Copy the stored indexes of images that were copied to a new beton.
 
     Args:
         source: the beton that the images come from.

@@ -98,7 +98,9 @@ def _check_custom(
     lost = (places != 0) & ~np.isin(places, stored.starts) & ~np.isin(places, stored.empty)
     if lost.any():
         sample_id = np.argmax(lost.reshape(len(places), -1).any(axis=1))
-        raise damaged(path, f"the field {field.name!r} of sample {sample_id} has no bytes")
+        raise damaged(
+            path, f"the field {field.name!r} of sample {sample_id} points to no stored bytes"
+        )
 
 
 def _check_records(
@@ -118,13 +120,13 @@ def _check_records(
     if field.kind in ("bytes", "json"):
         is_empty = column["size"] == 0
         if is_empty.any():
-            refuse(is_empty & ~np.isin(places, stored.empty), "has no bytes")
+            refuse(is_empty & ~np.isin(places, stored.empty), "points to no stored bytes")
             column, places, samples = (each[~is_empty] for each in (column, places, samples))
     if not len(stored.starts):
-        refuse(np.ones(len(samples), dtype=np.bool_), "has no bytes")
+        refuse(np.ones(len(samples), dtype=np.bool_), "points to no stored bytes")
         return  # no values
     rows = stored.find(places)
-    refuse(stored.starts[rows] != places, "has no bytes")
+    refuse(stored.starts[rows] != places, "points to no stored bytes")
     refuse(stored.owners[rows] != samples, "points to bytes of another sample")
     refuse(stored.use(rows), "points to bytes of another field")
     sizes = stored.sizes[rows]
@@ -147,6 +149,6 @@ def _check_modes(field: FieldInfo, modes: NDArray[np.uint8], path: Path) -> None
         sample_id = np.argmax(unknown)
         raise BetonError(
             f"{str(path)!r} stores the image of sample {sample_id} in the field {field.name!r} as "
-            f"mode {modes[sample_id]}, which ffcv does not read. Some forks of ffcv store PNGs so. "
-            "Write the beton again with `dp4tl write`."
+            f"mode {modes[sample_id]}, which ffcv does not read. Some forks of ffcv store PNGs "
+            "this way. Write the beton again with `dp4tl write`."
         )

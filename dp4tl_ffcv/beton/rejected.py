@@ -15,5 +15,6 @@ def foreign(path: Path, found: str) -> BetonError:
     """Return the error of a file of another format."""
     return BetonError(
         f"{str(path)!r} is not a beton in FFCV's format (version {VERSION}): {found}. "
-        "Pass a file that ffcv or `dp4tl write` wrote."
+        "Pass a file that ffcv or `dp4tl write` wrote. If a newer version wrote it, update "
+        "dp4tl_ffcv."
     )

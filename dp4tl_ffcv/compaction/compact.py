@@ -146,7 +146,7 @@ def compact(  # noqa: PLR0913  # options are named at the call
         else:
             written = copy_samples(source, retained, target, describe, num_workers)
     if jpeg_index:
-        # The index of another image with the same number of bytes is of no use, but does no harm.
+        # Images of equal size may still differ. The checksum of a copied index then rejects it.
         is_same = written.allocations["size"] == retained.extents["size"]
         copied = (index, np.where(is_same, retained.extents["ptr"], 0))
         index_written(written, num_workers, copied)

@@ -31,6 +31,8 @@ _CLASSES = {
 _STAGE = {"stage": str, "seconds": _NUMBER}
 _JSON_TYPES = {float: _NUMBER, float | None: _NUMBER | None, list[float]: list[int | float]}
 _LABELS = {"full": "full source", "label_mapping": "LM", "feature_mapping": "FM"}
+_POSITIVE = ("keep", "speedup", "speedup_with_selection")  # shown on logarithmic axes
+_LARGEST = 1e15  # of the numbers in a result
 _TOLERANCE = 1e-9  # rounding must not decide whether equal accuracies count as reached
 
 
@@ -76,17 +78,23 @@ def parse_rows(result: Any) -> list[Row]:
     """Return the rows of a `result.json`.
 
     Raises:
-        ValueError: an entry is missing or of another type, there are no rows, or a finetuning has
-            no full run.
+        ValueError: an entry is missing, of another type or out of range, there are no rows, a
+            finetuning has no full run, or the methods have no fraction kept in common.
     """
     check_entries(result, _ENTRIES)
     check_entries(result["classes"], _CLASSES)
     for stage in result["stages"]:
-        check_entries(stage, _STAGE)
+        _check_numbers(check_entries(stage, _STAGE))
     rows = [_parse_row(row, number) for number, row in enumerate(result["rows"])]
     full = {row.finetuning for row in rows if row.method == "full"}
     if not full or full != {row.finetuning for row in rows}:
         raise ValueError("a finetuning has no row of the full source")
+    keeps: dict[str, set[float]] = {}
+    for row in rows:
+        if row.method != "full":
+            keeps.setdefault(row.method, set()).add(row.keep)
+    if not keeps or not set.intersection(*keeps.values()):
+        raise ValueError("its methods have no fraction kept in common")
     return rows
 
 
@@ -95,9 +103,21 @@ def _parse_row(row: Mapping[str, Any], number: int) -> Row:
     kinds = {name: _JSON_TYPES.get(kind, kind) for name, kind in types.items()}
     try:
         check_entries(row, kinds)
+        values = {name: row[name] for name in kinds}
+        _check_numbers(values)
     except ValueError as error:
         raise ValueError(f"row {number} is damaged: {error}") from error
-    return Row(**{name: row[name] for name in kinds})
+    return Row(**values)
+
+
+def _check_numbers(values: Mapping[str, Any]) -> None:
+    """Raise ValueError for numbers that no run gives: NaN, too large, or not positive."""
+    for name, value in values.items():
+        numbers = value if isinstance(value, list) else [value]
+        for number in numbers:
+            is_number = isinstance(number, _NUMBER)
+            if is_number and not (abs(number) < _LARGEST and (number > 0 or name not in _POSITIVE)):
+                raise ValueError(f"its entry {name!r} is out of range")
 
 
 def method_label(method: str) -> str:

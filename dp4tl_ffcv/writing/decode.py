@@ -78,7 +78,7 @@ def pixels_of_image(image: Image.Image) -> NDArray[np.uint8]:
     """Return the upright RGB pixels `(H, W, 3)` of a PIL image."""
     check_size(image.height, image.width)
     with _STRICT:
-        image.load()  # on its own: reading EXIF data loads too, and damage there counts as none
+        image.load()  # first: `getexif` would load too, and errors while reading EXIF are ignored
     orientation = orientation_of(image.getexif)  # the conversion may lose it
     return upright(np.asarray(_to_rgb(image)), orientation)
 

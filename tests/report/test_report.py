@@ -1,6 +1,7 @@
 """The report: self-contained, complete, and written in one step."""
 
 import json
+import math
 import re
 from collections.abc import Callable
 from html.parser import HTMLParser
@@ -13,63 +14,13 @@ from PIL import Image
 
 from dp4tl_ffcv import Selection, write_report
 from tests.support.images import write_images
+from tests.support.reports import result, row
 from tests.support.scores import scores_of
 
 NASTY = '<b>&"$x$'
 NAMES = [NASTY, *(f"digit {number}, rotated" for number in range(1, 12))]
 SCORES = np.array([0.0, 9, 8, 7, 1, 1, 0, 0, 0, 0, 0, 0])
 VOID = {"meta", "br", "img"}
-
-
-def row(method: str, keep: float, accuracy: float, **other: Any) -> dict[str, Any]:
-    values: dict[str, Any] = {
-        "method": method,
-        "keep": keep,
-        "finetuning": "linear_probe",
-        "budget": "equal_epochs",
-        "retained_classes": round(12 * keep),
-        "retained_samples": round(1200 * keep),
-        "pretrain_seconds": 30.0 * keep,
-        "selection_seconds": 0.0 if method == "full" else 9.0,
-        "speedup": 1 / keep,
-        "speedup_with_selection": 30 / (30 * keep + 9.0 * (method != "full")),
-        "test_accuracy_mean": accuracy,
-        "test_accuracy_spread": 0.01,
-        "test_accuracies": [accuracy - 0.00707, accuracy + 0.00707],
-        "relevant_share": 1.0 if method == "label_mapping" else 0.25,
-        "relevant_found": 1.0,
-    }
-    return values | other
-
-
-def result() -> dict[str, Any]:
-    runs: list[tuple[Any, ...]] = [
-        ("full", 1.0, 0.93),
-        ("label_mapping", 0.25, 0.95),
-        ("label_mapping", 0.5, 0.95),
-        ("feature_mapping", 0.25, 0.90),
-        ("feature_mapping", 0.5, 0.925),
-        ("random", 0.25, 0.7),
-        ("random", 0.5, 0.7),
-    ]
-    slow = {"budget": "equal_iterations", "speedup": 0.99}
-    rows = []
-    for finetuning in ("linear_probe", "full_finetuning"):
-        rows += [row(*each, finetuning=finetuning) for each in runs]
-        rows.append(row("label_mapping", 0.25, 0.96, finetuning=finetuning, **slow))
-    return {
-        "environment": {"cpu": "a <fast> one", "cores": 2},
-        "seeds": [0, 1],
-        "rows": rows,
-        "stages": [{"stage": "surrogate", "seconds": 12.3}, {"stage": "pretrain", "seconds": 1.1}],
-        "definitions": {"speedup": "full seconds < or > row seconds"},
-        "classes": {
-            "source": "source.beton",
-            "relevant": [0, 1, 2],
-            "scores": {name: f"{name}.npz" for name in ("label_mapping", "feature_mapping")},
-            "selections": {"label_mapping, keep 0.25": "label_mapping_0.25.npz"},
-        },
-    }
 
 
 def write_run(folder: Path, images: Any = None, names: Any = NAMES, **other: Any) -> Path:
@@ -283,6 +234,18 @@ def test_a_failure_leaves_the_old_report(tmp_path: Path, monkeypatch: pytest.Mon
         (lambda given: given["classes"]["scores"].update(lm="/a.npz"), "it names '/a.npz', which"),
         (lambda given: given["classes"].pop("scores"), "it has no entry 'scores'"),
         (lambda given: given.update(rows=None), "its entry 'rows' is not of the type"),
+        (lambda given: given["rows"][1].update(keep=0.0), "row 1 .*'keep' is out of range"),
+        (lambda given: given["rows"][1].update(speedup=-1.0), "row 1 .*'speedup' is out of range"),
+        (
+            lambda given: given["rows"][1].update(test_accuracies=[0.5, math.nan]),
+            "row 1 .*'test_accuracies' is out of range",
+        ),
+        (lambda given: given["stages"][0].update(seconds=10**400), "its entry 'seconds' is out of"),
+        (lambda given: given.update(rows=given["rows"][::8]), "its methods have no fraction kept"),
+        (
+            lambda given: [e.update(keep=0.3) for e in given["rows"] if e["method"] == "random"],
+            "its methods have no fraction kept in common",
+        ),
     ],
 )
 def test_an_incomplete_result_is_rejected(

@@ -195,6 +195,33 @@ def test_a_missing_image_file_is_named(tmp_path: Path) -> None:
         write(writer, tmp_path / "out", root=root, name="DTD")
 
 
+@pytest.mark.parametrize("name", ["../../../../secret", "/secret", "images/../../../../secret"])
+def test_a_list_cannot_name_an_image_outside_of_the_root(name: str, tmp_path: Path) -> None:
+    (tmp_path / "secret.jpg").write_bytes(jpeg(9))
+    files = aircraft()
+    given = name.replace("/secret", f"{tmp_path}/secret") if name[0] == "/" else name
+    files["fgvc-aircraft-2013b/data/images_variant_test.txt"] = lines(f"{given} A300 B4")
+    root = put_all(tmp_path / "root", files)
+    options = {"root": root, "name": "FGVCAircraft"}
+    check_refused(writer, tmp_path / "out", "which leads out of --root", **options)
+
+
+def test_links_in_the_folder_of_a_dataset_are_followed(tmp_path: Path) -> None:
+    stored_at = put_all(tmp_path / "store", dtd()) / "dtd"
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root/dtd").symlink_to(stored_at)
+    written = write(writer, tmp_path / "out", root=tmp_path / "root", name="DTD")
+    assert len(written["train"]) == 2
+
+
+def test_a_damaged_list_is_named_with_the_dataset(tmp_path: Path) -> None:
+    files = aircraft()
+    files["fgvc-aircraft-2013b/data/images_variant_test.txt"] = lines("0000001 no such variant")
+    root = put_all(tmp_path / "root", files)
+    why = r"torchvision cannot open FGVCAircraft in '.*KeyError\('no such variant'\)"
+    check_refused(writer, tmp_path / "out", why, root=root, name="FGVCAircraft")
+
+
 @pytest.mark.parametrize(
     ("options", "why"),
     [

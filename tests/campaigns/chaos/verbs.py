@@ -1,11 +1,15 @@
 """The commands that are disturbed, on data so small that each takes about a second."""
 
+import json
 import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+
+from tests.support.files import tar_of
+from tests.support.reports import result
 
 from . import trees
 from .processes import HANG, Child
@@ -28,7 +32,7 @@ class Verb:
     old: str = ""
     """Further arguments that make an older output, which the command then replaces."""
     copies: str = ""
-    """Input that is copied into `out`, because the command adds a file to it."""
+    """Pattern of the inputs that are copied into `out`, because the command adds files to them."""
 
     @property
     def patience(self) -> float:
@@ -47,6 +51,12 @@ VERBS = (
         kills=40,
     ),
     Verb(
+        "write from tars",
+        "write webdataset --train {data}/shards --val {data}/shards/0.tar --out {out} "
+        "--num-workers 2",
+        kills=15,
+    ),
+    Verb(
         "compact",
         f"{_COMPACT} --selection {{data}}/kept.npz",
         "small.beton",
@@ -54,7 +64,7 @@ VERBS = (
         old="--seed 7",
     ),
     Verb("compact to raw", f"{_COMPACT} --images raw", "small.beton", kills=25),
-    Verb("index", "index {out}/train.beton", kills=15, copies="train.beton"),
+    Verb("index", "index {out}/train.beton", kills=15, copies="train.beton*"),
     Verb(
         "features",
         "features {data}/train.beton --model {data}/surrogate.pt --out {out}/f --resolution 32 "
@@ -92,6 +102,7 @@ VERBS = (
         f"{_RUN} --epochs 3",
         kills=15,
     ),
+    Verb("report", "report {out}", "report.html", kills=15, copies="demo/*"),
     Verb(
         "demo",
         "demo --out {out}/demo --keeps 0.25 --seeds 0 --epochs 1 --surrogate-epochs 1 "
@@ -118,8 +129,8 @@ class Place:
         self.copy_inputs(verb)
 
     def copy_inputs(self, verb: Verb) -> None:
-        """Copy the inputs to which a command adds a file."""
-        for path in self.data.glob(f"{verb.copies}*") if verb.copies else ():
+        """Copy the inputs to which a command adds files."""
+        for path in self.data.glob(verb.copies) if verb.copies else ():
             if path.suffix != ".jpegs":
                 shutil.copy(path, self.out)
 
@@ -165,7 +176,8 @@ def warm_up() -> None:
     import dp4tl_ffcv.train.finetune
     import dp4tl_ffcv.train.pretrain
     import dp4tl_ffcv.train.pretrain_moco
-    import dp4tl_ffcv.writers.imagefolder  # noqa: F401
+    import dp4tl_ffcv.writers.imagefolder
+    import dp4tl_ffcv.writers.webdataset  # noqa: F401
     from dp4tl_ffcv import extraction
     from dp4tl_ffcv.scoring.features import blocks
     from dp4tl_ffcv.writing import pages
@@ -175,17 +187,8 @@ def warm_up() -> None:
 
 
 def make_inputs(place: Place) -> None:
-    """Write photos of a few classes, betons, a surrogate, features, scores and a selection."""
-    from PIL import Image
-
-    rng = np.random.default_rng(0)
-    for kind in range(CLASSES):
-        folder = place.data / "photos" / f"class{kind}"
-        folder.mkdir(parents=True)
-        for number in range(PER_CLASS):
-            noise = rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)
-            photo = Image.fromarray(noise).resize((160, 120))
-            photo.save(folder / f"{number:02}.jpg", quality=90)
+    """Write photos, betons, a surrogate, features, scores, a selection and files of a demo."""
+    _make_photos(place.data / "photos", place.data / "shards")
     by_name = {verb.name: verb for verb in VERBS}
     for name, made, kept in (
         ("write", "", ""),
@@ -201,3 +204,35 @@ def make_inputs(place: Place) -> None:
         else:
             for path in list(place.out.iterdir()):
                 path.replace(place.data / path.name)
+    _make_demo(place.data)
+
+
+def _make_photos(photos: Path, shards: Path) -> None:
+    """Write the same photos of a few classes to folders, and to tars with their class ids."""
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    shards.mkdir(parents=True)
+    for kind in range(CLASSES):
+        folder = photos / f"class{kind}"
+        folder.mkdir(parents=True)
+        files = {}
+        for number in range(PER_CLASS):
+            noise = rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)
+            path = folder / f"{number:02}.jpg"
+            Image.fromarray(noise).resize((160, 120)).save(path, quality=90)
+            files |= {f"{number}.jpg": path.read_bytes(), f"{number}.cls": str(kind).encode()}
+        (shards / f"{kind}.tar").write_bytes(tar_of(files))
+
+
+def _make_demo(data: Path) -> None:
+    """Write the files of a finished demo that its report needs."""
+    folder = data / "demo"
+    folder.mkdir()
+    for path in (*data.glob("train.beton*"), data / "scores.npz", data / "kept.npz"):
+        shutil.copy(path, folder)
+    classes = {
+        "source": "train.beton", "relevant": [0], "scores": {"label_mapping": "scores.npz"},
+        "selections": {"label_mapping, keep 0.5": "kept.npz"},
+    }  # fmt: skip
+    (folder / "result.json").write_text(json.dumps({**result(), "classes": classes}))

@@ -1,6 +1,9 @@
-"""Mutations of bytes and of text. Each is a pure function of a random generator and its input."""
+"""Mutations of bytes, of text and of JSON: pure functions of a random generator and their input."""
 
-from collections.abc import Callable, Sequence
+import copy
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -198,3 +201,44 @@ _TextStep = Callable[[np.random.Generator, str, Sequence[str]], str]
 _TEXT_STEPS: tuple[_TextStep, ...] = (
     _replace_token, _replace_token, _insert_word, _copy_token, _change_lines, _nest, _cut
 )  # fmt: skip
+
+
+_VALUES: tuple[Any, ...] = (
+    0, -1, 1, 0.5, -0.0, 5e-324, 1e308, math.inf, math.nan, 1 << 53, 1 << 63, 1 << 64, 10**400, "",
+    "x" * 300, "0", "<script>", '"', "\x1b[2J\u202e\n\0", "\ud800", "/", "..", None, True, False,
+    [], {}, [[]], [None], {"": 0},
+)  # fmt: skip
+
+
+def mutated_json(rng: np.random.Generator, data: bytes, words: Sequence[str] = ()) -> bytes:
+    """Return valid JSON with other entries, or the text after other mutations.
+
+    `words` are texts to put in, for example names that the format knows.
+    """
+    if rng.random() < 0.3:
+        return mutated_text(rng, data.decode(), words)
+    root = json.loads(data)
+    for _ in range(1 + int(rng.integers(3))):
+        if not (places := list(_places(root))):
+            break
+        inside, key = _pick(rng, places)
+        other, other_key = _pick(rng, places)
+        how = int(rng.integers(4))
+        if how == 0:
+            del inside[key]
+        elif how == 1:
+            inside[key] = copy.deepcopy(other[other_key])
+        elif how == 2 and isinstance(inside[key], int | float):
+            inside[key] *= _pick(rng, (-1, 0, 2, 0.5, 1e-9, 1e300))
+        else:
+            inside[key] = _pick(rng, (*_VALUES, *words))
+    return json.dumps(root).encode()
+
+
+def _places(value: Any) -> Iterator[tuple[Any, Any]]:
+    """Yield each list or object in a JSON value with each of its keys."""
+    keys = list(value) if isinstance(value, dict) else range(len(value))
+    for key in keys if isinstance(value, dict | list) else ():
+        yield value, key
+        if isinstance(value[key], dict | list):
+            yield from _places(value[key])

@@ -75,11 +75,18 @@ class Target(ABC):
 
     def name_outside(self, rng: np.random.Generator, base: str) -> str:
         """Return a name of the secret image for data that name files relative to `base`."""
-        relative = os.path.relpath(self.secret, self.case_folder / base)
-        names = (relative, str(self.secret), f"./{relative}", f"up/../{relative}", "link.jpg",
-                 f"up/{self.secret.name}", f"file://{self.secret}", f"{base}/../{relative}",
-                 f"//{self.secret}")  # fmt: skip
+        relative, absolute = self.paths_outside(base)
+        names = (relative, absolute, f"./{relative}", f"up/../{relative}", "link.jpg",
+                 f"up/{self.secret.name}", f"file://{absolute}", f"{base}/../{relative}",
+                 f"//{absolute}")  # fmt: skip
         return names[int(rng.integers(len(names)))]
+
+    def paths_outside(self, base: str = ".") -> tuple[str, str]:
+        """Return the path of the secret image, relative to `base` in a case's folder and absolute.
+
+        Text that names them must not make anyone open the image.
+        """
+        return os.path.relpath(self.secret, self.case_folder / base), str(self.secret)
 
     @abstractmethod
     def use(self, rng: np.random.Generator, folder: Path, sample: Sample, data: bytes) -> str:

@@ -1,7 +1,9 @@
 """Datasets in tar archives, whose headers are attacked."""
 
 import io
+import os
 import tarfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -36,7 +38,7 @@ class WebDatasets(DatasetTarget):
 
     def mutate(self, rng: np.random.Generator, sample: Sample, donor: Sample) -> bytes:
         """Mutate the archive as bytes or its headers, with fitting checksums."""
-        return mutated_tar(rng, sample, donor)
+        return mutated_tar(rng, sample, donor, self.paths_outside("data"))
 
     def pairs_of(self, sample: Sample, data: bytes) -> Pairs:
         """Return what Python's own reader of archives finds, and the intact images."""
@@ -69,18 +71,24 @@ class ImageNetTars(DatasetTarget):
 
     def mutate(self, rng: np.random.Generator, sample: Sample, donor: Sample) -> bytes:
         """Mutate the headers of both levels, or bytes."""
-        return mutated_tar(rng, sample, donor)
+        return mutated_tar(rng, sample, donor, self.paths_outside("data"))
 
 
-def mutated_tar(rng: np.random.Generator, sample: Sample, donor: Sample) -> bytes:
-    """Return an archive with damaged headers whose checksums fit, or damaged bytes."""
+def mutated_tar(
+    rng: np.random.Generator, sample: Sample, donor: Sample, outside: Sequence[str]
+) -> bytes:
+    """Return an archive with damaged headers whose checksums fit, or damaged bytes.
+
+    Some members are named like the files `outside`, or are links to them.
+    """
     if rng.random() < 0.3 or not sample.spans:
         return mutated(rng, sample.data, (), donor.data)
     data = bytearray(sample.data)
     for _ in range(1 + int(rng.integers(3))):
         at = sample.spans[int(rng.integers(len(sample.spans)))][0]
         header = data[at : at + 512]
-        how = int(rng.integers(4))
+        how = int(rng.integers(5))
+        elsewhere = os.fsencode(outside[int(rng.integers(len(outside)))])
         if how == 0:
             size = _SIZES[int(rng.integers(len(_SIZES)))]
             header[124:136] = size.ljust(12, b"\0")
@@ -89,13 +97,16 @@ def mutated_tar(rng: np.random.Generator, sample: Sample, donor: Sample) -> byte
         elif how == 2:
             names = (
                 b"../../x.jpg",
-                b"/etc/passwd.jpg",
+                elsewhere,
                 b"\xff\xfe.jpg",
                 b"a" * 99,
                 b"0000.jpg",
                 b"",
             )
             header[:100] = names[int(rng.integers(len(names)))].ljust(100, b"\0")
+        elif how == 3:
+            header[156] = int(rng.choice(list(b"12")))  # a hard or a symbolic link
+            header[157:257] = elsewhere.ljust(100, b"\0")
         else:
             header = bytearray(mutated(rng, bytes(header))[:512].ljust(512, b"\0"))
         header[148:156] = b" " * 8

@@ -45,7 +45,7 @@ class NpzTarget(Target):
 
     def mutate(self, rng: np.random.Generator, sample: Sample, donor: Sample) -> bytes:
         """Mutate one array, the header or the container."""
-        return mutated_npz(rng, sample.data, self.words)
+        return mutated_npz(rng, sample.data, (*self.words, *self.paths_outside()))
 
 
 class SelectionFiles(NpzTarget):
@@ -170,7 +170,8 @@ class FeatureFolders(Target):
     def mutate(self, rng: np.random.Generator, sample: Sample, donor: Sample) -> bytes:
         """Mutate the header as text, an array as such."""
         if sample.attacked.endswith(".json"):
-            return mutated_text(rng, sample.data.decode(), ("arrays", "shape", "dtype", "kind"))
+            words = ("arrays", "shape", "dtype", "kind", *self.paths_outside("features"))
+            return mutated_text(rng, sample.data.decode(), words)
         return mutated_npy(rng, sample.data)
 
     def use(self, rng: np.random.Generator, folder: Path, sample: Sample, data: bytes) -> str:
@@ -210,7 +211,7 @@ class Manifests(Target):
     def mutate(self, rng: np.random.Generator, sample: Sample, donor: Sample) -> bytes:
         """Mutate the JSON."""
         words = ("fields", "num_samples", "class_names", "class_counts", "label_field", "skipped")
-        return mutated_text(rng, sample.data.decode(), words)
+        return mutated_text(rng, sample.data.decode(), (*words, *self.paths_outside()))
 
     def use(self, rng: np.random.Generator, folder: Path, sample: Sample, data: bytes) -> str:
         """Read the manifest, verify the beton, name and select its classes."""

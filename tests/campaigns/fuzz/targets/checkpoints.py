@@ -206,7 +206,7 @@ class Safetensors(CheckpointTarget):
         return count.to_bytes(8, "little") + head + sample.data[8 + size :]
 
 
-class _Position:
+class Position:
     """The position of a loader, as far as a saved state needs it."""
 
     def state_dict(self) -> dict[str, Any]:
@@ -223,7 +223,7 @@ class RecipeStates(Target):
         model(torch.ones(2, 4)).sum().backward()
         self._stateful["optimizer"].step()
         state = SavedState(folder / "state.pt", Processes(torch.device("cpu")))
-        state.save(Counters(epoch=1, step=2, images=8), _Position(), self._stateful)
+        state.save(Counters(epoch=1, step=2, images=8), Position(), self._stateful)
         data = (folder / "state.pt").read_bytes()
         return [Sample({"state.pt": data}, "state.pt")]
 

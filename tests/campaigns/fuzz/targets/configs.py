@@ -116,7 +116,9 @@ class ConfigFiles(ConfigTarget):
             names = "abcdefghij"
             lines = [f"{n}: &{n} [{', '.join(['*' + p] * 9)}]" for p, n in pairwise(names)]
             text = "a: &a [x, x]\n" + "\n".join(lines) + "\n" + text
-        return mutated_text(rng, text, (*_YAML, *_FIELDS))
+        relative, absolute = self.paths_outside()
+        words = (*_YAML, *_FIELDS, f"!include {relative}", f"extends: {absolute}", absolute)
+        return mutated_text(rng, text, words)
 
 
 class CommandLines(ConfigTarget):
@@ -135,7 +137,8 @@ class CommandLines(ConfigTarget):
     def mutate(self, rng: np.random.Generator, sample: Sample, donor: Sample) -> bytes:
         """Mutate the arguments, one a line."""
         flags = [f"--{name.replace('_', '-')}" for name in _FIELDS]
-        return mutated_text(rng, sample.data.decode(), ("--", "None", "--help", "--config", *flags))
+        words = ("--", "None", "--help", "--config", f"@{self.secret}", *flags)
+        return mutated_text(rng, sample.data.decode(), words)
 
     def arguments(self, folder: Path, sample: Sample, data: bytes) -> list[str]:
         """Return the arguments. A shell passes no NUL, and no file is read from outside."""

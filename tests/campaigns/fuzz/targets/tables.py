@@ -17,7 +17,7 @@ from tests.campaigns.fuzz.target import Sample
 from tests.campaigns.fuzz.targets.checkpoints import mutated_pickle
 from tests.support.files import numbered_jpeg
 from tests.writers.support import python2
-from writers import cifar, coop, huggingface, waterbirds
+from writers import cifar, coop, huggingface, torchvision, waterbirds
 
 _LABELS = (0, 1, 2, 1)
 _OUTSIDE = 0.05  # share of the cases that name an image outside of the dataset
@@ -154,3 +154,33 @@ class MetadataTables(DatasetTarget):
         """Any image may have either class: the table has no checksum."""
         images = {image for _, image in sample.truth}
         return {(name, image) for name in waterbirds.CLASS_NAMES for image in images}
+
+
+class TorchvisionLists(DatasetTarget):
+    """A list that torchvision reads: our writer gets the paths that torchvision makes of it."""
+
+    name = "list of a split: torchvision"
+    writer = torchvision
+    options: ClassVar[dict[str, Any]] = {"name": "FGVCAircraft", "splits": ("train",)}
+    folder: ClassVar[str] = "fgvc-aircraft-2013b/data"
+
+    def prepare(self, folder: Path) -> list[Sample]:
+        files = {f"{self.folder}/images/{n}.jpg": numbered_jpeg(n) for n in range(6)}
+        files[f"{self.folder}/variants.txt"] = "".join(f"{name}\n" for name in NAMES).encode()
+        attacked = f"{self.folder}/images_variant_train.txt"
+        files[attacked] = "".join(f"{n} {NAMES[n % 3]}\n" for n in range(6)).encode()
+        truth = {(NAMES[n % 3], numbered_jpeg(n)) for n in range(6)}
+        return [Sample(tree(files), f"data/{attacked}", truth=truth)]
+
+    def mutate(self, rng: np.random.Generator, sample: Sample, donor: Sample) -> bytes:
+        """Mutate the list, or name an image outside. torchvision adds `.jpg` to each name."""
+        relative, absolute = self.paths_outside(f"data/{self.folder}/images")
+        if rng.random() < _OUTSIDE:
+            name = (relative, absolute)[int(rng.integers(2))]
+            return sample.data.replace(b"2 ", os.fsencode(f"{name.removesuffix('.jpg')} "))
+        words = (*NAMES, "3", "../images/4", absolute.removesuffix(".jpg"))
+        return mutated_text(rng, sample.data.decode(), words)
+
+    def pairs_of(self, sample: Sample, data: bytes) -> Pairs:
+        """Any image may have any class: the list has no checksum."""
+        return {(name, image) for name in NAMES for _, image in sample.truth}
