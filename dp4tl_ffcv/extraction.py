@@ -128,6 +128,7 @@ def extract_features(  # noqa: PLR0913  # options are named at the call
             provenance={
                 "arch": classifier.arch,
                 "trained_on": classifier.trained_on,
+                **({"class_names": list(names)} if (names := classifier.class_names) else {}),
                 "mean": list(classifier.channels[0]),
                 "std": list(classifier.channels[1]),
                 "amp": amp,

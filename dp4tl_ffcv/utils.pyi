@@ -31,6 +31,7 @@ from .stored import read_text as read_text
 from .stored import sha256_of_file as sha256_of_file
 from .text import printable as printable
 from .validate import check_choice as check_choice
+from .validate import check_class_names as check_class_names
 from .validate import check_int as check_int
 from .validate import check_number as check_number
 from .validate import check_range as check_range

@@ -6,7 +6,7 @@ They raise TypeError for a value of the wrong type, and ValueError for a value o
 import math
 import os
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +132,27 @@ def check_fingerprint(name: str, expected: str | None, found: str, beton: Path) 
             f"`{name}` was made for another beton, not for {str(beton)!r}. Pass that beton, or "
             f"make `{name}` for this one."
         )
+
+
+def check_class_names(
+    names: Sequence[str], others: Sequence[str], *, where: str, elsewhere: str, advice: str
+) -> None:
+    """Raise `StaleArtifactError` if a class id has different names in two lists of class names.
+
+    Names are compared as far as both lists have them. An empty list stands for unknown names.
+
+    Args:
+        names: name of each class id `(C,)`.
+        others: name of each class id in the other place.
+        where: place of `names`, for the error.
+        elsewhere: place of `others`, for the error.
+        advice: what to do, for the error.
+    """
+    for number, (one, other) in enumerate(zip(names, others, strict=False)):
+        if one != other:
+            raise StaleArtifactError(
+                f"class {number} is {one!r} in {where}, but {other!r} in {elsewhere}. {advice}"
+            )
 
 
 def parse_bytes(name: str, value: Any) -> int:

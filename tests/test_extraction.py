@@ -84,7 +84,7 @@ def content(folder: Path) -> dict[str, bytes]:
 
 def test_rows_follow_the_indices(photos: Images, tmp_path: Path) -> None:
     model = surrogate()
-    model.trained_on = "0123abcd"
+    model.trained_on, model.class_names = "0123abcd", [f"class {c}" for c in range(CLASSES)]
     save_checkpoint(tmp_path / "model.pt", model)
     model = load_checkpoint(tmp_path / "model.pt").eval()
     indices = np.random.default_rng(0).permutation(120)[:50]
@@ -114,6 +114,7 @@ def test_rows_follow_the_indices(photos: Images, tmp_path: Path) -> None:
     assert found.provenance == {
         "arch": "resnet8_w16",
         "trained_on": "0123abcd",
+        "class_names": [f"class {c}" for c in range(CLASSES)],
         "mean": list(model.channels[0]),
         "std": list(model.channels[1]),
         "amp": False,
@@ -166,9 +167,12 @@ def test_logits_and_dtype_change_nothing_else(extract: Extract, tmp_path: Path) 
 
 
 def test_an_encoder_has_only_features(extract: Extract, tmp_path: Path) -> None:
-    encoder = replace_head(surrogate(), None)
+    model = surrogate()
+    model.class_names = [str(c) for c in range(CLASSES)]
+    encoder = replace_head(model, None)
     found = extract(tmp_path / "b", model=encoder, logits=False)
     np.testing.assert_array_equal(found.features, extract(tmp_path / "a").features)
+    assert found.class_names == ()
     assert found.num_outputs is found.predictions is found.soft_votes is found.logits is None
     assert found.sums is not None
     with pytest.raises(ValueError, match=r"^`logits` cannot be kept: the model has no classifier"):

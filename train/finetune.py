@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from dp4tl_ffcv import BetonIndex, build_model, load_checkpoint, training_loader
 from dp4tl_ffcv.utils import Classifier, replace_head, sha256_of_file
 
-from .components.data import open_splits
+from .components.data import names_of, open_splits
 from .components.optimizers import BestWeights, make_optimizer, take_step
 from .components.precision import autocast, loss_scaler
 from .components.processes import processes
@@ -67,6 +67,7 @@ def finetune(config: Config) -> dict[str, Any]:
         else:
             model = build_model(str(config.arch), num_classes)
             model.trained_on = splits["train"].fingerprint
+        model.class_names = names_of(splits["train"], range(num_classes))
         model.to(memory_format=torch.channels_last).to(group.device)
 
         train = train_probe if config.mode == "linear_probe" else train_all

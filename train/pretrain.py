@@ -30,7 +30,7 @@ from dp4tl_ffcv import PrunedLoader, build_model, training_loader
 from dp4tl_ffcv.utils import Classifier
 
 from .components.attacks import adversarial_loss, make_attack
-from .components.data import Source, open_source
+from .components.data import Source, names_of, open_source
 from .components.optimizers import AveragedWeights, add_blurpool, make_optimizer, take_step
 from .components.precision import autocast, loss_scaler
 from .components.processes import Processes, processes
@@ -159,8 +159,11 @@ def set_up(config: Config, source: Source, group: Processes) -> TrainState:
 
 def make_model(config: Config, source: Source, group: Processes) -> Classifier:
     """Build the untrained model on the device of this process."""
-    num_classes = source.index.num_classes if config.full_head else source.num_classes
-    model = build_model(config.arch, num_classes)
+    classes = np.arange(source.index.num_classes)
+    if source.selection and not config.full_head:
+        classes = source.selection.classes
+    model = build_model(config.arch, len(classes))
+    model.class_names = names_of(source.index, classes)
     if config.blurpool:
         add_blurpool(model)
     if config.sync_batchnorm and group.world_size > 1:

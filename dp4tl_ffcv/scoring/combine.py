@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import StaleArtifactError
-from ..validate import check_choice
+from ..validate import check_choice, check_class_names
 from .inputs import check_one_source
 from .scores import Scores
 
@@ -25,7 +25,7 @@ def mean_scores(scores: Sequence[Scores]) -> Scores:
     A single run is returned unchanged.
 
     Raises:
-        StaleArtifactError: the scores were made for different sources or clusters.
+        StaleArtifactError: the scores were made for different sources, classes or clusters.
     """
     provenance = _check_alike(scores)
     if len(methods := _methods(scores)) > 1:
@@ -41,6 +41,7 @@ def mean_scores(scores: Sequence[Scores]) -> Scores:
         tie_break=_weighted([one.tie_break for one in scores], share).sum(axis=0),
         method=methods[0],
         unit=scores[0].unit,
+        class_names=_class_names(scores),
         provenance=provenance,
     )
 
@@ -71,7 +72,7 @@ def combine_scores(
         Scores of a method such as `sum_label_mapping`, with the provenance of each target.
 
     Raises:
-        StaleArtifactError: the scores were made for different sources or clusters.
+        StaleArtifactError: the scores were made for different sources, classes or clusters.
     """
     check_choice("combine", combine, get_args(Combine))
     provenance = _check_alike(scores)
@@ -95,6 +96,7 @@ def combine_scores(
         tie_break=tie_break,
         method="_".join((combine, *_methods(scores))),
         unit=scores[0].unit,
+        class_names=_class_names(scores),
         provenance={**provenance, "how": combine, "weights": shares.tolist()},
     )
 
@@ -187,6 +189,20 @@ def _check_alike(scores: Sequence[Scores]) -> dict[str, Any]:
     if clusters != {None}:
         about["clusters_sha256"] = clusters.pop()
     return about
+
+
+def _class_names(scores: Sequence[Scores]) -> tuple[str, ...]:
+    """Return the class names of the scores that have them, which must agree."""
+    names = max((one.class_names for one in scores), key=len)
+    for one in scores:
+        check_class_names(
+            names,
+            one.class_names,
+            where="one of `scores`",
+            elsewhere="another",
+            advice="Score the same classes, in the same order.",
+        )
+    return names
 
 
 def _methods(scores: Sequence[Scores]) -> list[str]:

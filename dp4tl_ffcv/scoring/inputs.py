@@ -99,15 +99,15 @@ def logits_of(name: str, features: "Features") -> NDArray[np.float32]:
 def votes_of(
     target: FeaturesOrArray,
 ) -> tuple[NDArray[Any], NDArray[np.float64] | None, dict[str, Any]]:
-    """Return predictions `(n,)`, soft votes `(C,)` and the provenance of a target.
+    """Return predictions `(n,)`, soft votes `(C,)` and the facts to record about a target.
 
     The target may be features or logits; any other array is returned as the predictions, with None
-    for the soft votes.
+    for the soft votes. The facts are arguments of `Scores`.
     """
     from .features.reductions import sum_soft_votes
 
     if (features := features_or_none(target)) is not None:
-        about = {"target": dict(features.provenance)}
+        about = target_facts(features)
         if features.predictions is not None and features.soft_votes is not None:
             return features.predictions, features.soft_votes, about
         target = logits_of("target", features)
@@ -124,6 +124,11 @@ def votes_of(
     check_finite("target", array, None if features is None else features.indices)
     # argmax returns the first of equal maxima on every machine.
     return array.argmax(axis=1), sum_soft_votes(array), about
+
+
+def target_facts(target: "Features") -> dict[str, Any]:
+    """Return the class names and the provenance of scores of a target's outputs."""
+    return {"class_names": target.class_names, "provenance": {"target": target.described()}}
 
 
 def count_in(
@@ -157,7 +162,7 @@ def check_soft_votes(name: str, votes: Any) -> NDArray[np.float64]:
 
 def source_provenance(source: "Features") -> dict[str, Any]:
     """Return the provenance of scores: the source's own, and its beton's fingerprint."""
-    about = dict(source.provenance)
+    about = source.described()
     return {"source": about, "source_fingerprint": about.get("beton_fingerprint")}
 
 

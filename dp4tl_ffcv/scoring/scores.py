@@ -20,13 +20,21 @@ class Scores(Artifact):
 
     KIND = "scores"
     ARRAYS: ClassVar = {"scores": (np.float64, 1), "tie_break": (np.float64, 1)}
-    FACTS: ClassVar = {"method": str, "unit": str, "provenance": dict[str, Any]}
+    FACTS: ClassVar = {
+        "method": str,
+        "unit": str,
+        "class_names": list[str],
+        "provenance": dict[str, Any],
+    }
+    OPTIONAL = ("class_names",)
 
     scores: NDArray[np.float64]
     tie_break: NDArray[np.float64] = field(default_factory=partial(np.zeros, 0))
     """Decides between equal scores; same shape. Default: zeros."""
     method: str
     unit: Unit = "class"
+    class_names: tuple[str, ...] = ()
+    """Names of the classes of the surrogate whose outputs were scored; empty if unknown."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
     """Where the scores came from: surrogate checkpoint, fingerprints, arguments."""
 
@@ -47,6 +55,12 @@ class Scores(Artifact):
                 f"{self.tie_break.shape}."
             )
         check_choice("unit", self.unit, ("class", "sample"))
+        object.__setattr__(self, "class_names", tuple(self.class_names))
+        if self.unit == "class" and self.class_names and len(self.class_names) != len(self):
+            raise ValueError(
+                f"`class_names` must name each of the {len(self)} classes; got "
+                f"{len(self.class_names)} names."
+            )
 
     def __len__(self) -> int:
         return len(self.scores)

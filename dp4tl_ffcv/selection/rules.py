@@ -14,7 +14,7 @@ from ..errors import StaleArtifactError
 from ..scoring import Scores
 from ..scoring.clustering.clusters import Clusters
 from ..scoring.combine import Combine, combine_scores
-from ..validate import check_fingerprint, check_fraction, check_int
+from ..validate import check_class_names, check_fingerprint, check_fraction, check_int
 from .budgets import Budget, one_budget, part_of
 from .selection import Selection, num_classes_of
 
@@ -75,7 +75,7 @@ def select(  # noqa: PLR0913  # options are named at the call
 
     Raises:
         StaleArtifactError: scores or clusters were made for another beton, or the scores for other
-            clusters.
+            clusters, or by a surrogate whose classes have other names than the beton's.
     """
     budget = one_budget(
         keep=keep, keep_classes=keep_classes, keep_samples=keep_samples, keep_bytes=keep_bytes
@@ -84,7 +84,7 @@ def select(  # noqa: PLR0913  # options are named at the call
     inner = None if within is None else Scores.of(within)
     pseudo = None if clusters is None else Clusters.of(clusters)
     _check_options(ranked, budget, inner, keep_within, balanced, pseudo)
-    _check_source(index, scores=ranked, clusters=pseudo, within=inner)
+    _check_source(index, label_field, scores=ranked, clusters=pseudo, within=inner)
     if ranked.unit == "class" and pseudo is None:
         ranked = _of_classes(ranked, index, label_field)
     groups = _groups(ranked, index, pseudo, balanced, label_field)
@@ -171,7 +171,7 @@ def _best_of_each(scores: Scores, groups: NDArray[np.int64], keep: float) -> NDA
     return best
 
 
-def _check_source(index: BetonIndex, **given: Scores | Clusters | None) -> None:
+def _check_source(index: BetonIndex, label_field: str, **given: Scores | Clusters | None) -> None:
     for name, made in given.items():
         if made is None:
             continue
@@ -182,6 +182,15 @@ def _check_source(index: BetonIndex, **given: Scores | Clusters | None) -> None:
             raise ValueError(
                 f"the beton has {index.num_samples} samples, but `{name}` covers {len(made)}. Make "
                 f"`{name}` for this beton."
+            )
+        if isinstance(made, Scores) and not (of_classes and given["clusters"]):
+            check_class_names(
+                made.class_names,
+                # Samples are scored by the field `label`.
+                index.class_names(label_field if of_classes else "label"),
+                where=f"the surrogate of `{name}`",
+                elsewhere=repr(str(index.path)),
+                advice="Score with a surrogate of this source's classes, in the same order.",
             )
 
 
@@ -243,7 +252,8 @@ def _of_classes(scores: Scores, index: BetonIndex, label_field: str) -> Scores:
         f"surrogate was trained on these {count} classes.",
         stacklevel=3,
     )
-    return replace(scores, scores=scores.scores[:count], tie_break=scores.tie_break[:count])
+    names = ("scores", "tie_break", "class_names")
+    return replace(scores, **{name: getattr(scores, name)[:count] for name in names})
 
 
 def _check_options(

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from ..artifacts import Artifact
 from ..beton import BetonIndex
 from ..kernels import class_members
-from ..validate import check_fingerprint, check_int_array
+from ..validate import check_class_names, check_fingerprint, check_int_array
 
 Beton = BetonIndex | str | os.PathLike[str]
 
@@ -150,6 +150,8 @@ class Selection(Artifact):
         """Raise StaleArtifactError unless the selection was made for this beton."""
         index = BetonIndex.of(beton)
         check_fingerprint("selection", self.fingerprint, index.fingerprint, index.path)
+        # Raw images of one size, sorted by class, give equal fingerprints to different datasets.
+        self._check_names(index, "Select again.")
         if self.indices[-1] >= index.num_samples:
             raise ValueError(
                 f"the selection retains sample {self.indices[-1]}, but {str(index.path)!r} has "
@@ -160,11 +162,13 @@ class Selection(Artifact):
         """Retain the same classes of another beton of the source, such as its validation split.
 
         Raises:
-            ValueError: the other beton has other classes: more of them, or, where manifests name
-                the classes of both, a class of another name.
+            StaleArtifactError: a class of the other beton has another name.
+            ValueError: the other beton has more classes.
         """
         index = BetonIndex.of(beton)
-        self._check_names(index)
+        self._check_names(
+            index, "Use a split of the same source, written with the same order of classes."
+        )
         count = num_classes_of(index, index.labels(self.label_field), self.label_field)
         if count > len(self.label_map):
             raise ValueError(
@@ -179,15 +183,14 @@ class Selection(Artifact):
             provenance={**self.provenance, "transferred_from": self.fingerprint},
         )
 
-    def _check_names(self, index: BetonIndex) -> None:
-        names = index.class_names(self.label_field)
-        for number, (own, other) in enumerate(zip(self.class_names, names, strict=False)):
-            if own != other:
-                raise ValueError(
-                    f"class {number} is {own!r} in the selection's source, but {other!r} in "
-                    f"{str(index.path)!r}. Use a split of the same source, written with the same "
-                    "order of classes."
-                )
+    def _check_names(self, index: BetonIndex, advice: str) -> None:
+        check_class_names(
+            self.class_names,
+            index.class_names(self.label_field),
+            where="the selection's source",
+            elsewhere=repr(str(index.path)),
+            advice=advice,
+        )
 
     def summary(self, beton: Beton | None = None) -> dict[str, Any]:
         """Return the retained classes and the numbers of classes and samples, JSON-able.

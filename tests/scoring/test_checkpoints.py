@@ -32,7 +32,7 @@ def test_a_checkpoint_restores_the_model(arch: str, tmp_path: Path) -> None:
     if arch.startswith("timm:"):
         pytest.importorskip("timm")
     model = make(arch)
-    model.trained_on = "0123abcd"
+    model.trained_on, model.class_names = "0123abcd", list("vwxyz")
     with torch.no_grad():
         model.train()(images(8))  # changes the statistics of BatchNorm
     path = tmp_path / "deep" / "last.pt"
@@ -41,10 +41,12 @@ def test_a_checkpoint_restores_the_model(arch: str, tmp_path: Path) -> None:
         loaded = load_checkpoint(path, arch=expected)
         assert (loaded.arch, loaded.num_classes) == (arch, 5)
         assert loaded.trained_on == replace_head(loaded, 3).trained_on == "0123abcd"
+        assert loaded.class_names == tuple("vwxyz")
         assert_same_state(loaded.state_dict(), model.state_dict())
         assert torch.equal(outputs(loaded), outputs(model))
     encoder = load_checkpoint(path, headless=True)
     assert (encoder.num_classes, encoder.trained_on) == (None, "0123abcd")
+    assert encoder.class_names == ()
     with torch.inference_mode():
         assert torch.equal(outputs(encoder), model.eval().features(images())[1])
 
@@ -61,6 +63,14 @@ def test_an_encoder_and_a_normalisation_are_restored(
     assert loaded.num_classes == num_classes
     assert torch.equal(outputs(loaded), outputs(model))
     assert replace_head(loaded, 5).channels == model.channels
+
+
+def test_a_checkpoint_of_an_earlier_version_is_read(checkpoint: Path, tmp_path: Path) -> None:
+    entries = torch.load(checkpoint, weights_only=True)
+    del entries["class_names"], entries["trained_on"]
+    torch.save(entries, tmp_path / "old.pt")
+    loaded = load_checkpoint(tmp_path / "old.pt")
+    assert (loaded.num_classes, loaded.class_names, loaded.trained_on) == (5, (), None)
 
 
 def test_a_failed_save_leaves_the_old_checkpoint(checkpoint: Path, tmp_path: Path) -> None:
@@ -125,12 +135,22 @@ FIRST = next(iter(WEIGHTS))
         {"network": WEIGHTS | {FIRST: torch.ones(3)}},
         {"mean": None},
         {"std": [1.0]},
+        {"trained_on": 3},
+        {"class_names": list("abcd")},
+        {"class_names": "abcde"},
+        {"class_names": ["a", "b", "c", "d", 5]},
+        {"class_names": None},
     ],
 )
-def test_an_altered_checkpoint_is_rejected(entry: Any, checkpoint: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("headless", [False, True])
+def test_an_altered_checkpoint_is_rejected(
+    headless: bool, entry: Any, checkpoint: Path, tmp_path: Path
+) -> None:
+    if headless and "num_classes" in entry and isinstance(entry["num_classes"], int):
+        return  # the head is not read
     torch.save(torch.load(checkpoint, weights_only=True) | entry, tmp_path / "a.pt")
     with pytest.raises(CheckpointError, match=r"^cannot load '.*a\.pt': it"):
-        load_checkpoint(tmp_path / "a.pt")
+        load_checkpoint(tmp_path / "a.pt", headless=headless)
 
 
 @pytest.mark.parametrize(

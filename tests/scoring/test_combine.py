@@ -1,6 +1,7 @@
 """`mean_scores` and `combine_scores` against their formulas, class by class."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from tests.support.scores import drawn_scores, scores_of
 HOWS = ["sum", "max", "rank", "round-robin"]
 FEW = st.sampled_from([0.0, 0.0, 1.0, 2.0, 3.5])  # few values, so that many are equal
 WEIGHTS = st.sampled_from([1.0, 2.0, 3.0, 0.5])
+ONE = scores_of([1.0, 2.0])
 
 
 @st.composite
@@ -166,10 +168,33 @@ def test_huge_weights_and_scores_do_not_overflow(how: Any) -> None:
     assert huge.provenance["weights"] == [0.5, 0.5]
 
 
+@pytest.mark.parametrize("join", [mean_scores, combine_scores])
+@pytest.mark.parametrize(
+    ("names", "kept"),
+    [
+        (("", "ab", ""), "ab"),
+        (("ab", "ab"), "ab"),
+        (("", ""), ""),
+        (("ab", "", "ba"), "class 0 is 'a' in one of `scores`, but 'b' in another. Score the same"),
+    ],
+)
+def test_class_names_must_agree_and_are_kept(join: Any, names: tuple[str, ...], kept: str) -> None:
+    parts = [replace(ONE, class_names=tuple(each)) for each in names]
+    if len(kept) <= 2:
+        assert join(parts).class_names == tuple(kept)
+        return
+    with pytest.raises(StaleArtifactError, match=f"^{kept}"):
+        join(parts)
+
+
+def test_the_longest_names_of_sample_scores_are_kept() -> None:
+    parts = [
+        replace(scores_of([1.0], unit="sample"), class_names=tuple(each)) for each in ("ab", "abc")
+    ]
+    assert mean_scores(parts).class_names == ("a", "b", "c")
+
+
 # Bad input.
-
-
-ONE = scores_of([1.0, 2.0])
 
 
 @pytest.mark.parametrize("join", [mean_scores, combine_scores])

@@ -215,6 +215,8 @@ CORRUPT = r"is not a features folder, or is corrupt"
         ("header.json", rewrite_header(format="1"), CORRUPT),
         ("header.json", rewrite_header(provenance=[]), CORRUPT),
         ("header.json", rewrite_header(provenance={"beton_classes": 1.5}), CORRUPT),
+        ("header.json", rewrite_header(provenance={"class_names": [1, 2, 3]}), CORRUPT),
+        ("header.json", rewrite_header(provenance={"class_names": ["a", "b"]}), CORRUPT),
         ("header.json", lambda path: path.write_text("[" * 100_000), CORRUPT),
         ("features.npy", lambda path: np.save(path, np.full((4, 2), "x")), CORRUPT),
         ("indices.npy", lambda path: np.save(path, np.array([5, -6, 7, 9])), CORRUPT),
@@ -226,9 +228,9 @@ CORRUPT = r"is not a features folder, or is corrupt"
         ("header.json", rewrite_header(format=2), r"the features format 2, newer than 1\. Update"),
     ],
     ids=["no header", "cut header", "no labels", "cut features", "other rows", "objects", "kind",
-         "unknown state", "int state", "text format", "list", "half a class", "deep", "text",
-         "negative id", "other label", "no such class", "NaN sums", "flat votes",
-         "unfinished", "newer"],
+         "unknown state", "int state", "text format", "list", "half a class",
+         "numbers for names", "too few names", "deep", "text", "negative id", "other label",
+         "no such class", "NaN sums", "flat votes", "unfinished", "newer"],
 )  # fmt: skip
 def test_a_damaged_folder_is_rejected(
     file: str, damage: Callable[[Path], None], message: str, tmp_path: Path

@@ -13,6 +13,7 @@ from dp4tl_ffcv import (
     Clusters,
     Features,
     Scores,
+    StaleArtifactError,
     build_model,
     class_means,
     evaluation_loader,
@@ -91,6 +92,28 @@ def test_label_mapping_of_features(name: str, given: Path) -> None:
             same(found, method(features.logits))
             assert found.provenance == {"target": dict(features.provenance)}
     same(soft_label_mapping(given / "target_votes_only"), soft_label_mapping(given / "target"))
+
+
+def test_scores_of_outputs_have_their_names_outside_of_the_provenance(given: Path) -> None:
+    names = tuple("abcdefghij")
+
+    def named(name: str) -> Features:
+        features = Features.load(given / name)
+        return replace(features, provenance={**features.provenance, "class_names": list(names)})
+
+    source, target, both = named("source"), named("target"), {}
+    for method in (label_mapping, soft_label_mapping):
+        both[method] = method(target)
+        assert method(named("target_logits_only")).class_names == names
+    assert soft_label_mapping(named("target_votes_only")).class_names == names
+    both[el2n] = el2n(source)
+    both[coverage_centric] = coverage_centric(both[el2n])
+    for scores in both.values():
+        assert scores.class_names == names
+    # These do not use the outputs.
+    others = [feature_mapping(target, source), moderate(source)]
+    assert [scores.class_names for scores in others] == [(), ()]
+    assert not any("class_names" in str(each.provenance) for each in (*both.values(), *others))
 
 
 @pytest.mark.parametrize("name", ["source", "shuffled", "no_outputs", "incomplete"])
@@ -219,6 +242,19 @@ def test_grand_is_averaged_over_models(other_photos: Images, tmp_path: Path) -> 
         assert found.provenance["source_fingerprint"] == other_photos.index.fingerprint
     one = grand(paths[:1], other_photos.path, method="vmap", **VIEWS)
     assert one.provenance["checkpoint_sha256"] == sha256_of_file(paths[0])
+
+
+def test_grand_refuses_a_model_of_classes_in_another_order(other_photos: Images) -> None:
+    model = build_model("resnet8_w16", 12)
+    names = [*other_photos.index.class_names(), "more", "outputs"]
+    model.class_names = names
+    assert len(grand(model, other_photos.path, **VIEWS)) == 40
+    model.class_names = [names[1], names[0], *names[2:]]
+    with pytest.raises(
+        StaleArtifactError,
+        match=rf"^class 0 is '{names[1]}' in model 2 of `models`, but '{names[0]}' in .*\.beton'",
+    ):
+        grand([build_model("resnet8_w16", 12), model], other_photos.path, **VIEWS)
 
 
 def test_grand_reads_another_programs_checkpoint(other_photos: Images, tmp_path: Path) -> None:

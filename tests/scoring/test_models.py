@@ -56,6 +56,19 @@ def test_models_encoders_and_new_heads_share_the_features(arch: str) -> None:
     assert_same_state(model.state_dict(), before)
 
 
+def test_names_belong_to_the_outputs_of_one_head() -> None:
+    model = make("resnet8_w16")
+    assert model.class_names == ()
+    model.class_names = list("abcde")
+    assert copy.deepcopy(model).class_names == model.class_names == tuple("abcde")
+    assert replace_head(model, 5).class_names == replace_head(model, None).class_names == ()
+    for other, outputs in ((model, 5), (replace_head(model, None), 0)):
+        with pytest.raises(ValueError, match=f"name each of the {outputs} outputs; got 4 names"):
+            other.class_names = list("abcd")
+    model.class_names = ()
+    assert model.class_names == ()
+
+
 @pytest.mark.parametrize("arch", ["googlenet", "inception_v3"])
 def test_inceptions_have_one_output_in_training_too(arch: str) -> None:
     with warnings.catch_warnings():

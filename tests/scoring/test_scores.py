@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dp4tl_ffcv import Scores
+from dp4tl_ffcv.artifacts import save_artifact
 from tests.support.scores import drawn_scores, ranked, scores_of
 
 FEW = st.sampled_from([-2.0, -0.0, 0.0, 0.5, 3.0])
@@ -32,6 +33,22 @@ def test_scores_come_back_from_their_file(tmp_path: Path) -> None:
     assert Scores.of(loaded) is loaded
 
 
+def test_class_names_come_back_and_files_without_them_are_read(tmp_path: Path) -> None:
+    path, names = tmp_path / "s.npz", ("cat", "dog")
+    for unit, count in (("class", 2), ("sample", 5)):
+        scores = Scores(scores=np.ones(count), method="x", unit=unit, class_names=list(names))  # type: ignore[arg-type]
+        scores.save(path)
+        assert Scores.load(path).class_names == scores.class_names == names
+    facts = {"method": "x", "unit": "class", "provenance": {}}
+    arrays = {"scores": np.ones(3), "tie_break": np.zeros(3)}
+    save_artifact(path, "scores", arrays, facts)
+    assert Scores.load(path).class_names == ()
+    for wrong in (list(names), [1, 2, 3], "abc"):
+        save_artifact(path, "scores", arrays, {**facts, "class_names": wrong})
+        with pytest.raises(ValueError, match=r"is damaged or not a scores file .*class_names"):
+            Scores.load(path)
+
+
 def test_scores_are_kept_as_float64_and_cannot_be_changed_afterwards() -> None:
     values = np.array([3, 1, 2])
     scores = Scores(scores=values, tie_break=np.zeros(3, np.float16), method="x")  # type: ignore[arg-type]
@@ -53,6 +70,7 @@ def test_scores_are_kept_as_float64_and_cannot_be_changed_afterwards() -> None:
         ({"scores": np.zeros(0)}, "^`scores` must be a finite, non-empty vector"),
         ({"tie_break": np.ones(3)}, r"^`tie_break` must have the shape of `scores` \(2,\)"),
         ({"unit": "pixel"}, "^`unit` must be one of class, sample; got 'pixel'"),
+        ({"class_names": ("a",)}, "^`class_names` must name each of the 2 classes; got 1 names"),
     ],
 )
 def test_bad_parts_are_rejected(changes: dict[str, Any], message: str) -> None:

@@ -1,8 +1,10 @@
 """`select` against brute force, for every budget and option."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
+from shutil import copy
 from typing import Any
 
 import numpy as np
@@ -266,6 +268,59 @@ def test_outputs_that_stand_for_no_class_are_ignored_if_they_have_no_votes(
         selection = select(scores, uneven, keep_classes=3)
     assert selection.classes.tolist() == [3, 5, 10]
     assert len(selection.label_map) == 12
+
+
+NAMES = tuple(f"class {number}" for number in range(CLASSES))
+SWAPPED = (*NAMES[:3], NAMES[4], NAMES[3], *NAMES[5:])
+OTHER_NAME = (
+    r"^class 3 is 'class 4' in the surrogate of `{}`, but 'class 3' in .*uneven\.beton'\. Score"
+)
+
+
+def named(scores: Scores, names: tuple[str, ...]) -> Scores:
+    return replace(scores, class_names=names)
+
+
+@pytest.mark.parametrize(
+    ("scores", "name", "options"),
+    [
+        (CLASS_SCORES, "scores", {"keep": 0.5}),
+        (SAMPLE_SCORES, "scores", {"keep": 0.5}),
+        (SAMPLE_SCORES, "scores", {"keep": 0.5, "balanced": True, "clusters": pseudo(12)}),
+        (SAMPLE_SCORES, "within", {"keep": 0.5, "keep_within": 0.5}),
+    ],
+    ids=["classes", "samples", "balanced samples", "within"],
+)
+def test_scores_of_classes_in_another_order_are_refused(
+    scores: Scores, name: str, options: dict[str, Any], uneven: BetonIndex, tmp_path: Path
+) -> None:
+    others = {"scores": CLASS_SCORES} if name == "within" else {}
+
+    def chosen(names: tuple[str, ...]) -> str:
+        return select(beton=uneven, **{**others, name: named(scores, names)}, **options).digest()
+
+    expected = chosen(())
+    assert chosen(NAMES) == expected
+    with pytest.raises(StaleArtifactError, match=OTHER_NAME.format(name)):
+        chosen(SWAPPED)
+    bare = Path(copy(uneven.path, tmp_path))  # without its manifest
+    assert not BetonIndex.open(bare).class_names()
+    given = {**others, name: named(scores, SWAPPED)}
+    assert select(beton=bare, **given, **options).indices.size
+
+
+def test_names_of_outputs_that_stand_for_no_class_are_not_compared(uneven: BetonIndex) -> None:
+    scores = scores_of([*range(1, 13), 0.0, 0.0], method="label_mapping")
+    with pytest.warns(UserWarning, match="are ignored"):
+        found = select(named(scores, (*NAMES, "x", "y")), uneven, keep_classes=2)
+    assert found.classes.tolist() == [9, 10]
+    with pytest.raises(StaleArtifactError, match=OTHER_NAME.format("scores")):
+        select(named(scores, (*SWAPPED, "x", "y")), uneven, keep_classes=2)
+
+
+def test_names_of_pseudo_classes_are_not_compared(uneven: BetonIndex) -> None:
+    scores = named(CLASS_SCORES, SWAPPED)
+    assert select(scores, uneven, keep=0.5, clusters=pseudo(12)).indices.size
 
 
 def test_scores_may_cover_more_classes_than_a_beton_without_names(hundred: BetonIndex) -> None:

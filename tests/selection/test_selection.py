@@ -182,8 +182,19 @@ def test_classes_of_other_names_are_not_transferred(
         assert moved.indices.tolist() == [0, 2]
         assert moved.class_names == names
         return
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(StaleArtifactError, match=message):
         selection.transfer(other)
+
+
+def test_a_beton_of_equal_tables_and_other_classes_is_refused(tmp_path: Path) -> None:
+    labels = [0, 0, 1, 1]
+    cats = write_labels(tmp_path / "a.beton", labels, ("cat", "dog"))
+    selection = Selection.of_classes(cats, [1])
+    birds = write_labels(tmp_path / "b.beton", labels, ("owl", "tit"))
+    assert birds.fingerprint == selection.fingerprint
+    with pytest.raises(StaleArtifactError, match=r"^class 0 is 'cat' .*, but 'owl' in .*b\.beton"):
+        selection.check(birds)
+    selection.check(write_labels(tmp_path / "c.beton", labels))
 
 
 def test_a_file_without_class_names_is_read(uneven: BetonIndex, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from dp4tl_ffcv import (
     BetonIndex,
     CheckpointError,
     PrunedLoader,
+    StaleArtifactError,
     evaluation_loader,
     image_fields,
     load_checkpoint,
@@ -92,6 +93,7 @@ def test_the_result_is_that_of_the_best_checkpoint(
     # The head is new. A probe leaves the rest as it was.
     model = load_checkpoint(result["checkpoint"])
     assert model.num_classes == model.head.out_features == 4
+    assert model.class_names == tuple("abcd")
     before, after = body(pretrained), body(result["checkpoint"])
     assert before.keys() == after.keys()
     assert any("running_mean" in name for name in before)
@@ -222,6 +224,21 @@ def test_splits_of_one_layout_with_other_pixels_are_accepted(tmp_path: Path) -> 
     paths = {name: tmp_path / f"{name}.beton" for name in ("train", "val", "test")}
     splits = open_splits(**paths)
     assert len({index.fingerprint for index in splits.values()}) == 1
+
+
+@pytest.mark.parametrize("name", ["val", "test"])
+def test_a_split_with_classes_in_another_order_is_rejected(
+    name: str, configure: Configure, photos: Images, tmp_path: Path
+) -> None:
+    images = [(photos.images[i], i % 4, i) for i in range(8)]
+    path = tmp_path / "other.beton"
+    write_beton(path, images, image_fields(), class_names=list("abdc"))
+    config = configure(**{name: path})
+    with pytest.raises(
+        StaleArtifactError, match=rf"^class 2 is 'c' in `train`, but 'd' in `{name}`"
+    ):
+        finetune.finetune(config)
+    assert not config.run.exists()
 
 
 @pytest.mark.parametrize("name", ["val", "test"])

@@ -3,6 +3,7 @@
 import json
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,12 @@ from dp4tl_ffcv import (
     load_checkpoint,
     write_beton,
 )
+from dp4tl_ffcv.beton.manifest import new_manifest, read_manifest
 from tests.conftest import Images
+from tests.support.labels import write_labels
 from tests.support.training import Configure, accuracy_of, rows
 from train import pretrain
+from train.components.data import names_of
 from train.components.schedules import learning_rate_factor
 
 
@@ -41,7 +45,8 @@ def test_a_run_leaves_its_config_log_checkpoint_and_result(
     assert result["retained_samples"] == 120
     assert result["world_size"] == 1
     assert result["robust_accuracy"] is None
-    assert load_checkpoint(result["checkpoint"], arch="resnet8_w16").num_classes == 10
+    model = load_checkpoint(result["checkpoint"], arch="resnet8_w16")
+    assert (model.num_classes, model.class_names) == (10, photos.index.class_names())
     assert photos.path.read_bytes() == before
 
 
@@ -95,13 +100,15 @@ def test_the_rate_of_a_run_is_that_of_its_schedule(
 
 
 def test_a_selection_gives_a_head_of_its_own_and_the_retained_counts(
-    configure: Configure, three_classes: Path, other_photos: Images
+    configure: Configure, three_classes: Path, photos: Images, other_photos: Images
 ) -> None:
     result = pretrain.pretrain(configure(selection=three_classes))
     assert result["retained_classes"] == 3
     assert result["retained_samples"] == 36
     model = load_checkpoint(result["checkpoint"])
     assert model.head.out_features == model.num_classes == 3
+    names = photos.index.class_names()
+    assert model.class_names == (names[1], names[4], names[8])
     # The accuracy counts the validation samples of these classes, under their new labels.
     chosen = np.flatnonzero(np.isin(other_photos.labels, [1, 4, 8]))
     accuracy = accuracy_of(result["checkpoint"], other_photos.path, chosen, {1: 0, 4: 1, 8: 2})
@@ -122,6 +129,30 @@ def test_the_command_says_in_one_line_that_a_beton_is_truncated(
 ) -> None:
     line = fail("train.pretrain", train=truncated, run=tmp_path / "run")
     assert "truncated.beton" in line
+
+
+def test_classes_without_names_give_outputs_without_names(tmp_path: Path) -> None:
+    index = write_labels(tmp_path / "a.beton", [0, 2, 1])
+    assert names_of(index, [0, 2]) == ()
+    manifest = read_manifest(index.path)
+    assert manifest is not None
+    with new_manifest(index.path, replace(manifest, class_names=("cat", "dog"))):
+        pass
+    index = BetonIndex.open(index.path)
+    assert names_of(index, [1]) == ("dog",)
+    assert names_of(index, range(3)) == ()
+
+
+def test_a_split_with_classes_in_another_order_is_rejected(
+    configure: Configure, other_photos: Images, taken: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    val, names = tmp_path / "val.beton", other_photos.index.class_names()
+    images = zip(other_photos.images, other_photos.labels, range(40), strict=True)
+    write_beton(val, list(images), image_fields(), class_names=[*names[:8], names[9], names[8]])
+    message = f"^class 8 is '{names[8]}' in `train`, but '{names[9]}' in `val`. Write all splits"
+    with pytest.raises(StaleArtifactError, match=message):
+        pretrain.pretrain(configure(val=val))
+    assert taken == []
 
 
 def test_a_validation_split_of_another_source_is_rejected_before_training(

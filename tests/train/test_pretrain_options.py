@@ -60,11 +60,12 @@ def test_the_averaged_weights_are_validated_and_saved(
 
 
 def test_a_full_head_has_the_classes_and_labels_of_the_source(
-    configure: Configure, seen: list[Any], three_classes: Path
+    configure: Configure, seen: list[Any], three_classes: Path, photos: Images
 ) -> None:
-    result = pretrain.pretrain(configure(selection=three_classes, full_head=True))
+    result = pretrain.pretrain(configure(selection=three_classes, full_head=True, ema=0.9))
     assert {int(label) for step in seen for label in step["labels"]} == {1, 4, 8}
-    assert load_checkpoint(result["checkpoint"]).num_classes == 10
+    model = load_checkpoint(result["checkpoint"])
+    assert (model.num_classes, model.class_names) == (10, photos.index.class_names())
     assert (result["retained_classes"], result["retained_samples"]) == (3, 36)
     assert result["val_accuracy_per_class"].keys() == {"1", "4", "8"}
 

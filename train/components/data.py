@@ -1,5 +1,6 @@
 """Betons of a run: a source with the selection made for it, or the splits of a target."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from dp4tl_ffcv import BetonIndex, Selection
-from dp4tl_ffcv.utils import sha256_of_file
+from dp4tl_ffcv.utils import check_class_names, sha256_of_file
 
 
 @dataclass(frozen=True)
@@ -41,11 +42,18 @@ class Source:
         return found
 
 
+def names_of(index: BetonIndex, classes: Iterable[int]) -> tuple[str, ...]:
+    """Return the names of some classes, or none if the manifest does not name all of them."""
+    names, ids = index.class_names(), list(classes)
+    return tuple(names[each] for each in ids) if max(ids) < len(names) else ()
+
+
 def open_source(train: Path, selection: Path | None, val: Path | None = None) -> Source:
     """Open the betons and the selection, and check that they belong together.
 
     Raises:
-        StaleArtifactError: the selection was made for another beton.
+        StaleArtifactError: the selection was made for another beton, or a class of the validation
+            beton has another name.
         ValueError: the validation beton belongs to another source.
     """
     index = BetonIndex.open(train)
@@ -61,6 +69,8 @@ def open_source(train: Path, selection: Path | None, val: Path | None = None) ->
             f"`val`, {str(val)!r}, is not the validation split of `train`: it has more classes, or "
             "no sample of a retained class."
         )
+    if val_index is not None:
+        _check_names(index, val_index, "val")
     return Source(index, chosen, val_index)
 
 
@@ -68,6 +78,7 @@ def open_splits(**paths: Path) -> dict[str, BetonIndex]:
     """Open `train`, `val` and `test`, and check that they are three splits of one target.
 
     Raises:
+        StaleArtifactError: a class has another name in another split.
         ValueError: two splits hold the same samples, or one has classes that `train` lacks.
     """
     splits = {name: BetonIndex.open(path) for name, path in paths.items()}
@@ -87,4 +98,15 @@ def open_splits(**paths: Path) -> dict[str, BetonIndex]:
                 f"`{name}` has {splits[name].num_classes} classes, but `train` has {num_classes}. "
                 "Pass a split of the same target."
             )
+        _check_names(splits["train"], splits[name], name)
     return splits
+
+
+def _check_names(train: BetonIndex, other: BetonIndex, name: str) -> None:
+    check_class_names(
+        train.class_names(),
+        other.class_names(),
+        where="`train`",
+        elsewhere=f"`{name}`",
+        advice="Write all splits with the same order of classes.",
+    )

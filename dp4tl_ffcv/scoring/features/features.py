@@ -46,6 +46,7 @@ _PROVENANCE = {
     "beton_fingerprint": str | None,
     "beton_classes": int | None,
     "trained_on": str | None,
+    "class_names": list[str],
 }
 _REQUIRED = ("features", "labels", "indices")
 
@@ -95,12 +96,21 @@ class Features:
             raise ValueError("`sums` and `counts` go together. Pass both or neither.")
         if self.indices.min() < 0:
             raise ValueError(f"`indices` must not be negative; got {self.indices.min()}.")
-        _check_shape("soft_votes", self.soft_votes, (self.num_outputs,))
-        if self.predictions is not None and self.num_outputs is not None:
-            check_int_array("predictions", self.predictions, below=self.num_outputs)
+        if self.num_outputs is not None:
+            self._check_outputs(self.num_outputs)
         if self.sums is not None and self.counts is not None:
             _check_shape("sums", self.sums, (len(self.counts), self.features.shape[1]))
             self._check_sums(self.sums, self.counts)
+
+    def _check_outputs(self, count: int) -> None:
+        _check_shape("soft_votes", self.soft_votes, (count,))
+        if self.predictions is not None:
+            check_int_array("predictions", self.predictions, below=count)
+        if self.class_names and len(self.class_names) != count:
+            raise ValueError(
+                f"`class_names` in `provenance` must name each of the {count} outputs; got "
+                f"{len(self.class_names)} names."
+            )
 
     def _check_sums(self, sums: NDArray[np.float64], counts: NDArray[np.int64]) -> None:
         # A class with NaN as its mean would count as a class without samples.
@@ -119,6 +129,15 @@ class Features:
         if self.logits is not None:
             return int(self.logits.shape[1])
         return None if self.soft_votes is None else len(self.soft_votes)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the surrogate's classes, in order `(C,)`; empty if they are unknown."""
+        return tuple(self.provenance.get("class_names", ()))
+
+    def described(self) -> dict[str, Any]:
+        """Return the provenance that scores record about these features, without class names."""
+        return {name: fact for name, fact in self.provenance.items() if name != "class_names"}
 
     @classmethod
     def from_arrays(cls, features: Any, labels: Any = None, ids: Any = None) -> "Features":

@@ -58,7 +58,13 @@ def coverage_centric(
         "difficulty": {"method": difficulty.method, "scores": dict(difficulty.provenance)},
         **check_one_source("difficulty", [difficulty.provenance]),
     }
-    return Scores(scores=scores, method="coverage_centric", unit="sample", provenance=about)
+    return Scores(
+        scores=scores,
+        method="coverage_centric",
+        unit="sample",
+        class_names=difficulty.class_names,
+        provenance=about,
+    )
 
 
 def _in_rounds(

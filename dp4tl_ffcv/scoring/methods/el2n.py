@@ -1,6 +1,5 @@
 """EL2N: norm of the error of the softmax outputs, averaged over training runs."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,9 @@ def el2n(source: FeaturesOrArray, labels: Any = None) -> Scores:
     `s[n] = ||softmax(h(x_n)) - onehot(y_n)||_2`, averaged over runs. (Paul et al. 2021, arXiv
     2107.07075, who average over runs early in training.)
 
+    The outputs must be for the source's classes, in the same order. `select` compares their names,
+    if the checkpoint and the source's manifest have them.
+
     Args:
         source: features folders of the source with logits (`dp4tl features --logits`), one per run.
             In Python also Features or a list of them, or logits h `(N, C)`; memory maps are read
@@ -32,17 +34,18 @@ def el2n(source: FeaturesOrArray, labels: Any = None) -> Scores:
     array([1, 0])
     """
     if labels is not None:
-        return _of_logits(source, labels, {})
+        return _of_logits(source, labels)
     runs = []
     for run in source if isinstance(source, list | tuple) else [source]:
         features, about = whole_source(run)
         if features is None:
             raise ValueError("`labels` are needed with logits; got None.")
-        runs.append(_of_logits(logits_of("source", features), features.labels, about))
+        facts = {"provenance": about, "class_names": features.class_names}
+        runs.append(_of_logits(logits_of("source", features), features.labels, **facts))
     return mean_scores(runs)
 
 
-def _of_logits(logits: Any, labels: Any, provenance: Mapping[str, Any]) -> Scores:
+def _of_logits(logits: Any, labels: Any, **facts: Any) -> Scores:
     values, ids = labelled("source", logits, labels)
     norms = np.empty(len(values), dtype=np.float64)
     for rows in blocks(values):
@@ -53,7 +56,7 @@ def _of_logits(logits: Any, labels: Any, provenance: Mapping[str, Any]) -> Score
         weights[np.arange(len(block)), ids[rows]] = 0.0
         others = weights.sum(axis=1)
         norms[rows] = np.sqrt((weights**2).sum(axis=1) + others**2) / totals
-    return Scores(scores=norms, method="el2n", unit="sample", provenance=provenance)
+    return Scores(scores=norms, method="el2n", unit="sample", **facts)
 
 
 METHOD = Method(

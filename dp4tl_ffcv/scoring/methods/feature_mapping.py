@@ -55,7 +55,7 @@ def feature_mapping(
     of_target, of_source = features_or_none(target), features_or_none(source)
     about: dict[str, Any] = {}
     if of_target is not None:
-        about["target"] = dict(of_target.provenance)
+        about["target"] = of_target.described()
         target = of_target.features
         if of_source is not None:
             check_same_surrogate(of_target, of_source)

@@ -58,11 +58,13 @@ def grand(  # noqa: PLR0913  # options are named at the call
 
     Raises:
         CheckpointError: see `load_checkpoint`.
+        StaleArtifactError: a model's classes have other names than those of the source.
     """
     from ...beton import BetonIndex
     from ...distributed import best_device
     from ...loading import evaluation_loader
     from ...progress import track
+    from ...validate import check_class_names
     from ..gradients.norms import gradient_norms
     from ..surrogate.checkpoints import load_model
     from ..surrogate.models import Classifier
@@ -74,6 +76,13 @@ def grand(  # noqa: PLR0913  # options are named at the call
         models = [models]
     for number, each in enumerate(models, 1):
         model, weights = load_model(each, arch=arch, mean=mean, std=std)
+        check_class_names(
+            model.class_names,
+            index.class_names(),
+            where=f"model {number} of `models`",
+            elsewhere=repr(str(index.path)),
+            advice="Pass models that were trained on this source.",
+        )
         loader = evaluation_loader(
             index,
             batch_size=batch_size,

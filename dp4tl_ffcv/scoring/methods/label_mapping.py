@@ -30,8 +30,9 @@ def label_mapping(
     The tie-break scores are the soft votes, `sum_n softmax(h(t_n))_c`. They rank the classes that
     were predicted for no image. (arXiv 2310.08782; the authors' code breaks ties arbitrarily.)
 
-    The surrogate must have the source's classes, in the same order. The scores are valid for every
-    beton of that source, at any resolution.
+    The surrogate must have the source's classes, in the same order. `select` compares their names,
+    if the checkpoint and the source's manifest have them. The scores are valid for every beton of
+    that source, at any resolution.
 
     A surrogate whose votes look like those of an untrained one is warned of.
 
@@ -64,7 +65,7 @@ def label_mapping(
     if soft_votes is None and votes.any():
         _warn_of_untrained(counts, votes)
     return Scores(
-        scores=counts.astype(np.float64), tie_break=votes, method="label_mapping", provenance=about
+        scores=counts.astype(np.float64), tie_break=votes, method="label_mapping", **about
     )
 
 

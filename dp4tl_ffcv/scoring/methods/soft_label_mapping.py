@@ -5,7 +5,7 @@ The surrogate's classes must be the source's classes.
 
 from pathlib import Path
 
-from ..inputs import FeaturesOrArray, check_soft_votes, features_or_none, votes_of
+from ..inputs import FeaturesOrArray, check_soft_votes, features_or_none, target_facts, votes_of
 from ..scores import Scores
 from . import Method
 
@@ -22,12 +22,12 @@ def soft_label_mapping(target: FeaturesOrArray) -> Scores:
     """
     features = features_or_none(target)
     if features is not None and features.soft_votes is not None:
-        given, votes, about = features.soft_votes, None, {"target": dict(features.provenance)}
+        given, votes, about = features.soft_votes, None, target_facts(features)
     else:
         given, votes, about = votes_of(target)
     if votes is None:
         votes = check_soft_votes("target", given)
-    return Scores(scores=votes, method="soft_label_mapping", provenance=about)
+    return Scores(scores=votes, method="soft_label_mapping", **about)
 
 
 METHOD = Method(

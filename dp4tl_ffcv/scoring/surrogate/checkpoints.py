@@ -23,7 +23,7 @@ _SHOWN = 200  # characters of a name in an error
 
 
 def save_checkpoint(path: str | os.PathLike[str], model: Classifier) -> None:
-    """Write the weights, the architecture and the normalisation of a model, atomically."""
+    """Write the weights, architecture, normalisation and class names of a model, atomically."""
     mean, std = model.channels
     values = {
         "arch": model.arch,
@@ -31,6 +31,7 @@ def save_checkpoint(path: str | os.PathLike[str], model: Classifier) -> None:
         "mean": list(mean),
         "std": list(std),
         "trained_on": model.trained_on,
+        "class_names": list(model.class_names),
         "network": {name: v.detach().cpu() for name, v in model.network.state_dict().items()},
     }
     write_entries(path, values)
@@ -119,10 +120,16 @@ def load_model(model: ModelLike, **options: Any) -> tuple[Classifier, dict[str, 
 
 def _recorded(values: Mapping[str, Any], headless: bool) -> Classifier:
     """Build the model that a checkpoint of this project describes."""
-    wrong = [name for name in _IS_VALID if not (name in values and _IS_VALID[name](values[name]))]
+    checks = _IS_VALID | {name: _OPTIONAL[name] for name in _OPTIONAL if name in values}
+    wrong = [name for name in checks if not (name in values and checks[name](values[name]))]
     if wrong:
         raise CheckpointError(f"its {wrong[0]} is missing or wrong. It is damaged or was altered.")
     arch, num_classes = values["arch"], values["num_classes"]
+    names = values.get("class_names", [])
+    if names and len(names) != num_classes:
+        raise CheckpointError(
+            f"it names {len(names)} classes, not {num_classes}. It is damaged or was altered."
+        )
     try:
         weights = own_weights(values["network"], arch, headless=headless)
     except CheckpointError:
@@ -136,8 +143,9 @@ def _recorded(values: Mapping[str, Any], headless: bool) -> Classifier:
         )
     model = load_weights(arch, weights)
     model = Classifier(model.network, arch, model.num_classes, values["mean"], values["std"])
-    trained_on = values.get("trained_on")
-    model.trained_on = trained_on if isinstance(trained_on, str) else None
+    model.trained_on = values.get("trained_on")
+    if not headless:
+        model.class_names = names
     return model
 
 
@@ -174,6 +182,13 @@ _IS_VALID: dict[str, Callable[[Any], bool]] = {
     "mean": _is_channels,
     "std": lambda values: _is_channels(values) and min(values) > 0,
     "network": lambda value: isinstance(value, Mapping),
+}
+# Entries that checkpoints of earlier versions lack.
+_OPTIONAL: dict[str, Callable[[Any], bool]] = {
+    "trained_on": lambda value: value is None or isinstance(value, str),
+    "class_names": lambda value: (
+        isinstance(value, list) and all(isinstance(name, str) for name in value)
+    ),
 }
 
 

@@ -1,6 +1,7 @@
 """Models: a network with its normalisation, built by the name of its architecture."""
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -86,6 +87,7 @@ class Classifier(nn.Module):
         self.arch = arch
         self.num_classes = num_classes
         self.trained_on: str | None = None  # fingerprint of the training beton
+        self._class_names: tuple[str, ...] = ()
         self.channels = tuple(map(float, mean)), tuple(map(float, std))
         for name, values in zip(("mean", "std"), self.channels, strict=True):
             if len(values) != 3:
@@ -93,6 +95,20 @@ class Classifier(nn.Module):
             buffer = 255.0 * torch.tensor(values).view(1, 3, 1, 1)
             # Not part of the state dict, which has exactly the keys of the network.
             self.register_buffer(name, buffer, persistent=False)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the outputs, in order `(C,)`; empty if they are unknown."""
+        return self._class_names
+
+    @class_names.setter
+    def class_names(self, names: Sequence[str]) -> None:
+        if names and len(names) != self.num_classes:
+            raise ValueError(
+                f"`class_names` must name each of the {self.num_classes or 0} outputs; got "
+                f"{len(names)} names."
+            )
+        self._class_names = tuple(names)
 
     @property
     def head(self) -> nn.Linear | NoHead:
@@ -183,7 +199,7 @@ def full_name(arch: str) -> str:
 def replace_head(model: Classifier, num_classes: int | None) -> Classifier:
     """Return a copy of `model` with a newly initialised head of `num_classes` outputs.
 
-    None makes the copy an encoder, without a head.
+    None makes the copy an encoder, without a head. The copy has no class names.
     """
     network = copy.deepcopy(model.network)
     if num_classes is not None:

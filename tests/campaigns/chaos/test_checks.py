@@ -64,6 +64,9 @@ def test_facts_of_artifacts_and_numbers_of_states_are_compared(tmp_path: Path) -
     contents = {name: stream.getvalue() for name, stream in state.items()}
     assert trees.same_content("last.pt", contents["same"], contents["first"])
     assert not trees.same_content("last.pt", contents["other"], contents["first"])
+    stream = io.BytesIO()
+    torch.save({"step": 3, "weight": torch.ones(2), "names": ["dog"]}, stream)
+    assert not trees.same_content("last.pt", stream.getvalue(), contents["first"])
     assert trees.same_content("figures/speedup.png", b"\x89PNG\r\n12first", b"\x89PNG\r\n12other")
     assert not trees.same_content(
         "figures/classes.png", b"\x89PNG\r\n12first", b"\x89PNG\r\n12other"

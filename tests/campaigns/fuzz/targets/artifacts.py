@@ -25,16 +25,34 @@ from dp4tl_ffcv import (
 from dp4tl_ffcv.beton.manifest import Manifest, manifest_path, new_manifest, read_manifest
 from dp4tl_ffcv.loading import CACHES
 from tests.campaigns.fuzz import betons
-from tests.campaigns.fuzz.arrays import check_artifact, mutated_npy, mutated_npz
+from tests.campaigns.fuzz.arrays import check_artifact, mutated_npy, mutated_npz, plain_npz
 from tests.campaigns.fuzz.mutate import mutated, mutated_text
 from tests.campaigns.fuzz.target import FaultError, Sample, Target
 
 BETON = "a.beton"
 CLASSES = 3
+NAMES = ("cat", "dog", "owl")
 
 
 def _beton(folder: Path) -> bytes:
     return betons.write(folder / BETON, ("label", "score"), 1).read_bytes()
+
+
+def _named_beton(folder: Path) -> tuple[dict[str, bytes], str]:
+    """Return the files of a beton whose classes are named, and the name of its manifest."""
+    data = _beton(folder)
+    index = BetonIndex.open(folder / BETON)
+    manifest = Manifest(
+        fields={field.name: field.kind for field in index.fields},
+        num_samples=len(index), class_names=NAMES,
+        class_counts=tuple(index.class_counts().tolist()),
+        written_by={"writer": "imagefolder"}, fingerprint=index.fingerprint,
+        skipped=({"sample": 3, "name": "3.png", "error": "damaged"},),
+    )  # fmt: skip
+    with new_manifest(folder / BETON, manifest):
+        pass
+    name = manifest_path(folder / BETON).name
+    return {BETON: data, name: (folder / name).read_bytes()}, name
 
 
 class NpzTarget(Target):
@@ -98,28 +116,31 @@ def check_selection(selection: Selection) -> None:
 class ScoreFiles(NpzTarget):
     name = "scores"
     file = "scores.npz"
-    words = ("kind", "format", "method", "unit", "class", "sample", "provenance")
+    words = ("kind", "format", "method", "unit", "class", "sample", "class_names", *NAMES)
 
     def prepare(self, folder: Path) -> list[Sample]:
-        data, rng = _beton(folder), np.random.default_rng(0)
+        (beton, _), rng = _named_beton(folder), np.random.default_rng(0)
         samples = []
         for number, (unit, count) in enumerate((("class", CLASSES), ("sample", betons.SAMPLES))):
             path = folder / f"{number}.npz"
             Scores(
                 scores=rng.normal(size=count), tie_break=rng.normal(size=count),
-                method="label_mapping", unit=unit,  # type: ignore[arg-type]
+                method="label_mapping", unit=unit, class_names=NAMES,  # type: ignore[arg-type]
             ).save(path)  # fmt: skip
-            files = {BETON: data, self.file: path.read_bytes()}
+            files = {**beton, self.file: path.read_bytes()}
             samples.append(Sample(files, self.file))
         return samples
 
     def use(self, rng: np.random.Generator, folder: Path, sample: Sample, data: bytes) -> str:
-        """Load the scores, rank them and select by them."""
+        """Load the scores, rank them and select by them, if the names are those of the beton."""
         scores = Scores.load(folder / self.file)
         if sorted(scores.ranking()) != list(range(len(scores))):
             raise FaultError("accepted a contradiction", "the ranking is no permutation")
         json.dumps(scores.summary())
         check_selection(select(folder / self.file, folder / BETON, keep=0.5))
+        found = tuple(plain_npz(data)[1].get("class_names", ()))
+        if found[:CLASSES] != NAMES[: len(found)]:
+            raise FaultError("wrong label", f"selected from {NAMES} by scores of {found}")
         return check_artifact(scores, data, sample.data)
 
 
@@ -160,6 +181,7 @@ class FeatureFolders(Target):
             indices=np.arange(rows),
             logits=logits,
             predictions=logits.argmax(1),
+            provenance={"class_names": list(NAMES)},
         ).save(folder / "features")
         paths = sorted((folder / "features").iterdir())
         files = {f"features/{path.name}": path.read_bytes() for path in paths}
@@ -170,7 +192,7 @@ class FeatureFolders(Target):
     def mutate(self, rng: np.random.Generator, sample: Sample, donor: Sample) -> bytes:
         """Mutate the header as text, an array as such."""
         if sample.attacked.endswith(".json"):
-            words = ("arrays", "shape", "dtype", "kind", *self.paths_outside("features"))
+            words = ("class_names", "provenance", "files", "kind", *self.paths_outside("features"))
             return mutated_text(rng, sample.data.decode(), words)
         return mutated_npy(rng, sample.data)
 
@@ -182,6 +204,10 @@ class FeatureFolders(Target):
         if len(features) != len(features.labels) or not np.isfinite(scores.scores).all():
             raise FaultError("accepted a contradiction", repr(scores))
         features.class_means(CLASSES)
+        header = json.loads((folder / "features" / "header.json").read_bytes())
+        names = tuple(header["provenance"].get("class_names", ()))
+        if not names == features.class_names == scores.class_names:
+            raise FaultError("differs from a plain reading", f"{scores.class_names}")
         for name in ("features", "labels", "indices", "logits", "predictions"):
             plain = np.load(folder / "features" / f"{name}.npy", allow_pickle=False)
             if not np.array_equal(getattr(features, name), plain):
@@ -193,20 +219,8 @@ class Manifests(Target):
     name = "manifest"
 
     def prepare(self, folder: Path) -> list[Sample]:
-        data = _beton(folder)
-        index = BetonIndex.open(folder / BETON)
-        names = ("cat", "dog", "owl")
-        manifest = Manifest(
-            fields={field.name: field.kind for field in index.fields},
-            num_samples=len(index), class_names=names,
-            class_counts=tuple(index.class_counts().tolist()),
-            written_by={"writer": "imagefolder"}, fingerprint=index.fingerprint,
-            skipped=({"sample": 3, "name": "3.png", "error": "damaged"},),
-        )  # fmt: skip
-        with new_manifest(folder / BETON, manifest):
-            pass
-        name = manifest_path(folder / BETON).name
-        return [Sample({BETON: data, name: (folder / name).read_bytes()}, name, truth=names)]
+        files, name = _named_beton(folder)
+        return [Sample(files, name, truth=NAMES)]
 
     def mutate(self, rng: np.random.Generator, sample: Sample, donor: Sample) -> bytes:
         """Mutate the JSON."""

@@ -141,10 +141,14 @@ class CheckpointTarget(Target):
         for value in model.network.state_dict().values():
             if value.is_floating_point() and not torch.isfinite(value).all():
                 raise FaultError("accepted weights that are no numbers", sample.attacked)
-        plain = flat(plain_entries(data))
+        entries = plain_entries(data)
+        plain = flat(entries)
         for name, value in model.network.state_dict().items():
             if not any(_is_value(value, plain[key]) for key in plain if _ends_with(key, name)):
                 raise FaultError("differs from a plain reading", name)
+        # Other programs' checkpoints have no class names.
+        if list(model.class_names) != entries.get("class_names", []):
+            raise FaultError("differs from a plain reading", f"{model.class_names}")
         is_equal = _weights(model) == sample.truth and is_same(
             plain, flat(plain_entries(sample.data))
         )
@@ -157,6 +161,7 @@ class OurCheckpoints(CheckpointTarget):
     def prepare(self, folder: Path) -> list[Sample]:
         torch.manual_seed(0)
         model = build_model(ARCH, CLASSES)
+        model.class_names = ("cat", "dog", "owl")
         save_checkpoint(folder / "a.pt", model)
         return [Sample({"a.pt": (folder / "a.pt").read_bytes()}, "a.pt", truth=_weights(model))]
 
