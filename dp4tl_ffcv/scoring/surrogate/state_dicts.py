@@ -1,10 +1,11 @@
 """Find the weights of an architecture among the entries of any program's checkpoint."""
 
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from textwrap import shorten
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,15 @@ Shapes = dict[str, tuple[tuple[int, ...], bool]]
 """Shapes of weights by name, and whether the weights are floating-point numbers."""
 Path = tuple[str, ...]
 """Components of a key, after the names of the entries that hold it: `("model", "fc", "weight")`."""
+
+
+class Entry(NamedTuple):
+    """A tensor in a file."""
+
+    path: Path
+    holder: Path
+    """Path of the mapping that holds it. Two mappings may have entries of the same path."""
+    value: Tensor
 
 
 @dataclass(frozen=True)
@@ -73,7 +83,7 @@ def find_weights(
         CheckpointError: no group fits, or several do.
         ValueError: there is no architecture `arch`.
     """
-    tensors, holders = _tensors(entries)
+    tensors = _tensors(entries)
     if not tensors:
         raise CheckpointError(
             "it is not a state dict, and holds none. Its keys: "
@@ -81,7 +91,7 @@ def find_weights(
             "state dict."
         )
     skeleton = _Skeleton(arch)
-    counts = skeleton.count(tensors)
+    counts = skeleton.count(tensor.path for tensor in tensors)
     groups = [
         skeleton.weights(tensors, prefix, headless)
         for prefix, count in counts.items()
@@ -93,7 +103,7 @@ def find_weights(
         skeleton.weights(tensors, best, headless).check(skeleton.arch)
     chosen = _choose(_largest(fitting))
     others = [group.name for group in fitting if group is not chosen]
-    return chosen, list(dict.fromkeys([*others, *_beside(holders, chosen.prefix)]))
+    return chosen, list(dict.fromkeys([*others, *_beside(tensors, chosen.prefix)]))
 
 
 def own_weights(state: Mapping[str, Tensor], arch: str, *, headless: bool) -> Weights:
@@ -102,7 +112,7 @@ def own_weights(state: Mapping[str, Tensor], arch: str, *, headless: bool) -> We
     Raises:
         CheckpointError: they do not fit.
     """
-    weights = _Skeleton(arch).weights(_tensors(state)[0], (), headless)
+    weights = _Skeleton(arch).weights(_tensors(state), (), headless)
     weights.check(arch)
     return weights
 
@@ -117,7 +127,7 @@ def load_weights(arch: str, weights: Weights) -> Classifier:
     _restore_blurs(model.network, weights.state)
     model.network.load_state_dict(weights.state)
     for name, value in model.network.state_dict().items():
-        if value.is_floating_point() and not value.isfinite().all():
+        if value.is_floating_point() and not _is_finite(value):
             raise CheckpointError(
                 f"{name} holds NaN or infinite values: the training diverged. Pass an earlier "
                 "checkpoint."
@@ -149,10 +159,10 @@ class _Skeleton:
         self._names = required | blurred
         self._depth = 1 + max((len(name.split(".")) for name in self._names), default=0)
 
-    def count(self, tensors: Iterable[Path]) -> dict[Path, int]:
+    def count(self, paths: Iterable[Path]) -> dict[Path, int]:
         """Count the weights of the body under each prefix that has any."""
         counts: dict[Path, int] = {}
-        for path in tensors:
+        for path in paths:
             suffix: list[str] = []
             for start in reversed(range(len(path))):
                 if path[start] in _WRAPPERS:
@@ -164,13 +174,13 @@ class _Skeleton:
                     counts[path[:start]] = counts.get(path[:start], 0) + 1
         return counts
 
-    def weights(self, tensors: Mapping[Path, Tensor], prefix: Path, headless: bool) -> Weights:
+    def weights(self, tensors: Iterable[Entry], prefix: Path, headless: bool) -> Weights:
         """Return the tensors under a prefix, and compare them with the network."""
         headless = headless or not _QUERY_ENCODERS.isdisjoint(prefix)
         state: dict[str, Tensor] = {}
         written: dict[str, str] = {}
         faults: dict[str, list[str]] = {"keys for the same weight": []}
-        for path, value in tensors.items():
+        for path, _, value in tensors:
             if path[: len(prefix)] == prefix:
                 key, name = ".".join(path[len(prefix) :]), _name(path[len(prefix) :])
                 if name in state:
@@ -222,10 +232,9 @@ def _without_memory(arch: str) -> Classifier:
         return build_model(arch, 1)
 
 
-def _tensors(entries: Mapping[Any, Any]) -> tuple[dict[Path, Tensor], dict[Path, Path]]:
-    """Return the tensors of nested mappings with text as keys, and the path of their mappings."""
-    found: dict[Path, Tensor] = {}
-    holders: dict[Path, Path] = {}
+def _tensors(entries: Mapping[Any, Any]) -> list[Entry]:
+    """Return the tensors of nested mappings with text as keys."""
+    found: list[Entry] = []
     seen: set[int] = set()
     waiting: list[tuple[Path, Mapping[Any, Any]]] = [((), entries)]
     while waiting:
@@ -238,11 +247,9 @@ def _tensors(entries: Mapping[Any, Any]) -> tuple[dict[Path, Tensor], dict[Path,
                 path = (*prefix, *key.split("."))
                 if isinstance(value, Mapping):
                     waiting.append((path, value))
-                elif path in found:
-                    raise CheckpointError(f"it has two entries {'.'.join(path)}. It is damaged.")
                 else:
-                    found[path], holders[path] = value, prefix
-    return found, holders
+                    found.append(Entry(path, prefix, value))
+    return found
 
 
 def _name(path: Iterable[str]) -> str:
@@ -253,7 +260,8 @@ def _name(path: Iterable[str]) -> str:
 def _type_fault(value: Tensor, is_float: bool) -> str | None:
     """Return the type of a tensor that cannot be copied into a weight, or None."""
     kinds = str(value.dtype), str(value.layout), value.device.type
-    if kinds[1:] != ("torch.strided", "cpu") or (is_float and not value.is_floating_point()):
+    is_number = value.is_floating_point() if is_float else not value.is_quantized
+    if kinds[1:] != ("torch.strided", "cpu") or not is_number:
         return ", ".join(kind.removeprefix("torch.") for kind in kinds)
     # Such a tensor takes memory only when it is copied.
     is_repeated = value.numel() * value.element_size() > value.untyped_storage().nbytes()
@@ -290,16 +298,21 @@ def _choose(groups: list[Weights]) -> Weights:
     )
 
 
-def _beside(holders: Mapping[Path, Path], prefix: Path) -> Iterator[str]:
+def _beside(tensors: list[Entry], prefix: Path) -> Iterator[str]:
     """Yield what a state dict holds beside the keys under `prefix`, without inner keys."""
-    used = {holder for path, holder in holders.items() if path[: len(prefix)] == prefix}
-    for path, holder in holders.items():
+    used = {holder for path, holder, _ in tensors if path[: len(prefix)] == prefix}
+    for path, holder, _ in tensors:
         if holder in used and path[: len(prefix)] != prefix:
             yield ".".join(path[: len(prefix)])
 
 
 def _listed(names: Iterable[str]) -> str:
     return shorten(", ".join(names), _SHOWN)
+
+
+def _is_finite(value: Tensor) -> bool:
+    extremes = value.aminmax() if value.numel() else ()  # NaN if any value is
+    return all(math.isfinite(extreme) for extreme in extremes)
 
 
 def _restore_blurs(network: nn.Module, state: Mapping[str, Tensor]) -> None:
