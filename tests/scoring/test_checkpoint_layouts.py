@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -92,6 +93,35 @@ def test_weights_are_found_wherever_they_lie(layout: str, tmp_path: Path) -> Non
     assert all(left_out in message and "a.pt" in message for message in messages)
 
 
+BESIDE: dict[str, Any] = {
+    "tuples as keys": {("layer1", 2): 0.5, (1, 2): "a", (): (3,), b"b": 1, torch.float32: 2},
+    "byte array": bytearray(b"\xff\x00a"),
+    "sparse": torch.eye(3).to_sparse(),
+    "sparse by rows": torch.eye(3).to_sparse_csr(),
+    "quantized": torch.quantize_per_tensor(torch.rand(3), 0.1, 0, torch.quint8),
+    "quantized by channel": torch.quantize_per_channel(
+        torch.rand(3, 2), torch.rand(3), torch.zeros(3), 0, torch.qint8
+    ),
+    "meta": torch.empty(1 << 40, device="meta"),
+    "one number in memory": torch.zeros(1).expand(1 << 40),
+    "entries of one name": {"a.b": torch.ones(1), "a": {"b": torch.ones(1)}},
+    "numbers of numpy": [np.float64(0.5), np.arange(3), np.bool_(True)],
+    "random state of numpy": np.random.RandomState(0).get_state(),
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:.*left out", "ignore:Validating sparse")
+@pytest.mark.parametrize("is_zip", [True, False])
+@pytest.mark.parametrize("kind", BESIDE)
+def test_what_torch_reads_may_lie_beside_the_weights(
+    kind: str, is_zip: bool, tmp_path: Path
+) -> None:
+    values = {"model": STATE, "extra": BESIDE[kind]}
+    torch.save(values, tmp_path / "a.pt", _use_new_zipfile_serialization=is_zip)
+    model = load_checkpoint(tmp_path / "a.pt", arch="resnet8_w16")
+    assert_same_state(model.network.state_dict(), STATE)
+
+
 CHOICES: dict[str, tuple[State, State]] = {
     "torchvision": ({"model": OTHER, "model_ema": averaged()}, STATE),
     "timm": ({"state_dict": OTHER, "state_dict_ema": STATE}, STATE),
@@ -145,6 +175,17 @@ REFUSED: dict[str, tuple[State, str]] = {
     "beyond float32": (changed(with_value(1e300)), r"0\.weight holds NaN or infinite values"),
     "integers": (changed(torch.Tensor.char), r"wrong types: 0\.weight int8, strided, cpu\."),
     "complex": (changed(lambda w: w.to(torch.complex64)), r"types: 0\.weight complex64, strided"),
+    "sparse": (changed(torch.Tensor.to_sparse), r"types: 0\.weight float32, sparse_coo, cpu\."),
+    "meta": (changed(lambda w: w.to("meta")), r"types: 0\.weight float32, strided, meta\."),
+    "quantized counter": (
+        STATE | {"1.num_batches_tracked": torch.quantize_per_tensor(
+            torch.tensor(1.0), 1.0, 0, torch.qint8)},
+        r"types: 1\.num_batches_tracked qint8, strided, cpu\.",
+    ),
+    "two entries of one name": (
+        {"net": STATE | {"0": {"weight": STATE["0.weight"]}}},
+        r"under 'net' do not fit .*; keys for the same weight: 0\.weight, 0\.weight\.",
+    ),
     "one number in memory": (
         changed(lambda w: torch.zeros(1).expand(w.shape)), r"types: 0\.weight repeats its numbers",
     ),

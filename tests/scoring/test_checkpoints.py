@@ -227,7 +227,8 @@ def test_a_file_without_checksums_is_read(tmp_path: Path) -> None:
 def test_an_error_says_what_a_file_holds(tmp_path: Path) -> None:
     torch.save({"state_dict": WEIGHTS, "hyper_parameters": Namespace(lr=0.1)}, tmp_path / "a.pt")
     with pytest.raises(
-        CheckpointError, match=rf"{UNREADABLE}[a-z ]* \(it names argparse\.Namespace\)\. Save"
+        CheckpointError,
+        match=rf"{UNREADABLE}[a-z ]* \(the pickle names argparse\.Namespace, at byte \d+\)\. Save",
     ):
         load_checkpoint(tmp_path / "a.pt", arch="resnet8_w16")
     model = make()

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 _ROWS = 1 << 30
@@ -78,6 +79,47 @@ def _with_size(archive: bytes, name: bytes, size: int) -> bytes:
     return archive[: at + 20] + struct.pack("<II", size, size) + archive[at + 28 :]
 
 
+class _Call:
+    """Calls a function when it is unpickled."""
+
+    def __init__(self, function: Callable[..., Any], *arguments: Any) -> None:
+        self.call = (function, arguments)
+
+    def __reduce__(self) -> Any:
+        return self.call
+
+
+def _repeated(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """Return a large tensor of one number."""
+    return torch.zeros(1, dtype=dtype).expand(*shape)
+
+
+def _sparse() -> _Call:
+    indices = _repeated(1, 1 << 36, dtype=torch.int64)
+    parts = (indices, _repeated(1 << 36), (1 << 36,), None)
+    return _Call(torch._utils._rebuild_sparse_tensor, torch.sparse_coo, parts)
+
+
+def _compressed() -> list[_Call]:
+    rows = torch.zeros(1 << 16, dtype=torch.int64)
+    parts = (rows, rows[:0].clone(), torch.zeros(0), (len(rows) - 1, 1))
+    return [_Call(torch._utils._rebuild_sparse_tensor, torch.sparse_csr, parts) for _ in range(200)]
+
+
+def _quantized() -> _Call:
+    scales = _repeated(1 << 28, dtype=torch.float64)
+    storage = torch.quantize_per_tensor(torch.zeros(4), 1.0, 0, torch.qint8)._typed_storage()
+    return _Call(
+        torch._utils._rebuild_qtensor,
+        storage, 0, (1 << 28,), (0,), (torch.per_channel_affine, scales, scales, 0), False, {},
+    )  # fmt: skip
+
+
+def _numpy_number() -> _Call:
+    scalar = np.float64(0).__reduce__()[0]
+    return _Call(scalar, _Call(np.dtype, f"V{1 << 30}"))  # type: ignore[arg-type]  # a function
+
+
 _KEYED = b"\x80\x02}" + _shared_tuples(40) + b"Ns."
 _CALL = b"\x80\x02}X\x01\x00\x00\x00a%bs."
 _BYTES = b"c__builtin__\nbytearray\n\x8a\x05\x00\x00\x00\x00\x02\x85R"
@@ -93,7 +135,13 @@ BOMBS: dict[str, Callable[[], bytes]] = {
     "storage in a legacy file": lambda: legacy(_CALL % _tensor(4, _ROWS, b"N")),
     "shape in a zip": lambda: zipped(_CALL % _tensor(_ROWS, 4)),
     "shape in a legacy file": lambda: legacy(_CALL % _tensor(_ROWS, 4, b"N")),
-    "sparse": lambda: _saved({"a": torch.eye(3).to_sparse()}),
+    "sparse, repeated": lambda: _saved({"a": _sparse()}),
+    "sparse by rows, of one storage": lambda: _saved({"a": _compressed()}, **_LEGACY),
+    "quantized, repeated": lambda: _saved({"a": _quantized()}),
+    "numpy's number": lambda: _saved({"a": _numpy_number()}),
+    "byte array by another function": lambda: _saved(
+        {"a": _Call(torch._tensor._rebuild_from_type_v2, bytearray, bytearray, (1 << 30,), {})}
+    ),
     "two pickles": lambda: _packed(
         {"archive/DATA.PKL": _KEYED, **_members(_saved({"a": torch.zeros(4)}))}
     ),

@@ -17,6 +17,7 @@ from typing import IO, Any
 
 import numpy as np
 import torch
+from torch.overrides import TorchFunctionMode
 
 from ...atomic import atomic_open
 from ...errors import CheckpointError, requires
@@ -25,25 +26,38 @@ from ...pickles import scan_pickle
 _ZIP = b"PK\x03\x04"
 _LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the pickled number of torch before 1.6
 _LEGACY_PICKLES = 5  # this number, the version, the machine, the objects, the names of the storages
-# The objects of checkpoints. torch allows more: byte arrays and sparse tensors of any size.
+# The objects of checkpoints. torch allows a few more, such as nested tensors and those of devices.
 _CONTAINERS = {
-    "_codecs.encode", "builtins.complex", "builtins.set", "__builtin__.complex", "__builtin__.set",
-    "collections.Counter", "collections.OrderedDict", "numpy.dtype", "numpy.ndarray",
+    *(f"{module}.{name}" for module in ("builtins", "__builtin__")
+      for name in ("bytearray", "complex", "set")),
+    "_codecs.encode", "collections.Counter", "collections.OrderedDict",
+    "numpy.dtype", "numpy.ndarray",
 }  # fmt: skip
 _TENSORS = re.compile(
     r"torch\._utils\._rebuild_(tensor(_v2|_v3)?|parameter(_with_state)?)"
+    r"|torch\._utils\._rebuild_(sparse_tensor|qtensor|meta_tensor_no_storage)"
     r"|torch\._tensor\._rebuild_from_type_v2|torch\.nn\.parameter\.Parameter"
     r"|torch\.serialization\._get_layout|torch\.(storage\.)?\w*Storage|torch\.(Size|Tensor|device)"
-    r"|torch\.(b?float|u?int|complex|bool|half|double|long|short|q)\w*"
+    r"|torch\.(b?float|u?int|complex|bool|half|double|long|short|q|per_tensor_|per_channel_)\w*"
     r"|numpy\.(core|_core)\.multiarray\.(_reconstruct|scalar)|numpy\.dtypes\.\w+"
 )
+_NUMPY_CODES = {
+    np.dtype(code).str[1:]  # such as f8
+    for code in "?" + np.typecodes["AllInteger"] + np.typecodes["Float"]
+}
+# The functions that take the parts of a sparse or quantized tensor.
+_COMPOSING = {
+    torch.sparse_coo_tensor,
+    torch.sparse_compressed_tensor,
+    torch._empty_per_channel_affine_quantized,
+}
 
 
 def read_entries(path: str | os.PathLike[str]) -> dict[Any, Any]:
     """Return the dictionary in a file of `torch.save`, or the tensors of a `.safetensors` file.
 
-    The file may hold tensors, plain containers, and numpy's numbers and arrays. Peak memory is
-    the size of the file, once.
+    The file may hold tensors of any kind, plain containers, and numpy's numbers and arrays. Peak
+    memory is the size of the file, once.
 
     Raises:
         OSError: the file cannot be opened; `filename` is its path.
@@ -62,17 +76,21 @@ def read_entries(path: str | os.PathLike[str]) -> dict[Any, Any]:
         with _only_checkpoint_errors():
             return dict(load_file(path))
     with _only_checkpoint_errors():
-        return dict(read_saved(path))
+        entries = read_saved(path)
+        if not isinstance(entries, Mapping):
+            raise ValueError(f"it holds a value of type {type(entries).__name__}")
+        return dict(entries)
 
 
 def read_saved(path: Path) -> Any:
     """Return what `torch.save` wrote to a file: tensors, plain containers, numpy's numbers."""
     with path.open("rb") as stream, _only_checkpoint_errors():
         _check(stream)
-        with torch.serialization.safe_globals(_numpy_globals()):
+        size = os.fstat(stream.fileno()).st_size
+        with torch.serialization.safe_globals(_numpy_globals()), _Bounded(size):
             entries = torch.load(stream, map_location="cpu", weights_only=True)
         # A file from before torch 1.6 can name storages that it does not hold.
-        if _storage_bytes(entries) > os.fstat(stream.fileno()).st_size:
+        if _storage_bytes(entries) > size:
             raise ValueError("its tensors are larger than the file")
         return entries
 
@@ -108,6 +126,27 @@ class _Recorder(io.RawIOBase):
             raise
 
 
+class _Bounded(TorchFunctionMode):
+    """Limits the tensors that sparse and quantized ones are made of to a number of bytes.
+
+    torch checks or copies all their elements. A view can have any number from little memory.
+    """
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self._left = size
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func in _COMPOSING:
+            parts = (*args, *(kwargs or {}).values())
+            self._left -= sum(part.nbytes for part in parts if isinstance(part, torch.Tensor))
+            if self._left < 0:
+                raise ValueError("its sparse or quantized tensors are larger than the file")
+        return func(*args, **(kwargs or {}))
+
+
 @contextmanager
 def _only_checkpoint_errors() -> Iterator[None]:
     try:
@@ -136,8 +175,7 @@ def _check(stream: IO[bytes]) -> None:
         with mmap(stream.fileno(), 0, access=ACCESS_READ) as data:
             position = 0
             for _ in range(_LEGACY_PICKLES):
-                names, position = scan_pickle(data, position)
-                _check_names(names)
+                position = scan_pickle(data, position, accepts=_is_harmless)
     else:
         raise ValueError("it is neither a zip archive nor a pickle of torch")
     stream.seek(0)
@@ -158,14 +196,11 @@ def _check_archive(archive: zipfile.ZipFile, file_size: int) -> None:
             del member.CRC  # zipfile verifies no checksum then
     for member in members:
         if member.filename.casefold().endswith(".pkl"):
-            names, _ = scan_pickle(archive.read(member))
-            _check_names(names)
+            scan_pickle(archive.read(member), accepts=_is_harmless)
 
 
-def _check_names(names: frozenset[str]) -> None:
-    foreign = [name for name in names if name not in _CONTAINERS and not _TENSORS.fullmatch(name)]
-    if foreign:
-        raise ValueError(f"it names {', '.join(sorted(foreign))}")
+def _is_harmless(name: str) -> bool:
+    return name in _CONTAINERS or _TENSORS.fullmatch(name) is not None
 
 
 def _storage_bytes(entries: Any) -> int:
@@ -182,10 +217,14 @@ def _storage_bytes(entries: Any) -> int:
             waiting += value.values()
         elif isinstance(value, list | tuple):
             waiting += value
-        elif isinstance(value, torch.Tensor) and value.device.type == "cpu":
+        elif isinstance(value, torch.Tensor) and _has_storage(value):
             storage = value.untyped_storage()
             storages[storage.data_ptr()] = storage.nbytes()
     return sum(storages.values())
+
+
+def _has_storage(tensor: torch.Tensor) -> bool:
+    return tensor.device.type == "cpu" and tensor.layout == torch.strided
 
 
 def _numpy_globals() -> list[Any]:
@@ -199,5 +238,12 @@ def _numpy_globals() -> list[Any]:
         for maker in makers
         for core in ("core", "_core")
     ]
-    codes = "?" + np.typecodes["AllInteger"] + np.typecodes["Float"]
-    return [np.dtype, np.ndarray, *names, *{type(np.dtype(code)) for code in codes}]
+    types = {type(np.dtype(code)) for code in _NUMPY_CODES}
+    return [(_number_type, "numpy.dtype"), np.ndarray, *names, *types]
+
+
+def _number_type(code: Any, *options: Any) -> Any:
+    """Return numpy's type of a number. A number of another type may take any memory."""
+    if code not in _NUMPY_CODES:
+        raise ValueError(f"it holds numpy's type {code!s:.20}")
+    return np.dtype(code, *options)

@@ -29,6 +29,8 @@ _PICKLES = (
     b"r\xff\xff\xff\x7f", b"cos\nsystem\n", b"cbuiltins\nbytearray\n", b"cbuiltins\nset\n",
     b"ccollections\nOrderedDict\n", b"ctorch._utils\n_rebuild_tensor_v2\n", b"J\xff\xff\xff\x7f",
     b"\x8a\x08\xff\xff\xff\xff\xff\xff\xff\x7f", b"\x8a\xff" + b"\x01" * 255, b"Q", b"\x94", b".",
+    b"c_codecs\nencode\n", b"ctorch._utils\n_rebuild_sparse_tensor\n", b"cnumpy\ndtype\n",
+    b"ctorch._tensor\n_rebuild_from_type_v2\n", b"ccollections\nCounter\n",
     b"X\xff\xff\xff\xff", b"B\xff\xff\xff\x7f", b"G\x7f\xf8\0\0\0\0\0\0", b"\x93", b"\x81", b"N",
 )  # fmt: skip
 
@@ -116,10 +118,14 @@ def is_same(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
 
 
 def _is_value(found: Any, plain: Any) -> bool:
-    if isinstance(found, torch.Tensor) and isinstance(plain, torch.Tensor):
+    if _is_dense(found) and _is_dense(plain):
         plain = plain.to(found.dtype)
         return found.shape == plain.shape and torch.allclose(found, plain, 0, 0, equal_nan=True)
     return bool(repr(found) == repr(plain))
+
+
+def _is_dense(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and not (value.is_sparse or value.is_meta)
 
 
 def _ends_with(key: str, name: str) -> bool:
@@ -180,6 +186,12 @@ class ForeignCheckpoints(CheckpointTarget):
                 state,
                 {"state_dict": {f"module.{name}": value for name, value in state.items()}},
                 {"model": {f"_orig_mod.{n}": v for n, v in state.items()}, "epoch": np.int64(3)},
+                {
+                    "model": state,
+                    "extra": {("a", 1): bytearray(b"abc"), (0.5, 2): {1, 2}},
+                    "sparse": torch.eye(3).to_sparse(),
+                    "meta": torch.empty(3, device="meta"),
+                },
             )
         ):
             for is_zip in (True, False):
