@@ -86,11 +86,11 @@ def scan_pickle(
 ) -> int:
     """Check the pickle at byte `start` of `data` without making any object of it.
 
-    After this check, reading the pickle takes memory and steps in proportion to its size, if the
-    functions that it calls do. It may hold what torch and Python 2 write by protocol 2: numbers,
-    text, bytes, tuples, lists, dictionaries, and objects made by calls. Bytes and byte arrays are
-    made by calls, too, and may only be text that is encoded by Latin-1: other codecs return more
-    than they take, and a byte array can be made of its length alone.
+    After this check, reading the pickle takes memory and steps in proportion to its size, provided
+    that the functions it calls do so too. It may hold what torch and Python 2 write by protocol 2:
+    numbers, text, bytes, tuples, lists, dictionaries, and objects made by calls. Bytes and byte
+    arrays are made by calls, too, and may only be text that is encoded by Latin-1: other codecs
+    return more than they take, and a byte array can be made of its length alone.
 
     Keys of dictionaries are text, bytes, numbers, names, and tuples of them. The hash of a tuple
     takes as many steps as it has parts. Tuples that are used again count with their full size,

@@ -254,7 +254,7 @@ def read_npz(
         except (*_NOT_A_ZIP, OSError) as error:
             if isinstance(error, OSError) and error.errno != errno.EINVAL:  # EINVAL: a wrong offset
                 raise
-            raise ValueError(f"it is no whole .npz file: {error}") from error
+            raise ValueError(f"it is not a complete .npz file: {error}") from error
     header = arrays.pop("header")
     if header.ndim or header.dtype.kind != "U":
         raise ValueError("its header is not a text")
@@ -268,7 +268,7 @@ def _check_directory(stream: IO[bytes], num_bytes: int) -> None:
     is_large = num_bytes >= _LARGE
     size = int.from_bytes(tail[-10:-6], "little")
     if tail[-22:-18] != b"PK\5\6" or (tail[:4] == b"PK\6\7" and not is_large):
-        raise ValueError("it is no whole .npz file")
+        raise ValueError("it is not a complete .npz file")
     if size > _MOST_DIRECTORY:
         raise ValueError("it holds too many arrays")
 

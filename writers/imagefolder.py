@@ -171,8 +171,8 @@ def _check_classes_agree(listings: Mapping[str, Listing]) -> None:
         missing = sorted(set(names) - known) if known else []
         if missing and len(missing) == len(set(names)):
             raise ValueError(
-                f"No class folder of {split} is a class of train: {missing[0]!r} is none. Sort the "
-                f"images of {split} into class folders as in train."
+                f"None of the class folders of {split}, such as {missing[0]!r}, is a class of "
+                f"train. Sort the images of {split} into class folders of the same names."
             )
         if missing:
             print(f"{len(missing)} classes of {split} are not in train, such as {missing[0]!r}")

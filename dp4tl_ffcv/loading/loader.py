@@ -60,10 +60,11 @@ class PrunedLoader(StatefulLoader):
         jpeg_index: index the JPEGs in the first epoch, so that later epochs decode only the data of
             each crop. The indexes are kept in a file `NAME.beton.jpegs` next to the beton, or in
             the user's cache folder.
-        timeout: seconds that a batch waits while no read of the epoch ends. Then a TimeoutError
-            names the file, the byte offset and the sample. 16 threads read at most 1 MiB at a time
-            each, so that a disk of 1.7 MB/s makes progress within 10 seconds. A network file system
-            may need minutes to recover from a failed server: pass 600, or None to wait for ever.
+        timeout: seconds without any finished read after which a waiting batch raises a
+            TimeoutError, which names the file, the byte offset and the sample. Each of 16 threads
+            reads at most 1 MiB at a time, so 10 seconds are enough for a disk of 1.7 MB/s. A
+            network file system may need minutes to recover from a failed server: pass 600, or None
+            to wait for ever.
         **kwargs: further arguments of `Loader`, by name. `order` is one of ffcv's options, a name
             in `dp4tl_ffcv.loading.ORDERS`, a function like the ones there, or a `TraversalOrder`
             class.

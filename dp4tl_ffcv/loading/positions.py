@@ -115,7 +115,7 @@ def _samples_left(
     if world_size > len(ids):
         raise ValueError(
             f"`state` is of an epoch that began with world size {world_size}, which is more than "
-            f"its {len(ids)} samples. Only {world_size} ranks can continue it."
+            f"its {len(ids)} samples. Continue it with {world_size} ranks."
         )
     options = {"world_size": world_size, "batch_size": position.batch_size}
     shares = [order.share(position.epoch, rank, **options) for rank in range(world_size)]

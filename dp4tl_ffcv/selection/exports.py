@@ -83,8 +83,8 @@ def _warn_of_parts(selection: Selection, index: BetonIndex, path: str) -> None:
     parts = int(((kept > 0) & (kept < counts)).sum())
     if parts:
         warnings.warn(
-            f"the samples in {path!r} are only a part of {parts} of their {len(selection.classes)} "
-            f"classes. If whole classes were selected, the numbers are not positions.{_HINT}",
+            f"{path!r} covers {parts} of its {len(selection.classes)} classes only partly. If "
+            f"whole classes were selected, the numbers are not positions.{_HINT}",
             stacklevel=3,
         )
 

@@ -229,8 +229,8 @@ def _groups(
 def _of_classes(scores: Scores, index: BetonIndex, label_field: str) -> Scores:
     """Return the scores of a named source's classes; ignore outputs that stand for no class.
 
-    A surrogate may have been trained on C classes with more than C outputs. Then its predictions
-    avoid the other outputs, which those of a surrogate for other classes would not.
+    A surrogate may have been trained on C classes with more than C outputs. Its predictions then
+    avoid the extra outputs. A surrogate of another source would use them.
     """
     if scores.provenance.get("clusters_sha256") is not None:
         return scores  # refused with the reason

@@ -147,7 +147,7 @@ def test_one_network_of_several_is_loaded(program: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("names", [("student", "teacher"), ("ema_1", "x.ema.y")], ids=" ".join)
 def test_networks_that_fit_equally_are_refused(names: tuple[str, str], tmp_path: Path) -> None:
     torch.save({names[0]: STATE, names[1]: OTHER}, tmp_path / "a.pt")
-    message = rf"it holds several networks that fit: {names[0]}, {names[1]}\. Save the state dict"
+    message = rf"it holds several networks that fit: {names[0]}, {names[1]}\. Save one of them"
     with pytest.raises(CheckpointError, match=message):
         load_checkpoint(tmp_path / "a.pt", arch="resnet8_w16")
 

@@ -44,7 +44,7 @@ def test_numbers_that_do_not_select_whole_classes_are_warned_of(
     export_indices(selection, tmp_path / "ids.npy")
     import_indices(tmp_path / "ids.npy", uneven)  # warnings are errors
     np.save(tmp_path / "other.npy", SAMPLES - 1 - selection.indices)
-    message = r"other\.npy' are only a part of \d+ of their \d+ classes.* not positions\. Pass"
+    message = r"other\.npy' covers \d+ of its \d+ classes only partly.* not positions\. Pass"
     with pytest.warns(UserWarning, match=message):
         import_indices(tmp_path / "other.npy", uneven)
     np.save(tmp_path / "large.npy", np.array([1, SAMPLES]))

@@ -147,7 +147,10 @@ def test_common_names_of_splits_are_understood(train: str, test: str, tmp_path: 
         (("bee", "ant/test", "ant"), "ant' holds the folder 'test'"),
         (("photos/ant", "photos/bee"), "photos' holds the folder 'ant'"),
         (("train/x/ant", "train/x/bee"), "train/x' holds the folder 'ant'"),
-        (("train/ant", "train/bee", "val/images"), "No class folder of val is a class of train"),
+        (
+            ("train/ant", "train/bee", "val/images"),
+            "folders of val, such as 'images', is a class of train",
+        ),
         (("val/ant", "valid/ant"), "two folders for the split val: 'val' and 'valid'"),
         (("Train/ant", "bee"), r"both splits \(Train\) and other folders, such as 'bee'"),
         (("bus", "train"), "If 'train' is a class, rename its folder"),

@@ -1,8 +1,8 @@
 """Threads that read the bytes of an epoch, and the limit for reads that make no progress.
 
-A thread in a system call cannot be stopped: a disk or a server that does not answer keeps it. So
-nobody waits for such a thread without a limit. It is a daemon, which lets the interpreter exit, and
-it keeps its file open and its memory valid until the system call returns.
+A thread in a system call cannot be stopped while a disk or a server does not answer. Therefore
+nothing waits for such a thread without a limit. It is a daemon, so that the interpreter can exit,
+and it keeps its file open and its memory valid until the system call returns.
 """
 
 import threading

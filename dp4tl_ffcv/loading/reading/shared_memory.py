@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 FOLDER = Path("/dev/shm")
 _PREFIX = "dp4tl_ffcv-"
+_GIB = 1 << 30
 _MADV_WIPEONFORK = 18  # from <linux/mman.h>, as mmap has no name for it
 
 
@@ -78,8 +79,9 @@ def _path(name: str) -> Path:
 def _no_room(error: OSError, num_bytes: int) -> OSError:
     return OSError(
         error.errno,
-        f'no room for cache="ram": it needs {num_bytes} bytes in {FOLDER}. Enlarge that file '
-        f'system (docker: --shm-size), or use cache="extents". The system says: {error.strerror}',
+        f'cache="ram" cannot use {num_bytes / _GIB:.3g} GiB of {FOLDER}, where '
+        f"{shared_room() / _GIB:.3g} GiB are free: {error.strerror}. Enlarge that file system "
+        '(docker: --shm-size), or use cache="extents".',
     )
 
 

@@ -34,7 +34,7 @@ def label_mapping(
     if the checkpoint and the source's manifest have them. The scores are valid for every beton of
     that source, at any resolution.
 
-    A surrogate whose votes look like those of an untrained one is warned of.
+    Warns if the votes look like those of an untrained surrogate.
 
     Args:
         target: features folder of the target's training split (`dp4tl features`). In Python also
@@ -76,8 +76,9 @@ def _warn_of_untrained(counts: NDArray[np.int64], votes: NDArray[np.float64]) ->
     if images >= _FEWEST and len(counts) > 1 and (agreement < _AGREEMENT or most == images):
         warnings.warn(
             f"the surrogate may be untrained, or unfit for the target: it predicts "
-            f"{most / images:.0%} of the {images} images as class {counts.argmax()}, and its "
-            f"softmax outputs agree with its predictions by {agreement:.0%}. Check its checkpoint.",
+            f"{most / images:.0%} of the {images} images as class {counts.argmax()}, and "
+            f"its predictions and softmax outputs agree on {agreement:.0%} of the votes. Check its "
+            "checkpoint.",
             stacklevel=4,
         )
 

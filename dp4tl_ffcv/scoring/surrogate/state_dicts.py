@@ -293,8 +293,8 @@ def _choose(groups: list[Weights]) -> Weights:
         if len(preferred) == 1:
             return preferred[0]
     raise CheckpointError(
-        f"it holds several networks that fit: {_listed(group.name for group in groups)}. Save the "
-        "state dict of one alone."
+        f"it holds several networks that fit: {_listed(group.name for group in groups)}. Save one "
+        "of them as a file of its own."
     )
 
 
