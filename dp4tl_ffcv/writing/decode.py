@@ -20,6 +20,9 @@ MOST_BYTES = 1 << 31  # of a file; a page of a beton has no more
 # Pillow guesses the format, and for others may run programs: Ghostscript for PostScript.
 _FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 _MOST_GREY = (1 << 16) - 1
+# Pixels that a byte of a file can hold, by Pillow's decoder: a pixel has at least one bit, and
+# deflate expands to at most 1,032 times, LZW to less. Other codecs hold even images in no space.
+_PIXELS_PER_BYTE = {"raw": 8, "zip": 8 * 1032, "gif": 8 * 1032}
 
 # Functions that turn an image upright, for each other EXIF orientation.
 _TURNS: dict[int, Callable[[NDArray[np.uint8]], NDArray[np.uint8]]] = {
@@ -65,6 +68,8 @@ def decode_with_pillow(content: bytes) -> NDArray[np.uint8]:
                 with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
                     image.verify()  # the checksums, which decoding ignores in part
             with Image.open(io.BytesIO(content), formats=_formats()) as image:
+                check_size(image.height, image.width)
+                _check_room(image, len(content))
                 return pixels_of_image(image)
     except UnidentifiedImageError:
         raise ValueError("not a known image format") from None
@@ -92,6 +97,17 @@ def check_size(height: int, width: int) -> None:
 def upright(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
     """Turn pixels upright that have an EXIF orientation."""
     return np.ascontiguousarray(_TURNS[orientation](pixels)) if orientation in _TURNS else pixels
+
+
+def _check_room(image: Image.Image, num_bytes: int) -> None:
+    """Raise ValueError for a size that so many bytes cannot hold.
+
+    Pillow makes room for the pixels before it reads them.
+    """
+    limits = [_PIXELS_PER_BYTE.get(tile[0]) for tile in image.tile]
+    most = num_bytes * max((limit or MOST_PIXELS for limit in limits), default=MOST_PIXELS)
+    if image.height * image.width > most:
+        raise ValueError(f"{num_bytes} bytes for {image.width} x {image.height} pixels: truncated")
 
 
 def _formats() -> list[str]:

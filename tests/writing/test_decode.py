@@ -207,6 +207,35 @@ def test_postscript_is_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
         written(content)
 
 
+def with_height(content: bytes, kind: str, height: int) -> bytes:
+    """Return the file of 56 x 40 pixels with another height in its header."""
+    if kind == "PNG":  # the header has a checksum
+        header = content[12:20] + height.to_bytes(4, "big") + content[24:29]
+        return content[:12] + header + zlib.crc32(header).to_bytes(4, "big") + content[33:]
+    old, new = {
+        "GIF": (struct.pack("<2H", 56, 40), struct.pack("<2H", 56, height)),
+        "TIFF": (struct.pack("<2HIH", 257, 4, 1, 40), struct.pack("<2HII", 257, 4, 1, height)[:10]),
+        "BMP": (struct.pack("<2i", 56, 40), struct.pack("<2i", 56, height)),
+        "PPM": (b"56 40", b"56 %d" % height),
+    }[kind]
+    assert old in content
+    return content.replace(old, new)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "GIF", "TIFF", "BMP", "PPM"])
+def test_a_size_that_the_file_cannot_hold_is_refused_before_room_is_made(kind: str) -> None:
+    content = as_file(Image.new("L", (56, 40)), kind)
+    with pytest.raises(ValueError, match="bytes for 56 x 60000 pixels: truncated"):
+        written(with_height(content, kind, 60_000))
+
+
+def test_even_images_of_any_format_are_decoded() -> None:
+    even = Image.new("L", (6000, 5000))
+    for kind in ("PNG", "GIF", "TIFF", "WEBP"):
+        assert not written(as_file(even, kind)).any()
+    assert not written(as_file(even.convert("1"), "PNG")).any()
+
+
 def test_an_image_of_too_many_pixels_is_refused_before_it_is_decoded(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
