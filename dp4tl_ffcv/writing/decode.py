@@ -99,7 +99,7 @@ def upright(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
     return np.ascontiguousarray(_TURNS[orientation](pixels)) if orientation in _TURNS else pixels
 
 
-def _check_room(image: Image.Image, num_bytes: int) -> None:
+def _check_room(image: ImageFile.ImageFile, num_bytes: int) -> None:
     """Raise ValueError for a size that so many bytes cannot hold.
 
     Pillow makes room for the pixels before it reads them.

@@ -1,6 +1,8 @@
 """Parquet folders of `datasets`: splits, columns, class names, groups that are read."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -309,6 +311,26 @@ def test_a_damaged_parquet_file_is_named(root: Path, tmp_path: Path) -> None:
         except ValueError as error:
             errors += "validation-00000" in str(error)
     assert errors >= 5
+
+
+def test_statistics_that_do_not_fit_the_schema_do_not_end_the_process(
+    root: Path, tmp_path: Path
+) -> None:
+    path = root / "data" / "validation-00000-of-00001.parquet"
+    optional, required = b"\x25\x02\x18\x05bytes", b"\x25\x00\x18\x05bytes"  # in the schema
+    whole = path.read_bytes()
+    assert optional in whole
+    path.write_bytes(whole.replace(optional, required))
+    script = (
+        "import sys; from pathlib import Path; from writers import huggingface;"
+        "huggingface.write(huggingface.Config(root=Path(sys.argv[1]), out=Path(sys.argv[2])))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(root), str(tmp_path / "out")],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1, done.stderr
+    assert "validation-00000-of-00001.parquet is damaged or not parquet" in done.stderr
 
 
 def test_more_rows_than_the_file_can_hold_images_are_refused(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from dp4tl_ffcv.utils import LazyImages, requires
 from .common import check_class_id
 from .files import PathsInside
 
-WINDOW = 64 << 20  # bytes of images in a window; a larger group is a window of its own
+WINDOW = 64 << 20  # bytes of the groups in a window; a larger group is a window of its own
 _BATCH = 16  # rows that are decoded at a time
 
 
@@ -29,7 +29,7 @@ class ParquetImages(LazyImages):
     """Samples (image, label, row) of a split. An image is its file's bytes or path.
 
     `groups` (G, 4) has a row per group. Its columns: file, group in the file, first row in the
-    split, image bytes. A process keeps `held` groups.
+    split, bytes of all columns. A process keeps `held` groups.
     """
 
     def __init__(
@@ -59,14 +59,9 @@ class ParquetImages(LazyImages):
                 if parquet.metadata.num_rows > path.stat().st_size:  # repeated values take no space
                     raise ValueError(f"it has {parquet.metadata.num_rows} rows, more than bytes")
                 for group in range(parquet.num_row_groups):
+                    # Not the size of the column: pyarrow aborts if its statistics are damaged.
                     about = parquet.metadata.row_group(group)
-                    chunks = map(about.column, range(about.num_columns))
-                    size = sum(
-                        chunk.total_uncompressed_size
-                        for chunk in chunks
-                        if chunk.path_in_schema.partition(".")[0] == column
-                    )
-                    groups.append((number, group, first, size))
+                    groups.append((number, group, first, about.total_byte_size))
                     first += about.num_rows
                 read = parquet.read([label_column], use_threads=False)[0]
                 if first != sum(map(len, parts)) + len(read):
