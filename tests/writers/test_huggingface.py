@@ -333,6 +333,27 @@ def test_statistics_that_do_not_fit_the_schema_do_not_end_the_process(
     assert "validation-00000-of-00001.parquet is damaged or not parquet" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("size", "forged"), [(-200, b"\x8f\x03"), (0, b"\x80\x00")], ids=["negative", "none"]
+)
+def test_a_forged_size_of_a_group_is_refused_or_does_no_harm(
+    size: int, forged: bytes, root: Path, tmp_path: Path
+) -> None:
+    path = root / "data" / "validation-00000-of-00001.parquet"
+    about = pq.ParquetFile(path).metadata.row_group(0).total_byte_size
+    assert 64 <= about < 8192  # two bytes of seven bits each, for twice the number
+    stored_size = bytes([0x16, (2 * about & 127) | 128, 2 * about >> 7])
+    whole = path.read_bytes()
+    assert whole.count(stored_size + b"\x16") == 1
+    path.write_bytes(whole.replace(stored_size + b"\x16", b"\x16" + forged + b"\x16"))
+    assert pq.ParquetFile(path).metadata.row_group(0).total_byte_size == size
+    if size < 0:
+        why = rf"validation-00000.*its group 0 has {size} bytes"
+        check_refused(huggingface, tmp_path / "out", why, root=root)
+    else:
+        assert len(write(huggingface, tmp_path / "out", root=root)["val"]) == 2
+
+
 def test_more_rows_than_the_file_can_hold_images_are_refused(tmp_path: Path) -> None:
     rows = 1_000_000
     table = pa.table({"image": pa.nulls(rows, pa.binary()), "label": np.zeros(rows, np.int64)})

@@ -61,6 +61,8 @@ class ParquetImages(LazyImages):
                 for group in range(parquet.num_row_groups):
                     # Not the size of the column: pyarrow aborts if its statistics are damaged.
                     about = parquet.metadata.row_group(group)
+                    if about.total_byte_size < 0:
+                        raise ValueError(f"its group {group} has {about.total_byte_size} bytes")
                     groups.append((number, group, first, about.total_byte_size))
                     first += about.num_rows
                 read = parquet.read([label_column], use_threads=False)[0]
@@ -82,7 +84,7 @@ class ParquetImages(LazyImages):
         left = 0
         for number in rng.permutation(len(self.groups)).tolist():
             _, _, first, size = self.groups[number].tolist()
-            if size > left:
+            if size > left or not windows:
                 windows.append([])
                 left = WINDOW
             windows[-1].append(np.arange(first, ends[number]))
