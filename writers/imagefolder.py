@@ -23,13 +23,12 @@ from pathlib import Path
 from unicodedata import normalize
 
 import numpy as np
-from numpy.typing import NDArray
 
 import dp4tl_ffcv
 from dp4tl_ffcv import utils
 
 from .components.common import SPLITS, Options, check_no_stale, run, write_splits
-from .components.draw import draw_by_class
+from .components.draw import split_by_class
 from .components.files import IMAGE_SUFFIXES, folders_of, images_by_class, split_of, tell_ignored
 
 Listing = tuple[list[str], list[str]]  # path and class name of each image
@@ -79,13 +78,18 @@ def list_images(config: Config) -> tuple[dict[str, utils.ImageFiles], list[str]]
         if not config.nested_classes:
             _check_are_classes(roots[split], paths, names)
     class_names = _class_names(roots)
-    ids = {name: label for label, name in enumerate(class_names)}
+    numbers = {name: label for label, name in enumerate(class_names)}
     labels = {
-        split: np.array([ids[name] for name in names], dtype=np.int64)
+        split: np.array([numbers[name] for name in names], dtype=np.int64)
         for split, (_, names) in listings.items()
     }
     if not folders:
-        return _split(listings["all"][0], labels["all"], config), class_names
+        paths, ids = listings["all"][0], labels["all"]
+        parts = split_by_class(ids, config.val, config.test, config.seed)
+        return {
+            split: utils.ImageFiles([paths[i] for i in part], ids[part], identifiers=part)
+            for split, part in parts.items()
+        }, class_names
     _check_classes_agree(listings)
     for split in folders:
         if not len(labels[split]):
@@ -176,31 +180,6 @@ def _check_classes_agree(listings: Mapping[str, Listing]) -> None:
             )
         if missing:
             print(f"{len(missing)} classes of {split} are not in train, such as {missing[0]!r}")
-
-
-def _split(
-    paths: Sequence[str], labels: NDArray[np.int64], config: Config
-) -> dict[str, utils.ImageFiles]:
-    fractions = (config.val, config.test)
-    if not (min(fractions) >= 0 and sum(fractions) < 1):
-        raise ValueError(
-            "--val and --test must be fractions with a sum below 1; "
-            f"got {config.val} and {config.test}."
-        )
-    val, test, train = map(
-        np.sort,
-        draw_by_class(labels, lambda count: [round(x * count) for x in fractions], config.seed),
-    )
-    splits = {"train": train, "val": val, "test": test}
-    shares = {"train": 1 - sum(fractions), "val": config.val, "test": config.test}
-    for split, share in shares.items():
-        if share and not len(splits[split]):
-            print(f"{split} is not written: no class has enough images for a share of {share:g}")
-    return {
-        split: utils.ImageFiles([paths[i] for i in ids], labels[ids], identifiers=ids)
-        for split, ids in splits.items()
-        if len(ids)
-    }
 
 
 if __name__ == "__main__":

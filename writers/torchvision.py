@@ -5,6 +5,9 @@ if it can. Splits are torchvision's: train and test, and val if there is one. Ox
 trainval is written as train, and a dataset without splits as all. --arguments passes further
 arguments to the class, such as `partition=2` or `annotation_level=family`.
 
+A local copy of MNIST, FashionMNIST or KMNIST is read without --download if its four files, unpacked
+by gunzip, are ROOT/NAME/raw/*-ubyte.
+
 Image files keep their bytes. Class ids and names are torchvision's. The identifier of an image is
 its index in torchvision's dataset.
 

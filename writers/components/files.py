@@ -48,13 +48,20 @@ def folders_of(root: Path) -> list[str]:
 
 
 def images_below(folder: str | Path, others: list[str] | None = None) -> list[str]:
-    """Return the sorted paths of all image files below `folder`, without hidden ones.
+    """Return the sorted paths of all image files below `folder`. See `files_below`."""
+    return files_below(folder, IMAGE_SUFFIXES, others)
+
+
+def files_below(
+    folder: str | Path, suffixes: tuple[str, ...], others: list[str] | None = None
+) -> list[str]:
+    """Return the sorted paths of all files below `folder` with `suffixes`, without hidden ones.
 
     Paths are strings, because a dataset may have a million files. Links to files are followed, and
     broken links are listed, so that they are missed. `others` receives the paths of ignored
     entries: other files, devices, and links to folders.
     """
-    images: list[str] = []
+    found: list[str] = []
     open_folders = [_visible(os.fspath(folder))]
     while open_folders:
         each = next(open_folders[-1], None)
@@ -62,11 +69,11 @@ def images_below(folder: str | Path, others: list[str] | None = None) -> list[st
             open_folders.pop()
         elif each.is_dir(follow_symlinks=False):
             open_folders.append(_visible(each.path))
-        elif each.name.lower().endswith(IMAGE_SUFFIXES) and _is_file_or_broken(each):
-            images.append(each.path)
+        elif each.name.lower().endswith(suffixes) and _is_file_or_broken(each):
+            found.append(each.path)
         elif others is not None:  # includes links to folders, which may lead back up
             others.append(each.path)
-    return images
+    return found
 
 
 def _visible(folder: str) -> Iterator[os.DirEntry[str]]:
