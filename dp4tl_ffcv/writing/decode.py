@@ -17,6 +17,7 @@ from ..stored import open_file
 
 MOST_PIXELS = 178_956_970  # twice Pillow's MAX_IMAGE_PIXELS, where it raises an error
 MOST_BYTES = 1 << 31  # of a file; a page of a beton has no more
+MOST_SCANS = 500  # of a JPEG, which TurboJPEG limits to this number: each takes time like an image
 # Pillow guesses the format, and for others may run programs: Ghostscript for PostScript.
 _FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 _MOST_GREY = (1 << 16) - 1
@@ -62,6 +63,8 @@ def decode_with_pillow(content: bytes) -> NDArray[np.uint8]:
     """
     if not content:
         raise ValueError("the file is empty")
+    if content.startswith(b"\xff\xd8") and content.count(b"\xff\xda") > MOST_SCANS:
+        raise ValueError(f"a JPEG of more than {MOST_SCANS} scans")
     try:
         with _STRICT:
             if content.startswith(b"\x89PNG"):

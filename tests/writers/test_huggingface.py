@@ -355,12 +355,23 @@ def test_a_forged_size_of_a_group_is_refused_or_does_no_harm(
 
 
 def test_more_rows_than_the_file_can_hold_images_are_refused(tmp_path: Path) -> None:
-    rows = 1_000_000
+    rows = 1_100_000
     table = pa.table({"image": pa.nulls(rows, pa.binary()), "label": np.zeros(rows, np.int64)})
     path = put_all(tmp_path / "root", {"train.parquet": b""}) / "train.parquet"
     pq.write_table(table, path, compression="zstd")
     assert path.stat().st_size < 20_000
-    why = r"train\.parquet is .* 1000000 rows, more than bytes"
+    why = r"train\.parquet is .* 1100000 rows in \d+ bytes"
+    check_refused(huggingface, tmp_path / "out", why, root=tmp_path / "root")
+
+
+def test_images_that_shrink_as_no_image_does_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parquet, "WINDOW", 1 << 20)
+    path = put_all(tmp_path / "root", {"train.parquet": b""}) / "train.parquet"
+    table = pa.table({"image": [bytes(4 << 20), b"x"], "label": [0, 1]})
+    pq.write_table(table, path, compression="zstd")
+    why = r"its group 0 has 4\d+ bytes, the file \d+"
     check_refused(huggingface, tmp_path / "out", why, root=tmp_path / "root")
 
 

@@ -21,6 +21,7 @@ from dp4tl_ffcv.writing import decode
 from dp4tl_ffcv.writing.encode import Allocator
 from dp4tl_ffcv.writing.fields import ImageField
 from tests.support.images import as_file, picture
+from tests.support.jpegs import of_scans
 
 PIXELS = picture(40, 56)
 ORIENTATION = 0x0112
@@ -227,6 +228,12 @@ def test_a_size_that_the_file_cannot_hold_is_refused_before_room_is_made(kind: s
     content = as_file(Image.new("L", (56, 40)), kind)
     with pytest.raises(ValueError, match="bytes for 56 x 60000 pixels: truncated"):
         written(with_height(content, kind, 60_000))
+
+
+def test_scans_are_limited_in_jpegs_that_turbojpeg_does_not_decode() -> None:
+    assert decode.decode_with_pillow(of_scans(500)).shape == (8, 8, 3)
+    with pytest.raises(ValueError, match="more than 500 scans"):
+        decode.decode_with_pillow(of_scans(757))
 
 
 def test_even_images_of_any_format_are_decoded() -> None:

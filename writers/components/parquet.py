@@ -23,6 +23,8 @@ from .files import PathsInside
 
 WINDOW = 64 << 20  # bytes of the groups in a window; a larger group is a window of its own
 _BATCH = 16  # rows that are decoded at a time
+# Repeated values take no space in a file, but memory. Files of images hardly shrink by compression.
+_FREE_ROWS, _BYTES_PER_ROW, _EXPANSION = 1 << 20, 8, 16
 
 
 class ParquetImages(LazyImages):
@@ -56,14 +58,16 @@ class ParquetImages(LazyImages):
         where = f"{label_column} of {files[0].parent}"
         for number, path in enumerate(files):
             with open_parquet(path) as parquet:
-                if parquet.metadata.num_rows > path.stat().st_size:  # repeated values take no space
-                    raise ValueError(f"it has {parquet.metadata.num_rows} rows, more than bytes")
+                stored, rows = path.stat().st_size, parquet.metadata.num_rows
+                if rows > _FREE_ROWS + stored // _BYTES_PER_ROW:
+                    raise ValueError(f"it has {rows} rows in {stored} bytes")
                 for group in range(parquet.num_row_groups):
                     # Not the size of the column: pyarrow aborts if its statistics are damaged.
                     about = parquet.metadata.row_group(group)
-                    if about.total_byte_size < 0:
-                        raise ValueError(f"its group {group} has {about.total_byte_size} bytes")
-                    groups.append((number, group, first, about.total_byte_size))
+                    size = about.total_byte_size
+                    if not 0 <= size <= _EXPANSION * stored + WINDOW:
+                        raise ValueError(f"its group {group} has {size} bytes, the file {stored}")
+                    groups.append((number, group, first, size))
                     first += about.num_rows
                 read = parquet.read([label_column], use_threads=False)[0]
                 if first != sum(map(len, parts)) + len(read):
