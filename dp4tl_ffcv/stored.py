@@ -25,8 +25,6 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 _MOST_JSON = 1 << 26  # bytes: parsed JSON can take twenty times the memory of its text
-_DEEPEST = 20  # levels of YAML
-_MOST_NODES = 100_000  # of a YAML text; each takes about 50 us and 1 kB
 _MOST_DIRECTORY = 1 << 16  # bytes of a zip's table of members, where we write less than 1 kB
 _LARGE = 1 << 31  # bytes from which a zip file needs a second kind of table
 _LONGEST = 1 << 48  # length of a dimension
@@ -129,62 +127,6 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     """Return the value of a JSON file; raise ValueError if the file is not JSON."""
     with open_file(path) as stream:
         return parse_json(stream.read(_MOST_JSON + 1))
-
-
-def parse_yaml(text: str) -> Any:
-    """Return the value of a YAML text. Numbers, dates and words such as `off` stay text.
-
-    A few lines with anchors can ask for any amount of memory, and tags can name Python's objects.
-
-    Raises:
-        ImportError: pyyaml is not installed.
-        ValueError: the text is malformed, nested more than 20 deep, has more than 100,000 keys and
-            values, or has anchors, tags or a key twice.
-    """
-    import yaml
-
-    try:
-        return yaml.load(text, Loader=_yaml_loader())
-    except (yaml.YAMLError, OverflowError) as error:  # OverflowError: an escaped character
-        raise ValueError(str(error)) from error
-
-
-def _yaml_loader() -> Any:
-    import yaml
-
-    class Loader(yaml.BaseLoader):  # type: ignore[misc]  # pyyaml is untyped
-        depth = nodes = 0
-
-        def compose_node(self, parent: Any, index: Any) -> Any:
-            event = self.peek_event()
-            if (fault := self.fault_of(event)) is not None:
-                raise ValueError(f"line {event.start_mark.line + 1}: {fault}")
-            self.depth, self.nodes = self.depth + 1, self.nodes + 1
-            node = super().compose_node(parent, index)
-            self.depth -= 1
-            return node
-
-        def fault_of(self, event: Any) -> str | None:
-            if getattr(event, "anchor", None) is not None:  # of an anchor or an alias
-                return "anchors and aliases are not supported. Repeat the value"
-            if getattr(event, "tag", None) is not None:
-                return f"the tag {event.tag!r} is not supported. Remove it"
-            if self.depth == _DEEPEST:
-                return f"nested more than {_DEEPEST} deep"
-            return f"more than {_MOST_NODES} keys and values" if self.nodes == _MOST_NODES else None
-
-        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-            seen = set()
-            for key, _ in node.value:
-                line = key.start_mark.line + 1
-                if not isinstance(key, yaml.ScalarNode):
-                    raise ValueError(f"line {line}: a key must be text")
-                if key.value in seen:
-                    raise ValueError(f"line {line}: the key {key.value!r} is given twice")
-                seen.add(key.value)
-            return super().construct_mapping(node, deep)
-
-    return Loader
 
 
 def check_entries(

@@ -2,6 +2,7 @@ from .atomic import atomic_open as atomic_open
 from .atomic import write_json as write_json
 from .beton import read_manifest as read_manifest
 from .beton.index import MOST_CLASSES as MOST_CLASSES
+from .beton.index import finish_manifest as finish_manifest
 from .beton.index_jpegs import index_written as index_written
 from .beton.verify.problems import Problem as Problem
 from .beton.verify.verification import Verification as Verification
@@ -25,7 +26,6 @@ from .scoring.surrogate.models import Classifier as Classifier
 from .scoring.surrogate.models import replace_head as replace_head
 from .stored import open_file as open_file
 from .stored import parse_json as parse_json
-from .stored import parse_yaml as parse_yaml
 from .stored import read_json as read_json
 from .stored import read_text as read_text
 from .stored import sha256_of_file as sha256_of_file
@@ -40,3 +40,4 @@ from .writing.sources import LazyImages as LazyImages
 from .writing.sources import TarImages as TarImages
 from .writing.sources import TarMembers as TarMembers
 from .writing.sources import list_tar as list_tar
+from .yaml_text import parse_yaml as parse_yaml

@@ -21,7 +21,7 @@ OURS = {*FOLDERS, "tests"}
 # layers of the package may use.
 HELPERS = {
     "artifacts", "atomic", "errors", "ffcv_import", "parallel", "pickles", "progress", "runs",
-    "stored", "text", "torchrun", "validate", "version",
+    "stored", "text", "torchrun", "validate", "version", "yaml_text",
 }  # fmt: skip
 LIBRARY = {
     *HELPERS, "kernels", "jpeg", "beton", "writing", "selection", "compaction", "loading",

@@ -13,14 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dp4tl_ffcv import stored
 from dp4tl_ffcv.stored import (
     check_entries,
     identity_of,
     map_array,
     open_file,
     parse_json,
-    parse_yaml,
     read_array,
     read_json,
     read_npz,
@@ -220,14 +218,6 @@ def test_a_header_must_be_a_text(header: bytes, tmp_path: Path) -> None:
 def test_a_text_without_json_is_a_value_error(text: Any) -> None:
     with pytest.raises(ValueError):  # noqa: PT011  # json's own messages
         parse_json(text)
-
-
-def test_a_yaml_of_many_values_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("yaml")
-    monkeypatch.setattr(stored, "_MOST_NODES", 20)
-    assert parse_yaml("a:\n  b: [1, off]") == {"a": {"b": ["1", "off"]}}
-    with pytest.raises(ValueError, match="line 3: more than 20 keys and values"):
-        parse_yaml("a: 1\nb: [\n" + "x, " * 20 + "]")
 
 
 def test_a_huge_json_is_refused_before_it_is_parsed(

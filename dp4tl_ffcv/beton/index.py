@@ -3,6 +3,7 @@
 import hashlib
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ..atomic import locked_part, part_path, publish
 from ..errors import BetonError
 from ..stored import identity_of
 from ..validate import check_int_array
 from .descriptors import FieldInfo
 from .format import IMAGE_MODES
-from .manifest import Manifest, manifest_of
+from .manifest import Manifest, load_manifest, manifest_of, manifest_path
 from .ranges import BLOCK, check_ranges
 from .tables import Tables, load_tables
 
@@ -282,3 +284,15 @@ class BetonIndex:
     def __repr__(self) -> str:
         fields = ", ".join(f"{field.name}: {field.kind}" for field in self.fields)
         return f"BetonIndex({str(self.path)!r}, num_samples={len(self)}, fields=({fields}))"
+
+
+def finish_manifest(
+    beton: str | os.PathLike[str], custom_fields: Mapping[str, Any] | None = None
+) -> None:
+    """Put the manifest of a beton in its place if a killed writer left it unfinished."""
+    target = manifest_path(beton)
+    if part_path(target).exists():
+        with suppress(OSError, ValueError), locked_part(target) as stream:
+            index = BetonIndex.open(beton, custom_fields=custom_fields)
+            if load_manifest(part_path(target)).fingerprint == index.fingerprint:
+                publish(stream, part_path(target), target)

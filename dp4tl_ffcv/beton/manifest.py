@@ -77,7 +77,7 @@ def manifest_of(beton: str | os.PathLike[str], fingerprint: str) -> Manifest | N
     if (manifest := read_manifest(beton)) and manifest.fingerprint in ("", fingerprint):
         return manifest
     with suppress(OSError, ValueError):  # a writer that was killed earlier leaves half a file
-        unfinished = _read(part_path(manifest_path(beton)))
+        unfinished = load_manifest(part_path(manifest_path(beton)))
         if unfinished.fingerprint == fingerprint:
             return unfinished
     return None
@@ -93,7 +93,7 @@ def read_manifest(beton: str | os.PathLike[str]) -> Manifest | None:
     if not path.exists():
         return None
     try:
-        return _read(path)
+        return load_manifest(path)
     except ValueError as error:
         raise ValueError(
             f"{str(path)!r} is not a beton's manifest ({error}). Delete it, or write the beton "
@@ -101,7 +101,8 @@ def read_manifest(beton: str | os.PathLike[str]) -> Manifest | None:
         ) from error
 
 
-def _read(path: Path) -> Manifest:
+def load_manifest(path: Path) -> Manifest:
+    """Read a manifest file. Raise ValueError if it is not a manifest."""
     stored = check_entries(read_json(path), _ENTRIES, optional=("label_field", "skipped"))
     known = {name: stored[name] for name in _ENTRIES if name in stored}
     lists = {name: tuple(value) for name, value in known.items() if isinstance(value, list)}

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from ..atomic import locked_part, part_path, publish, write_all
 from ..beton.format import header_bytes
-from ..beton.index import BetonIndex
+from ..beton.index import BetonIndex, finish_manifest
 from ..beton.jpeg_index_file import remove_index
 from ..beton.manifest import Manifest, new_manifest
 from ..parallel import map_ordered
@@ -45,6 +45,7 @@ def copy_samples(
         pointer.of(retained.metadata)[moved] = places[pointer.rows[moved]]
     with locked_part(target) as stream:
         try:
+            finish_manifest(target, source.custom_fields)
             stream.truncate(0)
             Journal(target).remove()  # a killed run with other options may have left one
             fields, count = source.descriptors(), len(retained.metadata)

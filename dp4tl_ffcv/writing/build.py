@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ..atomic import locked_part, publish
 from ..beton.format import HEADER, header_bytes
-from ..beton.index import BetonIndex
+from ..beton.index import BetonIndex, finish_manifest
 from ..beton.jpeg_index_file import remove_index
 from ..beton.manifest import Manifest, new_manifest
 from ..parallel import TASKS_PER_WORKER, map_ordered
@@ -70,6 +70,7 @@ def build_beton(target: Path, plan: BuildPlan, num_workers: int) -> BetonIndex:
     journal = Journal(target)
     with locked_part(target) as stream:
         try:
+            finish_manifest(target, plan.custom_fields)
             state = _resume(stream, journal, plan) or _start(stream, journal, plan)
             grows = plan.page_size is None
             with PageWriter(stream, journal, state, plan.row_at(0), grows=grows) as pages:

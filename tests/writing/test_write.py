@@ -44,6 +44,14 @@ class Uneven(list[Any]):
         return super().__getitem__(index)
 
 
+class Failing(list[Any]):
+    def __len__(self) -> int:
+        return 5
+
+    def __getitem__(self, index: Any) -> Any:
+        return index // 0
+
+
 class Named(list[Any]):
     name = "a data set"  # not a method
 
@@ -345,7 +353,7 @@ def test_a_kill_between_renames_leaves_every_beton_its_class_names(
     write_beton(source, [(0,), (1,), (1,)], LABEL, class_names=["owl", "eel"], num_workers=0)
     write_beton(target, [(0,), (1,)], LABEL, class_names=["cat", "dog"], num_workers=0)
     names = {2: ("cat", "dog"), 3: ("owl", "eel")}
-    seen = []
+    seen, snapshots = [], list[Path]()
     rename = Path.replace
 
     def replace(part: Path, path: Path) -> Path:
@@ -357,6 +365,7 @@ def test_a_kill_between_renames_leaves_every_beton_its_class_names(
             index = BetonIndex.open(killed)
             assert index.class_names() == names[len(index)]
             seen.append(len(index))
+            snapshots.append(killed)
 
     monkeypatch.setattr(Path, "replace", replace)
     if make == "write":
@@ -365,6 +374,16 @@ def test_a_kill_between_renames_leaves_every_beton_its_class_names(
     else:
         compact(source, Selection.of_indices(source, range(3)), target)
     assert seen[-2:] == [3, 3]
+    monkeypatch.undo()
+    for killed, count in zip(snapshots, seen, strict=True):
+        with pytest.raises(ValueError, match="Cannot encode"):  # a second run that fails
+            write_beton(killed, Failing(), LABEL, class_names=["x"], num_workers=0)
+        assert not verify(killed).problems
+        (killed.parent / "moved").mkdir()
+        for path in (killed, killed.with_name("a.beton.json")):
+            path.rename(killed.parent / "moved" / path.name)
+        moved = BetonIndex.open(killed.parent / "moved" / "a.beton")
+        assert moved.class_names() == names[count]
     assert sorted(path.name for path in target.parent.iterdir()) == ["a.beton", "a.beton.json"]
 
 

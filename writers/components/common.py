@@ -141,6 +141,7 @@ def already_written(
     path: Path, written_by: Mapping[str, Any], class_names: Sequence[str]
 ) -> dp4tl_ffcv.BetonIndex | None:
     """Return the index of a beton that an equal run finished, and say so; otherwise None."""
+    utils.finish_manifest(path)
     try:
         index = dp4tl_ffcv.BetonIndex.open(path)
         manifest = index.manifest

@@ -128,15 +128,14 @@ def _class_limit(index: BetonIndex) -> int:
 
 def _manifest_problems(index: BetonIndex) -> Iterator[str]:
     try:
-        manifest = read_manifest(index.path)
+        manifest = index.manifest
+        if manifest is None and read_manifest(index.path) is not None:
+            yield "it was written for another beton"
     except ValueError as error:
         yield str(error)
         return
     if manifest is None:
         return
-    if manifest.fingerprint not in ("", index.fingerprint):
-        yield "it was written for another beton"
-        return  # its content describes the other beton
     if manifest.num_samples != len(index):
         yield f"it counts {manifest.num_samples} samples, the beton has {len(index)}"
     fields = {field.name: field.kind for field in index.fields}
