@@ -57,6 +57,8 @@ def atomic_open(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
 def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield `.NAME.part`, an empty folder that replaces the folder `path` when the block succeeds.
 
+    If `path` is a symbolic link to a folder, that folder is replaced, and the link remains.
+
     A writer that fails or is killed leaves the old folder or none, never a part of one. The block
     must flush its files to disk. Where the file system cannot exchange two folders in one step, the
     old folder is `.NAME.old` for a moment, and the next writer restores it after a kill.
@@ -65,6 +67,7 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
         OSError: the folder cannot be written, or another process is writing it.
     """
     target = Path(path)
+    target = target.resolve() if target.is_symlink() else target
     part, old = part_path(target), target.with_name(f".{target.name}.old")
     folder, replaced = lock_folder(part, target), list[int]()
     try:
@@ -207,7 +210,7 @@ def _open(path: Path, flags: int, named: Path) -> int | None:
             check_is_file(path)
         return os.open(path, flags | os.O_CLOEXEC, 0o666)
     except OSError as error:
-        if is_folder and error.errno == errno.ENOENT:
+        if is_folder and error.errno in (errno.ENOENT, errno.EEXIST) and not path.exists():
             return None
         if error.errno == errno.ENAMETOOLONG:
             error.filename = str(named)

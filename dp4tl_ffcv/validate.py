@@ -9,6 +9,7 @@ import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -149,7 +150,8 @@ def check_class_names(
         advice: what to do, for the error.
     """
     for number, (one, other) in enumerate(zip(names, others, strict=False)):
-        if one != other:
+        # Copies by way of macOS hold accents as letters of their own.
+        if one != other and normalize("NFC", one) != normalize("NFC", other):
             raise StaleArtifactError(
                 f"class {number} is {one!r} in {where}, but {other!r} in {elsewhere}. {advice}"
             )

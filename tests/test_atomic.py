@@ -353,3 +353,14 @@ def test_a_writer_waits_a_moment_for_the_lock(tmp_path: Path) -> None:
     with locked_part(path):
         assert path.exists()
     thread.join()
+
+
+def test_a_link_to_a_folder_remains_and_its_folder_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "old").touch()
+    (tmp_path / "link").symlink_to("real")
+    with atomic_folder(tmp_path / "link") as part:
+        (part / "new").touch()
+    assert (tmp_path / "link").is_symlink()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "real"]
+    assert [path.name for path in (tmp_path / "real").iterdir()] == ["new"]

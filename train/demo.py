@@ -16,7 +16,6 @@ from .configs.demo import Config
 if __name__ == "__main__":  # before the imports below, which take seconds
     arguments = tyro.cli(Config, description=__doc__)
 
-import json
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -38,7 +37,7 @@ from dp4tl_ffcv import (
     write_report,
 )
 from dp4tl_ffcv.scoring import random_scores
-from dp4tl_ffcv.utils import RunFolder, environment, sha256_of_file, write_json
+from dp4tl_ffcv.utils import RunFolder, environment, read_json, sha256_of_file, write_json
 from dp4tl_ffcv.writers import digits
 
 from . import finetune, pretrain
@@ -232,8 +231,8 @@ def seconds_of_stages(out: Path) -> dict[str, float]:
     """Return the seconds of each stage so far."""
     path = out / "stages.json"
     try:
-        return dict(json.loads(path.read_text())) if path.exists() else {}
-    except (ValueError, TypeError, RecursionError) as error:
+        return dict(read_json(path)) if path.exists() else {}
+    except (ValueError, TypeError) as error:
         raise ValueError(f"{str(path)!r} is damaged. Delete it.") from error
 
 

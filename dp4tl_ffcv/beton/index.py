@@ -13,14 +13,15 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..atomic import locked_part, part_path, publish
 from ..errors import BetonError
-from ..stored import identity_of
+from ..stored import identity_of, open_file, read_at
 from ..validate import check_int_array
 from .descriptors import FieldInfo
 from .format import IMAGE_MODES
-from .manifest import Manifest, load_manifest, manifest_of, manifest_path
+from .manifest import Manifest, load_manifest, manifest_path, read_manifest
 from .ranges import BLOCK, check_ranges
 from .tables import Tables, load_tables
 
+_PROBES, _PROBE = 16, 4096  # byte ranges, and bytes of each, that `content` covers
 MOST_CLASSES = 1 << 20  # that any beton may have, such as a few samples of a dataset with many
 
 
@@ -179,7 +180,18 @@ class BetonIndex:
     @cached_property
     def manifest(self) -> Manifest | None:
         """The manifest next to the file, or None if it is missing or describes another file."""
-        return manifest_of(self.path, self.fingerprint)
+        if (manifest := read_manifest(self.path)) and self.is_described_by(manifest):
+            return manifest
+        with suppress(OSError, ValueError):  # an unfinished one is usually missing, or half a file
+            unfinished = load_manifest(part_path(manifest_path(self.path)))
+            if self.is_described_by(unfinished):
+                return unfinished
+        return None
+
+    def is_described_by(self, manifest: Manifest) -> bool:
+        """Return whether a manifest was written for this beton."""
+        is_like = manifest.fingerprint in ("", self.fingerprint)
+        return is_like and manifest.content in ("", self.content)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -190,6 +202,16 @@ class BetonIndex:
             digest.update(f"{field.name}:{field.type_id};".encode())
         for table in (self.metadata, self.allocations):
             digest.update(np.ascontiguousarray(table).view(np.uint8).data)
+        return digest.hexdigest()
+
+    @cached_property
+    def content(self) -> str:
+        """SHA-256 of the first 4 KiB of 16 byte ranges of samples, as hexadecimal digits."""
+        digest, last = hashlib.sha256(), len(self.allocations) - 1
+        with open_file(self.path) as stream:
+            for row in np.linspace(0, last, _PROBES).astype(np.int64) if last >= 0 else ():
+                size, start = (int(self.allocations[name][row]) for name in ("size", "ptr"))
+                digest.update(read_at(stream.fileno(), min(size, _PROBE), start))
         return digest.hexdigest()
 
     def sample_bytes(self) -> NDArray[np.int64]:
@@ -294,5 +316,5 @@ def finish_manifest(
     if part_path(target).exists():
         with suppress(OSError, ValueError), locked_part(target) as stream:
             index = BetonIndex.open(beton, custom_fields=custom_fields)
-            if load_manifest(part_path(target)).fingerprint == index.fingerprint:
+            if index.is_described_by(load_manifest(part_path(target))):
                 publish(stream, part_path(target), target)

@@ -3,12 +3,12 @@
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..atomic import atomic_open, part_path
+from ..atomic import atomic_open
 from ..stored import check_entries, read_json
 from ..version import __version__
 
@@ -33,6 +33,8 @@ class Manifest:
     tool: str = f"dp4tl_ffcv {__version__}"
     fingerprint: str = ""
     """Fingerprint of the beton that the manifest was written for."""
+    content: str = ""
+    """The beton's `BetonIndex.content`. Datasets with equal tables have one fingerprint."""
 
 
 # Type of each entry of the file.
@@ -46,7 +48,9 @@ _ENTRIES = {
     "skipped": list[dict[str, Any]],
     "tool": str,
     "fingerprint": str,
+    "content": str,
 }
+_OPTIONAL = ("label_field", "skipped", "content")  # which earlier versions did not write
 
 
 def manifest_path(beton: str | os.PathLike[str]) -> Path:
@@ -60,27 +64,13 @@ def new_manifest(beton: str | os.PathLike[str], manifest: Manifest) -> Iterator[
     """Write the manifest of the beton that the block puts in place of the file `beton`.
 
     The manifest is complete before the block and renamed after it. A writer that is killed between
-    the two renames leaves the unfinished manifest, in which `manifest_of` finds the new beton.
+    the two renames leaves the unfinished manifest, which `BetonIndex.manifest` reads, and which
+    `finish_manifest` renames.
     """
     with atomic_open(manifest_path(beton)) as stream:
         stream.write((json.dumps(asdict(manifest), indent=2, allow_nan=False) + "\n").encode())
         stream.flush()
         yield
-
-
-def manifest_of(beton: str | os.PathLike[str], fingerprint: str) -> Manifest | None:
-    """Read the manifest of the beton with this fingerprint. Return None if there is none.
-
-    Raises:
-        ValueError: the file next to the beton is not a manifest.
-    """
-    if (manifest := read_manifest(beton)) and manifest.fingerprint in ("", fingerprint):
-        return manifest
-    with suppress(OSError, ValueError):  # a writer that was killed earlier leaves half a file
-        unfinished = load_manifest(part_path(manifest_path(beton)))
-        if unfinished.fingerprint == fingerprint:
-            return unfinished
-    return None
 
 
 def read_manifest(beton: str | os.PathLike[str]) -> Manifest | None:
@@ -103,7 +93,7 @@ def read_manifest(beton: str | os.PathLike[str]) -> Manifest | None:
 
 def load_manifest(path: Path) -> Manifest:
     """Read a manifest file. Raise ValueError if it is not a manifest."""
-    stored = check_entries(read_json(path), _ENTRIES, optional=("label_field", "skipped"))
+    stored = check_entries(read_json(path), _ENTRIES, optional=_OPTIONAL)
     known = {name: stored[name] for name in _ENTRIES if name in stored}
     lists = {name: tuple(value) for name, value in known.items() if isinstance(value, list)}
     return Manifest(**{**known, **lists})

@@ -138,6 +138,7 @@ def compact(  # noqa: PLR0913  # options are named at the call
                 label_field=label_field,
                 written_by=written_by,
                 fingerprint=written.fingerprint,
+                content=written.content,
             )
 
         transcoder = Transcoder(source, retained, order, image_options)

@@ -190,7 +190,8 @@ def _check_source(index: BetonIndex, label_field: str, **given: Scores | Cluster
                 index.class_names(label_field if of_classes else "label"),
                 where=f"the surrogate of `{name}`",
                 elsewhere=repr(str(index.path)),
-                advice="Score with a surrogate of this source's classes, in the same order.",
+                advice="Score with a surrogate of this source's classes, in the same order. If "
+                "only the spelling differs, see `class_names` in docs/guide.md.",
             )
 
 

@@ -21,9 +21,14 @@ MOST_SCANS = 500  # of a JPEG, which TurboJPEG limits to this number: each takes
 # Pillow guesses the format, and for others may run programs: Ghostscript for PostScript.
 _FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 _MOST_GREY = (1 << 16) - 1
-# Pixels that a byte of a file can hold, by Pillow's decoder: a pixel has at least one bit, and
-# deflate expands to at most 1,032 times, LZW to less. Other codecs hold even images in no space.
-_PIXELS_PER_BYTE = {"raw": 8, "zip": 8 * 1032, "gif": 8 * 1032}
+# Pixels that a byte of a file can hold: a pixel has at least one bit, and deflate expands to at
+# most 1,032 times, LZW to less. Other formats, and TIFF's codes for fax, hold even images in no
+# space.
+_PIXELS_PER_BYTE = {
+    "BMP raw": 8, "PPM raw": 8, "PNG zip": 8 * 1032, "GIF gif": 8 * 1032,
+    "TIFF raw": 8, "TIFF packbits": 8 * 64, "TIFF tiff_lzw": 8 * 1032,
+    "TIFF tiff_adobe_deflate": 8 * 1032, "TIFF tiff_deflate": 8 * 1032,
+}  # fmt: skip
 
 # Functions that turn an image upright, for each other EXIF orientation.
 _TURNS: dict[int, Callable[[NDArray[np.uint8]], NDArray[np.uint8]]] = {
@@ -107,8 +112,10 @@ def _check_room(image: ImageFile.ImageFile, num_bytes: int) -> None:
 
     Pillow makes room for the pixels before it reads them.
     """
-    limits = [_PIXELS_PER_BYTE.get(tile[0]) for tile in image.tile]
-    most = num_bytes * max((limit or MOST_PIXELS for limit in limits), default=MOST_PIXELS)
+    code = image.tile[0][0] if image.tile else None
+    if image.format == "TIFF":
+        code = image.info.get("compression")
+    most = num_bytes * _PIXELS_PER_BYTE.get(f"{image.format} {code}", MOST_PIXELS)
     if image.height * image.width > most:
         raise ValueError(f"{num_bytes} bytes for {image.width} x {image.height} pixels: truncated")
 

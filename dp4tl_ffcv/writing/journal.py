@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from ..atomic import part_path
 from ..beton.format import ALLOCATION
+from ..stored import read_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,14 +45,14 @@ class Journal:
     def read(self) -> WriteState | None:
         """Return the recorded state, or None if there is none or the files are too short."""
         try:
-            stored = json.loads(self.state.read_text())
+            stored = read_json(self.state)
             state = WriteState(**{**stored, "skipped": tuple(stored["skipped"])})
             table_bytes = state.extents * ALLOCATION.itemsize
             is_whole = (
                 self.part.stat().st_size >= state.position
                 and self.table.stat().st_size >= table_bytes
             )
-        except (FileNotFoundError, ValueError, TypeError, KeyError):
+        except (OSError, ValueError, TypeError, KeyError):
             return None
         return state if is_whole else None
 

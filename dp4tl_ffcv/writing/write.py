@@ -134,6 +134,7 @@ def write_beton(  # noqa: PLR0913  # options are named at the call
             written_by=dict(written_by or {}),
             skipped=skipped,
             fingerprint=index.fingerprint,
+            content=index.content,
         )
 
     plan = BuildPlan(

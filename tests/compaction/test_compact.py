@@ -250,7 +250,9 @@ def test_provenance_that_is_not_json_is_found_before_the_copy(
     assert index.manifest.written_by["seed"] == 3
 
 
-@pytest.mark.parametrize(("factor", "message"), [(-1, "negative class id"), (10**17, "no class")])
+@pytest.mark.parametrize(
+    ("factor", "message"), [(-1, "negative class id"), (10**17, "too large for a class id")]
+)
 def test_labels_that_are_no_class_ids_are_copied_but_not_relabelled(
     factor: int, message: str, tmp_path: Path
 ) -> None:

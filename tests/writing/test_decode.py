@@ -236,11 +236,14 @@ def test_scans_are_limited_in_jpegs_that_turbojpeg_does_not_decode() -> None:
         decode.decode_with_pillow(of_scans(757))
 
 
-def test_even_images_of_any_format_are_decoded() -> None:
-    even = Image.new("L", (6000, 5000))
-    for kind in ("PNG", "GIF", "TIFF", "WEBP"):
-        assert not written(as_file(even, kind)).any()
-    assert not written(as_file(even.convert("1"), "PNG")).any()
+@pytest.mark.parametrize("kind", ["PNG", "GIF", "TIFF", "WEBP", "AVIF", "JPEG2000", "BMP", "PPM"])
+def test_even_images_of_any_format_are_decoded(kind: str) -> None:
+    assert written(as_file(Image.new("L", (1500, 1200), 255), kind)).min() > 250
+
+
+@pytest.mark.parametrize("code", ["packbits", "tiff_lzw", "tiff_adobe_deflate", "group4"])
+def test_even_bitmaps_in_every_code_of_tiff_are_decoded(code: str) -> None:
+    assert not written(as_file(Image.new("1", (6000, 5000)), "TIFF", compression=code)).any()
 
 
 def test_an_image_of_too_many_pixels_is_refused_before_it_is_decoded(

@@ -29,6 +29,7 @@ from dp4tl_ffcv import (
 )
 from dp4tl_ffcv.beton import read_manifest
 from dp4tl_ffcv.kernels import resize_area
+from dp4tl_ffcv.utils import finish_manifest
 from dp4tl_ffcv.writing.encode import Batch, Tasks
 from tests.support.betons import PAGE_SIZE, OpaqueField, read_with_ffcv
 from tests.support.blobs import FIELDS, ORDER, Blobs, write_blobs
@@ -385,6 +386,27 @@ def test_a_kill_between_renames_leaves_every_beton_its_class_names(
         moved = BetonIndex.open(killed.parent / "moved" / "a.beton")
         assert moved.class_names() == names[count]
     assert sorted(path.name for path in target.parent.iterdir()) == ["a.beton", "a.beton.json"]
+
+
+def test_a_manifest_belongs_to_the_pixels_not_only_to_the_tables(tmp_path: Path) -> None:
+    dark, light = np.zeros((8, 8, 3), np.uint8), np.full((8, 8, 3), 255, np.uint8)
+    fields = image_fields(mode="raw")
+    paths = [tmp_path / "a.beton", tmp_path / "b.beton"]
+    for path, image in zip(paths, (dark, light), strict=True):
+        samples = [(image, label, label) for label in (0, 1)]
+        write_beton(path, samples, fields, class_names=["cat", "dog"], num_workers=0)
+    one, other = map(BetonIndex.open, paths)
+    assert one.fingerprint == other.fingerprint
+    paths[1].replace(paths[0])
+    index = BetonIndex.open(paths[0])
+    assert index.class_names() == ()
+    # A writer that was killed before it renamed its beton left the manifest of another one.
+    paths[0].with_name(".a.beton.json.part").write_bytes(
+        paths[0].with_name("a.beton.json").read_bytes()
+    )
+    finish_manifest(paths[0])
+    assert BetonIndex.open(paths[0]).class_names() == ()
+    assert "written for another beton" in str(verify(paths[0]).problems)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dp4tl_ffcv.utils import RunFolder, atomic_open
+from dp4tl_ffcv.utils import RunFolder, atomic_open, open_file
 
 
 class RunLog:
@@ -78,7 +78,8 @@ def _drop_later_rows(path: Path, step: int) -> None:
 
     A killed run logs steps whose state it has not saved. The resumed run takes and logs them again.
     """
-    lines = path.read_bytes().splitlines(keepends=True)
+    with open_file(path) as stream:
+        lines = stream.read().splitlines(keepends=True)
     kept = [line for line in lines if _step_of(line) <= step]
     if len(kept) < len(lines):
         with atomic_open(path) as stream:

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import Any
 
+from dp4tl_ffcv.utils import check_choice
+
 _SAME = {
     "network.architecture": "arch",
     "network.pretrained_ckpt": "checkpoint",
@@ -74,6 +76,9 @@ def fields_of(nested: Mapping[str, Any]) -> dict[str, Any]:
             "or write our field names without sections."
         )
     given = {key: value for key, value in given.items() if value is not None}
+    lists = [key for key, value in given.items() if isinstance(value, list)]
+    if lists:
+        raise ValueError(f"`config_file` gives a list for {lists[0]}. Give one value.")
     if given.get("dataset.prune"):
         raise ValueError(
             "`dataset.prune` in `config_file` must be 0. Import the files of `dataset.indices` "
@@ -83,8 +88,8 @@ def fields_of(nested: Mapping[str, Any]) -> dict[str, Any]:
     fields |= {field: bool(given[key]) for key, field in _SWITCHES.items() if key in given}
     if "train.batch_size" in given:  # images of one GPU
         distributed = given.get("train.distributed")
-        world_size = _required(given, "distributed.world_size") if distributed else 1
-        fields["batch_size"] = given["train.batch_size"] * world_size
+        world_size = _number(given, "distributed.world_size") if distributed else 1
+        fields["batch_size"] = _number(given, "train.batch_size") * world_size
     if any(key.startswith("adv.") for key in given):
         fields["attack"] = "pgd"
     return {
@@ -119,9 +124,17 @@ def _required(given: Mapping[str, Any], key: str) -> Any:
     return given[key]
 
 
+def _number(given: Mapping[str, Any], key: str, *, above: float = 0) -> Any:
+    value = _required(given, key)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value > above:
+        raise ValueError(f"`config_file` must give a positive number for {key}; got {value!r}.")
+    return value
+
+
 def _task(given: Mapping[str, Any]) -> dict[str, Any]:
     if "network.finetune_method" in given:
-        return {"mode": _MODES[given["network.finetune_method"]]}
+        method = check_choice("network.finetune_method", given["network.finetune_method"], _MODES)
+        return {"mode": _MODES[method]}
     if "dataset.test_path" in given:
         return {"mode": "from_scratch"}
     return {"full_head": True, "norm_weight_decay": True, "amp": "fp16"}
@@ -129,7 +142,7 @@ def _task(given: Mapping[str, Any]) -> dict[str, Any]:
 
 def _optimizer(given: Mapping[str, Any]) -> dict[str, Any]:
     default = "Adam" if "network.finetune_method" in given else "SGD"
-    kind: str = given.get("train.optimizer.type", default)
+    kind = str(given.get("train.optimizer.type", default))
     if kind == "SGD":
         return {
             "optimizer": "sgd",
@@ -150,18 +163,19 @@ def _schedule(given: Mapping[str, Any]) -> dict[str, Any]:
             "step_length": given.get(f"{section}.step_size", 30),
         }
     if kind == "cyclic":
-        ends = _CYCLE_ENDS / _required(given, "train.optimizer.lr")
+        peak = f"{section}.lr_peak_epoch"
+        ends = _CYCLE_ENDS / _number(given, "train.optimizer.lr")
         return {
             "schedule": "cyclic",
-            "warmup": given.get(f"{section}.lr_peak_epoch", 2) / _required(given, "train.epoch"),
+            "warmup": _number({peak: 2, **given}, peak, above=-1) / _number(given, "train.epoch"),
             "start_factor": ends,
             "end_factor": ends,
         }
     warmup = {"warmup": 0.0}
     if kind == "cosine_with_warmup":
-        epochs = _required(given, f"{section}.warmup_epoch")
+        epochs = _number(given, f"{section}.warmup_epoch", above=-1)
         warmup = {
-            "warmup": epochs / _required(given, "train.epoch"),
+            "warmup": epochs / _number(given, "train.epoch"),
             "start_factor": _required(given, f"{section}.starting_factor"),
         }
     return {"schedule": "cosine", "end_factor": 0.0, **warmup}

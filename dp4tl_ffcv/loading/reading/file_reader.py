@@ -99,7 +99,7 @@ class FileReader:
 
     def __init__(self, path: str, identity: tuple[int, ...] = ()) -> None:
         self.path = path
-        self.file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self.file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # may be a FIFO now
         weakref.finalize(self, os.close, self.file)
         if identity not in ((), identity_of(self.file)):
             raise BetonError(

@@ -38,6 +38,9 @@ class ImageFiles(DatasetTarget):
             "l.tif": as_file(image, "TIFF", compression="tiff_lzw"),
             "m.ppm": as_file(image, "PPM"),
             "n.jpg": as_file(Image.fromarray(image).convert("CMYK"), "JPEG"),
+            "o.gif": as_file(palette, "GIF"), "p.jp2": as_file(image, "JPEG2000"),
+            "q.avif": as_file(image, "AVIF"),
+            "r.tif": as_file(palette.convert("1"), "TIFF", compression="group4"),
         }  # fmt: skip
         others = {"cat/1.jpg": numbered_jpeg(1), "dog/2.jpg": numbered_jpeg(2)}
         return [
