@@ -34,8 +34,8 @@ def atomic_open(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     of `path` uses the `.NAME.part` of a killed one. If `path` is a symbolic link to a file, the
     new file takes the place of the link, and the file that the link points to stays as it is.
 
-    A file system without locks (flock), as some network file systems are, is written without one:
-    two processes that write the same file there at the same time may damage it.
+    Some network file systems have no locks (flock). There, no lock is taken: two processes that
+    write the same file at the same time may damage it.
 
     Raises:
         OSError: the file cannot be written: `path` is a folder, device, FIFO or socket, another
@@ -59,9 +59,10 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     If `path` is a symbolic link to a folder, that folder is replaced, and the link remains.
 
-    A writer that fails or is killed leaves the old folder or none, never a part of one. The block
-    must flush its files to disk. Where the file system cannot exchange two folders in one step, the
-    old folder is `.NAME.old` for a moment, and the next writer restores it after a kill.
+    A writer that fails or is killed leaves the old folder (or none, if there was none), never part
+    of a new one. The block must flush its files to disk. Where the file system cannot exchange two
+    folders in one step, the old folder is `.NAME.old` for a moment, and the next writer restores it
+    after a kill.
 
     Raises:
         OSError: the folder cannot be written, or another process is writing it.
@@ -165,7 +166,7 @@ def lock(path: Path, flags: int, named: Path, patience: float) -> int:
 
     The lock is held until `unlock`, or until the last process that has the descriptor ends. If
     another process moves or deletes the file before it is locked, the next file at `path` is
-    locked. A file system without locks counts as one where every lock is free.
+    locked. On a file system without locks, every lock is free.
 
     Args:
         path: the file, or the folder if `flags` has `os.O_DIRECTORY`.
@@ -270,4 +271,9 @@ def write_all(file: int, data: bytes | memoryview, position: int) -> None:
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
     """Write `value` as indented JSON, atomically."""
     with atomic_open(path) as stream:
-        stream.write((json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+        stream.write(json_bytes(value))
+
+
+def json_bytes(value: Any) -> bytes:
+    """Return `value` as indented JSON. Raise ValueError for NaN and infinity."""
+    return (json.dumps(value, indent=2, allow_nan=False) + "\n").encode()

@@ -89,14 +89,14 @@ def scan_pickle(
     After this check, reading the pickle takes memory and steps in proportion to its size, provided
     that the functions it calls do so too. It may hold what torch and Python 2 write by protocol 2:
     numbers, text, bytes, tuples, lists, dictionaries, and objects made by calls. Bytes and byte
-    arrays are made by calls, too, and may only be text that is encoded by Latin-1: other codecs
-    return more than they take, and a byte array can be made of its length alone.
+    arrays are made by calls, and only from Latin-1 text: other codecs return more than they take,
+    and a byte array can be made from its length alone.
 
-    Keys of dictionaries are text, bytes, numbers, names, and tuples of them. The hash of a tuple
-    takes as many steps as it has parts. Tuples that are used again count with their full size,
-    which bounds these steps. Keys of more than 8 bytes can be chosen to have equal hashes, which
-    takes steps by the square of their number. So these are limited: one container may have about
-    180 kB of them. This holds for containers that `set`, `Counter` and `OrderedDict` make, too.
+    Keys of dictionaries are text, bytes, numbers, names, and tuples of them. Hashing a tuple takes
+    steps in proportion to its parts, and a tuple that is used again counts with its full size. Keys
+    of more than 8 bytes can be chosen to have equal hashes, which takes steps in proportion to the
+    square of their number: one dictionary, set, `Counter` or `OrderedDict` may have about 180 kB
+    of them.
 
     Args:
         data: the pickle, and what comes before and after it.
@@ -109,9 +109,9 @@ def scan_pickle(
     Raises:
         ValueError: a name is not accepted, or the pickle is damaged, has another instruction,
             refers to objects that were not stored, is nested more than 100 deep, holds itself, has
-            other keys or too many whose hashes can be equal, makes bytes otherwise, hands one of
-            the functions above to another function, or would grow more than tenfold by using
-            objects again.
+            other keys or too many whose hashes can be equal, makes bytes otherwise, passes one of
+            the functions above to a function, or would grow more than tenfold by using objects
+            again.
     """
     scan = _Scan(data, start, accepts)
     try:
@@ -237,7 +237,7 @@ class _Scan:
         self._add_to_last([function, arguments])
         if result.name in _ENCODERS:
             if not arguments.makes_bytes:
-                raise self._refused("makes bytes of something other than text by Latin-1")
+                raise self._refused("makes bytes from something other than Latin-1 text")
             result.key_bytes = 1
             return
         if result.name in _CONTAINERS:
@@ -256,7 +256,8 @@ class _Scan:
     def _check_handed(self, values: list[_Value]) -> None:
         for value in values:
             if value.code == op.GLOBAL and value.name in _CHECKED:
-                raise self._refused(f"does not call {value.name!r}, but hands it on")
+                name = value.name[1:-1].decode(errors="replace").replace("\n", ".")
+                raise self._refused(f"passes {name} on instead of calling it")
 
     def _add_to_last(self, values: list[_Value]) -> None:
         holder = self._stack[-1]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .atomic import lock_folder, unlock, write_json
-from .stored import adding_filename, identity_of, read_json
+from .stored import adding_filename, inode_of, read_json
 from .version import __version__
 
 # Locks of this process, by device and inode of the folder. A failed run keeps its lock until the
@@ -131,14 +131,18 @@ class RunFolder:
         # Return JSON's types (lists for tuples), as `finished` does.
         full: dict[str, Any] = json.loads(json.dumps({**result, "environment": environment()}))
         write_json(self.path / "result.json", full)
-        if (held := _HELD.pop(identity_of(self.path)[:2], None)) is not None:
-            unlock(held)
+        self.release()
         return full
 
+    def release(self) -> None:
+        """Let other processes use the folder, as the end of this process does."""
+        if (held := _HELD.pop(inode_of(self.path), None)) is not None:
+            unlock(held)
+
     def _lock(self) -> None:
-        if identity_of(self.path)[:2] not in _HELD:
+        if inode_of(self.path) not in _HELD:
             file = lock_folder(self.path.resolve(), self.path)
-            _HELD[identity_of(file)[:2]] = file
+            _HELD[inode_of(file)] = file
 
 
 def settings_of(config: Any) -> dict[str, Any]:

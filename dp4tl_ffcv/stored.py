@@ -59,7 +59,7 @@ def open_file(path: str | os.PathLike[str]) -> Iterator[io.BufferedReader]:
 
 @contextmanager
 def adding_filename(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Name the file `path` in an OSError of a call by descriptor, which does not know the path."""
+    """Set `filename` of an OSError from a call that knows only a descriptor."""
     try:
         yield
     except OSError as error:
@@ -71,7 +71,7 @@ def adding_filename(path: str | os.PathLike[str]) -> Iterator[None]:
 def identity_of(file: Path | int) -> tuple[int, ...]:
     """Return numbers that differ between files and between versions of a file.
 
-    These are device, inode, size and time of the last change. Empty without the file.
+    These are device, inode, size and time of the last change; () if there is no file.
 
     Args:
         file: path or descriptor of the file.
@@ -80,6 +80,11 @@ def identity_of(file: Path | int) -> tuple[int, ...]:
         found = os.fstat(file) if isinstance(file, int) else file.stat()
         return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
     return ()
+
+
+def inode_of(file: Path | int) -> tuple[int, ...]:
+    """Return device and inode of a file, which a rename keeps; () if there is no file."""
+    return identity_of(file)[:2]
 
 
 def sha256_of_file(path: str | os.PathLike[str]) -> str:
@@ -104,12 +109,12 @@ def read_at(file: int, size: int, start: int) -> bytes:
 def read_text(path: str | os.PathLike[str], most: int = _MOST_JSON) -> str:
     """Return the text of a file in UTF-8; raise ValueError for another file, or above `most` bytes.
 
-    By default, a file may have 64 MiB.
+    By default, a file may have 64 MiB. `most` is a multiple of 1 MiB.
     """
     with open_file(path) as stream:
         content = stream.read(most + 1)
     if len(content) > most:
-        raise ValueError(f"it has more than {most} bytes")
+        raise ValueError(f"it has more than {most >> 20} MiB")
     return content.decode("utf-8-sig")  # editors on Windows put a mark of the encoding first
 
 

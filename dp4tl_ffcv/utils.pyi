@@ -1,7 +1,7 @@
 from .atomic import atomic_open as atomic_open
 from .atomic import write_json as write_json
 from .beton import read_manifest as read_manifest
-from .beton.index import MOST_CLASSES as MOST_CLASSES
+from .beton.index import class_limit as class_limit
 from .beton.index import finish_manifest as finish_manifest
 from .beton.index_jpegs import index_written as index_written
 from .beton.verify.problems import Problem as Problem

@@ -22,7 +22,7 @@ from .ranges import BLOCK, check_ranges
 from .tables import Tables, load_tables
 
 _PROBES, _PROBE = 16, 4096  # byte ranges, and bytes of each, that `content` covers
-MOST_CLASSES = 1 << 20  # that any beton may have, such as a few samples of a dataset with many
+_MOST_CLASSES = 1 << 20  # that any beton may have, such as a few samples of a dataset with many
 
 
 class BetonIndex:
@@ -156,7 +156,7 @@ class BetonIndex:
                 f"{labels.min()}. Write the beton with class ids from 0."
             )
         largest = labels.max(initial=0)
-        if largest >= MOST_CLASSES and largest >= (limit := self.class_limit(label_field)):
+        if largest >= class_limit(0) and largest >= (limit := self.class_limit(label_field)):
             raise BetonError(
                 f"The field {label_field!r} of {str(self.path)!r} holds the value {largest}, too "
                 f"large for a class id: with {len(self)} samples, class ids are below {limit}. "
@@ -165,8 +165,8 @@ class BetonIndex:
         return labels
 
     def class_limit(self, label_field: str = "label") -> int:
-        """Return the number that class ids are below: 2**20, or more for more samples or names."""
-        return max(MOST_CLASSES, len(self), len(self.class_names(label_field)))
+        """Return the exclusive bound of this beton's class ids, 2**20 or more."""
+        return class_limit(len(self), len(self.class_names(label_field)))
 
     def class_names(self, label_field: str = "label") -> tuple[str, ...]:
         """Return the name of each class id. Empty without a manifest that names them."""
@@ -306,6 +306,11 @@ class BetonIndex:
     def __repr__(self) -> str:
         fields = ", ".join(f"{field.name}: {field.kind}" for field in self.fields)
         return f"BetonIndex({str(self.path)!r}, num_samples={len(self)}, fields=({fields}))"
+
+
+def class_limit(num_samples: int, num_names: int = 0) -> int:
+    """Return the exclusive bound of class ids: 2**20, or more for more samples or names."""
+    return max(_MOST_CLASSES, num_samples, num_names)
 
 
 def finish_manifest(

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from ..atomic import is_at, lock, unlock, write_all
 from ..jpeg.mcu_index import checksum
 from ..kernels.compiled import compiled, copy_memory
-from ..stored import adding_filename, identity_of, open_file
+from ..stored import adding_filename, inode_of, open_file
 from .index import BetonIndex
 
 SUFFIX = ".jpegs"
@@ -67,7 +67,7 @@ class IndexFile:
 
     def __init__(self, beton: BetonIndex) -> None:
         self._beton = beton.path
-        self._inode = beton.identity[:2] or _inode_of(beton.path)
+        self._inode = beton.identity[:2] or inode_of(beton.path)
         self._header = np.array((_MAGIC, beton.fingerprint.encode()), dtype=_HEADER).tobytes()
         self._paths = [index_path(beton.path), *_cache_paths(beton.fingerprint)]
         # Of each file that was read: the place and the head of the last block, and its end.
@@ -129,7 +129,7 @@ class IndexFile:
         raise failed or FileNotFoundError(self._beton)
 
     def _check_beton(self) -> None:
-        if not self._inode or _inode_of(self._beton) != self._inode:
+        if not self._inode or inode_of(self._beton) != self._inode:
             raise OSError(errno.ESTALE, "another beton has taken its place", str(self._beton))
 
     def _append(self, file: int, blocks: Iterator[memoryview]) -> None:
@@ -166,19 +166,15 @@ class IndexFile:
     def _keep(self, file: int, head_at: int, end: int) -> None:
         """Note that the blocks up to `end` were read, of which the last begins at `head_at`."""
         head = os.pread(file, _BLOCK.itemsize, head_at)
-        self._read[_inode_of(file)] = head_at, head, end
+        self._read[inode_of(file)] = head_at, head, end
 
     def _read_of(self, file: int) -> int:
         """Return the end of the blocks that were read before."""
         nothing = 0, b"", len(self._header)
-        head_at, head, end = self._read.get(_inode_of(file), nothing)
+        head_at, head, end = self._read.get(inode_of(file), nothing)
         # A file that was deleted and made again may have the same inode.
         is_same = os.pread(file, len(head), head_at) == head and end <= os.fstat(file).st_size
         return end if is_same else len(self._header)
-
-
-def _inode_of(file: Path | int) -> tuple[int, ...]:
-    return identity_of(file)[:2]
 
 
 @contextmanager

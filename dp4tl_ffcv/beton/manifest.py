@@ -1,6 +1,5 @@
 """The manifest `NAME.beton.json` next to a beton: class names, counts, how it was written."""
 
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..atomic import atomic_open
+from ..atomic import atomic_open, json_bytes
 from ..stored import check_entries, read_json
 from ..version import __version__
 
@@ -61,14 +60,14 @@ def manifest_path(beton: str | os.PathLike[str]) -> Path:
 
 @contextmanager
 def new_manifest(beton: str | os.PathLike[str], manifest: Manifest) -> Iterator[None]:
-    """Write the manifest of the beton that the block puts in place of the file `beton`.
+    """Write the manifest of a new beton, which the block renames to `beton`.
 
     The manifest is complete before the block and renamed after it. A writer that is killed between
-    the two renames leaves the unfinished manifest, which `BetonIndex.manifest` reads, and which
+    the two renames leaves `.NAME.beton.json.part`, which `BetonIndex.manifest` reads and
     `finish_manifest` renames.
     """
     with atomic_open(manifest_path(beton)) as stream:
-        stream.write((json.dumps(asdict(manifest), indent=2, allow_nan=False) + "\n").encode())
+        stream.write(json_bytes(asdict(manifest)))
         stream.flush()
         yield
 

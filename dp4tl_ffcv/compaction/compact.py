@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..beton import BetonIndex, Manifest
-from ..beton.index import MOST_CLASSES
+from ..beton.index import class_limit
 from ..beton.index_jpegs import index_written
 from ..beton.manifest import manifest_path
 from ..errors import BetonError
@@ -173,7 +173,7 @@ def _class_ids(
         num_classes = len(index.class_counts(field))
     except BetonError:
         return field, names, 0
-    is_countable = num_classes <= max(MOST_CLASSES, num_samples, len(names))
+    is_countable = num_classes <= class_limit(num_samples, len(names))
     return field, names, num_classes if is_countable else 0
 
 

@@ -27,7 +27,7 @@ _TJPF_CMYK, _TJCS_CMYK = 11, 3
 TJCS_YCBCR = 1
 TJSAMP_444, TJSAMP_422, TJSAMP_420 = 0, 1, 2
 TJFLAG_FASTDCT = 2048  # the transform that ffcv decodes with
-# Every scan of a progressive JPEG takes the time of its pixels, and the least one has 20 bytes.
+# Decoding a scan takes time in proportion to the pixels, and a scan may have only 20 bytes.
 TJFLAG_LIMITSCANS = 32768  # 500 scans at most
 TJERR_WARNING = 0
 _TJFLAG_NOREALLOC, _TJFLAG_ACCURATEDCT, _TJFLAG_STOPONWARNING = 1024, 4096, 8192

@@ -79,7 +79,7 @@ def parse_rows(result: Any) -> list[Row]:
 
     Raises:
         ValueError: an entry is missing, of another type or out of range, there are no rows, a
-            finetuning has no full run, or the methods have no fraction kept in common.
+            finetuning has no full run, or no fraction kept occurs in all methods.
     """
     check_entries(result, _ENTRIES)
     check_entries(result["classes"], _CLASSES)
@@ -94,7 +94,7 @@ def parse_rows(result: Any) -> list[Row]:
         if row.method != "full":
             keeps.setdefault(row.method, set()).add(row.keep)
     if not keeps or not set.intersection(*keeps.values()):
-        raise ValueError("its methods have no fraction kept in common")
+        raise ValueError("no fraction kept occurs in all methods")
     return rows
 
 

@@ -22,8 +22,8 @@ MOST_SCANS = 500  # of a JPEG, which TurboJPEG limits to this number: each takes
 _FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 _MOST_GREY = (1 << 16) - 1
 # Pixels that a byte of a file can hold: a pixel has at least one bit, and deflate expands to at
-# most 1,032 times, LZW to less. Other formats, and TIFF's codes for fax, hold even images in no
-# space.
+# most 1,032 times, LZW to less. Other formats, and TIFF's codes for fax, store an image of one
+# colour in a few bytes.
 _PIXELS_PER_BYTE = {
     "BMP raw": 8, "PPM raw": 8, "PNG zip": 8 * 1032, "GIF gif": 8 * 1032,
     "TIFF raw": 8, "TIFF packbits": 8 * 64, "TIFF tiff_lzw": 8 * 1032,

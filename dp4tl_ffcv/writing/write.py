@@ -14,7 +14,7 @@ from ffcv.types import TYPE_ID_HANDLER
 from numpy.typing import NDArray
 
 from ..beton.format import CUSTOM_TYPE, FIELD, LARGEST_PAGE, metadata_dtype
-from ..beton.index import MOST_CLASSES, BetonIndex
+from ..beton.index import BetonIndex, class_limit
 from ..beton.index_jpegs import index_written
 from ..beton.manifest import Manifest
 from ..validate import check_choice, check_int, resolve_num_workers
@@ -120,7 +120,7 @@ def write_beton(  # noqa: PLR0913  # options are named at the call
 
     def check(batch: Batch) -> None:
         if label_column:
-            _check_labels(batch, label_column, max(MOST_CLASSES, len(samples)), len(names), name_of)
+            _check_labels(batch, label_column, class_limit(len(samples)), len(names), name_of)
 
     def describe(index: BetonIndex, skipped: tuple[dict[str, Any], ...]) -> Manifest:
         labels = index.metadata[label_column] if label_column else None

@@ -233,7 +233,7 @@ def test_a_label_too_large_for_a_class_id_is_rejected(label: int, tiny: Path) ->
 def test_as_many_classes_as_samples_or_names_are_accepted(
     tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(index_module, "MOST_CLASSES", 3)
+    monkeypatch.setattr(index_module, "_MOST_CLASSES", 3)
     with damage(tiny) as parts:
         parts.metadata["f1"][4] = 5
     assert BetonIndex.open(tiny).num_classes == 6

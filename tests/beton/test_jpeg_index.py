@@ -531,7 +531,7 @@ def test_a_beton_replaced_while_waiting_for_the_lock_keeps_its_file(
 def test_a_file_made_again_with_the_same_inode_is_read_from_its_start(
     beton: Path, expected: list[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dp4tl_ffcv.beton.jpeg_index_file._inode_of", lambda _: (1, 1))
+    monkeypatch.setattr("dp4tl_ffcv.beton.jpeg_index_file.inode_of", lambda _: (1, 1))
     monkeypatch.setattr(IndexFile, "_check_beton", lambda _: None)
     pixels_of(load(beton, indices=[0, 1, 2]))
     table = table_of(beton)

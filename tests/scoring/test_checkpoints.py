@@ -177,7 +177,7 @@ def test_a_checkpoint_without_an_entry_is_rejected(checkpoint: Path, tmp_path: P
     for name in ("arch", "num_classes", "mean", "std", "network"):
         torch.save({key: whole[key] for key in whole if key != name}, tmp_path / "a.pt")
         with pytest.raises(
-            CheckpointError, match=rf"its {name} is missing or wrong\. It is damaged"
+            CheckpointError, match=rf"its entry '{name}' is missing\. It is damaged"
         ):
             load_checkpoint(tmp_path / "a.pt", arch="resnet8_w16")
 

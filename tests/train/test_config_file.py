@@ -33,15 +33,16 @@ def test_a_fault_is_reported_with_the_file_and_the_line(fault: str, tmp_path: Pa
     if name.endswith(".yaml"):
         pytest.importorskip("yaml")
     (tmp_path / name).write_text(text)
+    kind = name[2:].upper()
     with pytest.raises(
-        ValueError, match=rf"`config_file` must .*{name}' is not: .*(?s:.*){message}"
+        ValueError, match=rf"cannot read the configuration .*{name}' as {kind}: (?s:.*){message}"
     ):
         read_config_file(tmp_path / name)
 
 
 def test_text_of_another_encoding_is_reported_with_the_file(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_bytes(b'{"run": "\xff"}')
-    with pytest.raises(ValueError, match=r"a\.json' is not: 'utf-8' codec can't decode"):
+    with pytest.raises(ValueError, match=r"a\.json' as JSON: 'utf-8' codec can't decode"):
         read_config_file(tmp_path / "a.json")
 
 
@@ -50,7 +51,7 @@ def test_only_small_regular_files_are_read(name: str, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=name):
         read_config_file(tmp_path / name)
     (tmp_path / name).write_text("{}" + " " * (1 << 20))
-    with pytest.raises(ValueError, match=rf"{name}' is not: it has more than 1048576 bytes"):
+    with pytest.raises(ValueError, match=rf"{name}' as .*: it has more than 1 MiB"):
         read_config_file(tmp_path / name)
     (tmp_path / name).unlink()
     os.mkfifo(tmp_path / name)

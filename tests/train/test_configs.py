@@ -335,8 +335,8 @@ def test_a_file_overrides_a_name(write: Callable[..., str]) -> None:
         ("a.json", {"lr": 0.1, "rate": 2, "speed": 3}, "sets rate, speed, which"),
         ("a.json", {"flip": "perhaps"}, "`flip` must be true or false; got 'perhaps'"),
         ("a.json", [1], "must map fields"),
-        ("a.json", "{", "must be YAML, or JSON"),
-        ("a.yaml", "a: [", "must be YAML, or JSON"),
+        ("a.json", "{", r"a\.json' as JSON"),
+        ("a.yaml", "a: [", r"a\.yaml' as YAML"),
         ("a.yaml", "", "must map fields"),
     ],
 )

@@ -348,7 +348,7 @@ def test_a_forged_size_of_a_group_is_refused_or_does_no_harm(
     path.write_bytes(whole.replace(stored_size + b"\x16", b"\x16" + forged + b"\x16"))
     assert pq.ParquetFile(path).metadata.row_group(0).total_byte_size == size
     if size < 0:
-        why = rf"validation-00000.*its group 0 has {size} bytes"
+        why = rf"validation-00000.*it states {size} bytes for its row group 0"
         check_refused(huggingface, tmp_path / "out", why, root=root)
     else:
         assert len(write(huggingface, tmp_path / "out", root=root)["val"]) == 2
@@ -360,7 +360,7 @@ def test_more_rows_than_the_file_can_hold_images_are_refused(tmp_path: Path) -> 
     path = put_all(tmp_path / "root", {"train.parquet": b""}) / "train.parquet"
     pq.write_table(table, path, compression="zstd")
     assert path.stat().st_size < 20_000
-    why = r"train\.parquet is .* 1100000 rows in \d+ bytes"
+    why = r"train\.parquet is .* 1100000 rows in a file of \d+ bytes"
     check_refused(huggingface, tmp_path / "out", why, root=tmp_path / "root")
 
 
@@ -371,7 +371,7 @@ def test_images_that_shrink_as_no_image_does_are_refused(
     path = put_all(tmp_path / "root", {"train.parquet": b""}) / "train.parquet"
     table = pa.table({"image": [bytes(4 << 20), b"x"], "label": [0, 1]})
     pq.write_table(table, path, compression="zstd")
-    why = r"its group 0 has 4\d+ bytes, the file \d+"
+    why = r"it states 4\d+ bytes for its row group 0, in a file of \d+ bytes"
     check_refused(huggingface, tmp_path / "out", why, root=tmp_path / "root")
 
 
@@ -384,7 +384,7 @@ def test_an_image_that_is_stored_once_does_not_fill_memory_as_many(
     )
     pq.write_table(table, tmp_path / "train.parquet")
     samples = ParquetImages.of(tmp_path, [tmp_path / "train.parquet"], "image", "label")
-    with pytest.raises(ValueError, match=r"train\.parquet is damaged .*group 0 holds more than"):
+    with pytest.raises(ValueError, match=r"train\.parquet is damaged .*group 0 is larger than"):
         samples[0]
 
 

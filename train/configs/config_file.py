@@ -26,14 +26,13 @@ def read_config_file(path: Path) -> dict[str, Any]:
         ValueError: the file is too large, malformed, nested more than 20 deep, or has aliases, tags
             or a key twice. The message names the file and the line.
     """
-    parse = _parse_json if path.suffix == ".json" else parse_yaml
+    kind, parse = ("JSON", _parse_json) if path.suffix == ".json" else ("YAML", parse_yaml)
     with requires("pyyaml", f"reading {str(path)!r}"):
         try:
             values = parse(read_text(path, _MAX_BYTES))
         except (ValueError, RecursionError) as error:
             raise ValueError(
-                "`config_file` must be YAML, or JSON if its name ends in .json; "
-                f"{str(path)!r} is not: {error}"
+                f"cannot read the configuration {str(path)!r} as {kind}: {error}"
             ) from error
     if not isinstance(values, dict):
         raise ValueError(f"{str(path)!r} must map fields to values, as in `lr: 0.5`.")

@@ -134,7 +134,7 @@ def write_splits(
 
 def check_class_id(name: str, largest: int, num_samples: int) -> None:
     """Check the largest class id before each id up to it gets a name and a count."""
-    check_int(name, largest, at_most=max(utils.MOST_CLASSES, num_samples) - 1)
+    check_int(name, largest, at_most=utils.class_limit(num_samples) - 1)
 
 
 def already_written(

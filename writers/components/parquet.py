@@ -60,18 +60,21 @@ class ParquetImages(LazyImages):
             with open_parquet(path) as parquet:
                 stored, rows = path.stat().st_size, parquet.metadata.num_rows
                 if rows > _FREE_ROWS + stored // _BYTES_PER_ROW:
-                    raise ValueError(f"it has {rows} rows in {stored} bytes")
+                    raise ValueError(f"it states {rows} rows in a file of {stored} bytes")
                 for group in range(parquet.num_row_groups):
                     # Not the size of the column: pyarrow aborts if its statistics are damaged.
                     about = parquet.metadata.row_group(group)
                     size = about.total_byte_size
                     if not 0 <= size <= _EXPANSION * stored + WINDOW:
-                        raise ValueError(f"its group {group} has {size} bytes, the file {stored}")
+                        raise ValueError(
+                            f"it states {size} bytes for its row group {group}, in a file of "
+                            f"{stored} bytes"
+                        )
                     groups.append((number, group, first, size))
                     first += about.num_rows
                 read = parquet.read([label_column], use_threads=False)[0]
                 if first != sum(map(len, parts)) + len(read):
-                    raise ValueError("its groups have other numbers of rows than it says")
+                    raise ValueError("its row groups have other numbers of rows than it states")
             parts.append(_class_ids(where, read))
         # Negative labels mark a split without labels, which --splits may leave out.
         check_class_id(where, max(int(part.max(initial=0)) for part in parts), first)
@@ -140,7 +143,10 @@ class ParquetImages(LazyImages):
                 parts.append(batch.column(0))
                 left -= parts[-1].nbytes
                 if left < 0:
-                    raise ValueError(f"its group {group} holds more than the {size} bytes it names")
+                    raise ValueError(
+                        f"its row group {group} is larger than the {size:,} bytes that the file "
+                        "states"
+                    )
             return chunked_array(parts)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from ...errors import BetonError
 from ...validate import resolve_num_workers
 from ..descriptors import CustomFieldError
-from ..index import MOST_CLASSES, BetonIndex
+from ..index import BetonIndex, class_limit
 from ..manifest import read_manifest
 from ..tables import load_tables
 from .allocations import check_allocations
@@ -123,7 +123,7 @@ def _class_limit(index: BetonIndex) -> int:
     try:
         return index.class_limit()
     except ValueError:  # of the manifest
-        return max(MOST_CLASSES, len(index))
+        return class_limit(len(index))
 
 
 def _manifest_problems(index: BetonIndex) -> Iterator[str]:

@@ -123,12 +123,14 @@ def _recorded(values: Mapping[str, Any], headless: bool) -> Classifier:
     checks = _IS_VALID | {name: _OPTIONAL[name] for name in _OPTIONAL if name in values}
     wrong = [name for name in checks if not (name in values and checks[name](values[name]))]
     if wrong:
-        raise CheckpointError(f"its {wrong[0]} is missing or wrong. It is damaged or was altered.")
+        fault = "is not valid" if wrong[0] in values else "is missing"
+        raise CheckpointError(f"its entry {wrong[0]!r} {fault}. It is damaged or was altered.")
     arch, num_classes = values["arch"], values["num_classes"]
     names = values.get("class_names", [])
     if names and len(names) != num_classes:
         raise CheckpointError(
-            f"it names {len(names)} classes, not {num_classes}. It is damaged or was altered."
+            f"it has {len(names)} class names for {num_classes} classes. It is damaged or was "
+            "altered."
         )
     try:
         weights = own_weights(values["network"], arch, headless=headless)

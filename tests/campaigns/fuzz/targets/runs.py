@@ -1,7 +1,6 @@
 """Folders of runs: the result that a report shows, and the files of a finished or stopped run."""
 
 import json
-import os
 import re
 import shutil
 from contextlib import nullcontext
@@ -12,7 +11,7 @@ from unittest import mock
 import numpy as np
 import torch
 
-from dp4tl_ffcv import Selection, runs, write_report
+from dp4tl_ffcv import Selection, write_report
 from dp4tl_ffcv.report import report
 from dp4tl_ffcv.report.figures import Plot
 from tests.campaigns.fuzz.datasets import NAMES
@@ -110,7 +109,7 @@ class RunFolders(Target):
             if is_finished:
                 session.folder.finish({"checkpoint": "checkpoints/last.pt", "steps": 2})
                 state.delete()
-            _unlock()
+            session.folder.release()
             paths = [path for path in run.rglob("*") if path.is_file()]
             files = {f"run/{path.relative_to(run)}": path.read_bytes() for path in paths}
             samples += [Sample(files, name) for name in files if ".json" in name]
@@ -139,7 +138,7 @@ class RunFolders(Target):
             session.start()
             session.resume(model=torch.nn.Linear(2, 2))
         finally:
-            _unlock()
+            session.folder.release()
         for line in (run / "log.jsonl").read_bytes().splitlines():
             if not isinstance(json.loads(line), dict):
                 raise FaultError("a damaged row in the log", f"{line!r:.200}")
@@ -153,10 +152,3 @@ class RunFolders(Target):
             raise FaultError("differs from a plain reading", f"{found!r:.200}")
         is_equal = plain == json.loads(sample.files["run/result.json"])
         return "equal" if is_equal else "read as the bytes say"
-
-
-def _unlock() -> None:
-    """Let other processes use the folders of this process's runs, as its end does."""
-    for held in runs._HELD.values():
-        os.close(held)
-    runs._HELD.clear()
