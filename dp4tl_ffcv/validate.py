@@ -87,10 +87,14 @@ def check_number(
         ("at least", at_least, at_least is None or value >= at_least),
         ("at most", at_most, at_most is None or value <= at_most),
     ]
-    if math.isnan(value) or not all(holds for *_, holds in bounds):
+    try:
+        number = float(value)
+    except OverflowError:
+        raise ValueError(f"`{name}` has {len(str(abs(value)))} digits, too many.") from None
+    if math.isnan(number) or not all(holds for *_, holds in bounds):
         wanted = " and ".join(f"{word} {bound:g}" for word, bound, _ in bounds if bound is not None)
         raise ValueError(f"`{name}` must be {wanted}; got {value}.")
-    return float(value)
+    return number
 
 
 def check_fraction(name: str, value: Any) -> float:

@@ -77,6 +77,11 @@ def test_bad_values_are_rejected(
         check("n", *arguments)
 
 
+def test_an_integer_too_large_for_a_float_is_rejected() -> None:
+    with pytest.raises(ValueError, match="`n` has 401 digits"):
+        check_number("n", -(10**400))
+
+
 @pytest.mark.parametrize(
     ("bounds", "value", "match"),
     [

@@ -213,6 +213,18 @@ def test_a_flipped_bit_is_detected_or_changes_nothing(checkpoint: Path, tmp_path
     assert rejected > 90
 
 
+def test_a_member_that_is_marked_as_a_folder_is_refused(tmp_path: Path) -> None:
+    """torch would leave the memory of the tensor as it happens to be."""
+    path = tmp_path / "a.pt"
+    save_checkpoint(path, make())
+    whole = bytearray(path.read_bytes())
+    entry = whole.rindex(b"PK\x01\x02", 0, whole.rindex(b"/data/0"))
+    whole[entry + 38] = 0x10
+    path.write_bytes(whole)
+    with pytest.raises(CheckpointError, match="a member is marked as a folder"):
+        load_checkpoint(path)
+
+
 def test_a_file_without_checksums_is_read(tmp_path: Path) -> None:
     network = make().network.state_dict()
     torch.serialization.set_crc32_options(False)

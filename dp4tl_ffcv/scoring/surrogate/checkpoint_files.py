@@ -24,6 +24,7 @@ from ...errors import CheckpointError, requires
 from ...pickles import scan_pickle
 
 _ZIP = b"PK\x03\x04"
+_IS_FOLDER = 0x10  # attribute of a member
 _LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the pickled number of torch before 1.6
 _LEGACY_PICKLES = 5  # this number, the version, the machine, the objects, the names of the storages
 # The objects of checkpoints. torch allows a few more, such as nested tensors and those of devices.
@@ -185,6 +186,8 @@ def _check_archive(archive: zipfile.ZipFile, file_size: int) -> None:
     members = archive.infolist()
     if sum(member.file_size for member in members) > file_size:
         raise ValueError("its members are larger than the file")
+    if any(member.external_attr & _IS_FOLDER for member in members):
+        raise ValueError("a member is marked as a folder")  # of which torch reads nothing
     # torch ignores case when it looks a member up.
     if len({member.filename.casefold() for member in members}) < len(members):
         raise ValueError("two members have the same name")

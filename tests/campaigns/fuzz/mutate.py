@@ -4,6 +4,7 @@ import copy
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -229,7 +230,8 @@ def mutated_json(rng: np.random.Generator, data: bytes, words: Sequence[str] = (
         elif how == 1:
             inside[key] = copy.deepcopy(other[other_key])
         elif how == 2 and isinstance(inside[key], int | float):
-            inside[key] *= _pick(rng, (-1, 0, 2, 0.5, 1e-9, 1e300))
+            with suppress(OverflowError):  # an integer too large for a float stays
+                inside[key] *= _pick(rng, (-1, 0, 2, 0.5, 1e-9, 1e300))
         else:
             inside[key] = _pick(rng, (*_VALUES, *words))
     return json.dumps(root).encode()
