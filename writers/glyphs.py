@@ -80,8 +80,8 @@ class _Glyphs:
 
     names: Sequence[str]
     """Path of each font's file."""
-    families: NDArray[np.str_]
-    """Family of each font."""
+    families: NDArray[np.int64]
+    """Number of each font's family, in the order of their names."""
     fonts: NDArray[np.int64]
     """Number of each image's font, (n,)."""
     labels: NDArray[np.int64]
@@ -150,9 +150,11 @@ def _draw(paths: Sequence[str], config: Config) -> _Glyphs:
     for number in np.flatnonzero(like < _RESEMBLES):
         say(f"left out {faces[number].path}: its characters do not resemble those of other fonts")
     kept = np.flatnonzero(like[fonts] >= _RESEMBLES)
+    # As objects: an array of text has the length of the longest name for each font.
+    names = np.array([face.family for face in faces], dtype=object)
     return _Glyphs(
         [face.path for face in faces],
-        np.array([face.family for face in faces]),
+        np.unique(names, return_inverse=True)[1],
         fonts[kept],
         labels[kept],
         images[kept],

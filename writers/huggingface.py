@@ -22,17 +22,19 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import dp4tl_ffcv
 from dp4tl_ffcv.utils import check_choice, open_file, parse_json, parse_yaml, requires
 
-from .components.common import CountedOptions, run, write_splits
+from .components.common import CountedOptions, run, say, write_splits
 from .components.files import is_hidden, split_of
 
-_LARGEST_CARD = 1 << 24  # bytes of README.md that are read
+_LARGEST_CARD = 1 << 20  # bytes of README.md that are read
+# Errors for descriptions that are no YAML or JSON, or whose values have other types than expected.
+_FAULTS = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +60,8 @@ def write(config: Config) -> dict[str, dp4tl_ffcv.BetonIndex]:
     wanted = [check_choice("splits", split, sorted(files)) for split in chosen] or sorted(files)
     card = _card_of(config.root)
     found = {columns_of(path, card, config) for split in wanted for path in files[split]}
+    if card.fault:  # and it was not needed
+        say(f"ignored the description of the dataset in README.md, which is damaged ({card.fault})")
     if len(found) > 1:
         raise ValueError(
             f"Files in {str(config.root)!r} have different columns or class names. "
@@ -67,9 +71,7 @@ def write(config: Config) -> dict[str, dp4tl_ffcv.BetonIndex]:
     splits = {split: ParquetImages.of(config.root, files[split], image, label) for split in wanted}
     highest = max((int(s.labels.max()) for s in splits.values() if len(s)), default=-1)
     names = names or tuple(map(str, range(highest + 1)))
-    with _described_in(config.root / "README.md"):
-        expected = (len(names), _counts_of(card))
-    return write_splits("huggingface", splits, names, config, expected)
+    return write_splits("huggingface", splits, names, config, (len(names), card.counts))
 
 
 def files_of(root: Path) -> dict[str, list[Path]]:
@@ -116,9 +118,19 @@ def _check_complete(split: str, files: Sequence[Path]) -> None:
         )
 
 
-def columns_of(
-    path: Path, card: dict[str, Any], config: Config
-) -> tuple[str, str, tuple[str, ...]]:
+@dataclass(frozen=True)
+class _Card:
+    """The description of a dataset in README.md, empty if it has none."""
+
+    features: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Columns of images and class ids, as parquet files describe them."""
+    counts: dict[str, int] = field(default_factory=dict)
+    """Images by split."""
+    fault: str = ""
+    """Why it cannot be read."""
+
+
+def columns_of(path: Path, card: _Card, config: Config) -> tuple[str, str, tuple[str, ...]]:
     """Return the columns of images and labels in a file, and the class names, () if unknown."""
     from .components.parquet import open_parquet
 
@@ -126,7 +138,10 @@ def columns_of(
         schema = parquet.schema_arrow
     with _described_in(path):
         metadata = parse_json((schema.metadata or {}).get(b"huggingface", b"{}"))
-        features = dict(metadata.get("info", {}).get("features") or _features_of(card))
+        features = dict(metadata.get("info", {}).get("features") or {})
+    if not features and card.fault:
+        raise _damaged(config.root / "README.md", card.fault)
+    features = features or card.features
     chosen = {}
     for what, kind, usual, given in (
         ("image", "Image", ("image", "img"), config.image_column),
@@ -147,18 +162,30 @@ def columns_of(
     return chosen["image"], chosen["label"], names
 
 
-def _card_of(root: Path) -> dict[str, Any]:
-    """Return `dataset_info` of README.md, or {} unless it describes exactly one configuration."""
+def _card_of(root: Path) -> _Card:
+    """Read README.md. It is empty for us unless it describes exactly one configuration."""
     path = root / "README.md"
     if not path.is_file():
-        return {}
+        return _Card()
     with open_file(path) as stream:
-        text = stream.read(_LARGEST_CARD).decode(errors="replace")
+        content = stream.read(_LARGEST_CARD)
+    try:
+        with requires("pyyaml", f"reading {path}"):
+            info = _info_in(content)
+        return _Card(_features_of(info), _counts_of(info))
+    except _FAULTS as error:
+        return _Card(fault=str(error))
+
+
+def _info_in(card: bytes) -> dict[str, Any]:
+    """Return `dataset_info` of the YAML between the lines `---` at the start of README.md."""
+    text = card.decode(errors="replace")
     head = re.match(r"---\r?\n(.*?)\n---", text, flags=re.DOTALL)
+    if head is None and text.startswith("---") and len(card) == _LARGEST_CARD:
+        raise ValueError(f"its YAML has more than {_LARGEST_CARD >> 20} MiB")
     if head is None or "dataset_info:" not in head[1]:
         return {}
-    with requires("pyyaml", f"reading {path}"), _described_in(path):
-        info = parse_yaml(head[1])["dataset_info"]
+    info = parse_yaml(head[1])["dataset_info"]
     info = info[0] if isinstance(info, list) and len(info) == 1 else info
     return info if isinstance(info, dict) else {}
 
@@ -168,11 +195,15 @@ def _described_in(path: Path) -> Iterator[None]:
     """Raise ValueError where the description of a dataset in `path` is not as expected."""
     try:
         yield
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(
-            f"The description of the dataset in {path} is damaged ({error}). Download it again, or "
-            "delete README.md if that is the file."
-        ) from error
+    except _FAULTS as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, why: object) -> ValueError:
+    return ValueError(
+        f"The description of the dataset in {path} is damaged ({why}). Download it again, or "
+        "delete README.md if that is the file."
+    )
 
 
 def _features_of(card: dict[str, Any]) -> dict[str, dict[str, Any]]:

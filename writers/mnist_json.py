@@ -65,7 +65,10 @@ def _read(path: Path) -> NDArray[np.uint8]:
     """Return the images of a file, (n, 28, 28)."""
     content = utils.read_json(path)
     try:
-        values = np.array(content["data"], dtype=np.float64).reshape(-1, _SIDE, _SIDE)
+        data = content["data"]
+        if not set(map(type, data)) <= {int, float}:  # numpy takes text and True for numbers
+            raise ValueError
+        values = np.array(data, dtype=np.float64).reshape(-1, _SIDE, _SIDE)
         if not (values.size and values.min() >= 0 and values.max() <= 1):
             raise ValueError
     except (KeyError, TypeError, ValueError, OverflowError) as error:

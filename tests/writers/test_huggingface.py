@@ -289,14 +289,22 @@ def test_a_path_outside_the_folder_is_refused(path: str, column: str, tmp_path: 
         "dataset_info: {features: [3]}",
         "dataset_info: {splits: [{name: train, num_examples: many}]}",
         "dataset_info: {splits: 3}",
+        "dataset_info:\n  features: |\n" + "   x\n" * (1 << 18),
     ],
-    ids=["anchors", "syntax", "nested", "features", "counts", "no list"],
+    ids=["anchors", "syntax", "nested", "features", "counts", "no list", "more than 1 MiB"],
 )
-def test_a_damaged_description_is_refused(head: str, tmp_path: Path) -> None:
+def test_a_damaged_description_is_refused_unless_the_files_have_one(
+    head: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     put(tmp_path / "root" / "train.parquet", [0, 1], features=None)
     put_all(tmp_path / "root", {"README.md": f"---\n{head}\n---\n".encode()})
     why = r"description of the dataset in .*(README\.md|parquet) is damaged"
     check_refused(huggingface, tmp_path / "out", why, root=tmp_path / "root")
+    put(tmp_path / "root" / "train.parquet", [0, 1])  # which names columns and classes itself
+    index = write(huggingface, tmp_path / "out", root=tmp_path / "root")["train"]
+    assert names_of(index) == tuple(NAMES)
+    said = capsys.readouterr().out.splitlines()
+    assert sum(line.startswith("ignored the description") for line in said) == 1
 
 
 def test_a_damaged_parquet_file_is_named(root: Path, tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ def test_pixels_labels_and_positions_are_restored(
     "content",
     [{"data": []}, {"data": [0] * 783}, {"data": [1.1] * 784}, {"data": [-1] * 784}, [], {},
      {"data": ["a"] * 784}, {"data": [[0] * 784, [0]]}, {"data": [float("nan")] * 784},
-     {"data": [10**400] * 784}],
+     {"data": [10**400] * 784}, {"data": ["0.5"] * 784}, {"data": [True] + [0.5] * 783}],
 )  # fmt: skip
 def test_other_content_is_refused(content: Any, tmp_path: Path) -> None:
     root = put(tmp_path / "digits", {i: np.zeros((1, 28, 28), np.uint8) for i in range(10)})

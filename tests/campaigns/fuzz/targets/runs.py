@@ -29,6 +29,7 @@ from train.configs.pretrain import Config
 
 _OUTSIDE = 0.05  # share of the cases that name a file outside of the folder
 _DRAWN = 0.04  # share of the reports whose figures are drawn, which takes a second
+_ROW = re.compile(r"<tr.*?</tr>", re.DOTALL)
 _LOADED = re.compile(r'<script|\b(?:src|href)="(?!data:image/|#)')
 
 
@@ -77,8 +78,22 @@ class Reports(Target):
             shutil.rmtree(made[1], ignore_errors=True)
         if found := _LOADED.search(page):
             raise FaultError("a page that loads", page[found.start() :][:200])
-        is_equal = json.loads(data) == json.loads(sample.data)
-        return "equal" if is_equal else "accepted, not compared"
+        given = json.loads(data)
+        _check_shown(given["rows"], page)
+        return "equal" if given == json.loads(sample.data) else "accepted, rows compared"
+
+
+def _check_shown(rows: list[dict[str, Any]], page: str) -> None:
+    """Raise `FaultError` unless a row of a table shows the numbers of each row of a result."""
+    shown = _ROW.findall(page)
+    for each in rows:
+        numbers = (
+            f"{100 * each['test_accuracy_mean']:.2f}%", f"<td>{each['keep']:g}</td>",
+            f"<td>{each['speedup']:.2f}\N{MULTIPLICATION SIGN}</td>",
+            f"<td>{each['retained_classes']:,}</td>", f"<td>{each['retained_samples']:,}</td>",
+        )  # fmt: skip
+        if not any(all(number in line for number in numbers) for line in shown):
+            raise FaultError("differs from a plain reading", f"{each!r:.300}")
 
 
 def _undrawn(name: str) -> Plot:
