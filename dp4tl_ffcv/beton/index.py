@@ -316,10 +316,23 @@ def class_limit(num_samples: int, num_names: int = 0) -> int:
 def finish_manifest(
     beton: str | os.PathLike[str], custom_fields: Mapping[str, Any] | None = None
 ) -> None:
-    """Put the manifest of a beton in its place if a killed writer left it unfinished."""
+    """Put the manifest of a beton in its place if a killed writer left it unfinished.
+
+    An unfinished manifest that does not describe the beton is deleted. If the beton cannot be read,
+    nothing changes.
+    """
     target = manifest_path(beton)
-    if part_path(target).exists():
+    part = part_path(target)
+    if part.exists():
         with suppress(OSError, ValueError), locked_part(target) as stream:
             index = BetonIndex.open(beton, custom_fields=custom_fields)
-            if index.is_described_by(load_manifest(part_path(target))):
-                publish(stream, part_path(target), target)
+            if _is_described_by_file(index, part):
+                publish(stream, part, target)
+            else:  # also an empty file, if another process has finished the manifest meanwhile
+                part.unlink()
+
+
+def _is_described_by_file(index: BetonIndex, manifest: Path) -> bool:
+    with suppress(ValueError):  # half a file, or none of a manifest
+        return index.is_described_by(load_manifest(manifest))
+    return False

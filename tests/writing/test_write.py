@@ -407,6 +407,26 @@ def test_a_manifest_belongs_to_the_pixels_not_only_to_the_tables(tmp_path: Path)
     finish_manifest(paths[0])
     assert BetonIndex.open(paths[0]).class_names() == ()
     assert "written for another beton" in str(verify(paths[0]).problems)
+    assert not paths[0].with_name(".a.beton.json.part").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"{"], ids=["empty", "half"])
+def test_half_a_manifest_of_a_killed_writer_is_removed(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "a.beton"
+    write_beton(path, [(0,), (1,)], LABEL, class_names=["cat", "dog"], num_workers=0)
+    path.with_name(".a.beton.json.part").write_bytes(content)
+    finish_manifest(path)
+    assert BetonIndex.open(path).class_names() == ("cat", "dog")
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["a.beton", "a.beton.json"]
+    complete = path.with_name("a.beton.json").rename(path.with_name(".a.beton.json.part"))
+    whole = path.read_bytes()
+    path.write_bytes(whole[:100])  # whose manifest it is cannot be known
+    finish_manifest(path)
+    assert complete.exists()
+    path.write_bytes(whole)
+    finish_manifest(path)
+    assert BetonIndex.open(path).class_names() == ("cat", "dog")
+    assert not complete.exists()
 
 
 @pytest.mark.parametrize(
