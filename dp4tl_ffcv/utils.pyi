@@ -1,8 +1,8 @@
 from .atomic import atomic_open as atomic_open
 from .atomic import write_json as write_json
 from .beton import read_manifest as read_manifest
+from .beton.finish_manifest import finish_manifest as finish_manifest
 from .beton.index import class_limit as class_limit
-from .beton.index import finish_manifest as finish_manifest
 from .beton.index_jpegs import index_written as index_written
 from .beton.verify.problems import Problem as Problem
 from .beton.verify.verification import Verification as Verification

@@ -174,7 +174,7 @@ def _card_of(root: Path) -> _Card:
             info = _info_in(content)
         return _Card(_features_of(info), _counts_of(info))
     except _FAULTS as error:
-        return _Card(fault=str(error))
+        return _Card(fault=" ".join(str(error).split()))  # on one line
 
 
 def _info_in(card: bytes) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..atomic import locked_part, part_path, publish
+from ..atomic import part_path
 from ..errors import BetonError
 from ..stored import identity_of, open_file, read_at
 from ..validate import check_int_array
@@ -311,28 +311,3 @@ class BetonIndex:
 def class_limit(num_samples: int, num_names: int = 0) -> int:
     """Return the exclusive bound of class ids: 2**20, or more for more samples or names."""
     return max(_MOST_CLASSES, num_samples, num_names)
-
-
-def finish_manifest(
-    beton: str | os.PathLike[str], custom_fields: Mapping[str, Any] | None = None
-) -> None:
-    """Put the manifest of a beton in its place if a killed writer left it unfinished.
-
-    An unfinished manifest that does not describe the beton is deleted. If the beton cannot be read,
-    nothing changes.
-    """
-    target = manifest_path(beton)
-    part = part_path(target)
-    if part.exists():
-        with suppress(OSError, ValueError), locked_part(target) as stream:
-            index = BetonIndex.open(beton, custom_fields=custom_fields)
-            if _is_described_by_file(index, part):
-                publish(stream, part, target)
-            else:  # also an empty file, if another process has finished the manifest meanwhile
-                part.unlink()
-
-
-def _is_described_by_file(index: BetonIndex, manifest: Path) -> bool:
-    with suppress(ValueError):  # half a file, or none of a manifest
-        return index.is_described_by(load_manifest(manifest))
-    return False

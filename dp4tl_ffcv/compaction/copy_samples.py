@@ -8,8 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..atomic import locked_part, part_path, publish, write_all
+from ..beton.finish_manifest import finish_manifest
 from ..beton.format import header_bytes
-from ..beton.index import BetonIndex, finish_manifest
+from ..beton.index import BetonIndex
 from ..beton.jpeg_index_file import remove_index
 from ..beton.manifest import Manifest, new_manifest
 from ..parallel import map_ordered

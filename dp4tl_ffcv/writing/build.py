@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..atomic import locked_part, publish
+from ..beton.finish_manifest import finish_manifest
 from ..beton.format import HEADER, header_bytes
-from ..beton.index import BetonIndex, finish_manifest
+from ..beton.index import BetonIndex
 from ..beton.jpeg_index_file import remove_index
 from ..beton.manifest import Manifest, new_manifest
 from ..parallel import TASKS_PER_WORKER, map_ordered
