@@ -1,6 +1,7 @@
 """`map_ordered`: ordered results, few tasks ahead of the consumer, and no worker that remains."""
 
 import os
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -71,5 +72,30 @@ def test_a_worker_process_that_dies_is_reported() -> None:
     with (
         pytest.raises(RuntimeError, match=r"a worker process died.*`num_workers` than 2"),
         map_ordered(os._exit, [1, 1], 2) as results,
+    ):
+        list(results)
+
+
+def send_half(size: int) -> bytes:
+    """Return bytes, or be killed while the bytes are sent."""
+    if size > 1 << 20:
+        killer = threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGKILL))
+        killer.start()
+    return bytes(size)
+
+
+def test_a_worker_that_is_killed_while_it_sends_a_result_is_reported() -> None:
+    """The parent must not wait for the rest of the result, which the others cannot send."""
+    with map_ordered(send_half, [1, 1 << 27, 1, 1], 2) as results:
+        assert next(results) == b"\0"
+        time.sleep(0.5)  # the pipe is full, and the worker is dead
+        with pytest.raises(RuntimeError, match="a worker process died"):
+            list(results)
+
+
+def test_results_and_errors_that_cannot_be_pickled_are_reported() -> None:
+    with (
+        pytest.raises(RuntimeError, match="cannot be pickled"),
+        map_ordered(lambda _: threading.Lock(), [1, 2], 2) as results,
     ):
         list(results)
