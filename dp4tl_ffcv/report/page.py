@@ -1,5 +1,6 @@
 """Text of the report: checked rows, the summary computed from them, and the HTML page."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from importlib.resources import files
@@ -31,6 +32,8 @@ _CLASSES = {
 _STAGE = {"stage": str, "seconds": _NUMBER}
 _JSON_TYPES = {float: _NUMBER, float | None: _NUMBER | None, list[float]: list[int | float]}
 _LABELS = {"full": "full source", "label_mapping": "LM", "feature_mapping": "FM"}
+_SPREAD = "test_accuracy_spread"
+_NAME = re.compile(r"\w+")
 _POSITIVE = ("keep", "speedup", "speedup_with_selection")  # shown on logarithmic axes
 _LARGEST = 1e15  # of the numbers in a result
 _TOLERANCE = 1e-9  # rounding must not decide whether equal accuracies count as reached
@@ -82,7 +85,10 @@ def parse_rows(result: Any) -> list[Row]:
             finetuning has no full run, or no fraction kept occurs in all methods.
     """
     check_entries(result, _ENTRIES)
-    check_entries(result["classes"], _CLASSES)
+    classes = check_entries(result["classes"], _CLASSES)
+    for method in classes["scores"]:  # part of the name of a file
+        if not _NAME.fullmatch(method):
+            raise ValueError(f"{method!r} is not the name of a method")
     for stage in result["stages"]:
         _check_numbers(check_entries(stage, _STAGE))
     rows = [_parse_row(row, number) for number, row in enumerate(result["rows"])]
@@ -115,8 +121,10 @@ def _check_numbers(values: Mapping[str, Any]) -> None:
     for name, value in values.items():
         numbers = value if isinstance(value, list) else [value]
         for number in numbers:
-            is_number = isinstance(number, _NUMBER)
-            if is_number and not (abs(number) < _LARGEST and (number > 0 or name not in _POSITIVE)):
+            if not isinstance(number, _NUMBER):
+                continue
+            is_low = (number <= 0 and name in _POSITIVE) or (number < 0 and name == _SPREAD)
+            if is_low or not abs(number) < _LARGEST:
                 raise ValueError(f"its entry {name!r} is out of range")
 
 
@@ -162,7 +170,7 @@ def summarise(rows: Sequence[Row]) -> str:
 def _claim(rows: Sequence[Row], full: Row) -> str:
     """Say in one sentence whether, where and how fast one method reaches the full run."""
     label = method_label(rows[0].method)
-    label = label[0].upper() + label[1:]
+    label = label[:1].upper() + label[1:]
     reached = [row for row in rows if reaches_full(row, full)]
     if not reached:
         best = max(rows, key=lambda row: row.test_accuracy_mean)

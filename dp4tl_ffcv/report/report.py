@@ -81,7 +81,8 @@ def write_report(run_folder: str | os.PathLike[str]) -> Path:
     )
     for name, png in pngs.items():
         _write(folder / "figures" / f"{name}.png", png)
-    _write(folder / "report.html", page.encode())
+    # Names of files may hold bytes that are no UTF-8.
+    _write(folder / "report.html", page.encode(errors="backslashreplace"))
     return folder / "report.html"
 
 

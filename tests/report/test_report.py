@@ -240,6 +240,14 @@ def test_a_failure_leaves_the_old_report(tmp_path: Path, monkeypatch: pytest.Mon
             lambda given: given["rows"][1].update(test_accuracies=[0.5, math.nan]),
             "row 1 .*'test_accuracies' is out of range",
         ),
+        (
+            lambda given: given["rows"][1].update(test_accuracy_spread=-0.1),
+            "row 1 .*'test_accuracy_spread' is out of range",
+        ),
+        (
+            lambda given: given["classes"]["scores"].update({"../lm": "lm.npz"}),
+            r"'\.\./lm' is not the name of a method",
+        ),
         (lambda given: given["stages"][0].update(seconds=10**400), "its entry 'seconds' is out of"),
         (lambda given: given.update(rows=given["rows"][::8]), "no fraction kept occurs in all"),
         (
