@@ -13,6 +13,7 @@ from .distributed import rank as rank
 from .distributed import world_size as world_size
 from .errors import one_line_errors as one_line_errors
 from .errors import requires as requires
+from .parallel import end_with_parent as end_with_parent
 from .pickles import scan_pickle as scan_pickle
 from .progress import track as track
 from .runs import RunFolder as RunFolder
@@ -24,6 +25,7 @@ from .scoring.surrogate.checkpoint_files import write_entries as write_entries
 from .scoring.surrogate.models import BlurPoolConv as BlurPoolConv
 from .scoring.surrogate.models import Classifier as Classifier
 from .scoring.surrogate.models import replace_head as replace_head
+from .stored import check_entries as check_entries
 from .stored import open_file as open_file
 from .stored import parse_json as parse_json
 from .stored import read_json as read_json

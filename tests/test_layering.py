@@ -51,6 +51,8 @@ PARTS = {
 MAY_ALSO = {
     "dp4tl_ffcv.scoring.methods.grand": {"distributed", "loading"},
     "train.demo": {"scoring", "writers"},
+    "train.components.study.plan": {"scoring"},
+    "train.components.study.work": {"scoring"},
 }
 
 # Third-party package -> the modules, with all below them, that may import it.

@@ -1,0 +1,169 @@
+"""Study files, and the stages that a study needs."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from train.components.study.plan import Plan, Run
+from train.components.study.stages import with_needs
+from train.configs.study import Study, read_study
+
+FILE = """
+data:
+  digits: [digits, --variants, 2]
+source: digits/source_{split}.beton
+targets: {upright: "digits/target_{split}.beton", few: "digits/target_few_{split}.beton"}
+methods:
+  label_mapping: {}
+  clusters: {method: feature_mapping, clusters: 40}
+  random: {unit: class}
+keeps: [0.5, 0.25]
+seeds: 2
+images: {resolution: 24, flip: false}
+pretrain: {arch: resnet8_w16, epochs: 4, lr: 5e-1}
+surrogate: {epochs: 2}
+finetune:
+  linear_probe: {epochs: 3}
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "study.yaml"
+    path.write_text(FILE)
+    return path
+
+
+def runs_of(study: Study, root: Path) -> list[Run]:
+    return Plan(study, root, root).runs
+
+
+def test_a_file_gives_numbers_and_switches_their_types(file: Path) -> None:
+    study = read_study(file)
+    assert study.data == {"digits": ["digits", "--variants", 2]}
+    assert study.pretrain == {"arch": "resnet8_w16", "epochs": 4, "lr": 0.5}
+    assert study.images == {"resolution": 24, "flip": False}
+    assert study.seeds == [0, 1]
+    assert study.budgets == ("equal_epochs", "equal_steps")
+    assert study.methods["clusters"].method == "feature_mapping"
+    assert study.methods["clusters"].options == {"clusters": 40}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "match"),
+    [
+        ("keeps: [0.5, 0.25]", "keeps: [0.5, 1]", "`keeps` are fractions below 1"),
+        ("keeps: [0.5, 0.25]", "keep: [0.5]", "there is no keep; a study has"),
+        ("keeps: [0.5, 0.25]", "", "keeps"),
+        ("keeps: [0.5, 0.25]", "keeps: [half]", "keeps"),
+        ("seeds: 2", "seeds: [1, 1]", "a seed twice"),
+        ("seeds: 2", "seeds: 0", "`seeds` is empty"),
+        ("linear_probe", "probe", "finetune"),
+        ("_{split}", "", "a path with {split}"),
+    ],
+    ids=["all", "unknown", "missing", "text", "twice", "none", "mode", "split"],
+)
+def test_a_wrong_file_is_named(file: Path, before: str, after: str, match: str) -> None:
+    file.write_text(file.read_text().replace(before, after))
+    with pytest.raises(ValueError, match=match) as caught:
+        read_study(file)
+    assert "study.yaml" in str(caught.value)
+
+
+def test_every_combination_is_run_and_compared_with_the_full_source(file: Path) -> None:
+    runs = runs_of(read_study(file), file.parent)
+    found = {(r.target, r.method, r.keep, r.budget, r.seed, r.mode) for r in runs}
+    assert len(found) == len(runs) == 2 * 2 * 2 * (1 + 3 * 2)  # targets, seeds, budgets, selections
+    assert {run.method for run in runs if run.selection is None} == {"full"}
+
+
+def test_stages_are_shared_where_they_are_the_same(file: Path) -> None:
+    runs = runs_of(read_study(file), file.parent)
+    stages = with_needs(run.finetuned for run in runs)
+    kinds = [stage.kind for stage in stages]
+    assert {kind: kinds.count(kind) for kind in kinds} == {
+        "write": 1,
+        # For each seed: surrogate, full, and per keep and budget: LM and FM by target, random.
+        "pretrain": 2 * (2 + 2 * 2 * (2 + 2 + 1)),
+        "features": 2 * (2 + 1),
+        "clusters": 2,
+        "score": 2 * (2 + 2 + 1),
+        "selection": 2 * 2 * (2 + 2 + 1),
+        # The full run, and random's, are finetuned on both targets.
+        "finetune": 2 * (2 + 2 * 2 * (2 + 2 + 2)),
+    }
+    places = {stage.key: place for place, stage in enumerate(stages)}
+    for stage in stages:
+        assert all(places[need.key] < places[stage.key] for need in stage.needs.values())
+
+
+def test_each_seed_has_a_surrogate_of_its_own(file: Path) -> None:
+    runs = runs_of(read_study(file), file.parent)
+    scores = {
+        run.seed: run.selection.needs["scores"] for run in runs if run.method == "label_mapping"
+    }
+    surrogates = [each.needs["target"].needs["surrogate"] for each in scores.values()]
+    assert len({stage.key for stage in surrogates}) == 2
+    for seed, stage in zip(scores, surrogates, strict=True):
+        assert stage.facts["settings"]["epochs"] == 2
+        assert stage.facts["settings"]["seed"] != seed
+
+
+def test_runs_of_equal_steps_take_their_number_from_the_full_run(file: Path) -> None:
+    runs = runs_of(read_study(file), file.parent)
+    full = {run.seed: run.pretrained.key for run in runs if run.method == "full"}
+    for run in runs:
+        if run.method != "full":
+            needs = run.pretrained.needs
+            assert ("full" in needs) == (run.budget == "equal_steps")
+            if "full" in needs:
+                assert needs["full"].key == full[run.seed]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "changed"),
+    [
+        ("epochs: 3", "epochs: 5", {"finetune"}),
+        ("{epochs: 2}", "{epochs: 3}", {"pretrain", "features", "clusters", "score", "selection"}),
+        ("keeps: [0.5, 0.25]", "keeps: [0.5, 0.2]", {"selection", "pretrain", "finetune"}),
+        ("--variants, 2", "--variants, 3", {"write"}),
+    ],
+    ids=["finetuning", "surrogate", "keep", "data"],
+)
+def test_a_change_repeats_what_depends_on_it(
+    file: Path, before: str, after: str, changed: set[str]
+) -> None:
+    def keys() -> dict[str, set[str]]:
+        found: dict[str, set[str]] = {}
+        for stage in with_needs(run.finetuned for run in runs_of(read_study(file), file.parent)):
+            found.setdefault(stage.kind, set()).add(stage.key)
+        return found
+
+    old = keys()
+    file.write_text(file.read_text().replace(before, after))
+    new = keys()
+    assert changed <= {kind for kind in old if old[kind] != new[kind]}
+    if changed == {"finetune"}:
+        assert all(old[kind] == new[kind] for kind in old if kind != "finetune")
+
+
+def test_a_method_that_needs_more_than_a_study_has_is_refused(file: Path) -> None:
+    file.write_text(file.read_text().replace("label_mapping: {}", "class_influence: {}"))
+    with pytest.raises(ValueError, match="class_influence needs included, outcomes"):
+        runs_of(read_study(file), file.parent)
+
+
+def test_betons_of_ones_own_are_known_by_their_content(file: Path, photos: Any) -> None:
+    text = file.read_text().replace("digits/source_{split}.beton", "own_{split}.beton")
+    file.write_text(text)
+    for split in ("train", "val"):
+        (file.parent / f"own_{split}.beton").symlink_to(photos.path)
+    (stage,) = {
+        run.pretrained.key: run.pretrained
+        for run in runs_of(read_study(file), file.parent)
+        if run.method == "full" and run.seed == 0
+    }.values()
+    assert "data" not in stage.needs
+    assert stage.paths["train"] == file.parent / "own_train.beton"
+    assert str(file.parent) not in str(stage.facts)

@@ -1,0 +1,58 @@
+"""The rule for "without loss": a paired interval against a margin of one point."""
+
+import numpy as np
+import pytest
+from scipy.stats import ttest_1samp
+
+from train.components.study.rule import MARGIN, Comparison, compare, largest_pruning
+
+
+def test_the_interval_is_that_of_the_paired_t_test() -> None:
+    values = np.random.default_rng(0).normal(-0.002, 0.01, 8)
+    found = compare(list(values))
+    expected = ttest_1samp(values, 0).confidence_interval(0.95)
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
+    assert found.mean == pytest.approx(values.mean())
+    assert found.seeds == 8
+
+
+@pytest.mark.parametrize(
+    ("differences", "verdict"),
+    [
+        ([0.0, 0.0, 0.0], "no loss"),
+        ([-0.009, -0.009, -0.009], "no loss"),  # a loss smaller than the margin
+        ([-0.011, -0.011, -0.011], "loss"),
+        ([-0.03, -0.02, -0.04], "loss"),
+        ([0.05, -0.05, 0.01], "cannot tell"),
+        ([0.03], "cannot tell"),
+    ],
+    ids=["equal", "small", "beyond", "loss", "noise", "one seed"],
+)
+def test_the_verdict_follows_the_interval(differences: list[float], verdict: str) -> None:
+    assert compare(differences).verdict == verdict
+
+
+def test_a_loss_of_the_missed_size_is_shown_in_four_of_five_studies() -> None:
+    rng, spread = np.random.default_rng(1), 0.01
+    values = rng.normal(0, 1, 8)
+    size = compare(list(spread * values / values.std(ddof=1))).missed
+    studies = rng.normal(-size, spread, (2000, 8))
+    shown = np.mean([compare(list(study)).high < 0 for study in studies])
+    assert shown == pytest.approx(0.8, abs=0.04)
+
+
+def test_differences_must_be_finite_numbers() -> None:
+    for wrong in ([], [float("nan")], [0.1, float("inf")]):
+        with pytest.raises(ValueError, match="one for each seed"):
+            compare(wrong)
+
+
+def of(low: float, high: float) -> Comparison:
+    return Comparison(seeds=8, mean=(low + high) / 2, low=low, high=high, missed=0.0)
+
+
+def test_pruning_counts_only_if_every_smaller_pruning_is_without_loss() -> None:
+    good, bad = of(-MARGIN / 2, 0.01), of(-0.05, 0.01)
+    assert largest_pruning({0.4: good, 0.2: good}) == pytest.approx(0.8)
+    assert largest_pruning({0.6: good, 0.4: bad, 0.2: good}) == pytest.approx(0.4)
+    assert largest_pruning({0.4: bad}) == 0

@@ -1,0 +1,136 @@
+"""A whole study, small: run, killed, continued, and its results."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dp4tl_ffcv import image_fields, write_beton
+from tests.support.images import picture
+from train.configs.study import Config
+from train.study import study
+
+FILE = """
+source: source_{split}.beton
+targets: {target: "target_{split}.beton"}
+methods: {label_mapping: {}, random: {unit: class}}
+keeps: [0.5]
+seeds: 2
+images: {resolution: 32, crop_ratio: 1.0, flip: false}
+pretrain: {arch: resnet8_w16, epochs: 2, batch_size: 16, lr: 0.1}
+surrogate: {epochs: 1}
+finetune:
+  linear_probe: {epochs: 2, batch_size: 8}
+"""
+TIMES = {"pretrain_seconds", "selection_seconds", "images_per_second"}
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A study of six source classes and two target classes."""
+    folder = tmp_path_factory.mktemp("study")
+    for name, classes, splits in (
+        ("source", 6, {"train": 48, "val": 12}),
+        ("target", 2, {"train": 16, "val": 8, "test": 8}),
+    ):
+        for place, (split, count) in enumerate(splits.items()):
+            samples = [
+                (picture(32, 32, seed=n % classes + 100 * place), n % classes, n)
+                for n in range(count)
+            ]
+            fields = image_fields(mode="raw")
+            write_beton(folder / f"{name}_{split}.beton", samples, fields, num_workers=0)
+    (folder / "small.yaml").write_text(FILE)
+    return folder / "small.yaml"
+
+
+@pytest.fixture(scope="module")
+def finished(file: Path) -> tuple[Path, list[dict[str, Any]]]:
+    out = file.parent / "out"
+    return out, study(Config(file=file, out=out, jobs=1))
+
+
+def rows(out: Path) -> list[dict[str, Any]]:
+    """Return the rows of a study without times."""
+    lines = (out / "results.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k not in TIMES} for line in lines]
+
+
+def test_each_run_has_a_row_and_each_selection_a_comparison(
+    finished: tuple[Path, list[dict[str, Any]]],
+) -> None:
+    out, compared = finished
+    found = rows(out)
+    assert len(found) == 2 * 2 * 3  # seeds, budgets, full and two methods
+    assert {row["classes"] for row in found if row["method"] != "full"} == {3}
+    steps = {(row["method"] == "full", row["budget"]): row["steps"] for row in found}
+    assert steps == {
+        (True, "equal_epochs"): 6, (True, "equal_steps"): 6,
+        (False, "equal_epochs"): 2, (False, "equal_steps"): 6,
+    }  # fmt: skip
+    assert len(compared) == 2 * 2
+    for row in compared:
+        mine = [r for r in found if all(r[k] == row[k] for k in ("method", "budget", "keep"))]
+        full = [r for r in found if r["method"] == "full" and r["budget"] == row["budget"]]
+        mean = np.mean([r["test_accuracy"] for r in mine]) - np.mean(
+            [r["test_accuracy"] for r in full]
+        )
+        assert row["mean"] == pytest.approx(mean)
+        assert row["seeds"] == 2
+    assert (out / "results.csv").read_text().count("\n") == len(found) + 1
+
+
+def test_a_finished_study_repeats_nothing(
+    finished: tuple[Path, list[dict[str, Any]]], file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, compared = finished
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("result.json")}
+    assert study(Config(file=file, out=out, jobs=1)) == compared
+    stages = {path for path in before if path.parent != out}
+    assert all(path.stat().st_mtime_ns == before[path] for path in stages)
+    capsys.readouterr()
+    study(Config(file=file, out=out, status=True))
+    assert "not finished" not in capsys.readouterr().out
+
+
+def test_a_dry_run_names_every_stage_and_writes_nothing(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study(Config(file=file, out=tmp_path / "new", dry_run=True))
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(line.startswith("pretrain/") and " MB" in line for line in lines) == 2 * (2 + 4)
+    assert "pretraining takes about" in lines[-1]
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_killed_study_continues_with_the_same_results(
+    finished: tuple[Path, list[dict[str, Any]]], file: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "killed"
+    command = [sys.executable, "-m", "train.study", str(file), "--out", str(out)]
+    for stages in (3, 9):  # finished stages before the kill
+        running = subprocess.Popen([*command, "--jobs", "1"], start_new_session=True)
+        while running.poll() is None and len([*out.glob("*/*/result.json")]) < stages:
+            time.sleep(0.02)
+        os.killpg(running.pid, signal.SIGKILL)
+        running.wait()
+    study(Config(file=file, out=out, jobs=1))
+    assert rows(out) == rows(finished[0])
+
+
+def test_a_failed_stage_is_named_and_the_others_finish(file: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.yaml"
+    text = FILE.replace('"target_', f'"{file.parent}/target_').replace(
+        "source_", f"{file.parent}/source_"
+    )
+    broken.write_text(text.replace("linear_probe: {", "linear_probe: {lr: nan, "))
+    with pytest.raises(ValueError, match=r"stages failed; .*finetune.*--retry-failed"):
+        study(Config(file=broken, out=tmp_path / "out", jobs=1, only="finetune"))
+    assert not (tmp_path / "out" / "result.json").exists()

@@ -1,0 +1,1 @@
+"""Studies: their stages, the order in which stages run, and their results."""

@@ -1,0 +1,79 @@
+"""Run the stages of a study on this machine: one process for each GPU, or for each core."""
+
+import os
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import active_children, get_context
+from queue import SimpleQueue
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+
+from dp4tl_ffcv.utils import end_with_parent
+
+from .stages import Stage
+from .work import run_stage
+
+
+class Local:
+    """Processes of this machine, which run one stage after the other.
+
+    A process stays for further stages, since importing and compiling takes seconds. If one is
+    killed, only its stage is lost.
+
+    Args:
+        jobs: stages at a time. None: one for each GPU, or for each core if there is no GPU.
+    """
+
+    def __init__(self, jobs: int | None = None) -> None:
+        cores, self._gpus = len(os.sched_getaffinity(0)), torch.cuda.device_count()
+        self.slots = jobs or self._gpus or cores
+        self._threads = max(1, cores // self.slots)
+        self._free: SimpleQueue[int] = SimpleQueue()
+        for slot in range(self.slots):
+            self._free.put(slot)
+        self._pools: dict[int, ProcessPoolExecutor] = {}
+
+    def submit(self, stage: Stage) -> Future[dict[str, Any]]:
+        """Start a stage in a free process."""
+        slot = self._free.get()  # waits for the callback of a stage that has just ended
+        try:
+            future = self._pool(slot).submit(run_stage, stage, self._threads)
+        except BrokenProcessPool:  # killed since its last stage
+            del self._pools[slot]
+            future = self._pool(slot).submit(run_stage, stage, self._threads)
+        future.add_done_callback(lambda done: self._release(slot, done))
+        return future
+
+    def _pool(self, slot: int) -> ProcessPoolExecutor:
+        if slot not in self._pools:
+            arguments = os.getpid(), slot % self._gpus if self._gpus else None
+            self._pools[slot] = ProcessPoolExecutor(1, get_context("spawn"), _start, arguments)
+        return self._pools[slot]
+
+    def _release(self, slot: int, done: Future[dict[str, Any]]) -> None:
+        if not done.cancelled() and isinstance(done.exception(), BrokenProcessPool):
+            del self._pools[slot]
+        self._free.put(slot)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is not None:  # stages that run would go on for hours
+            for process in active_children():
+                process.kill()
+        for pool in self._pools.values():
+            pool.shutdown(cancel_futures=True)
+
+
+def _start(parent: int, gpu: int | None) -> None:
+    if gpu is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = str(gpu)
+    end_with_parent(parent)

@@ -1,0 +1,78 @@
+"""Whether pruning loses accuracy: a test of non-inferiority on paired differences."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from scipy.stats import t
+
+MARGIN = 0.01
+"""A smaller loss counts as none: one point of accuracy."""
+LEVEL = 0.95
+_POWER = 0.8
+
+Verdict = Literal["no loss", "loss", "cannot tell"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """Mean difference to the full source over paired seeds, and what it shows."""
+
+    seeds: int
+    mean: float
+    low: float
+    """Lower end of the 95 % confidence interval of the mean; -inf for a single seed."""
+    high: float
+    """Upper end; inf for a single seed."""
+    missed: float
+    """Smallest true loss that so many seeds would show (`high` below 0) in 80 % of studies."""
+
+    @property
+    def verdict(self) -> Verdict:
+        """`no loss` if `low` is above -1 point, `loss` if `high` is below 0, else `cannot tell`."""
+        if self.low > -MARGIN:
+            return "no loss"
+        return "loss" if self.high < 0 else "cannot tell"
+
+
+def compare(differences: Sequence[float]) -> Comparison:
+    """Compare accuracies with those of the full source, seed by seed.
+
+    "No loss" is non-inferiority with a margin of one point: the lower end of the two-sided 95 %
+    interval, `mean - t(0.975, n - 1) s / sqrt(n)`, lies above -0.01. (Piaggio et al. 2012, JAMA
+    308:2594.)
+
+    Args:
+        differences: accuracy minus the accuracy of the full source `(n,)`, one for each seed.
+
+    Raises:
+        ValueError: there is no difference, or one is not finite.
+
+    >>> compare([0.001, -0.002, 0.003, 0.0]).verdict
+    'no loss'
+    """
+    values = np.asarray(differences, dtype=np.float64)
+    if values.ndim != 1 or not values.size or not np.isfinite(values).all():
+        raise ValueError("`differences` must be finite numbers, one for each seed.")
+    count, mean = len(values), float(values.mean())
+    if count == 1:
+        return Comparison(seeds=1, mean=mean, low=-np.inf, high=np.inf, missed=np.inf)
+    error = float(values.std(ddof=1)) / np.sqrt(count)
+    width = float(t.ppf((1 + LEVEL) / 2, count - 1)) * error
+    missed = width + float(t.ppf(_POWER, count - 1)) * error
+    return Comparison(seeds=count, mean=mean, low=mean - width, high=mean + width, missed=missed)
+
+
+def largest_pruning(by_keep: dict[float, Comparison]) -> float:
+    """Return the largest pruned fraction without loss, at it and at every smaller pruning.
+
+    Args:
+        by_keep: comparisons by the fraction kept.
+    """
+    pruned = 0.0
+    for keep in sorted(by_keep, reverse=True):
+        if by_keep[keep].verdict != "no loss":
+            break
+        pruned = 1 - keep
+    return pruned

@@ -1,0 +1,87 @@
+"""A stage of a study: one piece of work, known by everything that its result depends on."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from dp4tl_ffcv.utils import RunFolder, read_json, write_json
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Stage:
+    """One piece of work: betons, features, scores, a selection, or a run of a recipe."""
+
+    kind: str
+    """Name of the function in `work.py` that does the work."""
+    facts: Mapping[str, Any]
+    """JSON values that the result depends on, besides `needs`."""
+    needs: Mapping[str, "Stage"] = field(default_factory=dict)
+    """Stages whose results this stage uses, by their role."""
+    paths: Mapping[str, Any] = field(default_factory=dict)
+    """Paths of input files by role. `facts` or `needs` identify their content."""
+    root: Path
+    """Folder of the study."""
+
+    @cached_property
+    def key(self) -> str:
+        """Hash of the kind, the facts and the keys of the needs."""
+        needs = {role: stage.key for role, stage in self.needs.items()}
+        text = json.dumps([self.kind, self.facts, needs], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @property
+    def folder(self) -> Path:
+        """Folder of the stage. Equal stages of any plan share it."""
+        return self.root / self.kind / self.key
+
+    @property
+    def description(self) -> str:
+        """Kind and facts in one line, without the settings of recipes."""
+        facts = {name: value for name, value in self.facts.items() if name != "settings"}
+        return " ".join([self.kind, *(f"{name}={value}" for name, value in facts.items())])
+
+    @property
+    def run_folder(self) -> RunFolder:
+        """The folder with the stage's result and lock."""
+        return RunFolder(self.folder, {"kind": self.kind, **self.facts}, overwrite=True)
+
+    def result(self) -> dict[str, Any] | None:
+        """Return the result of the finished stage, or None."""
+        return self.run_folder.finished()
+
+    @property
+    def failure(self) -> str | None:
+        """The error with which the stage failed last, or None."""
+        try:
+            return str(read_json(self._failed)["error"])
+        except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
+            return None
+
+    def set_failure(self, error: str | None) -> None:
+        """Record an error, or forget it."""
+        if error is None:
+            self._failed.unlink(missing_ok=True)
+        else:
+            write_json(self._failed, {"error": error})
+
+    @property
+    def _failed(self) -> Path:
+        return self.folder / "failed.json"
+
+
+def with_needs(stages: Iterable[Stage]) -> list[Stage]:
+    """Return stages and all that they need, each once, needs first."""
+    found: dict[str, Stage] = {}
+
+    def add(stage: Stage) -> Iterator[Stage]:
+        if stage.key not in found:
+            for need in stage.needs.values():
+                yield from add(need)
+            found[stage.key] = stage
+            yield stage
+
+    return [each for stage in stages for each in add(stage)]

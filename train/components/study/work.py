@@ -1,0 +1,157 @@
+"""The work of each kind of stage. Each function runs in a process of the launcher."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dp4tl_ffcv import BetonIndex, cluster, extract_features, select
+from dp4tl_ffcv.scoring import methods
+
+from ... import finetune as finetune_recipe
+from ... import pretrain as pretrain_recipe
+from ...configs.finetune import Config as FinetuneConfig
+from ...configs.pretrain import Config as PretrainConfig
+from .stages import Stage
+
+
+def run_stage(stage: Stage, threads: int | None = None) -> dict[str, Any]:
+    """Do the work of a stage, unless it is finished, and return its result.
+
+    What the work prints goes to `output.txt` in the stage's folder.
+
+    Args:
+        stage: the needs must be finished.
+        threads: threads of torch and of the loaders. None uses all cores.
+    """
+    if finished := stage.result():
+        return finished
+    if threads is not None:
+        torch.set_num_threads(threads)
+    folder = stage.run_folder
+    folder.start(resume=True)
+    stage.set_failure(None)
+    started = time.perf_counter()
+    with (stage.folder / "output.txt").open("a", buffering=1) as output, redirect_stdout(output):
+        result = _WORK[stage.kind](stage, threads)
+    return folder.finish({"seconds": time.perf_counter() - started, **result})
+
+
+def write(stage: Stage, _: int | None) -> dict[str, Any]:
+    """Write betons by a writer."""
+    name, *arguments = stage.facts["arguments"]
+    module = f"dp4tl_ffcv.writers.{name.replace('-', '_')}"
+    command = [sys.executable, "-m", module, *arguments, "--out", str(stage.folder / "betons")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    print(done.stdout, done.stderr)
+    if done.returncode:
+        raise ValueError(f"`dp4tl write {' '.join([name, *arguments])}`: {done.stderr.strip()}")
+    return {}
+
+
+def pretrain(stage: Stage, threads: int | None) -> dict[str, Any]:
+    """Pretrain on the source or a selection. The need `full` gives the number of steps."""
+    iterations = _result(stage, "full")["steps"] if "full" in stage.needs else None
+    chosen = stage.needs.get("selection")
+    return pretrain_recipe.pretrain(
+        PretrainConfig(
+            **stage.paths,
+            run=stage.folder / "run",
+            selection=None if chosen is None else chosen.folder / "selection.npz",
+            iterations=iterations,
+            num_workers=threads,
+            overwrite=True,
+            **stage.facts["settings"],
+        )
+    )
+
+
+def finetune(stage: Stage, threads: int | None) -> dict[str, Any]:
+    """Finetune a pretrained model on a target."""
+    checkpoint = None
+    if "pretrained" in stage.needs:
+        checkpoint = Path(_result(stage, "pretrained")["checkpoint"])
+    return finetune_recipe.finetune(
+        FinetuneConfig(
+            **stage.paths,
+            run=stage.folder / "run",
+            checkpoint=checkpoint,
+            num_workers=threads,
+            overwrite=True,
+            **stage.facts["settings"],
+        )
+    )
+
+
+def features(stage: Stage, threads: int | None) -> dict[str, Any]:
+    """Extract features and logits by the surrogate."""
+    made = extract_features(
+        _result(stage, "surrogate")["checkpoint"],
+        stage.paths["beton"],
+        stage.folder / "features",
+        num_workers=threads,
+        logits=True,
+        **stage.facts["settings"],
+    )
+    return {"samples": len(made)}
+
+
+def clusters(stage: Stage, _: int | None) -> dict[str, Any]:
+    """Cluster the source's features into pseudo-classes."""
+    made = cluster(_folder(stage, "source") / "features", stage.facts["clusters"])
+    made.save(stage.folder / "clusters.npz")
+    return {}
+
+
+def score(stage: Stage, _: int | None) -> dict[str, Any]:
+    """Score the source's classes or samples."""
+    inputs: dict[str, Any] = dict(stage.facts["options"])
+    for role in ("target", "source"):
+        if role in stage.needs:
+            inputs[role] = _folder(stage, role) / "features"
+    if "clusters" in stage.needs:
+        inputs["clusters"] = _folder(stage, "clusters") / "clusters.npz"
+    if "difficulty" in stage.needs:
+        inputs["difficulty"] = _folder(stage, "difficulty") / "scores.npz"
+    if "surrogate" in stage.needs:
+        inputs["models"] = [Path(_result(stage, "surrogate")["checkpoint"])]
+    if "beton" in stage.paths:
+        inputs["beton"] = stage.paths["beton"]
+    methods.score(stage.facts["method"], out=stage.folder / "scores.npz", **inputs)
+    return {}
+
+
+def selection(stage: Stage, _: int | None) -> dict[str, Any]:
+    """Select a fraction of the source by the scores."""
+    options: dict[str, Any] = {"keep": stage.facts["keep"]}
+    if "clusters" in stage.needs:
+        index = BetonIndex.open(stage.paths["beton"])
+        options = {
+            "keep_samples": round(stage.facts["keep"] * index.num_samples),
+            "clusters": _folder(stage, "clusters") / "clusters.npz",
+        }
+    made = select(_folder(stage, "scores") / "scores.npz", stage.paths["beton"], **options)
+    made.save(stage.folder / "selection.npz")
+    return {"classes": len(made.classes), "samples": len(made)}
+
+
+_WORK: dict[str, Callable[[Stage, int | None], dict[str, Any]]] = {
+    each.__name__: each
+    for each in (write, pretrain, finetune, features, clusters, score, selection)
+}
+
+
+def _folder(stage: Stage, role: str) -> Path:
+    return stage.needs[role].folder
+
+
+def _result(stage: Stage, role: str) -> dict[str, Any]:
+    result = stage.needs[role].result()
+    if result is None:
+        raise ValueError(f"{stage.needs[role].folder} is not finished. Run the study again.")
+    return result

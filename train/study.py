@@ -1,0 +1,125 @@
+"""Compare scoring methods on sources and targets: pretrain and finetune at each keep and seed.
+
+    dp4tl study glyphs.yaml --dry-run
+    dp4tl study glyphs.yaml
+
+A study is a YAML file that names a source, targets, methods, fractions to keep, seeds and the
+settings of the recipes; `docs/studies.md` describes it. Each stage runs once, even if several runs
+need it, and a finished stage is not repeated: a killed study continues when it is started again.
+The study prints a table, and its folder gets `results.jsonl` and `results.csv`.
+"""
+
+import tyro
+
+from dp4tl_ffcv.utils import one_line_errors
+
+from .configs.study import Config, read_study
+
+if __name__ == "__main__":  # before the imports below, which take seconds
+    arguments = tyro.cli(Config, description=__doc__)
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from dp4tl_ffcv.utils import RunFolder, track
+
+from .components.study.estimate import Estimator, total
+from .components.study.local import Local
+from .components.study.plan import Plan
+from .components.study.results import comparisons, rows_of, table_of, write_results
+from .components.study.schedule import run_stages
+from .components.study.stages import Stage, with_needs
+
+
+def study(config: Config) -> list[dict[str, Any]]:
+    """Run the unfinished stages of a study, and return the comparisons with the full source.
+
+    Raises:
+        OSError: the study or a beton cannot be opened.
+        ValueError: the study is malformed, or a stage failed. All stages that do not need a failed
+            one are finished by then.
+    """
+    described = read_study(config.file)
+    out = config.out or Path("runs") / config.file.stem
+    plan = Plan(described, config.file.absolute().parent, out)
+    stages = [
+        stage
+        for stage in with_needs(run.finetuned for run in plan.runs)
+        if config.only in stage.description
+    ]
+    stages = with_needs(stages)
+    if config.dry_run:
+        _print_estimates(stages)
+        return []
+    if config.status:
+        _print_status(stages)
+        return []
+    folder = RunFolder(out, {"study": asdict(described)}, overwrite=True)
+    folder.start(resume=True)
+    errors = _run(stages, folder, config)
+    rows = rows_of(plan.runs)
+    write_results(out, rows)
+    compared = comparisons(rows)
+    print(table_of(compared))
+    if errors:
+        failed = next(stage for stage in stages if stage.key in errors)
+        raise ValueError(
+            f"{len(errors)} of {len(stages)} stages failed; {failed.folder}: {errors[failed.key]}. "
+            "Repeat the command with --retry-failed."
+        )
+    folder.finish({"comparisons": [_finite(row) for row in compared]})
+    return compared
+
+
+def _run(stages: Sequence[Stage], folder: RunFolder, config: Config) -> dict[str, str]:
+    left = sum(stage.result() is None for stage in stages)
+    print(f"{folder.path}: {len(stages)} stages, {len(stages) - left} finished before", flush=True)
+    bar = track(range(left), total=left, description="study", unit="stages")
+
+    def tell(stage: Stage, error: str | None) -> None:
+        next(iter_bar, None)
+        folder.log({"stage": f"{stage.kind}/{stage.key}", "error": error})
+        if error is not None:
+            print(f"failed: {stage.description}: {error} ({stage.folder})", flush=True)
+
+    iter_bar = iter(bar)
+    with Local(config.jobs) as launcher:
+        return run_stages(stages, launcher, retry_failed=config.retry_failed, tell=tell)
+
+
+def _print_estimates(stages: Sequence[Stage]) -> None:
+    estimator = Estimator()
+    estimates = [None if stage.result() else estimator.of(stage) for stage in stages]
+    for stage, estimate in zip(stages, estimates, strict=True):
+        state = "finished" if stage.result() else "time unknown"
+        if estimate is not None:
+            state = f"{estimate.seconds:.0f} s, {estimate.num_bytes / 1e6:.1f} MB"
+        print(f"{stage.kind}/{stage.key}  {state}  {stage.description}")
+    whole = total(estimates)
+    print(
+        f"{len(stages)} stages; pretraining takes about {whole.seconds / 60:.0f} min of one core "
+        f"or GPU, and {whole.num_bytes / 1e9:.2f} GB."
+    )
+
+
+def _print_status(stages: Sequence[Stage]) -> None:
+    states: Counter[tuple[str, str]] = Counter()
+    for stage in stages:
+        state = "finished" if stage.result() else "failed" if stage.failure else "not finished"
+        states[stage.kind, state] += 1
+    for (kind, state), count in sorted(states.items()):
+        print(f"{kind:<12}{state:<14}{count:>6}")
+
+
+def _finite(row: dict[str, Any]) -> dict[str, Any]:
+    """Replace the infinite interval of a single seed, which JSON does not have, by None."""
+    infinite = (float("inf"), float("-inf"))
+    return {name: None if value in infinite else value for name, value in row.items()}
+
+
+if __name__ == "__main__":
+    with one_line_errors(arguments):
+        study(arguments)
