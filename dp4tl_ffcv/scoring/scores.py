@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -12,6 +11,8 @@ from ..artifacts import Artifact
 from ..validate import check_choice
 
 Unit = Literal["class", "sample"]
+
+_NO_TIE_BREAK = np.zeros(0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -29,7 +30,7 @@ class Scores(Artifact):
     OPTIONAL = ("class_names",)
 
     scores: NDArray[np.float64]
-    tie_break: NDArray[np.float64] = field(default_factory=partial(np.zeros, 0))
+    tie_break: NDArray[np.float64] = field(default_factory=lambda: _NO_TIE_BREAK)
     """Decides between equal scores; same shape. Default: zeros."""
     method: str
     unit: Unit = "class"
@@ -39,7 +40,7 @@ class Scores(Artifact):
     """Where the scores came from: surrogate checkpoint, fingerprints, arguments."""
 
     def __post_init__(self) -> None:
-        if not np.size(self.tie_break):
+        if self.tie_break is _NO_TIE_BREAK:
             object.__setattr__(self, "tie_break", np.zeros_like(self.scores, dtype=np.float64))
         for name in self.ARRAYS:
             values = np.array(getattr(self, name), dtype=np.float64)

@@ -88,3 +88,12 @@ def test_scores_are_summarised() -> None:
         "above_zero": 8,
         "best": [8, 7, 6, 5, 4, 3, 2, 1, 0],
     }
+
+
+def test_a_file_without_tie_break_scores_is_refused(tmp_path: Path) -> None:
+    Scores(scores=np.ones(3), tie_break=np.arange(3.0), method="m").save(tmp_path / "a.npz")
+    with np.load(tmp_path / "a.npz") as stored:
+        arrays = dict(stored)
+    np.savez(tmp_path / "a.npz", **{**arrays, "tie_break": np.zeros(0)})
+    with pytest.raises(ValueError, match="`tie_break` must be a finite, non-empty vector"):
+        Scores.load(tmp_path / "a.npz")

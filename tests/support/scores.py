@@ -15,7 +15,7 @@ def scores_of(
 ) -> Scores:
     return Scores(
         scores=np.asarray(scores, dtype=float),
-        tie_break=np.asarray(tie_break, dtype=float),
+        tie_break=np.asarray(tie_break, dtype=float) if len(tie_break) else np.zeros(len(scores)),
         method=method,
         unit=unit,
         provenance=provenance,
