@@ -70,7 +70,7 @@ class _Value:
     chosen: int = 0
     """Bytes of the keys in it, or of itself, that can be chosen to have equal hashes."""
     hashed: int = 0
-    """Such bytes of its own keys."""
+    """Bytes of its own keys whose hashes can be chosen to be equal."""
     is_inside: bool = False
     """Whether another value holds it."""
     code: bytes = b""

@@ -1,4 +1,4 @@
-"""Read JSON, YAML and arrays from files that may be damaged or hostile.
+"""Read JSON and arrays from files that may be damaged or hostile.
 
 Nothing is executed, and sizes are compared with the file before memory is taken. Every fault of a
 file is a ValueError; a file that cannot be read is an OSError.

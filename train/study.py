@@ -92,11 +92,14 @@ def _run(stages: Sequence[Stage], folder: RunFolder, config: Config) -> dict[str
 
 def _print_estimates(stages: Sequence[Stage]) -> None:
     estimator = Estimator()
-    estimates = [None if stage.result() else estimator.of(stage) for stage in stages]
-    for stage, estimate in zip(stages, estimates, strict=True):
-        state = "finished" if stage.result() else "time unknown"
+    estimates = []
+    for stage in stages:
+        estimate, state = None, "finished"
+        if stage.result() is None:
+            estimate, state = estimator.of(stage), "time unknown"
         if estimate is not None:
             state = f"{estimate.seconds:.0f} s, {estimate.num_bytes / 1e6:.1f} MB"
+        estimates.append(estimate)
         print(f"{stage.kind}/{stage.key}  {state}  {stage.description}")
     whole = total(estimates)
     print(

@@ -37,7 +37,7 @@ class Run:
 
     @property
     def about(self) -> dict[str, Any]:
-        """What the run is, for its row."""
+        """Target, method, fraction, budget, seed and mode, which begin the row of the run."""
         names = ("target", "method", "keep", "budget", "seed", "mode")
         return {name: getattr(self, name) for name in names}
 

@@ -265,7 +265,7 @@ class RecipeStates(Target):
         found = flat({"counters": asdict(counters), "loader": position, "states": states})
         plain = flat(plain_entries(data))
         for name in found.keys() & plain.keys():
-            # In mid-epoch, running statistics come from another entry. torch numbers `params` anew.
+            # In mid-epoch, running statistics come from another entry. torch renumbers `params`.
             is_own = ".running_" in name or ".params." in name
             if not is_own and not _is_value(found[name], plain[name]):
                 message = f"{name}: {found[name]!r} instead of {plain[name]!r}"
