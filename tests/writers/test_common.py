@@ -65,6 +65,8 @@ def test_manifests_record_the_options_that_change_samples(tmp_path: Path) -> Non
             "baseline": False,
             "seed": 5,
             "shuffle": True,
+            "classes": [],
+            "max_per_class": None,
         }
 
 
@@ -76,6 +78,83 @@ def test_the_seed_gives_the_order_unless_shuffle_is_off(tmp_path: Path) -> None:
         orders.append(index.column("identifier").tolist())
     assert orders[0] == orders[1] != orders[2]
     assert sorted(orders[0]) == sorted(orders[2]) == orders[3] == list(range(20))
+
+
+def of_classes(*counts: int, first: int = 0) -> LazyImages:
+    """Return samples with so many images of each class, in turns of no regular order."""
+    labels = np.random.default_rng(0).permutation(np.repeat(np.arange(len(counts)), counts))
+    return samples(*(jpeg(first + i) for i in range(len(labels))), labels=labels, first=first)
+
+
+def test_chosen_classes_are_numbered_in_the_order_given(tmp_path: Path) -> None:
+    source = of_classes(3, 4, 5)
+    names = ("ant", "bee", "cat")
+    written = write({"test": source}, tmp_path / "out", names, classes=("cat", "ant"), seed=2)
+    numbers = {2: 0, 0: 1}
+    expected = {i: (numbers[c], jpeg(i)) for i, c in enumerate(source.labels) if c in numbers}
+    assert stored(written["test"]) == expected
+    assert written["test"].manifest.class_names == ("cat", "ant")
+    assert written["test"].manifest.written_by["classes"] == ["cat", "ant"]
+
+
+@pytest.mark.parametrize(
+    ("names", "classes", "why"),
+    [
+        (("ant", "bee"), ("cat",), "0 classes are called 'cat'. The classes are 'ant', 'bee'"),
+        (("ant", "bee"), ("ant", "ant"), "each once"),
+        (("ant", "ant"), ("ant",), "2 classes are called 'ant'"),
+        (("ant", "bee", "cat"), ("cat",), "split train has no images of cat"),
+    ],
+)
+def test_classes_that_cannot_be_chosen_are_refused(
+    names: tuple[str, ...], classes: tuple[str, ...], why: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=why):
+        write({"train": three()}, tmp_path / "out", names, classes=classes)
+    assert not (tmp_path / "out").exists()
+
+
+def test_train_and_val_are_capped_per_class(tmp_path: Path) -> None:
+    splits = {"train": of_classes(3, 9), "val": of_classes(6, 1), "test": of_classes(7, 7)}
+    written = write(splits, tmp_path / "out", max_per_class=4)
+    counts = {split: index.class_counts().tolist() for split, index in written.items()}
+    assert counts == {"train": [3, 4], "val": [4, 1], "test": [7, 7]}
+    labels = splits["train"].labels
+    assert all(labels[i] == label for i, (label, _) in stored(written["train"]).items())
+
+
+def test_a_cap_chooses_the_same_images_in_any_order(tmp_path: Path) -> None:
+    chosen = []
+    for number, options in enumerate(({}, {"shuffle": False}, {"seed": 1})):
+        splits = {"train": Reversible(*map(jpeg, range(40)))}
+        index = write(splits, tmp_path / str(number), max_per_class=5, **options)["train"]
+        chosen.append(index.column("identifier").tolist())
+    assert sorted(chosen[0]) == chosen[1] == sorted(chosen[1])
+    assert set(chosen[2]) != set(chosen[0])
+    assert chosen[0] == chosen[1][::-1]  # the samples' own shuffled order
+
+
+class Reversible(LazyImages):
+    """Samples whose shuffled order is the reversed order."""
+
+    def __init__(self, *images: bytes, step: int = 1) -> None:
+        ids = np.arange(len(images))[::step]
+        super().__init__(lambda i: images[ids[i]], ids % 2, ids)
+        self.images = images
+
+    def shuffled(self, seed: int) -> "Reversible":
+        assert seed in (0, 1)
+        return Reversible(*self.images, step=-1)
+
+
+def test_an_option_that_chooses_the_same_samples_writes_nothing(tmp_path: Path) -> None:
+    """So betons of earlier versions, which do not record these options, are recognised."""
+    write({"train": three()}, tmp_path)
+    before = inodes(tmp_path)
+    write({"train": three()}, tmp_path, max_per_class=2)
+    assert inodes(tmp_path) == before
+    write({"train": three()}, tmp_path, max_per_class=1)
+    assert inodes(tmp_path) != before
 
 
 # Errors before anything is written.

@@ -59,6 +59,20 @@ def test_a_split_root_keeps_its_splits_and_has_one_numbering(tmp_path: Path) -> 
         assert [label for _, (label, _) in sorted(stored(index).items())] == labels[split]
 
 
+def test_missing_splits_of_a_split_root_are_drawn_from_train(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    fill(root / "train", {"ant": 10, "cat": 20})
+    fill(root / "val", {"ant": 3, "cat": 1})
+    written = write(imagefolder, tmp_path / "out", root=root, test=0.3, max_per_class=9)
+    counts = {split: index.class_counts().tolist() for split, index in written.items()}
+    assert counts == {"train": [7, 9], "val": [3, 1], "test": [3, 6]}
+    drawn = [stored(written[split]).keys() for split in ("train", "test")]
+    assert drawn[0].isdisjoint(drawn[1])
+    check_refused(
+        imagefolder, tmp_path / "o", "has a split val. Leave out --val", root=root, val=0.1
+    )
+
+
 def test_jpegs_of_every_suffix_keep_their_bytes(tmp_path: Path) -> None:
     names = ("ant/0.jpg", "ant/deeper/1.jpeg", "bee/2.JPE", "bee/3.jfif")
     files = {name: jpeg(seed) for seed, name in enumerate(names)}

@@ -135,6 +135,24 @@ def test_images_in_memory_keep_their_pixels(tmp_path: Path) -> None:
     assert names_of(written["train"])[9] == "Ankle boot"
 
 
+def test_missing_splits_are_drawn_from_train_or_all(tmp_path: Path) -> None:
+    root = put_all(tmp_path / "root", {**pets(), **eurosat()})
+    options = {"root": root, "name": "OxfordIIITPet", "num_workers": 1}
+    pet = write(writer, tmp_path / "pets", val=0.4, **options)
+    assert {split: len(index) for split, index in pet.items()} == {"train": 2, "val": 1, "test": 2}
+    assert sorted(i for s in ("train", "val") for i in stored(pet[s])) == [0, 1, 2]
+    assert stored(pet["test"]) == stored(write(writer, tmp_path / "whole", **options)["test"])
+    euro = write(writer, tmp_path / "euro", root=root, name="EuroSAT", test=0.5)
+    assert {split: len(index) for split, index in euro.items()} == {"train": 2, "test": 1}
+    with pytest.raises(ValueError, match=r"val\.beton is from an earlier run"):
+        write(writer, tmp_path / "pets", **options)
+    for split in ("all", "test"):
+        why = "drawn from train, which is not written" if split == "test" else "one of train, test"
+        given = {**options, "splits": (split,), "val": 0.4}
+        check_refused(writer, tmp_path / "out", why, **given)
+    check_refused(writer, tmp_path / "out", "has a split test", test=0.4, **options)
+
+
 def test_a_dataset_without_class_names_gets_numbers(tmp_path: Path) -> None:
     table = "Filename;Width;ClassId\n00000.ppm;16;1\n00001.ppm;16;0\n"
     files = {

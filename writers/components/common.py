@@ -20,9 +20,13 @@ import dp4tl_ffcv  # loads each name when it is first used
 from dp4tl_ffcv import utils
 from dp4tl_ffcv.utils import check_int, one_line_errors, printable
 
+from .draw import at_most, choose_classes
+
 SPLITS = ("train", "val", "test")
 # Options that a resumed run may change: they change no sample's bytes.
 _NOT_RECORDED = ("out", "num_workers", "check_counts", "download", "on_error", "jpeg_index")
+# Options that only choose samples. The digest of the listing changes with the samples.
+_IN_LISTING = {"val", "test", "classes", "max_per_class"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +48,7 @@ class Options:
     baseline: bool = False
     """Store progressive JPEGs as baseline JPEGs with the same pixels, which decode faster."""
     seed: int = 0
-    """Seed of the order of samples in the files."""
+    """Seed of the order of samples in the files, and of all random choices of samples."""
     shuffle: bool = True
     """Write samples in random order instead of the dataset's order."""
     num_workers: int | None = None
@@ -56,7 +60,27 @@ class Options:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CountedOptions(Options):
+class DatasetOptions(Options):
+    """Options of a writer that reads a dataset."""
+
+    classes: tuple[str, ...] = ()
+    """Names of the classes to write, which are numbered in this order. Default: all classes."""
+    max_per_class: int | None = None
+    """Write at most this many random images of a class to train, and to val."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitOptions(DatasetOptions):
+    """Options of a writer whose dataset may lack splits."""
+
+    val: float | None = None
+    """Fraction of each class to draw for val. Default: 0.1 if the dataset has no splits, else 0."""
+    test: float | None = None
+    """Fraction of each class to draw for test. Default: as for --val."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CountedOptions(DatasetOptions):
     """Options of a writer that knows the size of its dataset."""
 
     check_counts: bool = True
@@ -74,7 +98,7 @@ def write_splits(
     options: Options,
     expected: Expected | None = None,
 ) -> dict[str, dp4tl_ffcv.BetonIndex]:
-    """Check all splits, then write each to `OUT/SPLIT.beton`.
+    """Check all splits, choose the samples, then write each split to `OUT/SPLIT.beton`.
 
     A split is skipped if an earlier run finished it with the same options, sample names and labels.
 
@@ -88,13 +112,14 @@ def write_splits(
         expected: size of the dataset, for `CountedOptions`; None if it is not known.
 
     Raises:
-        ValueError: the size is not the expected one, a split has no images, or a label has no
-            class name.
+        ValueError: the size is not the expected one, a split has no images, a label has no class
+            name, or there is no class of a name in `options.classes`.
     """
-    if expected is not None and isinstance(options, CountedOptions) and options.check_counts:
-        _check_counts(splits, class_names, expected)
+    if expected is not None:
+        check_counts(splits, class_names, expected, options)
     for split, samples in splits.items():
         _check_labels(split, samples.labels, class_names)
+    chosen, class_names = _choose(splits, class_names, options)
     recorded = {key: value for key, value in asdict(options).items() if key not in _NOT_RECORDED}
     arguments = json.loads(json.dumps(recorded, default=str))
     fields = dp4tl_ffcv.image_fields(
@@ -106,11 +131,8 @@ def write_splits(
         baseline=options.baseline,
     )
     written = {}
-    for split, samples in splits.items():
+    for split, (samples, seed) in chosen.items():
         path = options.out / f"{split}.beton"
-        seed = options.seed if options.shuffle else None
-        if seed is not None and hasattr(samples, "shuffled"):
-            samples, seed = samples.shuffled(seed), None
         written_by = {"writer": name, "split": split, **arguments, "listing": _digest(samples)}
         index = already_written(path, written_by, class_names)
         if index is not None:
@@ -132,6 +154,24 @@ def write_splits(
     return written
 
 
+def _choose(
+    splits: Mapping[str, Any], class_names: Sequence[str], options: Options
+) -> tuple[dict[str, tuple[Any, int | None]], Sequence[str]]:
+    """Return the samples to write and the seed of their order by split, and the class names."""
+    chosen = {}
+    for split, samples in splits.items():
+        seed = options.seed if options.shuffle else None
+        if seed is not None and hasattr(samples, "shuffled"):
+            samples, seed = samples.shuffled(seed), None
+        if isinstance(options, DatasetOptions):
+            if options.classes:
+                samples = choose_classes(split, samples, class_names, options.classes)
+            if options.max_per_class is not None and split in ("train", "val"):
+                samples = at_most(samples, options.max_per_class, options.seed)
+        chosen[split] = samples, seed
+    return chosen, getattr(options, "classes", ()) or class_names
+
+
 def check_class_id(name: str, largest: int, num_samples: int) -> None:
     """Check the largest class id before each id up to it gets a name and a count."""
     check_int(name, largest, at_most=utils.class_limit(num_samples) - 1)
@@ -149,7 +189,7 @@ def already_written(
         return None
     same = (
         manifest is not None
-        and manifest.written_by == written_by
+        and _compared(manifest.written_by) == _compared(written_by)
         and manifest.class_names == tuple(class_names)
         and not manifest.skipped  # this run may be able to read the skipped images
     )
@@ -157,6 +197,10 @@ def already_written(
         return None
     say(f"{path.stem}: already written; delete {path} to write it again")
     return index
+
+
+def _compared(written_by: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in written_by.items() if name not in _IN_LISTING}
 
 
 def run(module: str, arguments: Sequence[str] | None = None) -> None:
@@ -210,9 +254,12 @@ def check_no_stale(out: Path, splits: Iterable[str]) -> None:
             )
 
 
-def _check_counts(
-    splits: Mapping[str, Any], class_names: Sequence[str], expected: Expected
+def check_counts(
+    splits: Mapping[str, Any], class_names: Sequence[str], expected: Expected, options: Options
 ) -> None:
+    """Raise ValueError if the size is not the expected one, unless --no-check-counts is given."""
+    if isinstance(options, CountedOptions) and not options.check_counts:
+        return
     classes, images = expected
     found = {split: len(samples) for split, samples in splits.items()}
     wrong = [
