@@ -191,7 +191,10 @@ class Score(Verb):
 
 @dataclass(frozen=True, kw_only=True)
 class Select(Verb):
-    """Keep the best classes or samples of a beton. Give exactly one of the four --keep budgets."""
+    """Keep the best classes or samples of a beton.
+
+    Give exactly one of the four --keep budgets or --min-score.
+    """
 
     scores: tuple[Path, ...]
     """Scores files. Several files, for example one per target, are combined."""
@@ -207,6 +210,8 @@ class Select(Verb):
     """Keep at most this many samples."""
     keep_bytes: str | None = None
     """Keep at most this many bytes of samples, such as 20GiB."""
+    min_score: float | None = None
+    """Keep all classes or samples with at least this score."""
     combine: Literal["sum", "max", "rank", "round-robin"] = "sum"
     """Combine scores by sum or maximum of normalised scores, by mean rank, or by turns."""
     weights: tuple[float, ...] | None = None

@@ -14,6 +14,7 @@ from .scores import Unit
 
 if TYPE_CHECKING:
     from ..beton import BetonIndex
+    from .clustering.clusters import Clusters
     from .features.features import Features
 
 Path = str | os.PathLike[str]
@@ -54,10 +55,14 @@ def whole_source(values: FeaturesOrArray) -> tuple["Features | None", dict[str, 
     source = features_or_none(values)
     if source is None:
         return None, {}
-    about = source_provenance(source)
+    return in_order_of_ids(source), source_provenance(source)
+
+
+def in_order_of_ids(source: "Features") -> "Features":
+    """Return the features of a whole source with row i for sample id i."""
     every, order = np.arange(len(source)), np.argsort(source.indices, kind="stable")
     if np.array_equal(order, every) and np.array_equal(source.indices, every):
-        return source, about
+        return source
     if not np.array_equal(source.indices[order], every):
         raise ValueError(
             f"`source` must hold each sample id from 0 to {len(source) - 1} once; sample ids are "
@@ -66,7 +71,50 @@ def whole_source(values: FeaturesOrArray) -> tuple["Features | None", dict[str, 
     names = ("features", "labels", "indices", "logits", "predictions")
     given = {name: getattr(source, name) for name in names}
     rows = {name: values[order] for name, values in given.items() if values is not None}
-    return replace(source, **rows), about
+    return replace(source, **rows)
+
+
+def target_and_source(
+    target: FeaturesOrArray, source: FeaturesOrArray
+) -> tuple[NDArray[Any], "Features | None", dict[str, Any]]:
+    """Return the target's features `(n, D)`, the source's, and the provenance of scores of both.
+
+    The source's are None if `source` is an array. Raise StaleArtifactError if the features come
+    from different surrogates.
+    """
+    from .features.features import check_same_surrogate
+
+    of_target, of_source = features_or_none(target), features_or_none(source)
+    about: dict[str, Any] = {}
+    if of_target is not None:
+        about["target"] = of_target.described()
+        target = of_target.features
+        if of_source is not None:
+            check_same_surrogate(of_target, of_source)
+    if of_source is not None:
+        about |= source_provenance(of_source)
+    return as_array(target), of_source, about
+
+
+def clustered(
+    source: FeaturesOrArray, clusters: "Clusters | Path"
+) -> tuple[NDArray[Any], "Clusters", dict[str, Any]]:
+    """Return the features of a whole source, its clusters, and the provenance of scores of both."""
+    from ..kernels.checks import as_features
+    from .clustering.clusters import Clusters
+
+    clusters = Clusters.of(clusters)
+    features, made_of = whole_source(source)
+    about = {"clusters": clusters.described(), **made_of}
+    values = as_features(as_array(source if features is None else features.features), "source")
+    shape = (len(clusters), clusters.centroids.shape[1])
+    if values.shape != shape:
+        raise ValueError(
+            f"`clusters` were made from features of shape {shape}; `source` has shape "
+            f"{values.shape}. Cluster `source`."
+        )
+    about |= check_one_source("clusters", (clusters.provenance, about))
+    return values, clusters, about
 
 
 def num_classes_of(source: "Features") -> int:

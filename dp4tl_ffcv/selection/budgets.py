@@ -1,4 +1,4 @@
-"""Budgets of a selection: a fraction, a number of classes or samples, or bytes."""
+"""Budgets of a selection: a fraction, a number of classes or samples, bytes, or a score."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -17,15 +17,25 @@ class Budget:
     value: Any
     """The value; a number of bytes is an int."""
 
-    def number_of(self, costs: NDArray[np.int64], what: str) -> int:
-        """Return how many entries, best first, the budget retains, given their samples or bytes.
+    def number_of(self, scores: NDArray[np.float64], costs: NDArray[np.int64], what: str) -> int:
+        """Return how many entries, best first, the budget retains.
 
-        `what` is the word for an entry in the error.
+        Args:
+            scores: scores of the entries, descending.
+            costs: samples or bytes of the entries.
+            what: word for an entry in the error.
         """
         if self.name == "keep":
             return int(part_of(self.value, len(costs)))
         if self.name == "keep_classes":
             return check_int(self.name, self.value, 1, len(costs))
+        if self.name == "min_score":
+            if not (count := int((scores >= self.value).sum())):
+                raise ValueError(
+                    f"`min_score` is {self.value}, but the best {what} has the score "
+                    f"{scores[0]:g}. Lower it."
+                )
+            return count
         count = int(np.searchsorted(np.cumsum(costs), self.value, side="right"))
         if not count:
             unit = "bytes" if self.name == "keep_bytes" else "samples"
@@ -48,6 +58,10 @@ def one_budget(**given: Any) -> Budget:
         value = check_fraction(name, value)
     elif name == "keep_bytes":
         value = parse_bytes(name, value)
+    elif name == "min_score":
+        if not np.isfinite(value):
+            raise ValueError(f"`{name}` must be finite; got {value}.")
+        value = float(value)
     else:
         value = check_int(name, value, 1)
     return Budget(name, value)

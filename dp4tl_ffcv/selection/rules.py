@@ -33,6 +33,7 @@ def select(  # noqa: PLR0913  # options are named at the call
     keep_classes: int | None = None,
     keep_samples: int | None = None,
     keep_bytes: int | str | None = None,
+    min_score: float | None = None,
     combine: Combine = "sum",
     weights: Sequence[float] | None = None,
     within: ScoresLike | None = None,
@@ -44,10 +45,10 @@ def select(  # noqa: PLR0913  # options are named at the call
 ) -> Selection:
     """Retain the best classes, or the best samples, of a beton.
 
-    Give exactly one of the four `keep` budgets. The best classes (or samples) that fit into the
-    budget are retained: score descending, then tie-break score descending, then id ascending.
-    Classes without samples are skipped and use no budget. `keep_samples` and `keep_bytes` count the
-    samples that `within` leaves.
+    Give exactly one budget: one of the four `keep` arguments, or `min_score`. The best classes (or
+    samples) that fit into the budget are retained: score descending, then tie-break score
+    descending, then id ascending. Classes without samples are skipped and use no budget.
+    `keep_samples` and `keep_bytes` count the samples that `within` leaves.
 
     Args:
         scores: scores of the source's classes, pseudo-classes or samples, or the path of their
@@ -59,6 +60,7 @@ def select(  # noqa: PLR0913  # options are named at the call
         keep_samples: with class scores, the best classes that together have at most this many
             samples; with sample scores, this many samples.
         keep_bytes: largest size of the retained samples in bytes, or text such as `20GiB`.
+        min_score: retain all classes or samples with at least this score.
         combine: how to combine several scores, see `combine_scores`.
         weights: weight of each of several scores. Default: all equal.
         within: sample scores that choose samples within each retained class.
@@ -78,7 +80,11 @@ def select(  # noqa: PLR0913  # options are named at the call
             clusters, or by a surrogate whose classes have other names than the beton's.
     """
     budget = one_budget(
-        keep=keep, keep_classes=keep_classes, keep_samples=keep_samples, keep_bytes=keep_bytes
+        keep=keep,
+        keep_classes=keep_classes,
+        keep_samples=keep_samples,
+        keep_bytes=keep_bytes,
+        min_score=min_score,
     )
     index, ranked = BetonIndex.of(beton), _combined(scores, combine, weights)
     inner = None if within is None else Scores.of(within)
@@ -154,7 +160,8 @@ def _best_groups(
         # bincount's float64 is exact up to 2**53 bytes.
         costs = np.bincount(groups, weights, minlength=len(scores)).astype(np.int64)
     best = np.zeros(len(scores), dtype=np.bool_)
-    best[ranking[: budget.number_of(costs[ranking], scores.unit)]] = True
+    number = budget.number_of(scores.scores[ranking], costs[ranking], scores.unit)
+    best[ranking[:number]] = True
     return best
 
 

@@ -19,6 +19,8 @@ CALLS: list[tuple[str, dict[str, Any]]] = [
     ("soft_label_mapping", {"target": "target"}),
     ("feature_mapping", {"target": "target", "source": "shuffled"}),
     ("feature_mapping", {"target": "target", "source": "source", "clusters": "clusters.npz"}),
+    ("similarity", {"target": "target", "source": "source", "neighbors": 3}),
+    ("semdedup", {"source": "source", "clusters": "clusters.npz"}),
     ("random", {"beton": "BETON", "seed": 3, "unit": "sample"}),
     ("el2n", {"source": ("source", "second_run")}),
     ("grand", {"models": ("model.pt",), "beton": "BETON", **SMALL}),

@@ -32,6 +32,7 @@ def scored(photos: Images, given: Path, tmp_path: Path) -> Path:
         ("samples", {"keep": 0.25, "balanced": True}),
         ("samples", {"keep": 0.5, "balanced": True, "clusters": "clusters.npz"}),
         ("samples", {"keep_samples": 7}),
+        ("samples", {"min_score": 0.25}),
         ("pseudo", {"keep_classes": 2, "clusters": "clusters.npz"}),
         ("a b", {"keep": 0.3}),
         ("a b", {"keep": 0.3, "combine": "rank", "weights": (3.0, 1.0)}),

@@ -1,5 +1,6 @@
-"""Numpy-only twins of the kernels: plain and slow implementations of the formulas."""
+"""Numpy-only twins: plain and slow implementations of the formulas."""
 
+from .cosines import distinctness, similarities
 from .histogram import class_histogram
 from .members import class_members
 from .nearest import nearest_mean
@@ -10,6 +11,8 @@ __all__ = [
     "class_histogram",
     "class_members",
     "class_sums",
+    "distinctness",
     "nearest_mean",
     "resize_area",
+    "similarities",
 ]

@@ -78,8 +78,14 @@ def images(photos: Any) -> BetonIndex:
 # Against brute force.
 
 
-def budget_by_hand(data: st.DataObject, name: str, ranking: list[int], costs: Any) -> Any:
+def budget_by_hand(
+    data: st.DataObject, name: str, scores: Scores, ranking: list[int], costs: Any
+) -> Any:
     """Draw a budget; return its value and the entries of the ranking that it retains."""
+    if name == "min_score":
+        best = max(scores.scores[entry] for entry in ranking)
+        value = data.draw(st.sampled_from([best, best - 0.5, -10.0]))
+        return value, [entry for entry in ranking if scores.scores[entry] >= value]
     if name == "keep":
         keep = data.draw(KEEPS)
         return keep, ranking[: part_of(keep, len(ranking))]
@@ -91,7 +97,9 @@ def budget_by_hand(data: st.DataObject, name: str, ranking: list[int], costs: An
     return budget, prefix_that_fits(ranking, costs, budget)
 
 
-@pytest.mark.parametrize("name", ["keep", "keep_classes", "keep_samples", "keep_bytes"])
+@pytest.mark.parametrize(
+    "name", ["keep", "keep_classes", "keep_samples", "keep_bytes", "min_score"]
+)
 @given(data=st.data())
 def test_the_best_classes_or_pseudo_classes_are_retained(
     name: str, uneven: BetonIndex, images: BetonIndex, data: st.DataObject
@@ -110,7 +118,7 @@ def test_the_best_classes_or_pseudo_classes_are_retained(
     weights = index.sample_bytes().tolist() if index is images else [1] * len(index)
     costs = [sum(weights[i] for i in inside if groups[i] == c) for c in range(count)]
     ranking = [c for c in ranked(scores) if costs[c]]
-    value, retained = budget_by_hand(data, name, ranking, costs)
+    value, retained = budget_by_hand(data, name, scores, ranking, costs)
     selection = select(scores, index, **{name: value}, **options)
     samples = [i for i in sorted(inside) if groups[i] in retained]
     assert selection.indices.tolist() == samples
@@ -121,13 +129,13 @@ def test_the_best_classes_or_pseudo_classes_are_retained(
         assert len(selection.label_map) == count
 
 
-@pytest.mark.parametrize("name", ["keep", "keep_samples", "keep_bytes"])
+@pytest.mark.parametrize("name", ["keep", "keep_samples", "keep_bytes", "min_score"])
 @given(scores=drawn_scores(120, "sample"), data=st.data())
 def test_the_best_samples_are_retained(
     name: str, images: BetonIndex, scores: Scores, data: st.DataObject
 ) -> None:
     costs = images.sample_bytes().tolist() if name == "keep_bytes" else [1] * 120
-    value, retained = budget_by_hand(data, name, ranked(scores), costs)
+    value, retained = budget_by_hand(data, name, scores, ranked(scores), costs)
     selection = select(scores, images, **{name: value})
     assert selection.indices.tolist() == sorted(retained)
     assert selection.classes.tolist() == np.unique(images.labels()[selection.indices]).tolist()
@@ -353,6 +361,9 @@ OF_PSEUDO_CLASSES = scores_of(np.ones(CLASSES), clusters_sha256="ab")
         (CLASS_SCORES, {"keep_samples": 35}, ValueError, r"^`keep_samples` must be in \[1, 34\]"),
         (CLASS_SCORES, {"keep_bytes": "5 XB"}, ValueError, "^`keep_bytes` must be bytes, or text"),
         (scores_of(np.eye(12)[3]), {"keep_samples": 8}, ValueError, "best class takes 9 samples"),
+        (CLASS_SCORES, {"min_score": 2}, ValueError, "^`min_score` is 2.0, but the best class has"),
+        (CLASS_SCORES, {"min_score": np.nan}, ValueError, "^`min_score` must be finite; got nan"),
+        (CLASS_SCORES, {"min_score": -np.inf}, ValueError, "^`min_score` must be finite; got -inf"),
         (CLASS_SCORES, {"keep": None}, ValueError, "exactly one of .*; got none"),
         (CLASS_SCORES, {"keep": 1, "keep_bytes": 2}, ValueError, "got `keep` and `keep_bytes`"),
         (SAMPLE_SCORES, {"keep_classes": 3}, ValueError, "^`keep_classes` needs class scores"),
@@ -397,7 +408,7 @@ OF_PSEUDO_CLASSES = scores_of(np.ones(CLASSES), clusters_sha256="ab")
 def test_bad_input_is_rejected(
     scores: Scores, options: Any, error: type[Exception], message: str, uneven: BetonIndex
 ) -> None:
-    budgets = {"keep", "keep_classes", "keep_samples", "keep_bytes"}
+    budgets = {"keep", "keep_classes", "keep_samples", "keep_bytes", "min_score"}
     budget = {} if budgets & set(options) else {"keep": 1}
     with pytest.raises(error, match=message):
         select(scores, uneven, **budget, **options)

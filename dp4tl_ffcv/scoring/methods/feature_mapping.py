@@ -1,7 +1,7 @@
 """Feature mapping (FM): number of target images nearest to the mean feature of each class."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,9 +11,9 @@ from ..inputs import (
     FeaturesOrArray,
     as_array,
     check_one_source,
-    features_or_none,
     num_classes_of,
     source_provenance,
+    target_and_source,
 )
 from ..scores import Scores
 from . import Method
@@ -50,26 +50,17 @@ def feature_mapping(
     array([0., 2., 1.])
     """
     from ...kernels import class_histogram, nearest_mean
-    from ..features.features import check_same_surrogate
 
-    of_target, of_source = features_or_none(target), features_or_none(source)
-    about: dict[str, Any] = {}
-    if of_target is not None:
-        about["target"] = of_target.described()
-        target = of_target.features
-        if of_source is not None:
-            check_same_surrogate(of_target, of_source)
+    images, of_source, about = target_and_source(target, source)
     if of_source is None:
         if clusters is not None:
             raise ValueError("`clusters` need the source's Features; got an array as `source`.")
         means = as_array(source)
+    elif clusters is None:
+        means = of_source.class_means(num_classes_of(of_source))
     else:
-        about |= source_provenance(of_source)
-        if clusters is None:
-            means = of_source.class_means(num_classes_of(of_source))
-        else:
-            means, about["clusters_sha256"] = _means_of_clusters(of_source, clusters)
-    nearest, votes = nearest_mean(as_array(target), means)
+        means, about["clusters_sha256"] = _means_of_clusters(of_source, clusters)
+    nearest, votes = nearest_mean(images, means)
     if not nearest.size:
         raise ValueError("`target` holds no image. Check the target dataset.")
     return Scores(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from ...validate import check_choice
-from ..inputs import FeaturesOrArray, as_array, blocks, check_one_source, distances, whole_source
+from ..inputs import FeaturesOrArray, blocks, clustered, distances
 from ..scores import Scores
 from . import Method
 
@@ -40,23 +40,10 @@ def prototype_distance(
         StaleArtifactError: the clusters were made for another source.
     """
     from ...kernels import nearest_mean
-    from ...kernels.checks import as_features
-    from ..clustering.clusters import Clusters
 
     check_choice("prefer", prefer, ("far", "near"))
-    clusters = Clusters.of(clusters)
-    features, made_of = whole_source(source)
-    about = {"prefer": prefer, "clusters": clusters.described(), **made_of}
-    if features is not None:
-        source = features.features
-    values = as_features(as_array(source), "source")
-    shape = (len(clusters), clusters.centroids.shape[1])
-    if values.shape != shape:
-        raise ValueError(
-            f"`clusters` were made from features of shape {shape}; `source` has shape "
-            f"{values.shape}. Cluster `source`."
-        )
-    about |= check_one_source("clusters", (clusters.provenance, about))
+    values, clusters, about = clustered(source, clusters)
+    about["prefer"] = prefer
     nearest = [nearest_mean(values[rows], clusters.centroids)[0] for rows in blocks(values)]
     far = distances(values, clusters.centroids, np.concatenate(nearest))
     return Scores(
