@@ -21,6 +21,7 @@ from .scoring import class_means as class_means
 from .scoring.clustering.clusters import Clusters as Clusters
 from .scoring.clustering.kmeans import cluster as cluster
 from .scoring.combine import combine_scores as combine_scores
+from .scoring.dynamics import Dynamics as Dynamics
 from .scoring.features.features import Features as Features
 from .scoring.methods.feature_mapping import feature_mapping as feature_mapping
 from .scoring.methods.label_mapping import label_mapping as label_mapping

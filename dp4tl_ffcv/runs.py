@@ -22,7 +22,7 @@ _PACKAGES = ("ffcv", "torch", "torchvision", "numba", "numpy")
 
 
 class RunFolder:
-    """A folder with `config.json`, `log.jsonl`, `checkpoints/` and `result.json`.
+    """A folder with `config.json`, `log.jsonl`, `checkpoints/`, `result.json`, and `dynamics.npz`.
 
     A run is finished once it has a `result.json`; the same configuration need not run again. An
     unfinished run starts over unless it is resumed.
@@ -79,7 +79,7 @@ class RunFolder:
             self._delete_unfinished_writes()
             self.log({"event": "resume", **environment()})
             return
-        for name in ("result.json", "log.jsonl"):
+        for name in ("result.json", "log.jsonl", "dynamics.npz"):
             (self.path / name).unlink(missing_ok=True)
         if self.checkpoints.exists():
             shutil.rmtree(self.checkpoints)

@@ -25,6 +25,7 @@ from .scoring.surrogate.checkpoint_files import write_entries as write_entries
 from .scoring.surrogate.models import BlurPoolConv as BlurPoolConv
 from .scoring.surrogate.models import Classifier as Classifier
 from .scoring.surrogate.models import replace_head as replace_head
+from .stored import adding_filename as adding_filename
 from .stored import check_entries as check_entries
 from .stored import open_file as open_file
 from .stored import parse_json as parse_json

@@ -4,8 +4,9 @@ r"""Pretrain a classifier on a source beton, or on the samples that a selection 
         --selection pets_lm_40.npz --run runs/pets_lm_40
     torchrun --nproc-per-node 8 --no-python -- dp4tl pretrain --config rn50_16 ...
 
-The run folder gets `config.json`, `log.jsonl`, `checkpoints/last.pt` and `result.json`. A finished
-run with the same settings is not repeated, and a stopped run continues where it stopped.
+The run folder gets `config.json`, `log.jsonl`, `checkpoints/last.pt` and `result.json`, and with
+`--record-dynamics` also `dynamics.npz`. A finished run with the same settings is not repeated, and
+a stopped run continues where it stopped.
 """
 
 from dp4tl_ffcv.utils import one_line_errors
@@ -20,20 +21,24 @@ if __name__ == "__main__":  # before the imports below, which take seconds
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dp4tl_ffcv import PrunedLoader, build_model, training_loader
-from dp4tl_ffcv.utils import Classifier
+from dp4tl_ffcv.utils import Classifier, on_rank_zero
 
 from .components.attacks import adversarial_loss, make_attack
 from .components.data import Source, names_of, open_source
+from .components.dynamics import DynamicsRecorder
 from .components.optimizers import AveragedWeights, add_blurpool, make_optimizer, take_step
 from .components.precision import autocast, loss_scaler
 from .components.processes import Processes, processes
+from .components.sample_loss import SampleLoss
 from .components.schedules import learning_rate, resolution_at
 from .components.session import Session
 from .components.validation import Validation
@@ -48,7 +53,7 @@ def pretrain(config: Config) -> dict[str, Any]:
         if finished := session.finished():
             return finished
         session.start()
-        state = set_up(config, source, group)
+        state = set_up(config, source, group, session.scratch)
         session.resume(**state.stateful())
         set_resolution(state, session.epoch)
         session.warm_up(lambda: try_batch(state.model, state.loader, partial(loss_of, state)))
@@ -56,9 +61,11 @@ def pretrain(config: Config) -> dict[str, Any]:
         while session.step < state.num_steps:
             set_resolution(state, session.epoch)
             state.model.train()
-            for images, labels in session.batches(state.loader, state.num_steps):
+            for images, labels in session.batches(state.loader, state.num_steps, state.tell_ids):
                 loss = train_step(state, images, labels, session.step)
                 session.count(loss, len(images))
+            if state.recorder:
+                state.recorder.end_epoch()
             session.end_epoch()
             group.average_statistics(state.model.named_buffers())
             if state.averaged:
@@ -71,6 +78,8 @@ def pretrain(config: Config) -> dict[str, Any]:
             session.save(last=last)
 
         accuracies = validate(state)
+        if state.recorder:
+            on_rank_zero(partial(save_dynamics, state.recorder, source, config))
         state.result.trained_on = source.index.fingerprint
         return session.finish(
             state.result,
@@ -100,6 +109,8 @@ class TrainState:
     """Learning rate by step."""
     scaler: torch.amp.GradScaler
     criterion: nn.Module
+    recorder: DynamicsRecorder | None
+    """Records the predictions of each sample."""
     num_steps: int
     """Steps of the whole run."""
     validation: Validation | None
@@ -107,7 +118,13 @@ class TrainState:
     def stateful(self) -> dict[str, Any]:
         """Return everything that training changes, by name."""
         parts = {"model": self.model, "optimizer": self.optimizer, "scaler": self.scaler}
-        return {**parts, "averaged": self.averaged} if self.averaged else parts
+        optional = {"averaged": self.averaged, "recorder": self.recorder}
+        return parts | {name: part for name, part in optional.items() if part}
+
+    @property
+    def tell_ids(self) -> Callable[[NDArray[np.int64]], None] | None:
+        """What needs the sample ids of each batch, if anything does."""
+        return getattr(self.criterion, "tell_ids", None)
 
     @property
     def result(self) -> Classifier:
@@ -115,8 +132,8 @@ class TrainState:
         return self.averaged.average if self.averaged else self.model
 
 
-def set_up(config: Config, source: Source, group: Processes) -> TrainState:
-    """Make the model, the loader and the optimiser."""
+def set_up(config: Config, source: Source, group: Processes, scratch: Path) -> TrainState:
+    """Make the model, the loader and the optimiser. Files to resume from go to `scratch`."""
     torch.backends.cudnn.benchmark = True  # all batches of an epoch have one shape
     torch.manual_seed(config.seed)
     model = make_model(config, source, group)
@@ -141,6 +158,12 @@ def set_up(config: Config, source: Source, group: Processes) -> TrainState:
         distributed=group.world_size > 1,
     )
     num_steps = config.iterations or config.epochs * len(loader)
+    recorder = None
+    criterion = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
+    if config.record_dynamics:
+        num_outputs = model.num_classes or 0
+        recorder = DynamicsRecorder(scratch / "dynamics", group, num_outputs)
+        criterion = SampleLoss(recorder, config.label_smoothing)
     return TrainState(
         config=config,
         group=group,
@@ -151,7 +174,8 @@ def set_up(config: Config, source: Source, group: Processes) -> TrainState:
         optimizer=make_optimizer(model, config),
         learning_rate=learning_rate(config, num_steps, group.world_size),
         scaler=loss_scaler(config.amp, group.device),
-        criterion=nn.CrossEntropyLoss(label_smoothing=config.label_smoothing),
+        criterion=criterion,
+        recorder=recorder,
         num_steps=num_steps,
         validation=make_validation(config, source, group),
     )
@@ -243,6 +267,14 @@ def loss_of(state: TrainState, images: Tensor, labels: Tensor) -> Tensor:
             criterion=state.criterion,
             beta=config.trades_beta,
         )
+
+
+def save_dynamics(recorder: DynamicsRecorder, source: Source, config: Config) -> None:
+    """Write `dynamics.npz` to the run folder."""
+    index, selection = source.index, source.selection
+    ids = selection.indices if selection else np.arange(index.num_samples)
+    about = {"source_fingerprint": index.fingerprint, "arch": config.arch, "seed": config.seed}
+    recorder.result(ids, index.num_samples, about).save(config.run / "dynamics.npz")
 
 
 def validate(state: TrainState) -> dict[str, Any]:

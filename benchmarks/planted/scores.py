@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -92,6 +93,7 @@ class Scorer:
             "outcomes": lambda: self.influences()[1][target],
             "included": lambda: self.influences()[0],
             "models": lambda: [self.surrogate()],
+            "dynamics": self.dynamics,
             "beton": lambda: self.index,
             "difficulty": lambda: score("el2n", source=self.features("surrogate", "source")),
             "seed": lambda: seed,
@@ -122,11 +124,17 @@ class Scorer:
         def train() -> tuple[Classifier, float]:
             folder, epochs = self.runs.folder / "surrogate", self.runs.scale.surrogate_epochs
             with quiet():
-                config = self.runs.pretraining(folder, epochs=epochs, seed=1000)
+                options = {"epochs": epochs, "seed": 1000, "record_dynamics": True}
+                config = self.runs.pretraining(folder, **options)
                 result = pretrain.pretrain(config)
             return load_checkpoint(result["checkpoint"]), result["pretrain_seconds"]
 
         return self.part("surrogate", train)
+
+    def dynamics(self) -> Path:
+        """Return the file of the surrogate's training dynamics."""
+        self.surrogate()
+        return self.runs.folder / "surrogate" / "dynamics.npz"
 
     def encoder(self) -> Classifier:
         scale = self.runs.scale

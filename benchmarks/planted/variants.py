@@ -9,7 +9,7 @@ from dp4tl_ffcv.scoring import methods
 COMBINED = "combined"  # all targets at once
 # Inputs that the benchmark can provide. Methods that require others are left out.
 OF_TARGET = {"target", "outcomes", "included"}
-GIVEN = {*OF_TARGET, "source", "clusters", "beton", "seed", "models", "difficulty"}
+GIVEN = {*OF_TARGET, "source", "clusters", "beton", "seed", "models", "difficulty", "dynamics"}
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from dp4tl_ffcv import Scores, build_model, save_checkpoint
 from dp4tl_ffcv.scoring import methods, score
 from tests.cli.conftest import flags_of
 from tests.conftest import Images
+from tests.support.dynamics import dynamics_of
 
 SMALL = {"resolution": 32, "batch_size": 50, "num_workers": 2, "method": "loop"}
 CALLS: list[tuple[str, dict[str, Any]]] = [
@@ -25,6 +26,10 @@ CALLS: list[tuple[str, dict[str, Any]]] = [
     ("el2n", {"source": ("source", "second_run")}),
     ("grand", {"models": ("model.pt",), "beton": "BETON", **SMALL}),
     ("moderate", {"source": "source", "unit": "class"}),
+    ("forgetting", {"dynamics": ("dynamics.npz",)}),
+    ("aum", {"dynamics": ("dynamics.npz",), "prefer": "low"}),
+    ("dyn_unc", {"dynamics": ("dynamics.npz",), "window": 3}),
+    ("tdds", {"dynamics": ("dynamics.npz",), "window": 4, "decay": 0.5}),
     ("coverage_centric", {"difficulty": "samples.npz", "strata": 3, "cutoff": 0.1}),
     ("prototype_distance", {"source": "source", "clusters": "clusters.npz", "prefer": "near"}),
     ("class_influence", {"outcomes": "outcomes.npy", "included": "included.npy"}),
@@ -36,6 +41,7 @@ CALLS: list[tuple[str, dict[str, Any]]] = [
 def files(given: Path, photos: Images) -> Callable[[Any], Any]:
     """Return a function that replaces a file's name by its path."""
     Scores(scores=np.arange(9.0), method="el2n", unit="sample").save(given / "samples.npz")
+    dynamics_of(9, 5).save(given / "dynamics.npz")
     np.save(given / "outcomes.npy", np.random.default_rng(0).random((3, 2)))
     np.save(given / "included.npy", np.eye(3, dtype=bool))
     (given / "list.csv").write_text("rank,class\n0,7\n1,2\n2,5\n")

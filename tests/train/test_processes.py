@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from dp4tl_ffcv import BetonIndex, Selection, training_loader
+from dp4tl_ffcv import BetonIndex, Dynamics, Selection, training_loader
 from dp4tl_ffcv.utils import Classifier
 from tests.conftest import Images
 from tests.support.models import assert_same_state
@@ -76,7 +76,8 @@ with processes() as group:
     found["validation"] = validate_on_39(shared["train"], out / "one", group)
     pretrain.build_model = build_model
 
-    found["normalised"] = run("normalised", ema=0.9, val_every=1)
+    options = {"ema": 0.9, "val_every": 1, "record_dynamics": True}
+    found["normalised"] = run("normalised", **options)
     step, crops = pretrain.train_step, {}
 
     def stopped(state, images, labels, number):
@@ -88,11 +89,11 @@ with processes() as group:
     for name in ("resumed", "handed_over"):
         pretrain.train_step = stopped
         try:
-            run(name, ema=0.9, val_every=1, save_every_minutes=1e-9)
+            run(name, **options, save_every_minutes=1e-9)
         except InterruptedError:
             pretrain.train_step = step
     found["crops"] = crops
-    found["resumed"] = run("resumed", ema=0.9, val_every=1, save_every_minutes=1e-9)
+    found["resumed"] = run("resumed", **options, save_every_minutes=1e-9)
 
     configs = pickle.loads((out / "configs.pkl").read_bytes())
     states, set_up = [], pretrain_moco.set_up
@@ -253,7 +254,8 @@ def test_one_process_trains_on_what_two_processes_have_left_of_an_epoch(
     paths = {name: Path(settings[name]) for name in ("train", "val")}
     changes = {k: v for k, v in settings.items() if k not in ("train", "val", "out", "selection")}
     run = Path(settings["out"]) / "handed_over"
-    config = pretrain.Config(run=run, ema=0.9, val_every=1, **{**changes, **paths})
+    options = {"ema": 0.9, "val_every": 1, "record_dynamics": True}
+    config = pretrain.Config(run=run, **{**options, **changes, **paths})
     crops, step = {3: ranks[0]["crops"]["3"] + ranks[1]["crops"]["3"]}, pretrain.train_step
 
     def noted(state: Any, images: Any, labels: Any, number: int) -> Any:
@@ -269,6 +271,25 @@ def test_one_process_trains_on_what_two_processes_have_left_of_an_epoch(
     loader.set_epoch(1)
     whole = {3 + number: sorted(crops_of(images)) for number, (images, _) in enumerate(loader)}
     assert {number: sorted(found) for number, found in crops.items()} == whole
+    both = Dynamics.load(run.parent / "normalised" / "dynamics.npz")
+    one = Dynamics.load(run / "dynamics.npz")
+    for name in ("probability", "change"):  # each sample in its epoch, whoever trained on it
+        is_recorded = [~np.isnan(getattr(each, name)) for each in (both, one)]
+        np.testing.assert_array_equal(*is_recorded)
+    assert np.isfinite(one.probability).sum(axis=0).tolist() == [96, 96]
+    # The batches of the first epoch were those of two processes in both runs.
+    np.testing.assert_array_equal(one.margin[:, 0], both.margin[:, 0])
+
+
+def test_two_processes_record_what_each_of_them_predicts(ranks: Ranks, settings: Any) -> None:
+    out = Path(settings["out"])
+    whole, resumed = (
+        Dynamics.load(out / run / "dynamics.npz") for run in ("normalised", "resumed")
+    )
+    for name in ("indices", "probability", "margin", "change"):
+        np.testing.assert_array_equal(getattr(whole, name), getattr(resumed, name))
+    assert np.isfinite(whole.probability).sum(axis=0).tolist() == [96, 96]
+    assert not (out / "normalised" / "checkpoints" / "resume").exists()
 
 
 def test_two_processes_finetune_one_model(ranks: Ranks, target: dict[str, Path]) -> None:

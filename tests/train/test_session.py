@@ -161,6 +161,16 @@ KILLED: dict[str, tuple[dict[str, Any], str, int]] = {
     "while writing": ({"iterations": 7, "optimizer": "adamw", "lr": 0.01}, "save", 2),
     "while writing in mid-epoch": ({"save_every_minutes": ALWAYS}, "save", 5),
     "before the first epoch's end": ({"epochs": 1}, "train_step", 2),
+    "recording, saved in mid-epoch": (
+        {"epochs": 3, "record_dynamics": True, "save_every_minutes": ALWAYS},
+        "train_step",
+        9,
+    ),
+    "recording, saved once": (
+        {"epochs": 4, "record_dynamics": True, "save_every": 2},
+        "train_step",
+        12,
+    ),
 }
 # Starts every run in a process of its own, which kills itself with SIGKILL.
 SCRIPT = """
@@ -221,10 +231,15 @@ def test_a_killed_run_continues_to_the_same_weights(
     result = pretrain.pretrain(config)
     resumed_at = {
         "averaged, attacked and growing": 6, "between two batches": 5, "while writing": 3,
-        "while writing in mid-epoch": 4,
+        "while writing in mid-epoch": 4, "recording, saved in mid-epoch": 8,
+        "recording, saved once": 6,
     }.get(name, 0)  # fmt: skip
     assert steps == list(range(resumed_at, result["steps"]))
     assert_same_run(result, pretrain.pretrain(replace(config, run=tmp_path / "whole")))
+    files = [folder / "dynamics.npz" for folder in (config.run, tmp_path / "whole")]
+    assert [file.exists() for file in files] == [config.record_dynamics] * 2
+    if config.record_dynamics:
+        assert files[0].read_bytes() == files[1].read_bytes()
     assert [path.name for path in (config.run / "checkpoints").iterdir()] == ["last.pt"]
 
 

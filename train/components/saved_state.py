@@ -1,5 +1,6 @@
 """The state of a stopped run, in a file: all that training has changed."""
 
+import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -58,13 +59,26 @@ class SavedState:
         """Return whether a run was stopped."""
         return on_rank_zero(self.path.exists)
 
+    @property
+    def folder(self) -> Path:
+        """Folder of files that are too large to be written again with every state."""
+        return self.path.with_suffix("")
+
     def delete(self) -> None:
-        """Delete the file."""
+        """Delete the file and the folder."""
         if self.processes.rank == 0:
             self.path.unlink(missing_ok=True)
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     def save(self, counters: Counters, loader: Any, stateful: Mapping[str, Any]) -> None:
-        """Save counters, the position of the loader, and the states of the objects `stateful`."""
+        """Save counters, the position of the loader, and the states of the objects `stateful`.
+
+        The state of rank 0 is saved. An object whose processes have different states collects them
+        in its method `synchronize`, which every process calls first.
+        """
+        for part in stateful.values():
+            if hasattr(part, "synchronize"):
+                part.synchronize()
         statistics = {
             name: self.processes.statistics(part.named_buffers())
             for name, part in stateful.items()

@@ -4,9 +4,12 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dp4tl_ffcv import save_checkpoint
@@ -69,6 +72,11 @@ class Session:
         """Index of the current step, from 0."""
         return self.counters.step
 
+    @property
+    def scratch(self) -> Path:
+        """Folder of files that resuming needs. It is deleted when the run is finished."""
+        return self._saved_state.folder
+
     def say(self, text: str) -> None:
         """Print a line on rank 0."""
         if self.processes.rank == 0:
@@ -125,12 +133,22 @@ class Session:
         self.counters.warm_up_seconds += time.perf_counter() - started
 
     # -- training --------------------------------------------------------------------------------
-    def batches(self, loader: Any, total_steps: int) -> Iterator[Any]:
+    def batches(
+        self,
+        loader: Any,
+        total_steps: int,
+        tell_ids: Callable[[NDArray[np.int64]], None] | None = None,
+    ) -> Iterator[Any]:
         """Yield the batches of the next epoch, or of the rest of the run, and show progress.
 
         A stopped run continues after its last saved step. The order of the samples follows from the
         seed and the epoch, and all random numbers of a step from the seed and the step, so that a
         resumed run trains like a run without interruption.
+
+        Args:
+            loader: a loader of training batches.
+            total_steps: steps of the whole run.
+            tell_ids: is called before each batch with its sample ids `(B,)`.
         """
         if self._loader_state is not None:
             loader.load_state_dict(self._loader_state)
@@ -147,9 +165,13 @@ class Session:
             quiet=self.processes.rank > 0,
         )
         self._sums = EpochSums(self.processes, self.counters, throughput)
-        images_per_step = loader.batch_size * self.processes.world_size
-        for batch in throughput.batches(loader, num_steps, images_per_step):
+        size = loader.batch_size
+        ids = loader.plan_epoch(self.epoch).order if tell_ids else None
+        batches = throughput.batches(loader, num_steps, size * self.processes.world_size)
+        for number, batch in enumerate(batches):
             self.processes.seed(self.config.seed, self.step)
+            if tell_ids and ids is not None:
+                tell_ids(ids[number * size : (number + 1) * size])
             yield batch
 
     def count(self, loss: Tensor, num_images: int) -> None:

@@ -11,6 +11,9 @@ _WITHOUT_EFFECT = {
     "run", "overwrite", "resume", "log_every", "save_every", "save_every_minutes", "num_workers",
     "timeout", "cache",
 }  # fmt: skip
+# Settings that earlier versions did not have, and their values then. A setting with this value is
+# no fact, so that runs of earlier versions stay finished.
+_LATER: dict[str, Any] = {"record_dynamics": False}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +120,11 @@ class SupervisedConfig(RunConfig):
 def facts_of(config: RunConfig, world_size: int) -> dict[str, Any]:
     """Return the settings that the result of a run depends on, by name."""
     settings = settings_of(config)
-    facts = {name: settings[name] for name in settings.keys() - _WITHOUT_EFFECT}
+    facts = {
+        name: settings[name]
+        for name in settings.keys() - _WITHOUT_EFFECT
+        if (name, settings[name]) not in _LATER.items()
+    }
     per_process = "process" in (config.batch_per, config.lr_per)
     return {**facts, "world_size": world_size if per_process else None}
 

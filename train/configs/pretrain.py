@@ -85,6 +85,9 @@ class Config(SupervisedConfig):
     """Order of the samples, such as random, or quasi_random for files larger than memory."""
     val_every: int = 0
     """Epochs between validations. 0 validates only at the end."""
+    record_dynamics: bool = False
+    """Record how well each sample is predicted in each epoch, in dynamics.npz of the run folder.
+    The methods forgetting, aum, dyn-unc and tdds score samples by this file."""
 
     def __post_init__(self) -> None:
         """Check the settings."""
@@ -95,6 +98,11 @@ class Config(SupervisedConfig):
         check_fields(self, "attack_step_size", above=0, at_most=255)
         if self.attack != "none":
             check_fields(self, "attack_epsilon", above=0, at_most=255)
+            if self.record_dynamics:
+                raise ValueError(
+                    "`record_dynamics` records predictions of clean images, and a run with "
+                    "`attack` makes none. Leave one of the two out."
+                )
         check_fields(self, "ema", at_least=0, at_most=1)
         if (self.ramp is None) != (self.end_resolution is None):
             raise ValueError(
