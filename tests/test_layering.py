@@ -51,7 +51,7 @@ PARTS = {
 MAY_ALSO = {
     "dp4tl_ffcv.scoring.methods.grand": {"distributed", "loading"},
     "train.demo": {"scoring", "writers"},
-    "train.components.study.plan": {"scoring"},
+    "train.components.study.graph": {"scoring"},
     "train.components.study.work": {"scoring"},
 }
 

@@ -13,8 +13,14 @@ from dp4tl_ffcv.utils import check_choice, check_entries, check_int, check_numbe
 from .config_file import read_config_file
 
 Budget = Literal["equal_epochs", "equal_steps"]
+Keep = float | Literal["auto"]
+Keeps = Mapping[Budget, Sequence[Keep]]
 Mode = Literal["linear_probe", "full_finetuning", "from_scratch"]
 Settings = Mapping[str, Any]
+
+AUTO: Literal["auto"] = "auto"
+RECIPES = ("pretrain", "pretrain-moco")
+"""Recipes that make a surrogate."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +54,12 @@ class Scoring:
 
     method: str
     options: Settings = field(default_factory=dict)
-    """Arguments of the method. `clusters` is a number of pseudo-classes."""
+    """Arguments of the method and of feature extraction. `clusters` is a number of pseudo-classes.
+    """
+    surrogate: str
+    """Name of the surrogate that gives the features."""
+    keeps: Keeps
+    """Fractions of the source to retain, by budget."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,63 +73,98 @@ class Study:
 
     source: str
     """Dataset to pretrain on."""
-    targets: Mapping[str, str]
-    """Datasets to finetune on, by name."""
+    targets: Mapping[str, str | Sequence[str]]
+    """Datasets to finetune on, by name. A list of such names is one target for the scores, which
+    are combined; its runs are finetuned on each of the datasets."""
     data: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """Arguments of `dp4tl write`, without `--out`, by the name of the folder that they make."""
     methods: Mapping[str, Scoring]
     """Scoring methods by the name that the results show."""
-    keeps: Sequence[float]
-    """Fractions of the source to retain, below 1."""
-    budgets: Sequence[Budget] = ("equal_epochs", "equal_steps")
-    """Train on a selection for as many epochs as on the full source, or for as many steps."""
     seeds: Sequence[int]
     """Seeds. Each has a surrogate, a full run and a run of each selection."""
-    surrogate: Settings
-    """Settings of `dp4tl pretrain` for the surrogate that replace those of `pretrain`."""
+    surrogates: Mapping[str, Settings | str]
+    """Surrogates by name: settings of `dp4tl pretrain` that replace those of `pretrain`, or a
+    `recipe` and its settings, or weights by their name or path. Methods that name no surrogate take
+    the first."""
     pretrain: Settings
     """Settings of `dp4tl pretrain`."""
     finetune: Mapping[Mode, Settings]
     """Settings of `dp4tl finetune`, by mode."""
     images: Settings = field(default_factory=dict)
-    """Settings that both recipes share, such as `resolution`."""
+    """Settings that all recipes share, such as `resolution`."""
 
     def __post_init__(self) -> None:
         """Check the values."""
-        for path in (self.source, *self.targets.values()):
-            if "{split}" not in path:
-                raise ValueError(f"a dataset is a path with {{split}} in it; got {path!r}.")
-        for keep in self.keeps:
-            check_number("keeps", keep, above=0, at_most=1)
-            if keep == 1:
-                raise ValueError("`keeps` are fractions below 1. The full source always runs.")
-        for budget in self.budgets:
-            check_choice("budgets", budget, get_args(Budget))
-        for mode in self.finetune:
-            check_choice("finetune", mode, get_args(Mode))
-        for name in ("targets", "methods", "keeps", "budgets", "seeds", "finetune"):
+        for name in ("targets", "methods", "seeds", "surrogates", "finetune"):
             if not getattr(self, name):
                 raise ValueError(f"`{name}` is empty. Name at least one.")
+        self._check_datasets()
+        for mode in self.finetune:
+            check_choice("finetune", mode, get_args(Mode))
+        for scoring in self.methods.values():
+            check_choice("surrogate", scoring.surrogate, tuple(self.surrogates))
+            _check_keeps(scoring.keeps)
+        for surrogate in self.surrogates.values():
+            if not isinstance(surrogate, str):
+                check_choice("recipe", surrogate.get("recipe", RECIPES[0]), RECIPES)
         if len({*self.seeds}) < len(self.seeds):
             raise ValueError("`seeds` holds a seed twice.")
 
+    def _check_datasets(self) -> None:
+        for path in (self.source, *self.targets.values()):
+            if isinstance(path, str) and "{split}" not in path:
+                raise ValueError(f"a dataset is a path with {{split}} in it; got {path!r}.")
+        for name in self.targets:
+            for each in self.datasets_of(name):
+                check_choice(f"targets: {name}", each, self.datasets)
+
+    @property
+    def datasets(self) -> tuple[str, ...]:
+        """Names of the targets that are one dataset."""
+        return tuple(name for name, path in self.targets.items() if isinstance(path, str))
+
+    @property
+    def budgets(self) -> tuple[Budget, ...]:
+        """Budgets of at least one method."""
+        used = {budget for scoring in self.methods.values() for budget in scoring.keeps}
+        return tuple(budget for budget in get_args(Budget) if budget in used)
+
+    def datasets_of(self, target: str) -> tuple[str, ...]:
+        """Return the names of the datasets that a target consists of."""
+        value = self.targets[target]
+        return (target,) if isinstance(value, str) else tuple(value)
+
+
+def _check_keeps(keeps: Keeps) -> None:
+    for budget, fractions in keeps.items():
+        check_choice("keeps", budget, get_args(Budget))
+        for keep in fractions:
+            if isinstance(keep, str):
+                check_choice("keeps", keep, (AUTO,))
+            elif check_number("keeps", keep, above=0, at_most=1) == 1:
+                raise ValueError("`keeps` are fractions below 1. The full source always runs.")
+    if not any(keeps.values()):
+        raise ValueError("`keeps` is empty. Name at least one.")
+
 
 _SEEDS = 8
-# Types of the entries of a study file, after `methods` and `seeds` are completed.
+_KEEPS = list[int | float | str] | dict[str, list[int | float | str]]
+# Entries of a method that are no options.
+_OF_STUDY = {"method": str, "surrogate": str, "keeps": _KEEPS}
+# Types of the entries of a study file.
 _ENTRIES = {
     "source": str,
-    "targets": dict[str, str],
+    "targets": dict[str, str | list[str]],
     "data": dict[str, list[Any]],
-    "methods": dict[str, dict[str, Any]],
-    "keeps": list[int | float],
-    "budgets": list[str],
-    "seeds": list[int],
-    "surrogate": dict[str, Any],
+    "methods": dict[str, dict[str, Any]] | list[str],
+    "keeps": _KEEPS,
+    "seeds": int | list[int],
+    "surrogates": dict[str, dict[str, Any] | str],
     "pretrain": dict[str, Any],
     "finetune": dict[str, dict[str, Any]],
     "images": dict[str, Any],
 }
-_OPTIONAL = ("data", "budgets", "images")
+_OPTIONAL = ("data", "images", "seeds")
 
 
 def read_study(path: Path) -> Study:
@@ -133,30 +179,34 @@ def read_study(path: Path) -> Study:
         if unknown := sorted(values.keys() - _ENTRIES.keys()):
             names = ", ".join(_ENTRIES)
             raise ValueError(f"there is no {', '.join(unknown)}; a study has {names}")
+        check_entries(values, _ENTRIES, optional=_OPTIONAL)
         seeds = values.get("seeds", _SEEDS)
         values["seeds"] = list(range(seeds)) if isinstance(seeds, int) else seeds
-        values["methods"] = _methods(values.get("methods", {}))
-        check_entries(values, _ENTRIES, optional=_OPTIONAL)
-        scorings = {name: Scoring(**each) for name, each in values["methods"].items()}
-        return Study(**{**values, "methods": scorings})
+        values["methods"] = _scorings(values, values.pop("keeps"))
+        return Study(**values)
     except ValueError as error:
         raise ValueError(f"{str(path)!r} is not a study: {error}") from error
 
 
-def _methods(values: Any) -> Any:
-    """Return method and options of each entry. An entry without a method is named like it."""
-    if isinstance(values, list):
-        values = {name: {} for name in values if isinstance(name, str)}
-    if not isinstance(values, dict):
-        return values
-    return {
-        name: {
-            "method": options.get("method", name),
-            "options": {key: value for key, value in options.items() if key != "method"},
-        }
-        for name, options in values.items()
-        if isinstance(options, dict)
-    }
+def _scorings(values: Mapping[str, Any], keeps: Any) -> dict[str, Scoring]:
+    """Return the methods. An entry without a method is named like it."""
+    given = values["methods"]
+    methods = given if isinstance(given, dict) else {name: {} for name in given}
+    found = {}
+    for name, entry in methods.items():
+        own = {key: entry[key] for key in _OF_STUDY if key in entry}
+        check_entries(own, _OF_STUDY, optional=tuple(_OF_STUDY))
+        found[name] = Scoring(
+            method=str(own.get("method", name)),
+            options={key: value for key, value in entry.items() if key not in own},
+            surrogate=str(own.get("surrogate", next(iter(values["surrogates"]), ""))),
+            keeps=_by_budget(own.get("keeps", keeps)),
+        )
+    return found
+
+
+def _by_budget(keeps: Any) -> Keeps:
+    return keeps if isinstance(keeps, dict) else dict.fromkeys(get_args(Budget), keeps)
 
 
 def _typed(value: Any) -> Any:

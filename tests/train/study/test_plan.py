@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
+from dp4tl_ffcv.utils import sha256_of_file
 from train.components.study.plan import Plan, Run
-from train.components.study.stages import with_needs
+from train.components.study.stages import Stage, with_needs
 from train.configs.study import Study, read_study
 
 FILE = """
@@ -22,7 +23,7 @@ keeps: [0.5, 0.25]
 seeds: 2
 images: {resolution: 24, flip: false}
 pretrain: {arch: resnet8_w16, epochs: 4, lr: 5e-1}
-surrogate: {epochs: 2}
+surrogates: {default: {epochs: 2}}
 finetune:
   linear_probe: {epochs: 3}
 """
@@ -46,6 +47,9 @@ def test_a_file_gives_numbers_and_switches_their_types(file: Path) -> None:
     assert study.images == {"resolution": 24, "flip": False}
     assert study.seeds == [0, 1]
     assert study.budgets == ("equal_epochs", "equal_steps")
+    assert study.methods["random"].keeps == {
+        "equal_epochs": [0.5, 0.25], "equal_steps": [0.5, 0.25],
+    }  # fmt: skip
     assert study.methods["clusters"].method == "feature_mapping"
     assert study.methods["clusters"].options == {"clusters": 40}
 
@@ -59,10 +63,29 @@ def test_a_file_gives_numbers_and_switches_their_types(file: Path) -> None:
         ("keeps: [0.5, 0.25]", "keeps: [half]", "keeps"),
         ("seeds: 2", "seeds: [1, 1]", "a seed twice"),
         ("seeds: 2", "seeds: 0", "`seeds` is empty"),
+        ("keeps: [0.5, 0.25]", "keeps: {equal_epochs: []}", "`keeps` is empty"),
+        ("keeps: [0.5, 0.25]", "keeps: {epochs: [0.5]}", "keeps"),
+        ("{unit: class}", "{surrogate: small}", "`surrogate` must be one of default"),
+        ("{epochs: 2}", "{recipe: moco}", "`recipe` must be one of pretrain, pretrain-moco"),
+        ("{upright:", "{both: [upright, none], upright:", "targets: both.*got 'none'"),
         ("linear_probe", "probe", "finetune"),
         ("_{split}", "", "a path with {split}"),
     ],
-    ids=["all", "unknown", "missing", "text", "twice", "none", "mode", "split"],
+    ids=[
+        "all",
+        "unknown",
+        "missing",
+        "text",
+        "twice",
+        "none",
+        "no keep",
+        "budget",
+        "surrogate",
+        "recipe",
+        "target",
+        "mode",
+        "split",
+    ],
 )
 def test_a_wrong_file_is_named(file: Path, before: str, after: str, match: str) -> None:
     file.write_text(file.read_text().replace(before, after))
@@ -122,7 +145,7 @@ def test_runs_of_equal_steps_take_their_number_from_the_full_run(file: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("before", "after", "changed"),
+    ("before", "after", "repeated"),
     [
         ("epochs: 3", "epochs: 5", {"finetune"}),
         ("{epochs: 2}", "{epochs: 3}", {"pretrain", "features", "clusters", "score", "selection"}),
@@ -132,7 +155,7 @@ def test_runs_of_equal_steps_take_their_number_from_the_full_run(file: Path) -> 
     ids=["finetuning", "surrogate", "keep", "data"],
 )
 def test_a_change_repeats_what_depends_on_it(
-    file: Path, before: str, after: str, changed: set[str]
+    file: Path, before: str, after: str, repeated: set[str]
 ) -> None:
     def keys() -> dict[str, set[str]]:
         found: dict[str, set[str]] = {}
@@ -143,9 +166,127 @@ def test_a_change_repeats_what_depends_on_it(
     old = keys()
     file.write_text(file.read_text().replace(before, after))
     new = keys()
-    assert changed <= {kind for kind in old if old[kind] != new[kind]}
-    if changed == {"finetune"}:
+    assert repeated <= {kind for kind in old if old[kind] != new[kind]}
+    if repeated == {"finetune"}:
         assert all(old[kind] == new[kind] for kind in old if kind != "finetune")
+
+
+KEYS = {  # of stages for seed 0, which folders of earlier versions have
+    "write": "0c50ca6df8dee3ab",
+    "full": "a6dced872bebed1f",
+    "surrogate": "5cc92719c845e54e",
+    "score": "c8eee2be291066a1",
+    "selection": "17d54bb13444347e",
+    "equal steps": "7aca87a7cddc7cb4",
+}
+
+
+def test_stages_of_earlier_versions_keep_their_keys(file: Path) -> None:
+    (run, *_) = (
+        run
+        for run in runs_of(read_study(file), file.parent)
+        if (run.method, run.budget) == ("label_mapping", "equal_steps")
+    )
+    scores = run.pretrained.needs["selection"].needs["scores"]
+    surrogate = scores.needs["target"].needs["surrogate"]
+    assert {
+        "write": surrogate.needs["data"].key,
+        "full": run.pretrained.needs["full"].key,
+        "surrogate": surrogate.key,
+        "score": scores.key,
+        "selection": run.pretrained.needs["selection"].key,
+        "equal steps": run.finetuned.key,
+    } == KEYS
+
+
+def changed(file: Path, before: str, after: str) -> list[Run]:
+    """Return the runs of the study with another text."""
+    text = file.read_text()
+    assert before in text
+    file.write_text(text.replace(before, after))
+    return runs_of(read_study(file), file.parent)
+
+
+def test_keeps_can_differ_by_budget_and_method(file: Path) -> None:
+    file.write_text(file.read_text().replace("{unit: class}", "{keeps: {equal_steps: [0.3]}}"))
+    runs = changed(file, "keeps: [0.5, 0.25]", "keeps: {equal_epochs: [0.5, auto]}")
+    found = {(run.method, run.budget, run.keep) for run in runs}
+    assert found == {
+        ("full", "equal_epochs", 1.0),
+        ("full", "equal_steps", 1.0),
+        *((name, "equal_epochs", keep) for name in ("label_mapping", "clusters") for keep in
+          (0.5, "auto")),
+        ("random", "equal_steps", 0.3),
+    }  # fmt: skip
+
+
+def surrogates_of(runs: list[Run]) -> dict[str, Stage]:
+    """Return the surrogate of each method, for the first seed."""
+    chosen = {run.method: run.selection for run in runs if run.seed == 0 and run.selection}
+    inputs = {name: stage.needs["scores"].needs for name, stage in chosen.items()}
+    return {
+        name: needs["target"].needs["surrogate"]
+        for name, needs in inputs.items()
+        if "target" in needs
+    }
+
+
+def test_a_method_can_have_another_surrogate(file: Path, tmp_path: Path) -> None:
+    (tmp_path / "own.pt").write_bytes(b"weights")
+    file.write_text(
+        file.read_text().replace(
+            "{default: {epochs: 2}}",
+            "{default: {epochs: 2}, moco: {recipe: pretrain-moco, arch: resnet8_w16, queue: 64}, "
+            "named: resnet18, file: own.pt}",
+        )
+    )
+    methods = "".join(
+        f"  {name}: {{method: feature_mapping, surrogate: {name}}}\n"
+        for name in ("moco", "named", "file")
+    )
+    found = surrogates_of(changed(file, "methods:\n", f"methods:\n{methods}"))
+    assert {name: stage.kind for name, stage in found.items()} == {
+        "label_mapping": "pretrain", "clusters": "pretrain", "moco": "pretrain_moco",
+        "named": "weights", "file": "weights",
+    }  # fmt: skip
+    # Only settings that the recipe has are taken from `images`, and none from `pretrain`.
+    assert found["moco"].facts["settings"] == {
+        "arch": "resnet8_w16", "queue": 64, "resolution": 24, "flip": False, "seed": 1000,
+    }  # fmt: skip
+    assert found["named"].facts == {"name": "resnet18"}
+    assert found["file"].facts == {"sha256": sha256_of_file(tmp_path / "own.pt")}
+
+
+def test_options_of_feature_extraction_go_to_the_features(file: Path) -> None:
+    runs = changed(
+        file,
+        "  label_mapping: {}",
+        "  label_mapping: {}\n  half: {method: label_mapping, dtype: float16}",
+    )
+    scores = {run.method: run.selection.needs["scores"] for run in runs if run.selection}
+    assert scores["half"].facts["options"] == {}
+    assert scores["half"].needs["target"].facts["settings"] == {
+        "resolution": 24,
+        "dtype": "float16",
+    }
+    assert scores["label_mapping"].needs["target"].facts["settings"] == {"resolution": 24}
+
+
+def test_an_unknown_option_is_refused(file: Path) -> None:
+    with pytest.raises(ValueError, match="label_mapping has no option restart; it has"):
+        changed(file, "label_mapping: {}", "label_mapping: {restart: true}")
+
+
+def test_a_list_of_targets_is_scored_together_and_finetuned_on_each(file: Path) -> None:
+    runs = changed(file, "targets: {", "targets: {both: [upright, few], ")
+    together = [run for run in runs if run.scored_on == "both"]
+    assert {run.target for run in together} == {"upright", "few"}
+    assert all(run.scored_on == run.target for run in runs if run not in together)
+    for run in together:
+        scores = [name for name in run.selection.needs if name.startswith("scores")]
+        # Scores at random do not depend on the target: there is nothing to combine.
+        assert len(scores) == (1 if run.method == "random" else 2)
+    assert {run.method for run in together} == {"label_mapping", "clusters", "random"}
 
 
 def test_a_method_that_needs_more_than_a_study_has_is_refused(file: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dp4tl_ffcv import image_fields, write_beton
+from dp4tl_ffcv import Selection, build_model, image_fields, save_checkpoint, write_beton
 from tests.support.images import picture
 from train.configs.study import Config
 from train.study import study
@@ -25,7 +25,7 @@ keeps: [0.5]
 seeds: 2
 images: {resolution: 32, crop_ratio: 1.0, flip: false}
 pretrain: {arch: resnet8_w16, epochs: 2, batch_size: 16, lr: 0.1}
-surrogate: {epochs: 1}
+surrogates: {default: {epochs: 1}}
 finetune:
   linear_probe: {epochs: 2, batch_size: 8}
 """
@@ -39,6 +39,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, classes, splits in (
         ("source", 6, {"train": 48, "val": 12}),
         ("target", 2, {"train": 16, "val": 8, "test": 8}),
+        ("other", 3, {"train": 9, "val": 6, "test": 6}),
     ):
         for place, (split, count) in enumerate(splits.items()):
             samples = [
@@ -134,3 +135,32 @@ def test_a_failed_stage_is_named_and_the_others_finish(file: Path, tmp_path: Pat
     with pytest.raises(ValueError, match=r"stages failed; .*finetune.*--retry-failed"):
         study(Config(file=broken, out=tmp_path / "out", jobs=1, only="finetune"))
     assert not (tmp_path / "out" / "result.json").exists()
+
+
+def test_surrogates_of_every_kind_score_for_several_targets(file: Path) -> None:
+    save_checkpoint(file.parent / "own.pt", build_model("resnet8_w16", 6))
+    text = FILE.replace("{target:", "{both: [target, other], other: 'other_{split}.beton', target:")
+    text = text.replace("{label_mapping: {}, random", "{METHODS, random").replace(
+        "METHODS",
+        "label_mapping: {surrogate: own, dtype: float16}, "
+        "pseudo: {method: feature_mapping, clusters: 4, surrogate: moco}",
+    )
+    text = text.replace("keeps: [0.5]\nseeds: 2", "keeps: {equal_epochs: [0.5]}\nseeds: [3]")
+    text = text.replace(
+        "{default: {epochs: 1}}",
+        "{own: own.pt, moco: {recipe: pretrain-moco, arch: resnet8_w16, epochs: 1, batch_size: 16, "
+        "queue: 32}}",
+    )
+    (file.parent / "many.yaml").write_text(text)
+    compared = study(Config(file=file.parent / "many.yaml", out=file.parent / "many", jobs=1))
+    assert {(row["scored_on"], row["target"], row["method"]) for row in compared} == {
+        (scored_on, target, method)
+        for scored_on, target in [
+            ("target", "target"), ("other", "other"), ("both", "target"), ("both", "other")
+        ]
+        for method in ("label_mapping", "pseudo", "random")
+    }  # fmt: skip
+    selections = map(Selection.load, (file.parent / "many").glob("selection/*/selection.npz"))
+    assert {each.provenance["method"] for each in selections} == {
+        "label_mapping", "sum_label_mapping", "feature_mapping", "sum_feature_mapping", "random",
+    }  # fmt: skip

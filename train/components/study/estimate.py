@@ -12,6 +12,7 @@ from dp4tl_ffcv import BetonIndex, build_model
 from dp4tl_ffcv.utils import best_device
 
 from ...configs.pretrain import Config as PretrainConfig
+from ...configs.study import AUTO
 from .stages import Stage
 
 _STEPS = 3  # measured after one step to warm up
@@ -46,9 +47,11 @@ class Estimator:
             return None
         settings = _settings(stage.facts["settings"])
         rate, weights = self._rate(settings)
-        share = stage.needs["selection"].facts["keep"] if "selection" in stage.needs else 1.0
-        if "full" in stage.needs:
-            share = 1.0
+        share = 1.0
+        if "selection" in stage.needs and "full" not in stage.needs:
+            chosen = stage.needs["selection"]
+            keep = (chosen.result() or {}).get("keep", chosen.facts["keep"])
+            share = 1.0 if keep == AUTO else keep  # at most
         images = share * self._num_images(stage) * settings["epochs"]
         return Estimate(images / rate, _STATES * weights)
 

@@ -9,12 +9,13 @@ from typing import Any
 
 from dp4tl_ffcv.utils import atomic_open
 
+from ...configs.study import AUTO
 from .plan import FULL, Run
 from .rule import Comparison, compare, largest_pruning
 from .stages import Stage, with_needs
 
 Row = Mapping[str, Any]
-_GROUP = ("target", "mode", "budget", "method", "keep")
+_GROUP = ("scored_on", "target", "mode", "budget", "method", "keep")
 _PAIRED = ("target", "mode", "budget", "seed")  # equal for a run and its full run
 
 
@@ -36,6 +37,7 @@ def rows_of(runs: Iterable[Run]) -> list[dict[str, Any]]:
             {
                 **run.about,
                 "test_accuracy": tuned["test_accuracy"],
+                "kept": _kept(run, result_of),
                 "classes": trained["retained_classes"],
                 "samples": trained["retained_samples"],
                 "steps": trained["steps"],
@@ -47,6 +49,11 @@ def rows_of(runs: Iterable[Run]) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def _kept(run: Run, result_of: Any) -> float:
+    """Return the fraction of the source that is retained, which keep `auto` leaves open."""
+    return run.keep if run.keep != AUTO else float(result_of(run.selection)["keep"])
 
 
 def _cost(selection: Stage | None, result_of: Any) -> float:
@@ -64,9 +71,10 @@ def _cost(selection: Stage | None, result_of: Any) -> float:
 def comparisons(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """Return, for each selection rule, the paired differences to the full source.
 
-    Each entry has the run's target, mode, budget, method and keep; mean accuracy; the fields of
-    `Comparison` and its verdict; and the speed-up of pretraining over the full source, alone and
-    with the cost of the selection, as the ratio of sums over seeds.
+    Each entry has the run's targets, mode, budget, method and keep; the means of the fraction
+    kept, the classes and the accuracy; the fields of `Comparison` and its verdict; and the speed-up
+    of pretraining over the full source, alone and with the cost of the selection, as the ratio of
+    sums over seeds.
     """
     found = []
     full = {_place(row): row for row in rows if row["method"] == FULL}
@@ -83,6 +91,7 @@ def comparisons(rows: Sequence[Row]) -> list[dict[str, Any]]:
         found.append(
             {
                 **dict(zip(_GROUP, key, strict=True)),
+                "kept": sum(row["kept"] for row in group) / len(group),
                 "classes": sum(row["classes"] for row in group) / len(group),
                 "accuracy": sum(row["test_accuracy"] for row in group) / len(group),
                 "full_accuracy": sum(base["test_accuracy"] for _, base in pairs) / len(pairs),
@@ -99,14 +108,18 @@ def _place(row: Row) -> tuple[Any, ...]:
     return tuple(row[name] for name in _PAIRED)
 
 
-def prunings(compared: Sequence[Row]) -> dict[tuple[str, str, str, str], float]:
-    """Return the largest pruning without loss by target, mode, budget and method."""
-    groups: dict[tuple[str, str, str, str], dict[float, Comparison]] = {}
+def prunings(compared: Sequence[Row]) -> dict[tuple[str, ...], float]:
+    """Return the largest pruning without loss, by what a selection rule has but its keep.
+
+    The keep `auto` is a rule of its own and does not count.
+    """
+    groups: dict[tuple[str, ...], dict[float, Comparison]] = {}
     for row in compared:
-        target, mode, budget, method, keep = (row[name] for name in _GROUP)
-        fields = {name: row[name] for name in Comparison.__slots__}
-        groups.setdefault((target, mode, budget, method), {})[keep] = Comparison(**fields)
-    return {key: largest_pruning(by_keep) for key, by_keep in groups.items()}
+        if row["keep"] != AUTO:
+            fields = {name: row[name] for name in Comparison.__slots__}
+            rule = tuple(row[name] for name in _GROUP[:-1])
+            groups.setdefault(rule, {})[row["keep"]] = Comparison(**fields)
+    return {rule: largest_pruning(by_keep) for rule, by_keep in groups.items()}
 
 
 def write_results(out: Path, rows: Sequence[Row]) -> None:
@@ -125,20 +138,31 @@ def write_results(out: Path, rows: Sequence[Row]) -> None:
 def table_of(compared: Sequence[Row]) -> str:
     """Return the comparisons as a table, and the largest prunings without loss."""
     lines = [
-        f"{'target':<18}{'finetuning':<17}{'budget':<13}{'method':<22}{'keep':>6}{'accuracy':>10}"
+        f"{'target':<18}{'finetuning':<17}{'budget':<13}{'method':<22}{'keep':>10}{'accuracy':>10}"
         f"{'difference [95 %]':>25}{'missed':>8}  {'verdict':<12}{'speed-up':>9}{'with cost':>10}"
     ]
     for row in sorted(
-        compared, key=lambda row: [*(row[name] for name in _GROUP[:4]), -row["keep"]]
+        compared, key=lambda row: [*(row[name] for name in _GROUP[:-1]), -row["kept"]]
     ):
         interval = f"{100 * row['mean']:+.2f} [{100 * row['low']:+.2f}, {100 * row['high']:+.2f}]"
+        keep = f"auto {row['kept']:.2f}" if row["keep"] == AUTO else f"{row['keep']:g}"
         lines.append(
-            f"{row['target']:<18}{row['mode']:<17}{row['budget']:<13}{row['method']:<22}"
-            f"{row['keep']:>6g}{100 * row['accuracy']:>10.2f}{interval:>25}"
+            f"{target_of(row):<18}{row['mode']:<17}{row['budget']:<13}{row['method']:<22}"
+            f"{keep:>10}{100 * row['accuracy']:>10.2f}{interval:>25}"
             f"{100 * row['missed']:>8.2f}  {row['verdict']:<12}{row['speedup']:>9.2f}"
             f"{row['speedup_with_selection']:>10.2f}"
         )
     lines.append("")
-    for (target, mode, budget, method), pruned in prunings(compared).items():
-        lines.append(f"{target}, {mode}, {budget}, {method}: {pruned:.0%} pruned without loss")
+    for rule, pruned in prunings(compared).items():
+        row = dict(zip(_GROUP, rule, strict=False))
+        lines.append(
+            f"{target_of(row)}, {row['mode']}, {row['budget']}, {row['method']}: {pruned:.0%} "
+            "pruned without loss"
+        )
     return "\n".join(lines)
+
+
+def target_of(row: Row) -> str:
+    """Return the target in words: `few of both` is `few`, with scores for `both`."""
+    target, scored_on = row["target"], row["scored_on"]
+    return str(target if target == scored_on else f"{target} of {scored_on}")

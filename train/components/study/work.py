@@ -6,17 +6,20 @@ import time
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
-from dp4tl_ffcv import BetonIndex, cluster, extract_features, select
+from dp4tl_ffcv import BetonIndex, Scores, cluster, extract_features, select
 from dp4tl_ffcv.scoring import methods
 
 from ... import finetune as finetune_recipe
 from ... import pretrain as pretrain_recipe
+from ... import pretrain_moco as pretrain_moco_recipe
 from ...configs.finetune import Config as FinetuneConfig
 from ...configs.pretrain import Config as PretrainConfig
+from ...configs.pretrain_moco import Config as PretrainMocoConfig
+from ...configs.study import AUTO
 from .stages import Stage
 
 
@@ -71,6 +74,26 @@ def pretrain(stage: Stage, threads: int | None) -> dict[str, Any]:
     )
 
 
+def pretrain_moco(stage: Stage, threads: int | None) -> dict[str, Any]:
+    """Pretrain a surrogate without labels."""
+    return pretrain_moco_recipe.pretrain_moco(
+        PretrainMocoConfig(
+            **stage.paths,
+            run=stage.folder / "run",
+            num_workers=threads,
+            overwrite=True,
+            **stage.facts["settings"],
+        )
+    )
+
+
+def weights(stage: Stage, _: int | None) -> dict[str, Any]:
+    """Take weights of a surrogate that exist, by the name or path that loads them."""
+    return {
+        "checkpoint": str(stage.paths["file"] if "file" in stage.paths else stage.facts["name"])
+    }
+
+
 def finetune(stage: Stage, threads: int | None) -> dict[str, Any]:
     """Finetune a pretrained model on a target."""
     checkpoint = None
@@ -95,8 +118,7 @@ def features(stage: Stage, threads: int | None) -> dict[str, Any]:
         stage.paths["beton"],
         stage.folder / "features",
         num_workers=threads,
-        logits=True,
-        **stage.facts["settings"],
+        **{"logits": True, **stage.facts["settings"]},
     )
     return {"samples": len(made)}
 
@@ -127,23 +149,37 @@ def score(stage: Stage, _: int | None) -> dict[str, Any]:
 
 
 def selection(stage: Stage, _: int | None) -> dict[str, Any]:
-    """Select a fraction of the source by the scores."""
-    options: dict[str, Any] = {"keep": stage.facts["keep"]}
+    """Select a fraction of the source by scores, and say which fraction that is."""
+    keep = stage.facts["keep"]
+    options: dict[str, Any] = {"keep": keep}
+    index = BetonIndex.open(stage.paths["beton"])
     if "clusters" in stage.needs:
-        index = BetonIndex.open(stage.paths["beton"])
-        options = {
-            "keep_samples": round(stage.facts["keep"] * index.num_samples),
-            "clusters": _folder(stage, "clusters") / "clusters.npz",
-        }
-    made = select(_folder(stage, "scores") / "scores.npz", stage.paths["beton"], **options)
+        options["clusters"] = _folder(stage, "clusters") / "clusters.npz"
+        if keep != AUTO:
+            options = {**options, "keep": None, "keep_samples": round(keep * index.num_samples)}
+    roles = [role for role in stage.needs if role.startswith("scores")]
+    found = [Scores.load(_folder(stage, role) / "scores.npz") for role in roles]
+    # Negative scores have no sum to be divided by.
+    how: Literal["rank", "sum"] = (
+        "rank" if any((each.scores < 0).any() for each in found) else "sum"
+    )
+    made = select(found, index, combine=how, **options)
     made.save(stage.folder / "selection.npz")
-    return {"classes": len(made.classes), "samples": len(made)}
+    by_class = found[0].unit == "class" and "clusters" not in stage.needs
+    kept = len(made.classes) / index.num_classes if by_class else len(made) / index.num_samples
+    return {
+        "classes": len(made.classes),
+        "samples": len(made),
+        "keep": kept if keep == AUTO else keep,
+    }
 
 
 _WORK: dict[str, Callable[[Stage, int | None], dict[str, Any]]] = {
     each.__name__: each
-    for each in (write, pretrain, finetune, features, clusters, score, selection)
-}
+    for each in (
+        write, pretrain, pretrain_moco, weights, finetune, features, clusters, score, selection
+    )
+}  # fmt: skip
 
 
 def _folder(stage: Stage, role: str) -> Path:

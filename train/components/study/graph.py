@@ -1,0 +1,207 @@
+"""The stages of a study, each with what it needs."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+from dp4tl_ffcv import BetonIndex, extract_features
+from dp4tl_ffcv.scoring import methods
+from dp4tl_ffcv.utils import sha256_of_file
+
+from ...configs.pretrain_moco import Config as MocoConfig
+from ...configs.study import Keep, Mode, Scoring, Study
+from .stages import Stage
+
+_SURROGATE_SEED = 1000  # is added to the seed: a surrogate never equals the full run
+# Arguments of methods that a study provides.
+_PROVIDED = {
+    "target", "source", "clusters", "models", "difficulty", "beton", "seed", "resolution",
+    "crop_ratio",
+}  # fmt: skip
+# Arguments of feature extraction that a method cannot set.
+_NOT_OPTIONS = {
+    "model", "beton", "out", "indices", "restart", "num_workers", "timeout", "device",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Betons of a dataset, which may not exist yet if a stage writes them."""
+
+    pattern: str
+    """Path with `{split}` in place of the split."""
+    stage: Stage | None = None
+
+    def beton(self, split: str) -> tuple[Path, str]:
+        """Return the path of a split, and what identifies its content."""
+        path = Path(self.pattern.replace("{split}", split))
+        return path, path.name if self.stage else BetonIndex.open(path).fingerprint
+
+
+class Graph:
+    """Makes the stages of a study. Stages that are made twice are equal.
+
+    Args:
+        study: the study.
+        base: folder that paths in the study are relative to.
+        root: folder of the stages.
+
+    Raises:
+        OSError: a beton that no entry of `data` makes cannot be opened.
+        ValueError: a method is unknown, needs more than a study has, or has an unknown option.
+    """
+
+    def __init__(self, study: Study, base: Path, root: Path) -> None:
+        self.study, self._base, self._root = study, base, root
+        self._source = self._dataset(study.source)
+        self._targets = {
+            name: self._dataset(path)
+            for name, path in study.targets.items()
+            if isinstance(path, str)
+        }
+        for name, scoring in study.methods.items():
+            _check_options(name, scoring)
+
+    # -- training --------------------------------------------------------------------------------
+    def pretrained(self, seed: int, needs: Mapping[str, Stage] | None = None) -> Stage:
+        """Return the pretraining on the source, or on the need `selection`."""
+        return self._pretrain(self.study.pretrain, seed, needs)
+
+    def _pretrain(
+        self, settings: Mapping[str, Any], seed: int, needs: Mapping[str, Stage] | None = None
+    ) -> Stage:
+        facts = {"settings": {**self.study.images, **settings, "seed": seed}}
+        return self._stage("pretrain", facts, needs, self._source, ("train", "val"))
+
+    def finetuned(self, pretrained: Stage, target: str, mode: Mode, seed: int) -> Stage:
+        """Return the finetuning of a pretrained model on a target."""
+        settings = {**self.study.images, **self.study.finetune[mode], "mode": mode, "seed": seed}
+        needs = {} if mode == "from_scratch" else {"pretrained": pretrained}
+        splits = ("train", "val", "test")
+        return self._stage("finetune", {"settings": settings}, needs, self._targets[target], splits)
+
+    def _surrogate(self, name: str, seed: int) -> Stage:
+        given, seed = self.study.surrogates[name], _SURROGATE_SEED + seed
+        if isinstance(given, str):
+            return self._weights(given)
+        settings = {name: value for name, value in given.items() if name != "recipe"}
+        if given.get("recipe", "pretrain") == "pretrain":
+            return self._pretrain({**self.study.pretrain, **settings}, seed)
+        known = {field.name for field in fields(MocoConfig)}
+        images = {name: value for name, value in self.study.images.items() if name in known}
+        facts = {"settings": {**images, **settings, "seed": seed}}
+        return self._stage("pretrain_moco", facts, None, self._source, ("train",))
+
+    def _weights(self, given: str) -> Stage:
+        path = self._base / given
+        if not path.is_file():
+            return self._stage("weights", {"name": given})
+        facts = {"sha256": sha256_of_file(path)}
+        return Stage(kind="weights", facts=facts, paths={"file": path}, root=self._root)
+
+    # -- selection -------------------------------------------------------------------------------
+    def scores(self, scoring: Scoring, target: str, seed: int) -> list[Stage]:
+        """Return the scores for each dataset of a target, or one if the target does not matter."""
+        surrogate = self._surrogate(scoring.surrogate, seed)
+        found = [
+            self._score(scoring.method, scoring.options, name, surrogate, seed)
+            for name in self.study.datasets_of(target)
+        ]
+        return list({stage.key: stage for stage in found}.values())
+
+    def selection(self, scores: Sequence[Stage], keep: Keep) -> Stage:
+        """Return the selection of a fraction of the source by scores, which are combined."""
+        several = len(scores) > 1
+        needs = {f"scores {n}" if several else "scores": s for n, s in enumerate(scores)}
+        if "clusters" in scores[0].needs:
+            needs["clusters"] = scores[0].needs["clusters"]
+        return self._stage("selection", {"keep": keep}, needs, self._source, ("train",), "beton")
+
+    def _score(
+        self,
+        method: str,
+        given: Mapping[str, Any],
+        target: str,
+        surrogate: Stage,
+        seed: int,
+    ) -> Stage:
+        flags, needs = {*methods.get(method).flags}, dict[str, Stage]()
+        extraction = {name: given[name] for name in given if _is_extraction(name, flags)}
+        options = {name: given[name] for name in given if name not in extraction}
+        source = self._features(surrogate, self._source, extraction)
+        if "target" in flags:
+            needs["target"] = self._features(surrogate, self._targets[target], extraction)
+        if "source" in flags:
+            needs["source"] = source
+        if (count := options.pop("clusters", None)) is not None:
+            needs["clusters"] = self._stage("clusters", {"clusters": count}, {"source": source})
+        if "models" in flags:
+            needs["surrogate"] = surrogate
+        if "difficulty" in flags:
+            difficulty = options.pop("difficulty", "el2n")
+            needs["difficulty"] = self._score(difficulty, extraction, target, surrogate, seed)
+        images = {**self.study.images, **self.study.pretrain, "seed": seed}
+        provided = {name: images[name] for name in flags & images.keys()}
+        facts = {"method": method, "options": {**provided, **options}}
+        used = (self._source, ("train",), "beton") if "beton" in flags else ()
+        return self._stage("score", facts, needs, *used)
+
+    def _features(self, surrogate: Stage, dataset: Dataset, options: Mapping[str, Any]) -> Stage:
+        settings = {**self.study.images, **self.study.pretrain}
+        crops = settings.keys() & {"resolution", "crop_ratio"}
+        made: dict[str, Any] = {name: settings[name] for name in crops}
+        if surrogate.kind == "pretrain_moco":  # which has no classifier
+            made["logits"] = False
+        made.update(options)
+        needs = {"surrogate": surrogate}
+        return self._stage("features", {"settings": made}, needs, dataset, ("train",), "beton")
+
+    # -- any stage -------------------------------------------------------------------------------
+    def _stage(
+        self,
+        kind: str,
+        facts: Mapping[str, Any],
+        needs: Mapping[str, Stage] | None = None,
+        dataset: Dataset | None = None,
+        splits: tuple[str, ...] = (),
+        role: str | None = None,
+    ) -> Stage:
+        """Return a stage that reads splits of a dataset, under their names or as `role`."""
+        needs, paths, read = {**(needs or {})}, dict[str, Path](), dict[str, str]()
+        if dataset is not None:
+            for split in splits:
+                paths[role or split], read[role or split] = dataset.beton(split)
+            if dataset.stage is not None:
+                needs["data"] = dataset.stage
+        facts = {**facts, **({"reads": read} if read else {})}
+        return Stage(kind=kind, facts=facts, needs=needs, paths=paths, root=self._root)
+
+    def _dataset(self, path: str) -> Dataset:
+        first, _, rest = path.partition("/")
+        if first not in self.study.data:
+            return Dataset(str(self._base / path))
+        facts = {"arguments": list(self.study.data[first])}
+        stage = Stage(kind="write", facts=facts, root=self._root)
+        return Dataset(str(stage.folder / "betons" / rest), stage)
+
+
+def _is_extraction(option: str, flags: set[str]) -> bool:
+    """Return whether an option of a method is one of feature extraction."""
+    return option not in flags and option in signature(extract_features).parameters
+
+
+def _check_options(name: str, scoring: Scoring) -> None:
+    method = methods.get(scoring.method)
+    if missing := {*method.required} - _PROVIDED - {*scoring.options}:
+        raise ValueError(
+            f"the method {name} needs {', '.join(sorted(missing))}. Give them as options."
+        )
+    extraction = {*signature(extract_features).parameters} - _NOT_OPTIONS
+    known = {*signature(method.function).parameters, "clusters"} | extraction
+    if unknown := sorted(scoring.options.keys() - known):
+        raise ValueError(
+            f"the method {name} has no option {', '.join(unknown)}; it has "
+            f"{', '.join(sorted(known))}."
+        )
