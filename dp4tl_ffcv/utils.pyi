@@ -38,6 +38,7 @@ from .validate import check_class_names as check_class_names
 from .validate import check_int as check_int
 from .validate import check_number as check_number
 from .validate import check_range as check_range
+from .validate import parse_bytes as parse_bytes
 from .writing.sources import ImageFiles as ImageFiles
 from .writing.sources import LazyImages as LazyImages
 from .writing.sources import TarImages as TarImages

@@ -77,6 +77,8 @@ THIRD_PARTY = {
     ),
     "llvmlite": ("dp4tl_ffcv.kernels", "dp4tl_ffcv.jpeg", "dp4tl_ffcv.loading"),
     "lightly": ("train",),
+    "ray": ("train",),
+    "submitit": ("train",),
     "faiss": ("dp4tl_ffcv.scoring.clustering",),
     "timm": ("dp4tl_ffcv.scoring.surrogate", "benchmarks.peers"),
     "safetensors": ("dp4tl_ffcv.scoring.surrogate",),

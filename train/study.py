@@ -27,7 +27,7 @@ from typing import Any
 from dp4tl_ffcv.utils import RunFolder, track
 
 from .components.study.estimate import Estimator, total
-from .components.study.local import Local
+from .components.study.launchers import launcher_of
 from .components.study.plan import Plan
 from .components.study.results import comparisons, rows_of, table_of, write_results
 from .components.study.schedule import run_stages
@@ -43,7 +43,7 @@ def study(config: Config) -> list[dict[str, Any]]:
             one are finished by then.
     """
     described = read_study(config.file)
-    out = config.out or Path("runs") / config.file.stem
+    out = (config.out or Path("runs") / config.file.stem).absolute()  # nodes have other folders
     plan = Plan(described, config.file.absolute().parent, out)
     stages = [
         stage
@@ -86,7 +86,7 @@ def _run(stages: Sequence[Stage], folder: RunFolder, config: Config) -> dict[str
             print(f"failed: {stage.description}: {error} ({stage.folder})", flush=True)
 
     iter_bar = iter(bar)
-    with Local(config.jobs) as launcher:
+    with launcher_of(config, folder.path) as launcher:
         return run_stages(stages, launcher, retry_failed=config.retry_failed, tell=tell)
 
 

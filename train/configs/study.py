@@ -16,6 +16,7 @@ Budget = Literal["equal_epochs", "equal_steps"]
 Keep = float | Literal["auto"]
 Keeps = Mapping[Budget, Sequence[Keep]]
 Mode = Literal["linear_probe", "full_finetuning", "from_scratch"]
+Launcher = Literal["local", "ray", "slurm"]
 Settings = Mapping[str, Any]
 
 AUTO: Literal["auto"] = "auto"
@@ -33,8 +34,16 @@ class Config:
     """Folder of everything that the study writes. None: runs/ and the name of the file."""
     only: str = ""
     """Make only the stages whose description contains this text, and what they need."""
+    launcher: Launcher = "local"
+    """Run stages on this machine, on a Ray cluster, or as jobs of Slurm."""
     jobs: int | None = None
-    """Stages at a time. None: one for each GPU, or for each core if there is no GPU."""
+    """Stages at a time. None: one for each GPU, or for each core if there is no GPU. Slurm: 64."""
+    address: str | None = None
+    """Address of a Ray cluster, such as auto. None: Ray runs on this machine."""
+    ray: tuple[str, ...] = ()
+    """What a stage needs on a Ray cluster, as NAME=VALUE: num_gpus=1 num_cpus=8 memory=16GiB."""
+    slurm: tuple[str, ...] = ()
+    """Parameters of submitit, as NAME=VALUE: timeout_min=240 slurm_partition=gpu mem_gb=16."""
     retry_failed: bool = False
     """Also repeat the stages that failed before."""
     dry_run: bool = False
@@ -46,6 +55,10 @@ class Config:
         """Check the settings."""
         if self.jobs is not None:
             check_int("jobs", self.jobs, 1)
+        check_choice("launcher", self.launcher, get_args(Launcher))
+        for name, launcher in (("address", "ray"), ("ray", "ray"), ("slurm", "slurm")):
+            if getattr(self, name) and self.launcher != launcher:
+                raise ValueError(f"`{name}` needs `launcher` {launcher}; got {self.launcher}.")
 
 
 @dataclass(frozen=True, kw_only=True)

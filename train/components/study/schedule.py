@@ -1,24 +1,17 @@
 """Run the stages of a plan on a launcher: needs first, several at a time, each once."""
 
-from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
-from concurrent.futures.process import BrokenProcessPool
-from typing import Any, Protocol
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
+from graphlib import TopologicalSorter
+from heapq import heappop, heappush
+from typing import Any
 
+from .launchers import Launcher, LaunchError
 from .stages import Stage
 
-_ATTEMPTS = 3  # of a stage whose process is killed; recipes continue from their last state
-
-
-class Launcher(Protocol):
-    """Starts stages in other processes."""
-
-    slots: int
-    """Stages at a time."""
-
-    def submit(self, stage: Stage) -> Future[dict[str, Any]]:
-        """Start `run_stage(stage)`. The future gets its result or its exception."""
-        ...
+_ATTEMPTS = 3  # of a stage whose process or node dies; recipes continue from their last state
+_LOOKS_EVERY = 10.0  # seconds, for slots of machines that have joined a cluster
 
 
 def run_stages(
@@ -35,6 +28,9 @@ def run_stages(
         launcher: starts the stages.
         retry_failed: repeat the stages that failed in an earlier call.
         tell: is called with each stage that ends, and its error.
+
+    Raises:
+        LaunchError: the launcher cannot run stages.
     """
     schedule = _Schedule(stages, launcher, retry_failed)
     while schedule.start_ready():
@@ -44,58 +40,81 @@ def run_stages(
 
 
 class _Schedule:
+    """Stages that wait, are ready or run. A step costs no more with more stages."""
+
     def __init__(self, stages: Sequence[Stage], launcher: Launcher, retry_failed: bool) -> None:
-        self._launcher = launcher
-        self._waiting = [stage for stage in stages if stage.result() is None]
-        unfinished = {stage.key for stage in self._waiting}
-        self._done = {stage.key for stage in stages if stage.key not in unfinished}
+        self._stages, self._launcher = stages, launcher
+        self._places = {stage.key: place for place, stage in enumerate(stages)}
+        self._finished = {stage.key for stage in stages if stage.result() is not None}
+        self._failed: dict[str, str] = {}
+        for stage in [] if retry_failed else stages:
+            if stage.key not in self._finished and (failure := stage.failure) is not None:
+                self._failed[stage.key] = failure
+        self._waiting = TopologicalSorter(
+            {
+                stage.key: [need.key for need in stage.needs.values()]
+                for stage in stages
+                if stage.key not in self._finished
+            }
+        )
+        self._waiting.prepare()
+        self._ready: list[int] = []  # places in the plan, as a heap
         self._running: dict[Future[dict[str, Any]], Stage] = {}
-        self._attempts: dict[str, int] = {}
-        self.errors: dict[str, str] = {}
-        for stage in [] if retry_failed else list(self._waiting):
-            if (failure := stage.failure) is not None:
-                self.errors[stage.key] = failure
+        self._deaths: Counter[str] = Counter()
+
+    @property
+    def errors(self) -> dict[str, str]:
+        """Errors of the failed stages, and of those that need them, by key."""
+        errors = dict(self._failed)
+        for stage in self._stages:
+            failed = [need for need in stage.needs.values() if need.key in errors]
+            if failed and stage.key not in self._finished:
+                errors.setdefault(stage.key, f"needs {failed[0].folder}, which failed")
+        return errors
 
     def start_ready(self) -> bool:
         """Start stages on free slots, in the order of the plan. Return whether any is running."""
-        for stage in list(self._waiting):
-            if stage.key in self.errors or self._blocked(stage):
-                self._waiting.remove(stage)
-            elif len(self._running) == self._launcher.slots:
-                break
-            elif all(need.key in self._done for need in stage.needs.values()):
-                self._waiting.remove(stage)
-                self._attempts[stage.key] = self._attempts.get(stage.key, 0) + 1
-                self._running[self._launcher.submit(stage)] = stage
+        for place in self._newly_ready():
+            heappush(self._ready, place)
+        free = self._launcher.slots - len(self._running)
+        while self._ready and free > 0:
+            stage = self._stages[heappop(self._ready)]
+            self._running[self._launcher.submit(stage)] = stage
+            free -= 1
         return bool(self._running)
 
-    def _blocked(self, stage: Stage) -> bool:
-        failed = [need for need in stage.needs.values() if need.key in self.errors]
-        if failed:
-            self.errors[stage.key] = f"needs {failed[0].folder}, which failed"
-        return bool(failed)
+    def _newly_ready(self) -> Iterator[int]:
+        while keys := self._waiting.get_ready():
+            for key in keys:
+                if key in self._finished:
+                    self._waiting.done(key)
+                elif key not in self._failed:
+                    yield self._places[key]
 
     def wait(self) -> list[tuple[Stage, str | None]]:
-        """Wait until stages end, and return them with their errors."""
+        """Wait until stages end, or for seconds, and return the ended ones with their errors."""
         ended = []
-        for future in wait(self._running, return_when=FIRST_COMPLETED).done:
+        for future in wait(self._running, _LOOKS_EVERY, FIRST_COMPLETED).done:
             stage = self._running.pop(future)
             error = future.exception()
-            if isinstance(error, BrokenProcessPool) and self._attempts[stage.key] < _ATTEMPTS:
-                self._waiting.insert(0, stage)
-                continue
+            if isinstance(error, BrokenExecutor):
+                self._deaths[stage.key] += 1
+                if self._deaths[stage.key] < _ATTEMPTS:
+                    heappush(self._ready, self._places[stage.key])
+                    continue
             if error is None:
-                self._done.add(stage.key)
-            elif isinstance(error, Exception):
-                self.errors[stage.key] = _text(error)
+                self._finished.add(stage.key)
+                self._waiting.done(stage.key)
+            elif isinstance(error, Exception) and not isinstance(error, LaunchError):
+                self._failed[stage.key] = _text(error)
                 stage.set_failure(_text(error))
-            else:  # KeyboardInterrupt
+            else:  # no stage's own, as KeyboardInterrupt
                 raise error
             ended.append((stage, None if error is None else _text(error)))
         return ended
 
 
 def _text(error: BaseException) -> str:
-    if isinstance(error, BrokenProcessPool):
+    if isinstance(error, BrokenExecutor):
         return f"its process was killed {_ATTEMPTS} times, perhaps because memory ran out"
     return str(error) or type(error).__name__

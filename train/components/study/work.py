@@ -1,5 +1,6 @@
 """The work of each kind of stage. Each function runs in a process of the launcher."""
 
+import os
 import subprocess
 import sys
 import time
@@ -49,7 +50,8 @@ def write(stage: Stage, _: int | None) -> dict[str, Any]:
     """Write betons by a writer."""
     name, *arguments = stage.facts["arguments"]
     module = f"dp4tl_ffcv.writers.{name.replace('-', '_')}"
-    command = [sys.executable, "-m", module, *arguments, "--out", str(stage.folder / "betons")]
+    command = [sys.executable, "-c", _END_WITH_PARENT, str(os.getpid()), module]
+    command += [*map(str, arguments), "--out", str(stage.folder / "betons")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     print(done.stdout, done.stderr)
     if done.returncode:
@@ -174,6 +176,13 @@ def selection(stage: Stage, _: int | None) -> dict[str, Any]:
     }
 
 
+# A writer whose process was killed would otherwise go on, and lock the betons for the next one.
+_END_WITH_PARENT = """
+import runpy, sys
+from dp4tl_ffcv.utils import end_with_parent
+end_with_parent(int(sys.argv.pop(1)))
+runpy.run_module(sys.argv.pop(1), run_name="__main__", alter_sys=True)
+"""
 _WORK: dict[str, Callable[[Stage, int | None], dict[str, Any]]] = {
     each.__name__: each
     for each in (

@@ -12,8 +12,8 @@ import torch
 
 from dp4tl_ffcv.utils import end_with_parent
 
-from .stages import Stage
-from .work import run_stage
+from ..stages import Stage
+from ..work import run_stage
 
 
 class Local:
