@@ -55,8 +55,9 @@ def extract_features(  # noqa: PLR0913  # options are named at the call
     function more than once must be inside `utils.process_group`.
 
     Args:
-        model: a classifier or encoder; the path of a checkpoint; or the name of an architecture of
-            torchvision or `timm:NAME`, which loads its pretrained weights.
+        model: a classifier or encoder; the path of a checkpoint; or the name of a pretrained model:
+            an architecture of torchvision, `timm:NAME` or `efficientnet-lite0`. A file of this name
+            comes first.
         beton: source or target, with fields `image` and `label`.
         out: folder to write.
         indices: sample ids `(n,)`; None takes all samples.

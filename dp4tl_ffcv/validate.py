@@ -18,6 +18,8 @@ from .errors import StaleArtifactError
 from .torchrun import torchrun
 
 _BYTES = re.compile(r"(\d+(?:\.\d+)?) *([KMGT]?)(i?)B?", re.IGNORECASE)
+_WNID = re.compile(r"n\d{8}")
+_ADDED_WNID = re.compile(r" \(n\d{8}\)$")  # by `dp4tl write imagenet`, to tell two cranes apart
 _POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 
 
@@ -144,7 +146,9 @@ def check_class_names(
 ) -> None:
     """Raise `StaleArtifactError` if a class id has different names in two lists of class names.
 
-    Names are compared as far as both lists have them. An empty list stands for unknown names.
+    Names are compared as far as both lists have them. An empty list stands for unknown names, and
+    so does one that has only class ids, or only WNIDs if the other list has none. Of the synonyms
+    of ImageNet (`tench, Tinca tinca`), a list may have one.
 
     Args:
         names: name of each class id `(C,)`.
@@ -153,9 +157,10 @@ def check_class_names(
         elsewhere: place of `others`, for the error.
         advice: what to do, for the error.
     """
+    if any(_are_ids(each) for each in (names, others)) or _are_wnids(names) != _are_wnids(others):
+        return
     for number, (one, other) in enumerate(zip(names, others, strict=False)):
-        # Copies by way of macOS hold accents as letters of their own.
-        if one != other and normalize("NFC", one) != normalize("NFC", other):
+        if one != other and not _are_same(one, other):
             raise StaleArtifactError(
                 f"class {number} is {one!r} in {where}, but {other!r} in {elsewhere}. {advice}"
             )
@@ -184,6 +189,21 @@ def resolve_num_workers(num_workers: int | None, *, at_least: int = 1) -> int:
     if num_workers is None:
         return max(1, len(os.sched_getaffinity(0)) // torchrun().local_world_size)
     return check_int("num_workers", num_workers, at_least)
+
+
+def _are_ids(names: Sequence[str]) -> bool:
+    return list(names) == list(map(str, range(len(names))))
+
+
+def _are_wnids(names: Sequence[str]) -> bool:
+    return all(map(_WNID.fullmatch, names))
+
+
+def _are_same(one: str, other: str) -> bool:
+    # Copies by way of macOS hold accents as letters of their own.
+    plain = (normalize("NFC", _ADDED_WNID.sub("", name)) for name in (one, other))
+    short, long = sorted(plain, key=len)
+    return short == long or ("," not in short and short in long.split(", "))
 
 
 def _as_tuple(values: Any) -> tuple[Any, ...]:

@@ -31,6 +31,7 @@ from dp4tl_ffcv import (
     save_checkpoint,
 )
 from dp4tl_ffcv.scoring.features import blocks
+from dp4tl_ffcv.scoring.surrogate import checkpoints
 from dp4tl_ffcv.utils import Classifier, replace_head, sha256_of_file
 from tests.conftest import Images
 from tests.extraction_process import (
@@ -201,19 +202,15 @@ def test_the_model_is_evaluated_and_left_unchanged(extract: Extract, tmp_path: P
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_the_name_of_an_architecture_loads_its_pretrained_weights(
+def test_a_pretrained_model_is_named_in_the_provenance(
     extract: Extract, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    cached = tmp_path / "hub" / "checkpoints" / "resnet18-f37072fd.pth"
-    cached.parent.mkdir(parents=True)
     model = build_model("resnet18", 1000)
-    torch.save(model.network.state_dict(), cached)
-    found = extract(tmp_path / "out", model="resnet18", indices=[0, 1])
-    np.testing.assert_array_equal(
-        found.features, extract(tmp_path / "same", model=model, indices=[0, 1]).features
-    )
-    assert found.num_outputs == 1000
+    monkeypatch.setattr(checkpoints, "pretrained_model", lambda name: (model, f"weights of {name}"))
+    found = extract(tmp_path / "out", model="torchvision:resnet18", indices=[0, 1])
+    assert found.provenance["weights"] == "weights of torchvision:resnet18"
+    same = extract(tmp_path / "same", model=model, indices=[0, 1])
+    np.testing.assert_array_equal(found.features, same.features)
 
 
 # Errors.
@@ -235,8 +232,14 @@ def fail(*_: Any, **__: Any) -> None:
         ({"arch": "resnet18"}, "`arch` is for a checkpoint file"),
         ({"model": "vit_b_16", "headless": True}, "`headless` is for a checkpoint file"),
         ({"model": "resnet8_w16"}, "no pretrained weights of 'resnet8_w16'"),
-        ({"model": "resnet18"}, "'resnet18': no route to host. Pass the path of a checkpoint"),
-        ({"model": "resnet19"}, "^'resnet19' is neither a checkpoint file nor an architecture"),
+        (
+            {"model": "resnet18"},
+            "'resnet18': no route to host. Without a network, put .*resnet18-f37072fd.pth into",
+        ),
+        (
+            {"model": "resnet19"},
+            "^'resnet19' is neither a checkpoint file nor the name of a pretrained model",
+        ),
     ],
 )
 def test_wrong_arguments_leave_no_folder(

@@ -2,6 +2,7 @@
 
 import math
 import os
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from dp4tl_ffcv import StaleArtifactError
 from dp4tl_ffcv.validate import (
     check_choice,
+    check_class_names,
     check_fingerprint,
     check_fraction,
     check_int,
@@ -138,3 +140,29 @@ def test_only_an_artifact_of_another_beton_is_stale() -> None:
     for expected in ("", "ab" * 32):
         with pytest.raises(StaleArtifactError, match=message):
             check_fingerprint("scores", expected, "cd" * 32, Path("a.beton"))
+
+
+@pytest.mark.parametrize(
+    ("names", "others", "same"),
+    [
+        (("ant", "bee"), ("ant", "bee", "cat"), True),
+        (("ant", "bee"), ("ant", "cat"), False),
+        (("cafe\u0301",), ("caf\u00e9",), True),
+        ((), ("ant",), True),
+        (("0", "1"), ("ant", "bee"), True),
+        (("1", "0"), ("ant", "bee"), False),
+        (("tench", "crane (n02012849)"), ("tench, Tinca tinca", "crane"), True),
+        (("maillot, tank suit",), ("tank suit",), True),
+        (("maillot, tank suit",), ("tank",), False),
+        (("a, b",), ("b, a",), False),
+        (("tench",), ("n01440764",), True),
+        (("n01440764",), ("n01443537",), False),
+        (("n01440764", "bee"), ("ant", "bee"), False),
+    ],
+)
+def test_class_names_are_compared_as_far_as_both_are_known(
+    names: tuple[str, ...], others: tuple[str, ...], same: bool
+) -> None:
+    for one, other in ((names, others), (others, names)):
+        with nullcontext() if same else pytest.raises(StaleArtifactError, match=r"in here.*there"):
+            check_class_names(one, other, where="here", elsewhere="there", advice="Do.")

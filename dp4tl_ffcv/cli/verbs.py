@@ -97,7 +97,8 @@ class Features(Verb):
     beton: Annotated[Path, tyro.conf.Positional]
     """Source or target, with fields image and label."""
     model: str
-    """Checkpoint, or an architecture of torchvision or timm:NAME with its pretrained weights."""
+    """Checkpoint; or a pretrained model: an architecture of torchvision, timm:NAME, or
+    efficientnet-lite0. A file of this name comes first."""
     out: Path
     """Folder to write."""
     arch: str | None = None

@@ -14,7 +14,8 @@ from typing import Any
 from ...errors import CheckpointError
 from ...stored import sha256_of_file
 from .checkpoint_files import read_entries, write_entries
-from .models import Classifier, full_name, is_architecture, pretrained_model
+from .models import Classifier, full_name
+from .pretrained import is_pretrained, pretrained_model
 from .state_dicts import find_weights, load_weights, own_weights
 
 ModelLike = Classifier | str | os.PathLike[str]
@@ -102,20 +103,35 @@ def load_checkpoint(
 def load_model(model: ModelLike, **options: Any) -> tuple[Classifier, dict[str, str]]:
     """Return a classifier, and the provenance of its weights.
 
-    The name of an architecture loads the pretrained weights of torchvision or timm. `options` are
-    passed to `load_checkpoint`, and must be None or False for a model that is not a checkpoint.
+    The name of a file loads this checkpoint. Any other name is that of a pretrained model, see
+    `pretrained_model`. `options` are passed to `load_checkpoint`, and must be None or False for a
+    model that is not a checkpoint.
     """
-    if not isinstance(model, Classifier) and Path(model).exists():
+    is_name = not isinstance(model, Classifier) and is_pretrained(str(model))
+    if not isinstance(model, Classifier) and _is_checkpoint(Path(model), is_name):
+        if is_name:
+            warnings.warn(
+                f"loaded the file {str(model)!r} in the working folder, not the pretrained model "
+                f"of this name. Write ./{model}, or move the file.",
+                stacklevel=3,
+            )
         return load_checkpoint(model, **options), {"checkpoint_sha256": sha256_of_file(model)}
-    if not (isinstance(model, Classifier) or is_architecture(str(model))):
+    if not (isinstance(model, Classifier) or is_name):
         raise CheckpointError(
-            f"{str(model)!r} is neither a checkpoint file nor an architecture of torchvision or "
-            "timm:NAME."
+            f"{str(model)!r} is neither a checkpoint file nor the name of a pretrained model: "
+            "an architecture of torchvision, timm:NAME or efficientnet-lite0."
         )
     for name, value in options.items():
         if value is not None and value is not False:
             raise ValueError(f"`{name}` is for a checkpoint file. Leave it out for this model.")
-    return (model if isinstance(model, Classifier) else pretrained_model(str(model))), {}
+    if isinstance(model, Classifier):
+        return model, {}
+    loaded, weights = pretrained_model(str(model))
+    return loaded, {"weights": weights}
+
+
+def _is_checkpoint(path: Path, is_name: bool) -> bool:
+    return path.exists() and not (is_name and path.is_dir())
 
 
 def _recorded(values: Mapping[str, Any], headless: bool) -> Classifier:

@@ -10,13 +10,11 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 
-from ...errors import CheckpointError
-
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 # ResNets for images of 32 to 64 pixels and few cores: channels of the first stage.
 SMALL_RESNETS = {"resnet8_w16": 16, "resnet8_w32": 32}
-TIMM = "timm:"
+TIMM, TORCHVISION = "timm:", "torchvision:"
 # With auxiliary heads, the output in training would be a tuple. init_weights avoids a warning.
 _INCEPTIONS = {"googlenet", "inception_v3"}
 _ONE_HEAD = {"aux_logits": False, "init_weights": False}
@@ -146,7 +144,7 @@ def build_model(arch: str, num_classes: int | None) -> Classifier:
         arch: a classification model of torchvision (any but SqueezeNet, which has no linear head;
             the Inceptions have no auxiliary heads); `resnet8_w16` or `resnet8_w32` for images of 32
             to 64 pixels; or, if timm is installed, `timm:NAME`. The prefix can be left out if
-            torchvision has no model of that name.
+            torchvision has no model of that name; `torchvision:NAME` is understood too.
         num_classes: number of outputs C; None builds an encoder.
 
     Raises:
@@ -160,40 +158,20 @@ def build_model(arch: str, num_classes: int | None) -> Classifier:
         options = _ONE_HEAD if arch in _INCEPTIONS else {}
         network = torchvision.models.get_model(arch, weights=None, num_classes=outputs, **options)
         return Classifier(network, arch, num_classes)
-    network, channels = _timm_model(arch.removeprefix(TIMM), num_classes=outputs)
+    network, channels = timm_model(arch.removeprefix(TIMM), num_classes=outputs)
     return Classifier(network, arch, num_classes, *channels)
-
-
-def pretrained_model(arch: str) -> Classifier:
-    """Load a model with its pretrained weights, downloaded unless torch or timm has cached them."""
-    try:
-        if arch.startswith(TIMM):
-            network, channels = _timm_model(arch.removeprefix(TIMM), pretrained=True)
-            num_classes = int(network.num_classes)  # type: ignore[arg-type]
-        else:
-            weights = torchvision.models.get_model_weights(arch).DEFAULT
-            network = torchvision.models.get_model(arch, weights=weights)
-            preset = weights.transforms()
-            channels = preset.mean, preset.std
-            num_classes = len(weights.meta["categories"])
-        return Classifier(network, arch, num_classes, *channels)
-    except MemoryError:
-        raise
-    except Exception as error:  # torchvision, timm and their downloads raise many kinds
-        raise CheckpointError(
-            f"no pretrained weights of {arch!r}: {error}. Pass the path of a checkpoint instead."
-        ) from error
 
 
 def is_architecture(name: str) -> bool:
     """Return whether `name` is an architecture of this project, of torchvision or `timm:NAME`."""
-    known = {*SMALL_RESNETS, *torchvision.models.list_models(module=torchvision.models)}
+    of_torchvision = torchvision.models.list_models(module=torchvision.models)
+    known = {*SMALL_RESNETS, *of_torchvision, *(TORCHVISION + each for each in of_torchvision)}
     return name in known or name.startswith(TIMM)
 
 
 def full_name(arch: str) -> str:
-    """Return the name of an architecture with the prefix `timm:` for timm's."""
-    return arch if is_architecture(arch) else TIMM + arch
+    """Return the name of an architecture with the prefix `timm:` for timm's, and no other."""
+    return arch.removeprefix(TORCHVISION) if is_architecture(arch) else TIMM + arch
 
 
 def replace_head(model: Classifier, num_classes: int | None) -> Classifier:
@@ -209,7 +187,18 @@ def replace_head(model: Classifier, num_classes: int | None) -> Classifier:
     return replaced
 
 
-def _timm_model(name: str, **options: Any) -> tuple[nn.Module, tuple[Any, Any]]:
+def timm_model(name: str, **options: Any) -> tuple[Any, tuple[Any, Any]]:
+    """Return a network of timm that ends in a linear layer, and its mean and std per channel.
+
+    A network that timm has without a classifier gets a `NoHead`.
+
+    Args:
+        name: name of the model.
+        options: arguments of `timm.create_model`.
+
+    Raises:
+        ValueError: timm is not installed, has no such model, or the model ends in something else.
+    """
     choices = f"Choose one of {', '.join(SMALL_RESNETS)}, torchvision.models.list_models()"
     try:
         import timm
@@ -227,6 +216,8 @@ def _timm_model(name: str, **options: Any) -> tuple[nn.Module, tuple[Any, Any]]:
         if "tag" not in str(error):  # of NAME.TAG
             raise
         raise ValueError(unknown) from error
+    if network.num_classes == 0:
+        setattr(network, network.default_cfg["classifier"], NoHead(network.num_features))
     if network.get_classifier() is not _find_head(network)[1]:
         raise ValueError(
             f"{TIMM}{name} does not end in one nn.Linear. Choose another architecture."
