@@ -38,6 +38,7 @@ def extract_features(  # noqa: PLR0913  # options are named at the call
     headless: bool = False,
     resolution: int = 224,
     crop_ratio: float = 224 / 256,
+    stretch_contrast: bool = False,
     logits: bool = False,
     dtype: Literal["float16", "float32"] = "float32",
     amp: bool = True,
@@ -68,6 +69,8 @@ def extract_features(  # noqa: PLR0913  # options are named at the call
         headless: for a checkpoint: leave the classifier off and keep only features.
         resolution: side of the centre crop in pixels, after resizing.
         crop_ratio: side of the centre crop / shorter side of the image.
+        stretch_contrast: scale the pixels of each image, all channels alike, so that the darkest is
+            0 and the brightest is 255: for a target with less contrast than the source.
         logits: keep the logits `(n, C)` in addition to predictions and soft votes.
         dtype: type of the features on disk.
         amp: on a GPU, compute in mixed precision.
@@ -138,6 +141,7 @@ def extract_features(  # noqa: PLR0913  # options are named at the call
                 "beton_classes": _num_classes(index),
                 "resolution": resolution,
                 "crop_ratio": crop_ratio,
+                **({"stretch_contrast": True} if stretch_contrast else {}),
             },
         )
         missing = on_rank_zero(lambda: held.enter_context(plan.prepared(shapes, restart=restart)))
@@ -154,7 +158,7 @@ def extract_features(  # noqa: PLR0913  # options are named at the call
                         unit="images",
                         scale=lambda batch: len(batch[1]),
                     )
-                _write_blocks(classifier, batches, plan, mine)
+                _write_blocks(classifier, batches, plan, mine, stretch=stretch_contrast)
             barrier()
             on_rank_zero(plan.finish)
     return Features.load(out)
@@ -165,12 +169,14 @@ def _write_blocks(
     batches: Iterable[tuple[Tensor, Tensor]],
     plan: Plan,
     missing: Sequence[int],
+    *,
+    stretch: bool,
 ) -> None:
     """Compute and store the blocks `missing`. Each block starts with a new batch."""
     writer, remaining = FeatureBlocks(plan), iter(missing)
     block, parts = next(remaining), []
     for images, labels in batches:
-        outputs, pooled = model.features(images)
+        outputs, pooled = model.features(_stretched(images) if stretch else images)
         parts.append(
             (
                 pooled.float().cpu().numpy(),
@@ -187,6 +193,14 @@ def _write_blocks(
                 None if logits[0] is None else np.concatenate(logits),
             )
             block, parts = next(remaining, -1), []
+
+
+def _stretched(images: Tensor) -> Tensor:
+    """Scale each image `(B, 3, H, W)` to values from 0 to 255; an image of one value becomes 0."""
+    values = images.float()
+    low, high = (bound(values, dim=(1, 2, 3), keepdim=True) for bound in (torch.amin, torch.amax))
+    stretched: Tensor = (values - low) * (255.0 / (high - low).clamp_min(1.0))
+    return stretched
 
 
 def _dividing_a_block(batch_size: int) -> int:

@@ -167,6 +167,28 @@ def test_logits_and_dtype_change_nothing_else(extract: Extract, tmp_path: Path) 
         np.testing.assert_array_equal(getattr(whole, name), getattr(found, name))
 
 
+def test_contrast_is_stretched_image_by_image(
+    extract: Extract, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    faded = pixels() // 4 + 100
+    faded[0] = 50  # an image of one value
+    monkeypatch.setattr("tests.extraction_process.pixels", lambda: faded)
+    found = extract(tmp_path / "out", stretch_contrast=True)
+    values = faded.numpy().astype(np.float64)
+    low, high = (bound(values, axis=(1, 2, 3), keepdims=True) for bound in (np.min, np.max))
+    stretched = 255 * (values - low) / np.where(high > low, high - low, 1)
+    assert stretched[1:].min(axis=(1, 2, 3)).tolist() == [0.0] * (SAMPLES - 1)
+    with torch.inference_mode():
+        expected, _ = surrogate().eval().features(torch.from_numpy(stretched).float())
+    np.testing.assert_allclose(found.logits, expected.numpy()[IDS], rtol=1e-4, atol=1e-4)
+    assert found.provenance["stretch_contrast"] is True
+    plain = extract(tmp_path / "plain")
+    assert "stretch_contrast" not in plain.provenance  # as in folders of earlier versions
+    assert not np.allclose(found.logits, plain.logits, atol=0.01)
+    with pytest.raises(StaleArtifactError, match="another stretch_contrast"):
+        extract(tmp_path / "out")
+
+
 def test_an_encoder_has_only_features(extract: Extract, tmp_path: Path) -> None:
     model = surrogate()
     model.class_names = [str(c) for c in range(CLASSES)]

@@ -115,6 +115,9 @@ class Features(Verb):
     """Side of the centre crop in pixels, after resizing."""
     crop_ratio: float = 224 / 256
     """Side of the centre crop / shorter side of the image."""
+    stretch_contrast: bool = False
+    """Scale the pixels of each image to 0 to 255, for a target with less contrast than the
+    source."""
     logits: bool = False
     """Save the logits too, which EL2N needs."""
     dtype: Literal["float32", "float16"] = "float32"
