@@ -13,6 +13,7 @@ from .distributed import rank as rank
 from .distributed import world_size as world_size
 from .errors import one_line_errors as one_line_errors
 from .errors import requires as requires
+from .kernels.compiled import compile_timer as compile_timer
 from .parallel import end_with_parent as end_with_parent
 from .pickles import scan_pickle as scan_pickle
 from .progress import track as track

@@ -2,7 +2,8 @@
 
 import hashlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -14,6 +15,7 @@ from numba import (  # type: ignore[attr-defined]  # numba's stub lacks `carray`
     types,
 )
 from numba.core.ccallback import CFunc
+from numba.core.event import TimingListener, install_listener
 from numba.extending import intrinsic
 
 # No code that checks divisors: with Python's error model, each division may raise an error.
@@ -64,6 +66,17 @@ def native() -> Callable[[_Function], _Function]:
         return cast("_Function", types.ExternalFunction(name, signature))
 
     return decorate
+
+
+@contextmanager
+def compile_timer() -> Iterator[Callable[[], float]]:
+    """Measure how long numba compiles in this process, in any thread.
+
+    Yields:
+        A function that returns the seconds so far. Loading compiled code from disk does not count.
+    """
+    with install_listener("numba:compile", TimingListener()) as listener:  # type: ignore[no-untyped-call]
+        yield lambda: float(listener.duration) if listener.done else 0.0
 
 
 def _stamp(code: Any, function: Callable[..., Any]) -> None:

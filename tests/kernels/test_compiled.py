@@ -1,10 +1,12 @@
 """Compiled code is kept on disk until a file that it may come from changes."""
 
+import time
 from pathlib import Path
 
 import pytest
+from numba import njit
 
-from dp4tl_ffcv.kernels.compiled import source_stamp
+from dp4tl_ffcv.kernels.compiled import compile_timer, source_stamp
 
 TREE = {
     "kernels/__init__.py": "from .sums import total\n",
@@ -44,3 +46,18 @@ def test_a_change_counts_where_constants_or_compiled_code_are_imported(
             path.write_text(text + ("# changed\n" if run == "after" and name == changed else ""))
         stamps.append(source_stamp(tmp_path / run / "kernels" / "sums.py"))
     assert (stamps[0] != stamps[1]) == is_stale
+
+
+def test_the_timer_counts_compiling_and_nothing_else() -> None:
+    @njit  # not cached, so that it is compiled here
+    def add(one: int, other: int) -> int:
+        return one + other
+
+    with compile_timer() as seconds:
+        assert seconds() == 0.0
+        started = time.perf_counter()
+        assert add(1, 2) == 3
+        first = seconds()
+        assert 0.0 < first <= time.perf_counter() - started
+        assert add(2, 2) == 4
+        assert seconds() == first

@@ -13,6 +13,7 @@ import torch
 
 from dp4tl_ffcv import BetonIndex, Scores, cluster, extract_features, select
 from dp4tl_ffcv.scoring import methods
+from dp4tl_ffcv.utils import compile_timer
 
 from ... import finetune as finetune_recipe
 from ... import pretrain as pretrain_recipe
@@ -41,9 +42,14 @@ def run_stage(stage: Stage, threads: int | None = None) -> dict[str, Any]:
     folder.start(resume=True)
     stage.set_failure(None)
     started = time.perf_counter()
-    with (stage.folder / "output.txt").open("a", buffering=1) as output, redirect_stdout(output):
+    with (
+        (stage.folder / "output.txt").open("a", buffering=1) as output,
+        redirect_stdout(output),
+        compile_timer() as compile_seconds,
+    ):
         result = _WORK[stage.kind](stage, threads)
-    return folder.finish({"seconds": time.perf_counter() - started, **result})
+    seconds = {"seconds": time.perf_counter() - started, "compile_seconds": compile_seconds()}
+    return folder.finish({**seconds, **result})
 
 
 def write(stage: Stage, _: int | None) -> dict[str, Any]:
