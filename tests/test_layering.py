@@ -50,7 +50,7 @@ PARTS = {
 }
 MAY_ALSO = {
     "dp4tl_ffcv.scoring.methods.grand": {"distributed", "loading"},
-    "train.demo": {"scoring", "writers"},
+    "train.demo": {"writers"},
     "train.components.study.graph": {"scoring"},
     "train.components.study.work": {"scoring"},
 }

@@ -6,7 +6,8 @@
 A study is a YAML file that names a source, targets, methods, fractions to keep, seeds and the
 settings of the recipes; `docs/studies.md` describes it. Each stage runs once, even if several runs
 need it, and a finished stage is not repeated: a killed study continues when it is started again.
-The study prints a table, and its folder gets `results.jsonl` and `results.csv`.
+The study prints a table, and its folder gets `results.jsonl`, `results.csv` and `report.html`, also
+while the study goes on.
 """
 
 import tyro
@@ -21,7 +22,6 @@ if __name__ == "__main__":  # before the imports below, which take seconds
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from dp4tl_ffcv.utils import RunFolder, track
@@ -29,7 +29,8 @@ from dp4tl_ffcv.utils import RunFolder, track
 from .components.study.estimate import Estimator, total
 from .components.study.launchers import launcher_of
 from .components.study.plan import Plan
-from .components.study.results import comparisons, rows_of, table_of, write_results
+from .components.study.record import Record
+from .components.study.results import table_of
 from .components.study.schedule import run_stages
 from .components.study.stages import Stage, with_needs
 
@@ -43,7 +44,7 @@ def study(config: Config) -> list[dict[str, Any]]:
             one are finished by then.
     """
     described = read_study(config.file)
-    out = (config.out or Path("runs") / config.file.stem).absolute()  # nodes have other folders
+    out = config.folder
     plan = Plan(described, config.file.absolute().parent, out)
     stages = [
         stage
@@ -59,10 +60,9 @@ def study(config: Config) -> list[dict[str, Any]]:
         return []
     folder = RunFolder(out, {"study": asdict(described)}, overwrite=True)
     folder.start(resume=True)
-    errors = _run(stages, folder, config)
-    rows = rows_of(plan.runs)
-    write_results(out, rows)
-    compared = comparisons(rows)
+    record = Record(out, plan.runs, stages, config.file)
+    errors = _run(stages, folder, config, record)
+    compared = record.write()
     print(table_of(compared))
     if errors:
         failed = next(stage for stage in stages if stage.key in errors)
@@ -70,11 +70,13 @@ def study(config: Config) -> list[dict[str, Any]]:
             f"{len(errors)} of {len(stages)} stages failed; {failed.folder}: {errors[failed.key]}. "
             "Repeat the command with --retry-failed."
         )
-    folder.finish({"comparisons": [_finite(row) for row in compared]})
+    folder.finish({})
     return compared
 
 
-def _run(stages: Sequence[Stage], folder: RunFolder, config: Config) -> dict[str, str]:
+def _run(
+    stages: Sequence[Stage], folder: RunFolder, config: Config, record: Record
+) -> dict[str, str]:
     left = sum(stage.result() is None for stage in stages)
     print(f"{folder.path}: {len(stages)} stages, {len(stages) - left} finished before", flush=True)
     bar = track(range(left), total=left, description="study", unit="stages")
@@ -84,6 +86,7 @@ def _run(stages: Sequence[Stage], folder: RunFolder, config: Config) -> dict[str
         folder.log({"stage": f"{stage.kind}/{stage.key}", "error": error})
         if error is not None:
             print(f"failed: {stage.description}: {error} ({stage.folder})", flush=True)
+        record.refresh()
 
     iter_bar = iter(bar)
     with launcher_of(config, folder.path) as launcher:
@@ -111,18 +114,12 @@ def _print_estimates(stages: Sequence[Stage]) -> None:
 def _print_status(stages: Sequence[Stage]) -> None:
     states: Counter[tuple[str, str]] = Counter()
     for stage in stages:
-        state = "finished" if stage.result() else "failed" if stage.failure else "not finished"
-        states[stage.kind, state] += 1
+        states[stage.kind, stage.state] += 1
     for (kind, state), count in sorted(states.items()):
         print(f"{kind:<12}{state:<14}{count:>6}")
 
 
-def _finite(row: dict[str, Any]) -> dict[str, Any]:
-    """Replace the infinite interval of a single seed, which JSON does not have, by None."""
-    infinite = (float("inf"), float("-inf"))
-    return {name: None if value in infinite else value for name, value in row.items()}
-
-
 if __name__ == "__main__":
     with one_line_errors(arguments):
-        study(arguments)
+        if study(arguments):
+            print(f"\n{arguments.folder / 'report.html'}")

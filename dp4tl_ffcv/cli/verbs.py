@@ -295,13 +295,15 @@ class Export(Verb):
 
 @dataclass(frozen=True, kw_only=True)
 class Report(Verb):
-    """Rebuild the HTML report of a finished `dp4tl demo` from the files in its folder."""
+    """Rebuild the HTML report of a study from the files in its folder."""
 
-    run_folder: Annotated[Path, tyro.conf.Positional]
-    """Folder of the demo, such as runs/demo."""
+    study_folder: Annotated[Path, tyro.conf.Positional]
+    """Folder of `dp4tl study` or `dp4tl demo`, such as runs/demo."""
+    source: Path | None = None
+    """Beton of the source, for pictures of the classes. None: the one that the study wrote."""
 
     def run(self) -> Any:
-        """Write the page and its figures."""
+        """Write the page."""
         from .. import write_report
 
-        return {"report": str(write_report(self.run_folder))}
+        return {"report": str(write_report(self.study_folder, source=self.source))}

@@ -1,144 +1,201 @@
-"""Write figures and a self-contained HTML page from the files of a finished demo."""
+"""Write a self-contained HTML page from the files of a study."""
 
-import base64
+import json
 import os
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import jinja2
 
 from ..atomic import atomic_open
-from ..beton import BetonIndex, read_image
-from ..scoring import Scores
-from ..selection import Selection
 from ..stored import read_json
-from .figures import accuracy_plot, class_scores_plot, contact_sheet_png, speedup_plot
-from .page import ClassScores, Row, full_row, parse_rows, reaches_full, render, summarise
+from .classes import COLUMNS, TILE, Ranking, Source, rankings
+from .curves import Logs, logs_of
+from .figures import Panels
+from .results import BUDGETS, COSTS, FULL, Results, Row, target_name
+from .words import method_label, summarise
 
-_MAX_PICTURES = 40  # of kept and of pruned classes: more pictures would bury the page
-_TOP = 15  # classes listed below a histogram
+_UNEVEN = 1.25  # largest ratio between the images per second of two runs on an idle machine
+_PLACE = ("scored_on", "target", "mode", "budget")
 
 
-def write_report(run_folder: str | os.PathLike[str]) -> Path:
-    """Write `report.html` and the folder `figures` into a demo's folder.
+def write_report(
+    study_folder: str | os.PathLike[str], *, source: str | os.PathLike[str] | None = None
+) -> Path:
+    """Write `report.html` into a study's folder.
 
-    The page contains everything that it shows and loads nothing. All of it is made before the
-    first file is replaced, so a failure leaves the old report intact.
+    The page contains everything that it shows and loads nothing. The study may be unfinished. What
+    is no longer there (betons, logs, selections) is left out. A failure leaves the old page.
 
     Args:
-        run_folder: folder of a finished `dp4tl demo`.
+        study_folder: folder of `dp4tl study`.
+        source: beton of the source, of which the page shows a picture per class. None: the beton
+            that the study wrote, if it did.
 
     Returns:
         Path of the page.
 
     Raises:
-        FileNotFoundError: the demo is not finished, or one of its files was removed.
-        ValueError: `result.json` is incomplete.
-        StaleArtifactError: a selection belongs to another beton.
+        FileNotFoundError: there is no study in the folder, or no file `source`.
+        ValueError: a result, a selection or scores are damaged.
     """
-    folder = Path(run_folder)
-    path = folder / "result.json"
-    try:
-        result = read_json(path)
-        rows = parse_rows(result)
-        classes = result["classes"]
-        parts = (classes["source"], *classes["scores"].values(), *classes["selections"].values())
-        for part in parts:
-            if not (folder / part).resolve().is_relative_to(folder.resolve()):
-                raise ValueError(f"it names {part!r}, which is outside of its folder")
-    except ValueError as error:
-        raise ValueError(
-            f"{path} is not the result of a finished demo: {error}. Run `dp4tl demo` again."
-        ) from error
-    index = BetonIndex.open(folder / classes["source"])
-    names = index.class_names()
-    if index.labels().max() >= len(names):
-        raise ValueError(f"{str(index.path)!r} has no names for all its classes. Write it again.")
-    curves = [accuracy_plot(rows), speedup_plot(rows)]
-    relevant = np.isin(np.arange(len(names)), classes["relevant"])
-    scores = [
-        ClassScores(method, Scores.load(folder / path), relevant)
-        for method, path in classes["scores"].items()
-    ]
-    if any(len(each.scores) != len(names) for each in scores):
-        raise ValueError(f"the scores in {str(folder)!r} are not for {len(names)} classes.")
-    histograms = [class_scores_plot(each, names, place) for place, each in enumerate(scores)]
-    pngs = {plot.name: plot.png for plot in (*curves, *histograms)}
-    page = render(
+    results = Results.read(Path(study_folder))
+    pictures = Source(results, None if source is None else Path(source))
+    panels, logs = Panels(results), logs_of(results)
+    ranked = rankings(results, pictures)
+    shown = dict.fromkeys(each.class_id for ranking in ranked for each in ranking.pictured)
+    sheet, places = pictures.sheet(list(shown))
+    page = _render(
         {
-            "result": result,
-            "summary": summarise(rows),
-            "tables": _tables(rows),
-            "curves": {plot.name: _data_uri("svg+xml", plot.svg) for plot in curves},
-            "histograms": [
-                (each, _data_uri("svg+xml", plot.svg), each.best(names, _TOP))
-                for each, plot in zip(scores, histograms, strict=True)
-            ],
-            "sheets": _sheets(folder, classes, index, pngs),
+            "results": results,
+            "sentences": summarise(results),
+            "prunings": _prunings(results),
+            "targets": [_target(results, panels, logs, ranked, name) for name in _targets(results)],
+            "styles": panels.styles,
+            "costs": list(_costs(results)),
+            "uneven": _uneven(results),
+            "sheet": sheet,
+            "places": places,
+            "tile": TILE,
+            "columns": COLUMNS,
+            "study": json.dumps(results.study, indent=2),
+            "machines": logs.machines or [results.summary["environment"]],
+            "fingerprints": _fingerprints(results),
         }
     )
-    for name, png in pngs.items():
-        _write(folder / "figures" / f"{name}.png", png)
-    # Names of files may hold bytes that are no UTF-8.
-    _write(folder / "report.html", page.encode(errors="backslashreplace"))
-    return folder / "report.html"
-
-
-def _tables(rows: Sequence[Row]) -> list[tuple[str, list[tuple[Row, bool]]]]:
-    """Return the rows of each finetuning in reading order, with whether they reach the full run."""
-    methods = list(dict.fromkeys(row.method for row in rows))
-
-    def place(row: Row) -> tuple[bool, bool, float, int]:
-        apart = row.budget != "equal_epochs"
-        return row.method != "full", apart, -row.keep, methods.index(row.method)
-
-    return [
-        (
-            finetuning,
-            [
-                (row, reaches_full(row, full_row(rows, finetuning)))
-                for row in sorted(rows, key=place)
-                if row.finetuning == finetuning
-            ],
-        )
-        for finetuning in dict.fromkeys(row.finetuning for row in rows)
-    ]
-
-
-def _sheets(
-    folder: Path, classes: Mapping[str, Any], index: BetonIndex, pngs: dict[str, bytes]
-) -> list[dict[str, Any]]:
-    """Draw one picture of each kept and pruned class, and add the drawings to `pngs`."""
-    names, sheets = index.class_names(), []
-    labels, firsts = np.unique(index.labels(), return_index=True)
-    samples = dict(zip(labels.tolist(), firsts.tolist(), strict=True))
-    for title, path in classes["selections"].items():
-        selection = Selection.load(folder / path)
-        selection.check(index)
-        kept = set(selection.classes.tolist())
-        halves = []
-        for half, members in (
-            ("kept", [each for each in samples if each in kept]),
-            ("pruned", [each for each in samples if each not in kept]),
-        ):
-            shown = members[:_MAX_PICTURES]
-            source = ""
-            if shown:
-                name = "_".join(("classes", *re.findall(r"[\w.]+", title), half))
-                pictures = [(names[each], read_image(index, samples[each])) for each in shown]
-                pngs[name] = contact_sheet_png(pictures)
-                source = _data_uri("png", pngs[name])
-            halves.append((half, source, [names[each] for each in shown], len(members)))
-        sheets.append({"title": title, "halves": halves})
-    return sheets
-
-
-def _data_uri(kind: str, content: bytes) -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
-
-
-def _write(path: Path, content: bytes) -> None:
+    path = results.folder / "report.html"
     with atomic_open(path) as stream:
-        stream.write(content)
+        # Names of files may hold bytes that are no UTF-8.
+        stream.write(page.encode(errors="backslashreplace"))
+    return path
+
+
+def _targets(results: Results) -> list[str]:
+    return list(dict.fromkeys(map(target_name, results.comparisons)))
+
+
+def _target(
+    results: Results, panels: Panels, logs: Logs, ranked: list[Ranking], target: str
+) -> dict[str, Any]:
+    """Return the panels, tables and rankings of one target."""
+    places = [
+        (mode, budget, rows)
+        for (_, _, mode, budget), rows in results.groups(*_PLACE)
+        if target_name(rows[0]) == target
+    ]
+    scored_on = places[0][2][0]["scored_on"]
+    by_mode: dict[str, dict[str, list[Row]]] = {}
+    for mode, budget, rows in places:
+        by_mode.setdefault(mode, {})[budget] = rows
+    # All modes share a pretraining: the first shows its speed.
+    _, _, fastest = next((each for each in places if each[1] == BUDGETS[0]), places[0])
+    return {
+        "name": target,
+        "modes": [
+            {
+                "name": mode,
+                "panels": [
+                    (budget, panels.difference(rows), panels.cost(rows))
+                    for budget, rows in budgets.items()
+                ],
+                "rows": [row for rows in budgets.values() for row in _sorted(results, rows)],
+            }
+            for mode, budgets in by_mode.items()
+        ],
+        "speed": panels.speedup(fastest),
+        "curves": list(_curve_panels(panels, logs, target)),
+        "rankings": [each for each in ranked if each.scored_on == scored_on],
+    }
+
+
+def _sorted(results: Results, rows: list[Row]) -> list[Row]:
+    return sorted(rows, key=lambda row: (-row["kept"], results.methods.index(row["method"])))
+
+
+def _curve_panels(panels: Panels, logs: Logs, target: str) -> Iterator[tuple[str, str]]:
+    """Yield title and panel of the learning curves at each budget, fraction kept and mode."""
+    full = {
+        (budget, mode): by_method[FULL]
+        for (name, budget, _, mode), by_method in logs.curves.items()
+        if name == target and FULL in by_method
+    }
+    for (name, budget, keep, mode), by_method in logs.curves.items():
+        if name == target and FULL not in by_method:
+            what = "loss" if mode == "pretraining" else "validation accuracy"
+            title = f"{mode}, keep {keep}, {budget}".replace("_", " ")
+            yield title, panels.curves(by_method, full.get((budget, mode)), what)
+
+
+def _prunings(results: Results) -> list[tuple[Row, dict[str, float]]]:
+    """Return the largest prunings by method, for each target, mode and budget."""
+    found: dict[tuple[str, ...], tuple[Row, dict[str, float]]] = {}
+    for row in results.summary["prunings"]:
+        key = tuple(row[name] for name in _PLACE)
+        found.setdefault(key, (row, {}))[1][row["method"]] = row["pruned"]
+    return list(found.values())
+
+
+def _costs(results: Results) -> Iterator[dict[str, Any]]:
+    """Yield the mean cost of a selection by target and method, in parts."""
+    for (scored_on, method), rows in results.groups("scored_on", "method"):
+        parts = {name: sum(row[name] for row in rows) / len(rows) for name in COSTS}
+        full = sum(row["full_pretrain_seconds"] for row in rows) / len(rows)
+        total = sum(parts.values())
+        yield {
+            "target": scored_on, "method": method, "parts": parts, "total": total,
+            "share": total / full, "full": full,
+        }  # fmt: skip
+
+
+def _uneven(results: Results) -> tuple[float, float] | None:
+    """Return the lowest and highest images per second if they differ too much."""
+    rates = [row["images_per_second"] for row in results.rows if row["images_per_second"] > 0]
+    if not rates or max(rates) <= _UNEVEN * min(rates):
+        return None
+    return min(rates), max(rates)
+
+
+def _fingerprints(results: Results) -> dict[str, str]:
+    """Return what the runs recorded about their betons, by dataset and split."""
+    found: dict[str, str] = {}
+    stages = {("source", row["pretrained"]) for row in results.rows[:1]}
+    stages |= {(f"target {row['target']}", row["finetuned"]) for row in results.rows}
+    for dataset, stage in sorted(stages):
+        if f"{dataset} train" in found:
+            continue
+        try:
+            config = read_json(results.folder / stage / "run" / "config.json")
+        except (OSError, ValueError):  # removed to free space
+            continue
+        if isinstance(config, dict):
+            for split in ("train", "val", "test"):
+                if isinstance(config.get(split), str):
+                    found[f"{dataset} {split}"] = config[split]
+    return found
+
+
+# -- the page ------------------------------------------------------------------------------------
+def _render(context: Mapping[str, Any]) -> str:
+    """Return the HTML page. All values but our own panels are escaped."""
+    source = files(__package__).joinpath("report.html.j2").read_text("utf-8")
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters.update(
+        label=method_label,
+        target=target_name,
+        words=lambda name: str(name).replace("_", " "),
+        keep=lambda keep: keep if isinstance(keep, str) else f"{keep:g}",
+        percent=lambda value: f"{100 * value:.2f}",
+        share=lambda value: f"{100 * value:.3g} %",
+        points=_points,
+        times=lambda value: f"{value:.2f}\N{MULTIPLICATION SIGN}",
+        seconds="{:,.1f}".format,
+    )
+    return environment.from_string(source).render(context)
+
+
+def _points(value: float | None, sign: str = "+") -> str:
+    return "?" if value is None else f"{100 * value:{sign}.2f}".replace("-", "\N{MINUS SIGN}")

@@ -1,8 +1,9 @@
-"""The report: self-contained, complete, and written in one step."""
+"""The report of a study: self-contained, complete, and written in one step."""
 
 import json
 import math
 import re
+import shutil
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -10,35 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
-from dp4tl_ffcv import Selection, write_report
-from tests.support.images import write_images
-from tests.support.reports import result, row
-from tests.support.scores import scores_of
+from dp4tl_ffcv import write_report
+from tests.support.reports import COUNT, row, rows, write_results, write_study
 
 NASTY = '<b>&"$x$'
-NAMES = [NASTY, *(f"digit {number}, rotated" for number in range(1, 12))]
-SCORES = np.array([0.0, 9, 8, 7, 1, 1, 0, 0, 0, 0, 0, 0])
+NAMES = [NASTY, *(f"digit {number}, rotated" for number in range(1, COUNT))]
 VOID = {"meta", "br", "img"}
-
-
-def write_run(folder: Path, images: Any = None, names: Any = NAMES, **other: Any) -> Path:
-    """Write the files of a finished demo with one image of each class."""
-    rng = np.random.default_rng(0)
-    if images is None:
-        sizes = [(8, 8), (300, 20), (9, 400), *[(32, 32)] * 9]
-        images = [rng.integers(0, 256, (*size, 3), dtype=np.uint8) for size in sizes]
-    count = len(images)
-    index = write_images(folder / "source.beton", images, range(count), class_names=names)
-    scores = SCORES if count == len(SCORES) else rng.poisson(1.0, count)
-    scores_of(scores, method="label_mapping").save(folder / "label_mapping.npz")
-    scores_of(scores[::-1], method="feature_mapping").save(folder / "feature_mapping.npz")
-    Selection.of_classes(index, np.arange(3 if count == 12 else 400)).save(
-        folder / "label_mapping_0.25.npz"
-    )
-    (folder / "result.json").write_text(json.dumps(result() | other))
-    return folder
 
 
 class Page(HTMLParser):
@@ -65,6 +44,10 @@ class Page(HTMLParser):
         if tag in {"td", "th"}:
             self.cells[-1].append("")
 
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += [(name, value or "") for name, value in attrs]
+
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
 
@@ -76,9 +59,9 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run = write_run(tmp_path_factory.mktemp("run"))
-    assert write_report(run) == run / "report.html"
-    return run
+    study = write_study(tmp_path_factory.mktemp("study"), rows(), names=NAMES)
+    assert write_report(study) == study / "report.html"
+    return study
 
 
 @pytest.fixture(scope="module")
@@ -86,183 +69,244 @@ def page(folder: Path) -> Page:
     return Page(folder / "report.html")
 
 
+def words_of(page: Page) -> str:
+    return " ".join(page.text.split())
+
+
 def test_the_page_is_whole_and_loads_nothing(page: Page) -> None:
     assert page.open == []
     assert not {"script", "link", "iframe", "object", "embed", "base"} & set(page.tags)
-    assert not re.search(r"://|@import|@font-face|url\(", page.source)
+    assert not re.search(r"://|@import|@font-face|url\((?!#|data:)", page.source)
     ids = [value for name, value in page.attributes if name == "id"]
-    links = [value for name, value in page.attributes if name == "href"]
-    assert {link.removeprefix("#") for link in links} == set(ids)
     assert len(ids) == len(set(ids))
-    sources = [value for name, value in page.attributes if name == "src"]
-    for kind, count in (("svg+xml", 4), ("png", 2)):
-        assert sum(each.startswith(f"data:image/{kind};base64,") for each in sources) == count
-    assert len(sources) == 6
+    links = [value for name, value in page.attributes if name == "href"]
+    links += [f"#{name}" for name in re.findall(r"url\(#([^)]*)\)", page.source)]
+    assert links
+    assert {link.removeprefix("#") for link in links} <= set(ids)
+    assert not {"xlink:href", "src"} & {name for name, _ in page.attributes}
 
 
-def test_the_tables_contain_every_row(page: Page) -> None:
-    table = [[cell.strip() for cell in cells] for cells in page.cells]
-    wanted = result()["rows"]
-    assert sum(len(cells) == 13 and cells[0] != "Method" for cells in table) == len(wanted)
-    label = {"full": "full source", "label_mapping": "LM", "feature_mapping": "FM"}
-    for each in wanted:
-        accuracy = f"{100 * each['test_accuracy_mean']:.2f}% ± 1.00"
-        method, keep = each["method"], each["keep"]
-        reaches = method == "label_mapping" or (method, keep) == ("feature_mapping", 0.5)
-        start = [
-            label.get(method, method),
-            f"{keep:g}",
-            f"✓ {accuracy}" if reaches else accuracy,
-            f"{each['speedup']:.2f}×",
-        ]
-        budget = each["budget"].replace("_", " ")
-        matching = [cells for cells in table if cells[:4] == start and cells[5] == budget]
-        assert len(matching) == 2, start  # one per finetuning
-    for cells in (["surrogate", "12.3"], ["all", "13.4"], ["cores", "2"]):
-        assert cells in table
+def test_the_page_has_colours_for_light_and_dark_and_fits_a_phone(page: Page) -> None:
+    assert "prefers-color-scheme: dark" in page.source
+    assert ("content", "width=device-width, initial-scale=1") in page.attributes
+    panels = re.findall(r"<svg.*?</svg>", page.source, re.DOTALL)
+    assert panels
+    for panel in panels:
+        head = panel[: panel.index(">")]
+        assert "viewBox" in head
+        assert "width" not in head
+        assert "currentColor" in panel
+        assert not re.search(r"#010203|#040506|#262626|#000000", panel)
 
 
-def test_names_are_escaped_and_the_best_classes_listed_in_rank_order(page: Page) -> None:
-    assert "b" not in page.tags
-    for text in (f"{NASTY}: 0", "full seconds < or > row seconds", "a <fast> one"):
-        assert text in page.text
-    assert ("alt", f"Kept: {NASTY}, {NAMES[1]}, {NAMES[2]}") in page.attributes
-    listed = re.findall(r"(digit \d+, rotated): (\d)( ●)?", page.text)[:5]
-    assert listed == [
-        (NAMES[1], "9", " ●"), (NAMES[2], "8", " ●"), (NAMES[3], "7", ""),
-        (NAMES[4], "1", ""), (NAMES[5], "1", ""),
-    ]  # fmt: skip
+def test_every_comparison_has_a_row_with_its_verdict(page: Page) -> None:
+    table = [[" ".join(cell.split()) for cell in cells] for cells in page.cells]
+    for method, keep, difference, verdict in (
+        ("LM", "0.5", "+0.00 [+0.00, +0.00]", "✓ no loss"),
+        ("LM", "0.25", "−0.20 [−0.20, −0.20]", "✓ no loss"),
+        ("FM", "0.25", "−4.00 [−4.01, −3.99]", "✗ loss"),
+        ("random", "0.5", "−10.01 [−10.03, −9.99]", "✗ loss"),
+    ):
+        for budget in ("equal epochs", "equal steps"):
+            mine = [cells for cells in table if cells[:3] == [method, keep, budget]]
+            assert len(mine) == 2, (method, keep, budget)  # one for each finetuning
+            assert {(cells[7], cells[9]) for cells in mine} == {(difference, verdict)}
+            speed = f"{1 / float(keep):.2f}×"
+            cost = 0 if method == "random" else 9
+            assert mine[0][10:] == [speed, f"{30 / (30 * float(keep) + cost):.2f}×", "3"]
+    prunings = ["upright", "linear probe", "equal epochs", "75 %", "50 %", "0 %"]
+    assert prunings in table
+    assert ["upright", "LM", "6.0", "2.0", "0.8", "0.2", "9.0", "30.0", "30 %", ""] in table
 
 
-def test_figures_are_png_files_and_the_same_in_every_run(folder: Path, tmp_path: Path) -> None:
+def test_three_sentences_say_what_was_found(page: Page) -> None:
+    for sentence in (
+        "This study pretrains on the full source and on selections by LM, FM and random with 3 "
+        "seeds, and finetunes each model on 1 target in 2 ways; all 84 runs are finished.",
+        "The largest pruning without loss is 75 % by LM (upright, linear probe, equal epochs), "
+        "where pretraining is 4.0 times as fast, or 1.8 times with the cost of the selection; "
+        "random selection reaches 0 % there.",
+        "Of 24 comparisons, 12 show no loss, 12 show a loss, 0 cannot tell; the typical comparison",
+    ):
+        assert sentence in words_of(page)
+
+
+def test_classes_are_listed_with_rank_score_picture_and_seeds(page: Page) -> None:
+    assert "b" not in re.findall(r"<(\w+)>&amp;", page.source)
+    text = words_of(page)
+    assert f"1. {NASTY}12, keep 0.25, 3/3" in text
+    assert "4. digit 3, rotated9, keep 0.5, 0/3" in text
+    assert "7. digit 6, rotated6, pruned, 0/3" in text
+    pictures = [v for n, v in page.attributes if n == "style" and "position" in v]
+    assert len(pictures) == 3 * COUNT
+    assert len(set(pictures)) == COUNT  # each picture is embedded once
+    assert page.source.count("data:image") == 1
+
+
+def test_provenance_names_command_machine_versions_and_fingerprints(page: Page) -> None:
+    table = page.cells
+    assert ["source train", "f1"] in table
+    assert ["target upright train", "f2"] in table
+    assert ["pretrain", "84", "1", "0"] in table
+    assert "dp4tl study <a>.yaml" in page.text
+    assert "cpu: a <fast> one, gpu: none" in page.text
+    assert '"method": "feature_mapping"' in page.text
+
+
+def test_the_same_study_gives_the_same_page(folder: Path, tmp_path: Path) -> None:
     import matplotlib as mpl
 
     before = dict(mpl.rcParams)
-    write_report(write_run(tmp_path))
+    write_report(write_study(tmp_path, rows(), names=NAMES))
     assert dict(mpl.rcParams) == before
-    figures = {path.stem: path for path in (folder / "figures").iterdir()}
-    assert figures.keys() == {
-        "accuracy_vs_keep", "speedup_vs_keep", "class_scores_label_mapping",
-        "class_scores_feature_mapping",
-        "classes_label_mapping_keep_0.25_kept", "classes_label_mapping_keep_0.25_pruned",
-    }  # fmt: skip
-    for path in figures.values():
-        with Image.open(path) as image:
-            assert image.format == "PNG"
-            assert min(image.size) > 100
-        assert (tmp_path / "figures" / path.name).read_bytes() == path.read_bytes()
     assert (tmp_path / "report.html").read_bytes() == (folder / "report.html").read_bytes()
 
 
-def test_a_report_of_a_thousand_classes_stays_small(tmp_path: Path) -> None:
-    images = np.random.default_rng(0).integers(0, 256, (1000, 2, 2, 3), dtype=np.uint8)
-    classes = result()["classes"] | {"scores": {"label_mapping": "label_mapping.npz"}}
-    names = [str(number) for number in range(1000)]
-    run = write_run(tmp_path, images, names, classes=classes)
-    page = Page(write_report(run))
-    assert "400 classes, the first 40 shown" in page.text
-    assert len(page.source) < 900_000
+# -- studies that lack something -------------------------------------------------------------------
+def test_a_study_without_a_finished_run_has_a_page(tmp_path: Path) -> None:
+    write_results(tmp_path, [], runs=84)
+    page = Page(write_report(tmp_path))
+    assert "nothing to compare yet: 0 of 84 runs are finished" in words_of(page)
+    assert page.open == []
 
 
-def test_the_summary_names_the_smallest_keep_that_reaches_the_full_run(page: Page) -> None:
-    for words in (
-        "Linear probe: the full source (12 classes, 1,200 samples) reaches 93.00% ± 1.00",
-        "Its mean minus its spread, 92.00%, is the mark.",
-        "LM reaches it at 25% kept (3 classes, 95.00%), where pretraining is 4.00× as fast, "
-        "or 1.82× counting the selection.",
-        "FM reaches it at 50% kept (6 classes, 92.50%)",
-        "Random never reaches it: its best is 70.00% at 25% kept.",
-        "With 25% of the classes kept, the fraction",
-        "100% for LM, 25% for FM, 25% for random.",
-    ):
-        assert words in page.text
-    assert "Note:" not in page.text
+def test_an_unfinished_study_says_so(tmp_path: Path) -> None:
+    write_results(tmp_path, rows(seeds=2)[:9], runs=56)
+    text = words_of(Page(write_report(tmp_path)))
+    assert "9 of 56 runs are finished, so the figures may still change." in text
 
 
-def summary(folder: Path, rows: list[Any], **other: Any) -> str:
-    return Page(write_report(write_run(folder, rows=rows, **other))).text
+def test_one_seed_shows_nothing(tmp_path: Path) -> None:
+    write_results(tmp_path, rows(seeds=1))
+    page = Page(write_report(tmp_path))
+    assert "with one seed, nothing can be shown." in words_of(page)
+    assert sum("[?, ?]" in cells[7] for cells in page.cells if len(cells) == 13) == 24
+    assert "No method is shown to prune anything without loss." in words_of(page)
 
 
-def test_the_summary_admits_misses(tmp_path: Path) -> None:
-    control = row("label_mapping", 0.25, 0.95, budget="equal_iterations")  # does not count
-    runs = [
-        ("label_mapping", 0.25, 0.9), ("label_mapping", 0.5, 0.9199),
-        ("feature_mapping", 0.25, 0.92), ("feature_mapping", 0.5, 0.91),
+def test_betons_logs_and_selections_may_be_gone(folder: Path, tmp_path: Path) -> None:
+    study = tmp_path / "study"
+    shutil.copytree(folder, study)
+    (study / "source.beton").unlink()
+    for kind in ("pretrain", "finetune"):
+        shutil.rmtree(study / kind)
+    without = Page(write_report(study))
+    assert f"1. {NASTY}12, keep 0.25, 3/3" in words_of(without)
+    assert "data:image" not in without.source
+    assert "Learning curves" not in without.text
+    shutil.rmtree(study / "selection")
+    assert "Classes by" not in Page(write_report(study)).text
+
+
+def test_a_beton_outside_of_the_folder_is_read_only_if_it_is_given(
+    folder: Path, tmp_path: Path
+) -> None:
+    study, other = tmp_path / "study", tmp_path / "other.beton"
+    shutil.copytree(folder, study)
+    (study / "source.beton").rename(other)
+    summary = json.loads((study / "summary.json").read_text())
+    for path in (str(other), "../other.beton"):
+        (study / "summary.json").write_text(json.dumps(summary | {"source": path}))
+        assert "data:image" not in Page(write_report(study)).source
+    assert "data:image" in Page(write_report(study, source=other)).source
+
+
+def test_many_methods_and_classes_give_a_page_of_bounded_size(tmp_path: Path) -> None:
+    names = [f"method_{number}" for number in range(20)]
+    given = [row("full", 1.0, seed) for seed in range(2)]
+    given += [
+        row("random", keep, seed) | {"method": name} | _places(f"{name}_{keep}_{seed}")
+        for name in names for keep in (0.5, 0.25) for seed in range(2)
     ]  # fmt: skip
-    text = summary(tmp_path, [row("full", 1.0, 0.93), control, *(row(*run) for run in runs)])
-    assert "LM never reaches it: its best is 91.99% at 50% kept." in text
-    assert "; it misses it at 50% kept." in text
+    images = np.random.default_rng(0).integers(0, 256, (1000, 2, 2, 3), dtype=np.uint8)
+    labels = [str(number) for number in range(1000)]
+    page = Page(write_report(write_study(tmp_path, given, images, labels)))
+    assert all(f"Classes by {name.replace('_', ' ')}" in page.text for name in names)
+    assert "600 more classes are not listed." in words_of(page)
+    assert len(page.source) < 2_500_000
+    styles = re.findall(r'color:(#\w+)">(.)</span> method \d+', page.source)
+    assert len(set(styles)) == 20
 
 
-def test_a_single_seed_has_no_spread(tmp_path: Path) -> None:
-    one: dict[str, Any] = {"test_accuracy_spread": None, "test_accuracies": [0.93]}
-    rows = [row("full", 1.0, 0.93, **one), row("label_mapping", 0.5, 0.93, **one)]
-    text = summary(tmp_path, rows, seeds=[0], warning="the machine was busy")
-    assert "93.00% test accuracy over 1 seed. Its mean, without a spread, 93.00%, is" in text
-    assert "Note: the machine was busy." in text
+def _places(stage: str) -> dict[str, str]:
+    stage = stage.replace(".", "")
+    kinds = {"selection": "selection", "scores": "score", "pretrained": "pretrain"}
+    return {name: f"{kind}/{stage}" for name, kind in kinds.items()}
 
 
+def test_a_keep_with_a_name_is_placed_by_its_samples(tmp_path: Path) -> None:
+    write_results(tmp_path, rows(keeps=(0.5,)))
+    for name in ("summary.json", "results.jsonl"):
+        text = (tmp_path / name).read_text()
+        (tmp_path / name).write_text(text.replace('"keep": 0.5', '"keep": "auto"'))
+    page = Page(write_report(tmp_path))
+    assert any(cells[:3] == ["LM", "auto 0.5", "equal epochs"] for cells in page.cells)
+
+
+# -- damage ----------------------------------------------------------------------------------------
 def test_a_failure_leaves_the_old_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_run(tmp_path)
+    write_results(tmp_path, rows())
     (tmp_path / "report.html").write_text("old")
-    monkeypatch.setattr("dp4tl_ffcv.report.report.render", lambda _: 1 / 0)
+    monkeypatch.setattr("dp4tl_ffcv.report.report._render", lambda _: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         write_report(tmp_path)
     assert (tmp_path / "report.html").read_text() == "old"
-    assert not (tmp_path / "figures").exists()
 
 
 @pytest.mark.parametrize(
-    ("spoil", "message"),
+    ("file", "spoil", "message"),
     [
-        (lambda given: given.update(rows=[]), "a finetuning has no row of the full source"),
-        (lambda given: given["rows"].pop(0), "a finetuning has no row of the full source"),
-        (lambda given: given.pop("environment"), "it has no entry 'environment'"),
-        (lambda given: given["rows"][2].pop("keep"), "row 2 .* no entry 'keep'"),
+        ("results.jsonl", lambda given: given.pop("seed"), "it has no entry 'seed'"),
+        ("results.jsonl", lambda given: given.update(seed="0"), "its entry 'seed' is not of"),
         (
-            lambda given: given["rows"][1].update(keep=None),
-            "row 1 .*'keep' is not of the type int | float",
-        ),
-        (lambda given: given["rows"][1].update(test_accuracies=0.5), "row 1 .*'test_accuracies'"),
-        (lambda given: given["rows"][1].update(test_accuracies=["a"]), "row 1 .*'test_accuracies'"),
-        (lambda given: given["stages"][0].pop("seconds"), "it has no entry 'seconds'"),
-        (lambda given: given["classes"].update(scores=["a.npz"]), "its entry 'scores' is not of"),
-        (
-            lambda given: given["classes"].update(source="../a.beton"),
-            "it names '../a.beton', which",
-        ),
-        (lambda given: given["classes"]["scores"].update(lm="/a.npz"), "it names '/a.npz', which"),
-        (lambda given: given["classes"].pop("scores"), "it has no entry 'scores'"),
-        (lambda given: given.update(rows=None), "its entry 'rows' is not of the type"),
-        (lambda given: given["rows"][1].update(keep=0.0), "row 1 .*'keep' is out of range"),
-        (lambda given: given["rows"][1].update(speedup=-1.0), "row 1 .*'speedup' is out of range"),
-        (
-            lambda given: given["rows"][1].update(test_accuracies=[0.5, math.nan]),
-            "row 1 .*'test_accuracies' is out of range",
+            "results.jsonl",
+            lambda given: given.update(test_accuracy=math.nan),
+            "its entry 'test_accuracy' is out of range",
         ),
         (
-            lambda given: given["rows"][1].update(test_accuracy_spread=-0.1),
-            "row 1 .*'test_accuracy_spread' is out of range",
+            "results.jsonl",
+            lambda given: given.update(pretrained="../x"),
+            "it names '../x', which is no stage",
         ),
         (
-            lambda given: given["classes"]["scores"].update({"../lm": "lm.npz"}),
-            r"'\.\./lm' is not the name of a method",
+            "results.jsonl",
+            lambda given: given.update(scores="/etc/x"),
+            "it names '/etc/x', which is no stage",
         ),
-        (lambda given: given["stages"][0].update(seconds=10**400), "its entry 'seconds' is out of"),
-        (lambda given: given.update(rows=given["rows"][::8]), "no fraction kept occurs in all"),
+        ("summary.json", lambda given: given.pop("comparisons"), "it has no entry 'comparisons'"),
         (
-            lambda given: [e.update(keep=0.3) for e in given["rows"] if e["method"] == "random"],
-            "no fraction kept occurs in all methods",
+            "summary.json",
+            lambda given: given["comparisons"][3].update(speedup=0.0),
+            "its entry 'speedup' is out of range",
         ),
+        (
+            "summary.json",
+            lambda given: given["comparisons"][3].update(keep=-0.5),
+            "its entry 'keep' is out of range",
+        ),
+        (
+            "summary.json",
+            lambda given: given["prunings"][0].update(pruned=10**400),
+            "its entry 'pruned' is out of range",
+        ),
+        ("config.json", lambda given: given.update(study=[]), "its entry 'study' is not of"),
     ],
 )
-def test_an_incomplete_result_is_rejected(
-    spoil: Callable[[dict[str, Any]], object], message: str, tmp_path: Path
+def test_a_damaged_file_is_named_in_one_line(
+    file: str, spoil: Callable[[dict[str, Any]], object], message: str, tmp_path: Path
 ) -> None:
-    given = result()
+    write_results(tmp_path, rows())
+    path = tmp_path / file
+    first, *rest = path.read_text().splitlines() if file.endswith("l") else [path.read_text()]
+    given = json.loads(first)
     spoil(given)
-    (tmp_path / "result.json").write_text(json.dumps(given))
-    match = f"result.json is not the result of a finished demo: {message}"
-    with pytest.raises(ValueError, match=match):
+    path.write_text("\n".join([json.dumps(given), *rest]))
+    with pytest.raises(ValueError, match=f"{file} is damaged: {message}") as caught:
         write_report(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_a_folder_without_a_study_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"config\.json"):
+        write_report(tmp_path)

@@ -60,6 +60,11 @@ class Config:
             if getattr(self, name) and self.launcher != launcher:
                 raise ValueError(f"`{name}` needs `launcher` {launcher}; got {self.launcher}.")
 
+    @property
+    def folder(self) -> Path:
+        """Folder of everything that the study writes. Absolute: nodes run in other folders."""
+        return (self.out or Path("runs") / self.file.stem).absolute()
+
 
 @dataclass(frozen=True, kw_only=True)
 class Scoring:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import trees
-from .processes import Child
+from .processes import HANG, Child
 from .verbs import Place, Verb
 
 # A command fails with one line on stderr, which begins with its name.
@@ -61,7 +61,7 @@ def disturb(
     problems += check_end(child, happened, printed)
     problems += _check_result(place, verb, expected)
     again = place.start(verb, log="again")
-    if again.wait(verb.patience) != 0:
+    if again.wait(HANG) != 0:
         left = [path for path in sorted(place.names()) if path not in expected.files]
         problems.append(
             f"not completed: the repeated command ended with {again.status}: "
@@ -122,4 +122,4 @@ def outcome_of(child: Child, status: int | None) -> str:
 
 def ended(verb: Verb, child: Child) -> str:
     """Wait for a command; return what happened."""
-    return outcome_of(child, child.wait(verb.patience))
+    return outcome_of(child, child.wait(HANG))

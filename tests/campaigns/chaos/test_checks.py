@@ -67,17 +67,7 @@ def test_facts_of_artifacts_and_numbers_of_states_are_compared(tmp_path: Path) -
     stream = io.BytesIO()
     torch.save({"step": 3, "weight": torch.ones(2), "names": ["dog"]}, stream)
     assert not trees.same_content("last.pt", stream.getvalue(), contents["first"])
-    assert trees.same_content("figures/speedup.png", b"\x89PNG\r\n12first", b"\x89PNG\r\n12other")
-    assert not trees.same_content(
-        "figures/classes.png", b"\x89PNG\r\n12first", b"\x89PNG\r\n12other"
-    )
-    assert trees.same_content("stages.json", b'{"write": 2}', b'{"write": 3}')
-    assert not trees.same_content("stages.json", b"{}", b'{"write": 3}')
-    page = b'<img src="data:image/png;base64,AB"> kept 3 of 4 in 1.5 s'
-    assert trees.same_content("report.html", page.replace(b"1.5", b"2"), page)
-    note = b'<p class="summary"><strong>Note:</strong> ran at 3 to 9 images/s.</p>\n'
-    assert trees.same_content("report.html", note + page, page)
-    assert not trees.same_content("report.html", page.replace(b"kept", b"lost"), page)
+    assert not trees.same_content("report.html", b"kept 3 of 4", b"kept 2 of 4")
 
 
 def test_an_index_in_the_cache_folder_counts_as_in_place() -> None:

@@ -12,11 +12,7 @@ import numpy as np
 Tree = dict[str, bytes]
 
 # Facts of a run that another run of the same command has otherwise.
-_TIMES = re.compile(r"seconds|_per_second|stall_share|environment|speedup|^stages$|^warning$")
-# Figures, numbers, and a note that the machine was busy.
-_VARIES = re.compile(
-    rb'data:image[^"\']*|[0-9.]+|<p class="summary"><strong>Note:</strong>[^\n]*</p>\n'
-)
+_TIMES = re.compile(r"seconds|_per_second|stall_share|environment")
 _CONTINUED = ("resume", "continue", "start")  # events in the log of a run that was stopped
 
 
@@ -71,10 +67,6 @@ def same_content(path: str, found: bytes, expected: bytes) -> bool:
 
 
 def _compare(path: Path, found: bytes, expected: bytes) -> bool:
-    if path.name == "stages.json":  # seconds by stage
-        return bool(json.loads(found).keys() == json.loads(expected).keys())
-    if path.suffix == ".png":
-        return "speedup" in path.name and found[:8] == expected[:8]
     if path.suffix == ".json":
         return bool(_timeless(json.loads(found)) == _timeless(json.loads(expected)))
     if path.suffix == ".jsonl":
@@ -89,8 +81,7 @@ def _compare(path: Path, found: bytes, expected: bytes) -> bool:
                 and _header(one) == _header(other)
                 and all(np.array_equal(one[name], other[name]) for name in names)
             )
-    # A report shows times, as numbers and in its figures.
-    return path.suffix == ".html" and _VARIES.sub(b"", found) == _VARIES.sub(b"", expected)
+    return False
 
 
 def _header(arrays: Mapping[str, Any]) -> Any:

@@ -1,6 +1,5 @@
 """The commands that are disturbed, on data so small that each takes about a second."""
 
-import json
 import shutil
 import sys
 from dataclasses import dataclass
@@ -9,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from tests.support.files import tar_of
-from tests.support.reports import result
+from tests.support.reports import rows, write_study
 
 from . import trees
 from .processes import HANG, Child
@@ -33,11 +32,6 @@ class Verb:
     """Further arguments that make an older output, which the command then replaces."""
     copies: str = ""
     """Pattern of the inputs that are copied into `out`, because the command adds files to them."""
-
-    @property
-    def patience(self) -> float:
-        """Seconds after which the command counts as hanging. The demo takes a minute."""
-        return HANG * (10 if self.name == "demo" else 1)
 
 
 _RUN = "--run {out}/run --arch resnet8_w16 --resolution 32 --num-workers 1 --batch-size 8"
@@ -102,13 +96,7 @@ VERBS = (
         f"{_RUN} --epochs 3",
         kills=15,
     ),
-    Verb("report", "report {out}", "report.html", kills=15, copies="demo/*"),
-    Verb(
-        "demo",
-        "demo --out {out}/demo --keeps 0.25 --seeds 0 --epochs 1 --surrogate-epochs 1 "
-        "--finetune-epochs 1 --probe-epochs 1 --num-workers 1",
-        kills=3,
-    ),
+    Verb("report", "report {out}/study", "study/report.html", kills=15, copies="study"),
 )
 
 
@@ -131,7 +119,9 @@ class Place:
     def copy_inputs(self, verb: Verb) -> None:
         """Copy the inputs to which a command adds files."""
         for path in self.data.glob(verb.copies) if verb.copies else ():
-            if path.suffix != ".jpegs":
+            if path.is_dir():
+                shutil.copytree(path, self.out / path.name)
+            elif path.suffix != ".jpegs":
                 shutil.copy(path, self.out)
 
     def files(self) -> trees.Tree:
@@ -154,7 +144,7 @@ class Place:
     def run(self, verb: Verb, more: str = "") -> None:
         """Run a command, which must succeed."""
         child = self.start(verb, more)
-        if child.wait(verb.patience) != 0:
+        if child.wait(HANG) != 0:
             raise RuntimeError(f"dp4tl {verb.name} ended with {child.status}: {child.text}")
 
 
@@ -172,7 +162,6 @@ def warm_up() -> None:
     Commands on little data then record their progress often, as they do on much.
     """
     import dp4tl_ffcv.cli.verbs
-    import dp4tl_ffcv.train.demo
     import dp4tl_ffcv.train.finetune
     import dp4tl_ffcv.train.pretrain
     import dp4tl_ffcv.train.pretrain_moco
@@ -187,7 +176,7 @@ def warm_up() -> None:
 
 
 def make_inputs(place: Place) -> None:
-    """Write photos, betons, a surrogate, features, scores, a selection and files of a demo."""
+    """Write photos, betons, a surrogate, features, scores, a selection and a study."""
     _make_photos(place.data / "photos", place.data / "shards")
     by_name = {verb.name: verb for verb in VERBS}
     for name, made, kept in (
@@ -204,7 +193,8 @@ def make_inputs(place: Place) -> None:
         else:
             for path in list(place.out.iterdir()):
                 path.replace(place.data / path.name)
-    _make_demo(place.data)
+    (place.data / "study").mkdir()
+    write_study(place.data / "study", rows(seeds=2, keeps=(0.5,)))
 
 
 def _make_photos(photos: Path, shards: Path) -> None:
@@ -223,16 +213,3 @@ def _make_photos(photos: Path, shards: Path) -> None:
             Image.fromarray(noise).resize((160, 120)).save(path, quality=90)
             files |= {f"{number}.jpg": path.read_bytes(), f"{number}.cls": str(kind).encode()}
         (shards / f"{kind}.tar").write_bytes(tar_of(files))
-
-
-def _make_demo(data: Path) -> None:
-    """Write the files of a finished demo that its report needs."""
-    folder = data / "demo"
-    folder.mkdir()
-    for path in (*data.glob("train.beton*"), data / "scores.npz", data / "kept.npz"):
-        shutil.copy(path, folder)
-    classes = {
-        "source": "train.beton", "relevant": [0], "scores": {"label_mapping": "scores.npz"},
-        "selections": {"label_mapping, keep 0.5": "kept.npz"},
-    }  # fmt: skip
-    (folder / "result.json").write_text(json.dumps({**result(), "classes": classes}))

@@ -4,15 +4,15 @@ from typing import Any
 
 import pytest
 
-from train.components.study.results import comparisons, prunings, table_of
+from train.components.study.results import COSTS, comparisons, prunings, table_of
 
 
 def row(method: str, keep: Any, kept: float, seed: int, accuracy: float) -> dict[str, Any]:
     return {
         "target": "few", "scored_on": "both" if method != "full" else "few", "method": method,
         "keep": keep, "budget": "equal_epochs", "seed": seed, "mode": "linear_probe",
-        "test_accuracy": accuracy, "kept": kept, "classes": 10, "pretrain_seconds": 10 * kept,
-        "selection_seconds": 1.0,
+        "test_accuracy": accuracy, "kept": kept, "classes": 10, "samples": 100,
+        "pretrain_seconds": 10 * kept, "selection_seconds": 1.0, **dict.fromkeys(COSTS, 0.25),
     }  # fmt: skip
 
 

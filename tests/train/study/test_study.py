@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dp4tl_ffcv import Selection, build_model, image_fields, save_checkpoint, write_beton
+from dp4tl_ffcv import Scores, Selection, build_model, image_fields, save_checkpoint, write_beton
 from tests.support.images import picture
+from train.components.study.results import COSTS
 from train.configs.study import Config
 from train.study import study
 
@@ -29,7 +30,6 @@ surrogates: {default: {epochs: 1}}
 finetune:
   linear_probe: {epochs: 2, batch_size: 8}
 """
-TIMES = {"pretrain_seconds", "selection_seconds", "images_per_second"}
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def finished(file: Path) -> tuple[Path, list[dict[str, Any]]]:
 def rows(out: Path) -> list[dict[str, Any]]:
     """Return the rows of a study without times."""
     lines = (out / "results.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k not in TIMES} for line in lines]
+    return [{k: v for k, v in json.loads(line).items() if "second" not in k} for line in lines]
 
 
 def test_each_run_has_a_row_and_each_selection_a_comparison(
@@ -86,6 +86,37 @@ def test_each_run_has_a_row_and_each_selection_a_comparison(
         assert row["mean"] == pytest.approx(mean)
         assert row["seeds"] == 2
     assert (out / "results.csv").read_text().count("\n") == len(found) + 1
+
+
+def test_rows_name_the_files_and_the_costs_of_their_selection(
+    finished: tuple[Path, list[dict[str, Any]]],
+) -> None:
+    out, compared = finished
+    lines = (out / "results.jsonl").read_text().splitlines()
+    for row in map(json.loads, lines):
+        costs = [row[name] for name in COSTS]
+        assert row["selection_seconds"] == pytest.approx(sum(costs))
+        if row["method"] == "full":
+            assert row["selection"] is row["scores"] is None
+            assert not any(costs)
+        else:
+            assert len(Selection.load(out / row["selection"] / "selection.npz").classes) == 3
+            assert Scores.load(out / row["scores"] / "scores.npz").method == row["method"]
+            has_surrogate = row["method"] == "label_mapping"
+            assert [cost > 0 for cost in costs] == [has_surrogate, has_surrogate, True, True]
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["runs"] == len(lines)
+    assert summary["stages"]["finetune"] == {"finished": 2 * 5}
+    assert len(summary["comparisons"]) == len(compared)
+
+
+def test_a_study_has_a_report(finished: tuple[Path, list[dict[str, Any]]], file: Path) -> None:
+    out, _ = finished
+    page = (out / "report.html").read_text()
+    assert f"dp4tl study {file} --out {out}" in page
+    for words in ("all 12 runs are finished", "Learning curves", "Classes by LM", "source train"):
+        assert words in page
+    assert page.count("data:image") == 1
 
 
 def test_a_finished_study_repeats_nothing(

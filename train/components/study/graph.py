@@ -149,7 +149,9 @@ class Graph:
         return self._stage("score", facts, needs, *used)
 
     def _features(self, surrogate: Stage, dataset: Dataset, options: Mapping[str, Any]) -> Stage:
-        settings = {**self.study.images, **self.study.pretrain}
+        # The surrogate sees images of the size that it was trained on.
+        own = surrogate.facts.get("settings", {})
+        settings = {**self.study.images, **self.study.pretrain, **own}
         crops = settings.keys() & {"resolution", "crop_ratio"}
         made: dict[str, Any] = {name: settings[name] for name in crops}
         if surrogate.kind == "pretrain_moco":  # which has no classifier

@@ -3,11 +3,13 @@
 import csv
 import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dp4tl_ffcv.utils import atomic_open
+from dp4tl_ffcv.utils import atomic_open, environment, write_json
 
 from ...configs.study import AUTO
 from .plan import FULL, Run
@@ -17,6 +19,14 @@ from .stages import Stage, with_needs
 Row = Mapping[str, Any]
 _GROUP = ("scored_on", "target", "mode", "budget", "method", "keep")
 _PAIRED = ("target", "mode", "budget", "seed")  # equal for a run and its full run
+# What a selection costs, by the kind of the stages; all other kinds count as scoring.
+_COSTS = {
+    **dict.fromkeys(("pretrain", "pretrain_moco", "weights"), "surrogate_seconds"),
+    "features": "features_seconds",
+    "selection": "select_seconds",
+}
+_SCORING = "scoring_seconds"
+COSTS = ("surrogate_seconds", "features_seconds", _SCORING, "select_seconds")
 
 
 def rows_of(runs: Iterable[Run]) -> list[dict[str, Any]]:
@@ -42,10 +52,13 @@ def rows_of(runs: Iterable[Run]) -> list[dict[str, Any]]:
                 "samples": trained["retained_samples"],
                 "steps": trained["steps"],
                 "pretrain_seconds": trained["pretrain_seconds"],
-                "selection_seconds": _cost(run.selection, result_of),
+                "selection_seconds": sum((costs := _costs(run.selection, result_of)).values()),
+                **costs,
                 "images_per_second": trained["images_per_second"],
-                "pretrained": f"{run.pretrained.kind}/{run.pretrained.key}",
-                "finetuned": f"{run.finetuned.kind}/{run.finetuned.key}",
+                "pretrained": _place_of(run.pretrained),
+                "finetuned": _place_of(run.finetuned),
+                "selection": _place_of(run.selection),
+                "scores": _place_of(run.selection.needs.get("scores") if run.selection else None),
             }
         )
     return rows
@@ -56,15 +69,21 @@ def _kept(run: Run, result_of: Any) -> float:
     return run.keep if run.keep != AUTO else float(result_of(run.selection)["keep"])
 
 
-def _cost(selection: Stage | None, result_of: Any) -> float:
-    """Return the seconds of surrogate, features, scores and selection, without writing betons."""
-    if selection is None:
-        return 0.0
-    seconds = 0.0
-    for stage in with_needs([selection]):
-        if stage.kind != "write":
-            result = result_of(stage)
-            seconds += result.get("pretrain_seconds", result["seconds"])
+def _place_of(stage: Stage | None) -> str | None:
+    """Return the folder of a stage, relative to that of the study."""
+    return None if stage is None else f"{stage.kind}/{stage.key}"
+
+
+def _costs(
+    selection: Stage | None, result_of: Callable[[Stage], dict[str, Any] | None]
+) -> dict[str, float]:
+    """Return the seconds of each part of a selection, without compilation and writing betons."""
+    seconds = dict.fromkeys(COSTS, 0.0)
+    for stage in [] if selection is None else with_needs([selection]):
+        result = result_of(stage)
+        if stage.kind != "write" and result is not None:
+            whole = result["seconds"] - result.get("compile_seconds", 0.0)
+            seconds[_COSTS.get(stage.kind, _SCORING)] += result.get("pretrain_seconds", whole)
     return seconds
 
 
@@ -72,9 +91,10 @@ def comparisons(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """Return, for each selection rule, the paired differences to the full source.
 
     Each entry has the run's targets, mode, budget, method and keep; the means of the fraction
-    kept, the classes and the accuracy; the fields of `Comparison` and its verdict; and the speed-up
-    of pretraining over the full source, alone and with the cost of the selection, as the ratio of
-    sums over seeds.
+    kept, the classes, the samples and the seconds; the mean accuracies of the selection and of the
+    full source with their 95 % intervals; the fields of `Comparison` and its verdict; and the
+    speed-up of pretraining over the full source, alone and with the cost of the selection, as the
+    ratio of sums over seeds.
     """
     found = []
     full = {_place(row): row for row in rows if row["method"] == FULL}
@@ -85,23 +105,39 @@ def comparisons(rows: Sequence[Row]) -> list[dict[str, Any]]:
     for key, group in groups.items():
         pairs = [(row, full[_place(row)]) for row in group]
         result = compare([row["test_accuracy"] - base["test_accuracy"] for row, base in pairs])
-        base_seconds = sum(base["pretrain_seconds"] for _, base in pairs)
-        seconds = sum(row["pretrain_seconds"] for row, _ in pairs)
-        cost = sum(row["selection_seconds"] for row, _ in pairs)
+        base_seconds = _mean(base["pretrain_seconds"] for _, base in pairs)
+        seconds, cost = (
+            _mean(row[name] for row in group) for name in ("pretrain_seconds", "selection_seconds")
+        )
         found.append(
             {
                 **dict(zip(_GROUP, key, strict=True)),
-                "kept": sum(row["kept"] for row in group) / len(group),
-                "classes": sum(row["classes"] for row in group) / len(group),
-                "accuracy": sum(row["test_accuracy"] for row in group) / len(group),
-                "full_accuracy": sum(base["test_accuracy"] for _, base in pairs) / len(pairs),
+                "kept": _mean(row["kept"] for row in group),
+                "classes": _mean(row["classes"] for row in group),
+                "samples": _mean(row["samples"] for row in group),
+                **_with_interval("accuracy", group),
+                **_with_interval("full_accuracy", [base for _, base in pairs]),
                 **{name: getattr(result, name) for name in Comparison.__slots__},
                 "verdict": result.verdict,
                 "speedup": base_seconds / seconds,
                 "speedup_with_selection": base_seconds / (seconds + cost),
+                "pretrain_seconds": seconds,
+                "full_pretrain_seconds": base_seconds,
+                **{name: _mean(row[name] for row in group) for name in COSTS},
             }
         )
     return found
+
+
+def _with_interval(name: str, rows: Sequence[Row]) -> dict[str, float]:
+    """Return the mean test accuracy, and both ends of its 95 % interval over the seeds."""
+    found = compare([row["test_accuracy"] for row in rows])
+    return {name: found.mean, f"{name}_low": found.low, f"{name}_high": found.high}
+
+
+def _mean(values: Iterable[float]) -> float:
+    numbers = list(values)
+    return sum(numbers) / len(numbers)
 
 
 def _place(row: Row) -> tuple[Any, ...]:
@@ -133,6 +169,53 @@ def write_results(out: Path, rows: Sequence[Row]) -> None:
         writer.writerows(rows)
     with atomic_open(out / "results.csv") as stream:
         stream.write(table.getvalue().encode())
+
+
+def write_summary(
+    out: Path, runs: Sequence[Run], stages: Sequence[Stage], compared: Sequence[Row], command: str
+) -> None:
+    """Write `summary.json`, from which the report is made together with the rows.
+
+    Args:
+        out: folder of the study.
+        runs: all runs of the plan.
+        stages: all stages that the command makes.
+        compared: comparisons of the finished runs.
+        command: command line that repeats the study.
+    """
+    states: dict[str, Counter[str]] = {}
+    for stage in stages:
+        states.setdefault(stage.kind, Counter())[stage.state] += 1
+    source = runs[0].pretrained.paths["train"]
+    summary = summary_of(
+        compared,
+        command=command,
+        source=str(source.relative_to(out) if source.is_relative_to(out) else source),
+        runs=len(runs),
+        stages=states,
+        environment=environment(),
+    )
+    write_json(out / "summary.json", summary)
+
+
+def summary_of(compared: Sequence[Row], **about: Any) -> dict[str, Any]:
+    """Return the content of `summary.json`: `about`, comparisons, and prunings without loss."""
+    return {
+        **about,
+        "comparisons": [_finite(row) for row in compared],
+        "prunings": [
+            {**dict(zip(_GROUP, key, strict=False)), "pruned": pruned}
+            for key, pruned in prunings(compared).items()
+        ],
+    }
+
+
+def _finite(row: Row) -> dict[str, Any]:
+    """Replace the infinite interval of a single seed, which JSON does not have, by None."""
+    return {
+        name: None if isinstance(value, float) and math.isinf(value) else value
+        for name, value in row.items()
+    }
 
 
 def table_of(compared: Sequence[Row]) -> str:

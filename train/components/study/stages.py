@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from dp4tl_ffcv.utils import RunFolder, read_json, write_json
 
@@ -52,6 +52,13 @@ class Stage:
     def result(self) -> dict[str, Any] | None:
         """Return the result of the finished stage, or None."""
         return self.run_folder.finished()
+
+    @property
+    def state(self) -> Literal["finished", "failed", "not finished"]:
+        """How far the stage is."""
+        if self.result() is not None:
+            return "finished"
+        return "not finished" if self.failure is None else "failed"
 
     @property
     def failure(self) -> str | None:

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -11,16 +10,12 @@ from unittest import mock
 import numpy as np
 import torch
 
-from dp4tl_ffcv import Selection, write_report
-from dp4tl_ffcv.report import report
-from dp4tl_ffcv.report.figures import Plot
-from tests.campaigns.fuzz.datasets import NAMES
+from dp4tl_ffcv import write_report
+from dp4tl_ffcv.report.figures import Panels
 from tests.campaigns.fuzz.mutate import mutated_json
 from tests.campaigns.fuzz.target import FaultError, Sample, Target
 from tests.campaigns.fuzz.targets.checkpoints import Position
-from tests.support.images import picture, write_images
-from tests.support.reports import result, row
-from tests.support.scores import scores_of
+from tests.support.reports import rows, write_study
 from train.components.counters import Counters
 from train.components.processes import Processes
 from train.components.saved_state import SavedState
@@ -28,83 +23,67 @@ from train.components.session import Session
 from train.configs.pretrain import Config
 
 _OUTSIDE = 0.05  # share of the cases that name a file outside of the folder
-_DRAWN = 0.04  # share of the reports whose figures are drawn, which takes a second
-_ROW = re.compile(r"<tr.*?</tr>", re.DOTALL)
-_LOADED = re.compile(r'<script|\b(?:src|href)="(?!data:image/|#)')
+_DRAWN = 0.04  # share of the reports whose panels are drawn, which takes a second
+_ATTACKED = ("results.jsonl", "summary.json", "config.json")
+_LINE = re.compile(r"<tr.*?</tr>", re.DOTALL)
+_LOADED = re.compile(r'<script|\b(?:src|href)="(?!data:image/|#)|url\((?!#|data:image/)')
 
 
 class Reports(Target):
-    name = "report of a demo"
+    name = "report of a study"
 
     def prepare(self, folder: Path) -> list[Sample]:
-        images = [picture(8, 12, seed) for seed in range(len(NAMES))]
-        options = {"page_size": 1 << 21, "num_workers": 0, "jpeg_index": False}
-        index = write_images(folder / "a.beton", images, range(3), class_names=NAMES, **options)
-        scores_of([2, 1, 0]).save(folder / "scores.npz")
-        Selection.of_classes(index, [0, 2]).save(folder / "kept.npz")
-        files = {f"demo/{path.name}": path.read_bytes() for path in folder.iterdir()}
-        rows = [row("full", 1.0, 0.93), row("label_mapping", 0.5, 0.9), row("random", 0.5, 0.8)]
-        classes = {
-            "source": "a.beton", "relevant": [0], "scores": {"label_mapping": "scores.npz"},
-            "selections": {"label_mapping, keep 0.5": "kept.npz"},
-        }  # fmt: skip
-        shown = json.dumps({**result(), "rows": rows, "classes": classes}, indent=1).encode()
-        links = self.links_outside("demo")
-        return [Sample({**files, "demo/result.json": shown}, "demo/result.json", links=links)]
+        write_study(folder, rows(seeds=2, methods=("label_mapping", "random"), keeps=(0.5,)))
+        paths = [path for path in folder.rglob("*") if path.is_file()]
+        files = {f"study/{path.relative_to(folder)}": path.read_bytes() for path in paths}
+        links = self.links_outside("study")
+        return [Sample(files, f"study/{name}", links=links) for name in _ATTACKED]
 
     def mutate(self, rng: np.random.Generator, sample: Sample, donor: Sample) -> bytes:
-        """Mutate the JSON, or let it name a file outside."""
-        if rng.random() >= _OUTSIDE:
-            words = ("rows", "classes", "a.beton", "<script>", "label_mapping", "full", "0.5")
+        """Mutate the JSON, of which the results have one value a line, or name a file outside."""
+        if rng.random() < _OUTSIDE:
+            outside = self.name_outside(rng, "study")
+            name = (b"selection/random_05_0", b"pretrain/full_10_0")[int(rng.integers(2))]
+            return sample.data.replace(name, outside.encode())
+        words = ("comparisons", "label_mapping", "<script>", "full", "0.5", "auto", "prunings")
+        if not sample.attacked.endswith("jsonl"):
             return mutated_json(rng, sample.data, words)
-        name = ("a.beton", "scores.npz", "kept.npz")[int(rng.integers(3))]
-        outside = self.name_outside(rng, "demo")
-        return sample.data.replace(json.dumps(name).encode(), json.dumps(outside).encode())
+        lines = sample.data.splitlines()
+        at = int(rng.integers(len(lines)))
+        return b"\n".join((*lines[:at], mutated_json(rng, lines[at], words), *lines[at + 1 :]))
 
     def use(self, rng: np.random.Generator, folder: Path, sample: Sample, data: bytes) -> str:
         """Write the report, which must be made whole or not at all, and must load nothing."""
-        made = folder / "demo/report.html", folder / "demo/figures"
+        made = folder / "study/report.html"
         is_drawn = data == sample.data or rng.random() < _DRAWN
+        undrawn = mock.patch.object(Panels, "_panel", return_value="")
         try:
-            undrawn = mock.patch.multiple(report, **_UNDRAWN)
             with nullcontext() if is_drawn else undrawn:
-                page = write_report(folder / "demo").read_text()
+                page = write_report(folder / "study").read_text()
         except Exception:
-            if left := [str(path) for path in made if path.exists()]:
-                raise FaultError("left behind", ", ".join(left)) from None
+            if made.exists():
+                raise FaultError("left behind", str(made)) from None
             raise
         finally:
-            made[0].unlink(missing_ok=True)
-            shutil.rmtree(made[1], ignore_errors=True)
+            made.unlink(missing_ok=True)
         if found := _LOADED.search(page):
             raise FaultError("a page that loads", page[found.start() :][:200])
-        given = json.loads(data)
-        _check_shown(given["rows"], page)
-        return "equal" if given == json.loads(sample.data) else "accepted, rows compared"
+        summary = json.loads((folder / "study/summary.json").read_bytes())
+        _check_shown(summary["comparisons"], page)
+        return "equal" if data == sample.data else "accepted, rows compared"
 
 
-def _check_shown(rows: list[dict[str, Any]], page: str) -> None:
-    """Raise `FaultError` unless a row of a table shows the numbers of each row of a result."""
-    shown = _ROW.findall(page)
-    for each in rows:
+def _check_shown(compared: list[dict[str, Any]], page: str) -> None:
+    """Raise `FaultError` unless a line of a table shows the numbers of each comparison."""
+    shown = _LINE.findall(page)
+    for each in compared:
         numbers = (
-            f"{100 * each['test_accuracy_mean']:.2f}%", f"<td>{each['keep']:g}</td>",
+            f"<td>{100 * each['accuracy']:.2f}</td>",
             f"<td>{each['speedup']:.2f}\N{MULTIPLICATION SIGN}</td>",
-            f"<td>{each['retained_classes']:,}</td>", f"<td>{each['retained_samples']:,}</td>",
+            f"<td>{each['classes']:,.0f}</td>", f"<td>{each['samples']:,.0f}</td>",
         )  # fmt: skip
         if not any(all(number in line for number in numbers) for line in shown):
             raise FaultError("differs from a plain reading", f"{each!r:.300}")
-
-
-def _undrawn(name: str) -> Plot:
-    return Plot(name=name, svg=b"", png=b"")
-
-
-_UNDRAWN = {
-    "accuracy_plot": lambda _: _undrawn("accuracy_vs_keep"),
-    "speedup_plot": lambda _: _undrawn("speedup_vs_keep"),
-    "class_scores_plot": lambda given, *_: _undrawn(f"class_scores_{given.method}"),
-}
 
 
 class RunFolders(Target):

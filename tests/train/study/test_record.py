@@ -1,0 +1,53 @@
+"""Results and report that are written while a study goes on."""
+
+from pathlib import Path
+
+import pytest
+
+from train.components.study import record as module
+from train.components.study.record import Record
+
+
+class Clock:
+    """A clock that writing a record moves on."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, error: Exception | None = None) -> None:
+        self.now, self.writes, self.error = 100.0, 0, error
+        monkeypatch.setattr(module.time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(module, "write_report", self.write)
+        for name in ("rows_of", "comparisons"):
+            monkeypatch.setattr(module, name, lambda _: [])
+        monkeypatch.setattr(Record, "_source", lambda _: None)
+        for name in ("write_results", "write_summary"):
+            monkeypatch.setattr(module, name, lambda *_: None)
+
+    def write(self, *_: object, **__: object) -> None:
+        self.now, self.writes = self.now + 2.0, self.writes + 1
+        if self.error:
+            raise self.error
+
+
+def test_records_of_an_unfinished_study_take_a_small_share_of_the_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock(monkeypatch)
+    record = Record(tmp_path, [], [], Path("a.yaml"))
+    for _ in range(1000):
+        record.refresh()
+        clock.now += 1.0
+    assert 2 <= clock.writes <= 1000 * 0.03 / 2
+    record.write()
+    assert record.write() == []  # always at the end
+
+
+def test_an_unfinished_study_goes_on_without_a_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = Clock(monkeypatch, ValueError("results.jsonl is damaged"))
+    record = Record(tmp_path, [], [], Path("a.yaml"))
+    record.refresh()
+    record.refresh()
+    assert clock.writes == 1
+    assert "no report: results.jsonl is damaged" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="damaged"):
+        record.write()

@@ -1,0 +1,65 @@
+"""Results, summary and report of a study, at its end and while it goes on."""
+
+import shlex
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dp4tl_ffcv import write_report
+
+from .plan import Run
+from .results import comparisons, rows_of, write_results, write_summary
+from .stages import Stage
+
+_SHARE = 0.02  # of the time may go into records of an unfinished study
+
+
+class Record:
+    """Writes `results.jsonl`, `results.csv`, `summary.json` and `report.html`.
+
+    Args:
+        out: folder of the study.
+        runs: all runs of the plan.
+        stages: all stages that the command makes.
+        file: the study file.
+    """
+
+    def __init__(self, out: Path, runs: Sequence[Run], stages: Sequence[Stage], file: Path) -> None:
+        self._out, self._runs, self._stages = out, runs, stages
+        self._command = (
+            f"dp4tl study {shlex.quote(str(file.absolute()))} --out {shlex.quote(str(out))}"
+        )
+        self._due = 0.0
+
+    def _source(self) -> Path | None:
+        """Return the beton of the source, unless it is not written yet."""
+        path: Path = self._runs[0].pretrained.paths["train"]
+        return path if path.exists() else None
+
+    def refresh(self) -> None:
+        """Write all files if the last time is long enough ago. An error is printed, not raised."""
+        if time.monotonic() >= self._due:
+            try:
+                self.write()
+            except (OSError, ValueError) as error:
+                print(f"no report: {error}", flush=True)
+
+    def write(self) -> list[dict[str, Any]]:
+        """Write all files, and return the comparisons of the finished runs.
+
+        Raises:
+            OSError: a file cannot be read or written.
+            ValueError: a result is damaged.
+        """
+        started = time.monotonic()
+        try:
+            rows = rows_of(self._runs)
+            compared = comparisons(rows)
+            write_results(self._out, rows)
+            write_summary(self._out, self._runs, self._stages, compared, self._command)
+            write_report(self._out, source=self._source())
+        finally:
+            ended = time.monotonic()
+            self._due = ended + (ended - started) / _SHARE
+        return compared
