@@ -102,8 +102,8 @@ class Study:
     """Seeds. Each has a surrogate, a full run and a run of each selection."""
     surrogates: Mapping[str, Settings | str]
     """Surrogates by name: settings of `dp4tl pretrain` that replace those of `pretrain`, or a
-    `recipe` and its settings, or weights by their name or path. Methods that name no surrogate take
-    the first."""
+    `recipe` and its settings, or weights by their name or path. `samples` is the share of each
+    class's samples to train on, drawn at random. Methods that name no surrogate take the first."""
     pretrain: Settings
     """Settings of `dp4tl pretrain`."""
     finetune: Mapping[Mode, Settings]
@@ -125,6 +125,7 @@ class Study:
         for surrogate in self.surrogates.values():
             if not isinstance(surrogate, str):
                 check_choice("recipe", surrogate.get("recipe", RECIPES[0]), RECIPES)
+                check_number("samples", surrogate.get("samples", 1), above=0, at_most=1)
         if len({*self.seeds}) < len(self.seeds):
             raise ValueError("`seeds` holds a seed twice.")
 

@@ -308,3 +308,23 @@ def test_betons_of_ones_own_are_known_by_their_content(file: Path, photos: Any) 
     assert "data" not in stage.needs
     assert stage.paths["train"] == file.parent / "own_train.beton"
     assert str(file.parent) not in str(stage.facts)
+
+
+def test_a_surrogate_can_be_small(file: Path) -> None:
+    runs = changed(file, "{epochs: 2}", "{epochs: 2, samples: 0.25, resolution: 16}")
+    surrogate = surrogates_of(runs)["label_mapping"]
+    assert "samples" not in surrogate.facts["settings"]
+    assert surrogate.facts["settings"]["resolution"] == 16
+    drawn = surrogate.needs["selection"]
+    assert (drawn.facts["keep"], drawn.facts["balanced"]) == (0.25, True)
+    assert drawn.needs["scores"].facts["options"] == {"unit": "sample", "seed": 1000}
+    (features,) = {
+        run.selection.needs["scores"].needs["target"].facts["settings"]["resolution"]
+        for run in runs
+        if run.method == "label_mapping" and run.selection
+    }
+    assert features == 16
+    full = next(run for run in runs if run.method == "full")
+    assert full.pretrained.facts["settings"]["resolution"] == 24
+    with pytest.raises(ValueError, match="samples"):
+        changed(file, "samples: 0.25", "samples: 1.5")

@@ -86,13 +86,23 @@ class Graph:
         given, seed = self.study.surrogates[name], _SURROGATE_SEED + seed
         if isinstance(given, str):
             return self._weights(given)
-        settings = {name: value for name, value in given.items() if name != "recipe"}
+        settings = {
+            name: value for name, value in given.items() if name not in ("recipe", "samples")
+        }
+        needs = {"selection": self._sample(given["samples"], seed)} if "samples" in given else None
         if given.get("recipe", "pretrain") == "pretrain":
-            return self._pretrain({**self.study.pretrain, **settings}, seed)
+            return self._pretrain({**self.study.pretrain, **settings}, seed, needs)
         known = {field.name for field in fields(MocoConfig)}
         images = {name: value for name, value in self.study.images.items() if name in known}
         facts = {"settings": {**images, **settings, "seed": seed}}
-        return self._stage("pretrain_moco", facts, None, self._source, ("train",))
+        return self._stage("pretrain_moco", facts, needs, self._source, ("train",))
+
+    def _sample(self, share: float, seed: int) -> Stage:
+        """Return the selection of a share of the samples of each class, drawn at random."""
+        facts: dict[str, Any] = {"method": "random", "options": {"unit": "sample", "seed": seed}}
+        scores = self._stage("score", facts, None, self._source, ("train",), "beton")
+        facts, needs = {"keep": share, "balanced": True}, {"scores": scores}
+        return self._stage("selection", facts, needs, self._source, ("train",), "beton")
 
     def _weights(self, given: str) -> Stage:
         path = self._base / given

@@ -41,14 +41,18 @@ def run_stage(stage: Stage, threads: int | None = None) -> dict[str, Any]:
     folder = stage.run_folder
     folder.start(resume=True)
     stage.set_failure(None)
-    started = time.perf_counter()
+    started, processor = time.perf_counter(), time.process_time()
     with (
         (stage.folder / "output.txt").open("a", buffering=1) as output,
         redirect_stdout(output),
         compile_timer() as compile_seconds,
     ):
         result = _WORK[stage.kind](stage, threads)
-    seconds = {"seconds": time.perf_counter() - started, "compile_seconds": compile_seconds()}
+    seconds = {
+        "seconds": time.perf_counter() - started,
+        "processor_seconds": time.process_time() - processor,
+        "compile_seconds": compile_seconds(),
+    }
     return folder.finish({**seconds, **result})
 
 
@@ -84,10 +88,12 @@ def pretrain(stage: Stage, threads: int | None) -> dict[str, Any]:
 
 def pretrain_moco(stage: Stage, threads: int | None) -> dict[str, Any]:
     """Pretrain a surrogate without labels."""
+    chosen = stage.needs.get("selection")
     return pretrain_moco_recipe.pretrain_moco(
         PretrainMocoConfig(
             **stage.paths,
             run=stage.folder / "run",
+            selection=None if chosen is None else chosen.folder / "selection.npz",
             num_workers=threads,
             overwrite=True,
             **stage.facts["settings"],
@@ -159,7 +165,7 @@ def score(stage: Stage, _: int | None) -> dict[str, Any]:
 def selection(stage: Stage, _: int | None) -> dict[str, Any]:
     """Select a fraction of the source by scores, and say which fraction that is."""
     keep = stage.facts["keep"]
-    options: dict[str, Any] = {"keep": keep}
+    options: dict[str, Any] = {"keep": keep, "balanced": stage.facts.get("balanced", False)}
     index = BetonIndex.open(stage.paths["beton"])
     if "clusters" in stage.needs:
         options["clusters"] = _folder(stage, "clusters") / "clusters.npz"
