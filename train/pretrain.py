@@ -35,6 +35,7 @@ from dp4tl_ffcv.utils import Classifier, on_rank_zero
 from .components.attacks import adversarial_loss, make_attack
 from .components.data import Source, names_of, open_source
 from .components.dynamics import DynamicsRecorder
+from .components.infobatch import InfoBatch
 from .components.optimizers import AveragedWeights, add_blurpool, make_optimizer, take_step
 from .components.precision import autocast, loss_scaler
 from .components.processes import Processes, processes
@@ -55,23 +56,25 @@ def pretrain(config: Config) -> dict[str, Any]:
         session.start()
         state = set_up(config, source, group, session.scratch)
         session.resume(**state.stateful())
-        set_resolution(state, session.epoch)
+        start_epoch(state, session)
         session.warm_up(lambda: try_batch(state.model, state.loader, partial(loss_of, state)))
 
-        while session.step < state.num_steps:
-            set_resolution(state, session.epoch)
+        while position_of(state, session) < state.num_steps:
+            total = start_epoch(state, session)
             state.model.train()
-            for images, labels in session.batches(state.loader, state.num_steps, state.tell_ids):
-                loss = train_step(state, images, labels, session.step)
+            for images, labels in session.batches(state.loader, total, state.tell_ids):
+                loss = train_step(state, images, labels, position_of(state, session))
                 session.count(loss, len(images))
             if state.recorder:
                 state.recorder.end_epoch()
+            if state.infobatch:
+                state.infobatch.end_epoch()
             session.end_epoch()
             group.average_statistics(state.model.named_buffers())
             if state.averaged:
                 group.average_statistics(state.averaged.average.named_buffers())
             session.write_epoch()
-            last = session.step == state.num_steps
+            last = position_of(state, session) >= state.num_steps
             # Validate before saving: a run that is killed in between validates again.
             if not last and config.val_every and session.epoch % config.val_every == 0:
                 session.write("validation", **validate(state))
@@ -105,20 +108,28 @@ class TrainState:
     averaged: AveragedWeights | None
     loader: PrunedLoader
     optimizer: torch.optim.Optimizer
-    learning_rate: Callable[[int], float]
-    """Learning rate by step."""
+    learning_rate: Callable[[float], float]
+    """Learning rate by position in the run, see `position_of`."""
     scaler: torch.amp.GradScaler
     criterion: nn.Module
     recorder: DynamicsRecorder | None
     """Records the predictions of each sample."""
+    infobatch: InfoBatch | None
+    """Chooses the samples of each epoch."""
+    epoch_steps: int
+    """Steps of an epoch with all samples."""
     num_steps: int
-    """Steps of the whole run."""
+    """Steps of the whole run, if each epoch has all samples."""
     validation: Validation | None
 
     def stateful(self) -> dict[str, Any]:
         """Return everything that training changes, by name."""
         parts = {"model": self.model, "optimizer": self.optimizer, "scaler": self.scaler}
-        optional = {"averaged": self.averaged, "recorder": self.recorder}
+        optional = {
+            "averaged": self.averaged,
+            "recorder": self.recorder,
+            "infobatch": self.infobatch,
+        }
         return parts | {name: part for name, part in optional.items() if part}
 
     @property
@@ -158,12 +169,14 @@ def set_up(config: Config, source: Source, group: Processes, scratch: Path) -> T
         distributed=group.world_size > 1,
     )
     num_steps = config.iterations or config.epochs * len(loader)
-    recorder = None
-    criterion = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
+    recorder = infobatch = None
     if config.record_dynamics:
-        num_outputs = model.num_classes or 0
-        recorder = DynamicsRecorder(scratch / "dynamics", group, num_outputs)
-        criterion = SampleLoss(recorder, config.label_smoothing)
+        recorder = DynamicsRecorder(scratch / "dynamics", group, model.num_classes or 0)
+    if config.infobatch:
+        infobatch = InfoBatch(source.ids, config.infobatch, config.seed, group)
+    criterion = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
+    if recorder or infobatch:
+        criterion = SampleLoss(config.label_smoothing, recorder, infobatch)
     return TrainState(
         config=config,
         group=group,
@@ -176,6 +189,8 @@ def set_up(config: Config, source: Source, group: Processes, scratch: Path) -> T
         scaler=loss_scaler(config.amp, group.device),
         criterion=criterion,
         recorder=recorder,
+        infobatch=infobatch,
+        epoch_steps=len(loader),
         num_steps=num_steps,
         validation=make_validation(config, source, group),
     )
@@ -219,18 +234,41 @@ def make_validation(config: Config, source: Source, group: Processes) -> Validat
 
 
 # -- training ------------------------------------------------------------------------------------
-def set_resolution(state: TrainState, epoch: int) -> None:
-    """Set the resolution of an epoch."""
-    config = state.config
+def position_of(state: TrainState, session: Session, *, epoch_start: bool = False) -> float:
+    """Return how many of `num_steps` are done: now, or when the current epoch began.
+
+    The shorter epochs of InfoBatch count as much as whole ones, as in its authors' code, so that
+    every schedule goes by epochs. With `iterations`, steps count.
+    """
+    first = session.counters.first_step
+    steps = 0 if epoch_start else session.step - first
+    if state.config.iterations:
+        return first + steps
+    if state.infobatch:
+        return state.epoch_steps * (session.epoch + steps / len(state.loader))
+    return state.epoch_steps * session.epoch + steps
+
+
+def start_epoch(state: TrainState, session: Session) -> int:
+    """Set the samples and the resolution of an epoch. Return the steps that the run has at most."""
+    config, loader = state.config, state.loader
+    start = position_of(state, session, epoch_start=True)
     # With `iterations` a run has more or fewer epochs than `epochs`: each resolution then takes
     # the same fraction of the run.
-    epoch = epoch * config.epochs * len(state.loader) // state.num_steps
-    state.loader.resolution = resolution_at(
-        epoch, config.resolution, config.end_resolution, config.ramp
-    )
+    epoch = int(start * config.epochs) // state.num_steps
+    loader.resolution = resolution_at(epoch, config.resolution, config.end_resolution, config.ramp)
+    if state.infobatch:
+        prune = start + state.epoch_steps <= config.infobatch_until * state.num_steps
+        least = loader.batch_size * state.group.world_size
+        chosen = state.infobatch.start_epoch(session.epoch, at_least=least, prune=prune)
+        loader.set_samples(chosen)
+    if config.iterations:
+        return config.iterations
+    later = state.epoch_steps * (config.epochs - session.epoch - 1)
+    return session.counters.first_step + len(loader) + later
 
 
-def train_step(state: TrainState, images: Tensor, labels: Tensor, step: int) -> Tensor:
+def train_step(state: TrainState, images: Tensor, labels: Tensor, step: float) -> Tensor:
     """Train on one batch and return its loss, without waiting for the GPU."""
     loss = loss_of(state, images, labels)
     take_step(
@@ -271,10 +309,9 @@ def loss_of(state: TrainState, images: Tensor, labels: Tensor) -> Tensor:
 
 def save_dynamics(recorder: DynamicsRecorder, source: Source, config: Config) -> None:
     """Write `dynamics.npz` to the run folder."""
-    index, selection = source.index, source.selection
-    ids = selection.indices if selection else np.arange(index.num_samples)
+    index = source.index
     about = {"source_fingerprint": index.fingerprint, "arch": config.arch, "seed": config.seed}
-    recorder.result(ids, index.num_samples, about).save(config.run / "dynamics.npz")
+    recorder.result(source.ids, index.num_samples, about).save(config.run / "dynamics.npz")
 
 
 def validate(state: TrainState) -> dict[str, Any]:

@@ -81,6 +81,7 @@ class PrunedLoader(StatefulLoader):
     cache: str
     memory_manager: RetainedMemory
     _indices: NDArray[np.uint64]
+    _length: int | None
 
     def __init__(
         self,
@@ -193,6 +194,40 @@ class PrunedLoader(StatefulLoader):
             self._remap.set_label_map(chosen)
             self.generate_code()
 
+    def set_samples(self, ids: ArrayLike | None) -> None:
+        """Load only some of the retained samples from the next epoch on.
+
+        The retained samples, their labels and the bytes in the cache stay as they are, so that the
+        samples may change in every epoch at little cost. A running epoch is not affected. An epoch
+        that `load_state_dict` was to continue starts from its beginning.
+
+        Args:
+            ids: ids of retained samples; None for all.
+
+        Raises:
+            TypeError: `ids` are not integers.
+            ValueError: `ids` are empty, or a sample is not retained.
+        """
+        chosen = self._indices
+        if ids is not None:
+            chosen = choose_indices(self._index, None, ids)
+            is_retained = np.isin(chosen, self._indices)
+            if not is_retained.all():
+                raise ValueError(
+                    f"`ids` must be retained samples; {chosen[~is_retained][0]} is not. Call "
+                    "`set_selection` to retain others."
+                )
+        self.traversal_order = self._order_over(chosen, self.memory_manager)
+        self._samples, self._length, self._loaded = chosen, None, None
+
+    def _order_over(self, ids: NDArray[np.uint64], memory: RetainedMemory) -> Any:
+        """Return the traversal order of samples, which it may reject."""
+        changed = copy.copy(self)
+        changed._indices, changed.memory_manager = ids, memory
+        order = self._make_order(changed)
+        order.loader = self
+        return order
+
     def _retain(self, selection: Selection | None, ids: NDArray[np.uint64]) -> None:
         """Build all that depends on the retained samples. After an error, nothing has changed."""
         used = {spec.source for spec in self.pipeline_specs.values()}
@@ -210,14 +245,10 @@ class PrunedLoader(StatefulLoader):
         memory = RetainedMemory(
             self._index, cache, self.seed, self._decoders, self.num_workers, self._has_indexes
         )
-        changed = copy.copy(self)  # the order reads the new ids, and may reject them
-        changed._indices, changed.memory_manager = ids, memory
-        order = self._make_order(changed)
-        order.loader = self
+        order = self._order_over(ids, memory)
         self.selection, self._indices, self._extents = selection, ids, extents
         self.cache, self.memory_manager, self.traversal_order = name, memory, order
-        self._length: int | None = None
-        self._loaded = None
+        self._samples, self._length, self._loaded = ids, None, None
 
     def __iter__(self) -> EpochBatches:
         """Start the next epoch, or continue the epoch of a loaded state."""

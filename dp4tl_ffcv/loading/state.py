@@ -46,7 +46,7 @@ class StatefulLoader(Loader):
     next_epoch: int
     _index: BetonIndex
     _opened_here: bool
-    _indices: NDArray[np.uint64]
+    _samples: NDArray[np.uint64]  # ids that the next epoch loads
     _extents: RetainedExtents
     _running: Progress | None = None  # of the epoch that began last
     _loaded: tuple[Position, NDArray[Any]] | None = None  # where the next epoch begins, and its ids
@@ -69,7 +69,7 @@ class StatefulLoader(Loader):
         """
         running = self._running
         if running is None or running.finished:
-            return write_state(self._next_position, self._identity(self._indices))
+            return write_state(self._next_position, self._identity(self._samples))
         return write_state(running.position, self._identity(running.ids))
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -91,7 +91,7 @@ class StatefulLoader(Loader):
             StaleArtifactError: the state is of another beton.
             ValueError: the state is malformed, or of another seed, order or selection.
         """
-        position = read_state(state, self._identity(self._indices), self._index.path)
+        position = read_state(state, self._identity(self._samples), self._index.path)
         ids = order_from(self.traversal_order, position, *place_of(self))
         self._running = None
         self.next_epoch, self._loaded = position.epoch, None
@@ -104,7 +104,7 @@ class StatefulLoader(Loader):
 
     def _progress_of(self, order: NDArray[Any]) -> Progress:
         """Return the progress in the next epoch, which reads the ids `order`."""
-        return Progress(self._next_position, self._indices, place_of(self)[1], len(order))
+        return Progress(self._next_position, self._samples, place_of(self)[1], len(order))
 
     def _identity(self, ids: NDArray[Any]) -> Identity:
         fingerprint = self._index.fingerprint

@@ -254,3 +254,64 @@ def test_windows_are_rounded_up_to_whole_batches(colours: Any) -> None:
     assert [colours.ids_of(pixels).tolist() for pixels, *_ in loader] == [
         list(range(start, start + 8)) for start in range(0, 120, 8)
     ]
+
+
+# Some of the retained samples.
+
+
+@pytest.mark.parametrize("cache", CACHE_OPTIONS)
+@pytest.mark.parametrize("order", ORDER_NAMES)
+def test_an_epoch_may_have_some_of_the_retained_samples(order: str, cache: str, paged: Any) -> None:
+    selection = of_classes(paged, [2, 5, 7])
+    loader = loader_of(paged, 5, order=order, cache=cache, selection=selection, relabel=True)
+    for chosen in (selection.indices[::2], selection.indices[:3], None, selection.indices[20:]):
+        loader.set_samples(chosen)
+        expected = selection.indices if chosen is None else chosen
+        assert len(loader) == -(-len(expected) // 5)  # at once
+        ids, labels = samples_of(loader, paged)
+        np.testing.assert_array_equal(np.sort(ids), expected)
+        np.testing.assert_array_equal(labels, selection.label_map[paged.labels[ids]])
+    np.testing.assert_array_equal(loader.indices, selection.indices)
+    loader.set_selection(selection)
+    np.testing.assert_array_equal(np.sort(samples_of(loader, paged)[0]), selection.indices)
+
+
+def test_bytes_in_memory_stay_there_when_the_samples_of_an_epoch_change(colours: Any) -> None:
+    loader = loader_of(colours, 5, cache="ram")
+    loader.set_samples(np.arange(60))
+    samples_of(loader, colours)
+    loader.set_samples(None)
+    samples_of(loader, colours)
+    before = loader.bytes_read
+    for chosen in (np.arange(30), np.arange(20, 110), None):
+        loader.set_samples(chosen)
+        samples_of(loader, colours)
+    assert loader.bytes_read == before
+
+
+def test_a_state_is_of_the_samples_of_its_epoch(colours: Any) -> None:
+    first, second = (loader_of(colours, 5, order="random", seed=1) for _ in range(2))
+    first.set_samples(np.arange(0, 120, 4))
+    batches = iter(first)
+    begun = samples_of([next(batches) for _ in range(1)], colours)[0]
+    state = first.state_dict()
+    rest = samples_of(batches, colours)[0]
+    with pytest.raises(ValueError, match="other samples"):
+        second.load_state_dict(state)
+    second.set_samples(np.arange(0, 120, 4))
+    second.load_state_dict(state)
+    np.testing.assert_array_equal(samples_of(second, colours)[0], rest)
+    np.testing.assert_array_equal(np.sort(np.append(begun, rest)), np.arange(0, 120, 4))
+
+
+def test_samples_that_are_not_retained_are_rejected(colours: Any) -> None:
+    loader = loader_of(colours, 5, indices=[3, 8, 9])
+    loader.set_samples([3, 9])
+    for given, error, says in (
+        ([3, 7], ValueError, "`ids` must be retained samples; 7 is not"),
+        ([], ValueError, "empty"),
+        ([0.5], TypeError, "indices"),
+    ):
+        with pytest.raises(error, match=says):
+            loader.set_samples(given)
+        assert samples_of(loader, colours)[0].tolist() == [3, 9]

@@ -72,6 +72,7 @@ with processes() as group:
 
     build_model, pretrain.build_model = pretrain.build_model, plain_model
     found["plain"] = run("plain")
+    found["infobatch"] = run("infobatch", infobatch=0.5, epochs=4, batch_size=16)
     found["odd"] = run("odd", selection=selection, batch_size=16)
     found["validation"] = validate_on_39(shared["train"], out / "one", group)
     pretrain.build_model = build_model
@@ -173,7 +174,10 @@ def single(settings: dict[str, Any]) -> dict[str, Any]:
             selection=Path(settings["selection"]),
             **{**paths, **changes, "batch_size": 16},
         )
-        return {"plain": pretrain.pretrain(plain), "odd": pretrain.pretrain(odd)}
+        easy = {**changes, "infobatch": 0.5, "epochs": 4, "batch_size": 16}
+        infobatch = pretrain.Config(run=out / "one_infobatch", **{**paths, **easy})
+        configs = {"plain": plain, "odd": odd, "infobatch": infobatch}
+        return {name: pretrain.pretrain(config) for name, config in configs.items()}
 
 
 @pytest.fixture(scope="module")
@@ -207,7 +211,10 @@ def test_sums_means_draws_and_failures_of_both(ranks: Ranks) -> None:
     assert [found["failure"] for found in ranks] == ["RuntimeError: no room", "ValueError: no room"]
 
 
-@pytest.mark.parametrize(("name", "of_one", "steps"), [("plain", "one", 6), ("odd", "one_odd", 2)])
+@pytest.mark.parametrize(
+    ("name", "of_one", "steps"),
+    [("plain", "one", 6), ("odd", "one_odd", 2), ("infobatch", "one_infobatch", 24)],
+)
 def test_two_processes_train_as_one_does(
     name: str, of_one: str, steps: int, ranks: Ranks, single: dict[str, Any], settings: Any
 ) -> None:

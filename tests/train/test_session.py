@@ -166,6 +166,17 @@ KILLED: dict[str, tuple[dict[str, Any], str, int]] = {
         "train_step",
         9,
     ),
+    "InfoBatch, between two batches": (
+        {
+            "epochs": 4,
+            "batch_size": 16,
+            "infobatch": 0.5,
+            "record_dynamics": True,
+            "save_every_minutes": ALWAYS,
+        },
+        "train_step",
+        15,
+    ),
     "recording, saved once": (
         {"epochs": 4, "record_dynamics": True, "save_every": 2},
         "train_step",
@@ -232,7 +243,7 @@ def test_a_killed_run_continues_to_the_same_weights(
     resumed_at = {
         "averaged, attacked and growing": 6, "between two batches": 5, "while writing": 3,
         "while writing in mid-epoch": 4, "recording, saved in mid-epoch": 8,
-        "recording, saved once": 6,
+        "recording, saved once": 6, "InfoBatch, between two batches": 14,
     }.get(name, 0)  # fmt: skip
     assert steps == list(range(resumed_at, result["steps"]))
     assert_same_run(result, pretrain.pretrain(replace(config, run=tmp_path / "whole")))

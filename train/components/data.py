@@ -6,6 +6,7 @@ from itertools import combinations
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dp4tl_ffcv import BetonIndex, Selection
 from dp4tl_ffcv.utils import check_class_names, sha256_of_file
@@ -26,6 +27,11 @@ class Source:
     def num_classes(self) -> int:
         """Number of retained classes."""
         return len(self.selection.classes) if self.selection else self.index.num_classes
+
+    @property
+    def ids(self) -> NDArray[np.int64]:
+        """Ids of the retained samples, ascending."""
+        return self.selection.indices if self.selection else np.arange(self.index.num_samples)
 
     @property
     def num_samples(self) -> int:

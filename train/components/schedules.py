@@ -9,7 +9,9 @@ from ..configs.common import RunConfig
 _MULTIPLE = 32  # pixels: the total stride of a ResNet
 
 
-def learning_rate(config: RunConfig, num_steps: int, world_size: int = 1) -> Callable[[int], float]:
+def learning_rate(
+    config: RunConfig, num_steps: int, world_size: int = 1
+) -> Callable[[float], float]:
     """Return the learning rate of a run of `num_steps` steps as a function of the step."""
     highest = config.lr * world_size if config.lr_per == "process" else config.lr
     names = ("schedule", "warmup", "start_factor", "end_factor", "step_length", "step_ratio")
@@ -19,7 +21,7 @@ def learning_rate(config: RunConfig, num_steps: int, world_size: int = 1) -> Cal
 
 
 def learning_rate_factor(
-    step: int,
+    step: float,
     *,
     num_steps: int,
     steps_per_epoch: int,
@@ -40,7 +42,7 @@ def learning_rate_factor(
         step    = step_ratio ^ floor(epoch / step_length)
 
     Args:
-        step: t, counted from 0.
+        step: t, counted from 0. InfoBatch's shorter epochs have steps that count more than 1.
         num_steps: N, the steps of the run.
         steps_per_epoch: steps of an epoch, for the step schedule.
         schedule: how the factor falls. The cyclic schedule rises over at least one step.

@@ -13,7 +13,7 @@ _WITHOUT_EFFECT = {
 }  # fmt: skip
 # Settings that earlier versions did not have, and their values then. A setting with this value is
 # no fact, so that runs of earlier versions stay finished.
-_LATER: dict[str, Any] = {"record_dynamics": False}
+_LATER: dict[str, Any] = {"record_dynamics": False, "infobatch": 0.0, "infobatch_until": 0.875}
 
 
 @dataclass(frozen=True, kw_only=True)

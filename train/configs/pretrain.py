@@ -85,6 +85,11 @@ class Config(SupervisedConfig):
     """Order of the samples, such as random, or quasi_random for files larger than memory."""
     val_every: int = 0
     """Epochs between validations. 0 validates only at the end."""
+    infobatch: float = 0.0
+    """InfoBatch: fraction to leave out, in each epoch, of the samples whose loss is below the mean.
+    The loss of the others of them is scaled up. 0 trains on all samples."""
+    infobatch_until: float = 0.875
+    """Fraction of the run after which InfoBatch takes all samples."""
     record_dynamics: bool = False
     """Record how well each sample is predicted in each epoch, in dynamics.npz of the run folder.
     The methods forgetting, aum, dyn-unc and tdds score samples by this file."""
@@ -98,12 +103,17 @@ class Config(SupervisedConfig):
         check_fields(self, "attack_step_size", above=0, at_most=255)
         if self.attack != "none":
             check_fields(self, "attack_epsilon", above=0, at_most=255)
-            if self.record_dynamics:
-                raise ValueError(
-                    "`record_dynamics` records predictions of clean images, and a run with "
-                    "`attack` makes none. Leave one of the two out."
-                )
-        check_fields(self, "ema", at_least=0, at_most=1)
+            for name in ("record_dynamics", "infobatch"):
+                if getattr(self, name):
+                    raise ValueError(
+                        f"`{name}` needs predictions of clean images, and a run with `attack` "
+                        "makes none. Leave one of the two out."
+                    )
+        check_fields(self, "ema infobatch infobatch_until", at_least=0, at_most=1)
+        if self.infobatch == 1:
+            raise ValueError(
+                "`infobatch` must be below 1: 0.5 leaves out half of the easy samples."
+            )
         if (self.ramp is None) != (self.end_resolution is None):
             raise ValueError(
                 f"`ramp` and `end_resolution` must be given together; got {self.ramp} and "
