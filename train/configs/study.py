@@ -78,6 +78,8 @@ class Scoring:
     """Name of the surrogate that gives the features."""
     keeps: Keeps
     """Fractions of the source to retain, by budget."""
+    pretrain: Settings = field(default_factory=dict)
+    """Settings of the pretraining on the selections that replace those of the study."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,7 +171,7 @@ def _check_keeps(keeps: Keeps) -> None:
 _SEEDS = 8
 _KEEPS = list[int | float | str] | dict[str, list[int | float | str]]
 # Entries of a method that are no options.
-_OF_STUDY = {"method": str, "surrogate": str, "keeps": _KEEPS}
+_OF_STUDY = {"method": str, "surrogate": str, "keeps": _KEEPS, "pretrain": dict[str, Any]}
 # Types of the entries of a study file.
 _ENTRIES = {
     "source": str,
@@ -220,6 +222,7 @@ def _scorings(values: Mapping[str, Any], keeps: Any) -> dict[str, Scoring]:
             options={key: value for key, value in entry.items() if key not in own},
             surrogate=str(own.get("surrogate", next(iter(values["surrogates"]), ""))),
             keeps=_by_budget(own.get("keeps", keeps)),
+            pretrain=own.get("pretrain", {}),
         )
     return found
 

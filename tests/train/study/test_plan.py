@@ -272,6 +272,32 @@ def test_options_of_feature_extraction_go_to_the_features(file: Path) -> None:
     assert scores["label_mapping"].needs["target"].facts["settings"] == {"resolution": 24}
 
 
+def test_methods_of_training_dynamics_take_those_of_their_surrogate(file: Path) -> None:
+    added = "  label_mapping: {}\n  forgetting: {surrogate: SURROGATE}\n"
+    text = file.read_text().replace(
+        "{default: {epochs: 2}}",
+        "{default: {epochs: 2}, recorded: {epochs: 2, record_dynamics: true}}",
+    )
+    file.write_text(text.replace("  label_mapping: {}\n", added))
+    with pytest.raises(ValueError, match=r"forgetting scores.*Set `record_dynamics: true`"):
+        changed(file, "SURROGATE", "default")
+    runs = changed(file, "surrogate: default", "surrogate: recorded")
+    scores = {run.method: run.selection.needs["scores"] for run in runs if run.selection}
+    (need,) = scores["forgetting"].needs.items()
+    assert need[0] == "dynamics"
+    assert need[1].facts["settings"]["record_dynamics"] is True
+    assert "record_dynamics" not in str(scores["label_mapping"].needs["target"].needs)
+
+
+def test_a_method_can_have_other_settings_of_pretraining(file: Path) -> None:
+    added = "  label_mapping: {}\n  easy: {method: label_mapping, pretrain: {infobatch: 5e-1}}\n"
+    runs = changed(file, "  label_mapping: {}\n", added)
+    trained = {run.method: run.pretrained for run in runs}
+    assert trained["easy"].facts["settings"]["infobatch"] == 0.5
+    assert "infobatch" not in trained["label_mapping"].facts["settings"]
+    assert trained["easy"].needs["selection"].key == trained["label_mapping"].needs["selection"].key
+
+
 def test_an_unknown_option_is_refused(file: Path) -> None:
     with pytest.raises(ValueError, match="label_mapping has no option restart; it has"):
         changed(file, "label_mapping: {}", "label_mapping: {restart: true}")

@@ -13,8 +13,12 @@ import numpy as np
 import pytest
 
 from dp4tl_ffcv import Scores, Selection, build_model, image_fields, save_checkpoint, write_beton
+from dp4tl_ffcv.scoring import aum
+from tests.support.dynamics import dynamics_of
 from tests.support.images import picture
+from train.components.study import work
 from train.components.study.results import COSTS
+from train.components.study.stages import Stage
 from train.configs.study import Config
 from train.study import study
 
@@ -195,3 +199,16 @@ def test_surrogates_of_every_kind_score_for_several_targets(file: Path) -> None:
     assert {each.provenance["method"] for each in selections} == {
         "label_mapping", "sum_label_mapping", "feature_mapping", "sum_feature_mapping", "random",
     }  # fmt: skip
+
+
+def test_scores_are_made_from_the_dynamics_of_the_surrogate(tmp_path: Path) -> None:
+    surrogate = Stage(kind="pretrain", facts={}, root=tmp_path)
+    given = dynamics_of(9, 4)
+    (surrogate.folder / "run").mkdir(parents=True)
+    given.save(surrogate.folder / "run" / "dynamics.npz")
+    facts = {"method": "aum", "options": {"prefer": "low"}}
+    stage = Stage(kind="score", facts=facts, needs={"dynamics": surrogate}, root=tmp_path)
+    stage.folder.mkdir(parents=True)
+    work.score(stage, None)
+    found = Scores.load(stage.folder / "scores.npz")
+    np.testing.assert_array_equal(found.scores, aum(given, prefer="low").scores)

@@ -17,8 +17,8 @@ from .stages import Stage
 _SURROGATE_SEED = 1000  # is added to the seed: a surrogate never equals the full run
 # Arguments of methods that a study provides.
 _PROVIDED = {
-    "target", "source", "clusters", "models", "difficulty", "beton", "seed", "resolution",
-    "crop_ratio",
+    "target", "source", "clusters", "models", "difficulty", "dynamics", "beton", "seed",
+    "resolution", "crop_ratio",
 }  # fmt: skip
 # Arguments of feature extraction that a method cannot set.
 _NOT_OPTIONS = {
@@ -65,9 +65,14 @@ class Graph:
             _check_options(name, scoring)
 
     # -- training --------------------------------------------------------------------------------
-    def pretrained(self, seed: int, needs: Mapping[str, Stage] | None = None) -> Stage:
-        """Return the pretraining on the source, or on the need `selection`."""
-        return self._pretrain(self.study.pretrain, seed, needs)
+    def pretrained(
+        self,
+        seed: int,
+        needs: Mapping[str, Stage] | None = None,
+        changes: Mapping[str, Any] | None = None,
+    ) -> Stage:
+        """Return the pretraining on the source, or on the need `selection`, with other settings."""
+        return self._pretrain({**self.study.pretrain, **(changes or {})}, seed, needs)
 
     def _pretrain(
         self, settings: Mapping[str, Any], seed: int, needs: Mapping[str, Stage] | None = None
@@ -149,6 +154,13 @@ class Graph:
             needs["clusters"] = self._stage("clusters", {"clusters": count}, {"source": source})
         if "models" in flags:
             needs["surrogate"] = surrogate
+        if "dynamics" in flags:
+            if not surrogate.facts.get("settings", {}).get("record_dynamics"):
+                raise ValueError(
+                    f"the method {method} scores samples by training dynamics, which its surrogate "
+                    "does not record. Set `record_dynamics: true` in the surrogate's settings."
+                )
+            needs["dynamics"] = surrogate
         if "difficulty" in flags:
             difficulty = options.pop("difficulty", "el2n")
             needs["difficulty"] = self._score(difficulty, extraction, target, surrogate, seed)

@@ -67,7 +67,8 @@ class Plan:
                     steps = {"full": full} if budget == "equal_steps" else {}
                     for keep in keeps:
                         chosen = graph.selection(scores, keep)
-                        trained = graph.pretrained(seed, {"selection": chosen, **steps})
+                        needs = {"selection": chosen, **steps}
+                        trained = graph.pretrained(seed, needs, scoring.pretrain)
                         yield from self._runs(target, method, keep, budget, seed, chosen, trained)
 
     def _runs(

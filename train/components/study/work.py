@@ -154,6 +154,8 @@ def score(stage: Stage, _: int | None) -> dict[str, Any]:
         inputs["clusters"] = _folder(stage, "clusters") / "clusters.npz"
     if "difficulty" in stage.needs:
         inputs["difficulty"] = _folder(stage, "difficulty") / "scores.npz"
+    if "dynamics" in stage.needs:
+        inputs["dynamics"] = [_folder(stage, "dynamics") / "run" / "dynamics.npz"]
     if "surrogate" in stage.needs:
         inputs["models"] = [Path(_result(stage, "surrogate")["checkpoint"])]
     if "beton" in stage.paths:
