@@ -69,7 +69,7 @@ def fake_loader(
 
 def digest(features: Features) -> str:
     """Return a hash of all arrays."""
-    names = "features labels indices logits predictions soft_votes sums counts"
+    names = "features labels indices logits predictions confidences soft_votes sums counts"
     arrays = [np.asarray(getattr(features, name)).tobytes() for name in names.split()]
     return hashlib.sha256(b"".join(arrays)).hexdigest()
 

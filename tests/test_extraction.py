@@ -142,6 +142,8 @@ def test_predictions_soft_votes_and_sums_come_from_logits_and_features(
     assert found.predictions.tolist() == [row.tolist().index(row.max()) for row in found.logits]
     expected = label_mapping(found.logits)
     np.testing.assert_allclose(found.soft_votes, expected.tie_break, rtol=1e-13)
+    softmax = np.exp(found.logits) / np.exp(found.logits).sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(found.confidences, softmax.max(axis=1), rtol=1e-5)
     if rows == 4096:  # one block: the same bits
         np.testing.assert_array_equal(found.soft_votes, expected.tie_break)
     assert found.labels.tolist() == labels()[IDS].tolist()
@@ -351,7 +353,7 @@ def test_a_continued_run_gives_the_same_bytes(
     done = np.load(out / "done.npy", mmap_mode="r+")
     assert done.tolist() == [True, True, True, False, False, False, False]
     # Replace the rows by those of this batch size, and take out two blocks in the middle.
-    for name in ("features", "logits", "labels", "predictions", "soft_votes"):
+    for name in ("features", "logits", "labels", "predictions", "confidences", "soft_votes"):
         rows = np.load(out / f"{name}.npy", mmap_mode="r+")
         rows[:] = np.load(tmp_path / "whole" / f"{name}.npy")
         scale = 1 if name == "soft_votes" else 10

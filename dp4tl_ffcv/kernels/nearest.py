@@ -101,13 +101,15 @@ def _weigh_exactly(row: Any, means: Any, weights: Any) -> None:
 
 
 @compiled(fastmath={"reassoc"})  # the order of additions depends on the number of classes only
-def _add_votes(weights: Any, votes: Any) -> None:
+def _add_votes(weights: Any, votes: Any) -> float:
+    # Returns the vote for the class with the weight 1, the nearest.
     total = 0.0
     for label in range(weights.size):
         total += np.float64(weights[label])
     share = 1.0 / total
     for label in range(weights.size):
         votes[label] += weights[label] * share
+    return share
 
 
 @compiled()
@@ -120,6 +122,7 @@ def _vote(
     slack: Any,
     nearest: Any,
     votes: Any,
+    own: Any,
 ) -> None:
     # All steps of a row follow each other while the row is in the L1 cache. `squared - products`
     # are squared distances minus the row's own squared norm, in rounded arithmetic. Their mean is
@@ -135,15 +138,15 @@ def _vote(
         mean_gap = mean_square - np.float64(smallest)
         if mean_gap <= _UNSURE * slack[row]:
             _weigh_exactly(features[row], means, exact)
-            _add_votes(exact, votes)
+            own[row] = _add_votes(exact, votes)
         else:
             _weigh(gaps, smallest, gaps.dtype.type(1.0 / mean_gap))
-            _add_votes(gaps, votes)
+            own[row] = _add_votes(gaps, votes)
 
 
 def nearest_mean(
     features: ArrayLike, means: ArrayLike
-) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
     """Find the mean nearest to each sample: `nearest[n] = argmin_c ||features[n] - means[c]||_2`.
 
     The distances come from a matrix product. Near ties are compared again in float64, and exact
@@ -157,7 +160,8 @@ def nearest_mean(
         means: `(C, D)`. A row with NaN is a class without samples and never nearest.
 
     Returns:
-        Class ids `(N,)` and soft votes `(C,)`, zero for classes without samples.
+        Class ids `(N,)`; soft votes `(C,)`, zero for classes without samples; and the soft vote of
+        each sample for its nearest class `(N,)`.
     """
     values = as_features(features)
     centres = as_features(means, "means").astype(np.float64)
@@ -174,6 +178,7 @@ def nearest_mean(
     _check_size(centres, "means")
 
     nearest = np.empty(len(values), dtype=np.int64)
+    own = np.empty(len(values), dtype=np.float64)
     num_blocks = -(-len(values) // _BLOCK_ROWS)
     block_votes = np.zeros((num_blocks, len(present)), dtype=np.float64)
     dtype = np.promote_types(values.dtype, np.float32)
@@ -185,15 +190,16 @@ def nearest_mean(
     def assign(block: int) -> None:
         rows = slice(block * _BLOCK_ROWS, (block + 1) * _BLOCK_ROWS)
         wide, buffers = values[rows].astype(dtype, copy=False), spare.pop()
-        if not product.vote(wide, buffers, nearest[rows], block_votes[block]):
-            wider.vote(wide, wider.buffers(len(wide)), nearest[rows], block_votes[block])
+        found = nearest[rows], block_votes[block], own[rows]
+        if not product.vote(wide, buffers, *found):
+            wider.vote(wide, wider.buffers(len(wide)), *found)
         spare.append(buffers)
 
     with one_blas_thread():
         call_in_threads(assign, num_blocks, threads)
     votes = np.zeros(num_classes, dtype=np.float64)
     votes[present] = block_votes.sum(axis=0)
-    return present[nearest], votes
+    return present[nearest], votes, own
 
 
 class _Product:
@@ -223,9 +229,14 @@ class _Product:
         return moved, products
 
     def vote(
-        self, rows: NDArray[Any], buffers: _Buffers, nearest: NDArray[Any], votes: NDArray[Any]
+        self,
+        rows: NDArray[Any],
+        buffers: _Buffers,
+        nearest: NDArray[Any],
+        votes: NDArray[Any],
+        own: NDArray[Any],
     ) -> bool:
-        """Set the nearest class of each row and add the soft votes.
+        """Set the nearest class of each row and its soft vote, and add the soft votes of all.
 
         Return False, and change nothing, if squares might overflow in this precision.
         """
@@ -241,7 +252,7 @@ class _Product:
         np.matmul(moved, self._doubled, out=products)
         slack = self._roundoff * reach + self._tiny
         squares = self._squared, products, self._mean_square
-        _vote(rows, self._centres, *squares, slack, nearest, votes)
+        _vote(rows, self._centres, *squares, slack, nearest, votes, own)
         return True
 
 

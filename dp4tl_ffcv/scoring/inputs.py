@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Union
 
 import numpy as np
@@ -68,7 +68,7 @@ def in_order_of_ids(source: "Features") -> "Features":
             f"`source` must hold each sample id from 0 to {len(source) - 1} once; sample ids are "
             "missing or repeated. Extract the features of the whole source."
         )
-    names = ("features", "labels", "indices", "logits", "predictions")
+    names = ("features", "labels", "indices", "logits", "predictions", "confidences")
     given = {name: getattr(source, name) for name in names}
     rows = {name: values[order] for name, values in given.items() if values is not None}
     return replace(source, **rows)
@@ -144,34 +144,53 @@ def logits_of(name: str, features: "Features") -> NDArray[np.float32]:
     return features.logits
 
 
-def votes_of(
-    target: FeaturesOrArray,
-) -> tuple[NDArray[Any], NDArray[np.float64] | None, dict[str, Any]]:
-    """Return predictions `(n,)`, soft votes `(C,)` and the facts to record about a target.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Predictions:
+    """What a surrogate predicts for a target's images."""
 
-    The target may be features or logits; any other array is returned as the predictions, with None
-    for the soft votes. The facts are arguments of `Scores`.
-    """
-    from .features.reductions import sum_soft_votes
+    ids: NDArray[Any]
+    """Predicted classes `(n,)`."""
+    soft_votes: NDArray[np.float64] | None = None
+    """Sum of the softmax outputs `(C,)`."""
+    confidences: NDArray[np.float64] | None = None
+    """Softmax output of the predicted class `(n,)`."""
+    labels: NDArray[np.int64] | None = None
+    """The images' labels in the target `(n,)`."""
+    facts: Mapping[str, Any]
+    """Arguments of `Scores` to record."""
 
-    if (features := features_or_none(target)) is not None:
-        about = target_facts(features)
+
+def predictions_of(target: FeaturesOrArray) -> Predictions:
+    """Return the predictions of features or logits; any other array holds the predictions."""
+    from .features.reductions import softmax_sums
+
+    features, facts, labels = features_or_none(target), dict[str, Any](), None
+    if features is not None:
+        facts, labels = target_facts(features), features.labels
         if features.predictions is not None and features.soft_votes is not None:
-            return features.predictions, features.soft_votes, about
+            return Predictions(
+                ids=features.predictions,
+                soft_votes=features.soft_votes,
+                confidences=features.confidences,
+                labels=labels,
+                facts=facts,
+            )
         target = logits_of("target", features)
-    else:
-        about = {}
     array = as_array(target)
     if array.ndim != 2:
-        return array, None, about
+        return Predictions(ids=array, facts=facts)
     if array.dtype.kind != "f" or not array.size:
         raise ValueError(
             f"`target` must be float logits (n, C) with n >= 1; got shape {array.shape} of "
             f"{array.dtype}. Pass the surrogate's outputs."
         )
     check_finite("target", array, None if features is None else features.indices)
+    votes, confidences = softmax_sums(array)
     # argmax returns the first of equal maxima on every machine.
-    return array.argmax(axis=1), sum_soft_votes(array), about
+    ids = array.argmax(axis=1)
+    return Predictions(
+        ids=ids, soft_votes=votes, confidences=confidences, labels=labels, facts=facts
+    )
 
 
 def target_facts(target: "Features") -> dict[str, Any]:

@@ -91,7 +91,7 @@ def test_a_wrong_result_is_an_error(
 def test_the_loop_and_all_products_find_the_nearest_means() -> None:
     features, means = fm_assign.targets_and_means(30, 7, 20)
     single = means.astype(np.float32)
-    nearest, _ = nearest_mean(features, means)
+    nearest, *_ = nearest_mean(features, means)
     looped = fm_assign.loop_nearest(torch.from_numpy(features), torch.from_numpy(single))
     fm_assign.check_nearest(features, means, nearest, looped)
     for take in fm_assign.PRODUCTS.values():

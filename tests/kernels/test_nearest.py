@@ -51,11 +51,12 @@ def with_absent(draw: Any, means: NDArray[np.float64]) -> NDArray[np.float64]:
 def assert_like_twin(features: NDArray[Any], means: NDArray[Any], rtol: float = 1e-3) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        nearest, votes = nearest_mean(features, means)
-    expected, expected_votes = reference.nearest_mean(features, means)
+        nearest, votes, own = nearest_mean(features, means)
+    expected, expected_votes, expected_own = reference.nearest_mean(features, means)
     assert nearest.dtype == np.int64
     np.testing.assert_array_equal(nearest, expected)
     np.testing.assert_allclose(votes, expected_votes, rtol=rtol, atol=rtol * max(1, len(features)))
+    np.testing.assert_allclose(own, expected_own, rtol=rtol, atol=rtol)
     absent = np.isnan(means).any(axis=1)
     assert not votes[absent].any()
     assert not absent[nearest].any()
@@ -114,7 +115,7 @@ def far_from_the_origin() -> Iterator[Case]:
 
 @pytest.mark.parametrize("case", [*nearly_equal_means(), *far_from_the_origin()])
 def test_classes_that_float32_gets_wrong_equal_the_twins(case: Case) -> None:
-    nearest, _ = nearest_mean(*case)
+    nearest, *_ = nearest_mean(*case)
     np.testing.assert_array_equal(nearest, reference.nearest_mean(*case)[0])
     assert (rounded_argmin(*case) != nearest).any()
 
@@ -144,7 +145,7 @@ def test_tiny_and_huge_values_equal_the_twins(size: float, dtype: Any) -> None:
     rng = np.random.default_rng(9)
     means = size * rng.uniform(-3, 3, size=(10, 4))
     features = (size * rng.uniform(-3, 3, size=(500, 4))).astype(dtype)
-    nearest, votes = nearest_mean(features, means)
+    nearest, votes, _ = nearest_mean(features, means)
     np.testing.assert_array_equal(nearest, reference.nearest_mean(features, means)[0])
     assert len(set(nearest.tolist())) > 5
     assert votes.sum() == pytest.approx(500)
@@ -155,13 +156,13 @@ def test_votes_do_not_depend_on_the_scale(size: float) -> None:
     rng = np.random.default_rng(10)
     means = rng.normal(size=(6, 5))
     features = rng.normal(size=(100, 5)).astype(np.float32)
-    _, votes = nearest_mean(features, means)
-    _, scaled = nearest_mean((features * np.float32(size)), size * means)
+    _, votes, _ = nearest_mean(features, means)
+    _, scaled, _ = nearest_mean((features * np.float32(size)), size * means)
     np.testing.assert_allclose(scaled, votes, rtol=1e-4)
 
 
 def test_votes_of_a_row_follow_the_formula() -> None:
-    _, votes = nearest_mean(np.array([[0.0]]), np.array([[1.0], [np.nan], [2.0], [-3.0]]))
+    _, votes, _ = nearest_mean(np.array([[0.0]]), np.array([[1.0], [np.nan], [2.0], [-3.0]]))
     weights = np.exp(np.array([0.0, -3.0, -8.0]) / (11 / 3))  # squared distances 1, 4, 9
     one, two, three = weights / weights.sum()
     np.testing.assert_allclose(votes, [one, 0, two, three], rtol=1e-12)
@@ -178,7 +179,7 @@ def test_votes_of_a_row_follow_the_formula() -> None:
     ids=["no rows", "equally near means", "one class", "absent classes"],
 )
 def test_special_cases(features: Any, means: Any, nearest: list[int], votes: list[float]) -> None:
-    found, sums = nearest_mean(features, means)
+    found, sums, _ = nearest_mean(features, means)
     assert found.tolist() == nearest
     np.testing.assert_allclose(sums, votes)
 
@@ -194,8 +195,7 @@ def test_bits_do_not_depend_on_threads_at_block_borders(
     assert_like_twin(features, means)
     results = set()
     for _ in thread_counts:
-        nearest, votes = nearest_mean(features, means)
-        results.add(nearest.tobytes() + votes.tobytes())
+        results.add(b"".join(found.tobytes() for found in nearest_mean(features, means)))
     assert len(results) == 1
 
 

@@ -23,7 +23,10 @@ from dp4tl_ffcv.scoring.features.features import check_same_surrogate
 SURROGATE = {
     "checkpoint_sha256": "ab" * 32, "arch": "resnet18", "resolution": 224, "crop_ratio": 0.875,
 }  # fmt: skip
-ARRAYS = ("features", "labels", "indices", "logits", "predictions", "soft_votes", "sums", "counts")
+ARRAYS = (
+    "features", "labels", "indices", "logits", "predictions", "confidences", "soft_votes", "sums",
+    "counts",
+)  # fmt: skip
 
 
 def features_with(dtype: Any = np.float32, **provenance: Any) -> Features:
@@ -36,6 +39,7 @@ def features_with(dtype: Any = np.float32, **provenance: Any) -> Features:
         labels=np.array([1, 0, 3, 1]),
         indices=np.array([5, 6, 7, 9]),
         predictions=logits.argmax(axis=1),
+        confidences=rng.uniform(0.4, 1, 4),
         soft_votes=rng.random(3),
         sums=np.stack(
             [features[[1]].sum(0), features[[0, 3]].sum(0), [0, 0], features[2]], dtype=float
@@ -257,6 +261,14 @@ def test_a_damaged_folder_is_rejected(
         ({"predictions": np.zeros(4, int)}, ValueError, r"^`predictions` must have one entry"),
         ({"logits": np.ones((2, 5), np.float32)}, ValueError, r"^`logits` must have one entry"),
         ({"logits": np.ones((3, 5), np.float16)}, TypeError, r"^`logits` must be .*float32"),
+        *(
+            (
+                {"logits": np.ones((3, 5), np.float32), "confidences": values},
+                ValueError,
+                r"^`confidences` must be numbers of float64 `\(n,\)` in \(0, 1\]",
+            )
+            for values in (np.zeros(3), np.full(3, 1.1), np.full(3, np.nan), np.ones((3, 1)))
+        ),
         (
             {"logits": np.ones((3, 5), np.float32), "soft_votes": np.ones(4)},
             ValueError,

@@ -41,7 +41,7 @@ def measure(bench: Bench) -> list[Row]:
         "loop": lambda: loop_nearest(*tensors),
         **{way: partial(take, features, single, products) for way, take in PRODUCTS.items()},
     }
-    nearest, _ = nearest_mean(features, means)
+    nearest, *_ = nearest_mean(features, means)
     for way in PRODUCTS:
         products[:] = np.nan
         sides[way]()

@@ -33,10 +33,10 @@ from .features import (
     read_header,
     write_header,
 )
-from .reductions import BLOCK_ROWS, sum_soft_votes
+from .reductions import BLOCK_ROWS, softmax_sums
 
 _REQUIRED = ("features", "labels", "indices")
-_ROWS = (*_REQUIRED, "logits", "predictions")  # arrays with one row per sample
+_ROWS = (*_REQUIRED, "logits", "predictions", "confidences")  # arrays with one row per sample
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,6 +139,7 @@ class Plan:
         _allocate(self.folder / FILES["labels"], np.int64, (count,))
         if outputs is not None:
             _allocate(self.folder / FILES["predictions"], np.int64, (count,))
+            _allocate(self.folder / FILES["confidences"], np.float64, (count,))
             _allocate(self.folder / FILES["soft_votes"], np.float64, (blocks, outputs))
             if self.logits:
                 _allocate(self.folder / FILES["logits"], np.float32, (count, outputs))
@@ -203,7 +204,9 @@ class FeatureBlocks:
             check_finite("logits", logits, ids)
             # On a tie, numpy's argmax returns the lowest class on every machine.
             maps["predictions"][rows] = logits.argmax(axis=1)
-            maps["soft_votes"][block] = sum_soft_votes(logits)
+            maps["soft_votes"][block], confidences = softmax_sums(logits)
+            if "confidences" in maps:  # earlier versions did not create the file
+                maps["confidences"][rows] = confidences
             if "logits" in maps:
                 maps["logits"][rows] = logits
         for stored in maps.values():

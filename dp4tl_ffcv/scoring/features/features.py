@@ -27,6 +27,7 @@ FILES = {
     "indices": "indices.npy",
     "logits": "logits.npy",
     "predictions": "predictions.npy",
+    "confidences": "confidences.npy",
     "soft_votes": "soft_votes.npy",
     "sums": "class_sums.npy",
     "counts": "class_counts.npy",
@@ -70,6 +71,8 @@ class Features:
     """Logits over the surrogate's classes `(n, C)`."""
     predictions: NDArray[np.int64] | None = None
     """Class of the largest logit `(n,)`; on a tie, the lowest."""
+    confidences: NDArray[np.float64] | None = None
+    """Softmax output of the predicted class `(n,)`."""
     soft_votes: NDArray[np.float64] | None = None
     """Sum over samples of `softmax(logits[n])` `(C,)`: the tie-break scores of label mapping."""
     sums: NDArray[np.float64] | None = None
@@ -86,7 +89,7 @@ class Features:
         for name in ("labels", "indices", "predictions"):
             if (values := getattr(self, name)) is not None:
                 object.__setattr__(self, name, check_int_array(name, values))
-        for name in ("labels", "indices", "predictions", "logits"):
+        for name in ("labels", "indices", "predictions", "confidences", "logits"):
             if (values := getattr(self, name)) is not None and len(values) != len(self):
                 raise ValueError(
                     f"`{name}` must have one entry for each of the {len(self)} rows of `features`; "
@@ -106,6 +109,8 @@ class Features:
         _check_shape("soft_votes", self.soft_votes, (count,))
         if self.predictions is not None:
             check_int_array("predictions", self.predictions, below=count)
+        if self.confidences is not None:
+            _check_confidences(self.confidences)
         if self.class_names and len(self.class_names) != count:
             raise ValueError(
                 f"`class_names` in `provenance` must name each of the {count} outputs; got "
@@ -287,6 +292,12 @@ def _check_matrix(name: str, values: NDArray[Any], dtypes: tuple[type, ...]) -> 
         raise TypeError(f"`{name}` must be an array of {allowed}; got {found}. Convert it first.")
     if values.ndim != 2 or not values.size:
         raise ValueError(f"`{name}` must have shape (n, D) with n, D >= 1; got {values.shape}.")
+
+
+def _check_confidences(values: NDArray[np.float64]) -> None:
+    in_range = values.dtype == np.float64 and ((values > 0) & (values <= 1)).all()
+    if values.ndim != 1 or not in_range:
+        raise ValueError("`confidences` must be numbers of float64 `(n,)` in (0, 1].")
 
 
 def _check_shape(name: str, values: Any, shape: tuple[int | None, ...]) -> None:

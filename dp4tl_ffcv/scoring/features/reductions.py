@@ -45,11 +45,19 @@ def means_from_sums(sums: NDArray[np.float64], counts: NDArray[np.int64]) -> NDA
 
 def sum_soft_votes(logits: NDArray[Any]) -> NDArray[np.float64]:
     """Return the soft votes `v[c] = sum_n softmax(logits[n])_c` `(C,)`, added up in float64."""
+    return softmax_sums(logits)[0]
+
+
+def softmax_sums(logits: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the soft votes `(C,)`, and each row's largest softmax output `(n,)`."""
     votes = np.zeros(logits.shape[1], dtype=np.float64)
+    largest = np.empty(len(logits), dtype=np.float64)
     for start in range(0, len(logits), BLOCK_ROWS):
-        weights, totals = exponentials(logits[start : start + BLOCK_ROWS])
+        rows = slice(start, start + BLOCK_ROWS)
+        weights, totals = exponentials(logits[rows])
         votes += (weights / totals[:, None]).sum(axis=0)
-    return votes
+        largest[rows] = 1 / totals  # the largest weight is 1
+    return votes, largest
 
 
 def exponentials(logits: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

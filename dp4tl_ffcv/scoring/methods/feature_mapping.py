@@ -11,11 +11,13 @@ from ..inputs import (
     FeaturesOrArray,
     as_array,
     check_one_source,
+    features_or_none,
     num_classes_of,
     source_provenance,
     target_and_source,
 )
 from ..scores import Scores
+from ..votes import label_information, own_votes
 from . import Method
 
 if TYPE_CHECKING:
@@ -35,6 +37,8 @@ def feature_mapping(
     tie-break scores are soft votes by distance, see `dp4tl_ffcv.kernels.nearest_mean`. (arXiv
     2310.08782; the authors' script adds votes to the image's index instead of the class.)
 
+    Warns if the votes say little about the target, see `Votes`.
+
     Args:
         target: features folder of the target's training split (`dp4tl features`). In Python also
             Features, or an array g `(n, D)`.
@@ -51,7 +55,9 @@ def feature_mapping(
     """
     from ...kernels import class_histogram, nearest_mean
 
-    images, of_source, about = target_and_source(target, source)
+    of_target = features_or_none(target)
+    labels = None if of_target is None else of_target.labels
+    images, of_source, about = target_and_source(target if labels is None else of_target, source)
     if of_source is None:
         if clusters is not None:
             raise ValueError("`clusters` need the source's Features; got an array as `source`.")
@@ -60,12 +66,14 @@ def feature_mapping(
         means = of_source.class_means(num_classes_of(of_source))
     else:
         means, about["clusters_sha256"] = _means_of_clusters(of_source, clusters)
-    nearest, votes = nearest_mean(images, means)
+    nearest, votes, own = nearest_mean(images, means)
     if not nearest.size:
         raise ValueError("`target` holds no image. Check the target dataset.")
-    return Scores(
-        scores=class_histogram(nearest, len(votes)).astype(np.float64),
-        tie_break=votes,
+    return Scores.of_votes(
+        class_histogram(nearest, len(votes)),
+        votes,
+        own_votes=own_votes(nearest, own, len(votes)),
+        label_information=label_information(nearest, labels),
         method="feature_mapping",
         provenance=about,
     )

@@ -3,23 +3,16 @@
 The surrogate's classes must be the source's classes.
 """
 
-import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ...validate import check_int
-from ..inputs import FeaturesOrArray, check_soft_votes, votes_of
+from ..inputs import FeaturesOrArray, check_soft_votes, predictions_of
 from ..scores import Scores
+from ..votes import label_information, own_votes
 from . import Method
-
-# Agreement of predictions with softmax outputs, summed over images: 0.01 to 0.15 for untrained
-# ResNet-8s and ResNet-18s with 50 to 1,000 classes, 0.19 after one epoch, 0.8 once trained.
-# Untrained ResNet-50s predict one class for all images.
-_AGREEMENT = 0.17
-_FEWEST = 50  # images, below which one class for all may be chance
 
 
 def label_mapping(
@@ -34,7 +27,7 @@ def label_mapping(
     if the checkpoint and the source's manifest have them. The scores are valid for every beton of
     that source, at any resolution.
 
-    Warns if the votes look like those of an untrained surrogate.
+    Warns if the votes say little about the target, see `Votes`.
 
     Args:
         target: features folder of the target's training split (`dp4tl features`). In Python also
@@ -48,7 +41,8 @@ def label_mapping(
     """
     from ...kernels import class_histogram
 
-    ids, votes, about = votes_of(target)
+    found = predictions_of(target)
+    votes = found.soft_votes
     if votes is not None and soft_votes is not None:
         raise ValueError("`soft_votes` are computed from logits. Pass one of the two.")
     if soft_votes is not None:
@@ -59,28 +53,17 @@ def label_mapping(
         votes = np.zeros(check_int("num_classes", num_classes, 1))
     if num_classes not in (None, len(votes)):
         raise ValueError(f"`num_classes` is {num_classes}, but `target` has {len(votes)} classes.")
-    counts = class_histogram(ids, len(votes))
-    if not ids.size:
+    counts = class_histogram(found.ids, len(votes))
+    if not found.ids.size:
         raise ValueError("`target` holds no image. Check the target dataset.")
-    if soft_votes is None and votes.any():
-        _warn_of_untrained(counts, votes)
-    return Scores(
-        scores=counts.astype(np.float64), tie_break=votes, method="label_mapping", **about
+    return Scores.of_votes(
+        counts,
+        votes,
+        own_votes=own_votes(found.ids, found.confidences, len(votes)),
+        label_information=label_information(found.ids, found.labels),
+        method="label_mapping",
+        **found.facts,
     )
-
-
-def _warn_of_untrained(counts: NDArray[np.int64], votes: NDArray[np.float64]) -> None:
-    """Warn if predictions are concentrated as those of an untrained surrogate are."""
-    images, most = int(counts.sum()), int(counts.max())
-    agreement = float(np.minimum(counts, votes).sum() / images)
-    if images >= _FEWEST and len(counts) > 1 and (agreement < _AGREEMENT or most == images):
-        warnings.warn(
-            f"the surrogate may be untrained, or unfit for the target: it predicts "
-            f"{most / images:.0%} of the {images} images as class {counts.argmax()}, and "
-            f"its predictions and softmax outputs agree on {agreement:.0%} of the votes. Check its "
-            "checkpoint.",
-            stacklevel=4,
-        )
 
 
 METHOD = Method(

@@ -3,9 +3,17 @@
 The surrogate's classes must be the source's classes.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from ..inputs import FeaturesOrArray, check_soft_votes, features_or_none, target_facts, votes_of
+from ..inputs import (
+    FeaturesOrArray,
+    check_soft_votes,
+    features_or_none,
+    predictions_of,
+    target_facts,
+)
 from ..scores import Scores
 from . import Method
 
@@ -22,9 +30,11 @@ def soft_label_mapping(target: FeaturesOrArray) -> Scores:
     """
     features = features_or_none(target)
     if features is not None and features.soft_votes is not None:
-        given, votes, about = features.soft_votes, None, target_facts(features)
+        given, votes = features.soft_votes, None
+        about: Mapping[str, Any] = target_facts(features)
     else:
-        given, votes, about = votes_of(target)
+        found = predictions_of(target)
+        given, votes, about = found.ids, found.soft_votes, found.facts
     if votes is None:
         votes = check_soft_votes("target", given)
     return Scores(scores=votes, method="soft_label_mapping", **about)

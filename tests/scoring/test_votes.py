@@ -1,0 +1,166 @@
+"""What votes say about a target, and how much of it a selection covers."""
+
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given as drawn
+from hypothesis import strategies as st
+
+from dp4tl_ffcv import Features, Scores, combine_scores, feature_mapping, label_mapping
+from dp4tl_ffcv.artifacts import save_artifact
+from dp4tl_ffcv.scoring.votes import expected_coverage
+from tests.support.scores import scores_of
+
+CLASSES = 7
+
+
+def voting(seed: int, images: int) -> Any:
+    """Logits `(n, 7)` whose rows depend only on the predicted class."""
+    rng = np.random.default_rng(seed)
+    rows = rng.normal(size=(CLASSES, CLASSES)).astype(np.float32)
+    rows[np.arange(CLASSES), np.arange(CLASSES)] = rows.max(axis=1) + 1
+    return rows[rng.choice(CLASSES, images, p=rng.dirichlet(np.ones(CLASSES)))]
+
+
+def covered_by_hand(targets: list[Any], rank: Any) -> list[float]:
+    """Take back each image's vote, and count the images whose class is kept all the same."""
+    smallest = np.ones(CLASSES)
+    scores = [label_mapping(logits) for logits in targets]
+    for place, logits in enumerate(targets):
+        hits = np.zeros(CLASSES)
+        for row in logits.astype(float):
+            label, soft = row.argmax(), np.exp(row - row.max())
+            without = (
+                [one.scores.copy() for one in scores],
+                [one.tie_break.copy() for one in scores],
+            )
+            without[0][place][label] -= 1
+            without[1][place][label] -= soft[label] / soft.sum()
+            ranking = rank([scores_of(*pair) for pair in zip(*without, strict=True)]).ranking()
+            hits[ranking.tolist().index(label) :] += 1
+        smallest = np.minimum(smallest, hits / len(logits))
+    return smallest.tolist()
+
+
+@drawn(st.integers(0, 10_000), st.integers(2, 15))
+def test_coverage_is_that_of_images_whose_own_votes_do_not_count(seed: int, images: int) -> None:
+    logits = voting(seed, images)
+    scores = label_mapping(logits)
+    expected = covered_by_hand([logits], lambda scores: scores[0])
+    assert expected_coverage([scores]).tolist() == pytest.approx(expected)
+    # Unknown soft votes of their own never raise it.
+    unknown = label_mapping(logits.argmax(axis=1), soft_votes=scores.tie_break)
+    assert (expected_coverage([unknown]) <= np.array(expected) + 1e-9).all()
+
+
+@pytest.mark.parametrize("combine", ["sum", "max", "rank", "round-robin"])
+def test_coverage_of_several_targets_is_the_smallest_in_their_common_ranking(combine: Any) -> None:
+    targets = [voting(1, 12), voting(2, 9)]
+
+    def rank(scores: Any) -> Scores:
+        return combine_scores(scores, combine=combine)
+
+    found = expected_coverage([label_mapping(target) for target in targets], rank)
+    assert found.tolist() == pytest.approx(covered_by_hand(targets, rank))
+
+
+def test_coverage_is_right_for_images_that_were_not_scored() -> None:
+    rng = np.random.default_rng(0)
+    popularity = rng.dirichlet(np.full(200, 0.3))
+    logits = (np.log(popularity + 1e-4) + 2 * rng.gumbel(size=(20_000, 200))).astype(np.float32)
+    scores = label_mapping(logits[:250])
+    votes = np.bincount(logits[250:].argmax(axis=1), minlength=200)
+    true = np.cumsum(votes[scores.ranking()]) / votes.sum()
+    seen = np.cumsum(scores.scores[scores.ranking()]) / 250
+    assert np.abs(seen - true).mean() > 0.1
+    assert np.abs(expected_coverage([scores]) - true).mean() < 0.03  # 250 images: sqrt(0.25 / 250)
+
+
+def test_classes_that_cannot_be_kept_leave_their_images_uncovered() -> None:
+    scores = scores_of([4, 4, 2], [4, 4, 2])
+    possible = np.array([True, False, True])
+    assert expected_coverage([scores], among=possible).tolist() == [0.4, 0.6, 0.6]
+
+
+def test_information_is_the_part_of_the_labels_entropy_that_votes_explain(given: Path) -> None:
+    target = Features.load(given / "target")
+    labels, votes = target.labels, np.array(target.logits).argmax(axis=1)
+    table = np.zeros((10, 10))
+    np.add.at(table, (votes, labels), 1 / len(labels))
+    conditional = -sum(
+        table[v, y] * np.log(table[v, y] / table[v].sum()) for v, y in np.argwhere(table).tolist()
+    )
+    expected = 1 - conditional / np.log(10)  # every label has 4 images
+    assert label_mapping(target).label_information == pytest.approx(expected)
+    # The votes of this feature mapping are the target's labels.
+    centres = np.eye(10, 6 * 10, dtype=np.float32)
+    exact = replace(Features.from_arrays(centres[labels], labels))
+    assert feature_mapping(exact, centres).label_information == pytest.approx(1)
+    for unknown in (np.full(len(labels), -1), np.zeros(len(labels), int)):
+        assert label_mapping(replace(target, labels=unknown)).label_information is None
+    assert label_mapping(target.logits).label_information is None
+
+
+def labelled(images: int, votes: Any, classes: int = 20) -> Features:
+    """Features whose logits vote with confidence, with four labels in turn."""
+    logits = np.zeros((images, classes), np.float32)
+    logits[np.arange(images), votes] = 8
+    return replace(Features.from_arrays(logits, np.arange(images) % 4), logits=logits)
+
+
+@pytest.mark.parametrize(
+    ("images", "spread", "says"),
+    [
+        (60, lambda n: n % 4, None),
+        (60, lambda n: 0 * n, "explain 0% of the target's labels, and go to 1.0 classes"),
+        (60, lambda n: n % 3, "explain 0% of the target's labels, and go to 3.0 classes"),
+        (48, lambda n: 0 * n, None),  # too few images to tell
+    ],
+    ids=["one class per label", "one class", "classes without relation", "few images"],
+)
+def test_votes_that_say_nothing_about_the_labels_are_warned_of(
+    images: int, spread: Any, says: str | None
+) -> None:
+    target = labelled(images, spread(np.arange(images)))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        label_mapping(target)
+        feature_mapping(target, np.eye(20))
+    assert [says is not None and says in str(each.message) for each in caught] == [True] * (
+        2 * (says is not None)
+    )
+    assert {each.filename for each in caught} <= {__file__}
+
+
+def test_the_summary_shows_what_the_votes_say() -> None:
+    shown = label_mapping(labelled(8, np.arange(8) % 4)).summary()["votes"]
+    confidence = np.exp(8) / (np.exp(8) + 19)
+    assert shown == {
+        "images": 8,
+        "confidence": pytest.approx(confidence),
+        "agreement": pytest.approx(confidence + 3 / (np.exp(8) + 19)),
+        "effective_classes": pytest.approx(4),
+        "label_information": pytest.approx(1),
+        "coverage": {"0.1": 0.0, "0.2": 1.0, "0.4": 1.0, "0.6": 1.0, "0.8": 1.0},
+    }
+    assert "votes" not in scores_of([1.5, 2.5], [1, 3]).summary()
+    assert "votes" not in scores_of([1, 2], [0, 0]).summary()
+    assert "votes" not in scores_of([1, 2], [1, 2], unit="sample").summary()
+
+
+def test_files_keep_the_votes_and_older_files_have_them_without_confidence(tmp_path: Path) -> None:
+    scores = label_mapping(labelled(60, np.arange(60) % 4))
+    scores.save(tmp_path / "now.npz")
+    assert Scores.load(tmp_path / "now.npz").summary() == scores.summary()
+    arrays = {"scores": scores.scores, "tie_break": scores.tie_break}
+    facts = {"method": "label_mapping", "unit": "class", "provenance": {}}
+    save_artifact(tmp_path / "before.npz", "scores", arrays, facts)
+    before = Scores.load(tmp_path / "before.npz").summary()["votes"]
+    assert before.keys() == {"images", "agreement", "effective_classes", "coverage"}
+    save_artifact(tmp_path / "bad.npz", "scores", arrays, {**facts, "own_votes": [1.0]})
+    with pytest.raises(ValueError, match="`own_votes` must hold a number of at least 0 for each"):
+        Scores.load(tmp_path / "bad.npz")
