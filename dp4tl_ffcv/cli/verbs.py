@@ -206,8 +206,9 @@ class Select(Verb):
     """Source beton to select from."""
     out: Path
     """Selection file (.npz) to write."""
-    keep: float | None = None
-    """Fraction of classes to keep (of samples, for sample scores): 0.4 keeps 40 %."""
+    keep: float | Literal["auto"] | None = None
+    """Fraction of classes to keep (of samples, for sample scores): 0.4 keeps 40 %. `auto`: the
+    smallest fraction that covers the target, by the votes of label or feature mapping."""
     keep_classes: int | None = None
     """Number of classes to keep."""
     keep_samples: int | None = None

@@ -11,15 +11,11 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from .scores import Scores
 
-FEWEST = 50
-"""Images, below which votes may look meaningless by chance."""
-LEAST_INFORMATION = 0.2
-"""Votes with less label information say too little about a target to select by them.
-
-Measured with 10 classes of digits: 0.00 to 0.05 by untrained networks, 0.05 to 0.09 by surrogates
-that map all images of an unfamiliar look to a few classes; 0.48 for clothes as characters, and 0.71
-to 0.94 where selections are better than random ones.
-"""
+_FEWEST = 50  # images, below which votes may look meaningless by chance
+# Label information, measured with targets of 10 classes: 0.00 to 0.05 by untrained networks, 0.05
+# to 0.09 by surrogates that map all images of an unfamiliar look to a few classes; 0.48 for clothes
+# as characters, and 0.71 to 0.94 where selections are better than random ones.
+_LEAST_INFORMATION = 0.2
 # Agreement of votes with soft votes: 0.004 to 0.15 for untrained ResNet-8s and ResNet-18s with 50
 # to 1,000 classes, 0.19 after one epoch, 0.8 once trained. Untrained ResNet-50s predict one class
 # for all images.
@@ -73,34 +69,37 @@ class Votes:
         }
         return {"votes": {name: fact for name, fact in facts.items() if fact is not None}}
 
-    def warn(self, *, stacklevel: int) -> None:
-        """Warn in one sentence if the votes say too little about the target."""
-        if self.images < FEWEST or len(self.counts) < 2:
-            return
+    @property
+    def problem(self) -> str | None:
+        """Why the votes say too little about the target; None if they say enough."""
+        if self.images < _FEWEST or len(self.counts) < 2:
+            return None
         most = self.counts.argmax()
         told = self.label_information
-        if told is not None and told < LEAST_INFORMATION:
-            why = (
+        if told is not None and told < _LEAST_INFORMATION:
+            return (
                 f"the surrogate hardly tells the target's classes apart: its votes explain "
                 f"{told:.0%} of the target's labels, and go to {self.effective_classes:.1f} "
                 "classes in effect"
             )
-        elif told is None and (
-            self.agreement < _LEAST_AGREEMENT or self.counts[most] == self.images
-        ):
-            why = (
+        if told is None and (self.agreement < _LEAST_AGREEMENT or self.counts[most] == self.images):
+            return (
                 f"the surrogate may be untrained, or unfit for the target: it predicts "
                 f"{self.counts[most] / self.images:.0%} of the {self.images} images as class "
                 f"{most}, and its predictions and softmax outputs agree on {self.agreement:.0%} "
                 "of the votes"
             )
-        else:
-            return
-        warnings.warn(
-            f"{why}. Selections by these scores may be no better than random. Check its "
-            "checkpoint, or use a surrogate that was trained longer, or on images that look alike.",
-            stacklevel=stacklevel + 1,
-        )
+        return None
+
+    def warn(self, *, stacklevel: int) -> None:
+        """Warn if there is a problem."""
+        if (problem := self.problem) is not None:
+            warnings.warn(
+                f"{problem}. Selections by these scores may be no better than random. Check its "
+                "checkpoint, or use a surrogate that was trained longer, or on images that look "
+                "alike.",
+                stacklevel=stacklevel + 1,
+            )
 
 
 def own_votes(

@@ -55,7 +55,9 @@ def one_budget(**given: Any) -> Budget:
         raise ValueError(f"give exactly one of {names}; got {got}.")
     ((name, value),) = found.items()
     if name == "keep":
-        value = check_fraction(name, value)
+        value = (
+            "auto" if isinstance(value, str) and value == "auto" else check_fraction(name, value)
+        )
     elif name == "keep_bytes":
         value = parse_bytes(name, value)
     elif name == "min_score":

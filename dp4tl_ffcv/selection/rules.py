@@ -4,7 +4,8 @@ import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,7 @@ from ..scoring import Scores
 from ..scoring.clustering.clusters import Clusters
 from ..scoring.combine import Combine, combine_scores
 from ..validate import check_class_names, check_fingerprint, check_fraction, check_int
+from .automatic import automatic_keep
 from .budgets import Budget, one_budget, part_of
 from .selection import Selection, num_classes_of
 
@@ -29,7 +31,7 @@ def select(  # noqa: PLR0913  # options are named at the call
     scores: ScoresLike | Sequence[ScoresLike],
     beton: BetonIndex | str | os.PathLike[str],
     *,
-    keep: float | None = None,
+    keep: float | Literal["auto"] | None = None,
     keep_classes: int | None = None,
     keep_samples: int | None = None,
     keep_bytes: int | str | None = None,
@@ -55,7 +57,10 @@ def select(  # noqa: PLR0913  # options are named at the call
             file; or a list of scores, for example one per target, to combine.
         beton: the source.
         keep: fraction in (0, 1] of the beton's classes (class scores) or samples (sample scores),
-            rounded to the nearest integer, halves up, at least one.
+            rounded to the nearest integer, halves up, at least one. `"auto"`: the smallest
+            multiple of 0.05 from 0.2 on that is expected to cover 97 % of the target's images, by
+            their votes (label_mapping, feature_mapping); with several targets, of each target. The
+            provenance records the coverage of every fraction as `automatic`.
         keep_classes: number of classes; class scores only.
         keep_samples: with class scores, the best classes that together have at most this many
             samples; with sample scores, this many samples.
@@ -86,7 +91,9 @@ def select(  # noqa: PLR0913  # options are named at the call
         keep_bytes=keep_bytes,
         min_score=min_score,
     )
-    index, ranked = BetonIndex.of(beton), _combined(scores, combine, weights)
+    index, parts = BetonIndex.of(beton), _loaded(scores)
+    combined = partial(_combined, combine=combine, weights=weights)
+    ranked = combined(parts)
     inner = None if within is None else Scores.of(within)
     pseudo = None if clusters is None else Clusters.of(clusters)
     _check_options(ranked, budget, inner, keep_within, balanced, pseudo)
@@ -96,24 +103,21 @@ def select(  # noqa: PLR0913  # options are named at the call
     groups = _groups(ranked, index, pseudo, balanced, label_field)
     if budget.name == "keep_samples":
         check_int(budget.name, budget.value, 1, index.num_samples)
-    provenance: dict[str, Any] = {
-        "method": ranked.method,
-        "unit": ranked.unit,
-        budget.name: budget.value,
-        "scores": dict(ranked.provenance),
-    }
-    if inner is not None:
-        keep_within = check_fraction("keep_within", keep_within)
-        about = {"method": inner.method, "scores": dict(inner.provenance)}
-        provenance |= {"keep_within": keep_within, "within": about}
-    if pseudo is not None:
-        provenance["clusters"] = pseudo.described()
+    evidence = None
+    if budget.value == "auto":
+        among = np.bincount(groups, minlength=len(parts[0])) > 0
+        keep, evidence = automatic_keep(parts, combined, among)
+        budget = Budget("keep", keep)
+    share = None if inner is None else check_fraction("keep_within", keep_within)
+    provenance = _provenance(ranked, budget, inner, share, pseudo)
+    if evidence is not None:
+        provenance["automatic"] = evidence
     retained = np.ones(len(groups), dtype=np.bool_)
     if balanced:
         provenance["balanced"] = True
         retained = _best_of_each(ranked, groups, budget.value)
-    elif inner is not None and keep_within is not None:
-        retained = _best_of_each(inner, groups, keep_within)
+    elif inner is not None and share is not None:
+        retained = _best_of_each(inner, groups, share)
     if not balanced:
         best = _best_groups(ranked, index, budget, groups, retained)
         retained &= best[groups]
@@ -131,14 +135,36 @@ def select(  # noqa: PLR0913  # options are named at the call
     return selection
 
 
-def _combined(
-    scores: ScoresLike | Sequence[ScoresLike], combine: Combine, weights: Sequence[float] | None
-) -> Scores:
+def _loaded(scores: ScoresLike | Sequence[ScoresLike]) -> list[Scores]:
     several = [scores] if isinstance(scores, Scores | str | os.PathLike) else scores
-    loaded = [Scores.of(one) for one in several]
-    if len(loaded) == 1 and not weights:
-        return loaded[0]
-    return combine_scores(loaded, combine=combine, weights=weights or None)
+    return [Scores.of(one) for one in several]
+
+
+def _combined(parts: Sequence[Scores], combine: Combine, weights: Sequence[float] | None) -> Scores:
+    if len(parts) == 1 and not weights:
+        return parts[0]
+    return combine_scores(parts, combine=combine, weights=weights or None)
+
+
+def _provenance(
+    scores: Scores,
+    budget: Budget,
+    within: Scores | None,
+    keep_within: float | None,
+    clusters: Clusters | None,
+) -> dict[str, Any]:
+    provenance: dict[str, Any] = {
+        "method": scores.method,
+        "unit": scores.unit,
+        budget.name: budget.value,
+        "scores": dict(scores.provenance),
+    }
+    if within is not None:
+        about = {"method": within.method, "scores": dict(within.provenance)}
+        provenance |= {"keep_within": keep_within, "within": about}
+    if clusters is not None:
+        provenance["clusters"] = clusters.described()
+    return provenance
 
 
 def _best_groups(

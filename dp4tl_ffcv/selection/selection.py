@@ -212,6 +212,9 @@ class Selection(Artifact):
                 "retained_bytes": int(index.sample_bytes()[self.indices].sum()),
                 "classes": [names[c] if c < len(names) else int(c) for c in self.classes],
             }
+        if "automatic" in self.provenance:
+            result["keep"] = self.provenance["keep"]
+            result["automatic"] = self.provenance["automatic"]
         if "retained" in self.provenance.get("clusters", {}):
             result["pseudo_classes"] = self.provenance["clusters"]["retained"]
         return result

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from dp4tl_ffcv import Clusters, Selection, select
@@ -21,6 +22,9 @@ def scored(photos: Images, given: Path, tmp_path: Path) -> Path:
     random_scores(10, seed=2).save(tmp_path / "b.npz")
     random_scores(photos.index, seed=3, unit="sample").save(tmp_path / "samples.npz")
     scores_of([2, 3, 1, 0], clusters_sha256=digest).save(tmp_path / "pseudo.npz")
+    for name, counts in (("votes", [30, 0, 20, 9]), ("more_votes", [0, 30, 1, 19])):
+        votes = np.array([*counts, *[0] * 6])
+        scores_of(votes, 0.9 * votes + 0.1 * votes.sum() / 10).save(tmp_path / f"{name}.npz")
     return tmp_path
 
 
@@ -34,6 +38,8 @@ def scored(photos: Images, given: Path, tmp_path: Path) -> Path:
         ("samples", {"keep_samples": 7}),
         ("samples", {"min_score": 0.25}),
         ("pseudo", {"keep_classes": 2, "clusters": "clusters.npz"}),
+        ("votes", {"keep": "auto"}),
+        ("votes more_votes", {"keep": "auto", "combine": "rank"}),
         ("a b", {"keep": 0.3}),
         ("a b", {"keep": 0.3, "combine": "rank", "weights": (3.0, 1.0)}),
         ("a", {"keep": 0.3, "label_field": "label"}),
@@ -68,6 +74,7 @@ def test_options_are_arguments(
     [
         ("a --keep 0.5 --keep-bytes 1GB", "exactly one"),
         ("a --keep-bytes much", "--keep-bytes"),
+        ("a --keep auto", "--keep is 'auto', which needs votes"),
         ("pseudo --keep 0.5", "--clusters"),
         ("a,samples --keep 0.5", "class and sample"),
         ("a --keep 0.5 --weights 1 2", "--weights must hold"),

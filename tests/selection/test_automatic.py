@@ -1,0 +1,106 @@
+"""`select(keep="auto")`: the smallest fraction whose expected coverage of the target is enough."""
+
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dp4tl_ffcv import BetonIndex, Scores, Selection, combine_scores, label_mapping, select
+from dp4tl_ffcv.scoring import random_scores
+from dp4tl_ffcv.scoring.votes import expected_coverage
+from tests.support.scores import clusters_of, scores_of
+
+KEEPS = [percent / 100 for percent in range(20, 101, 5)]
+
+
+def votes_of(counts: list[int], **facts: Any) -> Scores:
+    """Votes and equal soft votes, so that without its own vote a class is behind all others."""
+    return replace(scores_of(counts, np.array(counts, float), method="label_mapping"), **facts)
+
+
+@pytest.fixture(scope="module")
+def twenty(tmp_path_factory: pytest.TempPathFactory, photos: Any) -> Any:
+    """Pseudo-classes of the photos: 20 of 6 samples each."""
+    return clusters_of(np.arange(120) % 20, np.zeros((20, 1)))
+
+
+@pytest.mark.parametrize(
+    ("counts", "keep"),
+    [
+        ([100] * 4, 0.2),
+        ([40], 0.2),  # never less
+        ([100] * 5, 0.25),
+        ([100] * 8 + [24], 0.4),  # 2.9 % are not covered
+        ([100] * 8 + [26], 0.45),  # 3.1 %
+        ([100] * 8 + [1] * 12, 0.4),
+        ([100] * 8 + [4] * 12, 1.0),
+    ],
+)
+def test_the_smallest_fraction_that_covers_97_percent_is_kept(
+    counts: list[int], keep: float, photos: Any, twenty: Any
+) -> None:
+    scores = votes_of([*counts, *[0] * (20 - len(counts))])
+    selection = select(scores, photos.index, keep="auto", clusters=twenty)
+    assert selection.provenance["keep"] == keep
+    expected = select(scores, photos.index, keep=keep, clusters=twenty)
+    assert selection.digest() == expected.digest()
+    evidence = selection.provenance["automatic"]
+    covered = expected_coverage([scores])
+    assert evidence["coverage"] == {str(k): covered[round(20 * k) - 1] for k in KEEPS}
+    assert evidence["least_coverage"] == 0.97
+    share = evidence["coverage"][str(keep)]
+    assert evidence["standard_error"] == pytest.approx(np.sqrt(share * (1 - share) / sum(counts)))
+    summary = selection.summary()
+    assert (summary["keep"], summary["automatic"]) == (keep, evidence)
+
+
+def test_classes_without_samples_are_no_part_of_the_fraction(uneven: BetonIndex) -> None:
+    present = np.flatnonzero(uneven.class_counts())
+    counts = np.zeros(12, int)
+    counts[present[:3]] = 50
+    selection = select(votes_of(counts.tolist()), uneven, keep="auto")
+    assert selection.classes.tolist() == present[:3].tolist()
+    assert selection.provenance["keep"] == 0.3  # of 9 classes
+
+
+def test_every_one_of_several_targets_is_covered(photos: Any, twenty: Any, tmp_path: Path) -> None:
+    one, other = [50] * 6 + [0] * 14, [0] * 14 + [0] + [10] * 5
+    parts = [votes_of(one), votes_of(other)]
+    selection = select(parts, photos.index, keep="auto", clusters=twenty)
+    covered = expected_coverage(parts, lambda scores: combine_scores(scores))
+    assert selection.provenance["keep"] == 0.55
+    assert selection.provenance["automatic"]["coverage"]["0.5"] == covered[9] < 0.97
+    selection.save(tmp_path / "auto.npz")
+    assert Selection.load(tmp_path / "auto.npz").summary() == selection.summary()
+
+
+def test_votes_that_say_little_keep_everything(photos: Any) -> None:
+    scores = votes_of([60, *[0] * 9], label_information=0.1)
+    with pytest.warns(UserWarning, match="explain 10% of the target's labels") as caught:
+        selection = select(scores, photos.index, keep="auto")
+    assert [each.filename for each in caught] == [__file__]
+    assert selection.provenance["keep"] == 1
+    assert selection.provenance["automatic"]["coverage"]["0.2"] == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        good = select(replace(scores, label_information=0.5), photos.index, keep="auto")
+    assert good.provenance["keep"] == 0.2
+
+
+@pytest.mark.parametrize(
+    ("scores", "says"),
+    [
+        (random_scores(10), "hold random scores of each class. Give a fraction, such as 0.4"),
+        (random_scores(120, unit="sample"), "hold random scores of each sample"),
+        ([votes_of([5] * 10), random_scores(10)], "hold random scores"),
+        (label_mapping([0, 1], num_classes=10), "hold label_mapping scores"),  # no soft votes
+    ],
+)
+def test_scores_without_votes_are_rejected(scores: Any, says: str, photos: Any) -> None:
+    with pytest.raises(ValueError, match=rf"^`keep` is 'auto', which needs votes.*{says}"):
+        select(scores, photos.index, keep="auto")
+    with pytest.raises(TypeError, match=r"^`keep` must be a fraction"):
+        select(scores, photos.index, keep="most")  # type: ignore[arg-type]
