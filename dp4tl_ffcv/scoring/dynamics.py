@@ -117,7 +117,7 @@ def score_dynamics(
         has_score = np.isfinite(found[0])
         if not has_score.any():
             raise ValueError(
-                f"`dynamics` has {run.num_epochs} epochs, too few for {method} to score a sample. "
+                f"`dynamics` has too few epochs, {run.num_epochs}, for {method} to score a sample. "
                 "Record a longer run."
             )
         found[0, ~has_score] = found[0, has_score].min() - 1

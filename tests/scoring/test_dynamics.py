@@ -111,9 +111,9 @@ def test_a_window_is_at_most_the_run() -> None:
     for method in (dyn_unc, tdds):
         with pytest.raises(ValueError, match=r"^`window` is 5, but `dynamics` has 4 epochs"):
             method(given, window=5)
-    with pytest.raises(ValueError, match=r"`dynamics` has 1 epochs, too few for dyn_unc"):
+    with pytest.raises(ValueError, match=r"`dynamics` has too few epochs, 1, for dyn_unc"):
         dyn_unc(dynamics_of(9, 1))
-    with pytest.raises(ValueError, match=r"`dynamics` has 2 epochs, too few for tdds"):
+    with pytest.raises(ValueError, match=r"`dynamics` has too few epochs, 2, for tdds"):
         tdds(dynamics_of(9, 2))
     with pytest.raises(ValueError, match=r"^`decay` must be above 0"):
         tdds(given, decay=0.0)
