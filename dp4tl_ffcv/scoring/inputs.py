@@ -168,10 +168,13 @@ def predictions_of(target: FeaturesOrArray) -> Predictions:
     if features is not None:
         facts, labels = target_facts(features), features.labels
         if features.predictions is not None and features.soft_votes is not None:
+            confidences = features.confidences
+            if confidences is None and features.logits is not None:  # of an earlier version
+                confidences = softmax_sums(features.logits)[1]
             return Predictions(
                 ids=features.predictions,
                 soft_votes=features.soft_votes,
-                confidences=features.confidences,
+                confidences=confidences,
                 labels=labels,
                 facts=facts,
             )

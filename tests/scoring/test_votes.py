@@ -152,6 +152,20 @@ def test_the_summary_shows_what_the_votes_say() -> None:
     assert "votes" not in scores_of([1, 2], [1, 2], unit="sample").summary()
 
 
+def test_confidences_come_from_features_or_from_their_logits(given: Path) -> None:
+    target = Features.load(given / "target")  # without confidences, as of an earlier version
+    expected = label_mapping(target.logits).votes
+    assert expected is not None
+    for features in (target, replace(target, confidences=np.full(40, 0.5))):
+        votes = label_mapping(features).votes
+        assert votes is not None
+        confidence = expected.confidence if features is target else 0.5
+        assert votes.confidence == pytest.approx(confidence)
+    unknown = label_mapping(replace(target, logits=None)).votes
+    assert unknown is not None
+    assert unknown.confidence is None
+
+
 def test_files_keep_the_votes_and_older_files_have_them_without_confidence(tmp_path: Path) -> None:
     scores = label_mapping(labelled(60, np.arange(60) % 4))
     scores.save(tmp_path / "now.npz")
