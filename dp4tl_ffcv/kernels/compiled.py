@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -15,7 +16,7 @@ from numba import (  # type: ignore[attr-defined]  # numba's stub lacks `carray`
     types,
 )
 from numba.core.ccallback import CFunc
-from numba.core.event import TimingListener, install_listener
+from numba.core.event import Listener, install_listener
 from numba.extending import intrinsic
 
 # No code that checks divisors: with Python's error model, each division may raise an error.
@@ -68,15 +69,36 @@ def native() -> Callable[[_Function], _Function]:
     return decorate
 
 
-@contextmanager
-def compile_timer() -> Iterator[Callable[[], float]]:
-    """Measure how long numba compiles in this process, in any thread.
+class CompileTimer(Listener):
+    """Measures how long numba compiles. Loading compiled code from disk does not count."""
 
-    Yields:
-        A function that returns the seconds so far. Loading compiled code from disk does not count.
-    """
-    with install_listener("numba:compile", TimingListener()) as listener:  # type: ignore[no-untyped-call]
-        yield lambda: float(listener.duration) if listener.done else 0.0
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        """Time on the clock."""
+        self.processor_seconds = 0.0
+        """Processor time of the process."""
+        self._depth, self._started = 0, (0.0, 0.0)
+
+    def on_start(self, _: object) -> None:
+        """Begin, unless this compilation is part of another."""
+        if self._depth == 0:
+            self._started = time.perf_counter(), time.process_time()
+        self._depth += 1
+
+    def on_end(self, _: object) -> None:
+        """Add the time of a compilation that is part of no other."""
+        self._depth -= 1
+        if self._depth == 0:
+            self.seconds += time.perf_counter() - self._started[0]
+            self.processor_seconds += time.process_time() - self._started[1]
+
+
+@contextmanager
+def compile_timer() -> Iterator[CompileTimer]:
+    """Measure how long numba compiles in this process, in any thread, until the context ends."""
+    timer = CompileTimer()
+    with install_listener("numba:compile", timer):
+        yield timer
 
 
 def _stamp(code: Any, function: Callable[..., Any]) -> None:

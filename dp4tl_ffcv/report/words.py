@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from .results import Results, Row, target_name
 
 _LABELS = {"label_mapping": "LM", "feature_mapping": "FM", "full": "full source"}
+_ROUNDING = 1e-9
+_SEEDS = 8  # with fewer, the intervals rest on the seeds' spread, which is itself uncertain
 
 
 def method_label(method: str) -> str:
@@ -44,11 +46,12 @@ def _best(results: Results) -> str:
     best = max(ours, key=lambda row: (row["pruned"], row["budget"] == "equal_epochs"))
     place = {name: best[name] for name in ("scored_on", "target", "mode", "budget")}
     here = [row for row in results.comparisons if place.items() <= row.items()]
-    mine = next(
-        row for row in here
-        if row["method"] == best["method"]
-        and abs(1 - row["kept"] - best["pruned"]) < 1e-9
-    )  # fmt: skip
+    speed = "".join(
+        f", where pretraining is {row['speedup']:.1f} times as fast, or "
+        f"{row['speedup_with_selection']:.1f} times with the cost of the selection"
+        for row in here
+        if row["method"] == best["method"] and abs(1 - row["kept"] - best["pruned"]) < _ROUNDING
+    )
     random = [
         each["pruned"]
         for each in results.summary["prunings"]
@@ -57,9 +60,7 @@ def _best(results: Results) -> str:
     control = f"; random selection reaches {_share(max(random))} there" if random else ""
     return (
         f"The largest pruning without loss is {_share(best['pruned'])} by "
-        f"{method_label(best['method'])} ({_place(best)}), where pretraining is "
-        f"{mine['speedup']:.1f} times as fast, or {mine['speedup_with_selection']:.1f} times "
-        f"with the cost of the selection{control}."
+        f"{method_label(best['method'])} ({_place(best)}){speed}{control}."
     )
 
 
@@ -70,6 +71,8 @@ def _sure(results: Results) -> str:
         ("no loss", "show no loss"), ("loss", "show a loss"), ("cannot tell", "cannot tell"),
     ))  # fmt: skip
     sentence = f"Of {_counted(len(verdicts), 'comparison')}, {', '.join(counts)}"
+    if max((row["seeds"] for row in results.comparisons), default=0) < _SEEDS:
+        sentence += f" (fewer than {_SEEDS} seeds are a first look)"
     if not missed:
         return f"{sentence}; with one seed, nothing can be shown."
     return (

@@ -45,13 +45,13 @@ def run_stage(stage: Stage, threads: int | None = None) -> dict[str, Any]:
     with (
         (stage.folder / "output.txt").open("a", buffering=1) as output,
         redirect_stdout(output),
-        compile_timer() as compile_seconds,
+        compile_timer() as compiling,
     ):
         result = _WORK[stage.kind](stage, threads)
     seconds = {
         "seconds": time.perf_counter() - started,
-        "processor_seconds": time.process_time() - processor,
-        "compile_seconds": compile_seconds(),
+        "compile_seconds": compiling.seconds,
+        "processor_seconds": time.process_time() - processor - compiling.processor_seconds,
     }
     return folder.finish({**seconds, **result})
 
