@@ -119,7 +119,7 @@ def test_a_study_on_ray_survives_the_loss_of_a_node(
         while not lost:
             lost.extend(pretrains_on(node, out))
             time.sleep(0.02)
-        kill(node)
+        kill(raylet_of(node))
 
     Thread(target=kill_in_the_middle, daemon=True).start()
     study(ray_config(cluster, file, out=Path(os.path.relpath(out))))
@@ -131,23 +131,27 @@ def test_a_study_on_ray_survives_the_loss_of_a_node(
         assert launcher.slots == 1
 
 
-def processes_of(node: Any) -> list[Any]:
-    """Return the raylet of a node and its workers."""
+def raylet_of(node: Any) -> int:
+    return int(node.all_processes["raylet"][0].process.pid)
+
+
+def processes_of(parent: int) -> list[Any]:
+    """Return a process and all that it has started."""
     psutil = pytest.importorskip("psutil")
-    raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
-    return [raylet, *raylet.children(recursive=True)]
+    process = psutil.Process(parent)
+    return [process, *process.children(recursive=True)]
 
 
-def kill(node: Any) -> None:
-    """Kill a node, as a power failure does."""
-    for process in processes_of(node):
+def kill(parent: int) -> None:
+    """Kill a process and all that it has started, as a power failure does."""
+    for process in processes_of(parent):
         process.kill()
 
 
 def pretrains_on(node: Any, out: Path) -> list[str]:
     """Return the unfinished pretraining of a node, whose folder it locks, once it has a state."""
     opened = set()
-    for process in processes_of(node):
+    for process in processes_of(raylet_of(node)):
         with suppress(FileNotFoundError):  # the process or the file has gone
             links = Path(f"/proc/{process.pid}/fd").iterdir()
             opened |= {link.readlink() for link in links}
@@ -159,15 +163,27 @@ def pretrains_on(node: Any, out: Path) -> list[str]:
 
 
 # -- Slurm ---------------------------------------------------------------------------------------
-def test_a_study_as_jobs_of_submitit(file: Path, expected: list[dict[str, Any]]) -> None:
+def test_a_study_as_jobs_of_submitit_repeats_a_job_that_is_killed(
+    file: Path, expected: list[dict[str, Any]]
+) -> None:
     pytest.importorskip("submitit", reason="the extra `slurm` is not installed")
     out, parameters = file.parent / "local", ("cluster=local", "timeout_min=10")
     for folder in [*out.glob("finetune/*"), *out.glob("selection/*")]:
         shutil.rmtree(folder)
     (out / "results.jsonl").unlink()
+    killed: list[int] = []
+
+    def kill_the_first_job() -> None:
+        while not (jobs := [*out.glob("slurm/*_submitted.pkl")]):
+            time.sleep(0.02)
+        killed.append(int(jobs[0].name.partition("_")[0]))
+        kill(killed[0])
+
+    Thread(target=kill_the_first_job, daemon=True).start()
     study(Config(file=file, out=out, launcher="slurm", jobs=2, slurm=parameters))
+    assert killed
     assert rows(out) == expected
-    assert len([*out.glob("slurm/*_log.out")]) == 3
+    assert len([*out.glob("slurm/*_submitted.pkl")]) == 4  # for three stages
 
 
 # -- nodes that share the folder late, or not at all ---------------------------------------------
