@@ -4,7 +4,7 @@ import os
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 CORES = len(os.sched_getaffinity(0))
 
@@ -20,7 +20,3 @@ class BaseBench(Generic[_Scale]):
     """Folder of generated data, kept for the next run."""
     stack: ExitStack
     """Closed at the end of the benchmark."""
-
-    def about(self) -> dict[str, Any]:
-        """Return more entries for the head of the result file."""
-        return {}

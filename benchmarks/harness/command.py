@@ -56,8 +56,7 @@ def run(name: str, config: Config, results: Path = RESULTS) -> None:
     with ExitStack() as stack:
         scales = module.QUICK if config.quick else module.SCALES
         benches = [module.Bench(scale, config.data, stack) for scale in scales]
-        head = {"bench": name, **benches[0].about()}
-        publish(measure(figures, benches, config.only), head, module.DETAILS, out)
+        publish(measure(figures, benches, config.only), name, module.DETAILS, out)
 
 
 def load_figures(name: str, only: Collection[str] = ()) -> dict[tuple[str, ...], Any]:

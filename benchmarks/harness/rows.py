@@ -93,22 +93,19 @@ def alternate(*sides: Callable[[], _Result], rounds: int) -> tuple[list[_Result]
     return results
 
 
-def publish(
-    rows: Iterable[Row], head: Mapping[str, Any], details: Sequence[str], out: Path | None
-) -> None:
+def publish(rows: Iterable[Row], bench: str, details: Sequence[str], out: Path | None) -> None:
     """Print rows as JSON lines on stdout and as a table on stderr; write the lines to `out`.
 
-    The first line of the file is `head` with a description of the machine.
+    The first line of the file describes the machine.
     """
     shown, lines = [], []
     for row in rows:
         shown.append(row)
-        lines.append(json.dumps(rounded({"bench": head["bench"], **row}), allow_nan=False))
+        lines.append(json.dumps(rounded({"bench": bench, **row}), allow_nan=False))
         print(lines[-1], flush=True)
-    if details:
-        progress("\n" + table(shown, details))
+    progress("\n" + table(shown, details))
     if out:
-        first = json.dumps({"bench": head["bench"], "environment": environment(), **head})
+        first = json.dumps({"bench": bench, "environment": environment()})
         with atomic_open(out) as stream:
             stream.write("".join(f"{line}\n" for line in (first, *lines)).encode())
         progress(f"written to {out}")

@@ -1,7 +1,8 @@
-"""Write the tables of README.md, docs/evidence.md and benchmarks/README.md from the result files.
+"""Write the tables of README.md, docs/evidence.md and of studies from the result files.
 
 After `dp4tl demo --fresh`, `--result runs/demo/result.json` copies the demo's result to
-`benchmarks/results/demo.json` first.
+`benchmarks/results/demo.json` first. After a study, `--study runs/NAME` copies its results to
+`benchmarks/results/studies/NAME.jsonl`; its tables are NAME.md in the same folder.
 """
 
 import json
@@ -17,13 +18,13 @@ from benchmarks.end_to_end.table import end_to_end_table
 from benchmarks.harness.rows import markdown
 from benchmarks.peers.table import peers_sentence, peers_table
 from dp4tl_ffcv.scoring import methods
-from dp4tl_ffcv.utils import one_line_errors, write_json
+from dp4tl_ffcv.utils import atomic_open, one_line_errors, write_json
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = tuple(ROOT / page for page in ("README.md", "docs/evidence.md", "benchmarks/README.md"))
+PAGES = tuple(ROOT / page for page in ("README.md", "docs/evidence.md"))
 RESULTS = ROOT / "benchmarks" / "results"
 DEMO = RESULTS / "demo.json"
-PLANTED = RESULTS / "planted.jsonl"
+STUDIES = RESULTS / "studies"
 PEERS = RESULTS / "peers.jsonl"
 END_TO_END = {"end-to-end": "end_to_end.jsonl", "end-to-end GPU": "end_to_end_gpu.jsonl"}
 NAMES = {"full": "full source", "label_mapping": "LM", "feature_mapping": "FM", "random": "random"}
@@ -121,6 +122,8 @@ COMPARISONS = {
 class Config:
     result: Path | None = None
     """A demo's result.json to keep. Without it, the kept result is used."""
+    study: Path | None = None
+    """Folder of a study whose results are kept."""
 
 
 def comparison_table(name: str) -> str:
@@ -227,7 +230,6 @@ def filled(page: Path) -> str:
     makers: dict[str, Callable[[], str]] = {
         "methods": methods.table,
         "demo": lambda: demo_table(json.loads(DEMO.read_text())),
-        "planted": planted_section,
         **{name: partial(comparison_table, name) for name in COMPARISONS},
     }
     for name, file in END_TO_END.items():
@@ -249,22 +251,31 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def planted_section() -> str:
-    """Return the section of planted classes."""
-    from benchmarks.planted import table  # with scipy and matplotlib, which take a second
+def study_page(results: Path) -> str:
+    """Return the page with the tables of a study, whose results are kept in a file."""
+    from benchmarks.harness import studies  # with torch, which takes seconds
 
-    return table.section(_lines(PLANTED))
+    return studies.page(results.stem, _lines(results))
+
+
+def keep_study(folder: Path, out: Path) -> None:
+    """Keep the rows of a study, headed by the machine that it ran on."""
+    head = {"environment": json.loads((folder / "summary.json").read_text())["environment"]}
+    rows = (folder / "results.jsonl").read_bytes()
+    with atomic_open(out / f"{folder.name}.jsonl") as stream:
+        stream.write(json.dumps(head).encode() + b"\n" + rows)
 
 
 def main(config: Config) -> None:
-    """Keep the given result, if any, and write the pages and the plot."""
-    from benchmarks.planted import table as planted
-
+    """Keep the given results, if any, and write the pages."""
     if config.result:
         write_json(DEMO, json.loads(config.result.read_text()))
+    if config.study:
+        keep_study(config.study, STUDIES)
     for page in PAGES:
         page.write_text(filled(page))
-    planted.draw(_lines(PLANTED), ROOT / "benchmarks" / planted.PLOT)
+    for results in STUDIES.glob("*.jsonl"):
+        results.with_suffix(".md").write_text(study_page(results))
 
 
 if __name__ == "__main__":

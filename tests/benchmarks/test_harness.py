@@ -25,7 +25,7 @@ from benchmarks.harness.rows import Row, alternate, compare
 from benchmarks.harness.timing import Stopwatch, Timing, tree_seconds
 from benchmarks.harness.worker import Worker
 
-BENCHMARKS = ("loader", "writing", "scoring", "end_to_end", "planted", "peers")
+BENCHMARKS = ("loader", "writing", "scoring", "end_to_end", "peers")
 
 
 # Figures that the kept results lack.

@@ -2,20 +2,22 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from benchmarks.harness import tables
 from benchmarks.harness.command import load_figures
-from benchmarks.planted import table as planted
 
 
 def test_the_pages_show_the_kept_results() -> None:
     for page in tables.PAGES:
         assert tables.filled(page) == page.read_text()
     text = "".join(page.read_text() for page in tables.PAGES)
-    for name in ("methods", "demo", *tables.COMPARISONS, *tables.END_TO_END, "planted"):
+    for name in ("methods", "demo", *tables.COMPARISONS, *tables.END_TO_END):
         assert text.count(f"<!-- {name} table -->") == 1
+    for results in tables.STUDIES.glob("*.jsonl"):
+        assert tables.study_page(results) == results.with_suffix(".md").read_text()
 
 
 @pytest.mark.parametrize("name", tables.COMPARISONS)
@@ -44,10 +46,50 @@ def test_every_row_of_the_demo_is_in_its_table_and_no_path_is_kept() -> None:
     assert "out" not in kept["config"]
 
 
-def test_the_plot_of_planted_classes_is_drawn(tmp_path: Path) -> None:
-    lines = [json.loads(line) for line in tables.PLANTED.read_text().splitlines()]
-    planted.draw(lines, tmp_path / "plot.png")
-    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+def study_row(method: str, keep: Any, seed: int, accuracy: float, **other: Any) -> dict[str, Any]:
+    kept = 0.3 if keep == "auto" else keep
+    costs = ("surrogate", "features", "scoring", "select")
+    return {
+        "target": "few", "scored_on": "few", "method": method, "keep": keep, "kept": kept,
+        "budget": "equal_epochs", "seed": seed, "mode": "linear_probe", "test_accuracy": accuracy,
+        "classes": 10, "samples": 100, "pretrain_seconds": 10 * kept, "selection_seconds": 5.0,
+        **{f"{name}_seconds": 1.0 for name in costs}, **other,
+    }  # fmt: skip
+
+
+def test_a_finished_study_is_kept_and_its_tables_show_every_comparison(tmp_path: Path) -> None:
+    spread = {0: 0.001, 1: -0.001, 2: 0.0}
+    rows = [
+        study_row(method, keep, seed, accuracy + (0 if method == "full" else spread[seed]), **other)
+        for seed in spread
+        for other in ({}, {"mode": "full_finetuning"})
+        for method, keep, accuracy in [
+            ("full", 1.0, 0.9), ("label_mapping", 0.5, 0.91), ("label_mapping", 0.2, 0.8),
+            ("label_mapping", "auto", 0.9),
+        ]
+    ]  # fmt: skip
+    run, kept = tmp_path / "small", tmp_path / "kept"
+    run.mkdir()
+    kept.mkdir()
+    machine = {"cores": 3, "cpu": "a CPU", "gpu": "none", "torch": "2"}
+    (run / "summary.json").write_text(json.dumps({"environment": machine}))
+    (run / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tables.keep_study(run, kept)
+    page = tables.study_page(kept / "small.jsonl")
+    assert page.startswith(
+        "# small\n\n`dp4tl study benchmarks/studies/small.yaml`, 3 seeds, on 3 cores"
+    )
+    # The interval: 0.1 * t(0.975, 2) / sqrt(3) = 0.25; missed: 0.25 + 0.1 * t(0.8, 2) / sqrt(3).
+    line = (
+        "| label mapping | 0.30: +0.00 [-0.25, +0.25] no loss (0.31) "
+        "| +1.00 [+0.75, +1.25] no loss (0.31) | -10.00 [-10.25, -9.75] loss (0.31) | 50% |"
+    )
+    for mode in ("linear probe", "full finetuning"):
+        section = page.split(f"## few, {mode}, equal epochs\n\nFull source: 90.00 %.")[1]
+        assert section.split("\n\n")[1].splitlines() == [
+            "| method | auto | 0.5 | 0.2 | pruned |", "|---|---|---|---|---|", line,
+        ]  # fmt: skip
+    assert page.endswith("| label mapping | 0.30: 3.33 / 1.25 | 2.00 / 1.00 | 5.00 / 1.43 |\n")
 
 
 def test_a_page_without_markers_is_rejected() -> None:

@@ -298,6 +298,33 @@ def test_a_method_can_have_other_settings_of_pretraining(file: Path) -> None:
     assert trained["easy"].needs["selection"].key == trained["label_mapping"].needs["selection"].key
 
 
+def test_influence_pretrains_on_halves_that_all_targets_share(file: Path) -> None:
+    runs = changed(
+        file, "random:", "class_influence: {influence: {runs: 6, pretrain: {epochs: 1}}}\n  random:"
+    )
+    scores = [run.selection.needs["scores"] for run in runs if run.method == "class_influence"]
+    outcomes = {stage.needs["outcomes"].key: stage.needs["outcomes"] for stage in scores}
+    halves = {stage.needs["halves"].key: stage.needs["halves"] for stage in outcomes.values()}
+    assert (len(outcomes), len(halves)) == (2 * 2, 2)  # seeds and targets; seeds
+    for stage in halves.values():
+        assert stage.facts["runs"] == 6
+        assert stage.facts["settings"]["epochs"] == 1
+        assert stage.facts["settings"]["lr"] == 0.5  # as in `pretrain`
+    assert {stage.facts["settings"]["epochs"] for stage in outcomes.values()} == {3}  # the probe's
+
+
+@pytest.mark.parametrize(
+    ("entry", "match"),
+    [
+        ("{influence: {run: 6}}", "class_influence: influence.*got 'run'"),
+        ("{influence: {runs: few}}", "its entry 'runs' is not of the type int"),
+    ],
+)
+def test_wrong_settings_of_influence_are_refused(file: Path, entry: str, match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        changed(file, "random:", f"class_influence: {entry}\n  random:")
+
+
 def test_an_unknown_option_is_refused(file: Path) -> None:
     with pytest.raises(ValueError, match="label_mapping has no option restart; it has"):
         changed(file, "label_mapping: {}", "label_mapping: {restart: true}")
@@ -316,8 +343,8 @@ def test_a_list_of_targets_is_scored_together_and_finetuned_on_each(file: Path) 
 
 
 def test_a_method_that_needs_more_than_a_study_has_is_refused(file: Path) -> None:
-    file.write_text(file.read_text().replace("label_mapping: {}", "class_influence: {}"))
-    with pytest.raises(ValueError, match="class_influence needs included, outcomes"):
+    file.write_text(file.read_text().replace("label_mapping: {}", "class_list: {}"))
+    with pytest.raises(ValueError, match="class_list needs classes"):
         runs_of(read_study(file), file.parent)
 
 

@@ -178,13 +178,15 @@ def test_surrogates_of_every_kind_score_for_several_targets(file: Path) -> None:
     text = text.replace("{label_mapping: {}, random", "{METHODS, random").replace(
         "METHODS",
         "label_mapping: {surrogate: own, dtype: float16}, "
-        "pseudo: {method: feature_mapping, clusters: 4, surrogate: moco}",
+        "pseudo: {method: feature_mapping, clusters: 4, surrogate: moco}, "
+        "class_influence: {influence: {runs: 2, pretrain: {epochs: 1}, probe: {epochs: 1}}}, "
+        "aum: {surrogate: recorded}",
     )
     text = text.replace("keeps: [0.5]\nseeds: 2", "keeps: {equal_epochs: [0.5]}\nseeds: [3]")
     text = text.replace(
         "{default: {epochs: 1}}",
-        "{own: own.pt, moco: {recipe: pretrain-moco, arch: resnet8_w16, epochs: 1, batch_size: 16, "
-        "queue: 32}}",
+        "{own: own.pt, recorded: {epochs: 2, record_dynamics: true}, moco: {recipe: pretrain-moco, "
+        "arch: resnet8_w16, epochs: 1, batch_size: 16, queue: 32}}",
     )
     (file.parent / "many.yaml").write_text(text)
     compared = study(Config(file=file.parent / "many.yaml", out=file.parent / "many", jobs=1))
@@ -193,11 +195,12 @@ def test_surrogates_of_every_kind_score_for_several_targets(file: Path) -> None:
         for scored_on, target in [
             ("target", "target"), ("other", "other"), ("both", "target"), ("both", "other")
         ]
-        for method in ("label_mapping", "pseudo", "random")
+        for method in ("label_mapping", "pseudo", "class_influence", "aum", "random")
     }  # fmt: skip
     selections = map(Selection.load, (file.parent / "many").glob("selection/*/selection.npz"))
     assert {each.provenance["method"] for each in selections} == {
-        "label_mapping", "sum_label_mapping", "feature_mapping", "sum_feature_mapping", "random",
+        "label_mapping", "sum_label_mapping", "feature_mapping", "sum_feature_mapping",
+        "class_influence", "rank_class_influence", "aum", "random",
     }  # fmt: skip
 
 

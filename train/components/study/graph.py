@@ -8,7 +8,7 @@ from typing import Any
 
 from dp4tl_ffcv import BetonIndex, extract_features
 from dp4tl_ffcv.scoring import methods
-from dp4tl_ffcv.utils import sha256_of_file
+from dp4tl_ffcv.utils import check_choice, check_entries, check_int, sha256_of_file
 
 from ...configs.pretrain_moco import Config as MocoConfig
 from ...configs.study import Keep, Mode, Scoring, Study
@@ -17,13 +17,14 @@ from .stages import Stage
 _SURROGATE_SEED = 1000  # is added to the seed: a surrogate never equals the full run
 # Arguments of methods that a study provides.
 _PROVIDED = {
-    "target", "source", "clusters", "models", "difficulty", "dynamics", "beton", "seed",
-    "resolution", "crop_ratio",
+    "target", "source", "clusters", "models", "difficulty", "dynamics", "outcomes", "included",
+    "beton", "seed", "resolution", "crop_ratio",
 }  # fmt: skip
 # Arguments of feature extraction that a method cannot set.
 _NOT_OPTIONS = {
     "model", "beton", "out", "indices", "restart", "num_workers", "timeout", "device",
 }  # fmt: skip
+_INFLUENCE = {"runs": int, "pretrain": dict[str, Any], "probe": dict[str, Any]}
 
 
 @dataclass(frozen=True)
@@ -161,6 +162,8 @@ class Graph:
                     "does not record. Set `record_dynamics: true` in the surrogate's settings."
                 )
             needs["dynamics"] = surrogate
+        if "outcomes" in flags:
+            needs["outcomes"] = self._outcomes(target, seed, **options.pop("influence", {}))
         if "difficulty" in flags:
             difficulty = options.pop("difficulty", "el2n")
             needs["difficulty"] = self._score(difficulty, extraction, target, surrogate, seed)
@@ -169,6 +172,25 @@ class Graph:
         facts = {"method": method, "options": {**provided, **options}}
         used = (self._source, ("train",), "beton") if "beton" in flags else ()
         return self._stage("score", facts, needs, *used)
+
+    def _outcomes(
+        self,
+        target: str,
+        seed: int,
+        runs: int = 40,
+        pretrain: Mapping[str, Any] | None = None,
+        probe: Mapping[str, Any] | None = None,
+    ) -> Stage:
+        """Return what probes get right after pretraining on random halves of the classes."""
+        study, common = self.study, {**self.study.images, "seed": seed}
+        settings = {**common, **study.pretrain, **(pretrain or {})}
+        facts = {"runs": runs, "settings": settings}
+        halves = self._stage("halves", facts, None, self._source, ("train",))
+        settings = {**common, **study.finetune.get("linear_probe", {}), **(probe or {})}
+        needs, splits = {"halves": halves}, ("train", "val", "test")
+        return self._stage(
+            "influence", {"settings": settings}, needs, self._targets[target], splits
+        )
 
     def _features(self, surrogate: Stage, dataset: Dataset, options: Mapping[str, Any]) -> Stage:
         # The surrogate sees images of the size that it was trained on.
@@ -224,6 +246,14 @@ def _check_options(name: str, scoring: Scoring) -> None:
         )
     extraction = {*signature(extract_features).parameters} - _NOT_OPTIONS
     known = {*signature(method.function).parameters, "clusters"} | extraction
+    if "outcomes" in method.flags:
+        known.add("influence")
+        given = check_entries(
+            scoring.options.get("influence", {}), _INFLUENCE, optional=tuple(_INFLUENCE)
+        )
+        for entry in given:
+            check_choice(f"{name}: influence", entry, _INFLUENCE)
+        check_int(f"{name}: influence: runs", given.get("runs", 2), 2)
     if unknown := sorted(scoring.options.keys() - known):
         raise ValueError(
             f"the method {name} has no option {', '.join(unknown)}; it has "

@@ -9,9 +9,10 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 
-from dp4tl_ffcv import BetonIndex, Scores, cluster, extract_features, select
+from dp4tl_ffcv import BetonIndex, Scores, Selection, cluster, extract_features, select
 from dp4tl_ffcv.scoring import methods
 from dp4tl_ffcv.utils import compile_timer
 
@@ -137,6 +138,65 @@ def features(stage: Stage, threads: int | None) -> dict[str, Any]:
     return {"samples": len(made)}
 
 
+def halves(stage: Stage, threads: int | None) -> dict[str, Any]:
+    """Pretrain on random halves of the source's classes, each followed by the other half."""
+    index, settings = BetonIndex.open(stage.paths["train"]), stage.facts["settings"]
+    included = np.zeros((stage.facts["runs"], index.num_classes), dtype=np.bool_)
+    rng, results = np.random.default_rng(settings["seed"]), []
+    for run, row in enumerate(included):
+        if run % 2:
+            row[:] = ~included[run - 1]
+        else:
+            row[rng.permutation(index.num_classes)[: index.num_classes // 2]] = True
+        half = Selection.of_classes(index, np.flatnonzero(row), num_classes=index.num_classes)
+        half.save(stage.folder / f"half_{run}.npz")
+        results.append(
+            pretrain_recipe.pretrain(
+                PretrainConfig(
+                    **stage.paths,
+                    run=stage.folder / f"run_{run}",
+                    selection=stage.folder / f"half_{run}.npz",
+                    num_workers=threads,
+                    overwrite=True,
+                    **settings,
+                )
+            )
+        )
+    np.save(stage.folder / "included.npy", included)
+    return {
+        "pretrain_seconds": sum(each["pretrain_seconds"] for each in results),
+        "checkpoints": [each["checkpoint"] for each in results],
+    }
+
+
+def influence(stage: Stage, threads: int | None) -> dict[str, Any]:
+    """Probe each run of `halves` on a target, and keep which validation images are right."""
+    settings, outcomes = stage.facts["settings"], []
+    crops = {name: settings[name] for name in settings.keys() & {"resolution", "crop_ratio"}}
+    for run, checkpoint in enumerate(_result(stage, "halves")["checkpoints"]):
+        probe = finetune_recipe.finetune(
+            FinetuneConfig(
+                **stage.paths,
+                run=stage.folder / f"run_{run}",
+                checkpoint=Path(checkpoint),
+                num_workers=threads,
+                overwrite=True,
+                **settings,
+            )
+        )
+        seen = extract_features(
+            probe["checkpoint"],
+            stage.paths["val"],
+            stage.folder / f"features_{run}",
+            num_workers=threads,
+            restart=True,
+            **crops,
+        )
+        outcomes.append(seen.predictions == seen.labels)
+    np.save(stage.folder / "outcomes.npy", np.array(outcomes))
+    return {}
+
+
 def clusters(stage: Stage, _: int | None) -> dict[str, Any]:
     """Cluster the source's features into pseudo-classes."""
     made = cluster(_folder(stage, "source") / "features", stage.facts["clusters"])
@@ -156,6 +216,9 @@ def score(stage: Stage, _: int | None) -> dict[str, Any]:
         inputs["difficulty"] = _folder(stage, "difficulty") / "scores.npz"
     if "dynamics" in stage.needs:
         inputs["dynamics"] = [_folder(stage, "dynamics") / "run" / "dynamics.npz"]
+    if "outcomes" in stage.needs:
+        inputs["outcomes"] = _folder(stage, "outcomes") / "outcomes.npy"
+        inputs["included"] = stage.needs["outcomes"].needs["halves"].folder / "included.npy"
     if "surrogate" in stage.needs:
         inputs["models"] = [Path(_result(stage, "surrogate")["checkpoint"])]
     if "beton" in stage.paths:
@@ -175,10 +238,9 @@ def selection(stage: Stage, _: int | None) -> dict[str, Any]:
             options = {**options, "keep": None, "keep_samples": round(keep * index.num_samples)}
     roles = [role for role in stage.needs if role.startswith("scores")]
     found = [Scores.load(_folder(stage, role) / "scores.npz") for role in roles]
-    # Negative scores have no sum to be divided by.
-    how: Literal["rank", "sum"] = (
-        "rank" if any((each.scores < 0).any() for each in found) else "sum"
-    )
+    # Negative scores, and zeros alone, have no sum to be divided by.
+    by_sum = all((each.scores >= 0).all() and each.scores.any() for each in found)
+    how: Literal["rank", "sum"] = "sum" if by_sum else "rank"
     made = select(found, index, combine=how, **options)
     made.save(stage.folder / "selection.npz")
     by_class = found[0].unit == "class" and "clusters" not in stage.needs
@@ -200,7 +262,8 @@ runpy.run_module(sys.argv.pop(1), run_name="__main__", alter_sys=True)
 _WORK: dict[str, Callable[[Stage, int | None], dict[str, Any]]] = {
     each.__name__: each
     for each in (
-        write, pretrain, pretrain_moco, weights, finetune, features, clusters, score, selection
+        write, pretrain, pretrain_moco, weights, finetune, features, halves, influence, clusters,
+        score, selection,
     )
 }  # fmt: skip
 
