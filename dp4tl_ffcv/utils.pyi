@@ -20,6 +20,7 @@ from .progress import track as track
 from .runs import RunFolder as RunFolder
 from .runs import environment as environment
 from .runs import settings_of as settings_of
+from .scoring.features.votes import vote_matrix as vote_matrix
 from .scoring.gradients.norms import gradient_norms as gradient_norms
 from .scoring.surrogate.checkpoint_files import read_entries as read_entries
 from .scoring.surrogate.checkpoint_files import write_entries as write_entries

@@ -19,6 +19,7 @@ from dp4tl_ffcv import Features, StaleArtifactError, class_means
 from dp4tl_ffcv.atomic import atomic_folder
 from dp4tl_ffcv.scoring.features import features as module
 from dp4tl_ffcv.scoring.features.features import check_same_surrogate
+from dp4tl_ffcv.utils import vote_matrix
 
 SURROGATE = {
     "checkpoint_sha256": "ab" * 32, "arch": "resnet18", "resolution": 224, "crop_ratio": 0.875,
@@ -354,3 +355,24 @@ def test_features_of_another_surrogate_or_crop_are_rejected() -> None:
     for name, value in changes.items():
         with pytest.raises(StaleArtifactError, match=rf"differ in {name}: {value} for the source"):
             check_same_surrogate(target, features_with(**{**SURROGATE, name: value}))
+
+
+def test_votes_are_counted_by_target_class() -> None:
+    rng = np.random.default_rng(0)
+    labels, predictions = rng.integers(-1, 4, 60), rng.integers(0, 7, 60)
+    features = Features(
+        features=np.ones((60, 2), np.float32),
+        labels=labels,
+        indices=np.arange(60),
+        predictions=predictions,
+        soft_votes=np.zeros(7),
+    )
+    expected = np.zeros((4, 7), np.int64)
+    for target, source in zip(labels, predictions, strict=True):
+        if target >= 0:
+            expected[target, source] += 1
+    np.testing.assert_array_equal(vote_matrix(features), expected)
+    with pytest.raises(ValueError, match="No image has a label"):
+        vote_matrix(replace(features, labels=np.full(60, -1)))
+    with pytest.raises(ValueError, match="have no predictions"):
+        vote_matrix(replace(features, predictions=None))
