@@ -31,7 +31,7 @@ from .components.study.launchers import launcher_of
 from .components.study.plan import Plan
 from .components.study.record import Record
 from .components.study.results import table_of
-from .components.study.schedule import run_stages
+from .components.study.schedule import Schedule
 from .components.study.stages import Stage, with_needs
 
 
@@ -77,20 +77,18 @@ def study(config: Config) -> list[dict[str, Any]]:
 def _run(
     stages: Sequence[Stage], folder: RunFolder, config: Config, record: Record
 ) -> dict[str, str]:
-    left = sum(stage.result() is None for stage in stages)
-    print(f"{folder.path}: {len(stages)} stages, {len(stages) - left} finished before", flush=True)
-    bar = track(range(left), total=left, description="study", unit="stages")
-
-    def tell(stage: Stage, error: str | None) -> None:
-        next(iter_bar, None)
-        folder.log({"stage": f"{stage.kind}/{stage.key}", "error": error})
-        if error is not None:
-            print(f"failed: {stage.description}: {error} ({stage.folder})", flush=True)
-        record.refresh()
-
-    iter_bar = iter(bar)
+    schedule = Schedule(stages, retry_failed=config.retry_failed)
+    finished = schedule.num_finished
+    print(f"{folder.path}: {len(stages)} stages, {finished} finished before", flush=True)
     with launcher_of(config, folder.path) as launcher:
-        return run_stages(stages, launcher, retry_failed=config.retry_failed, tell=tell)
+        ended = schedule.run(launcher)
+        left = len(stages) - finished
+        for stage, error in track(ended, total=left, description="study", unit="stages"):
+            folder.log({"stage": f"{stage.kind}/{stage.key}", "error": error})
+            if error is not None:
+                print(f"failed: {stage.description}: {error} ({stage.folder})", flush=True)
+            record.refresh()
+    return schedule.errors
 
 
 def _print_estimates(stages: Sequence[Stage]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from train.components.study.schedule import run_stages
+from train.components.study.schedule import Schedule
 from train.components.study.stages import Stage, with_needs
 
 
@@ -59,13 +59,13 @@ def stages(tmp_path: Path) -> list[Stage]:
 
 
 def run(stages: list[Stage], launcher: Threads, **options: bool) -> dict[str, str]:
-    told: list[str] = []
-    errors = run_stages(
-        stages, launcher, tell=lambda stage, error: told.append(f"{stage.facts['name']} {error}"),
-        **options,
-    )  # fmt: skip
+    schedule = Schedule(stages, **options)
+    left = [stage for stage in stages if stage.result() is None]
+    assert schedule.num_finished == len(stages) - len(left)
+    ended = list(schedule.run(launcher))
+    errors = schedule.errors
     names = {stage.key: stage.facts["name"] for stage in stages}
-    assert {text.split()[0] for text in told if text.endswith("None")} == set(launcher.ran)
+    assert {stage.facts["name"] for stage, error in ended if error is None} == set(launcher.ran)
     return {names[key]: error for key, error in errors.items()}
 
 

@@ -1,7 +1,7 @@
 """Run the stages of a plan on a launcher: needs first, several at a time, each once."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
 from graphlib import TopologicalSorter
 from heapq import heappop, heappush
@@ -14,36 +14,16 @@ _ATTEMPTS = 3  # of a stage whose process or node dies; recipes continue from th
 _LOOKS_EVERY = 10.0  # seconds, for slots of machines that have joined a cluster
 
 
-def run_stages(
-    stages: Sequence[Stage],
-    launcher: Launcher,
-    *,
-    retry_failed: bool = False,
-    tell: Callable[[Stage, str | None], None],
-) -> dict[str, str]:
-    """Run all stages whose needs succeed, and return the errors of the failed ones by their keys.
+class Schedule:
+    """Stages that wait, are ready or run. A step costs no more with more stages.
 
     Args:
         stages: needs come before the stages that use them.
-        launcher: starts the stages.
-        retry_failed: repeat the stages that failed in an earlier call.
-        tell: is called with each stage that ends, and its error.
-
-    Raises:
-        LaunchError: the launcher cannot run stages.
+        retry_failed: repeat the stages that failed in an earlier run.
     """
-    schedule = _Schedule(stages, launcher, retry_failed)
-    while schedule.start_ready():
-        for stage, error in schedule.wait():
-            tell(stage, error)
-    return schedule.errors
 
-
-class _Schedule:
-    """Stages that wait, are ready or run. A step costs no more with more stages."""
-
-    def __init__(self, stages: Sequence[Stage], launcher: Launcher, retry_failed: bool) -> None:
-        self._stages, self._launcher = stages, launcher
+    def __init__(self, stages: Sequence[Stage], *, retry_failed: bool = False) -> None:
+        self._stages = stages
         self._places = {stage.key: place for place, stage in enumerate(stages)}
         self._finished = {stage.key for stage in stages if stage.result() is not None}
         self._failed: dict[str, str] = {}
@@ -63,8 +43,22 @@ class _Schedule:
         self._deaths: Counter[str] = Counter()
 
     @property
+    def num_finished(self) -> int:
+        """Number of finished stages."""
+        return len(self._finished)
+
+    def run(self, launcher: Launcher) -> Iterator[tuple[Stage, str | None]]:
+        """Run all stages whose needs succeed, and yield each when it ends, with its error.
+
+        Raises:
+            LaunchError: the launcher cannot run stages.
+        """
+        while self._start_ready(launcher):
+            yield from self._wait()
+
+    @property
     def errors(self) -> dict[str, str]:
-        """Errors of the failed stages, and of those that need them, by key."""
+        """Errors of the failed stages, and of those that need them, by their keys."""
         errors = dict(self._failed)
         for stage in self._stages:
             failed = [need for need in stage.needs.values() if need.key in errors]
@@ -72,14 +66,14 @@ class _Schedule:
                 errors.setdefault(stage.key, f"needs {failed[0].folder}, which failed")
         return errors
 
-    def start_ready(self) -> bool:
+    def _start_ready(self, launcher: Launcher) -> bool:
         """Start stages on free slots, in the order of the plan. Return whether any is running."""
         for place in self._newly_ready():
             heappush(self._ready, place)
-        free = self._launcher.slots - len(self._running)
+        free = launcher.slots - len(self._running)
         while self._ready and free > 0:
             stage = self._stages[heappop(self._ready)]
-            self._running[self._launcher.submit(stage)] = stage
+            self._running[launcher.submit(stage)] = stage
             free -= 1
         return bool(self._running)
 
@@ -91,7 +85,7 @@ class _Schedule:
                 elif key not in self._failed:
                     yield self._places[key]
 
-    def wait(self) -> list[tuple[Stage, str | None]]:
+    def _wait(self) -> list[tuple[Stage, str | None]]:
         """Wait until stages end, or for seconds, and return the ended ones with their errors."""
         ended = []
         for future in wait(self._running, _LOOKS_EVERY, FIRST_COMPLETED).done:
