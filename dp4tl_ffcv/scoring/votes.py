@@ -12,9 +12,10 @@ if TYPE_CHECKING:
     from .scores import Scores
 
 _FEWEST = 50  # images, below which votes may look meaningless by chance
-# Label information, measured with targets of 5 to 10 classes: 0.00 to 0.06 by untrained networks,
-# 0.00 to 0.16 by surrogates that map all images of an unfamiliar look to a few classes; 0.40 to
-# 0.49 for clothes as characters, and 0.63 to 0.94 for digits that the surrogate understands.
+# Label information, measured with targets of 5 to 10 classes: 0.00 to 0.06 by label mapping with
+# untrained networks, 0.00 to 0.16 by surrogates that map all images of an unfamiliar look to a few
+# classes; 0.40 to 0.49 for clothes as characters, and 0.63 to 0.94 for digits that the surrogate
+# understands.
 _LEAST_INFORMATION = 0.25
 # Agreement of votes with soft votes: 0.004 to 0.15 for untrained ResNet-8s and ResNet-18s with 50
 # to 1,000 classes, 0.19 after one epoch, 0.8 once trained. Untrained ResNet-50s predict one class

@@ -1,0 +1,112 @@
+"""Measure how well votes predict the coverage of images that did not vote, and what votes say.
+
+    python -m benchmarks.votes --source features/source --targets features/mnist features/fashion
+
+Some images of each target are drawn and scored by label mapping and feature mapping. The coverage
+that their votes predict is compared with the fraction of the other images whose class is kept. A
+row per target and method says what the votes of all images say, and what `keep="auto"` keeps.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from warnings import catch_warnings, simplefilter
+
+import numpy as np
+import tyro
+
+from benchmarks.harness.rows import Row, publish
+from dp4tl_ffcv import Features, Scores, feature_mapping, label_mapping
+from dp4tl_ffcv.kernels import nearest_mean
+from dp4tl_ffcv.scoring.votes import expected_coverage
+from dp4tl_ffcv.selection.automatic import automatic_keep
+from dp4tl_ffcv.utils import one_line_errors
+
+KEEPS = (0.1, 0.2, 0.3, 0.4, 0.6, 0.8)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Settings."""
+
+    source: Path
+    """Features of the source, by the targets' surrogate."""
+    targets: tuple[Path, ...]
+    """Features of targets with logits. The rows show the names of the folders."""
+    images: tuple[int, ...] = (50, 100, 500, 2000)
+    """Numbers of images that vote. Numbers above half of a target are left out."""
+    draws: int = 10
+    """Draws for each number of images."""
+    out: Path | None = None
+    """File for the rows (.jsonl)."""
+
+
+def rows_of(config: Config) -> Iterator[Row]:
+    """Yield the rows of all targets."""
+    source = Features.load(config.source)
+    for folder in config.targets:
+        target = Features.load(folder)
+        if target.logits is None:
+            raise ValueError(f"{str(folder)!r} has no logits. Extract them with --logits.")
+        logits, features = np.array(target.logits), np.array(target.features)
+        means = source.class_means(logits.shape[1])
+
+        def map_features(rows: Any, features: Any = features, means: Any = means) -> Scores:
+            return feature_mapping(features[rows], means)
+
+        def map_labels(rows: Any, logits: Any = logits) -> Scores:
+            return label_mapping(logits[rows])
+
+        whole = (label_mapping(target), feature_mapping(target, source))
+        ids = (logits.argmax(axis=1), nearest_mean(features, means)[0])
+        ways = (map_labels, map_features)
+        for scores, votes, way in zip(whole, ids, ways, strict=True):
+            about = {"target": folder.name, "method": scores.method}
+            yield {"figure": "votes", **about, **_said(scores)}
+            for images in config.images:
+                if images <= len(target) / 2:
+                    found = _predicted(way, votes, images, config.draws)
+                    yield {"figure": "coverage", **about, "images": images, **found}
+
+
+def _said(scores: Scores) -> Row:
+    every = np.ones(len(scores), dtype=np.bool_)
+    keep, _ = automatic_keep([scores], lambda parts: parts[0], every)
+    return {"classes": len(scores), **scores.summary()["votes"], "automatic_keep": keep}
+
+
+def _predicted(way: Callable[[Any], Scores], ids: Any, images: int, draws: int) -> Row:
+    """Return the means over draws of three coverages for each fraction kept, and their gap."""
+    rng, columns = np.random.default_rng(0), []
+    for _ in range(draws):
+        order = rng.permutation(len(ids))
+        scores = way(order[:images])
+        ranking = scores.ranking()
+        true = np.bincount(ids[order[images:]], minlength=len(scores))[ranking]
+        places = [round(keep * len(scores)) - 1 for keep in KEEPS]
+        seen = np.cumsum(scores.scores[ranking]) / images
+        true = np.cumsum(true) / true.sum()
+        columns.append([each[places] for each in (true, expected_coverage([scores]), seen)])
+    true, expected, seen = np.mean(columns, axis=0)
+    return {
+        "keep": KEEPS,
+        "true": true.tolist(),
+        "predicted": expected.tolist(),
+        "of_the_voters": seen.tolist(),
+        "largest_error": float(np.abs(expected - true).max()),
+    }
+
+
+def main(config: Config) -> None:
+    """Measure and publish."""
+    head = {"bench": "votes", "params": {"images": config.images, "draws": config.draws}}
+    with catch_warnings():
+        simplefilter("ignore")  # the rows say what the warnings say
+        publish(rows_of(config), head, (), config.out)
+
+
+if __name__ == "__main__":
+    config = tyro.cli(Config, description=__doc__)
+    with one_line_errors(config):
+        main(config)
