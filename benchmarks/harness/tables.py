@@ -230,6 +230,7 @@ def filled(page: Path) -> str:
     makers: dict[str, Callable[[], str]] = {
         "methods": methods.table,
         "demo": lambda: demo_table(json.loads(DEMO.read_text())),
+        "surrogates": surrogates_table,
         **{name: partial(comparison_table, name) for name in COMPARISONS},
     }
     for name, file in END_TO_END.items():
@@ -249,6 +250,13 @@ def filled(page: Path) -> str:
 
 def _lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def surrogates_table() -> str:
+    """Return the table of surrogates."""
+    from benchmarks import surrogates  # with torch, which takes seconds
+
+    return surrogates.table(_lines(surrogates.RESULT))
 
 
 def study_page(results: Path) -> str:

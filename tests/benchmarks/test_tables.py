@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks import surrogates
 from benchmarks.harness import tables
 from benchmarks.harness.command import load_figures
 
@@ -14,7 +15,7 @@ def test_the_pages_show_the_kept_results() -> None:
     for page in tables.PAGES:
         assert tables.filled(page) == page.read_text()
     text = "".join(page.read_text() for page in tables.PAGES)
-    for name in ("methods", "demo", *tables.COMPARISONS, *tables.END_TO_END):
+    for name in ("methods", "demo", "surrogates", *tables.COMPARISONS, *tables.END_TO_END):
         assert text.count(f"<!-- {name} table -->") == 1
     for results in tables.STUDIES.glob("*.jsonl"):
         assert tables.study_page(results) == results.with_suffix(".md").read_text()
@@ -95,3 +96,14 @@ def test_a_finished_study_is_kept_and_its_tables_show_every_comparison(tmp_path:
 def test_a_page_without_markers_is_rejected() -> None:
     with pytest.raises(ValueError, match="no markers"):
         tables.fill("# no table here", "demo", "table")
+
+
+def test_the_table_of_surrogates_adds_the_cost_to_the_time_of_a_selection() -> None:
+    row = {"method": "lm_16px", "processor_seconds": 10.0, "full_processor_seconds": 40.0}
+    lines = [{"environment": {"cores": 2, "cpu": "a CPU"}}]
+    lines += [
+        {**row, "keep": keep, "seed": seed, "found": 10 - seed, "relevant": 10}
+        for keep in (0.25, 0.125) for seed in (0, 1)
+    ]  # fmt: skip
+    shown = "| lm 16px | 25 % | 9.5 (10, 9) | 9.5 (10, 9) | 2.00 | 2.67 |"
+    assert shown in surrogates.table(lines)
