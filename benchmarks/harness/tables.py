@@ -270,6 +270,7 @@ def keep_study(folder: Path, out: Path) -> None:
     """Keep the rows of a study, headed by the machine that it ran on."""
     head = {"environment": json.loads((folder / "summary.json").read_text())["environment"]}
     rows = (folder / "results.jsonl").read_bytes()
+    out.mkdir(exist_ok=True)
     with atomic_open(out / f"{folder.name}.jsonl") as stream:
         stream.write(json.dumps(head).encode() + b"\n" + rows)
 

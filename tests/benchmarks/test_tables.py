@@ -71,7 +71,6 @@ def test_a_finished_study_is_kept_and_its_tables_show_every_comparison(tmp_path:
     ]  # fmt: skip
     run, kept = tmp_path / "small", tmp_path / "kept"
     run.mkdir()
-    kept.mkdir()
     machine = {"cores": 3, "cpu": "a CPU", "gpu": "none", "torch": "2"}
     (run / "summary.json").write_text(json.dumps({"environment": machine}))
     (run / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

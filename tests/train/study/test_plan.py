@@ -220,6 +220,11 @@ def test_keeps_can_differ_by_budget_and_method(file: Path) -> None:
     }  # fmt: skip
 
 
+def test_keep_auto_is_refused_where_no_target_is_seen(file: Path) -> None:
+    with pytest.raises(ValueError, match="random does not see the target"):
+        changed(file, "{unit: class}", "{unit: class, keeps: [0.5, auto]}")
+
+
 def surrogates_of(runs: list[Run]) -> dict[str, Stage]:
     """Return the surrogate of each method, for the first seed."""
     chosen = {run.method: run.selection for run in runs if run.seed == 0 and run.selection}

@@ -180,7 +180,7 @@ def test_surrogates_of_every_kind_score_for_several_targets(file: Path) -> None:
         "label_mapping: {surrogate: own, dtype: float16}, "
         "pseudo: {method: feature_mapping, clusters: 4, surrogate: moco}, "
         "class_influence: {influence: {runs: 2, pretrain: {epochs: 1}, probe: {epochs: 1}}}, "
-        "aum: {surrogate: recorded}",
+        "aum: {surrogate: recorded}, prototype_distance: {clusters: 4}",
     )
     text = text.replace("keeps: [0.5]\nseeds: 2", "keeps: {equal_epochs: [0.5]}\nseeds: [3]")
     text = text.replace(
@@ -195,12 +195,13 @@ def test_surrogates_of_every_kind_score_for_several_targets(file: Path) -> None:
         for scored_on, target in [
             ("target", "target"), ("other", "other"), ("both", "target"), ("both", "other")
         ]
-        for method in ("label_mapping", "pseudo", "class_influence", "aum", "random")
+        for method in ("label_mapping", "pseudo", "class_influence", "aum",
+                       "prototype_distance", "random")
     }  # fmt: skip
     selections = map(Selection.load, (file.parent / "many").glob("selection/*/selection.npz"))
     assert {each.provenance["method"] for each in selections} == {
         "label_mapping", "sum_label_mapping", "feature_mapping", "sum_feature_mapping",
-        "class_influence", "rank_class_influence", "aum", "random",
+        "class_influence", "rank_class_influence", "aum", "prototype_distance", "random",
     }  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from dp4tl_ffcv.scoring import methods
 from dp4tl_ffcv.utils import check_choice, check_entries, check_int, sha256_of_file
 
 from ...configs.pretrain_moco import Config as MocoConfig
-from ...configs.study import Keep, Mode, Scoring, Study
+from ...configs.study import AUTO, Keep, Mode, Scoring, Study
 from .stages import Stage
 
 _SURROGATE_SEED = 1000  # is added to the seed: a surrogate never equals the full run
@@ -243,6 +243,11 @@ def _check_options(name: str, scoring: Scoring) -> None:
     if missing := {*method.required} - _PROVIDED - {*scoring.options}:
         raise ValueError(
             f"the method {name} needs {', '.join(sorted(missing))}. Give them as options."
+        )
+    if "target" not in method.flags and any(AUTO in each for each in scoring.keeps.values()):
+        raise ValueError(
+            f"the method {name} does not see the target, which keep `auto` decides by. Give "
+            "fractions as its `keeps`."
         )
     extraction = {*signature(extract_features).parameters} - _NOT_OPTIONS
     known = {*signature(method.function).parameters, "clusters"} | extraction

@@ -232,18 +232,19 @@ def selection(stage: Stage, _: int | None) -> dict[str, Any]:
     keep = stage.facts["keep"]
     options: dict[str, Any] = {"keep": keep, "balanced": stage.facts.get("balanced", False)}
     index = BetonIndex.open(stage.paths["beton"])
-    if "clusters" in stage.needs:
+    roles = [role for role in stage.needs if role.startswith("scores")]
+    found = [Scores.load(_folder(stage, role) / "scores.npz") for role in roles]
+    of_clusters = "clusters" in stage.needs and found[0].unit == "class"
+    if of_clusters:
         options["clusters"] = _folder(stage, "clusters") / "clusters.npz"
         if keep != AUTO:
             options = {**options, "keep": None, "keep_samples": round(keep * index.num_samples)}
-    roles = [role for role in stage.needs if role.startswith("scores")]
-    found = [Scores.load(_folder(stage, role) / "scores.npz") for role in roles]
     # Negative scores, and zeros alone, have no sum to be divided by.
     by_sum = all((each.scores >= 0).all() and each.scores.any() for each in found)
     how: Literal["rank", "sum"] = "sum" if by_sum else "rank"
     made = select(found, index, combine=how, **options)
     made.save(stage.folder / "selection.npz")
-    by_class = found[0].unit == "class" and "clusters" not in stage.needs
+    by_class = found[0].unit == "class" and not of_clusters
     kept = len(made.classes) / index.num_classes if by_class else len(made) / index.num_samples
     return {
         "classes": len(made.classes),
