@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from train.configs import demo, finetune, pretrain_moco
+from train.configs import finetune, pretrain_moco
 from train.configs.command_line import parse
 from train.configs.pretrain import CONFIGS, Config
 
@@ -197,8 +197,6 @@ def test_settings_that_contradict_each_other_are_rejected() -> None:
     assert Config(**PATHS, attack_epsilon=0.0).attack == "none"
     with pytest.raises(ValueError, match="`arch`"):
         finetune.Config(**TARGET, mode="from_scratch")
-    with pytest.raises(ValueError, match="`control_keep`"):
-        demo.Config(keeps=(0.5,), control_keep=0.25)
 
 
 # The command line.

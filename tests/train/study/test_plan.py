@@ -294,6 +294,20 @@ def test_methods_of_training_dynamics_take_those_of_their_surrogate(file: Path) 
     assert "record_dynamics" not in str(scores["label_mapping"].needs["target"].needs)
 
 
+def test_a_difficulty_can_have_options(file: Path) -> None:
+    added = (
+        "  easy: {method: coverage_centric}\n"
+        "  hard: {method: coverage_centric, difficulty: {method: prototype_distance, "
+        "clusters: 40, prefer: near}}\n"
+    )
+    runs = changed(file, "methods:\n", f"methods:\n{added}")
+    scores = {run.method: run.selection.needs["scores"] for run in runs if run.selection}
+    found = [scores[name].needs["difficulty"] for name in ("easy", "hard")]
+    assert [stage.facts["method"] for stage in found] == ["el2n", "prototype_distance"]
+    assert found[1].facts["options"] == {"prefer": "near"}
+    assert "difficulty" not in scores["hard"].facts["options"]
+
+
 def test_a_method_can_have_other_settings_of_pretraining(file: Path) -> None:
     added = "  label_mapping: {}\n  easy: {method: label_mapping, pretrain: {infobatch: 5e-1}}\n"
     runs = changed(file, "  label_mapping: {}\n", added)

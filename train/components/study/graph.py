@@ -165,8 +165,11 @@ class Graph:
         if "outcomes" in flags:
             needs["outcomes"] = self._outcomes(target, seed, **options.pop("influence", {}))
         if "difficulty" in flags:
-            difficulty = options.pop("difficulty", "el2n")
-            needs["difficulty"] = self._score(difficulty, extraction, target, surrogate, seed)
+            entry = options.pop("difficulty", "el2n")
+            chosen = {"method": entry} if isinstance(entry, str) else dict(entry)
+            inner = chosen.pop("method", "el2n")
+            chosen = {**extraction, **chosen}
+            needs["difficulty"] = self._score(inner, chosen, target, surrogate, seed)
         images = {**self.study.images, **self.study.pretrain, "seed": seed}
         provided = {name: images[name] for name in flags & images.keys()}
         facts = {"method": method, "options": {**provided, **options}}
