@@ -6,6 +6,8 @@ Prints a line per kind of case, and one for every fault. Exits with status 1 on 
 
 import argparse
 import sys
+from collections.abc import Iterator
+from types import ModuleType
 
 from .sandbox import enter
 
@@ -20,15 +22,20 @@ if __name__ == "__main__":
     work = enter()
 
     from .. import results
-    from . import command_faults, disks, file_changes, kills, ranks, read_faults
+    from . import command_faults, disks, file_changes, kills, ranks, read_faults, studies
     from .faults import Shim
     from .verbs import Place, make_inputs, warm_up
 
     warm_up()
     place, shim = Place(work), Shim()
-    make_inputs(place)
+
+    def groups() -> Iterator[ModuleType]:
+        yield studies  # makes its own inputs
+        make_inputs(place)
+        yield from (read_faults, file_changes, command_faults, disks, ranks, kills)
+
     lines = []
-    for group in (read_faults, file_changes, command_faults, disks, ranks, kills):
+    for group in groups():
         for line in group.run(
             place, shim, arguments.seed, quick=arguments.quick, only=arguments.only
         ):

@@ -165,6 +165,7 @@ def warm_up() -> None:
     import dp4tl_ffcv.train.finetune
     import dp4tl_ffcv.train.pretrain
     import dp4tl_ffcv.train.pretrain_moco
+    import dp4tl_ffcv.train.study
     import dp4tl_ffcv.writers.imagefolder
     import dp4tl_ffcv.writers.webdataset  # noqa: F401
     from dp4tl_ffcv import extraction
@@ -177,7 +178,7 @@ def warm_up() -> None:
 
 def make_inputs(place: Place) -> None:
     """Write photos, betons, a surrogate, features, scores, a selection and a study."""
-    _make_photos(place.data / "photos", place.data / "shards")
+    make_photos(place.data / "photos", place.data / "shards")
     by_name = {verb.name: verb for verb in VERBS}
     for name, made, kept in (
         ("write", "", ""),
@@ -197,7 +198,7 @@ def make_inputs(place: Place) -> None:
     write_study(place.data / "study", rows(seeds=2, keeps=(0.5,)))
 
 
-def _make_photos(photos: Path, shards: Path) -> None:
+def make_photos(photos: Path, shards: Path) -> None:
     """Write the same photos of a few classes to folders, and to tars with their class ids."""
     from PIL import Image
 
