@@ -1,12 +1,14 @@
 """The tables of a study, made from its results."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from benchmarks.harness.rows import markdown
 from train.components.study.results import comparisons, prunings, target_of
 
 Row = Mapping[str, Any]
+ROOT = Path(__file__).resolve().parents[2]
 MODES = {
     "linear_probe": "linear probe",
     "full_finetuning": "full finetuning",
@@ -27,7 +29,7 @@ def page(name: str, lines: Sequence[Row]) -> str:
     machine, seeds = head["environment"], len({row["seed"] for row in rows})
     parts = [
         f"# {name}",
-        f"`dp4tl study benchmarks/studies/{name}.yaml`, {seeds} seeds, on {machine['cores']} cores "
+        f"`dp4tl study {_file_of(name)}`, {seeds} seeds, on {machine['cores']} cores "
         f"of {machine['cpu']}, GPU: {machine['gpu']}, torch {machine['torch']}. Columns are "
         "fractions kept. A cell has the mean difference to the full source in points of test "
         "accuracy, its 95 % interval, the verdict, and in parentheses the smallest true loss that "
@@ -41,6 +43,12 @@ def page(name: str, lines: Sequence[Row]) -> str:
         *_speedups(compared),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _file_of(name: str) -> str:
+    """Return the study file. That of the demo is installed with the recipes."""
+    packaged = f"train/configs/studies/{name}.yaml"
+    return packaged if (ROOT / packaged).exists() else f"benchmarks/studies/{name}.yaml"
 
 
 def _accuracies(compared: Sequence[Row]) -> Iterator[str]:

@@ -1,7 +1,6 @@
 """Write the tables of README.md, docs/evidence.md and of studies from the result files.
 
-After `dp4tl demo --fresh`, `--result runs/demo/result.json` copies the demo's result to
-`benchmarks/results/demo.json` first. After a study, `--study runs/NAME` copies its results to
+After a study, or the demo, `--study runs/NAME` copies its results to
 `benchmarks/results/studies/NAME.jsonl`; its tables are NAME.md in the same folder.
 """
 
@@ -18,20 +17,14 @@ from benchmarks.end_to_end.table import end_to_end_table
 from benchmarks.harness.rows import markdown
 from benchmarks.peers.table import peers_sentence, peers_table
 from dp4tl_ffcv.scoring import methods
-from dp4tl_ffcv.utils import atomic_open, one_line_errors, write_json
+from dp4tl_ffcv.utils import atomic_open, one_line_errors
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = tuple(ROOT / page for page in ("README.md", "docs/evidence.md"))
 RESULTS = ROOT / "benchmarks" / "results"
-DEMO = RESULTS / "demo.json"
 STUDIES = RESULTS / "studies"
 PEERS = RESULTS / "peers.jsonl"
 END_TO_END = {"end-to-end": "end_to_end.jsonl", "end-to-end GPU": "end_to_end_gpu.jsonl"}
-NAMES = {"full": "full source", "label_mapping": "LM", "feature_mapping": "FM", "random": "random"}
-DEMO_COLUMNS = (
-    "selection", "fraction kept", "classes", "pretraining", "speed-up", "with selection cost",
-    "linear probe", "full finetuning", "relevant",
-)  # fmt: skip
 
 # Names in the result files that tables show in other words.
 SIDES = {
@@ -120,8 +113,6 @@ COMPARISONS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    result: Path | None = None
-    """A demo's result.json to keep. Without it, the kept result is used."""
     study: Path | None = None
     """Folder of a study whose results are kept."""
 
@@ -160,43 +151,6 @@ def with_quartiles(ratio: float | None, spread: Sequence[float] | None) -> str:
     return _number(ratio) + (f" ({_number(spread[0])} to {_number(spread[1])})" if spread else "")
 
 
-def demo_table(result: dict[str, Any]) -> str:
-    rows: dict[tuple[str, float, str], dict[str, Any]] = {}
-    for row in result["rows"]:
-        rows.setdefault((row["budget"], -row["keep"], row["method"]), {})[row["finetuning"]] = row
-    torch, seeds = result["environment"]["torch"], len(result["seeds"])
-    ordered = sorted(rows.items(), key=lambda item: item[0][:2])
-    table = markdown(DEMO_COLUMNS, (_demo_cells(row) for _, row in ordered))
-    return (
-        f"{table}\n\n{_measured(result)}, torch {torch}. Accuracy on the target's test images: "
-        f"mean of {seeds} seeds ± standard deviation. *Fraction kept*: of the source's classes. "
-        "*Pretraining*: seconds of the faster seed; "
-        "*with selection cost* adds the training of the surrogate, features, scores and selection. "
-        "*=* marks the control, which trains for as many steps as the full source; all other runs "
-        "train for as many epochs. "
-        "*Relevant*: share of the retained classes that are in the target's rendering."
-    )
-
-
-def _demo_cells(finetunings: dict[str, Any]) -> list[str]:
-    row = finetunings["linear_probe"]
-    accuracies = [
-        f"{100 * finetunings[name]['test_accuracy_mean']:.1f} ± "
-        f"{100 * (finetunings[name]['test_accuracy_spread'] or 0.0):.1f} %"
-        for name in ("linear_probe", "full_finetuning")
-    ]
-    return [
-        NAMES[row["method"]] + (" *=*" if row["budget"] == "equal_iterations" else ""),
-        f"{row['keep']:g}",
-        str(row["retained_classes"]),
-        f"{row['pretrain_seconds']:.1f} s",
-        f"{row['speedup']:.2f}",
-        f"{row['speedup_with_selection']:.2f}",
-        *accuracies,
-        f"{100 * row['relevant_share']:.0f} %",
-    ]
-
-
 def _measured(head: dict[str, Any]) -> str:
     machine = head["environment"]
     return f"Measured on {machine['cores']} cores of {machine['cpu']}, GPU: {machine['gpu']}"
@@ -229,7 +183,6 @@ def fill(page: str, name: str, text: str) -> str:
 def filled(page: Path) -> str:
     makers: dict[str, Callable[[], str]] = {
         "methods": methods.table,
-        "demo": lambda: demo_table(json.loads(DEMO.read_text())),
         "surrogates": surrogates_table,
         **{name: partial(comparison_table, name) for name in COMPARISONS},
     }
@@ -277,8 +230,6 @@ def keep_study(folder: Path, out: Path) -> None:
 
 def main(config: Config) -> None:
     """Keep the given results, if any, and write the pages."""
-    if config.result:
-        write_json(DEMO, json.loads(config.result.read_text()))
     if config.study:
         keep_study(config.study, STUDIES)
     for page in PAGES:

@@ -15,7 +15,7 @@ def test_the_pages_show_the_kept_results() -> None:
     for page in tables.PAGES:
         assert tables.filled(page) == page.read_text()
     text = "".join(page.read_text() for page in tables.PAGES)
-    for name in ("methods", "demo", "surrogates", *tables.COMPARISONS, *tables.END_TO_END):
+    for name in ("methods", "surrogates", *tables.COMPARISONS, *tables.END_TO_END):
         assert text.count(f"<!-- {name} table -->") == 1
     for results in tables.STUDIES.glob("*.jsonl"):
         assert tables.study_page(results) == results.with_suffix(".md").read_text()
@@ -33,18 +33,6 @@ def test_every_row_of_a_benchmark_is_in_its_table(name: str) -> None:
     for row, line in zip(rows, found, strict=True):
         assert figures[row["figure"]] in line
     assert head["environment"]["cpu"] in table
-
-
-def test_every_row_of_the_demo_is_in_its_table_and_no_path_is_kept() -> None:
-    kept = json.loads(tables.DEMO.read_text())
-    rows = kept["rows"]
-    lines = [line for line in tables.demo_table(kept).splitlines() if line.startswith("|")][2:]
-    assert len(lines) == len(rows) / 2  # the two finetunings share a line
-    for row in rows:
-        accuracy = f"{100 * row['test_accuracy_mean']:.1f} ± "
-        assert any(accuracy in line and f"| {row['keep']:g} |" in line for line in lines)
-    assert kept["environment"]["cores"] >= 1
-    assert "out" not in kept["config"]
 
 
 def study_row(method: str, keep: Any, seed: int, accuracy: float, **other: Any) -> dict[str, Any]:
@@ -94,7 +82,7 @@ def test_a_finished_study_is_kept_and_its_tables_show_every_comparison(tmp_path:
 
 def test_a_page_without_markers_is_rejected() -> None:
     with pytest.raises(ValueError, match="no markers"):
-        tables.fill("# no table here", "demo", "table")
+        tables.fill("# no table here", "methods", "table")
 
 
 def test_the_table_of_surrogates_adds_the_cost_to_the_time_of_a_selection() -> None:
