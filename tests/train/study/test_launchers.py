@@ -321,7 +321,7 @@ def test_a_missing_package_is_named(
         launcher_of(Config(file=tmp_path, launcher=launcher, **options), tmp_path)
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1:9", "auto", "nonsense"])
+@pytest.mark.parametrize("address", ["127.0.0.1:9", "nonsense"])
 def test_an_address_without_a_cluster_is_refused(address: str, tmp_path: Path) -> None:
     pytest.importorskip("ray", reason="the extra `ray` is not installed")
     with pytest.raises(LaunchError, match=r"no Ray cluster answers .*ray start") as caught:
