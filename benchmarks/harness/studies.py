@@ -32,10 +32,10 @@ def page(name: str, lines: Sequence[Row]) -> str:
         f"`dp4tl study {_file_of(name)}`, {seeds} seeds, on {machine['cores']} cores "
         f"of {machine['cpu']}, GPU: {machine['gpu']}, torch {machine['torch']}. Columns are "
         "fractions kept. A cell has the mean difference to the full source in points of test "
-        "accuracy, its 95 % interval, the verdict, and in parentheses the smallest true loss that "
-        "so many seeds would show in 80 % of studies. *Pruned* is the largest pruning without "
-        "loss, at it and at every smaller pruning. [Studies](../../../docs/studies.md) describes "
-        "the rule.",
+        "accuracy, its 95 % interval, the verdict, and in parentheses the true loss that this "
+        "many seeds detect with a chance of about 80 %. *Pruned* is the largest fraction pruned "
+        "up to which every tested pruning is without loss. [Studies](../../../docs/studies.md) "
+        "describes the rule.",
         *_accuracies(compared),
         "## Speed-up of pretraining",
         "Time of pretraining on the full source / on the selection, alone and with the whole cost "

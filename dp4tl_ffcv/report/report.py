@@ -26,8 +26,9 @@ def write_report(
 ) -> Path:
     """Write `report.html` into a study's folder.
 
-    The page contains everything that it shows and loads nothing. The study may be unfinished. What
-    is no longer there (betons, logs, selections) is left out. A failure leaves the old page.
+    The page contains everything that it shows and loads nothing. The study may be unfinished.
+    Betons, logs and selections that have been deleted are left out. If writing fails, the old page
+    remains.
 
     Args:
         study_folder: folder of `dp4tl study`.

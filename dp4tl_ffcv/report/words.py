@@ -76,8 +76,9 @@ def _sure(results: Results) -> str:
     if not missed:
         return f"{sentence}; with one seed, nothing can be shown."
     return (
-        f"{sentence}; the typical comparison would miss a true loss below "
-        f"{100 * statistics.median(missed):.1f} points in more than one study of five."
+        f"{sentence}; in half of the comparisons, a true loss below "
+        f"{100 * statistics.median(missed):.1f} points has a chance of less than 80 % of being "
+        "detected."
     )
 
 

@@ -26,7 +26,7 @@ _BLOCK_BYTES = 1 << 22  # of one matrix as float64: windows take several times a
 class Dynamics(Artifact):
     """Predictions of M samples in the E epochs of a training run, each made when it was trained on.
 
-    Matrices are `(M, E)` of float16, with NaN where an epoch had not the sample: the last,
+    Matrices are `(M, E)` of float16, with NaN where an epoch did not include the sample: the last,
     incomplete batch of an epoch is dropped. A row takes 6 E bytes.
     """
 
@@ -47,7 +47,7 @@ class Dynamics(Artifact):
     """Logit of the true class minus the largest other logit; above 0 if the prediction is right."""
     change: NDArray[np.float16]
     """`sum_c |p[c] log(p[c] / q[c])|`, with the softmax outputs p of this epoch and q of the epoch
-    before; NaN if that epoch had not the sample."""
+    before; NaN if that epoch did not include the sample."""
     num_samples: int
     """Number of samples in the beton."""
     provenance: Mapping[str, Any] = field(default_factory=dict)

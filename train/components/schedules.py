@@ -42,7 +42,8 @@ def learning_rate_factor(
         step    = step_ratio ^ floor(epoch / step_length)
 
     Args:
-        step: t, counted from 0. InfoBatch's shorter epochs have steps that count more than 1.
+        step: t, counted from 0. InfoBatch's shorter epochs also count as whole ones: each
+            of their steps advances t by more than 1.
         num_steps: N, the steps of the run.
         steps_per_epoch: steps of an epoch, for the step schedule.
         schedule: how the factor falls. The cyclic schedule rises over at least one step.

@@ -87,9 +87,10 @@ class Config(SupervisedConfig):
     """Epochs between validations. 0 validates only at the end."""
     infobatch: float = 0.0
     """InfoBatch: fraction to leave out, in each epoch, of the samples whose loss is below the mean.
-    The loss of the others of them is scaled up. 0 trains on all samples."""
+    The losses of those that remain are scaled up. 0 trains on all samples."""
     infobatch_until: float = 0.875
-    """Fraction of the run after which InfoBatch takes all samples."""
+    """Fraction of the run after which InfoBatch takes all samples. The first epoch takes all
+    samples too, so a run of two epochs leaves nothing out at 0.875."""
     record_dynamics: bool = False
     """Record how well each sample is predicted in each epoch, in dynamics.npz of the run folder.
     The methods forgetting, aum, dyn-unc and tdds score samples by this file."""
