@@ -62,7 +62,7 @@ class Config:
 def main(config: Config) -> None:
     """Measure the targets, if any, and write the page."""
     if config.targets:
-        publish(measure(config), {"bench": "imagenet_names", "model": config.model}, (), RESULTS)
+        publish(measure(config), "imagenet_names", (), RESULTS, model=config.model)
     with atomic_open(PAGE) as stream:
         stream.write(page().encode())
 

@@ -93,19 +93,23 @@ def alternate(*sides: Callable[[], _Result], rounds: int) -> tuple[list[_Result]
     return results
 
 
-def publish(rows: Iterable[Row], bench: str, details: Sequence[str], out: Path | None) -> None:
+def publish(
+    rows: Iterable[Row], bench: str, details: Sequence[str], out: Path | None, **facts: Any
+) -> None:
     """Print rows as JSON lines on stdout and as a table on stderr; write the lines to `out`.
 
-    The first line of the file describes the machine.
+    The first line of the file describes the machine, and holds the facts. Without details, the rows
+    compare nothing, and there is no table.
     """
     shown, lines = [], []
     for row in rows:
         shown.append(row)
         lines.append(json.dumps(rounded({"bench": bench, **row}), allow_nan=False))
         print(lines[-1], flush=True)
-    progress("\n" + table(shown, details))
+    if details:
+        progress("\n" + table(shown, details))
     if out:
-        first = json.dumps({"bench": bench, "environment": environment()})
+        first = json.dumps({"bench": bench, "environment": environment(), **facts})
         with atomic_open(out) as stream:
             stream.write("".join(f"{line}\n" for line in (first, *lines)).encode())
         progress(f"written to {out}")

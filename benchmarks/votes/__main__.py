@@ -3,8 +3,9 @@
     python -m benchmarks.votes --source features/source --targets features/mnist features/fashion
 
 Some images of each target are drawn and scored by label mapping and feature mapping. The coverage
-that their votes predict is compared with the fraction of the other images whose class is kept. A
-row per target and method says what the votes of all images say, and what `keep="auto"` keeps.
+that their votes predict is compared with the fraction of the other images whose class is kept. The
+fraction that `keep="auto"` keeps is enough if it covers 0.97 of the other images. A row per target
+and method says what the votes of all images say. Label information is also that of shuffled labels.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,8 +20,9 @@ import tyro
 from benchmarks.harness.rows import Row, publish
 from dp4tl_ffcv import Features, Scores, feature_mapping, label_mapping
 from dp4tl_ffcv.kernels import nearest_mean
-from dp4tl_ffcv.scoring.votes import expected_coverage
-from dp4tl_ffcv.selection.automatic import automatic_keep
+from dp4tl_ffcv.scoring.votes import expected_coverage, label_information
+from dp4tl_ffcv.selection.automatic import LEAST_COVERAGE, automatic_keep
+from dp4tl_ffcv.selection.budgets import part_of
 from dp4tl_ffcv.utils import one_line_errors
 
 KEEPS = (0.1, 0.2, 0.3, 0.4, 0.6, 0.8)
@@ -36,8 +38,8 @@ class Config:
     """Features of targets with logits. The rows show the names of the folders."""
     images: tuple[int, ...] = (50, 100, 500, 2000)
     """Numbers of images that vote. Numbers above half of a target are left out."""
-    draws: int = 10
-    """Draws for each number of images."""
+    draws: int = 50
+    """Draws for each number of images. Ranges are from the smallest to the largest of them."""
     out: Path | None = None
     """File for the rows (.jsonl)."""
 
@@ -66,28 +68,36 @@ def rows_of(config: Config) -> Iterator[Row]:
             yield {"figure": "votes", **about, **_said(scores)}
             for images in config.images:
                 if images <= len(target) / 2:
-                    found = _predicted(way, votes, images, config.draws)
+                    found = _predicted(way, votes, target.labels, images, config.draws)
                     yield {"figure": "coverage", **about, "images": images, **found}
 
 
 def _said(scores: Scores) -> Row:
+    return {"classes": len(scores), **scores.summary()["votes"], "automatic_keep": _kept(scores)}
+
+
+def _kept(scores: Scores) -> float:
     every = np.ones(len(scores), dtype=np.bool_)
-    keep, _ = automatic_keep([scores], lambda parts: parts[0], every)
-    return {"classes": len(scores), **scores.summary()["votes"], "automatic_keep": keep}
+    return automatic_keep([scores], lambda parts: parts[0], every)[0]
 
 
-def _predicted(way: Callable[[Any], Scores], ids: Any, images: int, draws: int) -> Row:
-    """Return the means over draws of three coverages for each fraction kept, and their gap."""
-    rng, columns = np.random.default_rng(0), []
+def _predicted(way: Callable[[Any], Scores], ids: Any, labels: Any, images: int, draws: int) -> Row:
+    """Return three coverages for each fraction kept, their gap, and facts of the draws."""
+    rng, columns, kept, enough, told, shuffled = np.random.default_rng(0), [], [], [], [], []
     for _ in range(draws):
         order = rng.permutation(len(ids))
-        scores = way(order[:images])
+        drawn = order[:images]
+        scores = way(drawn)
         ranking = scores.ranking()
         true = np.bincount(ids[order[images:]], minlength=len(scores))[ranking]
+        true = np.cumsum(true) / true.sum()
         places = [round(keep * len(scores)) - 1 for keep in KEEPS]
         seen = np.cumsum(scores.scores[ranking]) / images
-        true = np.cumsum(true) / true.sum()
         columns.append([each[places] for each in (true, expected_coverage([scores]), seen)])
+        kept.append(_kept(scores))
+        enough.append(true[part_of(kept[-1], len(scores)) - 1] >= LEAST_COVERAGE)
+        told.append(label_information(ids[drawn], labels[drawn]) or 0.0)
+        shuffled.append(label_information(ids[drawn], rng.permutation(labels[drawn])) or 0.0)
     true, expected, seen = np.mean(columns, axis=0)
     return {
         "keep": KEEPS,
@@ -95,15 +105,19 @@ def _predicted(way: Callable[[Any], Scores], ids: Any, images: int, draws: int) 
         "predicted": expected.tolist(),
         "of_the_voters": seen.tolist(),
         "largest_error": float(np.abs(expected - true).max()),
+        "automatic_keep": [min(kept), float(np.mean(kept)), max(kept)],
+        "automatic_keep_is_enough": float(np.mean(enough)),
+        "label_information": [min(told), max(told)],
+        "of_shuffled_labels": [min(shuffled), max(shuffled)],
     }
 
 
 def main(config: Config) -> None:
     """Measure and publish."""
-    head = {"bench": "votes", "params": {"images": config.images, "draws": config.draws}}
+    params = {"images": config.images, "draws": config.draws}
     with catch_warnings():
         simplefilter("ignore")  # the rows say what the warnings say
-        publish(rows_of(config), head, (), config.out)
+        publish(rows_of(config), "votes", (), config.out, params=params)
 
 
 if __name__ == "__main__":

@@ -107,7 +107,13 @@ class Scores(Artifact):
         ):
             return None
         own = np.array(self.own_votes) if self.own_votes else None
-        return Votes(counts=counts, soft=soft, own=own, label_information=self.label_information)
+        return Votes(
+            counts=counts,
+            soft=soft,
+            own=own,
+            by_distance=self.method == "feature_mapping",
+            label_information=self.label_information,
+        )
 
     def __len__(self) -> int:
         return len(self.scores)

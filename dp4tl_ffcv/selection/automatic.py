@@ -1,6 +1,9 @@
 """The fraction of classes to keep, chosen by the votes of a target."""
 
+import warnings
 from collections.abc import Callable, Sequence
+from math import ceil, sqrt
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -11,12 +14,16 @@ from ..scoring.votes import expected_coverage
 from .budgets import part_of
 
 LEAST_COVERAGE = 0.97
-"""Expected coverage of a target that counts as enough.
+"""Coverage of a target that counts as enough.
 
 An uncovered percent of the target cost 0.1 to 0.2 points of a linear probe where at most a fifth
 was uncovered (digits by glyphs and by the planted digits of the benchmarks), so that 3 % cost about
 half of the margin of one point.
 """
+CONFIDENCE = 0.95
+"""Of the lower bound of the coverage (one-sided)."""
+_VARIANCE = NormalDist().inv_cdf(CONFIDENCE) ** 2
+_FEWEST = ceil(_VARIANCE * LEAST_COVERAGE / (1 - LEAST_COVERAGE))  # can show that all are covered
 _KEEPS = tuple(percent / 100 for percent in range(20, 101, 5))  # less lost accuracy at any coverage
 
 
@@ -25,10 +32,12 @@ def automatic_keep(
     combine: Callable[[Sequence[Scores]], Scores],
     among: NDArray[np.bool_],
 ) -> tuple[float, dict[str, Any]]:
-    """Return the smallest fraction whose expected coverage is enough, and the evidence.
+    """Return the smallest fraction whose coverage is surely enough, and the evidence.
 
-    Fractions are multiples of 0.05 from 0.2 to 1. If the votes of a target say too little, warn and
-    return 1.
+    Fractions are multiples of 0.05 from 0.2 to 1. A fraction is enough if a lower bound of the
+    expected coverage is. Coverage grows with the fraction, so that a choice among fractions is
+    wrong no more often than the bound of one of them. If the votes of a target say too little, or
+    its images are too few, warn and return 1.
 
     Args:
         scores: scores by votes, one per target.
@@ -48,14 +57,30 @@ def automatic_keep(
     votes = [one.votes for one in scores if one.votes is not None]
     covered = expected_coverage(scores, combine, among)
     coverage = {keep: float(covered[part_of(keep, among.sum()) - 1]) for keep in _KEEPS}
-    keep = next((keep for keep in _KEEPS if coverage[keep] >= LEAST_COVERAGE), 1.0)
+    images = min(each.images for each in votes)
+    bounds = {keep: _lower_bound(share, images) for keep, share in coverage.items()}
+    keep = next((keep for keep in _KEEPS if bounds[keep] >= LEAST_COVERAGE), 1.0)
+    if images < _FEWEST:
+        warnings.warn(
+            f"`keep` is 'auto', but a target has {images} images, and {_FEWEST} or more are "
+            f"needed to tell which classes cover {LEAST_COVERAGE:.0%} of it. All classes are kept. "
+            "Give a fraction, or score more images.",
+            stacklevel=3,
+        )
     if any(each.problem for each in votes):
         keep = 1.0
         for each in votes:
             each.warn(stacklevel=3)
-    spread = coverage[keep] * (1 - coverage[keep]) / min(each.images for each in votes)
     return keep, {
         "least_coverage": LEAST_COVERAGE,
+        "confidence": CONFIDENCE,
         "coverage": {str(keep): share for keep, share in coverage.items()},
-        "standard_error": float(np.sqrt(max(0.0, spread))),
+        "lower_bound": {str(keep): bound for keep, bound in bounds.items()},
     }
+
+
+def _lower_bound(share: float, images: int) -> float:
+    """Return the lower end of the score interval of a share of images (Wilson 1927)."""
+    unit = _VARIANCE / images
+    spread = sqrt(unit * share * (1 - share) + unit**2 / 4)
+    return (share + unit / 2 - spread) / (1 + unit)

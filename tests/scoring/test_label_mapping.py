@@ -163,4 +163,4 @@ def test_a_surrogate_that_looks_untrained_is_warned_of(
         label_mapping(logits)
     assert [warning.category for warning in caught] == [UserWarning] * (warned and images >= 50)
     for warning in caught:
-        assert re.match("the surrogate may be untrained.* as class 0", str(warning.message))
+        assert re.match("the surrogate may be untrained.* vote for class 0", str(warning.message))

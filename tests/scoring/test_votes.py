@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from dp4tl_ffcv import Features, Scores, combine_scores, feature_mapping, label_mapping
 from dp4tl_ffcv.artifacts import save_artifact
-from dp4tl_ffcv.scoring.votes import expected_coverage
+from dp4tl_ffcv.scoring.votes import expected_coverage, label_information
 from tests.support.scores import scores_of
 
 CLASSES = 7
@@ -86,16 +86,24 @@ def test_classes_that_cannot_be_kept_leave_their_images_uncovered() -> None:
     assert expected_coverage([scores], among=possible).tolist() == [0.4, 0.6, 0.6]
 
 
-def test_information_is_the_part_of_the_labels_entropy_that_votes_explain(given: Path) -> None:
+def information_by_hand(ids: Any, labels: Any) -> float:
+    """Compare each image with the others that have its vote, and with all others."""
+    shares, chances = [], []
+    for n, (vote, label) in enumerate(zip(ids, labels, strict=True)):
+        others = np.arange(len(ids)) != n
+        alike = others & (ids == vote)
+        chances.append(np.mean(labels[others] == label))
+        shares.append(np.mean(labels[alike] == label) if alike.any() else chances[-1])
+    return float((np.mean(shares) - np.mean(chances)) / (1 - np.mean(chances)))
+
+
+def test_information_is_how_far_other_images_with_a_vote_share_its_label(given: Path) -> None:
     target = Features.load(given / "target")
     labels, votes = target.labels, np.array(target.logits).argmax(axis=1)
-    table = np.zeros((10, 10))
-    np.add.at(table, (votes, labels), 1 / len(labels))
-    conditional = -sum(
-        table[v, y] * np.log(table[v, y] / table[v].sum()) for v, y in np.argwhere(table).tolist()
-    )
-    expected = 1 - conditional / np.log(10)  # every label has 4 images
+    expected = information_by_hand(votes, labels)
     assert label_mapping(target).label_information == pytest.approx(expected)
+    many = replace(target, labels=labels * 10**12)  # ids of labels need not be small
+    assert label_mapping(many).label_information == pytest.approx(expected)
     # The votes of this feature mapping are the target's labels.
     centres = np.eye(10, 6 * 10, dtype=np.float32)
     exact = replace(Features.from_arrays(centres[labels], labels))
@@ -103,6 +111,21 @@ def test_information_is_the_part_of_the_labels_entropy_that_votes_explain(given:
     for unknown in (np.full(len(labels), -1), np.zeros(len(labels), int)):
         assert label_mapping(replace(target, labels=unknown)).label_information is None
     assert label_mapping(target.logits).label_information is None
+
+
+@pytest.mark.parametrize(
+    ("images", "classes", "labels"), [(50, 20, 10), (100, 283, 10), (500, 1000, 10), (900, 5, 100)]
+)
+def test_votes_without_relation_to_the_labels_have_no_information(
+    images: int, classes: int, labels: int
+) -> None:
+    rng = np.random.default_rng(0)
+    found: list[Any] = [
+        label_information(rng.integers(classes, size=images), rng.integers(labels, size=images))
+        for _ in range(200)
+    ]
+    assert abs(np.mean(found)) < 4 * np.std(found) / np.sqrt(200)
+    assert max(np.abs(found)) < 0.2
 
 
 def labelled(images: int, votes: Any, classes: int = 20) -> Features:
@@ -116,24 +139,34 @@ def labelled(images: int, votes: Any, classes: int = 20) -> Features:
     ("images", "spread", "says"),
     [
         (60, lambda n: n % 4, None),
-        (60, lambda n: 0 * n, "explain 0% of the target's labels, and go to 1.0 classes"),
-        (60, lambda n: n % 3, "explain 0% of the target's labels, and go to 3.0 classes"),
+        (60, lambda n: 0 * n, "is 0.00 (0 by chance, 1 at best), and they go to 1.0 classes"),
+        (60, lambda n: n % 3, "is 0.00 (0 by chance, 1 at best), and they go to 3.0 classes"),
+        (500, lambda n: np.random.default_rng(0).integers(1000, size=len(n)), "tells the target"),
         (48, lambda n: 0 * n, None),  # too few images to tell
     ],
-    ids=["one class per label", "one class", "classes without relation", "few images"],
+    ids=["one class per label", "one class", "without relation", "random", "few images"],
 )
 def test_votes_that_say_nothing_about_the_labels_are_warned_of(
     images: int, spread: Any, says: str | None
 ) -> None:
-    target = labelled(images, spread(np.arange(images)))
+    target = labelled(images, spread(np.arange(images)), 1000)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         label_mapping(target)
-        feature_mapping(target, np.eye(20))
+        feature_mapping(target, np.eye(1000))
     assert [says is not None and says in str(each.message) for each in caught] == [True] * (
         2 * (says is not None)
     )
     assert {each.filename for each in caught} <= {__file__}
+
+
+def test_shares_by_distance_need_not_agree_with_the_votes() -> None:
+    means = 3 * np.random.default_rng(0).normal(size=(300, 64))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        votes = feature_mapping(means[np.arange(60) % 20], means).votes
+    assert votes is not None
+    assert votes.agreement < 0.17
 
 
 def test_the_summary_shows_what_the_votes_say() -> None:

@@ -1,4 +1,4 @@
-"""`select(keep="auto")`: the smallest fraction whose expected coverage of the target is enough."""
+"""`select(keep="auto")`: the smallest fraction whose coverage of the target is surely enough."""
 
 import warnings
 from dataclasses import replace
@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.stats import binomtest
 
 from dp4tl_ffcv import BetonIndex, Scores, Selection, combine_scores, label_mapping, select
 from dp4tl_ffcv.scoring import random_scores
@@ -31,15 +32,15 @@ def twenty(tmp_path_factory: pytest.TempPathFactory, photos: Any) -> Any:
     ("counts", "keep"),
     [
         ([100] * 4, 0.2),
-        ([40], 0.2),  # never less
+        ([60, 40], 0.2),  # never less
         ([100] * 5, 0.25),
-        ([100] * 8 + [24], 0.4),  # 2.9 % are not covered
-        ([100] * 8 + [26], 0.45),  # 3.1 %
+        ([100] * 8 + [16], 0.4),  # 2.0 % are not covered: surely at most 2.93 %
+        ([100] * 8 + [17], 0.45),  # 2.1 %: surely at most 3.07 %
         ([100] * 8 + [1] * 12, 0.4),
         ([100] * 8 + [4] * 12, 1.0),
     ],
 )
-def test_the_smallest_fraction_that_covers_97_percent_is_kept(
+def test_the_smallest_fraction_that_surely_covers_97_percent_is_kept(
     counts: list[int], keep: float, photos: Any, twenty: Any
 ) -> None:
     scores = votes_of([*counts, *[0] * (20 - len(counts))])
@@ -51,8 +52,14 @@ def test_the_smallest_fraction_that_covers_97_percent_is_kept(
     covered = expected_coverage([scores])
     assert evidence["coverage"] == {str(k): covered[round(20 * k) - 1] for k in KEEPS}
     assert evidence["least_coverage"] == 0.97
-    share = evidence["coverage"][str(keep)]
-    assert evidence["standard_error"] == pytest.approx(np.sqrt(share * (1 - share) / sum(counts)))
+    bounds = {
+        name: binomtest(round(share * sum(counts)), sum(counts), alternative="greater")
+        .proportion_ci(0.95, method="wilson")
+        .low
+        for name, share in evidence["coverage"].items()
+    }
+    assert evidence["lower_bound"] == pytest.approx(bounds)
+    assert evidence["confidence"] == 0.95
     summary = selection.summary()
     assert (summary["keep"], summary["automatic"]) == (keep, evidence)
 
@@ -67,7 +74,7 @@ def test_classes_without_samples_are_no_part_of_the_fraction(uneven: BetonIndex)
 
 
 def test_every_one_of_several_targets_is_covered(photos: Any, twenty: Any, tmp_path: Path) -> None:
-    one, other = [50] * 6 + [0] * 14, [0] * 14 + [0] + [10] * 5
+    one, other = [50] * 6 + [0] * 14, [0] * 14 + [0] + [30] * 5
     parts = [votes_of(one), votes_of(other)]
     selection = select(parts, photos.index, keep="auto", clusters=twenty)
     covered = expected_coverage(parts, lambda scores: combine_scores(scores))
@@ -77,9 +84,33 @@ def test_every_one_of_several_targets_is_covered(photos: Any, twenty: Any, tmp_p
     assert Selection.load(tmp_path / "auto.npz").summary() == selection.summary()
 
 
+def test_more_images_alike_never_keep_more(photos: Any, twenty: Any) -> None:
+    shares = np.array([50, 30, 10, 8, 1, 1, *[0] * 14])  # 2 % are not covered by 0.2 or 0.25
+    keeps = []
+    for times in (1, 2, 4, 8, 100):
+        scores = votes_of((shares * times).tolist())
+        kept = select(scores, photos.index, keep="auto", clusters=twenty)
+        keeps.append(kept.provenance["keep"])
+    assert keeps == sorted(keeps, reverse=True)
+    assert (keeps[0], keeps[-1]) == (0.3, 0.2)
+
+
+@pytest.mark.parametrize("counts", [[3], [47, 40], [9] * 9])
+def test_few_images_keep_everything(counts: list[int], photos: Any, twenty: Any) -> None:
+    few = votes_of([*counts, *[0] * (20 - len(counts))])
+    many = votes_of([450, 450, *[0] * 18])
+    for scores in (few, [few, many]):
+        with pytest.warns(
+            UserWarning, match=rf"a target has {sum(counts)} images, and 88"
+        ) as caught:
+            selection = select(scores, photos.index, keep="auto", clusters=twenty)
+        assert [each.filename for each in caught] == [__file__]
+        assert selection.provenance["keep"] == 1
+
+
 def test_votes_that_say_little_keep_everything(photos: Any) -> None:
-    scores = votes_of([60, *[0] * 9], label_information=0.1)
-    with pytest.warns(UserWarning, match="explain 10% of the target's labels") as caught:
+    scores = votes_of([90, *[0] * 9], label_information=0.1)
+    with pytest.warns(UserWarning, match="label information of its votes is 0.10") as caught:
         selection = select(scores, photos.index, keep="auto")
     assert [each.filename for each in caught] == [__file__]
     assert selection.provenance["keep"] == 1
