@@ -149,7 +149,7 @@ def expected_coverage(
 
     The images that were scored are covered better than new ones: each has raised its own class.
     Here each image is left out, the classes are ranked by the others, and the image counts as
-    covered if its class is among the K best of that ranking.
+    covered if its class is among the K best of that ranking. The only image of a target is not.
 
     Args:
         scores: scores by votes, one per target.
@@ -173,6 +173,8 @@ def expected_coverage(
             count = votes.counts[label]
             fewer, less = one.scores.copy(), one.tie_break.copy()
             fewer[label] -= 1
+            if not fewer.any():
+                continue
             less[label] = max(0.0, less[label] - own[label] / count)
             without = replace(one, scores=fewer, tie_break=less)
             ranked = (

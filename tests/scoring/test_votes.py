@@ -68,6 +68,12 @@ def test_coverage_of_several_targets_is_the_smallest_in_their_common_ranking(com
     assert found.tolist() == pytest.approx(covered_by_hand(targets, rank))
 
 
+def test_the_only_image_of_a_target_is_not_covered() -> None:
+    many, one = scores_of([50, 50, 0], [50, 50, 0]), scores_of([0, 0, 1], [0, 0, 1])
+    found = expected_coverage([many, one], lambda scores: combine_scores(scores, combine="sum"))
+    assert found.tolist() == expected_coverage([one]).tolist() == [0, 0, 0]
+
+
 def test_coverage_is_right_for_images_that_were_not_scored() -> None:
     rng = np.random.default_rng(0)
     popularity = rng.dirichlet(np.full(200, 0.3))
