@@ -3,7 +3,7 @@
 import os
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import active_children, get_context
+from multiprocessing import get_context
 from queue import SimpleQueue
 from types import TracebackType
 from typing import Any, Self
@@ -27,8 +27,8 @@ class Local:
     """
 
     def __init__(self, jobs: int | None = None) -> None:
-        cores, self._gpus = len(os.sched_getaffinity(0)), torch.cuda.device_count()
-        self.slots = jobs or self._gpus or cores
+        cores, self._gpus = len(os.sched_getaffinity(0)), _visible_gpus()
+        self.slots = jobs or len(self._gpus) or cores
         self._threads = max(1, cores // self.slots)
         self._free: SimpleQueue[int] = SimpleQueue()
         for slot in range(self.slots):
@@ -48,7 +48,8 @@ class Local:
 
     def _pool(self, slot: int) -> ProcessPoolExecutor:
         if slot not in self._pools:
-            arguments = os.getpid(), slot % self._gpus if self._gpus else None
+            gpu = self._gpus[slot % len(self._gpus)] if self._gpus else None
+            arguments = os.getpid(), gpu
             self._pools[slot] = ProcessPoolExecutor(1, get_context("spawn"), _start, arguments)
         return self._pools[slot]
 
@@ -66,14 +67,23 @@ class Local:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        pools = list(self._pools.values())  # callbacks remove those that break
         if kind is not None:  # stages that run would go on for hours
-            for process in active_children():
-                process.kill()
-        for pool in self._pools.values():
+            for process in [each for pool in pools for each in pool._processes.values()]:
+                process.kill()  # Python 3.14 has `kill_workers`
+        for pool in pools:
             pool.shutdown(cancel_futures=True)
 
 
-def _start(parent: int, gpu: int | None) -> None:
+def _visible_gpus() -> list[str]:
+    """Return the GPUs of this process as `CUDA_VISIBLE_DEVICES` names them."""
+    count = torch.cuda.device_count()
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = map(str, range(count)) if given is None else given.split(",")[:count]
+    return [name.strip() for name in names]
+
+
+def _start(parent: int, gpu: str | None) -> None:
     if gpu is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = str(gpu)
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
     end_with_parent(parent)
