@@ -228,13 +228,23 @@ def test_a_node_without_the_folder_ends_the_study(stages: tuple[Stage, Stage]) -
     assert not need.folder.exists()
 
 
-def test_a_node_waits_for_results_that_show_up_late(stages: tuple[Stage, Stage]) -> None:
+def test_a_node_waits_for_files_that_show_up_late(stages: tuple[Stage, Stage]) -> None:
     need, stage = stages
     mark = nodes.mark(need.root)
-    late = Timer(0.1, nodes.run_on_node, (need, mark))
-    late.start()
-    assert nodes.run_on_node(stage, mark).result is not None
+    hidden = (need.root / mark).rename(need.root / "hidden")
+    shown = Timer(0.1, hidden.rename, (need.root / mark,))
+    late = Timer(0.2, nodes.run_on_node, (need, mark))
+    for timer in (shown, late):
+        timer.start()
+    outcome = nodes.run_on_node(stage, mark)
+    assert outcome.result is not None
     late.join()
+    hidden = stage.folder.rename(stage.root / "hidden")
+    future: Future[dict[str, Any]] = Future()
+    nodes.settle(future, stage, outcome)
+    assert not future.done()  # and `settle` did not wait
+    hidden.rename(stage.folder)
+    assert future.result() == outcome.result
 
 
 def test_a_node_waits_for_the_lock_of_a_dead_one(

@@ -110,5 +110,6 @@ class Schedule:
 
 def _text(error: BaseException) -> str:
     if isinstance(error, BrokenExecutor):
-        return f"its process was killed {_ATTEMPTS} times, perhaps because memory ran out"
+        why = f"; the last time: {error}" if str(error) else ""
+        return f"its process was killed {_ATTEMPTS} times, perhaps because memory ran out{why}"
     return str(error) or type(error).__name__

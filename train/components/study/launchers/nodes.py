@@ -2,13 +2,14 @@
 
 import socket
 import time
+from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Thread
 from typing import Any
 from uuid import uuid4
-
-from dp4tl_ffcv.utils import read_json, write_json
 
 from ..stages import Stage
 from ..work import run_stage
@@ -33,13 +34,16 @@ class Outcome:
 
 
 def mark(root: Path) -> str:
-    """Write a new mark to the study's folder, and return it. A node that reads it sees the folder.
+    """Make a new mark, an empty file, in the study's folder. Return its name.
 
-    A folder at the same path on a disk of the node holds no mark, or an older one.
+    A node that finds it shares the folder: a folder at the same path on a disk of the node has no
+    such mark. The name is new each time, since a network file system may remember an older file.
     """
-    value = uuid4().hex
-    write_json(root / "launched.json", {"mark": value})
-    return value
+    for old in root.glob("launched-*"):
+        old.unlink(missing_ok=True)
+    name = f"launched-{uuid4().hex}"
+    (root / name).touch()
+    return name
 
 
 def run_on_node(
@@ -47,16 +51,16 @@ def run_on_node(
 ) -> Outcome:
     """Run a stage on a node. Errors are part of the outcome.
 
-    The results of the stage's needs may show up late.
+    The mark and the results of the stage's needs may show up late.
 
     Args:
         stage: the needs must be finished.
-        mark: the value that `mark` returned.
+        mark: the name that `mark` returned.
         threads: threads of torch and of the loaders. None uses all cores.
         patience: seconds to wait for the lock of the stage's folder, which a dead node may hold for
             a while. None: 90.
     """
-    if not _is_marked(stage.root, mark):
+    if not _appears(lambda: (stage.root / mark).exists()):
         return Outcome(unseen=str(stage.root))
     for need in stage.needs.values():
         if not _shows_result(need):
@@ -71,7 +75,11 @@ def run_on_node(
 
 
 def settle(future: Future[dict[str, Any]], stage: Stage, outcome: Outcome) -> None:
-    """Give a future the result or the error that a node reports."""
+    """Give a future the result or the error that a node reports, later if it shows up late here."""
+    Thread(target=_settle, args=(future, stage, outcome), daemon=True).start()
+
+
+def _settle(future: Future[dict[str, Any]], stage: Stage, outcome: Outcome) -> None:
     unseen = outcome.unseen
     if outcome.result is not None:
         if _shows_result(stage):
@@ -89,18 +97,17 @@ def settle(future: Future[dict[str, Any]], stage: Stage, outcome: Outcome) -> No
     )
 
 
-def _is_marked(root: Path, mark: str) -> bool:
-    try:
-        return bool(read_json(root / "launched.json") == {"mark": mark})
-    except (OSError, ValueError):
-        return False
-
-
 def _shows_result(stage: Stage) -> bool:
-    """Return whether the result of a finished stage is visible here. Wait for it if it is not."""
+    return _appears(lambda: stage.result() is not None)
+
+
+def _appears(is_there: Callable[[], bool]) -> bool:
+    """Return whether a condition is true, now or within the patience."""
     deadline = time.monotonic() + _PATIENCE
-    while stage.result() is None:
+    while True:
+        with suppress(OSError):  # a network file system that changes its mind
+            if is_there():
+                return True
         if time.monotonic() > deadline:
             return False
         time.sleep(_TRIES_EVERY)
-    return True

@@ -2,6 +2,7 @@
 
 import math
 import os
+from collections import Counter
 from concurrent.futures import BrokenExecutor, Future
 from pathlib import Path
 from threading import Event, Thread
@@ -16,6 +17,7 @@ from .nodes import Outcome, mark, run_on_node, settle
 
 _JOBS = 64  # in Slurm's queue
 _LOOKS_EVERY = 1.0  # seconds
+_LOOKS = 90  # at a job whose files cannot be read
 
 
 class Slurm:
@@ -59,8 +61,10 @@ class Slurm:
             raise ValueError(f"submitit refuses a parameter of `slurm`: {why}") from error
         here = len(os.sched_getaffinity(0)) if cluster == "local" else _JOBS
         self.slots = jobs or here
+        self._cancel_left(root / "slurm", cluster)
         self._mark = mark(root)
         self._jobs: dict[Any, tuple[Stage, Future[dict[str, Any]]]] = {}
+        self._unread: Counter[Any] = Counter()  # errors of the file system, by job
         self._stop = Event()
         self._watcher = Thread(target=self._watch, name="slurm", daemon=True)
         self._watcher.start()
@@ -75,19 +79,42 @@ class Slurm:
         self._jobs[job] = stage, future
         return future
 
+    def _cancel_left(self, folder: Path, cluster: str) -> None:
+        """Cancel the jobs of a study that was killed, whose stages are queued again now."""
+        kind = self._submitit.SlurmJob if cluster == "slurm" else self._submitit.LocalJob
+        for submitted in folder.glob("*_submitted.pkl"):
+            job = kind(folder, submitted.name.partition("_")[0])
+            if not job.paths.result_pickle.exists():
+                job.cancel(check=False)
+                submitted.unlink()
+
     def _watch(self) -> None:
         while not self._stop.wait(_LOOKS_EVERY):
             for job in list(self._jobs):
-                if job.done():
-                    self._settle(job, *self._jobs.pop(job))
+                self._look(job)
 
-    def _settle(self, job: Any, stage: Stage, future: Future[dict[str, Any]]) -> None:
+    def _look(self, job: Any) -> None:
+        """Give the future of a job that has ended its result or error."""
+        stage, future = self._jobs[job]
+        failed = self._submitit.core.utils
         try:
+            if not job.done():
+                return
             settle(future, stage, job.result())
-        except self._submitit.core.utils.UncompletedJobError as error:
-            future.set_exception(BrokenExecutor(str(error)))
+        except OSError as error:
+            self._unread[job] += 1
+            if self._unread[job] < _LOOKS:
+                return
+            future.set_exception(LaunchError(f"the result of a job cannot be read: {error}"))
         except Exception as error:
-            future.set_exception(LaunchError(f"a job of Slurm cannot run: {_last_line(error)}"))
+            # A job that raises did not reach its stage, whose errors are part of the outcome.
+            raised = isinstance(error, failed.FailedJobError)
+            died = isinstance(error, failed.UncompletedJobError) and not raised
+            text = _last_line(error)
+            future.set_exception(
+                BrokenExecutor(text) if died else LaunchError(f"a job of Slurm cannot run: {text}")
+            )
+        del self._jobs[job]
 
     def __enter__(self) -> Self:
         return self
@@ -99,9 +126,9 @@ class Slurm:
         trace: TracebackType | None,
     ) -> None:
         self._stop.set()
-        self._watcher.join()
-        for job in self._jobs:  # of a study that is stopped
+        for job in list(self._jobs):  # of a study that is stopped
             job.cancel(check=False)
+        self._watcher.join()
 
 
 class _Work:
@@ -111,7 +138,7 @@ class _Work:
         self._stage, self._mark = stage, mark
 
     def __call__(self) -> Outcome:
-        # A job of a study that was killed may run the same stage. Its result is as good.
+        # A cancelled job may still hold the lock of the stage's folder.
         return run_on_node(self._stage, self._mark, patience=math.inf)
 
     def checkpoint(self) -> Any:
