@@ -20,11 +20,11 @@ import tyro
 from dp4tl_ffcv import Selection
 from dp4tl_ffcv.utils import atomic_open, environment, one_line_errors
 from train.components.study.launchers import launcher_of
-from train.components.study.plan import FULL, Plan, Run
+from train.components.study.plan import Plan, Run
 from train.components.study.schedule import Schedule
 from train.components.study.stages import Stage, with_needs
+from train.configs.study import FULL, read_study
 from train.configs.study import Config as StudyConfig
-from train.configs.study import read_study
 from writers import digits
 
 from .harness.rows import markdown, progress

@@ -12,7 +12,6 @@ ROOT = Path(__file__).resolve().parents[2]
 MODES = {
     "linear_probe": "linear probe",
     "full_finetuning": "full finetuning",
-    "from_scratch": "from scratch",
 }
 BUDGETS = {"equal_epochs": "equal epochs", "equal_steps": "equal steps"}
 
@@ -34,8 +33,8 @@ def page(name: str, lines: Sequence[Row]) -> str:
         "fractions kept. A cell has the mean difference to the full source in points of test "
         "accuracy, its 95 % interval, the verdict, and in parentheses the true loss that this "
         "many seeds detect with a chance of about 80 %. *Pruned* is the largest fraction pruned "
-        "up to which every tested pruning is without loss. [Studies](../../../docs/studies.md) "
-        "describes the rule.",
+        "up to which every tested pruning is without loss. A verdict needs 8 seeds. "
+        "[Studies](../../../docs/studies.md) describes the rule.",
         *_accuracies(compared),
         "## Speed-up of pretraining",
         "Time of pretraining on the full source / on the selection, alone and with the whole cost "

@@ -63,7 +63,9 @@ _SUMMARY = {
     "comparisons": list[dict[str, Any]],
     "prunings": list[dict[str, Any]],
     "environment": dict[str, Any],
+    "fewest_seeds": int,
 }
+_LATER = ("fewest_seeds",)  # which earlier versions did not write
 
 Row = Mapping[str, Any]
 
@@ -91,7 +93,7 @@ class Results:
         try:
             study = check_entries(read_json(path), {"study": dict[str, Any]})["study"]
             path = folder / "summary.json"
-            summary = check_entries(read_json(path), _SUMMARY)
+            summary = check_entries(read_json(path), _SUMMARY, optional=_LATER)
             for each in summary["comparisons"]:
                 _check_numbers(check_entries(each, _COMPARISON))
             for each in summary["prunings"]:

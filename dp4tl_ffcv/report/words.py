@@ -7,7 +7,6 @@ from .results import Results, Row, target_name
 
 _LABELS = {"label_mapping": "LM", "feature_mapping": "FM", "full": "full source"}
 _ROUNDING = 1e-9
-_SEEDS = 8  # with fewer, the intervals rest on the seeds' spread, which is itself uncertain
 
 
 def method_label(method: str) -> str:
@@ -71,8 +70,9 @@ def _sure(results: Results) -> str:
         ("no loss", "show no loss"), ("loss", "show a loss"), ("cannot tell", "cannot tell"),
     ))  # fmt: skip
     sentence = f"Of {_counted(len(verdicts), 'comparison')}, {', '.join(counts)}"
-    if max((row["seeds"] for row in results.comparisons), default=0) < _SEEDS:
-        sentence += f" (fewer than {_SEEDS} seeds are a first look)"
+    needed = results.summary.get("fewest_seeds", 0)
+    if max((row["seeds"] for row in results.comparisons), default=0) < needed:
+        sentence += f" (a verdict needs {needed} seeds)"
     if not missed:
         return f"{sentence}; with one seed, nothing can be shown."
     return (

@@ -47,7 +47,7 @@ def study_row(method: str, keep: Any, seed: int, accuracy: float, **other: Any) 
 
 
 def test_a_finished_study_is_kept_and_its_tables_show_every_comparison(tmp_path: Path) -> None:
-    spread = {0: 0.001, 1: -0.001, 2: 0.0}
+    spread = {seed: 0.001 * (-1) ** seed for seed in range(8)}
     rows = [
         study_row(method, keep, seed, accuracy + (0 if method == "full" else spread[seed]), **other)
         for seed in spread
@@ -65,12 +65,12 @@ def test_a_finished_study_is_kept_and_its_tables_show_every_comparison(tmp_path:
     tables.keep_study(run, kept)
     page = tables.study_page(kept / "small.jsonl")
     assert page.startswith(
-        "# small\n\n`dp4tl study benchmarks/studies/small.yaml`, 3 seeds, on 3 cores"
+        "# small\n\n`dp4tl study benchmarks/studies/small.yaml`, 8 seeds, on 3 cores"
     )
-    # The interval: 0.1 * t(0.975, 2) / sqrt(3) = 0.25; missed: 0.25 + 0.1 * t(0.8, 2) / sqrt(3).
+    # 0.107 * t(0.975, 7) / sqrt(8) = 0.09; missed: 0.09 + 0.107 * t(0.8, 7) / sqrt(8) = 0.12.
     line = (
-        "| label mapping | 0.30: +0.00 [-0.25, +0.25] no loss (0.31) "
-        "| +1.00 [+0.75, +1.25] no loss (0.31) | -10.00 [-10.25, -9.75] loss (0.31) | 50% |"
+        "| label mapping | 0.30: +0.00 [-0.09, +0.09] no loss (0.12) "
+        "| +1.00 [+0.91, +1.09] no loss (0.12) | -10.00 [-10.09, -9.91] loss (0.12) | 50% |"
     )
     for mode in ("linear probe", "full finetuning"):
         section = page.split(f"## few, {mode}, equal epochs\n\nFull source: 90.00 %.")[1]

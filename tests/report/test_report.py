@@ -104,8 +104,8 @@ def test_every_comparison_has_a_row_with_its_verdict(page: Page) -> None:
     for method, keep, difference, verdict in (
         ("LM", "0.5", "+0.00 [+0.00, +0.00]", "✓ no loss"),
         ("LM", "0.25", "−0.20 [−0.20, −0.20]", "✓ no loss"),
-        ("FM", "0.25", "−4.00 [−4.01, −3.99]", "✗ loss"),
-        ("random", "0.5", "−10.01 [−10.03, −9.99]", "✗ loss"),
+        ("FM", "0.25", "−4.01 [−4.02, −4.01]", "✗ loss"),
+        ("random", "0.5", "−10.03 [−10.06, −10.01]", "✗ loss"),
     ):
         for budget in ("equal epochs", "equal steps"):
             mine = [cells for cells in table if cells[:3] == [method, keep, budget]]
@@ -113,7 +113,7 @@ def test_every_comparison_has_a_row_with_its_verdict(page: Page) -> None:
             assert {(cells[7], cells[9]) for cells in mine} == {(difference, verdict)}
             speed = f"{1 / float(keep):.2f}×"
             cost = 0 if method == "random" else 9
-            assert mine[0][10:] == [speed, f"{30 / (30 * float(keep) + cost):.2f}×", "3"]
+            assert mine[0][10:] == [speed, f"{30 / (30 * float(keep) + cost):.2f}×", "8"]
     prunings = ["upright", "linear probe", "equal epochs", "75 %", "50 %", "0 %"]
     assert prunings in table
     assert ["upright", "LM", "6.0", "2.0", "0.8", "0.2", "9.0", "30.0", "30 %", ""] in table
@@ -121,13 +121,13 @@ def test_every_comparison_has_a_row_with_its_verdict(page: Page) -> None:
 
 def test_three_sentences_say_what_was_found(page: Page) -> None:
     for sentence in (
-        "This study pretrains on the full source and on selections by LM, FM and random with 3 "
-        "seeds, and finetunes each model on 1 target in 2 ways; all 84 runs are finished.",
+        "This study pretrains on the full source and on selections by LM, FM and random with 8 "
+        "seeds, and finetunes each model on 1 target in 2 ways; all 224 runs are finished.",
         "The largest pruning without loss is 75 % by LM (upright, linear probe, equal epochs), "
         "where pretraining is 4.0 times as fast, or 1.8 times with the cost of the selection; "
         "random selection reaches 0 % there.",
-        "Of 24 comparisons, 12 show no loss, 12 show a loss, 0 cannot tell (fewer than 8 seeds are "
-        "a first look); in half of the comparisons, a true loss below 0.0 points has",
+        "Of 24 comparisons, 12 show no loss, 12 show a loss, 0 cannot tell; in half of the "
+        "comparisons, a true loss below 0.0 points has",
     ):
         assert sentence in words_of(page)
 
@@ -135,9 +135,9 @@ def test_three_sentences_say_what_was_found(page: Page) -> None:
 def test_classes_are_listed_with_rank_score_picture_and_seeds(page: Page) -> None:
     assert "b" not in re.findall(r"<(\w+)>&amp;", page.source)
     text = words_of(page)
-    assert f"1. {NASTY}12, keep 0.25, 3/3" in text
-    assert "4. digit 3, rotated9, keep 0.5, 0/3" in text
-    assert "7. digit 6, rotated6, pruned, 0/3" in text
+    assert f"1. {NASTY}12, keep 0.25, 8/8" in text
+    assert "4. digit 3, rotated9, keep 0.5, 0/8" in text
+    assert "7. digit 6, rotated6, pruned, 0/8" in text
     pictures = [v for n, v in page.attributes if n == "style" and "position" in v]
     assert len(pictures) == 3 * COUNT
     assert len(set(pictures)) == COUNT  # each picture is embedded once
@@ -148,7 +148,7 @@ def test_provenance_names_command_machine_versions_and_fingerprints(page: Page) 
     table = page.cells
     assert ["source train", "f1"] in table
     assert ["target upright train", "f2"] in table
-    assert ["pretrain", "84", "1", "0"] in table
+    assert ["pretrain", "224", "1", "0"] in table
     assert "dp4tl study <a>.yaml" in page.text
     assert "cpu: a <fast> one, gpu: none" in page.text
     assert '"method": "feature_mapping"' in page.text
@@ -165,9 +165,9 @@ def test_the_same_study_gives_the_same_page(folder: Path, tmp_path: Path) -> Non
 
 # -- studies that lack something -------------------------------------------------------------------
 def test_a_study_without_a_finished_run_has_a_page(tmp_path: Path) -> None:
-    write_results(tmp_path, [], runs=84)
+    write_results(tmp_path, [], runs=224)
     page = Page(write_report(tmp_path))
-    assert "nothing to compare yet: 0 of 84 runs are finished" in words_of(page)
+    assert "nothing to compare yet: 0 of 224 runs are finished" in words_of(page)
     assert page.open == []
 
 
@@ -180,7 +180,7 @@ def test_an_unfinished_study_says_so(tmp_path: Path) -> None:
 def test_one_seed_shows_nothing(tmp_path: Path) -> None:
     write_results(tmp_path, rows(seeds=1))
     page = Page(write_report(tmp_path))
-    assert "; with one seed, nothing can be shown." in words_of(page)
+    assert "(a verdict needs 8 seeds); with one seed, nothing can be shown." in words_of(page)
     assert sum("[?, ?]" in cells[7] for cells in page.cells if len(cells) == 13) == 24
     assert "No method is shown to prune anything without loss." in words_of(page)
 
@@ -192,7 +192,7 @@ def test_betons_logs_and_selections_may_be_gone(folder: Path, tmp_path: Path) ->
     for kind in ("pretrain", "finetune"):
         shutil.rmtree(study / kind)
     without = Page(write_report(study))
-    assert f"1. {NASTY}12, keep 0.25, 3/3" in words_of(without)
+    assert f"1. {NASTY}12, keep 0.25, 8/8" in words_of(without)
     assert "data:image" not in without.source
     assert "Learning curves" not in without.text
     shutil.rmtree(study / "selection")

@@ -54,7 +54,7 @@ def row(method: str, keep: float, seed: int, **other: Any) -> dict[str, Any]:
 
 
 def rows(
-    seeds: int = 3, methods: Sequence[str] = NAMES, keeps: Sequence[float] = KEEPS
+    seeds: int = 8, methods: Sequence[str] = NAMES, keeps: Sequence[float] = KEEPS
 ) -> list[dict[str, Any]]:
     """Return the rows of two budgets and two modes."""
     return [

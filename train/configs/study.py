@@ -15,11 +15,15 @@ from .config_file import read_config_file
 Budget = Literal["equal_epochs", "equal_steps"]
 Keep = float | Literal["auto"]
 Keeps = Mapping[Budget, Sequence[Keep]]
-Mode = Literal["linear_probe", "full_finetuning", "from_scratch"]
+Mode = Literal["linear_probe", "full_finetuning"]
 Launcher = Literal["local", "ray", "slurm"]
 Settings = Mapping[str, Any]
 
 AUTO: Literal["auto"] = "auto"
+FULL = "full"
+"""Name of the full source in the results, which no method has."""
+FEWEST_SEEDS = 8
+"""With fewer seeds no verdict is given: the spread over seeds is too uncertain."""
 RECIPES = ("pretrain", "pretrain-moco")
 """Recipes that make a surrogate."""
 
@@ -128,14 +132,16 @@ class Study:
             if not isinstance(surrogate, str):
                 check_choice("recipe", surrogate.get("recipe", RECIPES[0]), RECIPES)
                 check_number("samples", surrogate.get("samples", 1), above=0, at_most=1)
-        if len({*self.seeds}) < len(self.seeds):
-            raise ValueError("`seeds` holds a seed twice.")
+        _check_repeats("seeds", self.seeds)
+        if FULL in self.methods:
+            raise ValueError(f"`methods`: {FULL} means the full source. Choose another name.")
 
     def _check_datasets(self) -> None:
         for path in (self.source, *self.targets.values()):
             if isinstance(path, str) and "{split}" not in path:
                 raise ValueError(f"a dataset is a path with {{split}} in it; got {path!r}.")
         for name in self.targets:
+            _check_repeats(f"targets: {name}", self.datasets_of(name))
             for each in self.datasets_of(name):
                 check_choice(f"targets: {name}", each, self.datasets)
 
@@ -159,6 +165,7 @@ class Study:
 def _check_keeps(keeps: Keeps) -> None:
     for budget, fractions in keeps.items():
         check_choice("keeps", budget, get_args(Budget))
+        _check_repeats("keeps", fractions)
         for keep in fractions:
             if isinstance(keep, str):
                 check_choice("keeps", keep, (AUTO,))
@@ -168,7 +175,12 @@ def _check_keeps(keeps: Keeps) -> None:
         raise ValueError("`keeps` is empty. Name at least one.")
 
 
-_SEEDS = 8
+def _check_repeats(name: str, values: Sequence[Any]) -> None:
+    """Refuse repeats: equal runs would count twice, as if there were more seeds."""
+    if repeated := [each for place, each in enumerate(values) if each in values[:place]]:
+        raise ValueError(f"`{name}` holds {repeated[0]} twice.")
+
+
 _KEEPS = list[int | float | str] | dict[str, list[int | float | str]]
 # Entries of a method that are no options.
 _OF_STUDY = {"method": str, "surrogate": str, "keeps": _KEEPS, "pretrain": dict[str, Any]}
@@ -201,7 +213,7 @@ def read_study(path: Path) -> Study:
             names = ", ".join(_ENTRIES)
             raise ValueError(f"there is no {', '.join(unknown)}; a study has {names}")
         check_entries(values, _ENTRIES, optional=_OPTIONAL)
-        seeds = values.get("seeds", _SEEDS)
+        seeds = values.get("seeds", FEWEST_SEEDS)
         values["seeds"] = list(range(seeds)) if isinstance(seeds, int) else seeds
         values["methods"] = _scorings(values, values.pop("keeps"))
         return Study(**values)

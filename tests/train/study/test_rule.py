@@ -19,17 +19,27 @@ def test_the_interval_is_that_of_the_paired_t_test() -> None:
 @pytest.mark.parametrize(
     ("differences", "verdict"),
     [
-        ([0.0, 0.0, 0.0], "no loss"),
-        ([-0.009, -0.009, -0.009], "no loss"),  # a loss smaller than the margin
-        ([-0.011, -0.011, -0.011], "loss"),
-        ([-0.03, -0.02, -0.04], "loss"),
-        ([0.05, -0.05, 0.01], "cannot tell"),
+        ([0.0] * 8, "no loss"),
+        ([-0.009] * 8, "no loss"),  # a loss smaller than the margin
+        ([-0.011] * 8, "loss"),
+        ([-0.03, -0.02, -0.04, -0.03] * 2, "loss"),
+        ([0.05, -0.05, 0.01, 0.0] * 2, "cannot tell"),
+        ([0.0] * 7, "cannot tell"),
+        ([-0.03] * 7, "cannot tell"),
         ([0.03], "cannot tell"),
     ],
-    ids=["equal", "small", "beyond", "loss", "noise", "one seed"],
+    ids=["equal", "small", "beyond", "loss", "noise", "seven", "seven losses", "one seed"],
 )
 def test_the_verdict_follows_the_interval(differences: list[float], verdict: str) -> None:
     assert compare(differences).verdict == verdict
+
+
+def test_equal_differences_are_as_uncertain_as_one_image() -> None:
+    found = compare([0.0] * 8, step=1 / 100)
+    assert (found.low, found.high) == pytest.approx((-0.00836, 0.00836), abs=1e-5)
+    assert compare([0.0] * 8, step=1 / 50).verdict == "cannot tell"
+    spread = [0.05, -0.05, 0.01, 0.0] * 2  # is larger than a step
+    assert compare(spread, step=1 / 100) == compare(spread)
 
 
 def test_a_loss_of_the_missed_size_is_shown_in_four_of_five_studies() -> None:

@@ -84,7 +84,7 @@ class Graph:
     def finetuned(self, pretrained: Stage, target: str, mode: Mode, seed: int) -> Stage:
         """Return the finetuning of a pretrained model on a target."""
         settings = {**self.study.images, **self.study.finetune[mode], "mode": mode, "seed": seed}
-        needs = {} if mode == "from_scratch" else {"pretrained": pretrained}
+        needs = {"pretrained": pretrained}
         splits = ("train", "val", "test")
         return self._stage("finetune", {"settings": settings}, needs, self._targets[target], splits)
 

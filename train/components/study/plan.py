@@ -5,11 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...configs.study import Budget, Keep, Mode, Study
+from ...configs.study import FULL, Budget, Keep, Mode, Study
 from .graph import Graph
 from .stages import Stage
-
-FULL = "full"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dp4tl_ffcv import BetonIndex
 from dp4tl_ffcv.utils import atomic_open, environment, write_json
 
-from ...configs.study import AUTO
-from .plan import FULL, Run
+from ...configs.study import AUTO, FEWEST_SEEDS, FULL
+from .plan import Run
 from .rule import Comparison, compare, largest_pruning
 from .stages import Stage, with_needs
 
@@ -32,11 +33,17 @@ COSTS = ("surrogate_seconds", "features_seconds", _SCORING, "select_seconds")
 def rows_of(runs: Iterable[Run]) -> list[dict[str, Any]]:
     """Return a row for each finished run, in the order of the plan."""
     results: dict[str, dict[str, Any] | None] = {}
+    images: dict[Path, int] = {}
 
     def result_of(stage: Stage) -> dict[str, Any] | None:
         if stage.key not in results:
             results[stage.key] = stage.result()
         return results[stage.key]
+
+    def images_of(beton: Path) -> int:
+        if beton not in images:
+            images[beton] = len(BetonIndex.open(beton))
+        return images[beton]
 
     rows = []
     for run in runs:
@@ -47,6 +54,7 @@ def rows_of(runs: Iterable[Run]) -> list[dict[str, Any]]:
             {
                 **run.about,
                 "test_accuracy": tuned["test_accuracy"],
+                "test_images": images_of(run.finetuned.paths["test"]),
                 "kept": _kept(run, result_of),
                 "classes": trained["retained_classes"],
                 "samples": trained["retained_samples"],
@@ -95,16 +103,25 @@ def comparisons(rows: Sequence[Row]) -> list[dict[str, Any]]:
     full source with their 95 % intervals; the fields of `Comparison` and its verdict; and the
     speed-up of pretraining over the full source, alone and with the cost of the selection, as the
     ratio of sums over seeds.
+
+    Raises:
+        ValueError: a rule or the full source has two rows for a seed.
     """
     found = []
     full = {_place(row): row for row in rows if row["method"] == FULL}
+    repeats = Counter((*(row[name] for name in _GROUP), row["seed"]) for row in rows)
+    if repeated := [key for key, count in repeats.items() if count > 1]:
+        raise ValueError(f"two rows have the same run: {', '.join(map(str, repeated[0]))}.")
     groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
         if row["method"] != FULL and _place(row) in full:
             groups.setdefault(tuple(row[name] for name in _GROUP), []).append(row)
     for key, group in groups.items():
         pairs = [(row, full[_place(row)]) for row in group]
-        result = compare([row["test_accuracy"] - base["test_accuracy"] for row, base in pairs])
+        # Rows of earlier versions lack the number of images.
+        step = max(1 / row["test_images"] if "test_images" in row else 0.0 for row in group)
+        differences = [row["test_accuracy"] - base["test_accuracy"] for row, base in pairs]
+        result = compare(differences, step)
         base_seconds = _mean(base["pretrain_seconds"] for _, base in pairs)
         seconds, cost = (
             _mean(row[name] for row in group) for name in ("pretrain_seconds", "selection_seconds")
@@ -202,6 +219,7 @@ def summary_of(compared: Sequence[Row], **about: Any) -> dict[str, Any]:
     """Return the content of `summary.json`: `about`, comparisons, and prunings without loss."""
     return {
         **about,
+        "fewest_seeds": FEWEST_SEEDS,
         "comparisons": [_finite(row) for row in compared],
         "prunings": [
             {**dict(zip(_GROUP, key, strict=False)), "pruned": pruned}
@@ -236,11 +254,13 @@ def table_of(compared: Sequence[Row]) -> str:
             f"{row['speedup_with_selection']:>10.2f}"
         )
     lines.append("")
+    if any(row["seeds"] < FEWEST_SEEDS for row in compared):
+        lines.append(f"A verdict needs {FEWEST_SEEDS} seeds.")
     for rule, pruned in prunings(compared).items():
         row = dict(zip(_GROUP, rule, strict=False))
         lines.append(
-            f"{target_of(row)}, {row['mode']}, {row['budget']}, {row['method']}: {pruned:.0%} "
-            "pruned without loss"
+            f"{target_of(row)}, {row['mode']}, {row['budget']}, {row['method']}: "
+            + (f"{pruned:.0%} pruned without loss" if pruned else "no pruning shown without loss")
         )
     return "\n".join(lines)
 

@@ -111,14 +111,11 @@ def weights(stage: Stage, _: int | None) -> dict[str, Any]:
 
 def finetune(stage: Stage, threads: int | None) -> dict[str, Any]:
     """Finetune a pretrained model on a target."""
-    checkpoint = None
-    if "pretrained" in stage.needs:
-        checkpoint = Path(_result(stage, "pretrained")["checkpoint"])
     return finetune_recipe.finetune(
         FinetuneConfig(
             **stage.paths,
             run=stage.folder / "run",
-            checkpoint=checkpoint,
+            checkpoint=Path(_result(stage, "pretrained")["checkpoint"]),
             num_workers=threads,
             overwrite=True,
             **stage.facts["settings"],
