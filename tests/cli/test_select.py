@@ -22,7 +22,7 @@ def scored(photos: Images, given: Path, tmp_path: Path) -> Path:
     random_scores(10, seed=2).save(tmp_path / "b.npz")
     random_scores(photos.index, seed=3, unit="sample").save(tmp_path / "samples.npz")
     scores_of([2, 3, 1, 0], clusters_sha256=digest).save(tmp_path / "pseudo.npz")
-    for name, counts in (("votes", [30, 0, 20, 9]), ("more_votes", [0, 30, 1, 19])):
+    for name, counts in (("votes", [60, 0, 40, 18]), ("more_votes", [0, 60, 2, 38])):
         votes = np.array([*counts, *[0] * 6])
         scores_of(votes, 0.9 * votes + 0.1 * votes.sum() / 10).save(tmp_path / f"{name}.npz")
     return tmp_path

@@ -31,6 +31,8 @@ class Method:
     """Arguments that are flags of `dp4tl score`, and their types there."""
     units: tuple[Unit, ...]
     """Units that the method can score."""
+    votes: bool = False
+    """Whether the scores are votes of the target's images, which `select(keep="auto")` needs."""
     reference: str = ""
     """Paper that the method comes from."""
 

@@ -100,5 +100,6 @@ METHOD = Method(
     function=feature_mapping,
     flags={"target": Path, "source": Path, "clusters": Path | None},
     units=("class",),
+    votes=True,
     reference="[Selectivity Drives Productivity](https://arxiv.org/abs/2310.08782)",
 )

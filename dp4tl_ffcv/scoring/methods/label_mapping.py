@@ -70,5 +70,6 @@ METHOD = Method(
     function=label_mapping,
     flags={"target": Path},
     units=("class",),
+    votes=True,
     reference="[Selectivity Drives Productivity](https://arxiv.org/abs/2310.08782)",
 )

@@ -228,9 +228,10 @@ def test_keeps_can_differ_by_budget_and_method(file: Path) -> None:
     }  # fmt: skip
 
 
-def test_keep_auto_is_refused_where_no_target_is_seen(file: Path) -> None:
-    with pytest.raises(ValueError, match="random does not see the target"):
-        changed(file, "{unit: class}", "{unit: class, keeps: [0.5, auto]}")
+@pytest.mark.parametrize("method", ["random", "similarity", "soft_label_mapping"])
+def test_keep_auto_is_refused_where_scores_are_no_votes(method: str, file: Path) -> None:
+    with pytest.raises(ValueError, match="by votes of the target's images, which the method rand"):
+        changed(file, "{unit: class}", f"{{method: {method}, keeps: [0.5, auto]}}")
 
 
 def surrogates_of(runs: list[Run]) -> dict[str, Stage]:

@@ -247,10 +247,10 @@ def _check_options(name: str, scoring: Scoring) -> None:
         raise ValueError(
             f"the method {name} needs {', '.join(sorted(missing))}. Give them as options."
         )
-    if "target" not in method.flags and any(AUTO in each for each in scoring.keeps.values()):
+    if not method.votes and any(AUTO in each for each in scoring.keeps.values()):
         raise ValueError(
-            f"the method {name} does not see the target, which keep `auto` decides by. Give "
-            "fractions as its `keeps`."
+            f"keep `auto` decides by votes of the target's images, which the method {name} does "
+            "not give. Give fractions as its `keeps`."
         )
     extraction = {*signature(extract_features).parameters} - _NOT_OPTIONS
     known = {*signature(method.function).parameters, "clusters"} | extraction
