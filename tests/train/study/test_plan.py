@@ -1,11 +1,13 @@
 """Study files, and the stages that a study needs."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from dp4tl_ffcv.utils import sha256_of_file
+from train.components.study import work
 from train.components.study.plan import Plan, Run
 from train.components.study.stages import Stage, with_needs
 from train.configs.study import Study, read_study
@@ -351,6 +353,40 @@ def test_influence_pretrains_on_halves_that_all_targets_share(file: Path) -> Non
 def test_wrong_settings_of_influence_are_refused(file: Path, entry: str, match: str) -> None:
     with pytest.raises(ValueError, match=match):
         changed(file, "random:", f"class_influence: {entry}\n  random:")
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "match"),
+    [
+        ("epochs: 4", "epoch: 4", "`pretrain` has no setting epoch. Did you mean epochs"),
+        ("epochs: 4", "epochs: four", "`pretrain`: epochs is not a text; got 'four'"),
+        ("epochs: 4", "iterations: 4", "`pretrain`: the study itself sets iterations"),
+        ("epochs: 3", "epoch: 3", "`finetune: linear_probe` has no setting epoch"),
+        ("resolution: 24", "resolutoin: 24", "`images` has no .* mean resolution"),
+        ("{epochs: 2}", "{epoks: 2}", "`surrogates: default` has no setting epoks"),
+        ("{unit: class}", "{pretrain: {infobach: 1}}", "`random: pretrain` .* mean infobatch"),
+    ],
+)
+def test_wrong_settings_are_named_before_any_work(
+    file: Path, before: str, after: str, match: str
+) -> None:
+    with pytest.raises(ValueError, match=match):
+        changed(file, before, after)
+
+
+def test_writers_run_in_the_folder_of_the_study_file(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = runs_of(read_study(file), file.parent)[0]
+    seen = {}
+
+    def fake(command: Any, **options: Any) -> Any:
+        seen.update(options)
+        return SimpleNamespace(stdout="", stderr="", returncode=0)
+
+    monkeypatch.setattr("train.components.study.work.subprocess.run", fake)
+    work.write(run.pretrained.needs["data"], None)
+    assert seen["cwd"] == file.parent
 
 
 def test_an_unknown_option_is_refused(file: Path) -> None:

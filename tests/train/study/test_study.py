@@ -166,7 +166,7 @@ def test_a_failed_stage_is_named_and_the_others_finish(file: Path, tmp_path: Pat
     text = FILE.replace('"target_', f'"{file.parent}/target_').replace(
         "source_", f"{file.parent}/source_"
     )
-    broken.write_text(text.replace("linear_probe: {", "linear_probe: {lr: nan, "))
+    broken.write_text(text.replace("linear_probe: {", "linear_probe: {arch: resnet18, "))
     with pytest.raises(ValueError, match=r"stages failed; .*finetune.*--retry-failed"):
         study(Config(file=broken, out=tmp_path / "out", jobs=1, only="finetune"))
     assert not (tmp_path / "out" / "result.json").exists()

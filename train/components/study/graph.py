@@ -12,6 +12,7 @@ from dp4tl_ffcv.utils import check_choice, check_entries, check_int, sha256_of_f
 
 from ...configs.pretrain_moco import Config as MocoConfig
 from ...configs.study import AUTO, Keep, Mode, Scoring, Study
+from .settings import check_settings
 from .stages import Stage
 
 _SURROGATE_SEED = 1000  # is added to the seed: a surrogate never equals the full run
@@ -56,6 +57,7 @@ class Graph:
 
     def __init__(self, study: Study, base: Path, root: Path) -> None:
         self.study, self._base, self._root = study, base, root
+        check_settings(study)
         self._source = self._dataset(study.source)
         self._targets = {
             name: self._dataset(path)
@@ -232,7 +234,7 @@ class Graph:
         if first not in self.study.data:
             return Dataset(str(self._base / path))
         facts = {"arguments": list(self.study.data[first])}
-        stage = Stage(kind="write", facts=facts, root=self._root)
+        stage = Stage(kind="write", facts=facts, paths={"folder": self._base}, root=self._root)
         return Dataset(str(stage.folder / "betons" / rest), stage)
 
 

@@ -63,7 +63,9 @@ def write(stage: Stage, _: int | None) -> dict[str, Any]:
     module = f"dp4tl_ffcv.writers.{name.replace('-', '_')}"
     command = [sys.executable, "-c", _END_WITH_PARENT, str(os.getpid()), module]
     command += [*map(str, arguments), "--out", str(stage.folder / "betons")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=stage.paths["folder"], capture_output=True, text=True, check=False
+    )
     print(done.stdout, done.stderr)
     if done.returncode:
         raise ValueError(f"`dp4tl write {' '.join([name, *arguments])}`: {done.stderr.strip()}")
