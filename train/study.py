@@ -27,7 +27,7 @@ from typing import Any
 from dp4tl_ffcv.utils import RunFolder, track
 
 from .components.study.estimate import Estimator, total
-from .components.study.launchers import launcher_of
+from .components.study.launchers import launcher_of, stop_on_signals
 from .components.study.plan import Plan
 from .components.study.record import Record
 from .components.study.results import table_of
@@ -80,7 +80,7 @@ def _run(
     schedule = Schedule(stages, retry_failed=config.retry_failed)
     finished = schedule.num_finished
     print(f"{folder.path}: {len(stages)} stages, {finished} finished before", flush=True)
-    with launcher_of(config, folder.path) as launcher:
+    with stop_on_signals(), launcher_of(config, folder.path) as launcher:
         ended = schedule.run(launcher)
         left = len(stages) - finished
         for stage, error in track(ended, total=left, description="study", unit="stages"):

@@ -48,7 +48,7 @@ def run(
         data = place.data / "killed_study"
         make_photos(data / "photos", data / "shards")
         (data / "study.yaml").write_text(_FILE.format(data=data, seeds=seeds))
-        command = f"study {data}/study.yaml --out {{out}}/study --jobs {jobs} --retry-failed"
+        command = f"study {data}/study.yaml --out {{out}}/study --jobs {jobs}"
         yield _Campaign(place, Verb("study", command), seed, name).line(kills)
 
 

@@ -1,8 +1,11 @@
 """Where the stages of a study run: this machine, a Ray cluster or Slurm. A module for each."""
 
+import signal
+from collections.abc import Iterator
 from concurrent.futures import Future
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from threading import current_thread, main_thread
 from typing import Any, Protocol
 
 from ....configs.study import Config
@@ -52,6 +55,33 @@ def launcher_of(config: Config, root: Path) -> AbstractContextManager[Launcher]:
     from .local import Local
 
     return Local(config.jobs)
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP stop the block as Ctrl-C does, so that a launcher ends its stages.
+
+    Further ones are ignored while the block ends. Signals that were ignored before, as by `nohup`,
+    still are. Outside of the main thread, which alone gets signals, nothing changes.
+    """
+    if current_thread() is not main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+
+    def stop(*_: Any) -> None:
+        for number in before:
+            signal.signal(number, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    for number, handler in before.items():
+        if handler != signal.SIG_IGN:
+            signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def parameters_of(flag: str, texts: tuple[str, ...]) -> dict[str, Any]:
