@@ -389,6 +389,21 @@ def test_writers_run_in_the_folder_of_the_study_file(
     assert seen["cwd"] == file.parent
 
 
+@pytest.mark.parametrize(
+    ("given", "loaded"),
+    [
+        ("resnet18", "torchvision:resnet18"),
+        ("timm:vit", "timm:vit"),
+        ("efficientnet-lite0", "efficientnet-lite0"),
+    ],
+)
+def test_a_file_in_the_working_folder_never_replaces_weights_by_name(
+    given: str, loaded: str, tmp_path: Path
+) -> None:
+    stage = Stage(kind="weights", facts={"name": given}, root=tmp_path)
+    assert work.weights(stage, None) == {"checkpoint": loaded}
+
+
 def test_an_unknown_option_is_refused(file: Path) -> None:
     with pytest.raises(ValueError, match="label_mapping has no option restart; it has"):
         changed(file, "label_mapping: {}", "label_mapping: {restart: true}")

@@ -106,9 +106,12 @@ def pretrain_moco(stage: Stage, threads: int | None) -> dict[str, Any]:
 
 def weights(stage: Stage, _: int | None) -> dict[str, Any]:
     """Take weights of a surrogate that exist, by the name or path that loads them."""
-    return {
-        "checkpoint": str(stage.paths["file"] if "file" in stage.paths else stage.facts["name"])
-    }
+    if "file" in stage.paths:
+        return {"checkpoint": str(stage.paths["file"])}
+    name = stage.facts["name"]
+    # A bare name would load a file of this name from the working folder, which nodes differ in.
+    bare = ":" not in name and name != "efficientnet-lite0"
+    return {"checkpoint": f"torchvision:{name}" if bare else name}
 
 
 def finetune(stage: Stage, threads: int | None) -> dict[str, Any]:
