@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness.rows import markdown
-from train.components.study.results import comparisons, prunings, target_of
+from dp4tl_ffcv.report.results import uneven_rates
+from train.components.study.results import CLOCKS, comparisons, prunings, speedup_of, target_of
 
 Row = Mapping[str, Any]
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,8 +38,10 @@ def page(name: str, lines: Sequence[Row]) -> str:
         "[Studies](../../../docs/studies.md) describes the rule.",
         *_accuracies(compared),
         "## Speed-up of pretraining",
-        "Time of pretraining on the full source / on the selection, alone and with the whole cost "
-        "of the selection.",
+        "Time of pretraining on the full source divided by that on the selection, alone / with the "
+        "whole cost of the selection: ratios of sums over seeds, with 95 % intervals over seeds "
+        f"(paired, t on the logarithms), by {CLOCKS[compared[0]['clock']]}.",
+        *_uneven(rows),
         *_speedups(compared),
     ]
     return "\n\n".join(parts) + "\n"
@@ -74,6 +77,16 @@ def _speedups(compared: Sequence[Row]) -> Iterator[str]:
         yield _table(of_one, _speedup, {})
 
 
+def _uneven(rows: Sequence[Row]) -> Iterator[str]:
+    """Yield a note if the runs' images per second differ too much."""
+    if rates := uneven_rates([row["images_per_second"] for row in rows]):
+        yield (
+            f"**Note:** pretraining ran at {rates[0]:,.0f} to {rates[1]:,.0f} images/s. The "
+            "machine was busy with other work, so the times and speed-ups may be wrong by this "
+            "factor."
+        )
+
+
 def _table(rows: Sequence[Row], cell: Any, more: Mapping[str, Mapping[str, str]]) -> str:
     """Return a table of methods x keeps, with more columns by method."""
     keeps = sorted({str(row["keep"]) for row in rows}, reverse=True)  # auto, 0.6, 0.4
@@ -102,7 +115,7 @@ def _difference(row: Row) -> str:
 
 
 def _speedup(row: Row) -> str:
-    return f"{_kept(row)}{row['speedup']:.2f} / {row['speedup_with_selection']:.2f}"
+    return f"{_kept(row)}{speedup_of(row, 'speedup')} / {speedup_of(row, 'speedup_with_selection')}"
 
 
 def _kept(row: Row) -> str:

@@ -14,10 +14,10 @@ from ..stored import read_json
 from .classes import COLUMNS, TILE, Ranking, Source, rankings
 from .curves import Logs, logs_of
 from .figures import Panels
-from .results import BUDGETS, COSTS, FULL, Results, Row, target_name
+from .results import BUDGETS, COSTS, FULL, Results, Row, target_name, uneven_rates
 from .words import method_label, summarise
 
-_UNEVEN = 1.25  # largest ratio between the images per second of two runs on an idle machine
+_CLOCKS = {"processor": "processor time", "wall": "wall clock"}
 _PLACE = ("scored_on", "target", "mode", "budget")
 
 
@@ -56,7 +56,10 @@ def write_report(
             "targets": [_target(results, panels, logs, ranked, name) for name in _targets(results)],
             "styles": panels.styles,
             "costs": list(_costs(results)),
-            "uneven": _uneven(results),
+            "uneven": uneven_rates([row["images_per_second"] for row in results.rows]),
+            "clocks": sorted(
+                {_CLOCKS.get(row["clock"], row["clock"]) for row in results.comparisons}
+            ),
             "sheet": sheet,
             "places": places,
             "tile": TILE,
@@ -150,14 +153,6 @@ def _costs(results: Results) -> Iterator[dict[str, Any]]:
         }  # fmt: skip
 
 
-def _uneven(results: Results) -> tuple[float, float] | None:
-    """Return the lowest and highest images per second if they differ too much."""
-    rates = [row["images_per_second"] for row in results.rows if row["images_per_second"] > 0]
-    if not rates or max(rates) <= _UNEVEN * min(rates):
-        return None
-    return min(rates), max(rates)
-
-
 def _fingerprints(results: Results) -> dict[str, str]:
     """Return what the runs recorded about their betons, by dataset and split."""
     found: dict[str, str] = {}
@@ -193,9 +188,14 @@ def _render(context: Mapping[str, Any]) -> str:
         share=lambda value: f"{100 * value:.3g} %",
         points=_points,
         times=lambda value: f"{value:.2f}\N{MULTIPLICATION SIGN}",
+        range=_range,
         seconds="{:,.1f}".format,
     )
     return environment.from_string(source).render(context)
+
+
+def _range(ends: tuple[float | None, float | None]) -> str:
+    return "[{}]".format(", ".join("?" if end is None else f"{end:.2f}" for end in ends))
 
 
 def _points(value: float | None, sign: str = "+") -> str:

@@ -14,6 +14,7 @@ BUDGETS = ("equal_epochs", "equal_steps")
 COSTS = ("surrogate_seconds", "features_seconds", "scoring_seconds", "select_seconds")
 _NUMBER = int | float
 _PLACE = re.compile(r"\w+/\w+")  # a stage's folder in that of the study
+_UNEVEN = 1.25  # largest ratio between the images per second of two runs on an idle machine
 _LARGEST = 1e15  # of the numbers in a result
 _RULE = {"scored_on": str, "target": str, "mode": str, "budget": str, "method": str}
 _RUN = {**_RULE, "keep": _NUMBER | str, "kept": _NUMBER}
@@ -31,8 +32,11 @@ _ROW = {
     "scores": str | None,
 }
 _PLACES = ("pretrained", "finetuned", "selection", "scores")
-_ENDS = {f"{name}_{end}": _NUMBER | None for name in ("accuracy", "full_accuracy")
-         for end in ("low", "high")}  # fmt: skip
+_ENDS = {
+    f"{name}_{end}": _NUMBER | None
+    for name in ("accuracy", "full_accuracy", "speedup", "speedup_with_selection")
+    for end in ("low", "high")
+}
 _COMPARISON = {
     **_RUN,
     **_ENDS,
@@ -46,6 +50,7 @@ _COMPARISON = {
     "high": _NUMBER | None,
     "missed": _NUMBER | None,
     "verdict": str,
+    "clock": str,
     "speedup": _NUMBER,
     "speedup_with_selection": _NUMBER,
     "pretrain_seconds": _NUMBER,
@@ -139,6 +144,14 @@ def target_name(row: Row) -> str:
     """Return the target in words: `few of both` is `few`, with scores for `both`."""
     target, scored_on = row["target"], row["scored_on"]
     return str(target if target == scored_on else f"{target} of {scored_on}")
+
+
+def uneven_rates(rates: Sequence[float]) -> tuple[float, float] | None:
+    """Return the lowest and highest images per second of runs if they differ too much."""
+    found = [rate for rate in rates if rate > 0]
+    if not found or max(found) <= _UNEVEN * min(found):
+        return None
+    return min(found), max(found)
 
 
 def _row(line: str) -> Row:

@@ -41,7 +41,8 @@ def study_row(method: str, keep: Any, seed: int, accuracy: float, **other: Any) 
     return {
         "target": "few", "scored_on": "few", "method": method, "keep": keep, "kept": kept,
         "budget": "equal_epochs", "seed": seed, "mode": "linear_probe", "test_accuracy": accuracy,
-        "classes": 10, "samples": 100, "pretrain_seconds": 10 * kept, "selection_seconds": 5.0,
+        "classes": 10, "samples": 100, "images_per_second": 100.0 + 50 * seed,
+        "pretrain_seconds": 10 * kept, "selection_seconds": 5.0,
         **{f"{name}_seconds": 1.0 for name in costs}, **other,
     }  # fmt: skip
 
@@ -77,7 +78,12 @@ def test_a_finished_study_is_kept_and_its_tables_show_every_comparison(tmp_path:
         assert section.split("\n\n")[1].splitlines() == [
             "| method | auto | 0.5 | 0.2 | pruned |", "|---|---|---|---|---|", line,
         ]  # fmt: skip
-    assert page.endswith("| label mapping | 0.30: 3.33 / 1.25 | 2.00 / 1.00 | 5.00 / 1.43 |\n")
+    assert page.endswith(
+        "| label mapping | 0.30: 3.33 [3.33, 3.33] / 1.25 [1.25, 1.25] "
+        "| 2.00 [2.00, 2.00] / 1.00 [1.00, 1.00] | 5.00 [5.00, 5.00] / 1.43 [1.43, 1.43] |\n"
+    )
+    assert "(paired, t on the logarithms), by wall clock." in page
+    assert "pretraining ran at 100 to 450 images/s" in page
 
 
 def test_a_page_without_markers_is_rejected() -> None:

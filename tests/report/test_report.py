@@ -113,7 +113,10 @@ def test_every_comparison_has_a_row_with_its_verdict(page: Page) -> None:
             assert {(cells[7], cells[9]) for cells in mine} == {(difference, verdict)}
             speed = f"{1 / float(keep):.2f}×"
             cost = 0 if method == "random" else 9
-            assert mine[0][10:] == [speed, f"{30 / (30 * float(keep) + cost):.2f}×", "8"]
+            total = f"{30 / (30 * float(keep) + cost):.2f}"
+            assert mine[0][10:] == [
+                speed, f"[{speed[:-1]}, {speed[:-1]}]", f"{total}×", f"[{total}, {total}]", "8",
+            ]  # fmt: skip
     prunings = ["upright", "linear probe", "equal epochs", "75 %", "50 %", "0 %"]
     assert prunings in table
     assert ["upright", "LM", "6.0", "2.0", "0.8", "0.2", "9.0", "30.0", "30 %", ""] in table
@@ -181,7 +184,7 @@ def test_one_seed_shows_nothing(tmp_path: Path) -> None:
     write_results(tmp_path, rows(seeds=1))
     page = Page(write_report(tmp_path))
     assert "(a verdict needs 8 seeds); with one seed, nothing can be shown." in words_of(page)
-    assert sum("[?, ?]" in cells[7] for cells in page.cells if len(cells) == 13) == 24
+    assert sum("[?, ?]" in cells[7] for cells in page.cells if len(cells) == 15) == 24
     assert "No method is shown to prune anything without loss." in words_of(page)
 
 

@@ -41,6 +41,7 @@ def row(method: str, keep: float, seed: int, **other: Any) -> dict[str, Any]:
         "classes": round(COUNT * keep),
         "samples": round(100 * COUNT * keep),
         "steps": round(100 * keep),
+        "clock": "processor",
         "pretrain_seconds": 30.0 * keep,
         "selection_seconds": 9.0 * cost,
         **dict(zip(COSTS, (6.0 * cost, 2.0 * cost, 0.75 * cost, 0.25 * cost), strict=True)),

@@ -7,14 +7,17 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+import numpy as np
+from scipy.stats import t
 
 from dp4tl_ffcv import BetonIndex
 from dp4tl_ffcv.utils import atomic_open, environment, write_json
 
 from ...configs.study import AUTO, FEWEST_SEEDS, FULL
 from .plan import Run
-from .rule import Comparison, compare, largest_pruning
+from .rule import LEVEL, Comparison, compare, largest_pruning
 from .stages import Stage, with_needs
 
 Row = Mapping[str, Any]
@@ -27,11 +30,18 @@ _COSTS = {
     "selection": "select_seconds",
 }
 _SCORING = "scoring_seconds"
+CLOCKS = {"processor": "processor time", "wall": "wall clock"}
 COSTS = ("surrogate_seconds", "features_seconds", _SCORING, "select_seconds")
 
 
 def rows_of(runs: Iterable[Run]) -> list[dict[str, Any]]:
-    """Return a row for each finished run, in the order of the plan."""
+    """Return a row for each finished run, in the order of the plan.
+
+    All seconds of a study are by one clock, which `clock` names. "processor": the processor time of
+    each stage, without compilation. "wall": the training time of a training stage, and the time of
+    any other stage without compilation. Times are by the wall clock if a stage trained on a GPU, or
+    was continued after a stop, or does not have its processor time.
+    """
     results: dict[str, dict[str, Any] | None] = {}
     images: dict[Path, int] = {}
 
@@ -45,7 +55,8 @@ def rows_of(runs: Iterable[Run]) -> list[dict[str, Any]]:
             images[beton] = len(BetonIndex.open(beton))
         return images[beton]
 
-    rows = []
+    rows, runs = [], list(runs)
+    clock = _clock_of(runs, result_of)
     for run in runs:
         tuned, trained = result_of(run.finetuned), result_of(run.pretrained)
         if tuned is None or trained is None:
@@ -59,8 +70,11 @@ def rows_of(runs: Iterable[Run]) -> list[dict[str, Any]]:
                 "classes": trained["retained_classes"],
                 "samples": trained["retained_samples"],
                 "steps": trained["steps"],
-                "pretrain_seconds": trained["pretrain_seconds"],
-                "selection_seconds": sum((costs := _costs(run.selection, result_of)).values()),
+                "clock": clock,
+                "pretrain_seconds": _seconds(trained, clock),
+                "selection_seconds": sum(
+                    (costs := _costs(run.selection, result_of, clock)).values()
+                ),
                 **costs,
                 "images_per_second": trained["images_per_second"],
                 "pretrained": _place_of(run.pretrained),
@@ -82,16 +96,46 @@ def _place_of(stage: Stage | None) -> str | None:
     return None if stage is None else f"{stage.kind}/{stage.key}"
 
 
+def _clock_of(
+    runs: Sequence[Run], result_of: Callable[[Stage], dict[str, Any] | None]
+) -> Literal["processor", "wall"]:
+    """Return the clock that all timed stages have."""
+    timed = [run.pretrained for run in runs] + [run.selection for run in runs if run.selection]
+    results = (result_of(stage) for stage in with_needs(timed) if stage.kind != "write")
+    is_processor = all(_has_processor_time(result) for result in results if result is not None)
+    return "processor" if is_processor else "wall"
+
+
+def _has_processor_time(result: Mapping[str, Any]) -> bool:
+    """Return whether a stage ran on a CPU and has its processor time.
+
+    A stage that was continued has that of its last part alone. Its training time, over all parts,
+    is then longer than the stage.
+    """
+    return (
+        "processor_seconds" in result
+        and result.get("environment", {}).get("gpu", "none") == "none"
+        and result.get("pretrain_seconds", 0.0) <= result["seconds"]
+    )
+
+
+def _seconds(result: Mapping[str, Any], clock: str) -> float:
+    """Return the seconds of a stage without compilation."""
+    if clock == "processor":
+        return float(result["processor_seconds"])
+    whole = result["seconds"] - result.get("compile_seconds", 0.0)
+    return float(result.get("pretrain_seconds", whole))
+
+
 def _costs(
-    selection: Stage | None, result_of: Callable[[Stage], dict[str, Any] | None]
+    selection: Stage | None, result_of: Callable[[Stage], dict[str, Any] | None], clock: str
 ) -> dict[str, float]:
     """Return the seconds of each part of a selection, without compilation and writing betons."""
     seconds = dict.fromkeys(COSTS, 0.0)
     for stage in [] if selection is None else with_needs([selection]):
         result = result_of(stage)
         if stage.kind != "write" and result is not None:
-            whole = result["seconds"] - result.get("compile_seconds", 0.0)
-            seconds[_COSTS.get(stage.kind, _SCORING)] += result.get("pretrain_seconds", whole)
+            seconds[_COSTS.get(stage.kind, _SCORING)] += _seconds(result, clock)
     return seconds
 
 
@@ -102,7 +146,7 @@ def comparisons(rows: Sequence[Row]) -> list[dict[str, Any]]:
     kept, the classes, the samples and the seconds; the mean accuracies of the selection and of the
     full source with their 95 % intervals; the fields of `Comparison` and its verdict; and the
     speed-up of pretraining over the full source, alone and with the cost of the selection, as the
-    ratio of sums over seeds.
+    ratio of sums over seeds, with its 95 % interval and the clock of the seconds.
 
     Raises:
         ValueError: a rule or the full source has two rows for a seed.
@@ -122,10 +166,9 @@ def comparisons(rows: Sequence[Row]) -> list[dict[str, Any]]:
         step = max(1 / row["test_images"] if "test_images" in row else 0.0 for row in group)
         differences = [row["test_accuracy"] - base["test_accuracy"] for row, base in pairs]
         result = compare(differences, step)
-        base_seconds = _mean(base["pretrain_seconds"] for _, base in pairs)
-        seconds, cost = (
-            _mean(row[name] for row in group) for name in ("pretrain_seconds", "selection_seconds")
-        )
+        full_seconds = [base["pretrain_seconds"] for _, base in pairs]
+        seconds = [row["pretrain_seconds"] for row in group]
+        with_cost = [row["pretrain_seconds"] + row["selection_seconds"] for row in group]
         found.append(
             {
                 **dict(zip(_GROUP, key, strict=True)),
@@ -136,10 +179,11 @@ def comparisons(rows: Sequence[Row]) -> list[dict[str, Any]]:
                 **_with_interval("full_accuracy", [base for _, base in pairs]),
                 **{name: getattr(result, name) for name in Comparison.__slots__},
                 "verdict": result.verdict,
-                "speedup": base_seconds / seconds,
-                "speedup_with_selection": base_seconds / (seconds + cost),
-                "pretrain_seconds": seconds,
-                "full_pretrain_seconds": base_seconds,
+                "clock": group[0].get("clock", "wall"),
+                **_speedup("speedup", full_seconds, seconds),
+                **_speedup("speedup_with_selection", full_seconds, with_cost),
+                "pretrain_seconds": _mean(seconds),
+                "full_pretrain_seconds": _mean(full_seconds),
                 **{name: _mean(row[name] for row in group) for name in COSTS},
             }
         )
@@ -150,6 +194,20 @@ def _with_interval(name: str, rows: Sequence[Row]) -> dict[str, float]:
     """Return the mean test accuracy, and both ends of its 95 % interval over the seeds."""
     found = compare([row["test_accuracy"] for row in rows])
     return {name: found.mean, f"{name}_low": found.low, f"{name}_high": found.high}
+
+
+def _speedup(name: str, full: Sequence[float], pruned: Sequence[float]) -> dict[str, float]:
+    """Return a speed-up over paired seeds, and both ends of its 95 % interval.
+
+    The speed-up is the ratio R of the sums. With the standard deviation s of the logarithms of the
+    n ratios, the interval is `R exp(-w)` to `R exp(w)` with `w = t(0.975, n - 1) s / sqrt(n)`.
+    """
+    ratio, width = sum(full) / sum(pruned), math.inf
+    if (count := len(full)) > 1:
+        spread = float(np.std(np.log(full) - np.log(pruned), ddof=1))
+        width = float(t.ppf((1 + LEVEL) / 2, count - 1)) * spread / math.sqrt(count)
+    low, high = ratio * math.exp(-width), ratio * math.exp(width)
+    return {name: ratio, f"{name}_low": low, f"{name}_high": high}
 
 
 def _mean(values: Iterable[float]) -> float:
@@ -240,7 +298,8 @@ def table_of(compared: Sequence[Row]) -> str:
     """Return the comparisons as a table, and the largest prunings without loss."""
     lines = [
         f"{'target':<18}{'finetuning':<17}{'budget':<13}{'method':<22}{'keep':>10}{'accuracy':>10}"
-        f"{'difference [95 %]':>25}{'missed':>8}  {'verdict':<12}{'speed-up':>9}{'with cost':>10}"
+        f"{'difference [95 %]':>25}{'missed':>8}  {'verdict':<12}{'speed-up [95 %]':>22}"
+        f"{'with cost [95 %]':>22}"
     ]
     for row in sorted(
         compared, key=lambda row: [*(row[name] for name in _GROUP[:-1]), -row["kept"]]
@@ -250,9 +309,11 @@ def table_of(compared: Sequence[Row]) -> str:
         lines.append(
             f"{target_of(row):<18}{row['mode']:<17}{row['budget']:<13}{row['method']:<22}"
             f"{keep:>10}{100 * row['accuracy']:>10.2f}{interval:>25}"
-            f"{100 * row['missed']:>8.2f}  {row['verdict']:<12}{row['speedup']:>9.2f}"
-            f"{row['speedup_with_selection']:>10.2f}"
+            f"{100 * row['missed']:>8.2f}  {row['verdict']:<12}"
+            f"{speedup_of(row, 'speedup'):>22}{speedup_of(row, 'speedup_with_selection'):>22}"
         )
+    if compared:
+        lines.append(f"Speed-ups: by {CLOCKS[compared[0]['clock']]}.")
     lines.append("")
     if any(row["seeds"] < FEWEST_SEEDS for row in compared):
         lines.append(f"A verdict needs {FEWEST_SEEDS} seeds.")
@@ -263,6 +324,11 @@ def table_of(compared: Sequence[Row]) -> str:
             + (f"{pruned:.0%} pruned without loss" if pruned else "no pruning shown without loss")
         )
     return "\n".join(lines)
+
+
+def speedup_of(row: Row, name: str) -> str:
+    """Return a speed-up of a comparison with its interval."""
+    return f"{row[name]:.2f} [{row[f'{name}_low']:.2f}, {row[f'{name}_high']:.2f}]"
 
 
 def target_of(row: Row) -> str:
