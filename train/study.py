@@ -103,10 +103,12 @@ def _print_estimates(stages: Sequence[Stage]) -> None:
         estimates.append(estimate)
         print(f"{stage.kind}/{stage.key}  {state}  {stage.description}")
     whole = total(estimates)
-    print(
-        f"{len(stages)} stages; pretraining takes about {whole.seconds / 60:.0f} min of one core "
-        f"or GPU, and {whole.num_bytes / 1e9:.2f} GB."
+    cost = (
+        f"about {whole.seconds / 60:.0f} min of one core or GPU, and {whole.num_bytes / 1e9:.2f} GB"
     )
+    if any(s.kind == "pretrain" and not s.paths["train"].exists() for s in stages):
+        cost = "a time that is unknown until the data are written"
+    print(f"{len(stages)} stages; pretraining takes {cost}.")
 
 
 def _print_status(stages: Sequence[Stage]) -> None:
