@@ -126,7 +126,9 @@ class Trainer:
             schedule="constant",
             warmup=0.0,
         )
-        self.state = set_up(config, open_source(source, None), Processes(self.device))
+        self.state = set_up(
+            config, open_source(source, None), Processes(self.device), scratch=source.parent
+        )
 
     def open(self, side: Side) -> None:
         """Build the loader of a side, and train one batch."""

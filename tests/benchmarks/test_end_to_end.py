@@ -167,6 +167,7 @@ def test_the_retained_samples_fill_whole_batches(pretended: tuple[Bench, Rows]) 
     assert bench.retained(0.5).tolist() == chosen[: len(chosen) // 16 * 16].tolist()
 
 
+@pytest.mark.filterwarnings("ignore:the surrogate hardly")  # it is not trained
 def test_selection_runs_from_betons_to_classes(pretended: tuple[Bench, Rows]) -> None:
     source = pretended[0].source
     trainer = Trainer(TINY, source, cold=False)

@@ -1,6 +1,5 @@
 """Numpy-only twins: plain and slow implementations of the formulas."""
 
-from .cosines import distinctness, similarities
 from .histogram import class_histogram
 from .members import class_members
 from .nearest import nearest_mean
@@ -11,8 +10,6 @@ __all__ = [
     "class_histogram",
     "class_members",
     "class_sums",
-    "distinctness",
     "nearest_mean",
     "resize_area",
-    "similarities",
 ]

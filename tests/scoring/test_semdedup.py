@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from dp4tl_ffcv import Clusters, Features, StaleArtifactError, select
 from dp4tl_ffcv.scoring import semdedup
-from tests import reference
 from tests.conftest import Images
+from tests.reference import cosines
 from tests.support.scores import clusters_of
 from tests.support.threads import use_threads
 
@@ -28,7 +28,7 @@ def problem(seed: int, rows: int, count: int, columns: int = 4, dtype: Any = np.
 
 def expected(source: Any, clusters: Clusters) -> list[float]:
     rows, centroids = source.astype(float), clusters.centroids.astype(float)
-    return reference.distinctness(rows, clusters.labels.tolist(), centroids)
+    return cosines.distinctness(rows, clusters.labels.tolist(), centroids)
 
 
 @drawn(st.integers(0, 1000), st.integers(1, 20), st.integers(1, 4))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from dp4tl_ffcv import Features, StaleArtifactError
 from dp4tl_ffcv.scoring import similarity
-from tests import reference
+from tests.reference import cosines
 from tests.support.threads import use_threads
 
 FLOATS = [np.float16, np.float32, np.float64]
@@ -30,7 +30,7 @@ def test_a_sample_scores_its_mean_cosine_with_the_nearest_images(
     source, target = features(1, rows, dtype), features(2, images, dtype)
     source[0] *= data.draw(st.sampled_from([0, 1]))
     scores = similarity(target, source, neighbors=neighbors, unit="sample")
-    expected = reference.similarities(source.astype(float), target.astype(float), neighbors)
+    expected = cosines.similarities(source.astype(float), target.astype(float), neighbors)
     np.testing.assert_allclose(scores.scores, expected, atol=1e-6)
     assert (scores.method, scores.unit, scores.provenance) == (
         "similarity", "sample", {"neighbors": neighbors},
@@ -42,7 +42,7 @@ def test_products_of_several_blocks_find_the_nearest_images(
     neighbors: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source, target = features(1, 50), features(2, 70)
-    expected = reference.similarities(source.astype(float), target.astype(float), neighbors)
+    expected = cosines.similarities(source.astype(float), target.astype(float), neighbors)
     monkeypatch.setattr("dp4tl_ffcv.scoring.cosines._BLOCK", 16)
     found = similarity(target, source, neighbors=neighbors, unit="sample").scores
     np.testing.assert_allclose(found, expected, atol=1e-6)

@@ -140,9 +140,11 @@ class Worker:
 
     def _with_errors(self, message: str) -> str:
         """End the process and return the message with what it printed."""
-        errors = (self.folder / "stderr").read_text(errors="replace")[-3000:]
+        printed = (self.folder / "stderr").read_text(errors="replace").splitlines(keepends=True)
         self.end()
-        return f"{message}\n{errors}"
+        # faulthandler also lists all extension modules, which would leave no room for the stacks.
+        errors = "".join(line for line in printed if not line.startswith("Extension modules:"))
+        return f"{message}\n{errors[-3000:]}"
 
 
 _ENVIRONMENT = {
