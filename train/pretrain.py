@@ -134,7 +134,7 @@ class TrainState:
 
     @property
     def tell_ids(self) -> Callable[[NDArray[np.int64]], None] | None:
-        """What needs the sample ids of each batch, if anything does."""
+        """Function that takes the sample ids of each batch; None if nothing asks for them."""
         return getattr(self.criterion, "tell_ids", None)
 
     @property

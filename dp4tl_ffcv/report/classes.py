@@ -46,7 +46,7 @@ class Ranking:
     seed: int
     num_seeds: int
     unit: str
-    """What the scores mean: score, or share of the retained samples."""
+    """Heading of the scores: "score", or "share of the retained samples"."""
     keeps: tuple[str, ...]
     """Fractions kept, the smallest first."""
     counts: tuple[int, ...]

@@ -1,4 +1,4 @@
-"""What a study wrote, read and checked for its report."""
+"""Read and check the results of a study for its report."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence

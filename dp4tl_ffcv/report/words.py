@@ -1,4 +1,4 @@
-"""What a study found, in three sentences."""
+"""Sum up the findings of a study in three sentences."""
 
 import statistics
 from collections.abc import Iterable

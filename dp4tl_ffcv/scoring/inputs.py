@@ -146,7 +146,7 @@ def logits_of(name: str, features: "Features") -> NDArray[np.float32]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Predictions:
-    """What a surrogate predicts for a target's images."""
+    """Predictions of a surrogate for the images of a target."""
 
     ids: NDArray[Any]
     """Predicted classes `(n,)`."""

@@ -21,7 +21,7 @@ was uncovered (digits by glyphs and by the planted digits of the benchmarks), so
 half of the margin of one point.
 """
 CONFIDENCE = 0.95
-"""Of the lower bound of the coverage (one-sided)."""
+"""One-sided confidence level of the lower bound of the coverage."""
 _VARIANCE = NormalDist().inv_cdf(CONFIDENCE) ** 2
 _FEWEST = ceil(_VARIANCE * LEAST_COVERAGE / (1 - LEAST_COVERAGE))  # can show that all are covered
 _KEEPS = tuple(percent / 100 for percent in range(20, 101, 5))  # less lost accuracy at any coverage

@@ -1,4 +1,4 @@
-"""What votes say about a target, and how much of it a selection covers."""
+"""Facts about the votes of a target, and the coverage of a target by a selection."""
 
 import warnings
 from dataclasses import replace

@@ -45,7 +45,7 @@ class Config:
     address: str | None = None
     """Address of a Ray cluster, such as auto. None: Ray runs on this machine."""
     ray: tuple[str, ...] = ()
-    """What a stage needs on a Ray cluster, as NAME=VALUE: num_gpus=1 num_cpus=8 memory=16GiB."""
+    """Resources of a stage on a Ray cluster, as NAME=VALUE: num_gpus=1 num_cpus=8 memory=16GiB."""
     slurm: tuple[str, ...] = ()
     """Parameters of submitit, as NAME=VALUE: timeout_min=240 slurm_partition=gpu mem_gb=16."""
     retry_failed: bool = False

@@ -75,12 +75,8 @@ class Graph:
         changes: Mapping[str, Any] | None = None,
     ) -> Stage:
         """Return the pretraining on the source, or on the need `selection`, with other settings."""
-        return self._pretrain({**self.study.pretrain, **(changes or {})}, seed, needs)
-
-    def _pretrain(
-        self, settings: Mapping[str, Any], seed: int, needs: Mapping[str, Stage] | None = None
-    ) -> Stage:
-        facts = {"settings": {**self.study.images, **settings, "seed": seed}}
+        settings = {**self.study.images, **self.study.pretrain, **(changes or {}), "seed": seed}
+        facts = {"settings": settings}
         return self._stage("pretrain", facts, needs, self._source, ("train", "val"))
 
     def finetuned(self, pretrained: Stage, target: str, mode: Mode, seed: int) -> Stage:
@@ -99,7 +95,7 @@ class Graph:
         }
         needs = {"selection": self._sample(given["samples"], seed)} if "samples" in given else None
         if given.get("recipe", "pretrain") == "pretrain":
-            return self._pretrain({**self.study.pretrain, **settings}, seed, needs)
+            return self.pretrained(seed, needs, settings)
         known = {field.name for field in fields(MocoConfig)}
         images = {name: value for name, value in self.study.images.items() if name in known}
         facts = {"settings": {**images, **settings, "seed": seed}}

@@ -44,8 +44,7 @@ class Plan:
         root: folder of the stages.
 
     Raises:
-        OSError: a beton that no entry of `data` makes cannot be opened.
-        ValueError: a method is unknown, needs more than a study has, or has an unknown option.
+        OSError, ValueError: as `Graph`.
     """
 
     def __init__(self, study: Study, base: Path, root: Path) -> None:

@@ -59,10 +59,10 @@ def run_stage(stage: Stage, threads: int | None = None) -> dict[str, Any]:
 
 def write(stage: Stage, _: int | None) -> dict[str, Any]:
     """Write betons by a writer."""
-    name, *arguments = stage.facts["arguments"]
+    name, *arguments = map(str, stage.facts["arguments"])
     module = f"dp4tl_ffcv.writers.{name.replace('-', '_')}"
     command = [sys.executable, "-c", _END_WITH_PARENT, str(os.getpid()), module]
-    command += [*map(str, arguments), "--out", str(stage.folder / "betons")]
+    command += [*arguments, "--out", str(stage.folder / "betons")]
     done = subprocess.run(
         command, cwd=stage.paths["folder"], capture_output=True, text=True, check=False
     )
@@ -75,32 +75,17 @@ def write(stage: Stage, _: int | None) -> dict[str, Any]:
 def pretrain(stage: Stage, threads: int | None) -> dict[str, Any]:
     """Pretrain on the source or a selection. The need `full` gives the number of steps."""
     iterations = _result(stage, "full")["steps"] if "full" in stage.needs else None
-    chosen = stage.needs.get("selection")
+    settings = _recipe_settings(stage, threads)
     return pretrain_recipe.pretrain(
-        PretrainConfig(
-            **stage.paths,
-            run=stage.folder / "run",
-            selection=None if chosen is None else chosen.folder / "selection.npz",
-            iterations=iterations,
-            num_workers=threads,
-            overwrite=True,
-            **stage.facts["settings"],
-        )
+        PretrainConfig(selection=_selected(stage), iterations=iterations, **settings)
     )
 
 
 def pretrain_moco(stage: Stage, threads: int | None) -> dict[str, Any]:
     """Pretrain a surrogate without labels."""
-    chosen = stage.needs.get("selection")
+    settings = _recipe_settings(stage, threads)
     return pretrain_moco_recipe.pretrain_moco(
-        PretrainMocoConfig(
-            **stage.paths,
-            run=stage.folder / "run",
-            selection=None if chosen is None else chosen.folder / "selection.npz",
-            num_workers=threads,
-            overwrite=True,
-            **stage.facts["settings"],
-        )
+        PretrainMocoConfig(selection=_selected(stage), **settings)
     )
 
 
@@ -116,15 +101,9 @@ def weights(stage: Stage, _: int | None) -> dict[str, Any]:
 
 def finetune(stage: Stage, threads: int | None) -> dict[str, Any]:
     """Finetune a pretrained model on a target."""
+    checkpoint = Path(_result(stage, "pretrained")["checkpoint"])
     return finetune_recipe.finetune(
-        FinetuneConfig(
-            **stage.paths,
-            run=stage.folder / "run",
-            checkpoint=Path(_result(stage, "pretrained")["checkpoint"]),
-            num_workers=threads,
-            overwrite=True,
-            **stage.facts["settings"],
-        )
+        FinetuneConfig(checkpoint=checkpoint, **_recipe_settings(stage, threads))
     )
 
 
@@ -142,28 +121,19 @@ def features(stage: Stage, threads: int | None) -> dict[str, Any]:
 
 def halves(stage: Stage, threads: int | None) -> dict[str, Any]:
     """Pretrain on random halves of the source's classes, each followed by the other half."""
-    index, settings = BetonIndex.open(stage.paths["train"]), stage.facts["settings"]
+    index = BetonIndex.open(stage.paths["train"])
     included = np.zeros((stage.facts["runs"], index.num_classes), dtype=np.bool_)
-    rng, results = np.random.default_rng(settings["seed"]), []
+    rng, results = np.random.default_rng(stage.facts["settings"]["seed"]), []
     for run, row in enumerate(included):
         if run % 2:
             row[:] = ~included[run - 1]
         else:
             row[rng.permutation(index.num_classes)[: index.num_classes // 2]] = True
         half = Selection.of_classes(index, np.flatnonzero(row), num_classes=index.num_classes)
-        half.save(stage.folder / f"half_{run}.npz")
-        results.append(
-            pretrain_recipe.pretrain(
-                PretrainConfig(
-                    **stage.paths,
-                    run=stage.folder / f"run_{run}",
-                    selection=stage.folder / f"half_{run}.npz",
-                    num_workers=threads,
-                    overwrite=True,
-                    **settings,
-                )
-            )
-        )
+        chosen = stage.folder / f"half_{run}.npz"
+        half.save(chosen)
+        settings = _recipe_settings(stage, threads, f"run_{run}")
+        results.append(pretrain_recipe.pretrain(PretrainConfig(selection=chosen, **settings)))
     np.save(stage.folder / "included.npy", included)
     return {
         "pretrain_seconds": sum(each["pretrain_seconds"] for each in results),
@@ -178,12 +148,7 @@ def influence(stage: Stage, threads: int | None) -> dict[str, Any]:
     for run, checkpoint in enumerate(_result(stage, "halves")["checkpoints"]):
         probe = finetune_recipe.finetune(
             FinetuneConfig(
-                **stage.paths,
-                run=stage.folder / f"run_{run}",
-                checkpoint=Path(checkpoint),
-                num_workers=threads,
-                overwrite=True,
-                **settings,
+                checkpoint=Path(checkpoint), **_recipe_settings(stage, threads, f"run_{run}")
             )
         )
         seen = extract_features(
@@ -269,6 +234,21 @@ _WORK: dict[str, Callable[[Stage, int | None], dict[str, Any]]] = {
         score, selection,
     )
 }  # fmt: skip
+
+
+def _recipe_settings(stage: Stage, threads: int | None, run: str = "run") -> dict[str, Any]:
+    """Return the settings of a recipe's run in the folder `run` of the stage."""
+    return {
+        **stage.paths,
+        "run": stage.folder / run,
+        "num_workers": threads,
+        "overwrite": True,
+        **stage.facts["settings"],
+    }
+
+
+def _selected(stage: Stage) -> Path | None:
+    return _folder(stage, "selection") / "selection.npz" if "selection" in stage.needs else None
 
 
 def _folder(stage: Stage, role: str) -> Path:
