@@ -5,7 +5,6 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from queue import SimpleQueue
-from types import TracebackType
 from typing import Any, Self
 
 import torch
@@ -61,12 +60,7 @@ class Local:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         pools = list(self._pools.values())  # callbacks remove those that break
         if kind is not None:  # stages that run would go on for hours
             for process in [each for pool in pools for each in pool._processes.values()]:

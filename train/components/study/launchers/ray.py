@@ -6,7 +6,6 @@ import socket
 from collections.abc import Mapping
 from concurrent.futures import BrokenExecutor, Future
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from dp4tl_ffcv.utils import parse_bytes, requires
@@ -126,12 +125,7 @@ class RayCluster:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._ray.shutdown()  # ends what still runs
 
 

@@ -6,7 +6,6 @@ from collections import Counter
 from concurrent.futures import BrokenExecutor, Future
 from pathlib import Path
 from threading import Event, Thread
-from types import TracebackType
 from typing import Any, Self
 
 from dp4tl_ffcv.utils import requires
@@ -119,12 +118,7 @@ class Slurm:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._stop.set()
         for job in list(self._jobs):  # of a study that is stopped
             job.cancel(check=False)
