@@ -168,8 +168,8 @@ class Graph:
             inner = chosen.pop("method", "el2n")
             chosen = {**extraction, **chosen}
             needs["difficulty"] = self._score(inner, chosen, target, surrogate, seed)
-        images = {**self.study.images, **self.study.pretrain, "seed": seed}
-        provided = {name: images[name] for name in flags & images.keys()}
+        given = {"seed": seed, **self._crops(surrogate)}
+        provided = {name: given[name] for name in flags & given.keys()}
         facts = {"method": method, "options": {**provided, **options}}
         used = (self._source, ("train",), "beton") if "beton" in flags else ()
         return self._stage("score", facts, needs, *used)
@@ -194,16 +194,18 @@ class Graph:
         )
 
     def _features(self, surrogate: Stage, dataset: Dataset, options: Mapping[str, Any]) -> Stage:
-        # The surrogate sees images of the size that it was trained on.
-        own = surrogate.facts.get("settings", {})
-        settings = {**self.study.images, **self.study.pretrain, **own}
-        crops = settings.keys() & {"resolution", "crop_ratio"}
-        made: dict[str, Any] = {name: settings[name] for name in crops}
+        made: dict[str, Any] = self._crops(surrogate)
         if surrogate.kind == "pretrain_moco":  # which has no classifier
             made["logits"] = False
         made.update(options)
         needs = {"surrogate": surrogate}
         return self._stage("features", {"settings": made}, needs, dataset, ("train",), "beton")
+
+    def _crops(self, surrogate: Stage) -> dict[str, Any]:
+        """Return the settings of center crops of the size that a surrogate was trained on."""
+        own = surrogate.facts.get("settings", {})
+        settings = {**self.study.images, **self.study.pretrain, **own}
+        return {name: settings[name] for name in ("resolution", "crop_ratio") if name in settings}
 
     # -- any stage -------------------------------------------------------------------------------
     def _stage(

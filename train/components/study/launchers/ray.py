@@ -2,10 +2,13 @@
 
 import logging
 import os
+import signal
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import BrokenExecutor, Future
+from contextlib import contextmanager
 from pathlib import Path
+from threading import current_thread, main_thread
 from typing import Any, Self
 
 from dp4tl_ffcv.utils import parse_bytes, requires
@@ -93,7 +96,8 @@ class RayCluster:
             }
         try:
             _check_reachable(address)
-            self._ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
+            with _own_sigterm():
+                self._ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
         except (OSError, RuntimeError, ValueError) as error:
             why = str(error).splitlines()[0]
             raise LaunchError(
@@ -127,6 +131,15 @@ class RayCluster:
 
     def __exit__(self, *_: object) -> None:
         self._ray.shutdown()  # ends what still runs
+
+
+@contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Restore the handler of SIGTERM after the block: Ray sets one that ends the process."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    if current_thread() is main_thread():
+        signal.signal(signal.SIGTERM, before)
 
 
 def _resources(parameters: tuple[str, ...]) -> dict[str, float]:
