@@ -2,7 +2,8 @@
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ def write_report(
     ranked = rankings(results, pictures)
     shown = dict.fromkeys(each.class_id for ranking in ranked for each in ranking.pictured)
     sheet, places = pictures.sheet(list(shown))
-    page = _render(
+    page = _template().render(
         {
             "results": results,
             "sentences": summarise(results),
@@ -173,8 +174,9 @@ def _fingerprints(results: Results) -> dict[str, str]:
 
 
 # -- the page ------------------------------------------------------------------------------------
-def _render(context: Mapping[str, Any]) -> str:
-    """Return the HTML page. All values but our own panels are escaped."""
+@cache
+def _template() -> jinja2.Template:
+    """Return the template of the page, which escapes all values but our own panels."""
     source = files(__package__).joinpath("report.html.j2").read_text("utf-8")
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -191,7 +193,7 @@ def _render(context: Mapping[str, Any]) -> str:
         range=_range,
         seconds="{:,.1f}".format,
     )
-    return environment.from_string(source).render(context)
+    return environment.from_string(source)
 
 
 def _range(ends: tuple[float | None, float | None]) -> str:
