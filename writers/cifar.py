@@ -1,4 +1,4 @@
-"""Write betons of CIFAR-10 or CIFAR-100: train, test and, with --val N, a part of train as val.
+"""Write betons of CIFAR-10 or CIFAR-100: train, test and, with --val, a part of train as val.
 
 ROOT (--root) holds one of the published forms, from www.cs.toronto.edu/~kriz/cifar.html:
 
@@ -28,8 +28,15 @@ import dp4tl_ffcv
 from dp4tl_ffcv import utils
 from dp4tl_ffcv.utils import check_choice
 
-from .components.common import CountedOptions, check_no_stale, run, write_splits
-from .components.draw import draw_by_class
+from .components.common import (
+    CountedOptions,
+    SplitOptions,
+    check_counts,
+    check_no_stale,
+    run,
+    write_splits,
+)
+from .components.draw import draw_missing
 from .components.files import find, read_members
 from .components.safe_unpickle import byte_rows, read_dict
 
@@ -41,7 +48,7 @@ Images = tuple[NDArray[np.uint8], NDArray[np.int64]]  # (N, 3072) as in the file
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(CountedOptions):
+class Config(CountedOptions, SplitOptions):
     """Options of the writer."""
 
     name: Literal["cifar10", "cifar100"]
@@ -50,8 +57,6 @@ class Config(CountedOptions):
     """Folder of the archive, or of the folder extracted from it."""
     mode: Literal["jpg", "raw"] = "raw"
     """Store images as JPEGs or as raw pixels, 3 KiB per image."""
-    val: int = 0
-    """Number of training images to move to val.beton, equally many per class, drawn by --seed."""
     download: bool = False
     """Let torchvision download the Python version's archive into ROOT if nothing is there."""
 
@@ -195,23 +200,12 @@ DATASETS = {
 def write(config: Config) -> dict[str, dp4tl_ffcv.BetonIndex]:
     """Write train, test and, with `config.val`, val; return the index of each."""
     dataset = DATASETS[check_choice("name", config.name, DATASETS)]
-    classes = dataset.classes
-    if config.val < 0 or config.val % classes:
-        raise ValueError(
-            f"--val must be 0 or a multiple of the {classes} classes, such as {50 * classes}; "
-            f"got {config.val}."
-        )
-    if not config.val:
-        check_no_stale(config.out, ["val"])
-    (train, test), names = dataset.read(config)
-    ids = {"train": np.arange(len(train[1]))}
-    counts = dict(IMAGES)
-    if config.val:
-        ids = _hold_out(train[1], config)
-        counts |= {"train": counts["train"] - config.val, "val": config.val}
-    splits = {split: _samples(train, numbers) for split, numbers in ids.items()}
-    splits["test"] = _samples(test, np.arange(len(test[1])))
-    return write_splits("cifar", splits, names, config, (classes, counts))
+    read, names = dataset.read(config)
+    splits: dict[str, Any] = dict(zip(IMAGES, map(_samples, read), strict=True))
+    check_counts(splits, names, (dataset.classes, IMAGES), config)
+    splits = draw_missing(splits, config.val, config.test, config.seed)
+    check_no_stale(config.out, {"val"} - splits.keys())
+    return write_splits("cifar", splits, names, config)
 
 
 def _download(config: Config) -> None:
@@ -241,28 +235,15 @@ def _read_archive(archive: Path, version: Version) -> dict[str, bytes]:
     return {wanted[name]: data for name, data in read_members(archive, wanted).items()}
 
 
-def _hold_out(train: NDArray[np.int64], config: Config) -> dict[str, NDArray[np.int64]]:
-    """Divide the training images, given their labels, into train and val."""
-    labels, counts = np.unique(train, return_counts=True)
-    each, smallest = config.val // len(labels), counts.argmin()
-    if each >= counts[smallest]:
-        raise ValueError(
-            f"--val {config.val} takes {each} images of each class, but class {labels[smallest]} "
-            f"has {counts[smallest]} training images. Pass a smaller number."
-        )
-    val, kept = draw_by_class(train, lambda _: [each], config.seed)
-    return {"train": np.sort(kept), "val": np.sort(val)}
-
-
-def _samples(images: Images, numbers: NDArray[np.int64]) -> utils.LazyImages:
-    """Return the images `numbers`, which become their identifiers."""
-    planes, labels = images
+def _samples(read: Images) -> utils.LazyImages:
+    """Return the images of a split. Their positions are their identifiers."""
+    planes, labels = read
 
     def image(position: int) -> NDArray[np.uint8]:
-        pixels = planes[numbers[position]].reshape(3, SIDE, SIDE).transpose(1, 2, 0)
+        pixels = planes[position].reshape(3, SIDE, SIDE).transpose(1, 2, 0)
         return np.ascontiguousarray(pixels)
 
-    return utils.LazyImages(image, labels[numbers], numbers, lambda i: f"image {numbers[i]}")
+    return utils.LazyImages(image, labels)
 
 
 def _damaged(name: str, error: Exception) -> ValueError:

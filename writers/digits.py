@@ -52,7 +52,7 @@ class Config:
     variants: int = 1
     """Images of each original per source class, with different colours and jitter."""
     num_workers: int | None = None
-    """Worker processes. Default: one per core. 0 works in this process."""
+    """Worker processes. None: one per core. 0 works in this process."""
 
 
 def _bright_on_dark(mask: Mask, rng: np.random.Generator) -> Pixels:

@@ -44,7 +44,7 @@ class Config(CountedOptions):
     root: Path
     """Folder of the parquet files, at any depth."""
     splits: tuple[str, ...] = ()
-    """Splits to write, such as train val; by default all."""
+    """Splits to write, such as train val. Without --splits: all splits."""
     image_column: str | None = None
     """Column of the images, if the files have several."""
     label_column: str | None = None

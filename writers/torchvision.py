@@ -117,7 +117,7 @@ class Config(CountedOptions, SplitOptions):
     root: Path
     """Folder that torchvision's class takes as `root`."""
     splits: tuple[str, ...] = ()
-    """Splits of torchvision to write; by default all."""
+    """Splits of torchvision to write. Without --splits: all splits."""
     val: float | None = 0.0
     """Fraction of each class to draw for val, if the dataset lacks it."""
     test: float | None = 0.0

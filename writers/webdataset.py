@@ -1,9 +1,9 @@
 """Write betons from WebDataset shards: tar archives in which files that share a name make a sample.
 
 Give each split as a folder of `*.tar`, a glob, or a brace pattern, whose shards must all exist:
-`--train 'shards/imagenet-train-{000000..000146}.tar'`. Neighbouring files whose paths are equal up
-to the first dot of the file name make a sample, such as `n01/0007.jpg` and `n01/0007.cls`. Shards
-must not be compressed, and are not extracted.
+`--train-shards 'shards/imagenet-train-{000000..000146}.tar'`. Neighbouring files whose paths are
+equal up to the first dot of the file name make a sample, such as `n01/0007.jpg` and `n01/0007.cls`.
+Shards must not be compressed, and are not extracted.
 
 The label is the content of the `.cls` file, or a field of the `.json` file: an integer or text.
 Integers are class ids. Text labels are numbered in the order of --class-names, or alphabetically.
@@ -25,7 +25,7 @@ import dp4tl_ffcv
 from dp4tl_ffcv import utils
 from dp4tl_ffcv.utils import check_int, parse_json
 
-from .components.common import Options, check_class_id, run, write_splits
+from .components.common import SPLITS, Options, check_class_id, run, write_splits
 from .components.files import IMAGE_SUFFIXES
 
 Label = int | str
@@ -36,11 +36,11 @@ Listing = tuple["utils.TarMembers", list[Label]]  # images of a split, and label
 class Config(Options):
     """Options of the writer."""
 
-    train: str | None = None
+    train_shards: str | None = None
     """Shards of the training split: a folder, or a glob or brace pattern in quotes."""
-    val: str | None = None
+    val_shards: str | None = None
     """Shards of the validation split."""
-    test: str | None = None
+    test_shards: str | None = None
     """Shards of the test split."""
     image: tuple[str, ...] = tuple(suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES)
     """Possible extensions of the image. Each sample must have one of them."""
@@ -54,7 +54,7 @@ class Config(Options):
 
 def write(config: Config) -> dict[str, dp4tl_ffcv.BetonIndex]:
     """Write each given split and return its index."""
-    patterns = {"train": config.train, "val": config.val, "test": config.test}
+    patterns = {split: getattr(config, f"{split}_shards") for split in SPLITS}
     listings = {
         split: _list(split, shards_of(split, pattern), config)
         for split, pattern in patterns.items()
@@ -62,8 +62,8 @@ def write(config: Config) -> dict[str, dp4tl_ffcv.BetonIndex]:
     }
     if not listings:
         raise ValueError(
-            "Name the shards of at least one split by --train, --val or --test, for example "
-            "--train 'FOLDER/NAME-{000000..000146}.tar'."
+            "Name the shards of at least one split by --train-shards, --val-shards or "
+            "--test-shards, for example --train-shards 'FOLDER/NAME-{000000..000146}.tar'."
         )
     ids, class_names = _number(listings, config.class_names)
     splits = {
@@ -86,8 +86,8 @@ def shards_of(split: str, pattern: str) -> list[Path]:
     missing = next((shard for shard in shards if not shard.is_file()), None)
     if not shards or missing is not None:
         raise ValueError(
-            f"--{split} {pattern!r}: there is no {str(missing or pattern)!r}. Name tar archives by "
-            "a folder, a glob or a brace pattern."
+            f"--{split}-shards {pattern!r}: there is no {str(missing or pattern)!r}. Name tar "
+            "archives by a folder, a glob or a brace pattern."
         )
     return shards
 

@@ -29,7 +29,7 @@ def shard(first: int, labels: list[Any], label: str = "cls") -> bytes:
 def write_shard(root: Path, data: bytes, **options: Any) -> BetonIndex:
     """Write one shard as the training split."""
     shard = put_all(root, {"a.tar": data}) / "a.tar"
-    return write(webdataset, root / "out", train=str(shard), **options)["train"]
+    return write(webdataset, root / "out", train_shards=str(shard), **options)["train"]
 
 
 @pytest.fixture
@@ -42,7 +42,8 @@ def shards(tmp_path: Path) -> Path:
 def test_a_folder_a_brace_pattern_or_a_glob_names_shards(
     pattern: str, shards: Path, tmp_path: Path
 ) -> None:
-    index = write(webdataset, tmp_path / "out", train=str(shards / pattern), num_workers=2)["train"]
+    given = {"train_shards": str(shards / pattern), "num_workers": 2}
+    index = write(webdataset, tmp_path / "out", **given)["train"]
     numbers = [90, 91, 92, 100, 101, 102, 110, 111, 112]
     assert stored(index) == {
         i: (label, jpeg(number))
@@ -71,11 +72,19 @@ def test_brace_patterns_expand_as_in_a_shell(
 def test_every_split_has_one_numbering(tmp_path: Path) -> None:
     shards = {"train.tar": shard(0, ["cat", "ant\n"]), "val.tar": shard(5, ["bee", "cat"])}
     put_all(tmp_path, shards)
-    given = {split: str(tmp_path / f"{split}.tar") for split in ("train", "val")}
+    given = {f"{split}_shards": str(tmp_path / f"{split}.tar") for split in ("train", "val")}
     written = write(webdataset, tmp_path / "out", **given)
     assert names_of(written["train"]) == names_of(written["val"]) == ("ant", "bee", "cat")
     assert stored(written["train"]) == {0: (2, jpeg(0)), 1: (0, jpeg(1))}
     assert stored(written["val"]) == {0: (1, jpeg(5)), 1: (2, jpeg(6))}
+
+
+def test_a_split_that_is_added_leaves_the_others_as_they_are(shards: Path, tmp_path: Path) -> None:
+    given = {"train_shards": str(shards)}
+    train = write(webdataset, tmp_path / "out", **given)["train"].path
+    before = train.stat().st_ino
+    write(webdataset, tmp_path / "out", val_shards=str(shards / "s-009.tar"), **given)
+    assert train.stat().st_ino == before
 
 
 @pytest.mark.parametrize("labels", [[2, 0], ["ant", "cat"]])
@@ -151,13 +160,13 @@ def test_a_malformed_shard_is_refused(
     root = put_all(tmp_path, {"a.tar": data, "names.txt": b"ant\nbee\n"})
     if "class_names" in options:
         options = {"class_names": root / options["class_names"]}
-    check_refused(webdataset, tmp_path / "out", why, train=str(root / "a.tar"), **options)
+    check_refused(webdataset, tmp_path / "out", why, train_shards=str(root / "a.tar"), **options)
 
 
 def test_class_names_that_are_no_text_in_utf_8_are_refused(shards: Path, tmp_path: Path) -> None:
     put_all(tmp_path, {"latin.txt": "café\nbar\n".encode("latin-1")})
     os.mkfifo(tmp_path / "fifo.txt")
-    given = {"train": str(shards), "class_names": tmp_path / "latin.txt"}
+    given = {"train_shards": str(shards), "class_names": tmp_path / "latin.txt"}
     check_refused(webdataset, tmp_path / "out", r"--class-names '.*latin\.txt' is not .*", **given)
     given["class_names"] = tmp_path / "fifo.txt"
     with pytest.raises(OSError, match=r"FIFO .*fifo\.txt"):
@@ -166,21 +175,21 @@ def test_class_names_that_are_no_text_in_utf_8_are_refused(shards: Path, tmp_pat
 
 def test_a_mark_of_the_encoding_is_no_part_of_a_class_name(shards: Path, tmp_path: Path) -> None:
     put_all(tmp_path, {"names.txt": b"\xef\xbb\xbfcat\r\ndog\r\n"})
-    given = {"train": str(shards), "class_names": tmp_path / "names.txt"}
+    given = {"train_shards": str(shards), "class_names": tmp_path / "names.txt"}
     assert names_of(write(webdataset, tmp_path / "out", **given)["train"]) == ("cat", "dog")
 
 
 @pytest.mark.parametrize(
     ("options", "why"),
     [
-        ({"train": "s-{009..012}.tar"}, r"--train .* there is no '.*s-012\.tar'"),
-        ({"val": "none"}, "--val .*none"),
-        ({"val": "{}.tar"}, "--val"),
-        ({}, "--train, --val or --test"),
+        ({"train_shards": "s-{009..012}.tar"}, r"--train-shards .* there is no '.*s-012\.tar'"),
+        ({"val_shards": "none"}, "--val-shards .*none"),
+        ({"val_shards": "{}.tar"}, "--val-shards"),
+        ({}, "--train-shards, --val-shards or --test-shards"),
     ],
 )
 def test_missing_shards_are_refused(
     options: dict[str, str], why: str, shards: Path, tmp_path: Path
 ) -> None:
-    given = {split: str(shards / pattern) for split, pattern in options.items()}
+    given = {name: str(shards / pattern) for name, pattern in options.items()}
     check_refused(webdataset, tmp_path / "out", why, **given)

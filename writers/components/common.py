@@ -26,7 +26,8 @@ SPLITS = ("train", "val", "test")
 # Options that a resumed run may change: they change no sample's bytes.
 _NOT_RECORDED = ("out", "num_workers", "check_counts", "download", "on_error", "jpeg_index")
 # Options that only choose samples. The digest of the listing changes with the samples.
-_IN_LISTING = {"val", "test", "classes", "max_per_class"}
+_SHARDS = {f"{split}_shards" for split in SPLITS}
+_IN_LISTING = {"val", "test", "classes", "max_per_class", *_SHARDS}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +53,7 @@ class Options:
     shuffle: bool = True
     """Write samples in random order instead of the dataset's order."""
     num_workers: int | None = None
-    """Worker processes. Default: one per core. 0 works in this process."""
+    """Worker processes. None: one per core. 0 works in this process."""
     on_error: Literal["raise", "skip"] = "raise"
     """Stop at an unreadable image, or skip it and list it in the manifest."""
     jpeg_index: bool = True
@@ -64,7 +65,7 @@ class DatasetOptions(Options):
     """Options of a writer that reads a dataset."""
 
     classes: tuple[str, ...] = ()
-    """Names of the classes to write, which are numbered in this order. Default: all classes."""
+    """Names of the classes to write, numbered in this order. Without --classes: all classes."""
     max_per_class: int | None = None
     """Write at most this many random images of a class to train, and to val."""
 
@@ -74,9 +75,9 @@ class SplitOptions(DatasetOptions):
     """Options of a writer whose dataset may lack splits."""
 
     val: float | None = None
-    """Fraction of each class to draw for val. Default: 0.1 if the dataset has no splits, else 0."""
+    """Fraction of each class to draw for val. None: 0.1 if the dataset has no splits, else 0."""
     test: float | None = None
-    """Fraction of each class to draw for test. Default: as for --val."""
+    """Fraction of each class to draw for test. None: 0.1 if the dataset has no splits, else 0."""
 
 
 @dataclass(frozen=True, kw_only=True)

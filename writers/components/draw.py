@@ -40,7 +40,8 @@ def check_fractions(val: float, test: float) -> None:
     """Check the options --val and --test, whose rest is the training split."""
     if not (min(val, test) >= 0 and val + test < 1):
         raise ValueError(
-            f"--val and --test must be fractions with a sum below 1; got {val} and {test}."
+            "--val and --test must be fractions with a sum below 1, such as 0.1 for a tenth; "
+            f"got {val:g} and {test:g}."
         )
 
 

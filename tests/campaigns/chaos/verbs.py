@@ -46,8 +46,8 @@ VERBS = (
     ),
     Verb(
         "write from tars",
-        "write webdataset --train {data}/shards --val {data}/shards/0.tar --out {out} "
-        "--num-workers 2",
+        "write webdataset --train-shards {data}/shards --val-shards {data}/shards/0.tar "
+        "--out {out} --num-workers 2",
         kills=15,
     ),
     Verb(

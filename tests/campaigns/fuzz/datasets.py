@@ -32,11 +32,11 @@ class DatasetTarget(Target):
         os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
         counted = issubclass(self.writer.Config, CountedOptions)
         options = {**self.options, **({"check_counts": False} if counted else {})}
-        for key in ("root", "train"):
+        for key in ("root", "train_shards"):
             if key in self.writer.Config.__dataclass_fields__:
                 options.setdefault(key, folder / "data")
-        if "train" in options:
-            options["train"] = str(options["train"])
+        if "train_shards" in options:
+            options["train_shards"] = str(options["train_shards"])
         config = self.writer.Config(out=out, num_workers=0, jpeg_index=False, **options)
         try:
             written = self.writer.write(config)
