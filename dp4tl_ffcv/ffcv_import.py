@@ -8,6 +8,10 @@ To describe read-only memory, ffcv's memory managers set `mutable` on numba's sh
 Compiling more code, or freeing a Loader, can then fail with a KeyError. After `import_ffcv`, the
 managers find types that are read-only from the start.
 
+On import, `ffcv.pipeline.compiler` asks numba for one thread, which starts numba's threading layer.
+With that of TBB on a machine with one core, a process that has forked since then never ends. After
+`import_ffcv`, the layer starts when several threads are asked for.
+
 Loading compiled code makes numba import `scipy.linalg`, which takes 0.2 s, to see whether matrix
 products can be compiled. `import_ffcv` lets numba look for scipy without importing it.
 """
@@ -20,6 +24,9 @@ from typing import Any
 
 import numba
 from numba import typed, types
+from numba.np.ufunc import parallel
+
+_layers: Any = parallel  # has no types
 
 
 class _ReadOnlyArrays:
@@ -66,6 +73,12 @@ def _ensure_scipy() -> None:
         raise ImportError("scipy is not installed")
 
 
+def _set_num_threads(count: Any) -> None:
+    """Set the threads of numba's parallel code. One thread needs no threading layer."""
+    if count > 1 or _layers._is_initialized:
+        _layers.set_num_threads(count)
+
+
 def import_ffcv() -> None:
     """Import ffcv. Call this before the first import of ffcv in a package.
 
@@ -74,10 +87,12 @@ def import_ffcv() -> None:
     _import_numba_arrays()
     if "ffcv" not in sys.modules:
         typed_dict, typed.Dict = typed.Dict, dict
+        set_num_threads = numba.set_num_threads
+        setattr(numba, "set_num_threads", _set_num_threads)  # noqa: B010  # a function has no type
         try:
             import_module("ffcv")
         finally:
-            typed.Dict = typed_dict
+            typed.Dict, numba.set_num_threads = typed_dict, set_num_threads
     from ffcv.memory_managers import os_cache
     from ffcv.memory_managers.process_cache import manager as process_cache
 

@@ -1,5 +1,6 @@
 """With this package imported, ffcv's own loaders do not edit numba's types."""
 
+import os
 import subprocess
 import sys
 
@@ -50,3 +51,19 @@ MATRIX_PRODUCT = """if True:
 
 def test_numba_imports_scipys_algebra_only_for_matrix_products() -> None:
     subprocess.run([sys.executable, "-c", MATRIX_PRODUCT], check=True)
+
+
+FORK = """if True:
+    import os
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    import dp4tl_ffcv.writing.write
+    if not (child := os.fork()):
+        os._exit(0)
+    os.waitpid(child, 0)
+"""
+
+
+def test_a_process_on_one_core_ends_after_a_fork() -> None:
+    pytest.importorskip("numba.np.ufunc.tbbpool", exc_type=ImportError)
+    environment = {**os.environ, "NUMBA_THREADING_LAYER": "tbb"}
+    subprocess.run([sys.executable, "-c", FORK], check=True, timeout=120, env=environment)
