@@ -208,7 +208,9 @@ class Select(Verb):
     """Selection file (.npz) to write."""
     keep: float | Literal["auto"] | None = None
     """Fraction of classes to keep (of samples, for sample scores): 0.4 keeps 40 %. `auto`: the
-    smallest fraction that covers the target, by the votes of label or feature mapping."""
+    smallest fraction that covers the target, by the votes of label or feature mapping. It assumes
+    that the surrogate knows classes like the target's, and keeps everything if the labels of the
+    target show that it does not."""
     keep_classes: int | None = None
     """Number of classes to keep."""
     keep_samples: int | None = None

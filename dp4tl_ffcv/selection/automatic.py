@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Sequence
-from math import ceil, sqrt
+from math import sqrt
 from statistics import NormalDist
 from typing import Any
 
@@ -10,39 +10,41 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..scoring import Scores
-from ..scoring.votes import expected_coverage
+from ..scoring.votes import FEWEST_IMAGES, expected_coverage
 from .budgets import part_of
 
-LEAST_COVERAGE = 0.97
+LEAST_COVERAGE = 0.95
 """Coverage of a target that counts as enough.
 
-An uncovered percent of the target cost 0.1 to 0.2 points of a linear probe where at most a fifth
-was uncovered (digits by glyphs and by the planted digits of the benchmarks), so that 3 % cost about
-half of the margin of one point.
+An uncovered percent of the target cost 0.2 points of accuracy or less in each study that
+`python -m benchmarks.votes.keeps` has compared, so that 5 % cost the margin of one point or less.
 """
 CONFIDENCE = 0.95
 """One-sided confidence level of the lower bound of the coverage."""
 _VARIANCE = NormalDist().inv_cdf(CONFIDENCE) ** 2
-_FEWEST = ceil(_VARIANCE * LEAST_COVERAGE / (1 - LEAST_COVERAGE))  # can show that all are covered
-_KEEPS = tuple(percent / 100 for percent in range(20, 101, 5))  # less lost accuracy at any coverage
+_KEEPS = tuple(percent / 100 for percent in range(20, 101))  # no study kept less without loss
+_SHOWN = _KEEPS[::10]
 
 
 def automatic_keep(
     scores: Sequence[Scores],
     combine: Callable[[Sequence[Scores]], Scores],
     among: NDArray[np.bool_],
+    least_coverage: float = LEAST_COVERAGE,
 ) -> tuple[float, dict[str, Any]]:
     """Return the smallest fraction whose coverage is surely enough, and the evidence.
 
-    Fractions are multiples of 0.05 from 0.2 to 1. A fraction is enough if a lower bound of the
+    Fractions are multiples of 0.01 from 0.2 to 1. A fraction is enough if a lower bound of the
     expected coverage is. Coverage grows with the fraction, so that a choice among fractions is
     wrong no more often than the bound of one of them. If the votes of a target say too little, or
-    its images are too few, warn and return 1.
+    its images are too few, warn and return 1. The votes are taken to make sense where their label
+    information is unknown.
 
     Args:
         scores: scores by votes, one per target.
         combine: returns the scores to rank by, given those of all targets.
         among: classes with samples `(C,)`.
+        least_coverage: coverage that is enough.
 
     Raises:
         ValueError: scores hold no votes.
@@ -56,26 +58,28 @@ def automatic_keep(
             )
     votes = [one.votes for one in scores if one.votes is not None]
     covered = expected_coverage(scores, combine, among)
-    coverage = {keep: float(covered[part_of(keep, among.sum()) - 1]) for keep in _KEEPS}
     images = min(each.images for each in votes)
+    coverage = {keep: float(covered[part_of(keep, among.sum()) - 1]) for keep in _KEEPS}
     bounds = {keep: _lower_bound(share, images) for keep, share in coverage.items()}
-    keep = next((keep for keep in _KEEPS if bounds[keep] >= LEAST_COVERAGE), 1.0)
-    if images < _FEWEST:
+    keep = next((keep for keep in _KEEPS if bounds[keep] >= least_coverage), 1.0)
+    if images < FEWEST_IMAGES:
+        keep = 1.0
         warnings.warn(
-            f"`keep` is 'auto', but a target has {images} images, and {_FEWEST} or more are "
-            f"needed to tell which classes cover {LEAST_COVERAGE:.0%} of it. All classes are kept. "
-            "Give a fraction, or score more images.",
+            f"`keep` is 'auto', but a target has {images} images, and {FEWEST_IMAGES} or more are "
+            "needed to tell which classes are enough for it. All classes are kept. Give a "
+            "fraction, or score more images.",
             stacklevel=3,
         )
     if any(each.problem for each in votes):
         keep = 1.0
         for each in votes:
             each.warn(stacklevel=3)
+    shown = sorted({*_SHOWN, keep})
     return keep, {
-        "least_coverage": LEAST_COVERAGE,
+        "least_coverage": least_coverage,
         "confidence": CONFIDENCE,
-        "coverage": {str(keep): share for keep, share in coverage.items()},
-        "lower_bound": {str(keep): bound for keep, bound in bounds.items()},
+        "coverage": {str(each): coverage[each] for each in shown},
+        "lower_bound": {str(each): bounds[each] for each in shown},
     }
 
 

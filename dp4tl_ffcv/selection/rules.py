@@ -58,11 +58,11 @@ def select(  # noqa: PLR0913  # options are named at the call
         beton: the source.
         keep: fraction in (0, 1] of the beton's classes (class scores) or samples (sample scores),
             rounded to the nearest integer, halves up, at least one. `"auto"`: the smallest
-            multiple of 0.05 from 0.2 on that surely covers 97 % of the target's images, by their
+            multiple of 0.01 from 0.2 on that surely covers 95 % of the target's images, by their
             votes (label_mapping, feature_mapping); with several targets, of each target. The
-            provenance records the coverage of every fraction, and its lower bound, as `automatic`.
-            All classes are kept, with a warning, if the images are too few or their votes say too
-            little.
+            provenance records the coverage of some fractions, and its lower bound, as `automatic`.
+            The votes are assumed to make sense. All classes are kept, with a warning, if the images
+            are too few or labels show that their votes say too little.
         keep_classes: number of classes; class scores only.
         keep_samples: with class scores, the best classes that together have at most this many
             samples; with sample scores, this many samples.

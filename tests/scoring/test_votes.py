@@ -144,11 +144,11 @@ def labelled(images: int, votes: Any, classes: int = 20) -> Features:
 @pytest.mark.parametrize(
     ("images", "spread", "says"),
     [
-        (60, lambda n: n % 4, None),
-        (60, lambda n: 0 * n, "is 0.00 (0 by chance, 1 at best), and they go to 1.0 classes"),
-        (60, lambda n: n % 3, "is 0.00 (0 by chance, 1 at best), and they go to 3.0 classes"),
+        (100, lambda n: n % 4, None),
+        (100, lambda n: 0 * n, "is 0.00 (0 by chance, 1 at best), and they go to 1.0 classes"),
+        (108, lambda n: n % 3, "is 0.00 (0 by chance, 1 at best), and they go to 3.0 classes"),
         (500, lambda n: np.random.default_rng(0).integers(1000, size=len(n)), "tells the target"),
-        (48, lambda n: 0 * n, None),  # too few images to tell
+        (99, lambda n: 0 * n, None),  # too few images to tell
     ],
     ids=["one class per label", "one class", "without relation", "random", "few images"],
 )
@@ -170,7 +170,7 @@ def test_shares_by_distance_need_not_agree_with_the_votes() -> None:
     means = 3 * np.random.default_rng(0).normal(size=(300, 64))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        votes = feature_mapping(means[np.arange(60) % 20], means).votes
+        votes = feature_mapping(means[np.arange(100) % 20], means).votes
     assert votes is not None
     assert votes.agreement < 0.17
 
