@@ -291,6 +291,8 @@ def test_a_node_reports_the_error_of_a_stage(
             "`ray` has no parameter gpus; there are",
         ),
         ({"launcher": "ray", "ray": ("num_gpus=two",)}, "num_gpus of `ray` must be a number"),
+        ({"launcher": "ray", "ray": ("num_cpus=nan",)}, "num_cpus of `ray` must be a number"),
+        ({"launcher": "ray", "ray": ("num_cpus=inf",)}, "num_cpus of `ray` must be a number"),
         ({"launcher": "ray", "ray": ("memory=much",)}, "memory.* must be bytes"),
         ({"launcher": "ray", "ray": ("num_cpus=0",)}, "asks for no resource"),
         ({"launcher": "slurm"}, "needs timeout_min=MINUTES"),

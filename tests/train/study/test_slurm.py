@@ -90,6 +90,20 @@ def test_the_end_of_a_job(
     assert isinstance(caught.value, LaunchError) == (kind is LaunchError)
 
 
+def test_jobs_on_this_machine_share_its_cores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads = []
+    monkeypatch.setattr(slurm.os, "sched_getaffinity", lambda _: set(range(8)))
+    monkeypatch.setattr(slurm, "run_on_node", lambda *given, **_: threads.append(given[2]))
+    for jobs in (None, 2):
+        with slurm.Slurm(tmp_path, jobs, ("cluster=local", "timeout_min=1")) as made:
+            made._executor.submit = lambda work: work() or Job(Outcome(error="done"))
+            with pytest.raises(ValueError, match="done"):
+                made.submit(Stage(kind="nothing", facts={}, root=Path("absent"))).result(10)
+    assert threads == [1, 4]
+
+
 def test_a_stopped_study_cancels_its_jobs_at_once(
     launcher: slurm.Slurm, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,6 +1,7 @@
 """Run the stages of a study on a Ray cluster."""
 
 import logging
+import math
 import os
 import signal
 import socket
@@ -149,8 +150,8 @@ def _resources(parameters: tuple[str, ...]) -> dict[str, float]:
             raise ValueError(f"`ray` has no parameter {name}; there are {', '.join(_NAMES)}.")
         if name == "memory":
             given[name] = parse_bytes("ray memory", value)
-        elif isinstance(value, str) or value < 0:
-            raise ValueError(f"{name} of `ray` must be a number; got {value!r}.")
+        elif isinstance(value, str) or not 0 <= value < math.inf:
+            raise ValueError(f"{name} of `ray` must be a number, at least 0; got {value!r}.")
     if given and not any(given.values()):
         raise ValueError("`ray` asks for no resource, so that all stages would run at once.")
     return given

@@ -58,8 +58,11 @@ class Slurm:
         except (NameError, ValueError, AssertionError) as error:
             why = str(error).splitlines()[0]
             raise ValueError(f"submitit refuses a parameter of `slurm`: {why}") from error
-        here = len(os.sched_getaffinity(0)) if cluster == "local" else _JOBS
-        self.slots = jobs or here
+        cores = len(os.sched_getaffinity(0))
+        is_local = cluster == "local"
+        self.slots = jobs or (cores if is_local else _JOBS)
+        # Slurm gives each job cores of its own; jobs on this machine share its cores.
+        self._threads = max(1, cores // self.slots) if is_local else None
         self._cancel_left(root / "slurm", cluster)
         self._mark = mark(root)
         self._jobs: dict[Any, tuple[Stage, Future[dict[str, Any]]]] = {}
@@ -71,7 +74,7 @@ class Slurm:
     def submit(self, stage: Stage) -> Future[dict[str, Any]]:
         """Queue a job."""
         try:
-            job = self._executor.submit(_Work(stage, self._mark))
+            job = self._executor.submit(_Work(stage, self._mark, self._threads))
         except self._submitit.core.utils.FailedJobError as error:
             raise LaunchError(f"Slurm refuses a job: {_last_line(error)}") from error
         future: Future[dict[str, Any]] = Future()
@@ -128,12 +131,12 @@ class Slurm:
 class _Work:
     """A stage as submitit wants it: after `checkpoint`, a stopped job is queued again."""
 
-    def __init__(self, stage: Stage, mark: str) -> None:
-        self._stage, self._mark = stage, mark
+    def __init__(self, stage: Stage, mark: str, threads: int | None) -> None:
+        self._stage, self._mark, self._threads = stage, mark, threads
 
     def __call__(self) -> Outcome:
         # A cancelled job may still hold the lock of the stage's folder.
-        return run_on_node(self._stage, self._mark, patience=math.inf)
+        return run_on_node(self._stage, self._mark, self._threads, patience=math.inf)
 
     def checkpoint(self) -> Any:
         from submitit.helpers import DelayedSubmission
