@@ -19,15 +19,14 @@ from .configs.study import Config, read_study
 if __name__ == "__main__":  # before the imports below, which take seconds
     arguments = tyro.cli(Config, description=__doc__)
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 from dp4tl_ffcv.utils import RunFolder, track
 
-from .components.study.estimate import Estimator, total
 from .components.study.launchers import launcher_of, stop_on_signals
+from .components.study.overview import estimates_of, states_of
 from .components.study.plan import Plan
 from .components.study.record import Record
 from .components.study.results import table_of
@@ -43,22 +42,12 @@ def study(config: Config) -> list[dict[str, Any]]:
         ValueError: the study is malformed, or a stage failed. All stages that do not need a failed
             one are finished by then.
     """
-    described = read_study(config.file)
-    out = config.folder
-    plan = Plan(described, config.file.absolute().parent, out)
-    stages = [
-        stage
-        for stage in with_needs(run.finetuned for run in plan.runs)
-        if config.only in stage.description
-    ]
-    stages = with_needs(stages)
-    if config.dry_run:
-        _print_estimates(stages)
+    plan, out = _plan(config), config.folder
+    stages = _chosen(plan, config.only)
+    if config.dry_run or config.status:
+        print(estimates_of(stages) if config.dry_run else states_of(stages))
         return []
-    if config.status:
-        _print_status(stages)
-        return []
-    folder = RunFolder(out, {"study": asdict(described)}, overwrite=True)
+    folder = RunFolder(out, {"study": asdict(plan.study)}, overwrite=True)
     folder.start(resume=True)
     record = Record(out, plan.runs, stages, config.file)
     errors = _run(stages, folder, config, record)
@@ -67,11 +56,31 @@ def study(config: Config) -> list[dict[str, Any]]:
     if errors:
         failed = next(stage for stage in stages if stage.key in errors)
         raise ValueError(
-            f"{len(errors)} of {len(stages)} stages failed; {failed.folder}: {errors[failed.key]}. "
-            "Repeat the command with --retry-failed."
+            f"{len(errors)} of {len(stages)} stages failed, first {failed.name}: "
+            f"{errors[failed.key]} ({failed.folder}). Repeat the command with --retry-failed."
         )
     folder.finish({})
     return compared
+
+
+def _plan(config: Config) -> Plan:
+    study = read_study(config.file)
+    try:
+        return Plan(study, config.file.absolute().parent, config.folder)
+    except ValueError as error:
+        raise ValueError(f"{str(config.file)!r}: {error}") from error
+
+
+def _chosen(plan: Plan, only: str) -> list[Stage]:
+    """Return the stages whose names contain a text, and what they need."""
+    stages = with_needs(run.finetuned for run in plan.runs)
+    if chosen := [stage for stage in stages if only in stage.name]:
+        return with_needs(chosen)
+    examples = {stage.kind: stage.name for stage in reversed(stages)}  # the first of each kind
+    raise ValueError(
+        f"no stage has `only` {only!r} in its name. Names are such as "
+        f"{', '.join(map(repr, examples.values()))}."
+    )
 
 
 def _run(
@@ -84,39 +93,12 @@ def _run(
         ended = schedule.run(launcher)
         left = len(stages) - finished
         for stage, error in track(ended, total=left, description="study", unit="stages"):
-            folder.log({"stage": f"{stage.kind}/{stage.key}", "error": error})
+            key = f"{stage.kind}/{stage.key}"
+            folder.log({"stage": key, "name": stage.name, "error": error})
             if error is not None:
-                print(f"failed: {stage.description}: {error} ({stage.folder})", flush=True)
+                print(f"failed: {stage.name}: {error} ({stage.folder})", flush=True)
             record.refresh()
     return schedule.errors
-
-
-def _print_estimates(stages: Sequence[Stage]) -> None:
-    estimator = Estimator()
-    estimates = []
-    for stage in stages:
-        estimate, state = None, "finished"
-        if stage.result() is None:
-            estimate, state = estimator.of(stage), "time unknown"
-        if estimate is not None:
-            state = f"{estimate.seconds:.0f} s, {estimate.num_bytes / 1e6:.1f} MB"
-        estimates.append(estimate)
-        print(f"{stage.kind}/{stage.key}  {state}  {stage.description}")
-    whole = total(estimates)
-    cost = (
-        f"about {whole.seconds / 60:.0f} min of one core or GPU, and {whole.num_bytes / 1e9:.2f} GB"
-    )
-    if any(s.kind == "pretrain" and not s.paths["train"].exists() for s in stages):
-        cost = "a time that is unknown until the data are written"
-    print(f"{len(stages)} stages; pretraining takes {cost}.")
-
-
-def _print_status(stages: Sequence[Stage]) -> None:
-    states: Counter[tuple[str, str]] = Counter()
-    for stage in stages:
-        states[stage.kind, stage.state] += 1
-    for (kind, state), count in sorted(states.items()):
-        print(f"{kind:<12}{state:<14}{count:>6}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The file that describes a study, and the settings of `train.study`."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -16,6 +16,7 @@ Budget = Literal["equal_epochs", "equal_steps"]
 Keep = float | Literal["auto"]
 Keeps = Mapping[Budget, Sequence[Keep]]
 Mode = Literal["linear_probe", "full_finetuning"]
+Combine = Literal["sum", "max", "rank", "round-robin"]
 Launcher = Literal["local", "ray", "slurm"]
 Settings = Mapping[str, Any]
 
@@ -34,15 +35,15 @@ class Config:
 
     file: Annotated[Path, tyro.conf.Positional]
     """The study, a YAML or JSON file."""
-    out: Path | None = None
+    out: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
     """Folder of everything that the study writes. None: runs/ and the name of the file."""
     only: str = ""
-    """Make only the stages whose description contains this text, and what they need."""
+    """Make only the stages whose name, as in --dry-run, contains this text, and what they need."""
     launcher: Launcher = "local"
     """Run stages on this machine, on a Ray cluster, or as jobs of Slurm."""
-    jobs: int | None = None
+    jobs: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
     """Stages at a time. None: one for each GPU, or for each core if there is no GPU. Slurm: 64."""
-    address: str | None = None
+    address: Annotated[str | None, tyro.conf.arg(metavar="STR")] = None
     """Address of a Ray cluster, such as auto. None: Ray runs on this machine."""
     ray: tuple[str, ...] = ()
     """Resources of a stage on a Ray cluster, as NAME=VALUE: num_gpus=1 num_cpus=8 memory=16GiB."""
@@ -82,6 +83,8 @@ class Scoring:
     """Name of the surrogate that gives the features."""
     keeps: Keeps
     """Fractions of the source to retain, by budget."""
+    combine: Combine | None = None
+    """How the scores for the datasets of a target are combined. None: sum for votes, else rank."""
     pretrain: Settings = field(default_factory=dict)
     """Settings of the pretraining on the selections that replace those of the study."""
 
@@ -101,15 +104,17 @@ class Study:
     """Datasets to finetune on, by name. A list of such names is one target for the scores, which
     are combined; its runs are finetuned on each of the datasets."""
     data: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    """Arguments of `dp4tl write`, without `--out`, by the name of the folder that they make."""
+    """Arguments of `dp4tl write`, without `--out`, by the name of the folder that they make. Each
+    argument is the text that a command line would have."""
     methods: Mapping[str, Scoring]
     """Scoring methods by the name that the results show."""
     seeds: Sequence[int]
     """Seeds. Each has a surrogate, a full run and a run of each selection."""
     surrogates: Mapping[str, Settings | str]
-    """Surrogates by name: settings of `dp4tl pretrain` that replace those of `pretrain`, or a
-    `recipe` and its settings, or weights by their name or path. `samples` is the share of each
-    class's samples to train on, drawn at random. Methods that name no surrogate take the first."""
+    """Surrogates by name. Each is a mapping of settings that replace those of `pretrain`, a mapping
+    with another `recipe` and its settings, or the name or path of weights. `samples` is the
+    fraction of each class's samples to train on, drawn at random. Methods that name no surrogate
+    use the first."""
     pretrain: Settings
     """Settings of `dp4tl pretrain`."""
     finetune: Mapping[Mode, Settings]
@@ -128,11 +133,15 @@ class Study:
         for scoring in self.methods.values():
             check_choice("surrogate", scoring.surrogate, tuple(self.surrogates))
             _check_keeps(scoring.keeps)
+            if scoring.combine is not None:
+                check_choice("combine", scoring.combine, get_args(Combine))
         for surrogate in self.surrogates.values():
             if not isinstance(surrogate, str):
                 check_choice("recipe", surrogate.get("recipe", RECIPES[0]), RECIPES)
                 check_number("samples", surrogate.get("samples", 1), above=0, at_most=1)
         _check_repeats("seeds", self.seeds)
+        for seed in self.seeds:
+            check_int("seeds", seed, 0)
         if FULL in self.methods:
             raise ValueError(f"`methods`: {FULL} means the full source. Choose another name.")
 
@@ -182,22 +191,28 @@ def _check_repeats(name: str, values: Sequence[Any]) -> None:
 
 
 _KEEPS = list[int | float | str] | dict[str, list[int | float | str]]
-# Entries of a method that are no options.
-_OF_STUDY = {"method": str, "surrogate": str, "keeps": _KEEPS, "pretrain": dict[str, Any]}
-# Types of the entries of a study file.
-_ENTRIES = {
-    "source": str,
-    "targets": dict[str, str | list[str]],
-    "data": dict[str, list[Any]],
-    "methods": dict[str, dict[str, Any]] | list[str],
-    "keeps": _KEEPS,
-    "seeds": int | list[int],
-    "surrogates": dict[str, dict[str, Any] | str],
-    "pretrain": dict[str, Any],
-    "finetune": dict[str, dict[str, Any]],
-    "images": dict[str, Any],
+# Entries of a study file: their types, and an example of each.
+_ENTRIES: dict[str, tuple[Any, str]] = {
+    "source": (str, "source: imagenet/{split}.beton"),
+    "targets": (dict[str, str | list[str]], "targets: {pets: 'pets/{split}.beton'}"),
+    "data": (dict[str, list[int | float | str]], "data: {pets: [coop, --name, oxford_pets]}"),
+    "methods": (dict[str, dict[str, Any]], "methods: {label_mapping: {}}"),
+    "keeps": (_KEEPS, "keeps: [0.4, 0.2]"),
+    "seeds": (int | list[int], "seeds: 8"),
+    "surrogates": (dict[str, dict[str, Any] | str], "surrogates: {default: {}}"),
+    "pretrain": (dict[str, Any], "pretrain: {arch: resnet18, epochs: 16}"),
+    "finetune": (dict[str, dict[str, Any]], "finetune: {linear_probe: {epochs: 50}}"),
+    "images": (dict[str, Any], "images: {resolution: 160}"),
 }
 _OPTIONAL = ("data", "images", "seeds")
+# Entries of a method that are no options.
+_OF_STUDY: dict[str, tuple[Any, str]] = {
+    "method": (str, "method: label_mapping"),
+    "surrogate": (str, "surrogate: default"),
+    "combine": (str, "combine: rank"),
+    "keeps": _ENTRIES["keeps"],
+    "pretrain": _ENTRIES["pretrain"],
+}
 
 
 def read_study(path: Path) -> Study:
@@ -208,32 +223,74 @@ def read_study(path: Path) -> Study:
         ValueError: it is malformed, or a value is missing, unknown or wrong.
     """
     try:
-        values = {name: _typed(value) for name, value in read_config_file(path).items()}
-        if unknown := sorted(values.keys() - _ENTRIES.keys()):
-            names = ", ".join(_ENTRIES)
-            raise ValueError(f"there is no {', '.join(unknown)}; a study has {names}")
-        check_entries(values, _ENTRIES, optional=_OPTIONAL)
-        seeds = values.get("seeds", FEWEST_SEEDS)
-        values["seeds"] = list(range(seeds)) if isinstance(seeds, int) else seeds
+        values = _values(read_config_file(path))
+        seeds = values.setdefault("seeds", FEWEST_SEEDS)
+        if isinstance(seeds, int):
+            values["seeds"] = list(range(check_int("seeds", seeds, 1)))
         values["methods"] = _scorings(values, values.pop("keeps"))
         return Study(**values)
     except ValueError as error:
         raise ValueError(f"{str(path)!r} is not a study: {error}") from error
 
 
+def _values(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the entries of a study file with their types."""
+    if unknown := sorted(given.keys() - _ENTRIES.keys()):
+        names = ", ".join(_ENTRIES)
+        raise ValueError(f"there is no {', '.join(unknown)}; a study has {names}")
+    # Arguments of `data` are texts: the class 1.10 is not the number 1.1.
+    values = {name: each if name == "data" else _typed(each) for name, each in given.items()}
+    if isinstance(values.get("methods"), list):
+        values["methods"] = dict.fromkeys(map(str, values["methods"]))
+    for name in ("pretrain", "images", "methods", "surrogates", "finetune"):
+        if name in values:
+            values[name] = _mapping(values[name])
+    for name in ("methods", "surrogates", "finetune"):
+        if isinstance(values.get(name), dict):
+            values[name] = {key: _mapping(each) for key, each in values[name].items()}
+    _check_forms(values, _ENTRIES, _OPTIONAL)
+    data = values.get("data", {})
+    values["data"] = {name: [str(each) for each in arguments] for name, arguments in data.items()}
+    return values
+
+
+def _mapping(value: Any) -> Any:
+    """Return an empty mapping for an entry without a value, as in `label_mapping:`."""
+    return {} if value in ("", None) else value
+
+
+def _check_forms(
+    values: Mapping[str, Any], forms: Mapping[str, tuple[Any, str]], optional: Collection[str]
+) -> None:
+    for name, (kind, example) in forms.items():
+        if name not in values:
+            if name not in optional:
+                raise ValueError(f"it has no `{name}`. Add it as in `{example}`.")
+            continue
+        try:
+            check_entries({name: values[name]}, {name: kind})
+        except ValueError as error:
+            raise ValueError(f"`{name}` has another form. Write it as in `{example}`.") from error
+
+
 def _scorings(values: Mapping[str, Any], keeps: Any) -> dict[str, Scoring]:
     """Return the methods. An entry without a method is named like it."""
-    given = values["methods"]
-    methods = given if isinstance(given, dict) else {name: {} for name in given}
     found = {}
-    for name, entry in methods.items():
+    for name, entry in values["methods"].items():
         own = {key: entry[key] for key in _OF_STUDY if key in entry}
-        check_entries(own, _OF_STUDY, optional=tuple(_OF_STUDY))
+        if "pretrain" in own:
+            own["pretrain"] = _mapping(own["pretrain"])
+        try:
+            _check_forms(own, _OF_STUDY, tuple(_OF_STUDY))
+        except ValueError as error:
+            raise ValueError(f"`methods: {name}`: {error}") from error
         found[name] = Scoring(
-            method=str(own.get("method", name)),
+            # The command line spells methods with hyphens.
+            method=own.get("method", name).replace("-", "_"),
             options={key: value for key, value in entry.items() if key not in own},
-            surrogate=str(own.get("surrogate", next(iter(values["surrogates"]), ""))),
+            surrogate=own.get("surrogate", next(iter(values["surrogates"]), "")),
             keeps=_by_budget(own.get("keeps", keeps)),
+            combine=own.get("combine"),
             pretrain=own.get("pretrain", {}),
         )
     return found

@@ -44,7 +44,7 @@ def runs_of(study: Study, root: Path) -> list[Run]:
 
 def test_a_file_gives_numbers_and_switches_their_types(file: Path) -> None:
     study = read_study(file)
-    assert study.data == {"digits": ["digits", "--variants", 2]}
+    assert study.data == {"digits": ["digits", "--variants", "2"]}
     assert study.pretrain == {"arch": "resnet8_w16", "epochs": 4, "lr": 0.5}
     assert study.images == {"resolution": 24, "flip": False}
     assert study.seeds == [0, 1]
@@ -68,7 +68,11 @@ def test_a_file_gives_numbers_and_switches_their_types(file: Path) -> None:
         ("{upright:", "{both: [few, few], upright:", "`targets: both` holds few twice"),
         ("random: {", "full: {method: random, ", "`methods`: full means the full source"),
         ("linear_probe", "from_scratch", "`finetune` must be one of linear_probe"),
-        ("seeds: 2", "seeds: 0", "`seeds` is empty"),
+        ("seeds: 2", "seeds: 0", "`seeds` must be at least 1"),
+        ("seeds: 2", "seeds: [0, -1]", "`seeds` must be at least 0"),
+        ("keeps: [0.5, 0.25]", "keeps: 0.5", r"as in `keeps: \[0.4, 0.2\]`"),
+        ("{unit: class}", "{combine: mean}", "`combine` must be one of sum, max, rank"),
+        ("{unit: class}", "{keeps: 0.5}", r"`methods: random`: `keeps` .* as in `keeps: \[0.4"),
         ("keeps: [0.5, 0.25]", "keeps: {equal_epochs: []}", "`keeps` is empty"),
         ("keeps: [0.5, 0.25]", "keeps: {epochs: [0.5]}", "keeps"),
         ("{unit: class}", "{surrogate: small}", "`surrogate` must be one of default"),
@@ -88,6 +92,10 @@ def test_a_file_gives_numbers_and_switches_their_types(file: Path) -> None:
         "full",
         "from scratch",
         "none",
+        "negative",
+        "form",
+        "combine",
+        "form of a method",
         "no keep",
         "budget",
         "surrogate",
@@ -102,6 +110,19 @@ def test_a_wrong_file_is_named(file: Path, before: str, after: str, match: str) 
     with pytest.raises(ValueError, match=match) as caught:
         read_study(file)
     assert "study.yaml" in str(caught.value)
+
+
+def test_entries_without_a_value_are_empty_mappings(file: Path) -> None:
+    before = read_study(file)
+    for given in ("label_mapping", "default"):
+        file.write_text(file.read_text().replace(f"{given}: {{}}", f"{given}:"))
+    assert read_study(file) == before
+
+
+def test_methods_can_be_spelt_as_on_the_command_line(file: Path) -> None:
+    before = {run.finetuned.key for run in runs_of(read_study(file), file.parent)}
+    runs = changed(file, "method: feature_mapping", "method: feature-mapping")
+    assert {run.finetuned.key for run in runs} == before
 
 
 def test_every_combination_is_run_and_compared_with_the_full_source(file: Path) -> None:
@@ -207,6 +228,35 @@ def test_stages_of_earlier_versions_keep_their_keys(file: Path) -> None:
         "selection": run.pretrained.needs["selection"].key,
         "equal steps": run.finetuned.key,
     } == KEYS
+
+
+def test_stages_have_names_in_the_words_of_the_study(file: Path) -> None:
+    added = (
+        "coverage_centric: {difficulty: grand}\n  stretched: {method: label_mapping, "
+        "stretch_contrast: true}\n  class_influence: {}\n  random:"
+    )
+    file.write_text(file.read_text().replace("random:", added).replace("seeds: 2", "seeds: [3]"))
+    runs = changed(file, "{upright:", "{both: [upright, few], upright:")
+    stages = with_needs(run.finetuned for run in runs)
+    names = {stage.name for stage in stages}
+    assert len(names) == len(stages)
+    assert names >= {
+        "write digits",
+        "pretrain full, seed 3",
+        "pretrain surrogate default, seed 3",
+        "features source by surrogate default, seed 3",
+        "features upright by surrogate default stretch_contrast=True, seed 3",
+        "clusters 40 of source by surrogate default, seed 3",
+        "score label_mapping for few, seed 3",
+        "score grand in coverage_centric, seed 3",
+        "score random, seed 3",
+        "halves for class_influence, seed 3",
+        "influence for class_influence on few, seed 3",
+        "selection label_mapping for both, keep 0.25, seed 3",
+        "pretrain random, keep 0.5, equal_steps, seed 3",
+        "finetune full, linear_probe on few, seed 3",
+        "finetune label_mapping for both, keep 0.5, equal_epochs, linear_probe on few, seed 3",
+    }
 
 
 def changed(file: Path, before: str, after: str) -> list[Run]:
@@ -348,6 +398,8 @@ def test_influence_pretrains_on_halves_that_all_targets_share(file: Path) -> Non
     [
         ("{influence: {run: 6}}", "class_influence: influence.*got 'run'"),
         ("{influence: {runs: few}}", "its entry 'runs' is not of the type int"),
+        ("{influence: {pretrain: {epoch: 1}}}", "influence: pretrain` has no setting epoch"),
+        ("{influence: {probe: {seed: 1}}}", "influence: probe`: the study itself sets seed"),
     ],
 )
 def test_wrong_settings_of_influence_are_refused(file: Path, entry: str, match: str) -> None:
@@ -359,7 +411,11 @@ def test_wrong_settings_of_influence_are_refused(file: Path, entry: str, match: 
     ("before", "after", "match"),
     [
         ("epochs: 4", "epoch: 4", "`pretrain` has no setting epoch. Did you mean epochs"),
-        ("epochs: 4", "epochs: four", "`pretrain`: epochs is not a text; got 'four'"),
+        ("epochs: 4", "epochs: four", '`pretrain`: epochs cannot be "four"'),
+        ("epochs: 4", "epochs: null", "`pretrain`: epochs cannot be null"),
+        ("epochs: 4", "epochs: [4]", r"`pretrain`: epochs cannot be \[4\]"),
+        ("epochs: 4", "ramp: [1, many]", r"`pretrain`: ramp cannot be \[1, \"many\"\]"),
+        ("resnet8_w16", "resnet8_w17", "`pretrain`: .*resnet8_w17"),
         ("epochs: 4", "iterations: 4", "`pretrain`: the study itself sets iterations"),
         ("epochs: 3", "epoch: 3", "`finetune: linear_probe` has no setting epoch"),
         ("resolution: 24", "resolutoin: 24", "`images` has no .* mean resolution"),
@@ -374,19 +430,22 @@ def test_wrong_settings_are_named_before_any_work(
         changed(file, before, after)
 
 
-def test_writers_run_in_the_folder_of_the_study_file(
+def test_writers_run_in_the_folder_of_the_study_file_with_its_words(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = runs_of(read_study(file), file.parent)[0]
+    words = ["1.10", "true", "null", "007", "1e5", "0.1", "250", "-1", "nan"]
+    run = changed(file, "--variants, 2", f"--classes, {', '.join(words)}")[0]
     seen = {}
 
     def fake(command: Any, **options: Any) -> Any:
-        seen.update(options)
-        return SimpleNamespace(stdout="", stderr="", returncode=0)
+        seen.update(options, command=command)
+        return SimpleNamespace(stdout="", stderr="no such class", returncode=1)
 
     monkeypatch.setattr("train.components.study.work.subprocess.run", fake)
-    work.write(run.pretrained.needs["data"], None)
+    with pytest.raises(ValueError, match=r"`dp4tl write digits --classes 1.10 .*no such class"):
+        work.write(run.pretrained.needs["data"], None)
     assert seen["cwd"] == file.parent
+    assert seen["command"][-len(words) - 3 : -2] == ["--classes", *words]
 
 
 @pytest.mark.parametrize(
@@ -398,10 +457,15 @@ def test_writers_run_in_the_folder_of_the_study_file(
     ],
 )
 def test_a_file_in_the_working_folder_never_replaces_weights_by_name(
-    given: str, loaded: str, tmp_path: Path
+    given: str, loaded: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stage = Stage(kind="weights", facts={"name": given}, root=tmp_path)
-    assert work.weights(stage, None) == {"checkpoint": loaded}
+    assert work.run_stage(stage)["checkpoint"] == loaded
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / loaded).touch()
+    features = Stage(kind="features", facts={}, needs={"surrogate": stage}, root=tmp_path)
+    with pytest.raises(ValueError, match=rf"a file '{loaded}', which .* Move the file"):
+        work.features(features, None)
 
 
 def test_an_unknown_option_is_refused(file: Path) -> None:

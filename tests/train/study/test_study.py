@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -136,14 +137,45 @@ def test_a_finished_study_repeats_nothing(
     assert "not finished" not in capsys.readouterr().out
 
 
-def test_a_dry_run_names_every_stage_and_writes_nothing(
+def test_a_dry_run_shows_every_run_and_writes_nothing(
     file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     study(Config(file=file, out=tmp_path / "new", dry_run=True))
-    lines = capsys.readouterr().out.splitlines()
-    assert sum(line.startswith("pretrain/") and " MB" in line for line in lines) == 2 * (2 + 4)
-    assert "pretraining takes about" in lines[-1]
+    shown = capsys.readouterr().out
+    lines = {line.partition("  pretrain ")[2]: line.split() for line in shown.splitlines()}
+    # Two seeds, each with a finetuning run unless it is a surrogate.
+    runs = {"full": 4, "surrogate default": 2}
+    for method in ("label_mapping for target", "random"):
+        for budget in ("equal_epochs", "equal_steps"):
+            runs[f"{method}, keep 0.5, {budget}"] = 4
+    assert {name: int(words[1]) for name, words in lines.items() if name} == runs
+    assert all(words[3] == "s" and words[5] == "MB" for name, words in lines.items() if name)
+    assert "32 stages are left: " in shown.splitlines()[-1]
     assert not (tmp_path / "new").exists()
+
+
+def test_a_dry_run_does_not_guess_the_size_of_data_that_is_not_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = FILE.replace("source_", "digits/source_").replace('"target_', '"digits/target_')
+    (tmp_path / "new.yaml").write_text(f"data: {{digits: [digits]}}\n{text}")
+    study(Config(file=tmp_path / "new.yaml", dry_run=True))
+    shown = capsys.readouterr().out
+    assert shown.count("unknown") == 6 + 1 + 3 + 1  # runs, features, kinds and the sum
+    assert "`--only write`" in shown.splitlines()[-1]
+    assert "0 s" not in shown
+
+
+def test_stages_are_chosen_by_their_names(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chosen = Config(file=file, out=tmp_path, only="surrogate default, seed 1", status=True)
+    study(chosen)
+    assert capsys.readouterr().out.split() == [
+        "features", "not", "finished", "1", "pretrain", "not", "finished", "1",
+    ]  # fmt: skip
+    with pytest.raises(ValueError, match=r"no stage has `only` 'probes'.*'pretrain full, seed 0'"):
+        study(Config(file=file, out=tmp_path, only="probes", status=True))
 
 
 def test_a_killed_study_continues_with_the_same_results(
@@ -161,15 +193,23 @@ def test_a_killed_study_continues_with_the_same_results(
     assert rows(out) == rows(finished[0])
 
 
-def test_a_failed_stage_is_named_and_the_others_finish(file: Path, tmp_path: Path) -> None:
+def test_a_failed_stage_is_named_and_the_others_finish(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     broken = tmp_path / "broken.yaml"
     text = FILE.replace('"target_', f'"{file.parent}/target_').replace(
         "source_", f"{file.parent}/source_"
     )
     broken.write_text(text.replace("linear_probe: {", "linear_probe: {arch: resnet18, "))
-    with pytest.raises(ValueError, match=r"stages failed; .*finetune.*--retry-failed"):
-        study(Config(file=broken, out=tmp_path / "out", jobs=1, only="finetune"))
+    chosen = Config(file=broken, out=tmp_path / "out", jobs=1, only="finetune full")
+    name = "finetune full, linear_probe on target, seed 0"
+    with pytest.raises(ValueError, match=rf"stages failed, first {name}: .*--retry-failed"):
+        study(chosen)
     assert not (tmp_path / "out" / "result.json").exists()
+    assert f'"name": "{name}"' in (tmp_path / "out" / "log.jsonl").read_text()
+    capsys.readouterr()
+    study(replace(chosen, status=True))
+    assert f"failed: {name}: " in capsys.readouterr().out
 
 
 def test_surrogates_of_every_kind_score_for_several_targets(file: Path) -> None:

@@ -1,10 +1,12 @@
 """The stages of a study, each with what it needs."""
 
+import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from dp4tl_ffcv import BetonIndex, extract_features
 from dp4tl_ffcv.scoring import methods
@@ -13,7 +15,7 @@ from dp4tl_ffcv.utils import check_choice, check_entries, check_int, sha256_of_f
 from ...configs.pretrain_moco import Config as MocoConfig
 from ...configs.study import AUTO, Keep, Mode, Scoring, Study
 from .settings import check_settings
-from .stages import Stage
+from .stages import Label, Stage
 
 _SURROGATE_SEED = 1000  # is added to the seed: a surrogate never equals the full run
 # Arguments of methods that a study provides.
@@ -25,6 +27,7 @@ _PROVIDED = {
 _NOT_OPTIONS = {
     "model", "beton", "out", "indices", "restart", "num_workers", "timeout", "device",
 }  # fmt: skip
+_SPLITS = ("train", "val", "test")
 _INFLUENCE = {"runs": int, "pretrain": dict[str, Any], "probe": dict[str, Any]}
 
 
@@ -32,6 +35,8 @@ _INFLUENCE = {"runs": int, "pretrain": dict[str, Any], "probe": dict[str, Any]}
 class Dataset:
     """Betons of a dataset, which may not exist yet if a stage writes them."""
 
+    name: str
+    """Name of a target, or `source`."""
     pattern: str
     """Path with `{split}` in place of the split."""
     stage: Stage | None = None
@@ -43,7 +48,7 @@ class Dataset:
 
 
 class Graph:
-    """Makes the stages of a study. Stages that are made twice are equal.
+    """Makes the stages of a study. Two stages with the same content are equal, and run once.
 
     Args:
         study: the study.
@@ -57,19 +62,20 @@ class Graph:
 
     def __init__(self, study: Study, base: Path, root: Path) -> None:
         self.study, self._base, self._root = study, base, root
-        check_settings(study)
-        self._source = self._dataset(study.source)
+        self._source = self._dataset("source", study.source)
         self._targets = {
-            name: self._dataset(path)
+            name: self._dataset(name, path)
             for name, path in study.targets.items()
             if isinstance(path, str)
         }
         for name, scoring in study.methods.items():
             _check_options(name, scoring)
+        check_settings(study)
 
     # -- training --------------------------------------------------------------------------------
     def pretrained(
         self,
+        label: Label,
         seed: int,
         needs: Mapping[str, Stage] | None = None,
         changes: Mapping[str, Any] | None = None,
@@ -77,64 +83,71 @@ class Graph:
         """Return the pretraining on the source, or on the need `selection`, with other settings."""
         settings = {**self.study.images, **self.study.pretrain, **(changes or {}), "seed": seed}
         facts = {"settings": settings}
-        return self._stage("pretrain", facts, needs, self._source, ("train", "val"))
+        return self._stage("pretrain", label, facts, needs, self._source, ("train", "val"))
 
     def finetuned(self, pretrained: Stage, target: str, mode: Mode, seed: int) -> Stage:
         """Return the finetuning of a pretrained model on a target."""
         settings = {**self.study.images, **self.study.finetune[mode], "mode": mode, "seed": seed}
-        needs = {"pretrained": pretrained}
-        splits = ("train", "val", "test")
-        return self._stage("finetune", {"settings": settings}, needs, self._targets[target], splits)
+        label = Label(f"{pretrained.label.text}, {mode} on {target}", seed)
+        facts, needs = {"settings": settings}, {"pretrained": pretrained}
+        return self._stage("finetune", label, facts, needs, self._targets[target], _SPLITS)
 
     def _surrogate(self, name: str, seed: int) -> Stage:
-        given, seed = self.study.surrogates[name], _SURROGATE_SEED + seed
+        given = self.study.surrogates[name]
         if isinstance(given, str):
-            return self._weights(given)
+            return self._weights(name, given)
+        label, seed = Label(f"surrogate {name}", seed), _SURROGATE_SEED + seed
         settings = {
             name: value for name, value in given.items() if name not in ("recipe", "samples")
         }
-        needs = {"selection": self._sample(given["samples"], seed)} if "samples" in given else None
+        needs = {}
+        if "samples" in given:
+            needs["selection"] = self._sample(label, given["samples"], seed)
         if given.get("recipe", "pretrain") == "pretrain":
-            return self.pretrained(seed, needs, settings)
+            return self.pretrained(label, seed, needs, settings)
         known = {field.name for field in fields(MocoConfig)}
         images = {name: value for name, value in self.study.images.items() if name in known}
         facts = {"settings": {**images, **settings, "seed": seed}}
-        return self._stage("pretrain_moco", facts, needs, self._source, ("train",))
+        return self._stage("pretrain_moco", label, facts, needs, self._source, ("train",))
 
-    def _sample(self, share: float, seed: int) -> Stage:
+    def _sample(self, label: Label, share: float, seed: int) -> Stage:
         """Return the selection of a share of the samples of each class, drawn at random."""
         facts: dict[str, Any] = {"method": "random", "options": {"unit": "sample", "seed": seed}}
-        scores = self._stage("score", facts, None, self._source, ("train",), "beton")
+        scores = self._stage("score", label, facts, None, self._source, ("train",), "beton")
         facts, needs = {"keep": share, "balanced": True}, {"scores": scores}
-        return self._stage("selection", facts, needs, self._source, ("train",), "beton")
+        return self._stage("selection", label, facts, needs, self._source, ("train",), "beton")
 
-    def _weights(self, given: str) -> Stage:
-        path = self._base / given
+    def _weights(self, name: str, given: str) -> Stage:
+        label, path = Label(f"surrogate {name}"), self._base / given
         if not path.is_file():
-            return self._stage("weights", {"name": given})
-        facts = {"sha256": sha256_of_file(path)}
-        return Stage(kind="weights", facts=facts, paths={"file": path}, root=self._root)
+            return self._stage("weights", label, {"name": given})
+        facts, paths = {"sha256": sha256_of_file(path)}, {"file": path}
+        return Stage(kind="weights", label=label, facts=facts, paths=paths, root=self._root)
 
     # -- selection -------------------------------------------------------------------------------
-    def scores(self, scoring: Scoring, target: str, seed: int) -> list[Stage]:
+    def scores(self, name: str, scoring: Scoring, target: str, seed: int) -> list[Stage]:
         """Return the scores for each dataset of a target, or one if the target does not matter."""
         surrogate = self._surrogate(scoring.surrogate, seed)
         found = [
-            self._score(scoring.method, scoring.options, name, surrogate, seed)
-            for name in self.study.datasets_of(target)
+            self._score(name, scoring.method, scoring.options, dataset, surrogate, seed)
+            for dataset in self.study.datasets_of(target)
         ]
         return list({stage.key: stage for stage in found}.values())
 
-    def selection(self, scores: Sequence[Stage], keep: Keep) -> Stage:
+    def selection(
+        self, label: Label, scores: Sequence[Stage], keep: Keep, combine: str | None
+    ) -> Stage:
         """Return the selection of a fraction of the source by scores, which are combined."""
         several = len(scores) > 1
         needs = {f"scores {n}" if several else "scores": s for n, s in enumerate(scores)}
         if "clusters" in scores[0].needs:
             needs["clusters"] = scores[0].needs["clusters"]
-        return self._stage("selection", {"keep": keep}, needs, self._source, ("train",), "beton")
+        facts = {"keep": keep, **({"combine": combine} if combine and several else {})}
+        return self._stage("selection", label, facts, needs, self._source, ("train",), "beton")
 
     def _score(
         self,
+        name: str,
         method: str,
         given: Mapping[str, Any],
         target: str,
@@ -150,7 +163,10 @@ class Graph:
         if "source" in flags:
             needs["source"] = source
         if (count := options.pop("clusters", None)) is not None:
-            needs["clusters"] = self._stage("clusters", {"clusters": count}, {"source": source})
+            label = Label(f"{count} of {source.label.text}", source.label.seed)
+            needs["clusters"] = self._stage(
+                "clusters", label, {"clusters": count}, {"source": source}
+            )
         if "models" in flags:
             needs["surrogate"] = surrogate
         if "dynamics" in flags:
@@ -161,21 +177,25 @@ class Graph:
                 )
             needs["dynamics"] = surrogate
         if "outcomes" in flags:
-            needs["outcomes"] = self._outcomes(target, seed, **options.pop("influence", {}))
+            needs["outcomes"] = self._outcomes(name, target, seed, **options.pop("influence", {}))
         if "difficulty" in flags:
             entry = options.pop("difficulty", "el2n")
             chosen = {"method": entry} if isinstance(entry, str) else dict(entry)
             inner = chosen.pop("method", "el2n")
             chosen = {**extraction, **chosen}
-            needs["difficulty"] = self._score(inner, chosen, target, surrogate, seed)
+            needs["difficulty"] = self._score(
+                f"{inner} in {name}", inner, chosen, target, surrogate, seed
+            )
         given = {"seed": seed, **self._crops(surrogate)}
         provided = {name: given[name] for name in flags & given.keys()}
         facts = {"method": method, "options": {**provided, **options}}
         used = (self._source, ("train",), "beton") if "beton" in flags else ()
-        return self._stage("score", facts, needs, *used)
+        label = Label(f"{name} for {target}" if _sees_target(needs) else name, seed)
+        return self._stage("score", label, facts, needs, *used)
 
     def _outcomes(
         self,
+        name: str,
         target: str,
         seed: int,
         runs: int = 40,
@@ -186,20 +206,23 @@ class Graph:
         study, common = self.study, {**self.study.images, "seed": seed}
         settings = {**common, **study.pretrain, **(pretrain or {})}
         facts = {"runs": runs, "settings": settings}
-        halves = self._stage("halves", facts, None, self._source, ("train",))
+        label = Label(f"for {name}", seed)
+        halves = self._stage("halves", label, facts, None, self._source, ("train",))
         settings = {**common, **study.finetune.get("linear_probe", {}), **(probe or {})}
-        needs, splits = {"halves": halves}, ("train", "val", "test")
-        return self._stage(
-            "influence", {"settings": settings}, needs, self._targets[target], splits
-        )
+        label, facts = Label(f"{label.text} on {target}", seed), {"settings": settings}
+        needs, dataset = {"halves": halves}, self._targets[target]
+        return self._stage("influence", label, facts, needs, dataset, _SPLITS)
 
     def _features(self, surrogate: Stage, dataset: Dataset, options: Mapping[str, Any]) -> Stage:
         made: dict[str, Any] = self._crops(surrogate)
         if surrogate.kind == "pretrain_moco":  # which has no classifier
             made["logits"] = False
         made.update(options)
-        needs = {"surrogate": surrogate}
-        return self._stage("features", {"settings": made}, needs, dataset, ("train",), "beton")
+        words = [dataset.name, "by", surrogate.label.text]
+        words += [f"{name}={value}" for name, value in options.items()]
+        label, needs = Label(" ".join(words), surrogate.label.seed), {"surrogate": surrogate}
+        facts = {"settings": made}
+        return self._stage("features", label, facts, needs, dataset, ("train",), "beton")
 
     def _crops(self, surrogate: Stage) -> dict[str, Any]:
         """Return the settings of center crops of the size that a surrogate was trained on."""
@@ -211,6 +234,7 @@ class Graph:
     def _stage(
         self,
         kind: str,
+        label: Label,
         facts: Mapping[str, Any],
         needs: Mapping[str, Stage] | None = None,
         dataset: Dataset | None = None,
@@ -225,15 +249,38 @@ class Graph:
             if dataset.stage is not None:
                 needs["data"] = dataset.stage
         facts = {**facts, **({"reads": read} if read else {})}
-        return Stage(kind=kind, facts=facts, needs=needs, paths=paths, root=self._root)
+        return Stage(kind=kind, label=label, facts=facts, needs=needs, paths=paths, root=self._root)
 
-    def _dataset(self, path: str) -> Dataset:
+    def _dataset(self, name: str, path: str) -> Dataset:
         first, _, rest = path.partition("/")
         if first not in self.study.data:
-            return Dataset(str(self._base / path))
-        facts = {"arguments": list(self.study.data[first])}
-        stage = Stage(kind="write", facts=facts, paths={"folder": self._base}, root=self._root)
-        return Dataset(str(stage.folder / "betons" / rest), stage)
+            return Dataset(name, str(self._base / path))
+        stage = Stage(
+            kind="write",
+            label=Label(first),
+            facts={"arguments": [_fact(each) for each in self.study.data[first]]},
+            paths={"folder": self._base},
+            root=self._root,
+        )
+        return Dataset(name, str(stage.folder / "betons" / rest), stage)
+
+
+def _fact(argument: str) -> float | str:
+    """Return an argument of a writer, as a number if that has the same text.
+
+    Folders of earlier versions have numbers.
+    """
+    with suppress(ValueError, RecursionError):
+        read = json.loads(argument)
+        if type(read) in (int, float) and str(read) == argument:
+            return cast(float, read)
+    return argument
+
+
+def _sees_target(needs: Mapping[str, Stage]) -> bool:
+    """Return whether scores with these needs depend on the target."""
+    inner = [needs["difficulty"].needs] if "difficulty" in needs else []
+    return bool({"target", "outcomes"} & needs.keys()) or any(map(_sees_target, inner))
 
 
 def _is_extraction(option: str, flags: set[str]) -> bool:

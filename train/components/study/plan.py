@@ -7,7 +7,7 @@ from typing import Any
 
 from ...configs.study import FULL, Budget, Keep, Mode, Study
 from .graph import Graph
-from .stages import Stage
+from .stages import Label, Stage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,19 +53,22 @@ class Plan:
 
     def _runs_of(self, seed: int) -> Iterator[Run]:
         study, graph = self.study, self._graph
-        full = graph.pretrained(seed)
+        full = graph.pretrained(Label(FULL, seed), seed)
         for target in study.datasets:
             for budget in study.budgets:
                 yield from self._runs(target, FULL, 1.0, budget, seed, None, full)
         for target in study.targets:
             for method, scoring in study.methods.items():
-                scores = graph.scores(scoring, target, seed)
+                scores = graph.scores(method, scoring, target, seed)
+                scored = scores[0].label.text if len(scores) == 1 else f"{method} for {target}"
                 for budget, keeps in scoring.keeps.items():
                     steps = {"full": full} if budget == "equal_steps" else {}
                     for keep in keeps:
-                        chosen = graph.selection(scores, keep)
+                        label = Label(f"{scored}, keep {keep}", seed)
+                        chosen = graph.selection(label, scores, keep, scoring.combine)
                         needs = {"selection": chosen, **steps}
-                        trained = graph.pretrained(seed, needs, scoring.pretrain)
+                        label = Label(f"{label.text}, {budget}", seed)
+                        trained = graph.pretrained(label, seed, needs, scoring.pretrain)
                         yield from self._runs(target, method, keep, budget, seed, chosen, trained)
 
     def _runs(

@@ -63,7 +63,7 @@ class Schedule:
         for stage in self._stages:
             failed = [need for need in stage.needs.values() if need.key in errors]
             if failed and stage.key not in self._finished:
-                errors.setdefault(stage.key, f"needs {failed[0].folder}, which failed")
+                errors.setdefault(stage.key, f"needs {failed[0].name}, which failed")
         return errors
 
     def _start_ready(self, launcher: Launcher) -> bool:

@@ -1,10 +1,17 @@
 """Check the settings of a study's recipes before any work."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import fields
 from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import torch
+
+from dp4tl_ffcv import build_model
 
 from ...configs.finetune import Config as FinetuneConfig
 from ...configs.pretrain import Config as PretrainConfig
@@ -23,6 +30,8 @@ def check_settings(study: Study) -> None:
         ValueError: a setting is unknown, has a wrong value, or is set by the study itself.
     """
     images, pretrain = study.images, study.pretrain
+    pretraining = {**images, **pretrain}
+    probe = {**images, **study.finetune.get("linear_probe", {})}
     _check("images", images, PretrainConfig, {})
     _check("images", images, FinetuneConfig, {})
     _check("pretrain", pretrain, PretrainConfig, images)
@@ -33,12 +42,15 @@ def check_settings(study: Study) -> None:
             continue
         recipe = _RECIPES[surrogate.get("recipe", "pretrain")]
         known = _names(recipe)
-        common = {**images, **(pretrain if recipe is PretrainConfig else {})}
+        common = pretraining if recipe is PretrainConfig else images
         common = {key: value for key, value in common.items() if key in known}
         own = {key: surrogate[key] for key in surrogate if key not in ("recipe", "samples")}
         _check(f"surrogates: {name}", own, recipe, common)
     for name, scoring in study.methods.items():
-        _check(f"{name}: pretrain", scoring.pretrain, PretrainConfig, {**images, **pretrain})
+        _check(f"{name}: pretrain", scoring.pretrain, PretrainConfig, pretraining)
+        entry, given = f"{name}: influence", scoring.options.get("influence", {})
+        _check(f"{entry}: pretrain", given.get("pretrain", {}), PretrainConfig, pretraining)
+        _check(f"{entry}: probe", given.get("probe", {}), FinetuneConfig, probe)
 
 
 def _check(entry: str, given: Mapping[str, Any], recipe: Any, common: Mapping[str, Any]) -> None:
@@ -50,16 +62,33 @@ def _check(entry: str, given: Mapping[str, Any], recipe: Any, common: Mapping[st
             close = get_close_matches(name, known - _OF_STUDY, 1)
             hint = f" Did you mean {close[0]}?" if close else ""
             raise ValueError(f"`{entry}` has no setting {name}.{hint}")
-        hint = get_type_hints(recipe)[name]
-        kinds = (hint, *get_args(hint))
-        takes_text = any(kind is str or get_origin(kind) is Literal for kind in kinds)
-        if isinstance(given[name], str) and not takes_text:
-            raise ValueError(f"`{entry}`: {name} is not a text; got {given[name]!r}.")
-    places = {name: Path() for name in _PLACES if name in known}
+        if not _fits(given[name], get_type_hints(recipe)[name]):
+            raise ValueError(f"`{entry}`: {name} cannot be {json.dumps(given[name])}.")
+    settings = {**common, **given}
     try:
-        recipe(**{**common, **given}, **places)
+        if "arch" in settings:
+            _check_arch(settings["arch"])
+        recipe(**settings, **{name: Path() for name in _PLACES if name in known})
     except (TypeError, ValueError) as error:
         raise ValueError(f"`{entry}`: {error}") from error
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Return whether a value of a study file has the type of a setting."""
+    kind, parts = get_origin(hint), get_args(hint)
+    if kind is Literal:
+        return isinstance(value, str)  # the recipe names the choices
+    if kind in (Union, UnionType):
+        return any(_fits(value, part) for part in parts)
+    if kind is tuple:
+        return isinstance(value, list) and all(_fits(each, parts[0]) for each in value)
+    return type(value) in ((int, float) if hint is float else (hint,))
+
+
+@cache
+def _check_arch(arch: str) -> None:
+    with torch.device("meta"):  # takes no memory
+        build_model(arch, 2)
 
 
 def _names(recipe: Any) -> set[str]:

@@ -6,9 +6,20 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from dp4tl_ffcv.utils import RunFolder, read_json, write_json
+
+
+class Label(NamedTuple):
+    """What a stage is for, in the words of the study file."""
+
+    text: str
+    seed: int | None = None
+    """Seed of the study. None: all seeds share the stage."""
+
+    def __str__(self) -> str:
+        return self.text if self.seed is None else f"{self.text}, seed {self.seed}"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -25,6 +36,8 @@ class Stage:
     """Paths of input files by role. `facts` or `needs` identify their content."""
     root: Path
     """Folder of the study."""
+    label: Label = field(default_factory=lambda: Label(""))
+    """Names the stage for readers. Equal stages may have different labels."""
 
     @cached_property
     def key(self) -> str:
@@ -39,10 +52,9 @@ class Stage:
         return self.root / self.kind / self.key
 
     @property
-    def description(self) -> str:
-        """Kind and facts in one line, without the settings of recipes."""
-        facts = {name: value for name, value in self.facts.items() if name != "settings"}
-        return " ".join([self.kind, *(f"{name}={value}" for name, value in facts.items())])
+    def name(self) -> str:
+        """Kind and label, such as `pretrain full, seed 0`."""
+        return f"{self.kind} {self.label}"
 
     @property
     def run_folder(self) -> RunFolder:

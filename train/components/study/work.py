@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -59,7 +59,7 @@ def run_stage(stage: Stage, threads: int | None = None) -> dict[str, Any]:
 
 def write(stage: Stage, _: int | None) -> dict[str, Any]:
     """Write betons by a writer."""
-    name, *arguments = map(str, stage.facts["arguments"])
+    name, *arguments = map(str, stage.facts["arguments"])  # numbers have the text of the study
     module = f"dp4tl_ffcv.writers.{name.replace('-', '_')}"
     command = [sys.executable, "-c", _END_WITH_PARENT, str(os.getpid()), module]
     command += [*arguments, "--out", str(stage.folder / "betons")]
@@ -109,8 +109,14 @@ def finetune(stage: Stage, threads: int | None) -> dict[str, Any]:
 
 def features(stage: Stage, threads: int | None) -> dict[str, Any]:
     """Extract features and logits by the surrogate."""
+    model = _result(stage, "surrogate")["checkpoint"]
+    if not Path(model).is_absolute() and Path(model).is_file():
+        raise ValueError(
+            f"the working folder {str(Path.cwd())!r} has a file {model!r}, which would be loaded "
+            "instead of the weights of this name. Move the file."
+        )
     made = extract_features(
-        _result(stage, "surrogate")["checkpoint"],
+        model,
         stage.paths["beton"],
         stage.folder / "features",
         num_workers=threads,
@@ -206,10 +212,10 @@ def selection(stage: Stage, _: int | None) -> dict[str, Any]:
         options["clusters"] = _folder(stage, "clusters") / "clusters.npz"
         if keep != AUTO:
             options = {**options, "keep": None, "keep_samples": round(keep * index.num_samples)}
-    # Negative scores, and zeros alone, have no sum to be divided by.
-    by_sum = all((each.scores >= 0).all() and each.scores.any() for each in found)
-    how: Literal["rank", "sum"] = "sum" if by_sum else "rank"
-    made = select(found, index, combine=how, **options)
+    # Only votes surely have a sum to be divided by; the rule must not differ between seeds.
+    votes = methods.get(stage.needs[roles[0]].facts["method"]).votes
+    combine = stage.facts.get("combine", "sum" if votes else "rank")
+    made = select(found, index, combine=combine, **options)
     made.save(stage.folder / "selection.npz")
     by_class = found[0].unit == "class" and not of_clusters
     kept = len(made.classes) / index.num_classes if by_class else len(made) / index.num_samples
