@@ -10,7 +10,7 @@ pretraining on every selection.
 import json
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import numpy as np
 import tyro
 
 from dp4tl_ffcv import Selection
-from dp4tl_ffcv.utils import atomic_open, environment, one_line_errors
+from dp4tl_ffcv.utils import RunFolder, atomic_open, environment, one_line_errors
 from train.components.study.launchers import launcher_of
 from train.components.study.plan import Plan, Run
 from train.components.study.schedule import Schedule
@@ -96,11 +96,12 @@ def table(lines: Sequence[dict[str, Any]]) -> str:
     columns = ["method and surrogate", "cost / full pretraining"]
     columns += [f"relevant found, keep {keep:g}" for keep in keeps]
     columns += [f"speed-up with cost, keep {keep:g}" for keep in keeps]
-    machine = head["environment"]
+    machine, seeds = head["environment"], len({row["seed"] for row in rows})
     return (
         f"{markdown(columns, cells)}\n\nMeasured in processor time of {machine['cores']} cores of "
         f"{machine['cpu']}, by `python -m benchmarks.surrogates`; the settings are in "
-        "`benchmarks/studies/surrogates.yaml`. Numbers in parentheses are those of each seed. "
+        f"`benchmarks/studies/surrogates.yaml`. {seeds} seeds; numbers in parentheses are those of "
+        "each seed, and differences as large as those between seeds show nothing. "
         "*Cost*: surrogate, features, scores and selection. *Speed-up with cost* is computed, not "
         "measured: 1 / (keep + cost), if pretraining takes time in proportion to the samples. "
         "*lm*: label mapping, *fm*: feature mapping. *32px*: resnet8_w16 with six epochs at the "
@@ -114,7 +115,10 @@ def table(lines: Sequence[dict[str, Any]]) -> str:
 def main(config: Config) -> None:
     """Run what is missing, print the table and write the rows."""
     arguments = StudyConfig(file=FILE, out=config.out, jobs=config.jobs)
-    runs = Plan(read_study(FILE), FILE.parent, arguments.folder).runs
+    described = read_study(FILE)
+    runs = Plan(described, FILE.parent, arguments.folder).runs
+    # The lock and the settings of `dp4tl study`: both cannot work in one folder at a time.
+    RunFolder(arguments.folder, {"study": asdict(described)}, overwrite=True).start(resume=True)
     stages = with_needs(run.selection or run.pretrained for run in runs)
     schedule = Schedule(stages, retry_failed=True)
     with launcher_of(arguments, arguments.folder) as launcher:

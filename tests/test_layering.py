@@ -53,6 +53,9 @@ MAY_ALSO = {
     "train.demo": {"writers"},
     "train.components.study.graph": {"scoring"},
     "train.components.study.work": {"scoring"},
+    "train.components.study.record": {"report"},
+    "train.components.study.results": {"report"},
+    "train.configs.study": {"report"},
 }
 
 # Third-party package -> the modules, with all below them, that may import it.

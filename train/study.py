@@ -29,7 +29,7 @@ from .components.study.launchers import launcher_of, stop_on_signals
 from .components.study.overview import estimates_of, states_of
 from .components.study.plan import Plan
 from .components.study.record import Record
-from .components.study.results import table_of
+from .components.study.results import text_of
 from .components.study.schedule import Schedule
 from .components.study.stages import Stage, with_needs
 
@@ -51,8 +51,8 @@ def study(config: Config) -> list[dict[str, Any]]:
     folder.start(resume=True)
     record = Record(out, plan.runs, stages, config.file)
     errors = _run(stages, folder, config, record)
-    compared = record.write()
-    print(table_of(compared))
+    findings = record.write()
+    print(text_of(findings, len(plan.runs)))
     if errors:
         failed = next(stage for stage in stages if stage.key in errors)
         raise ValueError(
@@ -60,7 +60,7 @@ def study(config: Config) -> list[dict[str, Any]]:
             f"{errors[failed.key]} ({failed.folder}). Repeat the command with --retry-failed."
         )
     folder.finish({})
-    return compared
+    return findings.comparisons
 
 
 def _plan(config: Config) -> Plan:

@@ -14,6 +14,7 @@ from typing import Any
 import tyro
 
 from benchmarks.end_to_end.table import end_to_end_table
+from benchmarks.harness import studies
 from benchmarks.harness.rows import markdown
 from benchmarks.peers.table import peers_sentence, peers_table
 from dp4tl_ffcv.scoring import methods
@@ -214,14 +215,13 @@ def surrogates_table() -> str:
 
 def study_page(results: Path) -> str:
     """Return the page with the tables of a study, whose results are kept in a file."""
-    from benchmarks.harness import studies  # with torch, which takes seconds
-
     return studies.page(results.stem, _lines(results))
 
 
 def keep_study(folder: Path, out: Path) -> None:
-    """Keep the rows of a study, headed by the machine that it ran on."""
-    head = {"environment": json.loads((folder / "summary.json").read_text())["environment"]}
+    """Keep the rows of a study, headed by the machine that it ran on and its number of runs."""
+    summary = json.loads((folder / "summary.json").read_text())
+    head = {name: summary[name] for name in ("environment", "runs")}
     rows = (folder / "results.jsonl").read_bytes()
     out.mkdir(exist_ok=True)
     with atomic_open(out / f"{folder.name}.jsonl") as stream:

@@ -31,13 +31,14 @@ from numpy.typing import NDArray
 
 from benchmarks.harness.rows import Row, publish
 from dp4tl_ffcv import Features, Scores, feature_mapping, label_mapping
+from dp4tl_ffcv.report.names import MARGIN
+from dp4tl_ffcv.report.rule import Comparison, compare, smallest_keep
 from dp4tl_ffcv.scoring.votes import expected_coverage
 from dp4tl_ffcv.selection.automatic import LEAST_COVERAGE, automatic_keep
 from dp4tl_ffcv.selection.budgets import part_of
 from dp4tl_ffcv.utils import one_line_errors
 from train.components.study.plan import Plan, Run
 from train.components.study.results import rows_of
-from train.components.study.rule import MARGIN, Comparison, compare, largest_pruning
 from train.configs.study import AUTO, FEWEST_SEEDS, FULL, read_study
 
 METHODS = ("label_mapping", "feature_mapping")
@@ -194,7 +195,8 @@ def _judged(task: Task, tasks: Sequence[Task]) -> Iterator[Row]:
     }
     for mode in task.differences:
         about = {**task.about, "mode": mode, **votes}
-        best = {"best": 1 - largest_pruning(task.compared(mode))}
+        verdicts = {keep: each.verdict for keep, each in task.compared(mode).items()}
+        best = {"best": smallest_keep(verdicts) or 1.0}
         found = {"least_coverage": least, "keep": _range(keeps.values()), **best}
         yield {"figure": "automatic", **about, **found, **_shown(task.between(keeps, mode))}
         if mode in task.of_chosen:

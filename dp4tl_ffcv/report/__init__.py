@@ -1,5 +1,1 @@
-"""The HTML report of a finished demo."""
-
-from .report import write_report
-
-__all__ = ["write_report"]
+"""Results of a study: what they show, and the HTML report."""

@@ -16,7 +16,8 @@ from ..beton import BetonIndex, read_image
 from ..errors import BetonError
 from ..scoring import Scores
 from ..selection import Selection
-from .results import Results, Row
+from .findings import Row, grouped
+from .results import Results
 
 TILE, COLUMNS = 48, 25  # side of a picture in pixels, pictures in a row of the sheet
 _MOST_PICTURES = 500
@@ -130,23 +131,18 @@ def rankings(results: Results, source: Source) -> list[Ranking]:
     Raises:
         ValueError: a selection or scores are damaged, or do not belong together.
     """
-    groups: dict[tuple[str, str], list[Row]] = {}
-    for row in results.rows:
-        if row["selection"] is not None:
-            groups.setdefault((row["scored_on"], row["method"]), []).append(row)
+    selected = (row for row in results.findings.rows if row["selection"] is not None)
     found = []
-    for (scored_on, method), rows in groups.items():
+    for rows in grouped(selected, "scored_on", "method"):
         try:
-            found.append(_ranking(results, source, scored_on, method, rows))
+            found.append(_ranking(results, source, rows))
         except FileNotFoundError:
             continue
     return found
 
 
-def _ranking(
-    results: Results, source: Source, scored_on: str, method: str, rows: Sequence[Row]
-) -> Ranking:
-    seed = rows[0]["seed"]
+def _ranking(results: Results, source: Source, rows: Sequence[Row]) -> Ranking:
+    seed, method = rows[0]["seed"], rows[0]["method"]
     by_keep = {row["keep"]: row for row in rows if row["seed"] == seed}
     keeps = sorted(by_keep, key=lambda keep: by_keep[keep]["kept"])
     chosen = [_selection(results.folder, by_keep[keep]) for keep in keeps]
@@ -175,7 +171,7 @@ def _ranking(
         for rank, number in enumerate(order.tolist(), start=1)
     )
     return Ranking(
-        scored_on=scored_on,
+        scored_on=rows[0]["scored_on"],
         method=method,
         seed=seed,
         num_seeds=len(smallest),

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..stored import read_text
-from .results import Results, Row, target_name
+from .findings import Row, target_name
+from .results import Results
 
 _MACHINE = ("cpu", "cores", "gpu", "python", "torch", "ffcv", "numba", "dp4tl_ffcv")
 
@@ -83,7 +84,7 @@ def logs_of(results: Results) -> Logs:
     """Read the logs of all finished runs."""
     reader = _Reader(results.folder)
     points: dict[tuple[str, str, Any, str], dict[str, list[list[tuple[float, float]]]]] = {}
-    for row in results.rows:
+    for row in results.findings.rows:
         for mode, stage, name in _curves_of(row):
             if found := reader.points(stage, name):
                 key = target_name(row), row["budget"], row["keep"], mode

@@ -18,7 +18,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from .curves import Curve
-from .results import Results, Row
+from .findings import Row
+from .names import MARGIN
 
 # Okabe and Ito's palette without black, safe for colour-blind readers and on black. Seven colours
 # and eight markers repeat only after 56 methods.
@@ -28,7 +29,6 @@ _MARKERS = {"o": "●", "s": "■", "^": "▲", "D": "◆", "v": "▼", "P": "�
 _INK, _LINE = "#010203", "#040506"
 _PAGE_COLORS = {_INK: "currentColor", _LINE: "var(--line)"}
 _POINTS = 100  # percentage points
-_MARGIN = -1.0
 _ASIDE = 0.015  # methods are drawn next to each other, this fraction of keep apart
 _MOST_POINTS = 200  # of a curve
 _RC: Any = {
@@ -71,15 +71,15 @@ def styles_of(methods: Sequence[str]) -> dict[str, Style]:
 class Panels:
     """Draws panels for one page. Ids are unique among the panels of an object."""
 
-    def __init__(self, results: Results) -> None:
-        self._numbers, self.styles = count(), styles_of(results.methods)
+    def __init__(self, methods: Sequence[str]) -> None:
+        self._numbers, self.styles = count(), styles_of(methods)
 
     def difference(self, rows: Sequence[Row]) -> str:
         """Plot the difference to the full source by fraction kept, with its 95 % interval."""
 
         def draw(axes: Axes) -> None:
             axes.axhline(0, color=_INK, linewidth=1.2)
-            axes.axhline(_MARGIN, color=_INK, linewidth=1, linestyle="--")
+            axes.axhline(-_POINTS * MARGIN, color=_INK, linewidth=1, linestyle="--")
             self._intervals(axes, rows, _kept, "mean", ("low", "high"))
             self._keep_axis(axes, rows)
             axes.set_ylabel("difference to the full source, points")

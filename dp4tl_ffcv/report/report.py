@@ -15,11 +15,18 @@ from ..stored import read_json
 from .classes import COLUMNS, TILE, Ranking, Source, rankings
 from .curves import Logs, logs_of
 from .figures import Panels
-from .results import BUDGETS, COSTS, FULL, Results, Row, target_name, uneven_rates
-from .words import method_label, summarise
-
-_CLOCKS = {"processor": "processor time", "wall": "wall clock"}
-_PLACE = ("scored_on", "target", "mode", "budget")
+from .findings import PLACE, Findings, grouped, target_name
+from .names import BUDGETS, CLOCKS, COSTS, FEWEST_SEEDS, FULL, MARGIN
+from .results import Results
+from .tables import (
+    ahead_tables,
+    auto_tables,
+    modes_of,
+    pruning_table,
+    verdict_table,
+    warning_tables,
+)
+from .words import method_label, notes_of, percent, summarise, words
 
 
 def write_report(
@@ -45,22 +52,24 @@ def write_report(
     """
     results = Results.read(Path(study_folder))
     pictures = Source(results, None if source is None else Path(source))
-    panels, logs = Panels(results), logs_of(results)
+    findings = results.findings
+    panels, logs = Panels(findings.methods), logs_of(results)
     ranked = rankings(results, pictures)
     shown = dict.fromkeys(each.class_id for ranking in ranked for each in ranking.pictured)
     sheet, places = pictures.sheet(list(shown))
     page = _template().render(
         {
-            "results": results,
-            "sentences": summarise(results),
-            "prunings": _prunings(results),
-            "targets": [_target(results, panels, logs, ranked, name) for name in _targets(results)],
+            "summary": results.summary,
+            "sentences": summarise(findings, results.summary["runs"]),
+            "notes": list(notes_of(findings)),
+            "prunings": [pruning_table(findings, name) for name in findings.targets],
+            "targets": [_target(findings, panels, logs, ranked, t) for t in findings.targets],
+            "others": [*auto_tables(findings), *warning_tables(findings)],
+            "margin": f"{100 * MARGIN:g}",
+            "fewest_seeds": FEWEST_SEEDS,
             "styles": panels.styles,
-            "costs": list(_costs(results)),
-            "uneven": uneven_rates([row["images_per_second"] for row in results.rows]),
-            "clocks": sorted(
-                {_CLOCKS.get(row["clock"], row["clock"]) for row in results.comparisons}
-            ),
+            "costs": list(_costs(findings)),
+            "clock": CLOCKS.get(findings.clock, findings.clock),
             "sheet": sheet,
             "places": places,
             "tile": TILE,
@@ -77,46 +86,34 @@ def write_report(
     return path
 
 
-def _targets(results: Results) -> list[str]:
-    return list(dict.fromkeys(map(target_name, results.comparisons)))
-
-
 def _target(
-    results: Results, panels: Panels, logs: Logs, ranked: list[Ranking], target: str
+    findings: Findings, panels: Panels, logs: Logs, ranked: list[Ranking], target: str
 ) -> dict[str, Any]:
     """Return the panels, tables and rankings of one target."""
     places = [
-        (mode, budget, rows)
-        for (_, _, mode, budget), rows in results.groups(*_PLACE)
-        if target_name(rows[0]) == target
+        rows for rows in grouped(findings.comparisons, *PLACE) if target_name(rows[0]) == target
     ]
-    scored_on = places[0][2][0]["scored_on"]
-    by_mode: dict[str, dict[str, list[Row]]] = {}
-    for mode, budget, rows in places:
-        by_mode.setdefault(mode, {})[budget] = rows
     # All modes share a pretraining: the first shows its speed.
-    _, _, fastest = next((each for each in places if each[1] == BUDGETS[0]), places[0])
+    fastest = next((rows for rows in places if rows[0]["budget"] == BUDGETS[0]), places[0])
     return {
         "name": target,
         "modes": [
             {
-                "name": mode,
+                "name": words(mode),
                 "panels": [
-                    (budget, panels.difference(rows), panels.cost(rows))
-                    for budget, rows in budgets.items()
+                    (words(rows[0]["budget"]), panels.difference(rows), panels.cost(rows))
+                    for rows in places
+                    if rows[0]["mode"] == mode
                 ],
-                "rows": [row for rows in budgets.values() for row in _sorted(results, rows)],
+                "table": verdict_table(findings, target, mode),
             }
-            for mode, budgets in by_mode.items()
+            for mode in modes_of(findings, target)
         ],
+        "ahead": list(ahead_tables(findings, target)),
         "speed": panels.speedup(fastest),
         "curves": list(_curve_panels(panels, logs, target)),
-        "rankings": [each for each in ranked if each.scored_on == scored_on],
+        "rankings": [each for each in ranked if each.scored_on == places[0][0]["scored_on"]],
     }
-
-
-def _sorted(results: Results, rows: list[Row]) -> list[Row]:
-    return sorted(rows, key=lambda row: (-row["kept"], results.methods.index(row["method"])))
 
 
 def _curve_panels(panels: Panels, logs: Logs, target: str) -> Iterator[tuple[str, str]]:
@@ -133,32 +130,23 @@ def _curve_panels(panels: Panels, logs: Logs, target: str) -> Iterator[tuple[str
             yield title, panels.curves(by_method, full.get((budget, mode)), what)
 
 
-def _prunings(results: Results) -> list[tuple[Row, dict[str, float]]]:
-    """Return the largest prunings by method, for each target, mode and budget."""
-    found: dict[tuple[str, ...], tuple[Row, dict[str, float]]] = {}
-    for row in results.summary["prunings"]:
-        key = tuple(row[name] for name in _PLACE)
-        found.setdefault(key, (row, {}))[1][row["method"]] = row["pruned"]
-    return list(found.values())
-
-
-def _costs(results: Results) -> Iterator[dict[str, Any]]:
+def _costs(findings: Findings) -> Iterator[dict[str, Any]]:
     """Yield the mean cost of a selection by target and method, in parts."""
-    for (scored_on, method), rows in results.groups("scored_on", "method"):
+    for rows in grouped(findings.comparisons, "scored_on", "method"):
         parts = {name: sum(row[name] for row in rows) / len(rows) for name in COSTS}
         full = sum(row["full_pretrain_seconds"] for row in rows) / len(rows)
         total = sum(parts.values())
         yield {
-            "target": scored_on, "method": method, "parts": parts, "total": total,
-            "share": total / full, "full": full,
+            "target": rows[0]["scored_on"], "method": rows[0]["method"], "parts": parts,
+            "total": total, "share": total / full, "full": full,
         }  # fmt: skip
 
 
 def _fingerprints(results: Results) -> dict[str, str]:
     """Return what the runs recorded about their betons, by dataset and split."""
     found: dict[str, str] = {}
-    stages = {("source", row["pretrained"]) for row in results.rows[:1]}
-    stages |= {(f"target {row['target']}", row["finetuned"]) for row in results.rows}
+    stages = {("source", row["pretrained"]) for row in results.findings.rows[:1]}
+    stages |= {(f"target {row['target']}", row["finetuned"]) for row in results.findings.rows}
     for dataset, stage in sorted(stages):
         if f"{dataset} train" in found:
             continue
@@ -182,23 +170,6 @@ def _template() -> jinja2.Template:
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters.update(
-        label=method_label,
-        target=target_name,
-        words=lambda name: str(name).replace("_", " "),
-        keep=lambda keep: keep if isinstance(keep, str) else f"{keep:g}",
-        percent=lambda value: f"{100 * value:.2f}",
-        share=lambda value: f"{100 * value:.3g} %",
-        points=_points,
-        times=lambda value: f"{value:.2f}\N{MULTIPLICATION SIGN}",
-        range=_range,
-        seconds="{:,.1f}".format,
+        label=method_label, words=words, share=percent, seconds="{:,.1f}".format
     )
     return environment.from_string(source)
-
-
-def _range(ends: tuple[float | None, float | None]) -> str:
-    return "[{}]".format(", ".join("?" if end is None else f"{end:.2f}" for end in ends))
-
-
-def _points(value: float | None, sign: str = "+") -> str:
-    return "?" if value is None else f"{100 * value:{sign}.2f}".replace("-", "\N{MINUS SIGN}")

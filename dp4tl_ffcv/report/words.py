@@ -1,78 +1,130 @@
-"""Sum up the findings of a study in three sentences."""
+"""Sum up the findings of a study in sentences, and name what its tables and figures show."""
 
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
-from .results import Results, Row, target_name
+from .findings import Findings, Row, target_name
+from .names import AUTO, CLOCKS, FEWEST_SEEDS
 
 _LABELS = {"label_mapping": "LM", "feature_mapping": "FM", "full": "full source"}
-_ROUNDING = 1e-9
+_UNEVEN = 1.25  # largest ratio between the images per second of two runs on an idle machine
 
 
 def method_label(method: str) -> str:
     """Return the name of a method for tables and legends."""
-    return _LABELS.get(method, method.replace("_", " "))
+    return _LABELS.get(method, words(method))
 
 
-def summarise(results: Results) -> list[str]:
-    """Return three sentences: what was compared, the largest pruning, and how sure that is."""
-    return [_compared(results), _best(results), _sure(results)]
+def words(name: str) -> str:
+    """Return a name of the results, such as `linear_probe`, in words."""
+    return name.replace("_", " ")
 
 
-def _compared(results: Results) -> str:
-    methods = [method_label(method) for method in results.methods]
-    seeds = max((row["seeds"] for row in results.comparisons), default=0)
-    done, planned = len(results.rows), results.summary["runs"]
+def keep_label(row: Row) -> str:
+    """Return the fraction kept. With `auto`, it is the mean over the seeds."""
+    return f"{AUTO} {row['kept']:.2f}" if row["keep"] == AUTO else f"{row['keep']:g}"
+
+
+def percent(value: float) -> str:
+    """Return a share in percent with three digits."""
+    return f"{100 * value:.3g} %"
+
+
+def summarise(findings: Findings, planned: int) -> list[str]:
+    """Return a few sentences: what was compared, what it shows, and how sure that is.
+
+    Args:
+        findings: of the study.
+        planned: number of runs of the whole study.
+    """
+    sentences = (_compared(findings, planned), _best(findings), _ahead(findings),
+                 summarise_auto(findings), _sure(findings))  # fmt: skip
+    return [sentence for sentence in sentences if sentence]
+
+
+def notes_of(findings: Findings) -> Iterator[str]:
+    """Yield what limits the findings: the clock, runs of uneven speed, too few seeds."""
+    yield f"Times and speed-ups are by {CLOCKS.get(findings.clock, findings.clock)}."
+    rates = [row["images_per_second"] for row in findings.rows if row["images_per_second"] > 0]
+    if rates and max(rates) > _UNEVEN * min(rates):
+        yield (
+            f"Pretraining ran at {min(rates):,.0f} to {max(rates):,.0f} images/s. The machines "
+            "differed or were busy with other work, so the times and speed-ups may be wrong by "
+            "this factor."
+        )
+    if any(row["seeds"] < FEWEST_SEEDS for row in findings.comparisons):
+        yield f"A verdict needs {FEWEST_SEEDS} seeds."
+
+
+def summarise_auto(findings: Findings) -> str:
+    """Return how much time keep `auto` saves over all targets, or nothing without `auto`."""
+    if not (rows := findings.regrets):
+        return ""
+    saved, best = (sum(row[name] for row in rows) for name in ("saved", "saved_best"))
+    ratio = f", a ratio of {saved / best:.2f}" if best > 0 else ""
+    safe = sum(row["verdict"] == "no loss" for row in rows)
+    return (
+        f"Keep {AUTO} saves {percent(saved / len(rows))} of the pretraining time on average, and "
+        f"the best fraction known afterwards {percent(best / len(rows))}{ratio}; {AUTO} shows no "
+        f"loss in {safe} of {_counted(len(rows), 'comparison')}."
+    )
+
+
+def _compared(findings: Findings, planned: int) -> str:
+    methods = [method_label(method) for method in findings.methods]
+    seeds = max((row["seeds"] for row in findings.comparisons), default=0)
+    done = len(findings.rows)
     state = f"all {planned} runs are finished" if done == planned else f"{done} of {planned} runs"
     if done != planned:
         state += " are finished, so the figures may still change"
     if not methods:
         return f"This study has nothing to compare yet: {state}."
-    targets = {target_name(row) for row in results.comparisons}
-    modes = {row["mode"] for row in results.comparisons}
+    modes = {row["mode"] for row in findings.comparisons}
     return (
         f"This study pretrains on the full source and on selections by {_listed(methods)} with "
         f"{_counted(seeds, 'seed')}, and finetunes each model on "
-        f"{_counted(len(targets), 'target')} in {_counted(len(modes), 'way')}; {state}."
+        f"{_counted(len(findings.targets), 'target')} in {_counted(len(modes), 'way')}; {state}."
     )
 
 
-def _best(results: Results) -> str:
-    pruned = [row for row in results.summary["prunings"] if row["pruned"] > 0]
-    ours = [row for row in pruned if row["method"] not in results.controls]
+def _best(findings: Findings) -> str:
+    found = {rule: row for rule, row in findings.best.items() if row is not None}
+    ours = [row for row in found.values() if row["method"] not in findings.randoms]
     if not ours:
         return "No method is shown to prune anything without loss."
-    best = max(ours, key=lambda row: (row["pruned"], row["budget"] == "equal_epochs"))
-    place = {name: best[name] for name in ("scored_on", "target", "mode", "budget")}
-    here = [row for row in results.comparisons if place.items() <= row.items()]
-    speed = "".join(
-        f", where pretraining is {row['speedup']:.1f} times as fast, or "
-        f"{row['speedup_with_selection']:.1f} times with the cost of the selection"
-        for row in here
-        if row["method"] == best["method"] and abs(1 - row["kept"] - best["pruned"]) < _ROUNDING
-    )
-    random = [
-        each["pruned"]
-        for each in results.summary["prunings"]
-        if each["method"] in results.controls and place.items() <= each.items()
-    ]
-    control = f"; random selection reaches {_share(max(random))} there" if random else ""
+    best = max(ours, key=lambda row: (-row["keep"], row["budget"] == "equal_epochs"))
+    control = ""
+    *place, _ = next(rule for rule, row in found.items() if row is best)
+    if (rule := (*place, str(findings.control))) in findings.best:
+        row = findings.best[rule]
+        control = f"; random classes reach {percent(1 - row['keep'] if row else 0)} there"
     return (
-        f"The largest pruning without loss is {_share(best['pruned'])} by "
-        f"{method_label(best['method'])} ({_place(best)}){speed}{control}."
+        f"The largest pruning without loss is {percent(1 - best['keep'])} by "
+        f"{method_label(best['method'])} ({_place(best)}), where pretraining is "
+        f"{best['speedup']:.1f} times as fast, or {best['speedup_with_selection']:.1f} times with "
+        f"the cost of the selection{control}."
     )
 
 
-def _sure(results: Results) -> str:
-    verdicts = [row["verdict"] for row in results.comparisons]
-    missed = [row["missed"] for row in results.comparisons if row["missed"] is not None]
-    counts = (f"{verdicts.count(name)} {words}" for name, words in (
+def _ahead(findings: Findings) -> str:
+    rows = [row for row in findings.comparisons if row["ahead_low"] is not None]
+    if not rows:
+        return ""
+    ahead = sum(row["ahead_low"] > 0 for row in rows)
+    behind = sum(row["ahead_high"] < 0 for row in rows)
+    return (
+        f"Of {_counted(len(rows), 'comparison')} with random classes at the same fraction, {ahead} "
+        f"are ahead and {behind} behind (by a 95 % interval without 0)."
+    )
+
+
+def _sure(findings: Findings) -> str:
+    verdicts = [row["verdict"] for row in findings.comparisons]
+    missed = [row["missed"] for row in findings.comparisons if row["missed"] is not None]
+    counts = (f"{verdicts.count(name)} {shown}" for name, shown in (
         ("no loss", "show no loss"), ("loss", "show a loss"), ("cannot tell", "cannot tell"),
     ))  # fmt: skip
     sentence = f"Of {_counted(len(verdicts), 'comparison')}, {', '.join(counts)}"
-    needed = results.summary.get("fewest_seeds", 0)
-    if max((row["seeds"] for row in results.comparisons), default=0) < needed:
-        sentence += f" (a verdict needs {needed} seeds)"
     if not missed:
         return f"{sentence}; with one seed, nothing can be shown."
     return (
@@ -83,18 +135,13 @@ def _sure(results: Results) -> str:
 
 
 def _place(row: Row) -> str:
-    words = target_name(row), row["mode"], row["budget"]
-    return ", ".join(str(word).replace("_", " ") for word in words)
-
-
-def _share(value: float) -> str:
-    return f"{100 * value:.3g} %"
+    return ", ".join((target_name(row), words(row["mode"]), words(row["budget"])))
 
 
 def _counted(number: int, noun: str) -> str:
     return f"{number} {noun}{'s' * (number != 1)}"
 
 
-def _listed(words: Iterable[str]) -> str:
-    *first, last = words
+def _listed(names: Iterable[str]) -> str:
+    *first, last = names
     return f"{', '.join(first)} and {last}" if first else last

@@ -61,29 +61,32 @@ def test_a_finished_study_is_kept_and_its_tables_show_every_comparison(tmp_path:
     run, kept = tmp_path / "small", tmp_path / "kept"
     run.mkdir()
     machine = {"cores": 3, "cpu": "a CPU", "gpu": "none", "torch": "2"}
-    (run / "summary.json").write_text(json.dumps({"environment": machine}))
+    (run / "summary.json").write_text(json.dumps({"environment": machine, "runs": 65}))
     (run / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     tables.keep_study(run, kept)
     page = tables.study_page(kept / "small.jsonl")
     assert page.startswith(
-        "# small\n\n`dp4tl study benchmarks/studies/small.yaml`, 8 seeds, on 3 cores"
+        "# small\n\n`dp4tl study benchmarks/studies/small.yaml`, on 3 cores of a CPU, GPU: none, "
     )
+    assert "64 of 65 runs are finished" in page
     # 0.107 * t(0.975, 7) / sqrt(8) = 0.09; missed: 0.09 + 0.107 * t(0.8, 7) / sqrt(8) = 0.12.
-    line = (
-        "| label mapping | 0.30: +0.00 [-0.09, +0.09] no loss (0.12) "
-        "| +1.00 [+0.91, +1.09] no loss (0.12) | -10.00 [-10.09, -9.91] loss (0.12) | 50% |"
-    )
     for mode in ("linear probe", "full finetuning"):
-        section = page.split(f"## few, {mode}, equal epochs\n\nFull source: 90.00 %.")[1]
-        assert section.split("\n\n")[1].splitlines() == [
-            "| method | auto | 0.5 | 0.2 | pruned |", "|---|---|---|---|---|", line,
-        ]  # fmt: skip
-    assert page.endswith(
-        "| label mapping | 0.30: 3.33 [3.33, 3.33] / 1.25 [1.25, 1.25] "
-        "| 2.00 [2.00, 2.00] / 1.00 [1.00, 1.00] | 5.00 [5.00, 5.00] / 1.43 [1.43, 1.43] |\n"
+        section = page.split(f"## few, {mode}: difference to the full source\n\n")[1]
+        assert section.split("\n\n")[0].splitlines()[2:] == [
+            f"| equal epochs | {keep} | LM | 10 | 100 | {accuracy} | 90.00 | {difference} | 0.12 "
+            f"| {verdict} | {speed} [{speed}, {speed}] | {cost} [{cost}, {cost}] | 8 |"
+            for keep, accuracy, difference, verdict, speed, cost in [
+                ("0.5", "91.00", "+1.00 [+0.91, +1.09]", "no loss", "2.00", "1.00"),
+                ("auto 0.30", "90.00", "+0.00 [-0.09, +0.09]", "no loss", "3.33", "1.25"),
+                ("0.2", "80.00", "-10.00 [-10.09, -9.91]", "loss", "5.00", "1.43"),
+            ]
+        ]
+    assert "| LM | 50 % | 50 % |" in page
+    assert (
+        "| few | linear probe | LM | 0.30 | ? (?) | 70.00 | 0.5 | 50.00 | 1.40 | no loss |" in page
     )
-    assert "(paired, t on the logarithms), by wall clock." in page
-    assert "pretraining ran at 100 to 450 images/s" in page
+    assert "- Times and speed-ups are by wall clock." in page
+    assert "- Pretraining ran at 100 to 450 images/s" in page
 
 
 def test_a_page_without_markers_is_rejected() -> None:

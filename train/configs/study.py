@@ -8,6 +8,9 @@ from typing import Annotated, Any, Literal, get_args
 
 import tyro
 
+from dp4tl_ffcv.report.names import AUTO as AUTO
+from dp4tl_ffcv.report.names import FEWEST_SEEDS
+from dp4tl_ffcv.report.names import FULL as FULL
 from dp4tl_ffcv.utils import check_choice, check_entries, check_int, check_number
 
 from .config_file import read_config_file
@@ -20,11 +23,6 @@ Combine = Literal["sum", "max", "rank", "round-robin"]
 Launcher = Literal["local", "ray", "slurm"]
 Settings = Mapping[str, Any]
 
-AUTO: Literal["auto"] = "auto"
-FULL = "full"
-"""Name of the full source in the results, which no method has."""
-FEWEST_SEEDS = 8
-"""With fewer seeds no verdict is given: the spread over seeds is too uncertain."""
 RECIPES = ("pretrain", "pretrain-moco")
 """Recipes that make a surrogate."""
 

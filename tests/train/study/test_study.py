@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 
 from dp4tl_ffcv import Scores, Selection, build_model, image_fields, save_checkpoint, write_beton
+from dp4tl_ffcv.report.names import COSTS
 from dp4tl_ffcv.scoring import aum
 from tests.support.dynamics import dynamics_of
 from tests.support.images import picture
 from train.components.study import work
-from train.components.study.results import COSTS
 from train.components.study.stages import Stage
 from train.configs.study import Config
 from train.study import study

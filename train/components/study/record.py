@@ -4,12 +4,12 @@ import shlex
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from dp4tl_ffcv import write_report
+from dp4tl_ffcv.report.findings import Findings
 
 from .plan import Run
-from .results import comparisons, rows_of, write_results, write_summary
+from .results import rows_of, write_results, write_summary
 from .stages import Stage
 
 _SHARE = 0.02  # of the time may go into records of an unfinished study
@@ -45,8 +45,8 @@ class Record:
             except (OSError, ValueError) as error:
                 print(f"no report: {error}", flush=True)
 
-    def write(self) -> list[dict[str, Any]]:
-        """Write all files, and return the comparisons of the finished runs.
+    def write(self) -> Findings:
+        """Write all files, and return the findings of the finished runs.
 
         Raises:
             OSError: a file cannot be read or written.
@@ -54,12 +54,11 @@ class Record:
         """
         started = time.monotonic()
         try:
-            rows = rows_of(self._runs)
-            compared = comparisons(rows)
-            write_results(self._out, rows)
-            write_summary(self._out, self._runs, self._stages, compared, self._command)
+            findings = Findings(rows_of(self._runs))
+            write_results(self._out, findings.rows)
+            write_summary(self._out, self._runs, self._stages, findings, self._command)
             write_report(self._out, source=self._source())
         finally:
             ended = time.monotonic()
             self._due = ended + (ended - started) / _SHARE
-        return compared
+        return findings

@@ -4,8 +4,9 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from contextlib import redirect_stdout
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,7 @@ def run_stage(stage: Stage, threads: int | None = None) -> dict[str, Any]:
     with (
         (stage.folder / "output.txt").open("a", buffering=1) as output,
         redirect_stdout(output),
+        _recorded_warnings() as texts,
         compile_timer() as compiling,
     ):
         result = _WORK[stage.kind](stage, threads)
@@ -54,7 +56,22 @@ def run_stage(stage: Stage, threads: int | None = None) -> dict[str, Any]:
         "compile_seconds": compiling.seconds,
         "processor_seconds": time.process_time() - processor - compiling.processor_seconds,
     }
-    return folder.finish({**seconds, **result})
+    return folder.finish({**seconds, "warnings": texts, **result})
+
+
+@contextmanager
+def _recorded_warnings() -> Iterator[list[str]]:
+    """Give a list that gets the text of each warning, which is also shown as usual."""
+    texts: list[str] = []
+    with warnings.catch_warnings():
+        show = warnings.showwarning
+
+        def record(message: Warning | str, *place: Any, **more: Any) -> None:
+            texts.append(str(message))
+            show(message, *place, **more)
+
+        warnings.showwarning = record
+        yield texts
 
 
 def write(stage: Stage, _: int | None) -> dict[str, Any]:
@@ -219,11 +236,12 @@ def selection(stage: Stage, _: int | None) -> dict[str, Any]:
     made.save(stage.folder / "selection.npz")
     by_class = found[0].unit == "class" and not of_clusters
     kept = len(made.classes) / index.num_classes if by_class else len(made) / index.num_samples
-    return {
-        "classes": len(made.classes),
-        "samples": len(made),
-        "keep": kept if keep == AUTO else keep,
-    }
+    counts = {"classes": len(made.classes), "samples": len(made)}
+    if keep != AUTO:
+        return {**counts, "keep": keep}
+    evidence, chosen = made.provenance["automatic"], str(made.provenance["keep"])
+    about = {name: evidence[name][chosen] for name in ("coverage", "lower_bound")}
+    return {**counts, "keep": kept, **about}
 
 
 # A writer whose process was killed would otherwise go on, and lock the betons for the next one.

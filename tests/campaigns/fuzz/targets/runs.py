@@ -71,22 +71,32 @@ class Reports(Target):
             made.unlink(missing_ok=True)
         if found := _LOADED.search(page):
             raise FaultError("a page that loads", page[found.start() :][:200])
-        summary = json.loads((folder / "study/summary.json").read_bytes())
-        _check_shown(summary["comparisons"], page)
+        lines = (folder / "study/results.jsonl").read_text().splitlines()
+        _check_shown(list(map(json.loads, lines)), page)
         return "equal" if data == sample.data else "accepted, rows compared"
 
 
-def _check_shown(compared: list[dict[str, Any]], page: str) -> None:
-    """Raise `FaultError` unless a line of a table shows the numbers of each comparison."""
+def _check_shown(rows: list[dict[str, Any]], page: str) -> None:
+    """Raise `FaultError` unless a line of a table shows the means of each selection rule."""
     shown = _LINE.findall(page)
-    for each in compared:
+    paired = ("target", "mode", "budget", "seed")
+    full = {tuple(row[name] for name in paired) for row in rows if row["method"] == "full"}
+    rules: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for row in rows:
+        if row["method"] != "full" and tuple(row[name] for name in paired) in full:
+            names = (*paired[:3], "scored_on", "method", "keep")
+            rules.setdefault(tuple(row[name] for name in names), []).append(row)
+    for rule, group in rules.items():
+        accuracy, classes, samples = (
+            sum(row[name] for row in group) / len(group)
+            for name in ("test_accuracy", "classes", "samples")
+        )
         numbers = (
-            f"<td>{100 * each['accuracy']:.2f}</td>",
-            f"<td>{each['speedup']:.2f}\N{MULTIPLICATION SIGN}</td>",
-            f"<td>{each['classes']:,.0f}</td>", f"<td>{each['samples']:,.0f}</td>",
+            f"<td>{100 * accuracy:.2f}</td>", f"<td>{classes:,.0f}</td>",
+            f"<td>{samples:,.0f}</td>", f"<td>{len(group)}</td>",
         )  # fmt: skip
         if not any(all(number in line for number in numbers) for line in shown):
-            raise FaultError("differs from a plain reading", f"{each!r:.300}")
+            raise FaultError("differs from a plain reading", f"{rule!r:.300}")
 
 
 class RunFolders(Target):

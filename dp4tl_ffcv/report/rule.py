@@ -1,17 +1,14 @@
 """Whether pruning loses accuracy: a test of non-inferiority on paired differences."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from scipy.stats import t
 
-from ...configs.study import FEWEST_SEEDS
+from .names import FEWEST_SEEDS, LEVEL, MARGIN
 
-MARGIN = 0.01
-"""A smaller loss counts as none: one point of accuracy."""
-LEVEL = 0.95
 _POWER = 0.8
 
 Verdict = Literal["no loss", "loss", "cannot tell"]
@@ -76,15 +73,17 @@ def compare(differences: Sequence[float], step: float = 0.0) -> Comparison:
     return Comparison(seeds=count, mean=mean, low=mean - width, high=mean + width, missed=missed)
 
 
-def largest_pruning(by_keep: dict[float, Comparison]) -> float:
-    """Return the largest pruned fraction without loss, at it and at every smaller pruning.
+def smallest_keep(verdicts: Mapping[float, str]) -> float | None:
+    """Return the smallest fraction kept down to which every tested fraction is without loss.
+
+    Return None if the largest is not.
 
     Args:
-        by_keep: comparisons by the fraction kept.
+        verdicts: verdicts by the fraction kept.
     """
-    pruned = 0.0
-    for keep in sorted(by_keep, reverse=True):
-        if by_keep[keep].verdict != "no loss":
+    found = None
+    for keep in sorted(verdicts, reverse=True):
+        if verdicts[keep] != "no loss":
             break
-        pruned = 1 - keep
-    return pruned
+        found = keep
+    return found

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import ttest_1samp
 
-from train.components.study.rule import MARGIN, Comparison, compare, largest_pruning
+from dp4tl_ffcv.report.rule import compare, smallest_keep
 
 
 def test_the_interval_is_that_of_the_paired_t_test() -> None:
@@ -57,12 +57,8 @@ def test_differences_must_be_finite_numbers() -> None:
             compare(wrong)
 
 
-def of(low: float, high: float) -> Comparison:
-    return Comparison(seeds=8, mean=(low + high) / 2, low=low, high=high, missed=0.0)
-
-
 def test_pruning_counts_only_if_every_smaller_pruning_is_without_loss() -> None:
-    good, bad = of(-MARGIN / 2, 0.01), of(-0.05, 0.01)
-    assert largest_pruning({0.4: good, 0.2: good}) == pytest.approx(0.8)
-    assert largest_pruning({0.6: good, 0.4: bad, 0.2: good}) == pytest.approx(0.4)
-    assert largest_pruning({0.4: bad}) == 0
+    good, bad = "no loss", "cannot tell"
+    assert smallest_keep({0.4: good, 0.2: good}) == 0.2
+    assert smallest_keep({0.2: good, 0.4: bad, 0.6: good}) == 0.6
+    assert smallest_keep({0.4: "loss"}) is None
