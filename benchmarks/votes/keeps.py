@@ -10,8 +10,9 @@ Runs of label mapping and feature mapping at equal epochs count. Figures:
   most a fifth of the target is uncovered.
 * `automatic`: what `auto` keeps with a coverage that the study did not choose: the steepest slope
   of all other studies loses one point at it. The accuracy is interpolated between those of the
-  measured fractions, seed by seed, so that its interval is somewhat too narrow. `best` is the
-  smallest fraction that is without loss at it and at every larger one.
+  measured fractions, seed by seed: its interval is somewhat too narrow, and a loss that grows
+  faster at small fractions is overstated. `best` is the smallest fraction that is without loss at
+  it and at every larger one.
 * `measured`: the same of the study's own runs with the fraction `auto`, if it has any.
 * `saved`: fraction of the source that is pruned, relative to that of the best fraction, as a ratio
   of sums over the tasks with 8 seeds. No task counts for more than its best fraction prunes. With

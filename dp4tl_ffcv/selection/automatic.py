@@ -37,8 +37,8 @@ def automatic_keep(
     Fractions are multiples of 0.01 from 0.2 to 1. A fraction is enough if a lower bound of the
     expected coverage is. Coverage grows with the fraction, so that a choice among fractions is
     wrong no more often than the bound of one of them. If the votes of a target say too little, or
-    its images are too few, warn and return 1. The votes are taken to make sense where their label
-    information is unknown.
+    its images are too few, warn and return 1; the evidence then has the `problems`. The votes are
+    taken to make sense where their label information is unknown.
 
     Args:
         scores: scores by votes, one per target.
@@ -62,24 +62,27 @@ def automatic_keep(
     coverage = {keep: float(covered[part_of(keep, among.sum()) - 1]) for keep in _KEEPS}
     bounds = {keep: _lower_bound(share, images) for keep, share in coverage.items()}
     keep = next((keep for keep in _KEEPS if bounds[keep] >= least_coverage), 1.0)
+    problems = [each.problem for each in votes if each.problem is not None]
+    for each in votes:
+        each.warn(stacklevel=3)
     if images < FEWEST_IMAGES:
-        keep = 1.0
+        problems.append(
+            f"a target has {images} images, and {FEWEST_IMAGES} or more are needed to tell which "
+            "classes are enough for it"
+        )
         warnings.warn(
-            f"`keep` is 'auto', but a target has {images} images, and {FEWEST_IMAGES} or more are "
-            "needed to tell which classes are enough for it. All classes are kept. Give a "
-            "fraction, or score more images.",
+            f"`keep` is 'auto', but {problems[-1]}. All classes are kept. Give a fraction, or "
+            "score more images.",
             stacklevel=3,
         )
-    if any(each.problem for each in votes):
-        keep = 1.0
-        for each in votes:
-            each.warn(stacklevel=3)
+    keep = 1.0 if problems else keep
     shown = sorted({*_SHOWN, keep})
     return keep, {
         "least_coverage": least_coverage,
         "confidence": CONFIDENCE,
         "coverage": {str(each): coverage[each] for each in shown},
         "lower_bound": {str(each): bounds[each] for each in shown},
+        **({"problems": problems} if problems else {}),
     }
 
 

@@ -54,15 +54,18 @@ def test_losses_stand_next_to_the_uncovered_share() -> None:
 
 
 def test_a_study_is_judged_by_the_steepest_slope_of_the_others() -> None:
-    tasks = [task("a", 0.05), task("b", 0.2), task("b", 0.1, target="two"), task("c", 0.1)]
+    tasks = [task("a", 0.05), task("b", 0.4), task("b", 0.1, target="two"), task("c", 0.1)]
     found = list(rows(tasks))
     least = {row["study"]: row["least_coverage"] for row in of("automatic", found)}
-    assert least == {k: pytest.approx(v) for k, v in {"a": 0.95, "b": 0.9, "c": 0.95}.items()}
-    (a,) = of("automatic", found, study="a")
-    # 8 classes cover 0.98, of which 0.971 is sure, and 7 cover 0.9. Half of a class is 0.025.
-    assert a["keep"] == [0.38, 0.38, 0.38]
-    between = -0.05 * (0.02 + 0.2 * 0.08)  # 0.38, between 0.3 and 0.4
+    assert least == {k: pytest.approx(v) for k, v in {"a": 0.975, "b": 0.9, "c": 0.975}.items()}
+    # 6 classes cover 0.9, 8 cover 0.98, of which 0.971 is sure, and 10 cover all. Half of a class
+    # is 0.025.
+    (a,), (b, _) = of("automatic", found, study="a"), of("automatic", found, study="b")
+    assert (a["keep"], b["keep"]) == ([0.48] * 3, [0.38] * 3)
+    between = -0.05 * 0.02 * (1 - 0.48) / (1 - 0.4)  # to 0 at 1
     assert (a["difference"], a["verdict"]) == (pytest.approx(between), "no loss")
+    between = -0.4 * (0.02 + 0.2 * 0.08)  # 0.38, between 0.3 and 0.4
+    assert (b["difference"], b["verdict"]) == (pytest.approx(between), "loss")
     assert (a["best"], a["images"]) == (pytest.approx(0.3), 1000)
 
 

@@ -107,6 +107,8 @@ def test_few_images_keep_everything(counts: list[int], photos: Any, twenty: Any)
             selection = select(scores, photos.index, keep="auto", clusters=twenty)
         assert [each.filename for each in caught] == [__file__]
         assert selection.provenance["keep"] == 1
+        (problem,) = selection.provenance["automatic"]["problems"]
+        assert problem.startswith(f"a target has {sum(counts)} images")
 
 
 def test_votes_that_say_little_keep_everything(photos: Any) -> None:
@@ -116,10 +118,13 @@ def test_votes_that_say_little_keep_everything(photos: Any) -> None:
     assert [each.filename for each in caught] == [__file__]
     assert selection.provenance["keep"] == 1
     assert selection.provenance["automatic"]["coverage"]["0.2"] == 1
+    (problem,) = selection.provenance["automatic"]["problems"]
+    assert problem.startswith("the surrogate hardly tells the target's classes apart")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         good = select(replace(scores, label_information=0.4), photos.index, keep="auto")
     assert good.provenance["keep"] == 0.2
+    assert "problems" not in good.provenance["automatic"]
 
 
 @pytest.mark.parametrize(
