@@ -72,9 +72,10 @@ def estimate(stage: Stage) -> Estimate:
 def _pretrain(stage: Stage) -> Estimate:
     settings = _settings(stage, PretrainConfig)
     network, (images, at_most) = _network(settings), _training_images(stage)
-    validations = 1 + (settings["epochs"] // settings["val_every"] if settings["val_every"] else 0)
+    epochs, every = settings["epochs"], settings["val_every"]
+    validations = 1 + ((epochs - 1) // every if every else 0)
     attack = 0 if settings["attack"] == "none" else settings["attack_steps"]
-    seconds = settings["epochs"] * images * (1 + attack) * network.training
+    seconds = epochs * images * (1 + attack) * network.training
     seconds += validations * _num_images(stage, "val") * network.inference
     return Estimate(seconds, network.num_bytes, at_most or settings["infobatch"] > 0)
 
