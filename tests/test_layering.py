@@ -52,6 +52,7 @@ MAY_ALSO = {
     "dp4tl_ffcv.scoring.methods.grand": {"distributed", "loading"},
     "train.demo": {"writers"},
     "train.components.study.graph": {"scoring"},
+    "train.components.study.options": {"scoring"},
     "train.components.study.work": {"scoring"},
     "train.components.study.record": {"report"},
     "train.components.study.results": {"report"},

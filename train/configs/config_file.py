@@ -5,11 +5,11 @@ A file can be foreign. Deep nesting is an error, as are keys that are given twic
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from dp4tl_ffcv.utils import parse_yaml, read_text, requires
+from dp4tl_ffcv.utils import check_entries, parse_yaml, read_text, requires
 
 _MAX_BYTES = 1 << 20
 _MAX_DEPTH = 20
@@ -37,6 +37,38 @@ def read_config_file(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ValueError(f"{str(path)!r} must map fields to values, as in `lr: 0.5`.")
     return values
+
+
+def check_forms(
+    entry: str,
+    values: Mapping[str, Any],
+    forms: Mapping[str, tuple[Any, str]],
+    *,
+    optional: Collection[str],
+) -> None:
+    """Check the types of the values of an entry.
+
+    Args:
+        entry: name of the entry, for errors. Empty for the file itself.
+        values: values by name.
+        forms: the type of each value as for `check_entries`, and an example that errors show.
+        optional: names of values that may be missing.
+
+    Raises:
+        ValueError: a value is missing or has another type.
+    """
+    where = f"`{entry}`: " if entry else ""
+    for name, (kind, example) in forms.items():
+        if name not in values:
+            if name not in optional:
+                raise ValueError(f"{where}there is no `{name}`. Add it as in `{example}`.")
+            continue
+        try:
+            check_entries({name: values[name]}, {name: kind})
+        except ValueError as error:
+            raise ValueError(
+                f"{where}`{name}` has another form. Write it as in `{example}`."
+            ) from error
 
 
 def _parse_json(text: str) -> Any:

@@ -1,7 +1,7 @@
 """The file that describes a study, and the settings of `train.study`."""
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -11,9 +11,9 @@ import tyro
 from dp4tl_ffcv.report.names import AUTO as AUTO
 from dp4tl_ffcv.report.names import FEWEST_SEEDS
 from dp4tl_ffcv.report.names import FULL as FULL
-from dp4tl_ffcv.utils import check_choice, check_entries, check_int, check_number
+from dp4tl_ffcv.utils import check_choice, check_int, check_number
 
-from .config_file import read_config_file
+from .config_file import check_forms, read_config_file
 
 Budget = Literal["equal_epochs", "equal_steps"]
 Keep = float | Literal["auto"]
@@ -246,7 +246,7 @@ def _values(given: Mapping[str, Any]) -> dict[str, Any]:
     for name in ("methods", "surrogates", "finetune"):
         if isinstance(values.get(name), dict):
             values[name] = {key: _mapping(each) for key, each in values[name].items()}
-    _check_forms(values, _ENTRIES, _OPTIONAL)
+    check_forms("", values, _ENTRIES, optional=_OPTIONAL)
     data = values.get("data", {})
     values["data"] = {name: [str(each) for each in arguments] for name, arguments in data.items()}
     return values
@@ -257,20 +257,6 @@ def _mapping(value: Any) -> Any:
     return {} if value in ("", None) else value
 
 
-def _check_forms(
-    values: Mapping[str, Any], forms: Mapping[str, tuple[Any, str]], optional: Collection[str]
-) -> None:
-    for name, (kind, example) in forms.items():
-        if name not in values:
-            if name not in optional:
-                raise ValueError(f"it has no `{name}`. Add it as in `{example}`.")
-            continue
-        try:
-            check_entries({name: values[name]}, {name: kind})
-        except ValueError as error:
-            raise ValueError(f"`{name}` has another form. Write it as in `{example}`.") from error
-
-
 def _scorings(values: Mapping[str, Any], keeps: Any) -> dict[str, Scoring]:
     """Return the methods. An entry without a method is named like it."""
     found = {}
@@ -278,10 +264,7 @@ def _scorings(values: Mapping[str, Any], keeps: Any) -> dict[str, Scoring]:
         own = {key: entry[key] for key in _OF_STUDY if key in entry}
         if "pretrain" in own:
             own["pretrain"] = _mapping(own["pretrain"])
-        try:
-            _check_forms(own, _OF_STUDY, tuple(_OF_STUDY))
-        except ValueError as error:
-            raise ValueError(f"`methods: {name}`: {error}") from error
+        check_forms(f"methods: {name}", own, _OF_STUDY, optional=_OF_STUDY)
         found[name] = Scoring(
             # The command line spells methods with hyphens.
             method=own.get("method", name).replace("-", "_"),

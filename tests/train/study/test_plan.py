@@ -397,7 +397,8 @@ def test_influence_pretrains_on_halves_that_all_targets_share(file: Path) -> Non
     ("entry", "match"),
     [
         ("{influence: {run: 6}}", "class_influence: influence.*got 'run'"),
-        ("{influence: {runs: few}}", "its entry 'runs' is not of the type int"),
+        ("{influence: {runs: few}}", "influence`: `runs` has another form. .* `runs: 40`"),
+        ("{influence: 5}", "`influence` has another form. .* as in `influence: {runs: 40}`"),
         ("{influence: {pretrain: {epoch: 1}}}", "influence: pretrain` has no setting epoch"),
         ("{influence: {probe: {seed: 1}}}", "influence: probe`: the study itself sets seed"),
     ],
@@ -468,9 +469,22 @@ def test_a_file_in_the_working_folder_never_replaces_weights_by_name(
         work.features(features, None)
 
 
-def test_an_unknown_option_is_refused(file: Path) -> None:
-    with pytest.raises(ValueError, match="label_mapping has no option restart; it has"):
-        changed(file, "label_mapping: {}", "label_mapping: {restart: true}")
+@pytest.mark.parametrize(
+    ("entry", "match"),
+    [
+        ("label_mapping: {restart: true}", "label_mapping has no option restart; it has"),
+        ("similarity: {unit: klass}", "`similarity: unit` must be one of .*; got 'klass'"),
+        ("similarity: {neighbors: two}", '`similarity`: neighbors cannot be "two"'),
+        ("semdedup: {clusters: many}", "`clusters` has another form. .* as in `clusters: 1000`"),
+        ("semdedup: {clusters: 0}", "`semdedup: clusters` must be at least 1"),
+        ("semdedup: {}", "semdedup needs clusters"),
+        ("coverage_centric: {difficulty: hard}", "`method` must be one of .*; got 'hard'"),
+        ("coverage_centric: {difficulty: {method: el2n, foo: 1}}", "difficulty has no option foo"),
+    ],
+)
+def test_wrong_options_are_named_before_any_work(file: Path, entry: str, match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        changed(file, "label_mapping: {}", entry)
 
 
 def test_a_list_of_targets_is_scored_together_and_finetuned_on_each(file: Path) -> None:

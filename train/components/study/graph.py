@@ -4,31 +4,21 @@ import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields
-from inspect import signature
 from pathlib import Path
 from typing import Any, cast
 
-from dp4tl_ffcv import BetonIndex, extract_features
+from dp4tl_ffcv import BetonIndex
 from dp4tl_ffcv.scoring import methods
-from dp4tl_ffcv.utils import check_choice, check_entries, check_int, sha256_of_file
+from dp4tl_ffcv.utils import sha256_of_file
 
 from ...configs.pretrain_moco import Config as MocoConfig
-from ...configs.study import AUTO, Keep, Mode, Scoring, Study
+from ...configs.study import Keep, Mode, Scoring, Study
+from .options import check_methods, difficulty_of, is_extraction
 from .settings import check_settings
 from .stages import Label, Stage
 
 _SURROGATE_SEED = 1000  # is added to the seed: a surrogate never equals the full run
-# Arguments of methods that a study provides.
-_PROVIDED = {
-    "target", "source", "clusters", "models", "difficulty", "dynamics", "outcomes", "included",
-    "beton", "seed", "resolution", "crop_ratio",
-}  # fmt: skip
-# Arguments of feature extraction that a method cannot set.
-_NOT_OPTIONS = {
-    "model", "beton", "out", "indices", "restart", "num_workers", "timeout", "device",
-}  # fmt: skip
 _SPLITS = ("train", "val", "test")
-_INFLUENCE = {"runs": int, "pretrain": dict[str, Any], "probe": dict[str, Any]}
 
 
 @dataclass(frozen=True)
@@ -57,10 +47,13 @@ class Graph:
 
     Raises:
         OSError: a beton that no entry of `data` makes cannot be opened.
-        ValueError: a method is unknown, needs more than a study has, or has an unknown option.
+        ValueError: a method, an option or a setting is unknown or wrong, see `check_methods` and
+            `check_settings`.
     """
 
     def __init__(self, study: Study, base: Path, root: Path) -> None:
+        check_methods(study)
+        check_settings(study)
         self.study, self._base, self._root = study, base, root
         self._source = self._dataset("source", study.source)
         self._targets = {
@@ -68,9 +61,6 @@ class Graph:
             for name, path in study.targets.items()
             if isinstance(path, str)
         }
-        for name, scoring in study.methods.items():
-            _check_options(name, scoring)
-        check_settings(study)
 
     # -- training --------------------------------------------------------------------------------
     def pretrained(
@@ -155,7 +145,7 @@ class Graph:
         seed: int,
     ) -> Stage:
         flags, needs = {*methods.get(method).flags}, dict[str, Stage]()
-        extraction = {name: given[name] for name in given if _is_extraction(name, flags)}
+        extraction = {name: given[name] for name in given if is_extraction(name, flags)}
         options = {name: given[name] for name in given if name not in extraction}
         source = self._features(surrogate, self._source, extraction)
         if "target" in flags:
@@ -179,9 +169,8 @@ class Graph:
         if "outcomes" in flags:
             needs["outcomes"] = self._outcomes(name, target, seed, **options.pop("influence", {}))
         if "difficulty" in flags:
-            entry = options.pop("difficulty", "el2n")
-            chosen = {"method": entry} if isinstance(entry, str) else dict(entry)
-            inner = chosen.pop("method", "el2n")
+            inner, chosen = difficulty_of(options)
+            options.pop("difficulty", None)
             chosen = {**extraction, **chosen}
             needs["difficulty"] = self._score(
                 f"{inner} in {name}", inner, chosen, target, surrogate, seed
@@ -281,36 +270,3 @@ def _sees_target(needs: Mapping[str, Stage]) -> bool:
     """Return whether scores with these needs depend on the target."""
     inner = [needs["difficulty"].needs] if "difficulty" in needs else []
     return bool({"target", "outcomes"} & needs.keys()) or any(map(_sees_target, inner))
-
-
-def _is_extraction(option: str, flags: set[str]) -> bool:
-    """Return whether an option of a method is one of feature extraction."""
-    return option not in flags and option in signature(extract_features).parameters
-
-
-def _check_options(name: str, scoring: Scoring) -> None:
-    method = methods.get(scoring.method)
-    if missing := {*method.required} - _PROVIDED - {*scoring.options}:
-        raise ValueError(
-            f"the method {name} needs {', '.join(sorted(missing))}. Give them as options."
-        )
-    if not method.votes and any(AUTO in each for each in scoring.keeps.values()):
-        raise ValueError(
-            f"keep `auto` decides by votes of the target's images, which the method {name} does "
-            "not give. Give fractions as its `keeps`."
-        )
-    extraction = {*signature(extract_features).parameters} - _NOT_OPTIONS
-    known = {*signature(method.function).parameters, "clusters"} | extraction
-    if "outcomes" in method.flags:
-        known.add("influence")
-        given = check_entries(
-            scoring.options.get("influence", {}), _INFLUENCE, optional=tuple(_INFLUENCE)
-        )
-        for entry in given:
-            check_choice(f"{name}: influence", entry, _INFLUENCE)
-        check_int(f"{name}: influence: runs", given.get("runs", 2), 2)
-    if unknown := sorted(scoring.options.keys() - known):
-        raise ValueError(
-            f"the method {name} has no option {', '.join(unknown)}; it has "
-            f"{', '.join(sorted(known))}."
-        )

@@ -12,6 +12,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import torch
 
 from dp4tl_ffcv import build_model
+from dp4tl_ffcv.utils import check_choice
 
 from ...configs.finetune import Config as FinetuneConfig
 from ...configs.pretrain import Config as PretrainConfig
@@ -62,8 +63,7 @@ def _check(entry: str, given: Mapping[str, Any], recipe: Any, common: Mapping[st
             close = get_close_matches(name, known - _OF_STUDY, 1)
             hint = f" Did you mean {close[0]}?" if close else ""
             raise ValueError(f"`{entry}` has no setting {name}.{hint}")
-        if not _fits(given[name], get_type_hints(recipe)[name]):
-            raise ValueError(f"`{entry}`: {name} cannot be {json.dumps(given[name])}.")
+        check_value(entry, name, given[name], get_type_hints(recipe)[name])
     settings = {**common, **given}
     try:
         if "arch" in settings:
@@ -73,16 +73,25 @@ def _check(entry: str, given: Mapping[str, Any], recipe: Any, common: Mapping[st
         raise ValueError(f"`{entry}`: {error}") from error
 
 
+def check_value(entry: str, name: str, value: Any, hint: Any) -> None:
+    """Check that a value of a study file has the type of a setting or option.
+
+    Raises:
+        ValueError: it has not.
+    """
+    if get_origin(hint) is Literal:
+        check_choice(f"{entry}: {name}", value, get_args(hint))
+    elif not _fits(value, hint):
+        raise ValueError(f"`{entry}`: {name} cannot be {json.dumps(value)}.")
+
+
 def _fits(value: Any, hint: Any) -> bool:
-    """Return whether a value of a study file has the type of a setting."""
     kind, parts = get_origin(hint), get_args(hint)
-    if kind is Literal:
-        return isinstance(value, str)  # the recipe names the choices
     if kind in (Union, UnionType):
         return any(_fits(value, part) for part in parts)
     if kind is tuple:
         return isinstance(value, list) and all(_fits(each, parts[0]) for each in value)
-    return type(value) in ((int, float) if hint is float else (hint,))
+    return type(value) in {float: (int, float), Path: (str,)}.get(hint, (hint,))
 
 
 @cache

@@ -1,0 +1,91 @@
+"""Check the methods of a study and their options before any work."""
+
+from collections.abc import Mapping
+from inspect import signature
+from typing import Any
+
+from dp4tl_ffcv import extract_features
+from dp4tl_ffcv.scoring import methods
+from dp4tl_ffcv.utils import check_choice, check_int
+
+from ...configs.config_file import check_forms
+from ...configs.study import AUTO, Study
+from .settings import check_value
+
+# Arguments of methods that a study provides.
+_PROVIDED = {
+    "target", "source", "models", "difficulty", "dynamics", "outcomes", "included",
+    "beton", "seed", "resolution", "crop_ratio",
+}  # fmt: skip
+# Arguments of feature extraction that a method cannot set.
+_NOT_OPTIONS = {
+    "model", "beton", "out", "indices", "restart", "num_workers", "timeout", "device",
+}  # fmt: skip
+# Options that are not passed to a method as they are: their types, and an example of each.
+_FORMS: dict[str, tuple[Any, str]] = {
+    "clusters": (int, "clusters: 1000"),
+    "difficulty": (str | dict[str, Any], "difficulty: {method: aum, prefer: low}"),
+    "influence": (dict[str, Any], "influence: {runs: 40}"),
+}
+_INFLUENCE: dict[str, tuple[Any, str]] = {
+    "runs": (int, "runs: 40"),
+    "pretrain": (dict[str, Any], "pretrain: {epochs: 4}"),
+    "probe": (dict[str, Any], "probe: {epochs: 20}"),
+}
+
+
+def check_methods(study: Study) -> None:
+    """Check the methods and their options.
+
+    Raises:
+        ValueError: a method is unknown, needs more than a study has, or cannot choose the fraction;
+            or an option is unknown or has a wrong value.
+    """
+    for name, scoring in study.methods.items():
+        _check_options(name, scoring.method, scoring.options)
+        votes = methods.get(scoring.method).votes
+        if not votes and any(AUTO in each for each in scoring.keeps.values()):
+            raise ValueError(
+                f"keep `auto` decides by votes of the target's images, which the method {name} "
+                "does not give. Give fractions as its `keeps`."
+            )
+
+
+def difficulty_of(options: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Return the method that scores the difficulty of samples, and its options."""
+    entry = options.get("difficulty", {})
+    chosen = {"method": entry} if isinstance(entry, str) else dict(entry)
+    return str(chosen.pop("method", "el2n")), chosen
+
+
+def is_extraction(option: str, flags: set[str]) -> bool:
+    """Return whether an option of a method is one of feature extraction."""
+    return option not in flags and option in signature(extract_features).parameters
+
+
+def _check_options(name: str, method_name: str, options: Mapping[str, Any]) -> None:
+    method = methods.get(method_name)
+    if missing := {*method.required} - _PROVIDED - {*options}:
+        raise ValueError(
+            f"the method {name} needs {', '.join(sorted(missing))}. Give them as options."
+        )
+    extraction = {*signature(extract_features).parameters} - _NOT_OPTIONS
+    known = {*signature(method.function).parameters, "clusters"} | extraction
+    if "outcomes" in method.flags:
+        known.add("influence")
+    if unknown := sorted(options.keys() - known):
+        raise ValueError(
+            f"the method {name} has no option {', '.join(unknown)}; it has "
+            f"{', '.join(sorted(known))}."
+        )
+    check_forms(f"methods: {name}", options, _FORMS, optional=_FORMS)
+    check_int(f"{name}: clusters", options.get("clusters", 1), 1)
+    for option in options.keys() & method.flags.keys() - _FORMS.keys():
+        check_value(name, option, options[option], method.flags[option])
+    if "difficulty" in method.flags:
+        _check_options(f"{name}: difficulty", *difficulty_of(options))
+    given = options.get("influence", {})
+    for entry in given:
+        check_choice(f"{name}: influence", entry, _INFLUENCE)
+    check_forms(f"{name}: influence", given, _INFLUENCE, optional=_INFLUENCE)
+    check_int(f"{name}: influence: runs", given.get("runs", 2), 2)
