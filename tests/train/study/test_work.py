@@ -35,7 +35,7 @@ def test_a_stage_records_its_warnings_and_shows_them(
 
 def test_a_selection_records_the_evidence_of_keep_auto(tmp_path: Path) -> None:
     write_images(tmp_path / "source.beton", np.zeros((20, 2, 2, 3), np.uint8), range(20))
-    scores = Stage(kind="score", facts={}, root=tmp_path)
+    scores = Stage(kind="score", facts={"method": "label_mapping"}, root=tmp_path)
     scores.folder.mkdir(parents=True)
     votes = np.repeat(np.arange(20), [150, 120, 100, 80, 60, *[1] * 3, *[0] * 12])
     label_mapping(10 * np.eye(20, dtype=np.float32)[votes]).save(scores.folder / "scores.npz")
