@@ -129,7 +129,7 @@ def auto_tables(findings: Findings) -> Iterator[Table]:
         "time saved, %": lambda row: _number(row["saved"], 100),
         "best keep": lambda row: "none" if row["best_keep"] is None else f"{row['best_keep']:g}",
         "time saved by it, %": lambda row: _number(row["saved_best"], 100),
-        "ratio": lambda row: _number(row["ratio"]),
+        "ratio": lambda row: "none" if row["ratio"] is None else _number(row["ratio"]),
         "verdict of auto": lambda row: row["verdict"],
     }
     if sentence := summarise_auto(findings):

@@ -9,6 +9,7 @@ import pytest
 from benchmarks import surrogates
 from benchmarks.harness import tables
 from benchmarks.harness.command import load_figures
+from dp4tl_ffcv.atomic import lock_folder, unlock
 
 
 def test_the_pages_show_the_kept_results() -> None:
@@ -103,3 +104,15 @@ def test_the_table_of_surrogates_adds_the_cost_to_the_time_of_a_selection() -> N
     ]  # fmt: skip
     shown = "| lm 16px | 25 % | 9.5 (10, 9) | 9.5 (10, 9) | 2.00 | 2.67 |"
     assert shown in surrogates.table(lines)
+
+
+def test_surrogates_do_not_work_in_the_folder_of_a_study_that_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(surrogates, "launcher_of", lambda *_: pytest.fail("a stage would start"))
+    held = lock_folder(tmp_path, tmp_path)
+    try:
+        with pytest.raises(BlockingIOError):
+            surrogates.main(surrogates.Config(out=tmp_path))
+    finally:
+        unlock(held)

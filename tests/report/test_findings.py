@@ -71,6 +71,8 @@ def test_auto_has_no_ratio_if_no_fraction_is_without_loss() -> None:
     text = shown(rows)
     assert "saves 70 % of the pretraining time on average" in text
     assert "afterwards 0 %; auto shows no loss in 0 of 1 comparison." in text
+    line = "few of both linear probe lm 0.30 ? (?) 70.00 none 0.00 none loss"
+    assert line in [" ".join(each.split()) for each in text.splitlines()]
 
 
 def test_points_ahead_are_paired_with_the_random_classes_of_the_same_run() -> None:
