@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -184,7 +185,8 @@ def fill(page: str, name: str, text: str) -> str:
 def filled(page: Path) -> str:
     makers: dict[str, Callable[[], str]] = {
         "methods": methods.table,
-        "surrogates": surrogates_table,
+        "surrogates": partial(module_table, "surrogates"),
+        "looks": partial(module_table, "looks"),
         **{name: partial(comparison_table, name) for name in COMPARISONS},
     }
     for name, file in END_TO_END.items():
@@ -206,11 +208,10 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def surrogates_table() -> str:
-    """Return the table of surrogates."""
-    from benchmarks import surrogates  # with torch, which takes seconds
-
-    return surrogates.table(_lines(surrogates.RESULT))
+def module_table(name: str) -> str:
+    """Return the table that a benchmark of one module makes from its own results."""
+    bench: Any = import_module(f"benchmarks.{name}")  # with torch, which takes seconds
+    return str(bench.table(_lines(bench.RESULT)))
 
 
 def study_page(results: Path) -> str:

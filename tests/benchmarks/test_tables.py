@@ -16,7 +16,7 @@ def test_the_pages_show_the_kept_results() -> None:
     for page in tables.PAGES:
         assert tables.filled(page) == page.read_text()
     text = "".join(page.read_text() for page in tables.PAGES)
-    for name in ("methods", "surrogates", *tables.COMPARISONS, *tables.END_TO_END):
+    for name in ("methods", "surrogates", "looks", *tables.COMPARISONS, *tables.END_TO_END):
         assert text.count(f"<!-- {name} table -->") == 1
     for results in tables.STUDIES.glob("*.jsonl"):
         assert tables.study_page(results) == results.with_suffix(".md").read_text()
