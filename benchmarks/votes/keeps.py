@@ -111,13 +111,18 @@ class Task:
             found[seed] = automatic_keep([one], lambda parts: parts[0], every, least_coverage)[0]
         return found
 
-    def between(self, keeps: BySeed, mode: str) -> Comparison:
-        """Return the comparison at a fraction for each seed, between the measured ones."""
+    def between(self, keeps: BySeed, mode: str) -> Comparison | None:
+        """Return the comparison at a fraction for each seed, between the measured ones.
+
+        Seeds whose fraction is below all measured ones do not count. None if no seed counts.
+        """
         found = []
         for seed, keep in keeps.items():
-            at = [(k, each[seed]) for k, each in sorted(self.differences[mode].items())]
-            found.append(float(np.interp(keep, *zip(*at, (1.0, 0.0), strict=True))))
-        return compare(found, self.step)
+            by_keep = sorted(self.differences[mode].items())
+            at = [(k, each[seed]) for k, each in by_keep if seed in each] + [(1.0, 0.0)]
+            if keep >= at[0][0]:
+                found.append(float(np.interp(keep, *zip(*at, strict=True))))
+        return compare(found, self.step) if found else None
 
 
 def tasks_of(file: Path, folder: Path) -> list[Task]:
@@ -134,6 +139,8 @@ def tasks_of(file: Path, folder: Path) -> list[Task]:
         place = (run.target, run.mode, run.seed)
         if run.method == FULL:
             full[place] = row["test_accuracy"]
+            continue
+        if place not in full:
             continue
         about = {"study": file.stem, "target": run.target, "method": run.method}
         task = tasks.setdefault(
@@ -199,7 +206,8 @@ def _judged(task: Task, tasks: Sequence[Task]) -> Iterator[Row]:
         verdicts = {keep: each.verdict for keep, each in task.compared(mode).items()}
         best = {"best": smallest_keep(verdicts) or 1.0}
         found = {"least_coverage": least, "keep": _range(keeps.values()), **best}
-        yield {"figure": "automatic", **about, **found, **_shown(task.between(keeps, mode))}
+        if (between := task.between(keeps, mode)) is not None:
+            yield {"figure": "automatic", **about, **found, **_shown(between)}
         if mode in task.of_chosen:
             each = compare(list(task.of_chosen[mode].values()), task.step)
             yield {

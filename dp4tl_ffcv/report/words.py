@@ -7,6 +7,7 @@ from .findings import Findings, Row, target_name
 from .names import AUTO, CLOCKS, FEWEST_SEEDS
 
 _LABELS = {"label_mapping": "LM", "feature_mapping": "FM", "full": "full source"}
+_VERDICTS = {"no loss": "show no loss", "loss": "show a loss", "cannot tell": "cannot tell"}
 _UNEVEN = 1.25  # largest ratio between the images per second of two runs on an idle machine
 
 
@@ -61,13 +62,18 @@ def summarise_auto(findings: Findings) -> str:
     if not (rows := findings.regrets):
         return ""
     saved, best = (sum(row[name] for row in rows) for name in ("saved", "saved_best"))
-    ratio = f", a ratio of {saved / best:.2f}" if best > 0 else ""
-    safe = sum(row["verdict"] == "no loss" for row in rows)
+    counted = sum(min(row["saved"], row["saved_best"]) for row in rows)
+    ratio = f", a ratio of {counted / best:.2f}" if best > 0 else ""
     return (
         f"Keep {AUTO} saves {percent(saved / len(rows))} of the pretraining time on average, and "
-        f"the best fraction known afterwards {percent(best / len(rows))}{ratio}; {AUTO} shows no "
-        f"loss in {safe} of {_counted(len(rows), 'comparison')}."
+        f"the best fraction known afterwards {percent(best / len(rows))}{ratio}; of "
+        f"{_counted(len(rows), 'comparison')} of {AUTO}, {_verdicts(rows)}."
     )
+
+
+def _verdicts(rows: Iterable[Row]) -> str:
+    verdicts = [row["verdict"] for row in rows]
+    return ", ".join(f"{verdicts.count(name)} {shown}" for name, shown in _VERDICTS.items())
 
 
 def _compared(findings: Findings, planned: int) -> str:
@@ -119,12 +125,9 @@ def _ahead(findings: Findings) -> str:
 
 
 def _sure(findings: Findings) -> str:
-    verdicts = [row["verdict"] for row in findings.comparisons]
     missed = [row["missed"] for row in findings.comparisons if row["missed"] is not None]
-    counts = (f"{verdicts.count(name)} {shown}" for name, shown in (
-        ("no loss", "show no loss"), ("loss", "show a loss"), ("cannot tell", "cannot tell"),
-    ))  # fmt: skip
-    sentence = f"Of {_counted(len(verdicts), 'comparison')}, {', '.join(counts)}"
+    number = _counted(len(findings.comparisons), "comparison")
+    sentence = f"Of {number}, {_verdicts(findings.comparisons)}"
     if not missed:
         return f"{sentence}; with one seed, nothing can be shown."
     return (

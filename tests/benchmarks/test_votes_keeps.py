@@ -143,3 +143,11 @@ def test_tasks_are_the_finished_runs_by_votes(monkeypatch: pytest.MonkeyPatch) -
     assert measured["keep"] == [0.5, 0.5, 0.5]
     assert measured["difference"] == pytest.approx(-0.025)
     assert measured["low"] is None
+
+
+def test_fractions_below_all_measured_ones_are_not_judged() -> None:
+    one = task("a", 0.05)
+    assert one.between({0: 0.01, 1: 0.02}, "linear_probe") is None
+    between = one.between({0: 0.01, 1: 1.0}, "linear_probe")
+    assert between is not None
+    assert (between.seeds, between.mean) == (1, 0.0)

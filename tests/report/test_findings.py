@@ -59,6 +59,16 @@ def test_the_regret_of_auto_is_measured_against_the_largest_pruning_without_loss
     assert [found["coverage"], found["lower_bound"]] == pytest.approx([0.98, 0.9735])
 
 
+def test_auto_earns_nothing_by_pruning_more_than_the_best_fraction() -> None:
+    rows = [row("full", 1.0, 1.0, seed, 0.9) for seed in range(8)]
+    for seed in range(8):
+        rows += [row("lm", 0.4, 0.4, seed, 0.9), row("lm", "auto", 0.7, seed, 0.9)]
+        rows += [row("fm", 0.8, 0.8, seed, 0.9), row("fm", "auto", 0.1, seed, 0.5)]
+        rows += [row("similarity", 0.8, 0.8, seed, 0.8), row("similarity", "auto", 0.1, seed, 0.5)]
+    ratio = (0.3 + 0.2) / (0.6 + 0.2)
+    assert f"a ratio of {ratio:.2f}; of 3 comparisons of auto, 1 show no loss" in shown(rows)
+
+
 def test_auto_has_no_ratio_if_no_fraction_is_without_loss() -> None:
     rows = []
     for seed in range(8):
@@ -70,7 +80,7 @@ def test_auto_has_no_ratio_if_no_fraction_is_without_loss() -> None:
     assert (found["coverage"], found["lower_bound"]) == (None, None)  # unknown in old rows
     text = shown(rows)
     assert "saves 70 % of the pretraining time on average" in text
-    assert "afterwards 0 %; auto shows no loss in 0 of 1 comparison." in text
+    assert "afterwards 0 %; of 1 comparison of auto, 0 show no loss, 1 show a loss" in text
     line = "few of both linear probe lm 0.30 ? (?) 70.00 none 0.00 none loss"
     assert line in [" ".join(each.split()) for each in text.splitlines()]
 

@@ -273,7 +273,8 @@ def test_keep_auto_is_placed_by_its_samples_and_compared_with_the_best_keep(
         ] in table  # fmt: skip
     assert (
         "Keep auto saves 60 % of the pretraining time on average, and the best fraction known "
-        "afterwards 75 %, a ratio of 0.80; auto shows no loss in 2 of 2 comparisons."
+        "afterwards 75 %, a ratio of 0.80; of 2 comparisons of auto, 2 show no loss, 0 show a "
+        "loss, 0 cannot tell."
     ) in words_of(page)
     warning = ["upright", "LM", "8 of 8", "The votes <of seed 0> mean little."]
     assert warning in table

@@ -1,6 +1,7 @@
 """The work of each kind of stage. Each function runs in a process of the launcher."""
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -125,17 +126,22 @@ def finetune(stage: Stage, threads: int | None) -> dict[str, Any]:
 
 
 def features(stage: Stage, threads: int | None) -> dict[str, Any]:
-    """Extract features and logits by the surrogate."""
+    """Extract features and logits by the surrogate.
+
+    Features of a stopped stage are made again: their time counts as a cost of the selection.
+    """
     model = _result(stage, "surrogate")["checkpoint"]
     if not Path(model).is_absolute() and Path(model).is_file():
         raise ValueError(
             f"the working folder {str(Path.cwd())!r} has a file {model!r}, which would be loaded "
             "instead of the weights of this name. Move the file."
         )
+    out = stage.folder / "features"
+    shutil.rmtree(out, ignore_errors=True)
     made = extract_features(
         model,
         stage.paths["beton"],
-        stage.folder / "features",
+        out,
         num_workers=threads,
         **{"logits": True, **stage.facts["settings"]},
     )
