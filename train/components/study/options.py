@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from inspect import signature
-from typing import Any
+from typing import Any, get_type_hints
 
 from dp4tl_ffcv import extract_features
 from dp4tl_ffcv.scoring import methods
@@ -12,11 +12,9 @@ from ...configs.config_file import check_forms
 from ...configs.study import AUTO, Study
 from .settings import check_value
 
-# Arguments of methods that a study provides.
-_PROVIDED = {
-    "target", "source", "models", "difficulty", "dynamics", "outcomes", "included",
-    "beton", "seed", "resolution", "crop_ratio",
-}  # fmt: skip
+# Arguments of methods that a study makes, and those that it sets unless they are given.
+_MADE = {"target", "source", "models", "dynamics", "outcomes", "included", "beton"}
+_SET = {"difficulty", "seed", "resolution", "crop_ratio"}
 # Arguments of feature extraction that a method cannot set.
 _NOT_OPTIONS = {
     "model", "beton", "out", "indices", "restart", "num_workers", "timeout", "device",
@@ -65,12 +63,13 @@ def is_extraction(option: str, flags: set[str]) -> bool:
 
 def _check_options(name: str, method_name: str, options: Mapping[str, Any]) -> None:
     method = methods.get(method_name)
-    if missing := {*method.required} - _PROVIDED - {*options}:
+    if missing := {*method.required} - _MADE - _SET - {*options}:
         raise ValueError(
             f"the method {name} needs {', '.join(sorted(missing))}. Give them as options."
         )
+    hints = {**get_type_hints(extract_features), **method.flags}
     extraction = {*signature(extract_features).parameters} - _NOT_OPTIONS
-    known = {*signature(method.function).parameters, "clusters"} | extraction
+    known = ({*method.flags} | extraction) - _MADE
     if "outcomes" in method.flags:
         known.add("influence")
     if unknown := sorted(options.keys() - known):
@@ -80,8 +79,8 @@ def _check_options(name: str, method_name: str, options: Mapping[str, Any]) -> N
         )
     check_forms(f"methods: {name}", options, _FORMS, optional=_FORMS)
     check_int(f"{name}: clusters", options.get("clusters", 1), 1)
-    for option in options.keys() & method.flags.keys() - _FORMS.keys():
-        check_value(name, option, options[option], method.flags[option])
+    for option in options.keys() - _FORMS.keys():
+        check_value(name, option, options[option], hints[option])
     if "difficulty" in method.flags:
         _check_options(f"{name}: difficulty", *difficulty_of(options))
     given = options.get("influence", {})

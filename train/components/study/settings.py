@@ -1,7 +1,7 @@
 """Check the settings of a study's recipes before any work."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from difflib import get_close_matches
 from functools import cache
@@ -82,14 +82,15 @@ def check_value(entry: str, name: str, value: Any, hint: Any) -> None:
     if get_origin(hint) is Literal:
         check_choice(f"{entry}: {name}", value, get_args(hint))
     elif not _fits(value, hint):
-        raise ValueError(f"`{entry}`: {name} cannot be {json.dumps(value)}.")
+        advice = " Write true or false." if hint is bool else ""
+        raise ValueError(f"`{entry}`: {name} cannot be {json.dumps(value)}.{advice}")
 
 
 def _fits(value: Any, hint: Any) -> bool:
     kind, parts = get_origin(hint), get_args(hint)
     if kind in (Union, UnionType):
         return any(_fits(value, part) for part in parts)
-    if kind is tuple:
+    if kind in (tuple, Sequence):
         return isinstance(value, list) and all(_fits(each, parts[0]) for each in value)
     return type(value) in {float: (int, float), Path: (str,)}.get(hint, (hint,))
 
