@@ -133,8 +133,9 @@ class Study:
             _check_keeps(scoring.keeps)
             if scoring.combine is not None:
                 check_choice("combine", scoring.combine, get_args(Combine))
-        for surrogate in self.surrogates.values():
+        for name, surrogate in self.surrogates.items():
             if not isinstance(surrogate, str):
+                check_forms(f"surrogates: {name}", surrogate, _SAMPLES, optional=_SAMPLES)
                 check_choice("recipe", surrogate.get("recipe", RECIPES[0]), RECIPES)
                 check_number("samples", surrogate.get("samples", 1), above=0, at_most=1)
         _check_repeats("seeds", self.seeds)
@@ -148,6 +149,8 @@ class Study:
             if isinstance(path, str) and "{split}" not in path:
                 raise ValueError(f"a dataset is a path with {{split}} in it; got {path!r}.")
         for name in self.targets:
+            if not self.datasets_of(name):
+                raise ValueError(f"`targets: {name}` is empty. Name at least one dataset.")
             _check_repeats(f"targets: {name}", self.datasets_of(name))
             for each in self.datasets_of(name):
                 check_choice(f"targets: {name}", each, self.datasets)
@@ -203,6 +206,7 @@ _ENTRIES: dict[str, tuple[Any, str]] = {
     "images": (dict[str, Any], "images: {resolution: 160}"),
 }
 _OPTIONAL = ("data", "images", "seeds")
+_SAMPLES: dict[str, tuple[Any, str]] = {"samples": (int | float, "samples: 0.25")}
 # Entries of a method that are no options.
 _OF_STUDY: dict[str, tuple[Any, str]] = {
     "method": (str, "method: label_mapping"),

@@ -80,6 +80,8 @@ def test_a_file_gives_numbers_and_switches_their_types(file: Path) -> None:
         ("{upright:", "{both: [upright, none], upright:", "targets: both.*got 'none'"),
         ("linear_probe", "probe", "finetune"),
         ("_{split}", "", "a path with {split}"),
+        ("{upright:", "{both: [], upright:", "`targets: both` is empty. Name at least one"),
+        ("{epochs: 2}", "{samples: half}", "default`: `samples` has .* in `samples: 0.25`"),
     ],
     ids=[
         "all",
@@ -103,6 +105,8 @@ def test_a_file_gives_numbers_and_switches_their_types(file: Path) -> None:
         "target",
         "mode",
         "split",
+        "empty target",
+        "samples",
     ],
 )
 def test_a_wrong_file_is_named(file: Path, before: str, after: str, match: str) -> None:
@@ -422,6 +426,8 @@ def test_wrong_settings_of_influence_are_refused(file: Path, entry: str, match: 
         ("resolution: 24", "resolutoin: 24", "`images` has no .* mean resolution"),
         ("{epochs: 2}", "{epoks: 2}", "`surrogates: default` has no setting epoks"),
         ("{unit: class}", "{pretrain: {infobach: 1}}", "`random: pretrain` .* mean infobatch"),
+        ("[digits, --variants, 2]", "[]", "`data: digits: writer` must be one of .*; got ''"),
+        ("[digits,", "[digit,", "`data: digits: writer` must be one of cifar, .*; got 'digit'"),
     ],
 )
 def test_wrong_settings_are_named_before_any_work(

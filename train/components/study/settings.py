@@ -5,7 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from difflib import get_close_matches
 from functools import cache
+from importlib import import_module
 from pathlib import Path
+from pkgutil import iter_modules
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -25,11 +27,15 @@ _RECIPES = {"pretrain": PretrainConfig, "pretrain-moco": MocoConfig}
 
 
 def check_settings(study: Study) -> None:
-    """Check the settings of every recipe.
+    """Check the settings of every recipe, and the writers of `data`.
 
     Raises:
-        ValueError: a setting is unknown, has a wrong value, or is set by the study itself.
+        ValueError: a setting is unknown, has a wrong value, or is set by the study itself; or there
+            is no such writer.
     """
+    for folder, arguments in study.data.items():
+        writer = arguments[0].replace("_", "-") if arguments else ""
+        check_choice(f"data: {folder}: writer", writer, _writers())
     images, pretrain = study.images, study.pretrain
     pretraining = {**images, **pretrain}
     probe = {**images, **study.finetune.get("linear_probe", {})}
@@ -93,6 +99,12 @@ def _fits(value: Any, hint: Any) -> bool:
     if kind in (tuple, Sequence):
         return isinstance(value, list) and all(_fits(each, parts[0]) for each in value)
     return type(value) in {float: (int, float), Path: (str,)}.get(hint, (hint,))
+
+
+@cache
+def _writers() -> tuple[str, ...]:
+    modules = iter_modules(import_module("dp4tl_ffcv.writers").__path__)
+    return tuple(each.name.replace("_", "-") for each in modules if not each.ispkg)
 
 
 @cache
