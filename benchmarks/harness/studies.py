@@ -17,18 +17,15 @@ def page(name: str, lines: Sequence[Mapping[str, Any]]) -> str:
 
     Args:
         name: name of the study.
-        lines: a head with the `environment` and the number of `runs` of the whole study, and the
-            rows of `results.jsonl`.
+        lines: a head with the `environment`, the number of `runs` of the whole study and a `note`,
+            and the rows of `results.jsonl`.
     """
     head, *rows = lines
-    # Heads of earlier versions lack the number: their studies were finished.
-    planned = head.get("runs", len(rows))
-    return "\n\n".join(_parts(name, head["environment"], Findings(rows), planned)) + "\n"
+    return "\n\n".join(_parts(name, head, Findings(rows))) + "\n"
 
 
-def _parts(
-    name: str, machine: Mapping[str, Any], findings: Findings, planned: int
-) -> Iterator[str]:
+def _parts(name: str, head: Mapping[str, Any], findings: Findings) -> Iterator[str]:
+    machine = head["environment"]
     yield f"# {name}"
     yield (
         f"`dp4tl study {_file_of(name)}`, on {machine['cores']} cores of {machine['cpu']}, GPU: "
@@ -40,8 +37,10 @@ def _parts(
         "Brackets hold 95 % intervals over seeds (paired; of speed-ups, t on the logarithms). "
         "[Studies](../../../docs/studies.md) describes the rule."
     )
-    yield " ".join(summarise(findings, planned))
-    yield "\n".join(f"- {note}" for note in notes_of(findings))
+    # Heads of earlier versions lack the number: their studies were finished.
+    yield " ".join(summarise(findings, head.get("runs", len(findings.rows))))
+    notes = [*([head["note"]] if head.get("note") else []), *notes_of(findings)]
+    yield "\n".join(f"- {note}" for note in notes)
     for table in tables_of(findings):
         yield f"## {table.title}"
         if table.note:

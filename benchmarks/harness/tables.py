@@ -117,6 +117,8 @@ COMPARISONS = {
 class Config:
     study: Path | None = None
     """Folder of a study whose results are kept."""
+    note: str = ""
+    """How they were measured, if not by running the study file on an idle machine."""
 
 
 def comparison_table(name: str) -> str:
@@ -219,10 +221,10 @@ def study_page(results: Path) -> str:
     return studies.page(results.stem, _lines(results))
 
 
-def keep_study(folder: Path, out: Path) -> None:
-    """Keep the rows of a study, headed by the machine that it ran on and its number of runs."""
+def keep_study(folder: Path, out: Path, note: str = "") -> None:
+    """Keep the rows of a study, headed by its machine, its number of runs and a note."""
     summary = json.loads((folder / "summary.json").read_text())
-    head = {name: summary[name] for name in ("environment", "runs")}
+    head = {**{name: summary[name] for name in ("environment", "runs")}, "note": note}
     rows = (folder / "results.jsonl").read_bytes()
     out.mkdir(exist_ok=True)
     with atomic_open(out / f"{folder.name}.jsonl") as stream:
@@ -232,7 +234,7 @@ def keep_study(folder: Path, out: Path) -> None:
 def main(config: Config) -> None:
     """Keep the given results, if any, and write the pages."""
     if config.study:
-        keep_study(config.study, STUDIES)
+        keep_study(config.study, STUDIES, config.note)
     for page in PAGES:
         page.write_text(filled(page))
     for results in STUDIES.glob("*.jsonl"):

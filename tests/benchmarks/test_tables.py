@@ -64,7 +64,7 @@ def test_a_finished_study_is_kept_and_its_tables_show_every_comparison(tmp_path:
     machine = {"cores": 3, "cpu": "a CPU", "gpu": "none", "torch": "2"}
     (run / "summary.json").write_text(json.dumps({"environment": machine, "runs": 65}))
     (run / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    tables.keep_study(run, kept)
+    tables.keep_study(run, kept, "Run in two parts.")
     page = tables.study_page(kept / "small.jsonl")
     assert page.startswith(
         "# small\n\n`dp4tl study benchmarks/studies/small.yaml`, on 3 cores of a CPU, GPU: none, "
@@ -86,7 +86,7 @@ def test_a_finished_study_is_kept_and_its_tables_show_every_comparison(tmp_path:
     assert (
         "| few | linear probe | LM | 0.30 | ? (?) | 70.00 | 0.5 | 50.00 | 1.40 | no loss |" in page
     )
-    assert "- Times and speed-ups are by wall clock." in page
+    assert "- Run in two parts.\n- Times and speed-ups are by wall clock." in page
     assert "- Pretraining ran at 100 to 450 images/s" in page
 
 
