@@ -197,7 +197,8 @@ def _scores(
     smallest = chosen[0]
     if row["scores"] is not None:  # scores for several datasets are combined in the selection
         scores = Scores.load(folder / row["scores"] / "scores.npz")
-        if scores.unit == "class" and len(scores) == len(smallest.label_map):
+        of_classes = scores.unit == "class" and scores.provenance.get("clusters_sha256") is None
+        if of_classes and len(scores) == len(smallest.label_map):
             return "score", scores.scores, scores.ranking()
     shares = np.zeros(len(smallest.label_map))
     if source.index is not None and smallest.fingerprint == source.index.fingerprint:

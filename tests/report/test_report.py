@@ -14,6 +14,7 @@ import pytest
 
 from dp4tl_ffcv import write_report
 from tests.support.reports import COUNT, row, rows, write_results, write_study
+from tests.support.scores import scores_of
 
 NASTY = '<b>&"$x$'
 NAMES = [NASTY, *(f"digit {number}, rotated" for number in range(1, COUNT))]
@@ -156,6 +157,16 @@ def test_classes_are_listed_with_rank_score_picture_and_seeds(page: Page) -> Non
     assert len(pictures) == 3 * COUNT
     assert len(set(pictures)) == COUNT  # each picture is embedded once
     assert page.source.count("data:image") == 1
+
+
+def test_scores_of_as_many_pseudo_classes_do_not_rank_the_classes(tmp_path: Path) -> None:
+    study = write_study(tmp_path, rows(seeds=1, methods=["feature_mapping"]))
+    clusters = {"clusters_sha256": "ab"}
+    for path in study.glob("score/*/scores.npz"):
+        scores_of(np.arange(COUNT), **clusters).save(path)  # in the opposite order
+    page = Page(write_report(study))
+    assert "share of the retained samples" in words_of(page)
+    assert re.search(r"1\. digit 0\S*, keep 0\.25", words_of(page))
 
 
 def test_provenance_names_command_machine_versions_and_fingerprints(page: Page) -> None:
