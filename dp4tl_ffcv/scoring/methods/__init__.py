@@ -12,7 +12,7 @@ from dataclasses import dataclass, make_dataclass
 from importlib import import_module
 from inspect import getdoc, signature
 from pkgutil import iter_modules
-from typing import Any
+from typing import Any, Literal
 
 from ...validate import check_choice
 from ..scores import Scores, Unit
@@ -33,6 +33,8 @@ class Method:
     """Units that the method can score."""
     votes: bool = False
     """Whether the scores are votes of the target's images, which `select(keep="auto")` needs."""
+    outputs: Literal["logits", "predictions"] | None = None
+    """Outputs of the surrogate's classifier that the method reads. None: needs no classifier."""
     reference: str = ""
     """Paper that the method comes from."""
 

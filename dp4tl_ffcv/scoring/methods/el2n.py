@@ -63,5 +63,6 @@ METHOD = Method(
     function=el2n,
     flags={"source": tuple[Path, ...]},
     units=("sample",),
+    outputs="logits",
     reference="[Paul et al. 2021](https://arxiv.org/abs/2107.07075)",
 )

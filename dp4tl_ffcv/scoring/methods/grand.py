@@ -129,5 +129,6 @@ METHOD = Method(
         "method": Engine,
     },
     units=("sample",),
+    outputs="logits",
     reference="[Paul et al. 2021](https://arxiv.org/abs/2107.07075)",
 )

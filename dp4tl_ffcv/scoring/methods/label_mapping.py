@@ -71,5 +71,6 @@ METHOD = Method(
     flags={"target": Path},
     units=("class",),
     votes=True,
+    outputs="predictions",
     reference="[Selectivity Drives Productivity](https://arxiv.org/abs/2310.08782)",
 )

@@ -44,5 +44,6 @@ METHOD = Method(
     function=soft_label_mapping,
     flags={"target": Path},
     units=("class",),
+    outputs="predictions",
     reference="[Selectivity Drives Productivity](https://arxiv.org/abs/2310.08782)",
 )

@@ -327,6 +327,74 @@ def test_a_method_can_have_another_surrogate(file: Path, tmp_path: Path) -> None
     assert found["file"].facts == {"sha256": sha256_of_file(tmp_path / "own.pt")}
 
 
+@pytest.mark.parametrize(
+    ("given", "match"),
+    [
+        ("resnte18", "`surrogates: default`: there is neither a file .*resnte18' nor a model"),
+        ("runs/last.pt", "there is neither a file .*/runs/last.pt' nor a model"),
+        ("vit_tiny_patch16_224", "nor a model 'vit_tiny_patch16_224'.* timm:NAME"),
+        ("resnet8_w16", "nor a model 'resnet8_w16'"),
+        ("timm:nope", "`surrogates: default`: there is no architecture 'nope'"),
+    ],
+)
+def test_weights_that_do_not_exist_are_refused(given: str, match: str, file: Path) -> None:
+    with pytest.raises(ValueError, match=match):
+        changed(file, "{epochs: 2}", given)
+
+
+@pytest.mark.parametrize("given", ["torchvision:resnet18", "efficientnet-lite0"])
+def test_weights_can_be_named_as_for_feature_extraction(given: str, file: Path) -> None:
+    surrogate = surrogates_of(changed(file, "{epochs: 2}", given))["label_mapping"]
+    assert surrogate.facts == {"name": given}
+
+
+MOCO = "default: {recipe: pretrain-moco, arch: resnet8_w16, queue: 64}"
+
+
+@pytest.mark.parametrize(
+    ("surrogate", "entry", "match"),
+    [
+        (MOCO, "label_mapping: {}", "label_mapping reads predictions of a classifier, which its s"),
+        (MOCO, "soft_label_mapping: {}", "soft_label_mapping reads predictions"),
+        (MOCO, "el2n: {}", "el2n reads logits of a classifier"),
+        (MOCO, "grand: {}", "grand reads logits of a classifier"),
+        (MOCO, "coverage_centric: {}", "el2n in coverage_centric reads logits of a classifier"),
+        (MOCO, "feature_mapping: {}", None),
+        (MOCO, "similarity: {}", None),
+        ("", "label_mapping: {headless: true}", "predictions, which .* `headless: true` lack"),
+        ("", "el2n: {logits: false}", "logits, which features with `logits: false` lack. Leave"),
+        ("", "label_mapping: {logits: false}", None),  # predictions are always kept
+        ("", "feature_mapping: {headless: true}", None),
+    ],
+)
+def test_methods_that_read_outputs_need_a_classifier(
+    surrogate: str, entry: str, match: str | None, file: Path
+) -> None:
+    file.write_text(file.read_text().replace("default: {epochs: 2}", surrogate or "default: {}"))
+    if match is None:
+        assert changed(file, "label_mapping: {}", entry)
+    else:
+        with pytest.raises(ValueError, match=match):
+            changed(file, "label_mapping: {}", entry)
+
+
+@pytest.mark.parametrize(
+    ("difficulty", "accepted"),
+    [
+        ("label_mapping", False),
+        ("{method: random, unit: class}", False),
+        ("{method: random, unit: sample}", True),
+    ],
+)
+def test_a_difficulty_is_of_samples(difficulty: str, accepted: bool, file: Path) -> None:
+    entry = f"coverage_centric: {{difficulty: {difficulty}}}\n  label_mapping:"
+    if accepted:
+        assert changed(file, "label_mapping:", entry)
+    else:
+        with pytest.raises(ValueError, match="coverage_centric: difficulty` must be a method that"):
+            changed(file, "label_mapping:", entry)
+
+
 def test_options_of_feature_extraction_go_to_the_features(file: Path) -> None:
     runs = changed(
         file,

@@ -13,8 +13,8 @@ from dp4tl_ffcv.utils import sha256_of_file
 
 from ...configs.pretrain_moco import Config as MocoConfig
 from ...configs.study import Keep, Mode, Scoring, Study
-from .options import check_methods, difficulty_of, is_extraction
-from .settings import check_settings
+from .options import check_methods, check_outputs, difficulty_of, is_extraction
+from .settings import check_settings, check_weights
 from .stages import Label, Stage
 
 _SURROGATE_SEED = 1000  # is added to the seed: a surrogate never equals the full run
@@ -110,6 +110,7 @@ class Graph:
     def _weights(self, name: str, given: str) -> Stage:
         label, path = Label(f"surrogate {name}"), self._base / given
         if not path.is_file():
+            check_weights(f"surrogates: {name}", given, path)
             return self._stage("weights", label, {"name": given})
         facts, paths = {"sha256": sha256_of_file(path)}, {"file": path}
         return Stage(kind="weights", label=label, facts=facts, paths=paths, root=self._root)
@@ -147,6 +148,7 @@ class Graph:
         flags, needs = {*methods.get(method).flags}, dict[str, Stage]()
         extraction = {name: given[name] for name in given if is_extraction(name, flags)}
         options = {name: given[name] for name in given if name not in extraction}
+        check_outputs(name, method, extraction, classifier=surrogate.kind != "pretrain_moco")
         source = self._features(surrogate, self._source, extraction)
         if "target" in flags:
             needs["target"] = self._features(surrogate, self._targets[target], extraction)

@@ -56,9 +56,51 @@ def difficulty_of(options: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     return str(chosen.pop("method", "el2n")), chosen
 
 
+def check_outputs(
+    name: str, method: str, extraction: Mapping[str, Any], *, classifier: bool
+) -> None:
+    """Check that a surrogate's features have the outputs that a method reads.
+
+    Args:
+        name: name of the method in the study.
+        method: scoring method.
+        extraction: its options of feature extraction.
+        classifier: whether the surrogate has a classifier.
+
+    Raises:
+        ValueError: they have not.
+    """
+    outputs = methods.get(method).outputs
+    if outputs is None:
+        return
+    if not classifier:
+        raise ValueError(
+            f"the method {name} reads {outputs} of a classifier, which its surrogate does not have:"
+            " `pretrain-moco` trains without labels. Name another `surrogate`."
+        )
+    needless = {"headless": True, **({"logits": False} if outputs == "logits" else {})}
+    for option, value in needless.items():
+        if extraction.get(option) is value:
+            raise ValueError(
+                f"the method {name} reads {outputs}, which features with `{option}: "
+                f"{str(value).lower()}` lack. Leave out `{option}`."
+            )
+
+
 def is_extraction(option: str, flags: set[str]) -> bool:
     """Return whether an option of a method is one of feature extraction."""
     return option not in flags and option in signature(extract_features).parameters
+
+
+def _check_difficulty(name: str, method_name: str, options: Mapping[str, Any]) -> None:
+    _check_options(name, method_name, options)
+    method = methods.get(method_name)
+    default = signature(method.function).parameters.get("unit")
+    unit = options.get("unit", default.default if default else method.units[0])
+    if unit != "sample":
+        raise ValueError(
+            f"`{name}` must be a method that scores samples; {method_name} scores classes."
+        )
 
 
 def _check_options(name: str, method_name: str, options: Mapping[str, Any]) -> None:
@@ -82,7 +124,7 @@ def _check_options(name: str, method_name: str, options: Mapping[str, Any]) -> N
     for option in options.keys() - _FORMS.keys():
         check_value(name, option, options[option], hints[option])
     if "difficulty" in method.flags:
-        _check_options(f"{name}: difficulty", *difficulty_of(options))
+        _check_difficulty(f"{name}: difficulty", *difficulty_of(options))
     given = options.get("influence", {})
     for entry in given:
         check_choice(f"{name}: influence", entry, _INFLUENCE)

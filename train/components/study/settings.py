@@ -12,6 +12,7 @@ from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import torch
+import torchvision
 
 from dp4tl_ffcv import build_model
 from dp4tl_ffcv.utils import check_choice
@@ -77,6 +78,31 @@ def _check(entry: str, given: Mapping[str, Any], recipe: Any, common: Mapping[st
         recipe(**settings, **{name: Path() for name in _PLACES if name in known})
     except (TypeError, ValueError) as error:
         raise ValueError(f"`{entry}`: {error}") from error
+
+
+def check_weights(entry: str, given: str, path: Path) -> None:
+    """Check the name of pretrained weights.
+
+    Args:
+        entry: entry of the study file.
+        given: name of the weights, which may be meant as a path.
+        path: the file that `given` would be, which does not exist.
+
+    Raises:
+        ValueError: there is no such model, or timm, which would have it, is not installed.
+    """
+    of_torchvision = torchvision.models.list_models(module=torchvision.models)
+    if given.startswith("timm:"):
+        try:
+            _check_arch(given)
+        except ValueError as error:
+            raise ValueError(f"`{entry}`: {error}") from error
+    elif given.removeprefix("torchvision:") not in (*of_torchvision, "efficientnet-lite0"):
+        raise ValueError(
+            f"`{entry}`: there is neither a file {str(path)!r} nor a model {given!r}. Give the path"
+            " of a checkpoint, one of torchvision.models.list_models(), timm:NAME or "
+            "efficientnet-lite0."
+        )
 
 
 def check_value(entry: str, name: str, value: Any, hint: Any) -> None:
