@@ -179,8 +179,8 @@ def _check_keeps(keeps: Keeps) -> None:
         for keep in fractions:
             if isinstance(keep, str):
                 check_choice("keeps", keep, (AUTO,))
-            elif check_number("keeps", keep, above=0, at_most=1) == 1:
-                raise ValueError("`keeps` are fractions below 1. The full source always runs.")
+            else:
+                check_number("keeps", keep, above=0, at_most=1)
     if not any(keeps.values()):
         raise ValueError("`keeps` is empty. Name at least one.")
 

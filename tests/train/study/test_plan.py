@@ -59,7 +59,7 @@ def test_a_file_gives_numbers_and_switches_their_types(file: Path) -> None:
 @pytest.mark.parametrize(
     ("before", "after", "match"),
     [
-        ("keeps: [0.5, 0.25]", "keeps: [0.5, 1]", "`keeps` are fractions below 1"),
+        ("keeps: [0.5, 0.25]", "keeps: [0.5, 1.5]", "`keeps` must be above 0 and at most 1"),
         ("keeps: [0.5, 0.25]", "keep: [0.5]", "there is no keep; a study has"),
         ("keeps: [0.5, 0.25]", "", "keeps"),
         ("keeps: [0.5, 0.25]", "keeps: [half]", "keeps"),
