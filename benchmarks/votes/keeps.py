@@ -16,7 +16,8 @@ Runs of label mapping and feature mapping at equal epochs count. Figures:
 * `measured`: the same of the study's own runs with the fraction `auto`, if it has any.
 * `saved`: fraction of the source that is pruned, relative to that of the best fraction, as a ratio
   of sums over the tasks with 8 seeds. No task counts for more than its best fraction prunes. With
-  the mode `all`, the best fraction is without loss in every mode.
+  the mode `all`, the best fraction is without loss in every mode. Where `auto` keeps everything, as
+  for too few images, `verdicts` count "nothing pruned" and not "no loss".
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -241,7 +242,9 @@ def _saved(judged: Sequence[Row]) -> Iterator[Row]:
         best = [1 - max(row["best"] for row in task) for task in tasks]
         auto = [1 - task[0]["keep"][1] for task in tasks]
         if sum(best):
-            verdicts = [row["verdict"] for row in chosen]
+            verdicts = [
+                row["verdict"] if row["keep"][0] < 1 else "nothing pruned" for row in chosen
+            ]
             yield {
                 "figure": "saved",
                 "of": whole[0]["figure"],

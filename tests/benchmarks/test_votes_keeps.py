@@ -92,6 +92,15 @@ def test_what_is_pruned_is_summed_over_tasks_up_to_their_best_fractions() -> Non
 
 
 @pytest.mark.filterwarnings("ignore:the surrogate hardly tells")
+def test_everything_kept_is_no_verdict_of_the_sum() -> None:
+    weak = task("a", 0.05)
+    weak.scores.update({k: replace(v, label_information=0.1) for k, v in weak.scores.items()})
+    found = list(rows([weak, task("b", 0.05)]))
+    (saved,) = of("saved", found, mode="all")
+    assert saved["verdicts"] == {"nothing pruned": 1, "no loss": 1}
+
+
+@pytest.mark.filterwarnings("ignore:the surrogate hardly tells")
 def test_votes_that_say_too_little_have_no_slope() -> None:
     weak = task("a", 0.5)
     weak.scores.update({k: replace(v, label_information=0.1) for k, v in weak.scores.items()})
