@@ -125,8 +125,9 @@ class Findings:
         """What each `auto` saves, compared with the best fraction known afterwards.
 
         `saved` is the share of the full source's pretraining time that `auto` saves, `saved_best`
-        that of the largest pruning without loss, or 0 if there is none; `ratio` is their quotient,
-        or None. Only equal epochs count: at equal steps, no selection saves time.
+        that of the largest pruning without loss, or 0 if there is none. `ratio` is their quotient,
+        but at most 1 since pruning more than that earns nothing; or None. Only equal epochs count:
+        at equal steps, no selection saves time.
         """
         found = []
         for row in self.comparisons:
@@ -140,19 +141,19 @@ class Findings:
                         "best_keep": None if best is None else best["keep"],
                         "saved": saved,
                         "saved_best": saved_best,
-                        "ratio": saved / saved_best if saved_best > 0 else None,
+                        "ratio": min(saved / saved_best, 1.0) if saved_best > 0 else None,
                     }
                 )
         return found
 
     @cached_property
     def warnings(self) -> list[tuple[str, str, int, int, str]]:
-        """Target that is scored for, method, seeds with warnings, all seeds, and one warning."""
+        """Target that is scored for, method, seeds with warnings, all seeds, the first's texts."""
         found = []
         for rows in grouped(
             (row for row in self.rows if row["method"] != FULL), "scored_on", "method"
         ):
-            texts = {row["seed"]: row["warnings"][0] for row in rows if row.get("warnings")}
+            texts = {row["seed"]: " ".join(row["warnings"]) for row in rows if row.get("warnings")}
             if texts:
                 seeds = len({row["seed"] for row in rows})
                 text = next(iter(texts.values()))

@@ -62,7 +62,7 @@ def summarise_auto(findings: Findings) -> str:
     if not (rows := findings.regrets):
         return ""
     saved, best = (sum(row[name] for row in rows) for name in ("saved", "saved_best"))
-    counted = sum(min(row["saved"], row["saved_best"]) for row in rows)
+    counted = sum(row["ratio"] * row["saved_best"] for row in rows if row["ratio"] is not None)
     ratio = f", a ratio of {counted / best:.2f}" if best > 0 else ""
     return (
         f"Keep {AUTO} saves {percent(saved / len(rows))} of the pretraining time on average, and "

@@ -84,7 +84,7 @@ def test_a_finished_study_is_kept_and_its_tables_show_every_comparison(tmp_path:
         ]
     assert "| LM | 50 % | 50 % |" in page
     assert (
-        "| few | linear probe | LM | 0.30 | ? (?) | 70.00 | 0.5 | 50.00 | 1.40 | no loss |" in page
+        "| few | linear probe | LM | 0.30 | ? (?) | 70.00 | 0.5 | 50.00 | 1.00 | no loss |" in page
     )
     assert "- Run in two parts.\n- Times and speed-ups are by wall clock." in page
     assert "- Pretraining ran at 100 to 450 images/s" in page
