@@ -6,8 +6,8 @@
 A study is a YAML file that names a source, targets, methods, fractions to keep, seeds and the
 settings of the recipes; `docs/studies.md` describes it. Each stage runs once, even if several runs
 need it, and a finished stage is not repeated: a killed study continues when it is started again.
-The study prints a table, and its folder gets `results.jsonl`, `results.csv` and `report.html`, also
-while the study goes on.
+The study prints tables at its end, and a short one on a terminal while it goes on. Its folder gets
+`results.jsonl`, `results.csv` and `report.html`, also while the study goes on.
 """
 
 import tyro
@@ -28,7 +28,7 @@ from dp4tl_ffcv.utils import RunFolder, track
 from .components.study.launchers import launcher_of, stop_on_signals
 from .components.study.overview import estimates_of, states_of
 from .components.study.plan import Plan
-from .components.study.record import Record
+from .components.study.record import Record, say
 from .components.study.results import text_of
 from .components.study.schedule import Schedule
 from .components.study.stages import Stage, with_needs
@@ -96,7 +96,7 @@ def _run(
             key = f"{stage.kind}/{stage.key}"
             folder.log({"stage": key, "name": stage.name, "error": error})
             if error is not None:
-                print(f"failed: {stage.name}: {error} ({stage.folder})", flush=True)
+                say(f"failed: {stage.name}: {error} ({stage.folder})")
             record.refresh()
     return schedule.errors
 

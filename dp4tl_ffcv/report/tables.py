@@ -3,7 +3,8 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from .findings import Findings, Row, target_name
+from .findings import PLACE, Findings, Row, grouped, target_name
+from .names import AUTO
 from .words import keep_label, method_label, percent, summarise_auto, words
 
 # Columns of text. All others hold numbers.
@@ -51,6 +52,24 @@ def as_text(table: Table) -> str:
         for line in lines
     ]
     return "\n".join([table.title, *([table.note] if table.note else []), *shown])
+
+
+def standing_table(findings: Findings) -> Table:
+    """Return all differences to the full source in short, a line for each method and place."""
+    fractions = {row["keep"] for row in findings.comparisons}
+    keeps = [*sorted(fractions - {AUTO}, reverse=True), *(fractions & {AUTO})]
+    lines = []
+    for rows in grouped(findings.comparisons, *PLACE, "method"):
+        first, by_keep = rows[0], {row["keep"]: row for row in rows}
+        seeds = str(min(row["seeds"] for row in rows))
+        place = (target_name(first), words(first["mode"]), words(first["budget"]))
+        cells = [_standing(by_keep[keep]) if keep in by_keep else "" for keep in keeps]
+        lines.append([*place, _method(first), seeds, *cells])
+    return Table(
+        title="Difference to the full source so far, in points, by fraction kept",
+        columns=["target", "finetuning", "budget", "method", "seeds", *map(str, keeps)],
+        rows=lines,
+    )
 
 
 def modes_of(findings: Findings, target: str) -> list[str]:
@@ -151,7 +170,7 @@ def warning_tables(findings: Findings) -> Iterator[Table]:
                 (target, method_label(method), f"{seeds} of {of}", text)
                 for target, method, seeds, of, text in findings.warnings
             ],
-            note="Of several seeds, the first warning is shown.",
+            note="Of several seeds, the warnings of the first are shown.",
         )
 
 
@@ -185,6 +204,12 @@ def _by_place(
 
 def _method(row: Row) -> str:
     return method_label(row["method"])
+
+
+def _standing(row: Row) -> str:
+    """Return a difference in points, and its verdict if there is one."""
+    verdict = "?" if row["verdict"] == "cannot tell" else row["verdict"]
+    return f"{_number(row['mean'], 100, '+')} {verdict}"
 
 
 def _points(row: Row, *names: str) -> str:

@@ -8,7 +8,7 @@ from scipy.stats import ttest_1samp, ttest_rel
 
 from dp4tl_ffcv.report.findings import Findings
 from dp4tl_ffcv.report.names import COSTS
-from dp4tl_ffcv.report.tables import as_text, tables_of
+from dp4tl_ffcv.report.tables import as_text, standing_table, tables_of
 
 
 def row(method: str, keep: Any, kept: float, seed: int, accuracy: float) -> dict[str, Any]:
@@ -65,8 +65,38 @@ def test_auto_earns_nothing_by_pruning_more_than_the_best_fraction() -> None:
         rows += [row("lm", 0.4, 0.4, seed, 0.9), row("lm", "auto", 0.7, seed, 0.9)]
         rows += [row("fm", 0.8, 0.8, seed, 0.9), row("fm", "auto", 0.1, seed, 0.5)]
         rows += [row("similarity", 0.8, 0.8, seed, 0.8), row("similarity", "auto", 0.1, seed, 0.5)]
+        unsure = 0.85 + 0.1 * (seed % 2)
+        rows += [row("el2n", 0.8, 0.8, seed, 0.8), row("el2n", "auto", 0.5, seed, unsure)]
     ratio = (0.3 + 0.2) / (0.6 + 0.2)
-    assert f"a ratio of {ratio:.2f}; of 3 comparisons of auto, 1 show no loss" in shown(rows)
+    verdicts = "of 4 comparisons of auto, 1 show no loss, 2 show a loss, 1 cannot tell"
+    assert f"a ratio of {ratio:.2f}; {verdicts}" in shown(rows)
+    by_method = {each["method"]: each["ratio"] for each in Findings(rows).regrets}
+    expected = {"lm": pytest.approx(0.5), "fm": 1, "similarity": None, "el2n": None}
+    assert by_method == expected
+
+
+def test_all_warnings_of_a_seed_are_shown() -> None:
+    rows = [row("full", 1.0, 1.0, seed, 0.9) for seed in range(2)]
+    rows += [row("lm", 0.5, 0.5, seed, 0.9) for seed in range(2)]
+    rows[3]["warnings"] = ["Votes say little.", "Few images."]
+    assert Findings(rows).warnings == [("both", "lm", 1, 2, "Votes say little. Few images.")]
+
+
+def test_the_standing_has_a_line_for_each_method_and_place() -> None:
+    rows = [row("full", 1.0, 1.0, seed, 0.9) for seed in range(8)]
+    rows += [row("lm", "auto", 0.3, seed, 0.9) for seed in range(8)]
+    rows += [row("lm", 0.2, 0.2, seed, 0.8) for seed in range(8)]
+    rows += [row("lm", 0.5, 0.5, seed, 0.91) for seed in range(8)]
+    rows += [row("fm", 0.2, 0.2, seed, 0.89) for seed in range(3)]
+    table = standing_table(Findings(rows))
+    assert table.columns[3:] == ["method", "seeds", "0.5", "0.2", "auto"]
+    assert table.rows == [
+        ["few of both", "linear probe", "equal epochs", *cells]
+        for cells in (
+            ["lm", "8", "+1.00 no loss", "-10.00 loss", "+0.00 no loss"],
+            ["fm", "3", "", "-1.00 ?", ""],
+        )
+    ]
 
 
 def test_auto_has_no_ratio_if_no_fraction_is_without_loss() -> None:

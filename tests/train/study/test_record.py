@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.reports import rows
 from train.components.study import record as module
 from train.components.study.record import Record
 
@@ -50,3 +51,34 @@ def test_an_unfinished_study_goes_on_without_a_report(
     assert "no report: results.jsonl is damaged" in capsys.readouterr().out
     with pytest.raises(ValueError, match="damaged"):
         record.write()
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_terminal_shows_a_short_table_when_it_has_changed(
+    terminal: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    clock = Clock(monkeypatch)
+    found = rows(seeds=2)
+    monkeypatch.setattr(module, "rows_of", lambda _: found)
+    monkeypatch.setattr(module.sys.stdout, "isatty", lambda: terminal, raising=False)
+    monkeypatch.setenv("LINES", "10")
+    record = Record(tmp_path, [], [], Path("a.yaml"))
+    shown = []
+    for _ in range(3):
+        clock.now += 1000.0
+        record.refresh()
+        shown.append(capsys.readouterr().out)
+    found.clear()
+    found.extend(rows(seeds=3))
+    clock.now += 1000.0
+    record.refresh()
+    shown.append(capsys.readouterr().out)
+    assert clock.writes == 4
+    assert [bool(each) for each in shown] == [terminal, False, False, terminal]
+    if terminal:
+        assert "upright linear probe equal epochs LM 2 +0.00 ?" in " ".join(shown[0].split())
+        assert shown[0].strip().splitlines()[-1] == f"7 more: {tmp_path / 'report.html'}"
+        assert len(shown[0].splitlines()) == 9
