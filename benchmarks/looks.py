@@ -1,6 +1,6 @@
 """Which ways to read a target help a surrogate that does not know the target's look?
 
-    python -m benchmarks.looks                       # six minutes of one core
+    python -m benchmarks.looks
 
 Surrogates of the planted digits predict the classes of three targets, each read in four ways: as
 the source; with stretched contrast; with the mean of the logits over three resolutions; and with

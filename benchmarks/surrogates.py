@@ -1,6 +1,6 @@
 """How cheap may a surrogate be? Cost and relevant classes found, by surrogate.
 
-    python -m benchmarks.surrogates                  # twenty minutes of one core
+    python -m benchmarks.surrogates
 
 Runs the surrogates, scores and selections of `studies/surrogates.yaml`, and one pretraining on the
 full source with each seed to compare the cost with. `dp4tl study` on the same file adds the
