@@ -48,11 +48,11 @@ python -m benchmarks.imagenet_names --images 500 --targets fashion=betons/fashio
 each of the names below, from scikit-image's data, and `cifar10` has CIFAR-10's images as PNG in
 `train/CLASS` and `test/CLASS`.
 
-Of Imagenette's 500 photographs, 341 get the name of their object. Of the nine single photographs of
-an object, an animal or a person, four do: a cat, an espresso, a moped and a missile. Small images do
-not: scaled from 28 or 32 pixels, clothes are pedestals and nematodes, and animals are bee eaters and
-window screens. These targets also show other kinds of images, so size need not be the reason. Their
-votes are concentrated, too, so concentration alone does not show that votes make sense.
+Of Imagenette's 500 photographs, 341 get the name of their object. Of the nine single photographs
+of an object, an animal or a person, four do: a cat, an espresso, a moped and a missile. Small
+images do not: scaled from 28 or 32 pixels, clothes are pedestals and nematodes, and animals are bee
+eaters and window screens. These targets also show other kinds of images, so size need not be the
+reason. Their votes are concentrated, too: concentration alone does not show that votes make sense.
 
 *In effect* is the number of classes that equal votes would spread over, the exponential of the
 entropy of the votes. *First 10* is the share of the votes that go to the ten classes with the most

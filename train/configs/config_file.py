@@ -7,12 +7,14 @@ A file can be foreign. Deep nesting is an error, as are keys that are given twic
 import json
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from dp4tl_ffcv.utils import check_entries, parse_yaml, read_text, requires
 
 _MAX_BYTES = 1 << 20
 _MAX_DEPTH = 20
+_MOST_SHOWN = 80  # characters of a wrong value
 
 
 def read_config_file(path: Path) -> dict[str, Any]:
@@ -66,8 +68,9 @@ def check_forms(
         try:
             check_entries({name: values[name]}, {name: kind})
         except ValueError as error:
+            given = shorten(json.dumps(values[name]), _MOST_SHOWN)
             raise ValueError(
-                f"{where}`{name}` has another form. Write it as in `{example}`."
+                f"{where}`{name}` cannot be {given}. Write it as in `{example}`."
             ) from error
 
 

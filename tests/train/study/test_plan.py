@@ -81,7 +81,7 @@ def test_a_file_gives_numbers_and_switches_their_types(file: Path) -> None:
         ("linear_probe", "probe", "finetune"),
         ("_{split}", "", "a path with {split}"),
         ("{upright:", "{both: [], upright:", "`targets: both` is empty. Name at least one"),
-        ("{epochs: 2}", "{samples: half}", "default`: `samples` has .* in `samples: 0.25`"),
+        ("{epochs: 2}", "{samples: half}", "default`: `samples` cannot be .* in `samples: 0.25`"),
     ],
     ids=[
         "all",
@@ -469,8 +469,8 @@ def test_influence_pretrains_on_halves_that_all_targets_share(file: Path) -> Non
     ("entry", "match"),
     [
         ("{influence: {run: 6}}", "class_influence: influence.*got 'run'"),
-        ("{influence: {runs: few}}", "influence`: `runs` has another form. .* `runs: 40`"),
-        ("{influence: 5}", "`influence` has another form. .* as in `influence: {runs: 40}`"),
+        ("{influence: {runs: few}}", 'influence`: `runs` cannot be "few". .* `runs: 40`'),
+        ("{influence: 5}", "`influence` cannot be 5. .* as in `influence: {runs: 40}`"),
         ("{influence: {pretrain: {epoch: 1}}}", "influence: pretrain` has no setting epoch"),
         ("{influence: {probe: {seed: 1}}}", "influence: probe`: the study itself sets seed"),
     ],
@@ -557,7 +557,7 @@ def test_a_file_in_the_working_folder_never_replaces_weights_by_name(
         ("coverage_centric: {difficulty: {method: el2n, logits: off}}", 'logits cannot be "off"'),
         ("similarity: {unit: klass}", "`similarity: unit` must be one of .*; got 'klass'"),
         ("similarity: {neighbors: two}", '`similarity`: neighbors cannot be "two"'),
-        ("semdedup: {clusters: many}", "`clusters` has another form. .* as in `clusters: 1000`"),
+        ("semdedup: {clusters: many}", '`clusters` cannot be "many". .* as in `clusters: 1000`'),
         ("semdedup: {clusters: 0}", "`semdedup: clusters` must be at least 1"),
         ("semdedup: {}", "semdedup needs clusters"),
         ("coverage_centric: {difficulty: hard}", "`method` must be one of .*; got 'hard'"),

@@ -24,7 +24,7 @@ def estimates_of(stages: Sequence[Stage]) -> str:
             runs.setdefault(f"{owner.kind} {owner.label.text}", []).append(stage)
     left = [stage for stage in stages if stage.result() is None]
     places = {stage.key for stage in left}
-    lines = [_HEAD + "  all seeds of a stage, and the finetuning of what it pretrains"]
+    lines = [_HEAD + "  stage (all seeds, with its finetuning)"]
     lines += [_line(group, places, name) for name, group in runs.items()]
     lines += ["", _HEAD + "  kind"]
     lines += [
@@ -59,8 +59,8 @@ def _summary(left: Sequence[Stage]) -> str:
     cost = _total(stage for stage in left if is_estimated(stage))
     if cost is None:
         return (
-            f"{len(left)} stages are left. Some times are unknown: they need the betons that "
-            "`--only write` makes, or a surrogate whose network the study file names."
+            f"{len(left)} stages are left. Some times are unknown: first write the betons with "
+            "`--only write`. Features by a surrogate given as weights have no estimate."
         )
     return (
         f"{len(left)} stages are left: {_time(cost)} of one core or GPU, without loading and "
