@@ -33,24 +33,31 @@ class Config:
 
     file: Annotated[Path, tyro.conf.Positional]
     """The study, a YAML or JSON file."""
-    out: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
-    """Folder of everything that the study writes. None: runs/ and the name of the file."""
+    out: Annotated[
+        Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="(default: runs/NAME)")
+    ] = None
+    """Folder of everything that the study writes. NAME is the name of the study file."""
     only: str = ""
-    """Make only the stages whose name, as in --dry-run, contains this text, and what they need."""
+    """Make only the stages whose names contain this text, and what they need."""
     launcher: Launcher = "local"
     """Run stages on this machine, on a Ray cluster, or as jobs of Slurm."""
-    jobs: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
-    """Stages at a time. None: one for each GPU, or for each core if there is no GPU. Slurm: 64."""
-    address: Annotated[str | None, tyro.conf.arg(metavar="STR")] = None
-    """Address of a Ray cluster, such as auto. None: Ray runs on this machine."""
-    ray: tuple[str, ...] = ()
+    jobs: Annotated[
+        int | None,
+        tyro.conf.arg(metavar="INT", help_behavior_hint="(default: one per GPU, else per core)"),
+    ] = None
+    """Stages to run at a time. With Slurm, the default is 64."""
+    address: Annotated[
+        str | None, tyro.conf.arg(metavar="STR", help_behavior_hint="(default: this machine)")
+    ] = None
+    """Address of a Ray cluster, such as auto."""
+    ray: Annotated[tuple[str, ...], tyro.conf.arg(help_behavior_hint="(default: none)")] = ()
     """Resources of a stage on a Ray cluster, as NAME=VALUE: num_gpus=1 num_cpus=8 memory=16GiB."""
-    slurm: tuple[str, ...] = ()
+    slurm: Annotated[tuple[str, ...], tyro.conf.arg(help_behavior_hint="(default: none)")] = ()
     """Parameters of submitit, as NAME=VALUE: timeout_min=240 slurm_partition=gpu mem_gb=16."""
     retry_failed: bool = False
     """Also repeat the stages that failed before."""
     dry_run: bool = False
-    """Print every run with its estimated time and disk, and stop."""
+    """Print the runs with their estimated time and disk, a line for all seeds, and stop."""
     status: bool = False
     """Print how far the study is, and stop."""
 
@@ -153,7 +160,11 @@ class Study:
                 raise ValueError(f"`targets: {name}` is empty. Name at least one dataset.")
             _check_repeats(f"targets: {name}", self.datasets_of(name))
             for each in self.datasets_of(name):
-                check_choice(f"targets: {name}", each, self.datasets)
+                if each not in self.datasets:
+                    raise ValueError(
+                        f"`targets: {name}` names {each!r}, which is no dataset of `targets`: "
+                        f"{', '.join(self.datasets) or 'there is none'}."
+                    )
 
     @property
     def datasets(self) -> tuple[str, ...]:
@@ -178,7 +189,8 @@ def _check_keeps(keeps: Keeps) -> None:
         _check_repeats("keeps", fractions)
         for keep in fractions:
             if isinstance(keep, str):
-                check_choice("keeps", keep, (AUTO,))
+                if keep != AUTO:
+                    raise ValueError(f"`keeps` are fractions such as 0.5, or auto; got {keep!r}.")
             else:
                 check_number("keeps", keep, above=0, at_most=1)
     if not any(keeps.values()):
@@ -239,7 +251,7 @@ def _values(given: Mapping[str, Any]) -> dict[str, Any]:
     """Return the entries of a study file with their types."""
     if unknown := sorted(given.keys() - _ENTRIES.keys()):
         names = ", ".join(_ENTRIES)
-        raise ValueError(f"there is no {', '.join(unknown)}; a study has {names}")
+        raise ValueError(f"unknown entry {', '.join(unknown)}; a study file has {names}")
     # Arguments of `data` are texts: the class 1.10 is not the number 1.1.
     values = {name: each if name == "data" else _typed(each) for name, each in given.items()}
     if isinstance(values.get("methods"), list):
