@@ -124,7 +124,7 @@ class Findings:
     def regrets(self) -> list[dict[str, Any]]:
         """What each `auto` saves, compared with the best fraction known afterwards.
 
-        `saved` is the share of the full source's pretraining time that `auto` saves, `saved_best`
+        `saved` is the share of the full source's training steps that `auto` saves, `saved_best`
         that of the largest pruning without loss, or 0 if there is none. `ratio` is their quotient,
         but at most 1 since pruning more than that earns nothing; or None. Only equal epochs count:
         at equal steps, no selection saves time.
@@ -180,7 +180,7 @@ def _key(row: Row, names: Sequence[str]) -> tuple[Any, ...]:
 
 
 def _saved(row: Row) -> float:
-    return float(1 - row["pretrain_seconds"] / row["full_pretrain_seconds"])
+    return float(1 - row["steps"] / row["full_steps"])
 
 
 def _against_full(group: Sequence[Row], full: Sequence[Row]) -> dict[str, Any]:
@@ -199,6 +199,8 @@ def _against_full(group: Sequence[Row], full: Sequence[Row]) -> dict[str, Any]:
         "verdict": result.verdict,
         **_speedup("speedup", full_seconds, seconds),
         **_speedup("speedup_with_selection", full_seconds, with_cost),
+        "steps": _mean(row["steps"] for row in group),
+        "full_steps": _mean(row["steps"] for row in full),
         "pretrain_seconds": _mean(seconds),
         "full_pretrain_seconds": _mean(full_seconds),
         **{name: _mean(row[name] for row in group) for name in COSTS},

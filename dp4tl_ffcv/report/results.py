@@ -22,6 +22,7 @@ _ROW = {
     "test_accuracy": _NUMBER,
     "classes": int,
     "samples": int,
+    "steps": int,
     "pretrain_seconds": _NUMBER,
     "selection_seconds": _NUMBER,
     **dict.fromkeys(COSTS, _NUMBER),
@@ -38,7 +39,7 @@ _OPTIONAL = {
     **dict.fromkeys(EVIDENCE, _NUMBER),
 }
 _PLACES = ("pretrained", "finetuned", "selection", "scores")
-_POSITIVE = ("keep", "kept", "samples", "pretrain_seconds", "test_images")
+_POSITIVE = ("keep", "kept", "samples", "steps", "pretrain_seconds", "test_images")
 _NOT_NEGATIVE = ("selection_seconds", *COSTS)
 _SUMMARY = {
     "command": str,

@@ -145,9 +145,9 @@ def auto_tables(findings: Findings) -> Iterator[Table]:
         "coverage (lower bound), %": lambda row: (
             f"{_number(row['coverage'], 100)} ({_number(row['lower_bound'], 100)})"
         ),
-        "time saved, %": lambda row: _number(row["saved"], 100),
+        "steps saved, %": lambda row: _number(row["saved"], 100),
         "best keep": lambda row: "none" if row["best_keep"] is None else f"{row['best_keep']:g}",
-        "time saved by it, %": lambda row: _number(row["saved_best"], 100),
+        "steps saved by it, %": lambda row: _number(row["saved_best"], 100),
         "ratio": lambda row: "none" if row["ratio"] is None else _number(row["ratio"]),
         "verdict of auto": lambda row: row["verdict"],
     }

@@ -65,7 +65,7 @@ def summarise_auto(findings: Findings) -> str:
     counted = sum(row["ratio"] * row["saved_best"] for row in rows if row["ratio"] is not None)
     ratio = f", a ratio of {counted / best:.2f}" if best > 0 else ""
     return (
-        f"Keep {AUTO} saves {percent(saved / len(rows))} of the pretraining time on average, and "
+        f"Keep {AUTO} saves {percent(saved / len(rows))} of the training steps on average, and "
         f"the best fraction known afterwards {percent(best / len(rows))}{ratio}; of "
         f"{_counted(len(rows), 'comparison')} of {AUTO}, {_verdicts(rows)}."
     )

@@ -42,7 +42,7 @@ def study_row(method: str, keep: Any, seed: int, accuracy: float, **other: Any) 
     return {
         "target": "few", "scored_on": "few", "method": method, "keep": keep, "kept": kept,
         "budget": "equal_epochs", "seed": seed, "mode": "linear_probe", "test_accuracy": accuracy,
-        "classes": 10, "samples": 100, "images_per_second": 100.0 + 50 * seed,
+        "classes": 10, "samples": 100, "steps": 1000 * kept, "images_per_second": 100.0 + 50 * seed,
         "pretrain_seconds": 10 * kept, "selection_seconds": 5.0,
         **{f"{name}_seconds": 1.0 for name in costs}, **other,
     }  # fmt: skip

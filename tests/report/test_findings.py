@@ -15,7 +15,7 @@ def row(method: str, keep: Any, kept: float, seed: int, accuracy: float) -> dict
     return {
         "target": "few", "scored_on": "both" if method != "full" else "few", "method": method,
         "keep": keep, "budget": "equal_epochs", "seed": seed, "mode": "linear_probe",
-        "test_accuracy": accuracy, "kept": kept, "classes": 10, "samples": 100,
+        "test_accuracy": accuracy, "kept": kept, "classes": 10, "samples": 100, "steps": 1000 * kept,
         "pretrain_seconds": 10 * kept, "selection_seconds": 1.0, **dict.fromkeys(COSTS, 0.25),
     }  # fmt: skip
 
@@ -109,7 +109,7 @@ def test_auto_has_no_ratio_if_no_fraction_is_without_loss() -> None:
     assert (found["saved_best"], found["best_keep"], found["ratio"]) == (0, None, None)
     assert (found["coverage"], found["lower_bound"]) == (None, None)  # unknown in old rows
     text = shown(rows)
-    assert "saves 70 % of the pretraining time on average" in text
+    assert "saves 70 % of the training steps on average" in text
     assert "afterwards 0 %; of 1 comparison of auto, 0 show no loss, 1 show a loss" in text
     line = "few of both linear probe lm 0.30 ? (?) 70.00 none 0.00 none loss"
     assert line in [" ".join(each.split()) for each in text.splitlines()]

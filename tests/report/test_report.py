@@ -267,8 +267,8 @@ def test_keep_auto_is_placed_by_its_samples_and_compared_with_the_best_keep(
     given = rows()
     given += [
         each
-        | {"keep": "auto", "kept": 0.4, "pretrain_seconds": 12.0, "coverage": 0.985,
-           "lower_bound": 0.972, "warnings": [f"The votes <of seed {each['seed']}> mean little."]}
+        | {"keep": "auto", "kept": 0.4, "steps": 40, "pretrain_seconds": 12.0,
+           "coverage": 0.985, "lower_bound": 0.972, "warnings": [f"The votes <of seed {each['seed']}> mean little."]}
         | _places(f"auto_{each['seed']}")
         for each in given
         if each["method"] == "label_mapping" and each["keep"] == 0.5
@@ -283,7 +283,7 @@ def test_keep_auto_is_placed_by_its_samples_and_compared_with_the_best_keep(
             "✓ no loss",
         ] in table  # fmt: skip
     assert (
-        "Keep auto saves 60 % of the pretraining time on average, and the best fraction known "
+        "Keep auto saves 60 % of the training steps on average, and the best fraction known "
         "afterwards 75 %, a ratio of 0.80; of 2 comparisons of auto, 2 show no loss, 0 show a "
         "loss, 0 cannot tell."
     ) in words_of(page)
