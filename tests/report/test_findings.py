@@ -15,8 +15,9 @@ def row(method: str, keep: Any, kept: float, seed: int, accuracy: float) -> dict
     return {
         "target": "few", "scored_on": "both" if method != "full" else "few", "method": method,
         "keep": keep, "budget": "equal_epochs", "seed": seed, "mode": "linear_probe",
-        "test_accuracy": accuracy, "kept": kept, "classes": 10, "samples": 100, "steps": 1000 * kept,
-        "pretrain_seconds": 10 * kept, "selection_seconds": 1.0, **dict.fromkeys(COSTS, 0.25),
+        "test_accuracy": accuracy, "kept": kept, "classes": 10, "samples": 100,
+        "steps": 1000 * kept, "pretrain_seconds": 10 * kept, "selection_seconds": 1.0,
+        **dict.fromkeys(COSTS, 0.25),
     }  # fmt: skip
 
 
