@@ -53,7 +53,13 @@ def test_a_stopped_study_leaves_no_process(
     if "slurm" in flags:
         pytest.importorskip("submitit", reason="the extra `slurm` is not installed")
     command = [sys.executable, "-m", "train.study", file, "--out", tmp_path, *flags.split()]
-    running = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True)
+    before = signal.signal(number, signal.default_int_handler)  # `nohup` ignores it in all tests
+    try:
+        running = subprocess.Popen(
+            command, start_new_session=True, stderr=subprocess.PIPE, text=True
+        )
+    finally:
+        signal.signal(number, before)
     try:
         jobs = int(flags.split()[1])
         while running.poll() is None and len([*tmp_path.glob("pretrain/*/run/log.jsonl")]) < jobs:

@@ -30,7 +30,7 @@ _LOADED = re.compile(r'<script|\b(?:src|href)="(?!data:image/|#)|url\((?!#|data:
 
 class Reports(Target):
     name = "report of a study"
-    cases = 5_000  # each takes ten times as long as a case of most kinds
+    cases = 20_000
 
     def prepare(self, folder: Path) -> list[Sample]:
         write_study(folder, rows(seeds=2, methods=("label_mapping", "random"), keeps=(0.5,)))
