@@ -101,5 +101,5 @@ $(RUNTIME): pyproject.toml constraints.txt
 	@$(INSTALL)
 
 $(STAMP): $(RUNTIME)
-	@"$(VENV)/bin/python" -m pip install -e '.[dev,writers,clustering,moco,recipes,timm,fuzz,ray,slurm]' -c constraints.txt
+	@"$(VENV)/bin/python" -m pip install -e '.[dev,writers,clustering,moco,timm,fuzz,ray,slurm]' -c constraints.txt
 	touch "$(STAMP)"

@@ -12,7 +12,6 @@ def parse_yaml(text: str) -> Any:
     A few lines with anchors can ask for any amount of memory, and tags can name Python's objects.
 
     Raises:
-        ImportError: pyyaml is not installed.
         ValueError: the text is malformed, nested more than 20 deep, has more than 100,000 keys and
             values, or has anchors, tags or a key twice.
     """

@@ -9,8 +9,8 @@ of a file or of its folder gives the split; validation, valid and dev are writte
 
 The image column holds {bytes, path} or bytes. The label column holds class ids (ClassLabel or
 integers). The names of the columns and of the classes come from the metadata in each file, or else
-from README.md. This needs pyarrow, and pyyaml to read README.md. The identifier of an image is its
-row, counted through the files of its split.
+from README.md. This needs pyarrow. The identifier of an image is its row, counted through the
+files of its split.
 
 Parquet is decompressed by groups of rows, so the order of samples is not fully random: groups are
 in random order, and images are shuffled within windows of 64 MiB (at least one group). Each worker
@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import dp4tl_ffcv
-from dp4tl_ffcv.utils import check_choice, open_file, parse_json, parse_yaml, requires
+from dp4tl_ffcv.utils import check_choice, open_file, parse_json, parse_yaml
 
 from .components.common import CountedOptions, run, say, write_splits
 from .components.files import is_hidden, split_of
@@ -170,8 +170,7 @@ def _card_of(root: Path) -> _Card:
     with open_file(path) as stream:
         content = stream.read(_LARGEST_CARD)
     try:
-        with requires("pyyaml", f"reading {path}"):
-            info = _info_in(content)
+        info = _info_in(content)
         return _Card(_features_of(info), _counts_of(info))
     except _FAULTS as error:
         return _Card(fault=" ".join(str(error).split()))  # on one line

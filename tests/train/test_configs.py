@@ -345,15 +345,6 @@ def test_a_file_that_is_no_configuration_is_rejected(
         parsed("--config-file", write(name, content))
 
 
-def test_without_pyyaml_a_yaml_file_is_rejected(
-    write: Callable[..., str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "yaml", None)
-    with pytest.raises(ValueError, match="pip install"):
-        parsed("--config-file", write("config.yaml", "lr: 0.1"))
-    assert parsed("--config-file", write("config.json", {"lr": 0.1})).lr == 0.1
-
-
 # DP4TL's files, of which these have every key of a pretraining.
 
 

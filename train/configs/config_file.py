@@ -10,7 +10,7 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
-from dp4tl_ffcv.utils import check_entries, parse_yaml, read_text, requires
+from dp4tl_ffcv.utils import check_entries, parse_yaml, read_text
 
 _MAX_BYTES = 1 << 20
 _MAX_DEPTH = 20
@@ -29,13 +29,12 @@ def read_config_file(path: Path) -> dict[str, Any]:
             or a key twice. The message names the file and the line.
     """
     kind, parse = ("JSON", _parse_json) if path.suffix == ".json" else ("YAML", parse_yaml)
-    with requires("pyyaml", f"reading {str(path)!r}"):
-        try:
-            values = parse(read_text(path, _MAX_BYTES))
-        except (ValueError, RecursionError) as error:
-            raise ValueError(
-                f"cannot read the configuration {str(path)!r} as {kind}: {error}"
-            ) from error
+    try:
+        values = parse(read_text(path, _MAX_BYTES))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f"cannot read the configuration {str(path)!r} as {kind}: {error}"
+        ) from error
     if not isinstance(values, dict):
         raise ValueError(f"{str(path)!r} must map fields to values, as in `lr: 0.5`.")
     return values
