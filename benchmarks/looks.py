@@ -31,8 +31,6 @@ from writers import digits
 TARGETS = ("target", "target_rotated", "target_few")
 RESOLUTION = 24
 SCALES = (20, 24, 28)
-
-
 RESULT = Path(__file__).parent / "results" / "looks.jsonl"
 
 

@@ -87,12 +87,12 @@ def import_ffcv() -> None:
     _import_numba_arrays()
     if "ffcv" not in sys.modules:
         typed_dict, typed.Dict = typed.Dict, dict
-        set_num_threads = numba.set_num_threads
-        setattr(numba, "set_num_threads", _set_num_threads)  # noqa: B010  # a function has no type
+        patched: Any = numba
+        set_num_threads, patched.set_num_threads = numba.set_num_threads, _set_num_threads
         try:
             import_module("ffcv")
         finally:
-            typed.Dict, numba.set_num_threads = typed_dict, set_num_threads
+            typed.Dict, patched.set_num_threads = typed_dict, set_num_threads
     from ffcv.memory_managers import os_cache
     from ffcv.memory_managers.process_cache import manager as process_cache
 

@@ -78,8 +78,7 @@ def _said(scores: Scores) -> Row:
 
 
 def _kept(scores: Scores) -> float:
-    every = np.ones(len(scores), dtype=np.bool_)
-    return automatic_keep([scores], lambda parts: parts[0], every)[0]
+    return automatic_keep([scores])[0]
 
 
 def _predicted(way: Way, ids: Any, labels: Any, images: int, draws: int) -> Row:

@@ -106,11 +106,10 @@ class Task:
 
     def automatic(self, least_coverage: float) -> BySeed:
         """Return the fraction that `auto` keeps if a coverage is enough, by seed."""
-        found = {}
-        for seed, one in self.scores.items():
-            every = np.ones(len(one), dtype=np.bool_)
-            found[seed] = automatic_keep([one], lambda parts: parts[0], every, least_coverage)[0]
-        return found
+        return {
+            seed: automatic_keep([one], least_coverage=least_coverage)[0]
+            for seed, one in self.scores.items()
+        }
 
     def between(self, keeps: BySeed, mode: str) -> Comparison | None:
         """Return the comparison at a fraction for each seed, between the measured ones.

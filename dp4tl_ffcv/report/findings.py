@@ -1,4 +1,4 @@
-"""What the rows of a study show: each selection against the full source and random classes."""
+"""Compare the selections of a study with the full source and with random classes."""
 
 import math
 from collections import Counter
@@ -122,12 +122,12 @@ class Findings:
 
     @cached_property
     def regrets(self) -> list[dict[str, Any]]:
-        """What each `auto` saves, compared with the best fraction known afterwards.
+        """Training steps that each `auto` saves, next to those that the best fraction saves.
 
         `saved` is the share of the full source's training steps that `auto` saves, `saved_best`
         that of the largest pruning without loss, or 0 if there is none. `ratio` is their quotient,
         but at most 1 since pruning more than that earns nothing; or None. Only equal epochs count:
-        at equal steps, no selection saves time.
+        at equal steps, no selection saves any.
         """
         found = []
         for row in self.comparisons:

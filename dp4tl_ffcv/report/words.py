@@ -58,7 +58,7 @@ def notes_of(findings: Findings) -> Iterator[str]:
 
 
 def summarise_auto(findings: Findings) -> str:
-    """Return how much time keep `auto` saves over all targets, or nothing without `auto`."""
+    """Return the share of the training steps that `auto` saves, or nothing without `auto`."""
     if not (rows := findings.regrets):
         return ""
     saved, best = (sum(row[name] for row in rows) for name in ("saved", "saved_best"))

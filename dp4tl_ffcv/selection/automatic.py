@@ -28,8 +28,8 @@ _SHOWN = _KEEPS[::10]
 
 def automatic_keep(
     scores: Sequence[Scores],
-    combine: Callable[[Sequence[Scores]], Scores],
-    among: NDArray[np.bool_],
+    combine: Callable[[Sequence[Scores]], Scores] | None = None,
+    among: NDArray[np.bool_] | None = None,
     least_coverage: float = LEAST_COVERAGE,
 ) -> tuple[float, dict[str, Any]]:
     """Return the smallest fraction whose coverage is surely enough, and the evidence.
@@ -42,8 +42,8 @@ def automatic_keep(
 
     Args:
         scores: scores by votes, one per target.
-        combine: returns the scores to rank by, given those of all targets.
-        among: classes with samples `(C,)`.
+        combine: returns the scores to rank by, given those of all targets; None for one target.
+        among: classes with samples `(C,)`; by default, all.
         least_coverage: coverage that is enough.
 
     Raises:
@@ -59,7 +59,8 @@ def automatic_keep(
     votes = [one.votes for one in scores if one.votes is not None]
     covered = expected_coverage(scores, combine, among)
     images = min(each.images for each in votes)
-    coverage = {keep: float(covered[part_of(keep, among.sum()) - 1]) for keep in _KEEPS}
+    size = len(covered) if among is None else among.sum()
+    coverage = {keep: float(covered[part_of(keep, size) - 1]) for keep in _KEEPS}
     bounds = {keep: _lower_bound(share, images) for keep, share in coverage.items()}
     keep = next((keep for keep in _KEEPS if bounds[keep] >= least_coverage), 1.0)
     problems = [each.problem for each in votes if each.problem is not None]

@@ -1,4 +1,4 @@
-"""What `keep="auto"` keeps, compared with the accuracies of studies."""
+"""The fractions of `keep="auto"` are judged by the accuracies of studies."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -177,8 +177,8 @@ class Graph:
             needs["difficulty"] = self._score(
                 f"{inner} in {name}", inner, chosen, target, surrogate, seed
             )
-        given = {"seed": seed, **self._crops(surrogate)}
-        provided = {name: given[name] for name in flags & given.keys()}
+        own = {"seed": seed, **self._crops(surrogate)}
+        provided = {name: own[name] for name in flags & own.keys()}
         facts = {"method": method, "options": {**provided, **options}}
         used = (self._source, ("train",), "beton") if "beton" in flags else ()
         label = Label(f"{name} for {target}" if _sees_target(needs) else name, seed)

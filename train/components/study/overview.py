@@ -1,4 +1,4 @@
-"""What a study would do, and how far it is, as text."""
+"""Describe the planned work and the progress of a study as text."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence

@@ -12,7 +12,7 @@ from dp4tl_ffcv.utils import RunFolder, read_json, write_json
 
 
 class Label(NamedTuple):
-    """What a stage is for, in the words of the study file."""
+    """Name of a stage for readers, in the words of the study file."""
 
     text: str
     seed: int | None = None
