@@ -32,11 +32,10 @@ from .components.common import (
     CountedOptions,
     SplitOptions,
     check_counts,
-    check_no_stale,
+    drawn_splits,
     run,
     write_splits,
 )
-from .components.draw import draw_missing
 from .components.files import find, read_members
 from .components.safe_unpickle import byte_rows, read_dict
 
@@ -203,9 +202,7 @@ def write(config: Config) -> dict[str, dp4tl_ffcv.BetonIndex]:
     read, names = dataset.read(config)
     splits: dict[str, Any] = dict(zip(IMAGES, map(_samples, read), strict=True))
     check_counts(splits, names, (dataset.classes, IMAGES), config)
-    splits = draw_missing(splits, config.val, config.test, config.seed)
-    check_no_stale(config.out, {"val"} - splits.keys())
-    return write_splits("cifar", splits, names, config)
+    return write_splits("cifar", drawn_splits(splits, config), names, config)
 
 
 def _download(config: Config) -> None:

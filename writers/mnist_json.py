@@ -19,8 +19,7 @@ from numpy.typing import NDArray
 import dp4tl_ffcv
 from dp4tl_ffcv import utils
 
-from .components.common import SPLITS, SplitOptions, check_no_stale, run, write_splits
-from .components.draw import draw_missing
+from .components.common import SplitOptions, drawn_splits, run, write_splits
 from .components.files import find
 
 _SIDE = 28  # pixels
@@ -40,8 +39,7 @@ def write(config: Config) -> dict[str, dp4tl_ffcv.BetonIndex]:
     by_class = [_read(find(config.root, f"{i}.json", layout="0.json to 9.json")) for i in range(10)]
     images = np.concatenate(by_class)
     labels = np.repeat(np.arange(10), list(map(len, by_class)))
-    splits = draw_missing({"all": _samples(images, labels)}, config.val, config.test, config.seed)
-    check_no_stale(config.out, [split for split in SPLITS if split not in splits])
+    splits = drawn_splits({"all": _samples(images, labels)}, config)
     return write_splits("mnist_json", splits, CLASS_NAMES, config)
 
 

@@ -29,11 +29,10 @@ from .components.common import (
     CountedOptions,
     SplitOptions,
     check_counts,
-    check_no_stale,
+    drawn_splits,
     run,
     write_splits,
 )
-from .components.draw import draw_missing
 from .components.files import find, images_below, images_by_class, tell_ignored
 
 EXPECTED = (200, {"train": 100_000, "val": 10_000})
@@ -66,9 +65,7 @@ def write(config: Config) -> dict[str, dp4tl_ffcv.BetonIndex]:
         splits[split] = utils.ImageFiles(paths, [ids[wnid] for wnid in of_each])
     names = _class_names(root, wnids)
     check_counts(splits, names, EXPECTED, config)
-    splits = draw_missing(splits, config.val, config.test, config.seed)
-    check_no_stale(config.out, {"test"} - splits.keys())
-    return write_splits("tiny_imagenet", splits, names, config)
+    return write_splits("tiny_imagenet", drawn_splits(splits, config), names, config)
 
 
 def _list_val(root: Path, ignored: list[str]) -> tuple[list[str], list[str]]:

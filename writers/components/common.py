@@ -20,7 +20,7 @@ import dp4tl_ffcv  # loads each name when it is first used
 from dp4tl_ffcv import utils
 from dp4tl_ffcv.utils import check_int, one_line_errors, printable
 
-from .draw import at_most, choose_classes
+from .draw import at_most, choose_classes, draw_missing
 
 SPLITS = ("train", "val", "test")
 # Options that a resumed run may change: they change no sample's bytes.
@@ -253,6 +253,13 @@ def check_no_stale(out: Path, splits: Iterable[str]) -> None:
                 f"{path} is from an earlier run, and its images may now be in another split. "
                 "Delete it, or choose another --out."
             )
+
+
+def drawn_splits(splits: Mapping[str, Any], options: SplitOptions) -> dict[str, Any]:
+    """Draw the splits that a dataset lacks, and check that none is left from an earlier draw."""
+    drawn = draw_missing(splits, options.val, options.test, options.seed)
+    check_no_stale(options.out, [split for split in SPLITS if split not in drawn])
+    return drawn
 
 
 def check_counts(
