@@ -19,7 +19,7 @@ import tyro
 
 from dp4tl_ffcv import Selection
 from dp4tl_ffcv.utils import RunFolder, atomic_open, environment, one_line_errors
-from train.components.study.launchers import launcher_of
+from train.components.study.launchers import launcher_of, stop_on_signals
 from train.components.study.plan import Plan, Run
 from train.components.study.schedule import Schedule
 from train.components.study.stages import Stage, with_needs
@@ -121,7 +121,7 @@ def main(config: Config) -> None:
     RunFolder(arguments.folder, {"study": asdict(described)}, overwrite=True).start(resume=True)
     stages = with_needs(run.selection or run.pretrained for run in runs)
     schedule = Schedule(stages, retry_failed=True)
-    with launcher_of(arguments, arguments.folder) as launcher:
+    with stop_on_signals(), launcher_of(arguments, arguments.folder) as launcher:
         for stage, error in schedule.run(launcher):
             progress(f"{stage.kind}/{stage.key} {error or 'finished'}")
     if schedule.errors:

@@ -20,13 +20,13 @@ from .progress import track as track
 from .runs import RunFolder as RunFolder
 from .runs import environment as environment
 from .runs import settings_of as settings_of
-from .scoring.features.votes import vote_matrix as vote_matrix
 from .scoring.gradients.norms import gradient_norms as gradient_norms
 from .scoring.surrogate.checkpoint_files import read_entries as read_entries
 from .scoring.surrogate.checkpoint_files import write_entries as write_entries
 from .scoring.surrogate.models import BlurPoolConv as BlurPoolConv
 from .scoring.surrogate.models import Classifier as Classifier
 from .scoring.surrogate.models import replace_head as replace_head
+from .scoring.votes import vote_matrix as vote_matrix
 from .stored import adding_filename as adding_filename
 from .stored import check_entries as check_entries
 from .stored import open_file as open_file

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ..stored import read_text
 from .findings import Row, target_name
+from .names import AUTO
 from .results import Results
 
 _MACHINE = ("cpu", "cores", "gpu", "python", "torch", "ffcv", "numba", "dp4tl_ffcv")
@@ -97,6 +98,8 @@ def logs_of(results: Results) -> Logs:
 
 
 def _curves_of(row: Row) -> list[tuple[str, str, str]]:
+    if row["keep"] == AUTO:  # seeds keep different fractions, for different numbers of steps
+        return []
     return [
         ("pretraining", row["pretrained"], "loss"),
         (row["mode"], row["finetuned"], "val_accuracy"),

@@ -13,7 +13,10 @@ import numpy as np
 import pytest
 
 from dp4tl_ffcv import write_report
+from dp4tl_ffcv.report.curves import logs_of
+from dp4tl_ffcv.report.results import Results
 from tests.support.reports import COUNT, row, rows, write_results, write_study
+from tests.support.reports import NAMES as METHODS
 from tests.support.scores import scores_of
 
 NASTY = '<b>&"$x$'
@@ -223,6 +226,14 @@ def test_betons_logs_and_selections_may_be_gone(folder: Path, tmp_path: Path) ->
     assert "Learning curves" not in without.text
     shutil.rmtree(study / "selection")
     assert "Classes by" not in Page(write_report(study)).text
+
+
+def test_curves_of_auto_are_not_averaged(tmp_path: Path) -> None:
+    """Seeds keep different fractions, so their epochs have different numbers of steps."""
+    given = rows(2, METHODS[:1], keeps=(0.5,))
+    automatic = [row(METHODS[0], 0.5, seed) | {"keep": "auto", "kept": 0.5} for seed in (0, 1)]
+    curves = logs_of(Results.read(write_study(tmp_path, [*given, *automatic]))).curves
+    assert {keep for _, _, keep, _ in curves} == {0.5, 1.0}
 
 
 def test_a_beton_outside_of_the_folder_is_read_only_if_it_is_given(

@@ -102,7 +102,7 @@ def write_study(
             for place in (each["scores"], each["selection"]):
                 (folder / place).mkdir(parents=True, exist_ok=True)
             scores_of(scores, method=each["method"]).save(folder / each["scores"] / "scores.npz")
-            kept = np.arange(round(len(images) * each["keep"]))
+            kept = np.arange(round(len(images) * each["kept"]))
             path = folder / each["selection"] / "selection.npz"
             Selection.of_classes(index, kept).save(path)
         for stage, name in ((each["pretrained"], "loss"), (each["finetuned"], "val_accuracy")):

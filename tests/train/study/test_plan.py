@@ -332,6 +332,20 @@ def test_a_method_can_have_another_surrogate(file: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
+    ("before", "after", "match"),
+    [
+        ("source: digits/", "source: digit/", "source names '.*/digit/source_train.beton'"),
+        ('"digits/target_{', '"digit/target_{', "upright names '.*/digit/target_train.beton'"),
+    ],
+)
+def test_a_dataset_that_does_not_exist_is_named(
+    file: Path, before: str, after: str, match: str
+) -> None:
+    with pytest.raises(ValueError, match=f"{match}: there is neither this file nor .*`data`"):
+        changed(file, before, after)
+
+
+@pytest.mark.parametrize(
     ("given", "match"),
     [
         ("resnte18", "`surrogates: default`: there is neither a file .*resnte18' nor a model"),

@@ -34,7 +34,15 @@ class Dataset:
     def beton(self, split: str) -> tuple[Path, str]:
         """Return the path of a split, and what identifies its content."""
         path = Path(self.pattern.replace("{split}", split))
-        return path, path.name if self.stage else BetonIndex.open(path).fingerprint
+        if self.stage is not None:
+            return path, path.name
+        try:
+            return path, BetonIndex.open(path).fingerprint
+        except FileNotFoundError as error:
+            raise ValueError(
+                f"{self.name} names {str(path)!r}: there is neither this file nor an entry of "
+                "`data` with the name of its first folder."
+            ) from error
 
 
 class Graph:
@@ -46,9 +54,9 @@ class Graph:
         root: folder of the stages.
 
     Raises:
-        OSError: a beton that no entry of `data` makes cannot be opened.
-        ValueError: a method, an option or a setting is unknown or wrong, see `check_methods` and
-            `check_settings`.
+        OSError: a beton that no entry of `data` makes cannot be read.
+        ValueError: there is no such beton; or a method, an option or a setting is unknown or wrong,
+            see `check_methods` and `check_settings`.
     """
 
     def __init__(self, study: Study, base: Path, root: Path) -> None:
