@@ -99,12 +99,17 @@ class Findings:
         ]
 
     @cached_property
+    def selections(self) -> list[dict[str, Any]]:
+        """The comparisons whose runs prune. With keep 1, or if `auto` keeps all, none do."""
+        return [row for row in self.comparisons if row["kept"] < 1]
+
+    @cached_property
     def best(self) -> dict[tuple[str, ...], Row | None]:
         """The comparison at the largest pruning without loss, by what a rule has but its keep.
 
         None if no pruning is without loss. The keep `auto` is a rule of its own and does not count.
         """
-        groups = grouped((row for row in self.comparisons if row["keep"] != AUTO), *_RULE)
+        groups = grouped((row for row in self.selections if row["keep"] != AUTO), *_RULE)
         found: dict[tuple[str, ...], Row | None] = {}
         for rows in groups:
             by_keep = {row["keep"]: row for row in rows}
@@ -137,7 +142,7 @@ class Findings:
                 found.append(
                     {
                         **{name: row[name] for name in (*_RULE, "kept", *EVIDENCE)},
-                        "verdict": row["verdict"],
+                        "verdict": row["verdict"] if row["kept"] < 1 else "nothing pruned",
                         "best_keep": None if best is None else best["keep"],
                         "saved": saved,
                         "saved_best": saved_best,

@@ -73,11 +73,14 @@ def summarise_auto(findings: Findings) -> str:
 
 def _verdicts(rows: Iterable[Row]) -> str:
     verdicts = [row["verdict"] for row in rows]
-    return ", ".join(f"{verdicts.count(name)} {shown}" for name, shown in _VERDICTS.items())
+    found = [f"{verdicts.count(name)} {shown}" for name, shown in _VERDICTS.items()]
+    if count := verdicts.count("nothing pruned"):
+        found.append(f"{count} prune{'s' * (count == 1)} nothing")
+    return ", ".join(found)
 
 
 def _compared(findings: Findings, planned: int) -> str:
-    methods = [method_label(method) for method in findings.methods]
+    methods = list(dict.fromkeys(method_label(row["method"]) for row in findings.selections))
     seeds = max((row["seeds"] for row in findings.comparisons), default=0)
     done = len(findings.rows)
     state = f"all {planned} runs are finished" if done == planned else f"{done} of {planned} runs"
@@ -125,9 +128,9 @@ def _ahead(findings: Findings) -> str:
 
 
 def _sure(findings: Findings) -> str:
-    missed = [row["missed"] for row in findings.comparisons if row["missed"] is not None]
-    number = _counted(len(findings.comparisons), "comparison")
-    sentence = f"Of {number}, {_verdicts(findings.comparisons)}"
+    rows = findings.selections
+    missed = [row["missed"] for row in rows if row["missed"] is not None]
+    sentence = f"Of {_counted(len(rows), 'comparison')}, {_verdicts(rows)}"
     if not missed:
         return f"{sentence}; with one seed, nothing can be shown."
     return (

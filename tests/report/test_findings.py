@@ -9,6 +9,7 @@ from scipy.stats import ttest_1samp, ttest_rel
 from dp4tl_ffcv.report.findings import Findings
 from dp4tl_ffcv.report.names import COSTS
 from dp4tl_ffcv.report.tables import as_text, standing_table, tables_of
+from dp4tl_ffcv.report.words import summarise
 
 
 def row(method: str, keep: Any, kept: float, seed: int, accuracy: float) -> dict[str, Any]:
@@ -74,6 +75,21 @@ def test_auto_earns_nothing_by_pruning_more_than_the_best_fraction() -> None:
     by_method = {each["method"]: each["ratio"] for each in Findings(rows).regrets}
     expected = {"lm": pytest.approx(0.5), "fm": 1, "similarity": None, "el2n": None}
     assert by_method == expected
+
+
+def test_runs_that_prune_nothing_do_not_count() -> None:
+    rows = [row("full", 1.0, 1.0, seed, 0.9) for seed in range(8)]
+    for seed in range(8):
+        rows += [row("lm", 0.4, 0.4, seed, 0.8), row("lm", "auto", 1.0, seed, 0.9)]
+        rows.append(row("longer", 1.0, 1.0, seed, 0.91))
+    found = Findings(rows)
+    assert {each["method"] for each in found.prunings} == {"lm"}
+    assert [each["verdict"] for each in found.regrets] == ["nothing pruned"]
+    text = " ".join((shown(rows), *summarise(found, 32)))
+    assert "of 1 comparison of auto, 0 show no loss, 0 show a loss, 0 cannot tell, 1 prunes" in text
+    assert "on selections by lm with 8 seeds" in text
+    assert "Of 1 comparison, 0 show no loss, 1 show a loss" in text
+    assert "longer" in text  # its accuracies are shown
 
 
 def test_all_warnings_of_a_seed_are_shown() -> None:
