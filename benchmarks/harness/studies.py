@@ -26,12 +26,13 @@ def page(name: str, lines: Sequence[Mapping[str, Any]]) -> str:
 
 def _parts(name: str, head: Mapping[str, Any], findings: Findings) -> Iterator[str]:
     machine = head["environment"]
+    cores = f"{machine['cores']} core{'s' * (machine['cores'] != 1)}"
     yield f"# {name}"
     yield (
-        f"`dp4tl study {_file_of(name)}`, on {machine['cores']} cores of {machine['cpu']}, GPU: "
+        f"`dp4tl study {_file_of(name)}`, on {cores} of {machine['cpu']}, GPU: "
         f"{machine['gpu']}, torch {machine['torch']}. LM: label mapping, FM: feature mapping. "
         "*Keep* is the fraction kept. *Difference*: mean difference to the full source in points "
-        "of test accuracy. *Missed*: the true loss that this many seeds detect with a chance of "
+        "of test accuracy. *Missed*: the true loss that gets the verdict loss with a chance of "
         "about 80 %. *Speed-up*: time of pretraining on the full source divided by that on the "
         "selection, alone and with the whole cost of the selection, as ratios of sums over seeds. "
         "Brackets hold 95 % intervals over seeds (paired; of speed-ups, t on the logarithms). "

@@ -48,9 +48,23 @@ class Findings:
         return found or ({"random": "class"} if "random" in names else {})
 
     @cached_property
+    def shared(self) -> list[str]:
+        """Methods whose selection is the same for all seeds, since their surrogate is."""
+        found: dict[str, bool] = {}
+        for rows in grouped((row for row in self.rows if row.get("selection")), *_RULE, "keep"):
+            several = len({row["seed"] for row in rows}) > 1
+            one = several and len({row["selection"] for row in rows}) == 1
+            found[rows[0]["method"]] = found.get(rows[0]["method"], False) or one
+        return [method for method, is_shared in found.items() if is_shared]
+
+    @cached_property
     def control(self) -> str | None:
-        """The first method of the study that draws random classes; None if there is none."""
-        return next((name for name, unit in self.randoms.items() if unit == "class"), None)
+        """The first method of the study that prunes classes at random; None if there is none."""
+        pruning = {row["method"] for row in self.rows if row["keep"] != 1}
+        return next(
+            (name for name, unit in self.randoms.items() if unit == "class" and name in pruning),
+            None,
+        )
 
     @cached_property
     def methods(self) -> list[str]:
@@ -131,22 +145,25 @@ class Findings:
 
         `saved` is the share of the full source's training steps that `auto` saves, `saved_best`
         that of the largest pruning without loss, or 0 if there is none. `ratio` is their quotient,
-        but at most 1 since pruning more than that earns nothing; or None. Only equal epochs count:
-        at equal steps, no selection saves any.
+        but at most 1, since pruning more than that earns nothing, and 0 if `auto` loses; None if
+        `saved_best` is 0. `tested` is False if the study has no fraction beside `auto`. Only equal
+        epochs count: at equal steps, no selection saves any.
         """
         found = []
         for row in self.comparisons:
             if row["keep"] == AUTO and row["budget"] == BUDGETS[0]:
                 best = self.best.get(_key(row, _RULE))
                 saved, saved_best = _saved(row), 0.0 if best is None else _saved(best)
+                earned = 0.0 if row["verdict"] == "loss" else saved
                 found.append(
                     {
                         **{name: row[name] for name in (*_RULE, "kept", *EVIDENCE)},
                         "verdict": row["verdict"] if row["kept"] < 1 else "nothing pruned",
+                        "tested": _key(row, _RULE) in self.best,
                         "best_keep": None if best is None else best["keep"],
                         "saved": saved,
                         "saved_best": saved_best,
-                        "ratio": min(saved / saved_best, 1.0) if saved_best > 0 else None,
+                        "ratio": min(earned / saved_best, 1.0) if saved_best > 0 else None,
                     }
                 )
         return found
@@ -158,10 +175,13 @@ class Findings:
         for rows in grouped(
             (row for row in self.rows if row["method"] != FULL), "scored_on", "method"
         ):
-            texts = {row["seed"]: " ".join(row["warnings"]) for row in rows if row.get("warnings")}
+            texts: dict[int, dict[str, None]] = {}
+            for row in rows:
+                if row.get("warnings"):
+                    texts.setdefault(row["seed"], {}).update(dict.fromkeys(row["warnings"]))
             if texts:
                 seeds = len({row["seed"] for row in rows})
-                text = next(iter(texts.values()))
+                text = " ".join(next(iter(texts.values())))
                 found.append((rows[0]["scored_on"], rows[0]["method"], len(texts), seeds, text))
         return found
 

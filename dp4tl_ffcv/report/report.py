@@ -124,10 +124,11 @@ def _curve_panels(panels: Panels, logs: Logs, target: str) -> Iterator[tuple[str
         if name == target and FULL in by_method
     }
     for (name, budget, keep, mode), by_method in logs.curves.items():
-        if name == target and FULL not in by_method:
+        others = {method: curve for method, curve in by_method.items() if method != FULL}
+        if name == target and others:
             what = "loss" if mode == "pretraining" else "validation accuracy"
             title = f"{mode}, keep {keep}, {budget}".replace("_", " ")
-            yield title, panels.curves(by_method, full.get((budget, mode)), what)
+            yield title, panels.curves(others, full.get((budget, mode)), what)
 
 
 def _costs(findings: Findings) -> Iterator[dict[str, Any]]:

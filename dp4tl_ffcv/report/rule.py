@@ -5,11 +5,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from scipy.stats import t
+from scipy.optimize import brentq
+from scipy.stats import chi2, norm, t
 
 from .names import FEWEST_SEEDS, LEVEL, MARGIN
 
 _POWER = 0.8
+_SPREADS = 200  # spreads of the seeds that the power is averaged over
 
 Verdict = Literal["no loss", "loss", "cannot tell"]
 
@@ -25,7 +27,7 @@ class Comparison:
     high: float
     """Upper end; inf for a single seed."""
     missed: float
-    """Smallest true loss that so many seeds would show (`high` below 0) in 80 % of studies."""
+    """Smallest true loss that gets the verdict `loss` with a chance of about 80 %."""
 
     @property
     def verdict(self) -> Verdict:
@@ -69,8 +71,36 @@ def compare(differences: Sequence[float], step: float = 0.0) -> Comparison:
         return Comparison(seeds=1, mean=mean, low=-np.inf, high=np.inf, missed=np.inf)
     error = max(float(values.std(ddof=1)), step) / np.sqrt(count)
     width = float(t.ppf((1 + LEVEL) / 2, count - 1)) * error
-    missed = width + float(t.ppf(_POWER, count - 1)) * error
-    return Comparison(seeds=count, mean=mean, low=mean - width, high=mean + width, missed=missed)
+    return Comparison(
+        seeds=count,
+        mean=mean,
+        low=mean - width,
+        high=mean + width,
+        missed=_missed(error, width, count - 1),
+    )
+
+
+def _missed(error: float, width: float, freedom: int) -> float:
+    """Return the true loss that gets the verdict `loss` with the chance `_POWER`.
+
+    The verdict needs a mean below `-width`, so that `high` is below 0, and of at most `width - 1`
+    point, so that `low` is at most -1 point. The mean varies by `error`, and `width` with the
+    spread of the seeds, whose square is distributed as chi-squared.
+
+    Args:
+        error: standard error of the mean.
+        width: half of the interval.
+        freedom: degrees of freedom of the spread.
+    """
+    if error == 0:
+        return MARGIN
+    widths = width * np.sqrt(chi2.ppf((np.arange(_SPREADS) + 0.5) / _SPREADS, freedom) / freedom)
+    limits = np.minimum(-widths, widths - MARGIN)
+
+    def excess(loss: float) -> float:
+        return float(norm.cdf((limits + loss) / error).mean()) - _POWER
+
+    return float(brentq(excess, 0.0, MARGIN + widths.max() + 10 * error))
 
 
 def smallest_keep(verdicts: Mapping[float, str]) -> float | None:

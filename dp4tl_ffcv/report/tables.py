@@ -146,7 +146,7 @@ def auto_tables(findings: Findings) -> Iterator[Table]:
             f"{_number(row['coverage'], 100)} ({_number(row['lower_bound'], 100)})"
         ),
         "steps saved, %": lambda row: _number(row["saved"], 100),
-        "best keep": lambda row: "none" if row["best_keep"] is None else f"{row['best_keep']:g}",
+        "best keep": _best_keep,
         "steps saved by it, %": lambda row: _number(row["saved_best"], 100),
         "ratio": lambda row: "none" if row["ratio"] is None else _number(row["ratio"]),
         "verdict of auto": lambda row: row["verdict"],
@@ -158,6 +158,12 @@ def auto_tables(findings: Findings) -> Iterator[Table]:
             rows=[[cell(row) for cell in columns.values()] for row in findings.regrets],
             note=f"{sentence} At equal epochs. The best keep is the largest pruning without loss.",
         )
+
+
+def _best_keep(row: Row) -> str:
+    if row["best_keep"] is None:
+        return "none" if row["tested"] else "not tested"
+    return f"{row['best_keep']:g}"
 
 
 def warning_tables(findings: Findings) -> Iterator[Table]:

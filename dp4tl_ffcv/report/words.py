@@ -46,15 +46,29 @@ def summarise(findings: Findings, planned: int) -> list[str]:
 def notes_of(findings: Findings) -> Iterator[str]:
     """Yield what limits the findings: the clock, runs of uneven speed, too few seeds."""
     yield f"Times and speed-ups are by {CLOCKS.get(findings.clock, findings.clock)}."
-    rates = [row["images_per_second"] for row in findings.rows if row["images_per_second"] > 0]
-    if rates and max(rates) > _UNEVEN * min(rates):
+    if _is_uneven(findings):
+        rates = _rates(findings)
         yield (
             f"Pretraining ran at {min(rates):,.0f} to {max(rates):,.0f} images/s. The machines "
             "differed or were busy with other work, so the times and speed-ups may be wrong by "
             "this factor."
         )
+    if shared := findings.shared:
+        yield (
+            f"The seeds of {_listed(map(method_label, shared))} share one selection for each "
+            "target and fraction, so these intervals cover the training alone."
+        )
     if any(row["seeds"] < FEWEST_SEEDS for row in findings.comparisons):
         yield f"A verdict needs {FEWEST_SEEDS} seeds."
+
+
+def _rates(findings: Findings) -> list[float]:
+    return [row["images_per_second"] for row in findings.rows if row["images_per_second"] > 0]
+
+
+def _is_uneven(findings: Findings) -> bool:
+    rates = _rates(findings)
+    return bool(rates) and max(rates) > _UNEVEN * min(rates)
 
 
 def summarise_auto(findings: Findings) -> str:
@@ -107,11 +121,15 @@ def _best(findings: Findings) -> str:
     if (rule := (*place, str(findings.control))) in findings.best:
         row = findings.best[rule]
         control = f"; random classes reach {percent(1 - row['keep'] if row else 0)} there"
+    gain = (
+        f"pretraining takes {best['steps'] / best['full_steps']:.2f} of the steps"
+        if findings.clock == "wall" and _is_uneven(findings)  # speed-ups are of little worth
+        else f"pretraining is {best['speedup']:.1f} times as fast, or "
+        f"{best['speedup_with_selection']:.1f} times with the cost of the selection"
+    )
     return (
         f"The largest pruning without loss is {percent(1 - best['keep'])} by "
-        f"{method_label(best['method'])} ({_place(best)}), where pretraining is "
-        f"{best['speedup']:.1f} times as fast, or {best['speedup_with_selection']:.1f} times with "
-        f"the cost of the selection{control}."
+        f"{method_label(best['method'])} ({_place(best)}), where {gain}{control}."
     )
 
 
@@ -134,9 +152,8 @@ def _sure(findings: Findings) -> str:
     if not missed:
         return f"{sentence}; with one seed, nothing can be shown."
     return (
-        f"{sentence}; in half of the comparisons, a true loss below "
-        f"{100 * statistics.median(missed):.1f} points has a chance of less than 80 % of being "
-        "detected."
+        f"{sentence}; in half of the comparisons, the verdict loss has a chance of 80 % or more "
+        f"only if the true loss is at least {100 * statistics.median(missed):.1f} points."
     )
 
 

@@ -9,7 +9,7 @@ from scipy.stats import ttest_1samp, ttest_rel
 from dp4tl_ffcv.report.findings import Findings
 from dp4tl_ffcv.report.names import COSTS
 from dp4tl_ffcv.report.tables import as_text, standing_table, tables_of
-from dp4tl_ffcv.report.words import summarise
+from dp4tl_ffcv.report.words import notes_of, summarise
 
 
 def row(method: str, keep: Any, kept: float, seed: int, accuracy: float) -> dict[str, Any]:
@@ -61,19 +61,20 @@ def test_the_regret_of_auto_is_measured_against_the_largest_pruning_without_loss
     assert [found["coverage"], found["lower_bound"]] == pytest.approx([0.98, 0.9735])
 
 
-def test_auto_earns_nothing_by_pruning_more_than_the_best_fraction() -> None:
+def test_auto_earns_nothing_by_a_loss_or_by_pruning_more_than_the_best_fraction() -> None:
     rows = [row("full", 1.0, 1.0, seed, 0.9) for seed in range(8)]
     for seed in range(8):
         rows += [row("lm", 0.4, 0.4, seed, 0.9), row("lm", "auto", 0.7, seed, 0.9)]
-        rows += [row("fm", 0.8, 0.8, seed, 0.9), row("fm", "auto", 0.1, seed, 0.5)]
+        rows += [row("fm", 0.8, 0.8, seed, 0.9), row("fm", "auto", 0.1, seed, 0.9)]
+        rows += [row("aum", 0.4, 0.4, seed, 0.9), row("aum", "auto", 0.1, seed, 0.5)]
         rows += [row("similarity", 0.8, 0.8, seed, 0.8), row("similarity", "auto", 0.1, seed, 0.5)]
         unsure = 0.85 + 0.1 * (seed % 2)
         rows += [row("el2n", 0.8, 0.8, seed, 0.8), row("el2n", "auto", 0.5, seed, unsure)]
-    ratio = (0.3 + 0.2) / (0.6 + 0.2)
-    verdicts = "of 4 comparisons of auto, 1 show no loss, 2 show a loss, 1 cannot tell"
+    ratio = (0.3 + 0.2) / (0.6 + 0.2 + 0.6)
+    verdicts = "of 5 comparisons of auto, 2 show no loss, 2 show a loss, 1 cannot tell"
     assert f"a ratio of {ratio:.2f}; {verdicts}" in shown(rows)
     by_method = {each["method"]: each["ratio"] for each in Findings(rows).regrets}
-    expected = {"lm": pytest.approx(0.5), "fm": 1, "similarity": None, "el2n": None}
+    expected = {"lm": pytest.approx(0.5), "fm": 1, "aum": 0, "similarity": None, "el2n": None}
     assert by_method == expected
 
 
@@ -92,11 +93,45 @@ def test_runs_that_prune_nothing_do_not_count() -> None:
     assert "longer" in text  # its accuracies are shown
 
 
-def test_all_warnings_of_a_seed_are_shown() -> None:
+def test_all_warnings_of_a_seed_are_shown_once() -> None:
     rows = [row("full", 1.0, 1.0, seed, 0.9) for seed in range(2)]
-    rows += [row("lm", 0.5, 0.5, seed, 0.9) for seed in range(2)]
+    for keep in (0.5, 0.25):
+        rows += [row("lm", keep, keep, seed, 0.9) for seed in range(2)]
     rows[3]["warnings"] = ["Votes say little.", "Few images."]
+    rows[5]["warnings"] = ["Votes say little."]
     assert Findings(rows).warnings == [("both", "lm", 1, 2, "Votes say little. Few images.")]
+
+
+def test_the_control_prunes_classes_at_random() -> None:
+    rows = [row("full", 1.0, 1.0, seed, 0.9) for seed in range(8)]
+    for seed in range(8):
+        rows.append(row("longer", 1.0, 1.0, seed, 0.9) | {"random": "class"})
+        rows.append(row("drawn", 0.5, 0.5, seed, 0.8) | {"random": "class"})
+        rows.append(row("lm", 0.5, 0.5, seed, 0.9))
+    found = Findings(rows)
+    assert found.control == "drawn"
+    assert found.comparisons[-1]["ahead"] == pytest.approx(0.1)
+
+
+def test_seeds_that_share_a_selection_are_named() -> None:
+    rows = [row("full", 1.0, 1.0, seed, 0.9) for seed in range(8)]
+    for seed in range(8):
+        rows.append(row("lm", 0.5, 0.5, seed, 0.9) | {"selection": "selection/one"})
+        rows.append(row("fm", 0.5, 0.5, seed, 0.9) | {"selection": f"selection/{seed}"})
+    rows = [each | {"images_per_second": 1.0} for each in rows]
+    assert Findings(rows).shared == ["lm"]
+    assert "The seeds of lm share one selection" in " ".join(notes_of(Findings(rows)))
+
+
+def test_busy_machines_give_no_speed_ups_in_the_summary() -> None:
+    rows = [row("full", 1.0, 1.0, seed, 0.9) for seed in range(8)]
+    rows += [row("lm", 0.4, 0.4, seed, 0.9) for seed in range(8)]
+    for clock, shown_gain in (("processor", "2.5 times as fast"), ("wall", "0.40 of the steps")):
+        made = [
+            each | {"clock": clock, "images_per_second": 100.0 + 50 * (number % 2)}
+            for number, each in enumerate(rows)
+        ]
+        assert shown_gain in " ".join(summarise(Findings(made), 16))
 
 
 def test_the_standing_has_a_line_for_each_method_and_place() -> None:

@@ -142,7 +142,8 @@ def test_sentences_say_what_was_found(page: Page) -> None:
         "random classes reach 0 % there.",
         "Of 16 comparisons with random classes at the same fraction, 16 are ahead and 0 behind",
         "Of 24 comparisons, 12 show no loss, 12 show a loss, 0 cannot tell; in half of the "
-        "comparisons, a true loss below 0.0 points has",
+        "comparisons, the verdict loss has a chance of 80 % or more only if the true loss is at "
+        "least 1.0 points.",
         "Times and speed-ups are by processor time.",
     ):
         assert sentence in words_of(page)
@@ -226,6 +227,12 @@ def test_betons_logs_and_selections_may_be_gone(folder: Path, tmp_path: Path) ->
     assert "Learning curves" not in without.text
     shutil.rmtree(study / "selection")
     assert "Classes by" not in Page(write_report(study)).text
+
+
+def test_another_way_to_train_on_the_full_source_has_curves(tmp_path: Path) -> None:
+    longer = [row("random", 0.5, seed) | {"keep": 1.0, "method": "longer"} for seed in (0, 1)]
+    text = Page(write_report(write_study(tmp_path, [*rows(2, METHODS[:1]), *longer]))).text
+    assert "Pretraining, keep 1.0, equal epochs" in text
 
 
 def test_curves_of_auto_are_not_averaged(tmp_path: Path) -> None:

@@ -334,14 +334,15 @@ def test_a_method_can_have_another_surrogate(file: Path, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("before", "after", "match"),
     [
-        ("source: digits/", "source: digit/", "source names '.*/digit/source_train.beton'"),
-        ('"digits/target_{', '"digit/target_{', "upright names '.*/digit/target_train.beton'"),
+        ("source: digits/", "source: digit/", "`source`: there is no file '.*/digit/source_train"),
+        ('"digits/target_{', '"digit/target_{', "`targets: upright`: .*/digit/target_train.beton'"),
+        ('"digits/target_{', '"study.yaml/target_{', "`targets: upright`: there is no file"),
     ],
 )
 def test_a_dataset_that_does_not_exist_is_named(
     file: Path, before: str, after: str, match: str
 ) -> None:
-    with pytest.raises(ValueError, match=f"{match}: there is neither this file nor .*`data`"):
+    with pytest.raises(ValueError, match=f"{match}.*`data` has no entry"):
         changed(file, before, after)
 
 
@@ -437,7 +438,11 @@ def test_methods_of_training_dynamics_take_those_of_their_surrogate(file: Path) 
     file.write_text(text.replace("  label_mapping: {}\n", added))
     with pytest.raises(ValueError, match=r"forgetting scores.*Set `record_dynamics: true`"):
         changed(file, "SURROGATE", "default")
-    runs = changed(file, "surrogate: default", "surrogate: recorded")
+    with pytest.raises(ValueError, match="window is 9, but its surrogate trains for 2 epochs"):
+        changed(file, "forgetting: {surrogate: default}", "tdds: {surrogate: recorded, window: 9}")
+    runs = changed(
+        file, "tdds: {surrogate: recorded, window: 9}", "forgetting: {surrogate: recorded}"
+    )
     scores = {run.method: run.selection.needs["scores"] for run in runs if run.selection}
     (need,) = scores["forgetting"].needs.items()
     assert need[0] == "dynamics"
@@ -603,6 +608,24 @@ def test_a_method_that_needs_more_than_a_study_has_is_refused(file: Path) -> Non
     file.write_text(file.read_text().replace("label_mapping: {}", "class_list: {}"))
     with pytest.raises(ValueError, match="class_list needs classes"):
         runs_of(read_study(file), file.parent)
+
+
+def test_a_list_of_classes_is_known_by_its_content(file: Path) -> None:
+    def scored() -> Stage:
+        runs = runs_of(read_study(file), file.parent)
+        return next(run.selection.needs["scores"] for run in runs if run.method == "listed")
+
+    (file.parent / "kept.txt").write_text("1\n2\n")
+    entry = "listed: {method: class_list, classes: kept.txt}"
+    file.write_text(file.read_text().replace("label_mapping: {}", entry))
+    before = scored()
+    assert before.paths["classes"] == file.parent / "kept.txt"
+    assert str(file.parent) not in str(before.facts)
+    (file.parent / "kept.txt").write_text("1\n3\n")
+    assert scored().key != before.key
+    (file.parent / "kept.txt").unlink()
+    with pytest.raises(ValueError, match=r"`listed`: classes names '.*kept.txt', which is no file"):
+        scored()
 
 
 def test_betons_of_ones_own_are_known_by_their_content(file: Path, photos: Any) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -191,6 +192,20 @@ def test_a_killed_study_continues_with_the_same_results(
         running.wait()
     study(Config(file=file, out=out, jobs=1))
     assert rows(out) == rows(finished[0])
+
+
+def test_a_study_that_was_moved_continues(
+    finished: tuple[Path, list[dict[str, Any]]], file: Path, tmp_path: Path
+) -> None:
+    out, _ = finished
+    moved = tmp_path / "moved"
+    shutil.copytree(out, moved)
+    shutil.rmtree(moved / "finetune")
+    shutil.rmtree(moved / "features")
+    for result in moved.rglob("result.json"):
+        result.write_text(result.read_text().replace(str(out), "/gone"))
+    study(Config(file=file, out=moved, jobs=1))
+    assert rows(moved) == rows(out)
 
 
 def test_a_failed_stage_is_named_and_the_others_finish(

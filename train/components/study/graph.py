@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,7 +13,7 @@ from dp4tl_ffcv.utils import sha256_of_file
 
 from ...configs.pretrain_moco import Config as MocoConfig
 from ...configs.study import Keep, Mode, Scoring, Study
-from .options import check_methods, check_outputs, difficulty_of, is_extraction
+from .options import check_dynamics, check_methods, check_outputs, difficulty_of, is_extraction
 from .settings import check_settings, check_weights
 from .stages import Label, Stage
 
@@ -38,10 +38,11 @@ class Dataset:
             return path, path.name
         try:
             return path, BetonIndex.open(path).fingerprint
-        except FileNotFoundError as error:
+        except (FileNotFoundError, NotADirectoryError) as error:
+            entry = self.name if self.name == "source" else f"targets: {self.name}"
             raise ValueError(
-                f"{self.name} names {str(path)!r}: there is neither this file nor an entry of "
-                "`data` with the name of its first folder."
+                f"`{entry}`: there is no file {str(path)!r}, and `data` has no entry that is "
+                "named as the first part of the path."
             ) from error
 
 
@@ -170,11 +171,7 @@ class Graph:
         if "models" in flags:
             needs["surrogate"] = surrogate
         if "dynamics" in flags:
-            if not surrogate.facts.get("settings", {}).get("record_dynamics"):
-                raise ValueError(
-                    f"the method {method} scores samples by training dynamics, which its surrogate "
-                    "does not record. Set `record_dynamics: true` in the surrogate's settings."
-                )
+            check_dynamics(name, options, surrogate.facts.get("settings", {}))
             needs["dynamics"] = surrogate
         if "outcomes" in flags:
             needs["outcomes"] = self._outcomes(name, target, seed, **options.pop("influence", {}))
@@ -185,12 +182,27 @@ class Graph:
             needs["difficulty"] = self._score(
                 f"{inner} in {name}", inner, chosen, target, surrogate, seed
             )
+        files = self._files(name, methods.get(method).flags, options)
         own = {"seed": seed, **self._crops(surrogate)}
         provided = {name: own[name] for name in flags & own.keys()}
-        facts = {"method": method, "options": {**provided, **options}}
+        facts = {"method": method, "options": {**provided, **options}, **_contents(files)}
         used = (self._source, ("train",), "beton") if "beton" in flags else ()
         label = Label(f"{name} for {target}" if _sees_target(needs) else name, seed)
-        return self._stage("score", label, facts, needs, *used)
+        scored = self._stage("score", label, facts, needs, *used)
+        return replace(scored, paths={**scored.paths, **files})
+
+    def _files(
+        self, name: str, flags: Mapping[str, Any], options: dict[str, Any]
+    ) -> dict[str, Path]:
+        """Take the options that are files, such as a list of classes, out of `options`."""
+        files = {
+            option: self._base / options[option] for option in options if flags[option] is Path
+        }
+        for option, path in files.items():
+            del options[option]
+            if not path.is_file():
+                raise ValueError(f"`{name}`: {option} names {str(path)!r}, which is no file.")
+        return files
 
     def _outcomes(
         self,
@@ -274,6 +286,11 @@ def _fact(argument: str) -> float | str:
         if type(read) in (int, float) and str(read) == argument:
             return cast(float, read)
     return argument
+
+
+def _contents(files: Mapping[str, Path]) -> dict[str, Any]:
+    """Return the fact that identifies the content of files, if there are any."""
+    return {"files": {name: sha256_of_file(path) for name, path in files.items()}} if files else {}
 
 
 def _sees_target(needs: Mapping[str, Stage]) -> bool:

@@ -9,6 +9,7 @@ from dp4tl_ffcv.scoring import methods
 from dp4tl_ffcv.utils import check_choice, check_int
 
 from ...configs.config_file import check_forms
+from ...configs.pretrain import Config as PretrainConfig
 from ...configs.study import AUTO, Study
 from .settings import check_value
 
@@ -85,6 +86,30 @@ def check_outputs(
                 f"the method {name} reads {outputs}, which features with `{option}: "
                 f"{str(value).lower()}` lack. Leave out `{option}`."
             )
+
+
+def check_dynamics(name: str, options: Mapping[str, Any], surrogate: Mapping[str, Any]) -> None:
+    """Check that a surrogate records the dynamics that a method scores by.
+
+    Args:
+        name: name of the method in the study.
+        options: its options.
+        surrogate: settings of its surrogate.
+
+    Raises:
+        ValueError: it records none, or too few epochs for the method's `window`.
+    """
+    if not surrogate.get("record_dynamics"):
+        raise ValueError(
+            f"the method {name} scores samples by training dynamics, which its surrogate does not "
+            "record. Set `record_dynamics: true` in the surrogate's settings."
+        )
+    window, epochs = options.get("window", 0), surrogate.get("epochs", PretrainConfig.epochs)
+    if window > epochs:
+        raise ValueError(
+            f"`{name}`: window is {window}, but its surrogate trains for {epochs} epochs. Give a "
+            "smaller window."
+        )
 
 
 def is_extraction(option: str, flags: set[str]) -> bool:

@@ -110,7 +110,7 @@ def pretrain_moco(stage: Stage, threads: int | None) -> dict[str, Any]:
 def weights(stage: Stage, _: int | None) -> dict[str, Any]:
     """Take weights of a surrogate that exist, by the name or path that loads them."""
     if "file" in stage.paths:
-        return {"checkpoint": str(stage.paths["file"])}
+        return {}
     name = stage.facts["name"]
     # A bare name would load a file of this name from the working folder, which nodes differ in.
     bare = ":" not in name and name != "efficientnet-lite0"
@@ -119,7 +119,7 @@ def weights(stage: Stage, _: int | None) -> dict[str, Any]:
 
 def finetune(stage: Stage, threads: int | None) -> dict[str, Any]:
     """Finetune a pretrained model on a target."""
-    checkpoint = Path(_result(stage, "pretrained")["checkpoint"])
+    checkpoint = Path(_model(stage, "pretrained"))
     return finetune_recipe.finetune(
         FinetuneConfig(checkpoint=checkpoint, **_recipe_settings(stage, threads))
     )
@@ -130,7 +130,7 @@ def features(stage: Stage, threads: int | None) -> dict[str, Any]:
 
     Features of a stopped stage are made again: their time counts as a cost of the selection.
     """
-    model = _result(stage, "surrogate")["checkpoint"]
+    model = _model(stage, "surrogate")
     if not Path(model).is_absolute() and Path(model).is_file():
         raise ValueError(
             f"the working folder {str(Path.cwd())!r} has a file {model!r}, which would be loaded "
@@ -166,7 +166,7 @@ def halves(stage: Stage, threads: int | None) -> dict[str, Any]:
     np.save(stage.folder / "included.npy", included)
     return {
         "pretrain_seconds": sum(each["pretrain_seconds"] for each in results),
-        "checkpoints": [each["checkpoint"] for each in results],
+        "checkpoints": [Path(each["checkpoint"]).name for each in results],
     }
 
 
@@ -175,10 +175,9 @@ def influence(stage: Stage, threads: int | None) -> dict[str, Any]:
     settings, outcomes = stage.facts["settings"], []
     crops = {name: settings[name] for name in settings.keys() & {"resolution", "crop_ratio"}}
     for run, checkpoint in enumerate(_result(stage, "halves")["checkpoints"]):
+        file = _folder(stage, "halves") / f"run_{run}" / "checkpoints" / Path(checkpoint).name
         probe = finetune_recipe.finetune(
-            FinetuneConfig(
-                checkpoint=Path(checkpoint), **_recipe_settings(stage, threads, f"run_{run}")
-            )
+            FinetuneConfig(checkpoint=file, **_recipe_settings(stage, threads, f"run_{run}"))
         )
         seen = extract_features(
             probe["checkpoint"],
@@ -216,9 +215,8 @@ def score(stage: Stage, _: int | None) -> dict[str, Any]:
         inputs["outcomes"] = _folder(stage, "outcomes") / "outcomes.npy"
         inputs["included"] = stage.needs["outcomes"].needs["halves"].folder / "included.npy"
     if "surrogate" in stage.needs:
-        inputs["models"] = [Path(_result(stage, "surrogate")["checkpoint"])]
-    if "beton" in stage.paths:
-        inputs["beton"] = stage.paths["beton"]
+        inputs["models"] = [Path(_model(stage, "surrogate"))]
+    inputs.update(stage.paths)
     methods.score(stage.facts["method"], out=stage.folder / "scores.npz", **inputs)
     return {}
 
@@ -283,6 +281,19 @@ def _selected(stage: Stage) -> Path | None:
 
 def _folder(stage: Stage, role: str) -> Path:
     return stage.needs[role].folder
+
+
+def _model(stage: Stage, role: str) -> str:
+    """Return the path of a checkpoint that a stage needs, or the name of pretrained weights.
+
+    The folder may have moved since the result was written, and so may the file of weights.
+    """
+    need, result = stage.needs[role], _result(stage, role)
+    if "file" in need.paths:
+        return str(need.paths["file"])
+    found = str(result["checkpoint"])
+    is_name = need.kind == "weights"
+    return found if is_name else str(need.folder / "run" / "checkpoints" / Path(found).name)
 
 
 def _result(stage: Stage, role: str) -> dict[str, Any]:
