@@ -107,8 +107,7 @@ def table(lines: Sequence[dict[str, Any]]) -> str:
         "*lm*: label mapping, *fm*: feature mapping. *32px*: resnet8_w16 with six epochs at the "
         "resolution of the pretraining; "
         "*large*: batches of 64 instead of 32; *large 3*: three epochs; *half*: half of the "
-        "samples, eight epochs. The demo takes *16px large*; with *large 3* and *half*, label "
-        "mapping misses relevant classes at keep 0.25."
+        "samples, eight epochs. The demo takes *16px large*."
     )
 
 

@@ -76,9 +76,11 @@ def _chosen(plan: Plan, only: str) -> list[Stage]:
     stages = with_needs(run.finetuned for run in plan.runs)
     if chosen := [stage for stage in stages if only in stage.name]:
         return with_needs(chosen)
-    examples = {stage.kind: stage.name for stage in reversed(stages)}  # the first of each kind
+    examples: dict[str, str] = {}
+    for stage in stages:
+        examples.setdefault(stage.kind, stage.name)
     raise ValueError(
-        f"no stage has `only` {only!r} in its name. Names are such as "
+        f"no stage has `only` {only!r} in its name. Stages are named like "
         f"{', '.join(map(repr, examples.values()))}."
     )
 

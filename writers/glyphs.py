@@ -94,8 +94,9 @@ def write(config: Config) -> dict[str, dp4tl_ffcv.BetonIndex]:
     """Write the splits of the source and of the target and return the index of each.
 
     Raises:
-        ValueError: an option is out of range, there are no fonts, no class has enough images, or
-            FreeType refuses a font and `on_error` is `raise`.
+        ValueError: an option is out of range, there are no fonts, no class has enough images, no
+            family of fonts is left for training, or FreeType refuses a font and `on_error` is
+            `raise`.
     """
     _check(config)
     held_out = font_files(config.target_fonts) if config.target_fonts else []
@@ -106,6 +107,8 @@ def write(config: Config) -> dict[str, dp4tl_ffcv.BetonIndex]:
     of_target = np.isin(glyphs.names, held_out)
     kept_out = np.isin(glyphs.families, glyphs.families[of_target])
     source = chosen[~kept_out[glyphs.fonts[chosen]]]
+    if not len(source):
+        raise ValueError("All families of --fonts are in --target-fonts too. Add other fonts.")
     classes = _large_classes(glyphs.labels[source], config.min_per_class)
     source = source[np.isin(glyphs.labels[source], classes)]
     shares = (1 - config.val - config.test, config.val, config.test)
@@ -193,6 +196,11 @@ def _by_family(
     names = np.random.default_rng(seed).permutation(np.unique(family))
     val, test = (round(share * len(names)) for share in shares[1:])
     parts = np.split(names, [len(names) - val - test, len(names) - test])
+    if len(names) and not len(parts[0]):
+        raise ValueError(
+            f"{dataset}: none of the {len(names)} families of fonts is left for training. Lower "
+            "--val and --test, or add fonts."
+        )
     if len(names):
         counts = ", ".join(
             f"{len(part)} {split}" for part, split in zip(parts, SPLITS, strict=True)

@@ -91,7 +91,7 @@ def _predicted(way: Way, ids: Any, labels: Any, images: int, draws: int) -> Row:
         ranking = scores.ranking()
         true = np.bincount(ids[order[images:]], minlength=len(scores))[ranking]
         true = np.cumsum(true) / true.sum()
-        places = [round(keep * len(scores)) - 1 for keep in KEEPS]
+        places = [int(part_of(keep, len(scores))) - 1 for keep in KEEPS]
         seen = np.cumsum(scores.scores[ranking]) / images
         columns.append([each[places] for each in (true, expected_coverage([scores]), seen)])
         kept.append(_kept(scores))

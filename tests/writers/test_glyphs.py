@@ -277,6 +277,16 @@ def test_small_classes_are_left_out_and_large_ones_cut(
 # Errors.
 
 
+def test_families_must_be_left_for_training(tmp_path: Path) -> None:
+    fonts = folder(tmp_path / "fonts", "DejaVuSans", "cmr10")
+    options: dict[str, Any] = {"fonts": (fonts,), "min_per_class": 1}
+    shares = {"val": 0.5, "test": 0.49}
+    why = "source: none of the 2 families of fonts is left for training. Lower --val"
+    check_refused(glyphs, tmp_path / "out", why, **options, **shares)
+    why = "All families of --fonts are in --target-fonts too"
+    check_refused(glyphs, tmp_path / "out", why, **options, target_fonts=(fonts,))
+
+
 def test_other_files_are_ignored_and_counted(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -57,7 +57,7 @@ class Config:
     retry_failed: bool = False
     """Also repeat the stages that failed before."""
     dry_run: bool = False
-    """Print the runs with their estimated time and disk, a line for all seeds, and stop."""
+    """Print a line per run, all seeds together, with its estimated time and disk, and stop."""
     status: bool = False
     """Print how far the study is, and stop."""
 
@@ -68,7 +68,7 @@ class Config:
         check_choice("launcher", self.launcher, get_args(Launcher))
         for name, launcher in (("address", "ray"), ("ray", "ray"), ("slurm", "slurm")):
             if getattr(self, name) and self.launcher != launcher:
-                raise ValueError(f"`{name}` needs `launcher` {launcher}; got {self.launcher}.")
+                raise ValueError(f"`{name}` is for the launcher {launcher}; got {self.launcher}.")
 
     @property
     def folder(self) -> Path:
@@ -200,7 +200,7 @@ def _check_keeps(keeps: Keeps) -> None:
 def _check_repeats(name: str, values: Sequence[Any]) -> None:
     """Refuse repeats: equal runs would count twice, as if there were more seeds."""
     if repeated := [each for place, each in enumerate(values) if each in values[:place]]:
-        raise ValueError(f"`{name}` holds {repeated[0]} twice.")
+        raise ValueError(f"`{name}` lists {repeated[0]} twice.")
 
 
 _KEEPS = list[int | float | str] | dict[str, list[int | float | str]]

@@ -19,7 +19,7 @@ _FIRST = -1.0  # cosine of a cluster's first sample with none
 
 
 def semdedup(source: FeaturesOrArray, clusters: "Clusters | str | os.PathLike[str]") -> Scores:
-    """Score samples by how little they resemble a sample of their cluster that is kept before them.
+    """Score samples by how little they resemble samples of their cluster that lie farther out.
 
     In each cluster, the samples are ordered by their cosine with the centroid, least similar first;
     equal ones by id. `s[n] = 1 - max cos(g(x_n), g(x_m))` over the samples m before n, and 2 for

@@ -282,8 +282,8 @@ def test_a_node_reports_the_error_of_a_stage(
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"address": "auto"}, "`address` needs `launcher` ray"),
-        ({"slurm": ("timeout_min=1",)}, "`slurm` needs `launcher` slurm"),
+        ({"address": "auto"}, "`address` is for the launcher ray; got local"),
+        ({"slurm": ("timeout_min=1",)}, "`slurm` is for the launcher slurm; got local"),
         ({"launcher": "rya"}, "`launcher` must be"),
         ({"launcher": "ray", "ray": ("num_gpus",)}, "NAME=VALUE; got 'num_gpus'"),
         (

@@ -132,7 +132,8 @@ def _check_options(name: str, method_name: str, options: Mapping[str, Any]) -> N
     method = methods.get(method_name)
     if missing := {*method.required} - _MADE - _SET - {*options}:
         raise ValueError(
-            f"the method {name} needs {', '.join(sorted(missing))}. Give them as options."
+            f"the method {name} needs {', '.join(sorted(missing))}, as in "
+            f"`{name}: {{{min(missing)}: ...}}`."
         )
     hints = {**get_type_hints(extract_features), **method.flags}
     extraction = {*signature(extract_features).parameters} - _NOT_OPTIONS
