@@ -232,14 +232,23 @@ def _shown(each: Comparison) -> Row:
 
 
 def _saved(judged: Sequence[Row]) -> Iterator[Row]:
-    """Yield what `auto` prunes relative to the best fraction, for each mode and for all."""
+    """Yield what `auto` prunes relative to the best fraction.
+
+    For each mode; for all comparisons (`each`); and relative to the best fraction for all modes of
+    a task at once (`all`). What loses earns nothing.
+    """
     whole = [row for row in judged if row["seeds"] >= FEWEST_SEEDS]
-    modes = {mode: (mode,) for mode in dict.fromkeys(row["mode"] for row in whole)}
-    for name, members in {**modes, "all": tuple(modes)}.items():
-        chosen = [row for row in whole if row["mode"] in members]
-        tasks = [list(group) for _, group in groupby(chosen, _task)]
+    modes = list(dict.fromkeys(row["mode"] for row in whole))
+    for name in (*modes, "each", "all"):
+        chosen = [row for row in whole if name in (row["mode"], "each", "all")]
+        tasks = [[row] for row in chosen]
+        if name == "all":
+            tasks = [list(group) for _, group in groupby(chosen, _task)]
         best = [1 - max(row["best"] for row in task) for task in tasks]
-        auto = [1 - task[0]["keep"][1] for task in tasks]
+        auto = [
+            0.0 if any(row["verdict"] == "loss" for row in task) else 1 - task[0]["keep"][1]
+            for task in tasks
+        ]
         if sum(best):
             verdicts = [
                 row["verdict"] if row["keep"][0] < 1 else "nothing pruned" for row in chosen

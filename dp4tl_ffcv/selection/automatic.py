@@ -16,7 +16,7 @@ from .budgets import part_of
 LEAST_COVERAGE = 0.95
 """Coverage of a target that counts as enough.
 
-An uncovered percent of the target cost 0.2 points of accuracy or less in each study that
+An uncovered percent of the target cost about 0.2 points of accuracy at most in each study that
 `python -m benchmarks.votes.keeps` has compared, so that 5 % cost the margin of one point or less.
 """
 CONFIDENCE = 0.95

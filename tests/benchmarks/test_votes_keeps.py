@@ -88,7 +88,12 @@ def test_what_is_pruned_is_summed_over_tasks_up_to_their_best_fractions() -> Non
     assert saved["linear_probe"]["ratio"] == saved["all"]["ratio"] == pytest.approx(ratio)
     assert saved["linear_probe"]["tasks"] == saved["all"]["tasks"] == 3
     assert saved["full_finetuning"]["ratio"] == pytest.approx(sum(pruned.values()) / 2.4)
-    assert saved["all"]["verdicts"] == {"no loss": 6}
+    assert saved["all"]["verdicts"] == saved["each"]["verdicts"] == {"no loss": 6}
+    each = ratio * sum(1 - keep for keep in best.values()) + sum(pruned.values())
+    assert saved["each"]["ratio"] == pytest.approx(
+        each / (sum(1 - keep for keep in best.values()) + 2.4)
+    )
+    assert saved["each"]["tasks"] == 6
 
 
 @pytest.mark.filterwarnings("ignore:the surrogate hardly tells")
