@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Iterable, Iterator
 
 from .findings import Findings, Row, target_name
-from .names import AUTO, CLOCKS, FEWEST_SEEDS
+from .names import AUTO, CLOCKS, FEWEST_SEEDS, MARGIN
 
 _LABELS = {"label_mapping": "LM", "feature_mapping": "FM", "full": "full source"}
 _VERDICTS = {"no loss": "show no loss", "loss": "show a loss", "cannot tell": "cannot tell"}
@@ -53,6 +53,14 @@ def notes_of(findings: Findings) -> Iterator[str]:
             "differed or were busy with other work, so the times and speed-ups may be wrong by "
             "this factor."
         )
+    better = [row for row in findings.comparisons if row["keep"] == 1 and row["mean"] > MARGIN]
+    for row in better:
+        if row["low"] is not None and row["low"] > 0:
+            yield (
+                f"{method_label(row['method']).capitalize()}, without pruning, gains "
+                f"{100 * row['mean']:.1f} points ({_place(row)}): the full source is trained too "
+                "little there, so that losses by pruning look smaller than they are."
+            )
     if shared := findings.shared:
         yield (
             f"The seeds of {_listed(map(method_label, shared))} share one selection for each "

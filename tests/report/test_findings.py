@@ -113,6 +113,16 @@ def test_the_control_prunes_classes_at_random() -> None:
     assert found.comparisons[-1]["ahead"] == pytest.approx(0.1)
 
 
+def test_a_full_source_that_is_trained_too_little_is_named() -> None:
+    rows = [row("full", 1.0, 1.0, seed, 0.9) for seed in range(8)]
+    rows += [row("longer", 1.0, 1.0, seed, 0.93) for seed in range(8)]
+    rows += [row("a_bit_longer", 1.0, 1.0, seed, 0.905) for seed in range(8)]
+    rows += [row("lm", 0.5, 0.5, seed, 0.95) for seed in range(8)]
+    notes = " ".join(notes_of(Findings([each | {"images_per_second": 1.0} for each in rows])))
+    assert "Longer, without pruning, gains 3.0 points (few of both, linear probe, " in notes
+    assert notes.count("without pruning") == 1
+
+
 def test_seeds_that_share_a_selection_are_named() -> None:
     rows = [row("full", 1.0, 1.0, seed, 0.9) for seed in range(8)]
     for seed in range(8):

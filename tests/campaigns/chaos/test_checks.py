@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -177,13 +178,13 @@ def test_a_process_left_behind_is_reported(tmp_path: Path) -> None:
 
 
 def test_hangs_crashes_and_unclear_errors_are_reported(tmp_path: Path) -> None:
-    def ends(function: object) -> tuple[Child, int | None]:
+    def ends(function: object, seconds: float = 60.0) -> tuple[Child, int | None]:
         child = Child(function, tmp_path / "log")  # type: ignore[arg-type]
-        return child, child.wait(1.0)
+        return child, child.wait(seconds)
 
-    child, status = ends(lambda: time.sleep(60))
+    child, status = ends(lambda: time.sleep(60), 1.0)
     assert status is None
-    child, status = ends(lambda: os.kill(os.getpid(), 15))
+    child, status = ends(lambda: os.kill(os.getpid(), signal.SIGKILL))
     assert check_end(child, "failed", "")[0].startswith("crash")
     child, status = ends(lambda: 1 // 0)
     assert status == 70

@@ -33,7 +33,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     def pretrain(stage: Stage, _: int | None) -> dict[str, Any]:
         (stage.folder / "run").mkdir()
         dynamics_of(SAMPLES, 12).save(stage.folder / "run" / "dynamics.npz")
-        checkpoint = stage.folder / "model.pt"
+        checkpoint = stage.folder / "run" / "checkpoints" / "last.pt"
+        checkpoint.parent.mkdir(parents=True)
         save_checkpoint(checkpoint, build_model("resnet8_w16", CLASSES))
         return {"checkpoint": str(checkpoint)}
 

@@ -104,7 +104,7 @@ def check_dynamics(name: str, options: Mapping[str, Any], surrogate: Mapping[str
             f"the method {name} scores samples by training dynamics, which its surrogate does not "
             "record. Set `record_dynamics: true` in the surrogate's settings."
         )
-    window, epochs = options.get("window", 0), surrogate.get("epochs", PretrainConfig.epochs)
+    window, epochs = options.get("window") or 0, surrogate.get("epochs", PretrainConfig.epochs)
     if window > epochs:
         raise ValueError(
             f"`{name}`: window is {window}, but its surrogate trains for {epochs} epochs. Give a "
