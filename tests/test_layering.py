@@ -25,7 +25,7 @@ HELPERS = {
 }  # fmt: skip
 LIBRARY = {
     *HELPERS, "kernels", "jpeg", "beton", "writing", "selection", "compaction", "loading",
-    "scoring", "distributed", "extraction", "report",
+    "scoring", "distributed", "extraction", "pipeline", "report",
 }  # fmt: skip
 PACKAGE = {*LIBRARY, "cli", "utils"}
 PARTS = {
@@ -40,6 +40,7 @@ PARTS = {
     "loading": {*HELPERS, "kernels", "jpeg", "beton", "selection"},
     "distributed": HELPERS,
     "extraction": {*HELPERS, "distributed", "beton", "scoring", "loading"},
+    "pipeline": LIBRARY - {"report"},
     "report": LIBRARY,
     "cli": {*LIBRARY, "public"},
     "public": LIBRARY,

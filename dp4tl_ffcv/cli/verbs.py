@@ -29,6 +29,76 @@ class Verb:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Prune(Verb):
+    """Select the part of a source that its targets map to: features, scores and selection.
+
+    To continue a killed run, repeat the command. Several GPUs share the work
+    under `torchrun --nproc-per-node N --no-python -- dp4tl prune ...`. Each step can also be taken
+    alone: features, cluster, score, select, compact.
+    """
+
+    source: Annotated[Path, tyro.conf.Positional]
+    """Beton of the source, or a folder with train.beton."""
+    target: tuple[Path, ...]
+    """Beton of a target's training split, or a folder with train.beton; or several."""
+    out: Path
+    """Folder to write."""
+    surrogate: str
+    """Checkpoint; or a pretrained model: an architecture of torchvision, timm:NAME, or
+    efficientnet-lite0. A file of this name comes first."""
+    method: str = "label_mapping"
+    """Scoring method, see `dp4tl score --help`."""
+    clusters: int | None = None
+    """Score this many k-means clusters of the source instead of its classes."""
+    keep: float | Literal["auto"] | None = None
+    """Fraction of classes to keep (of samples, for sample scores): 0.4 keeps 40 %; or `auto`, see
+    `dp4tl select --help`."""
+    keep_classes: int | None = None
+    """Number of classes to keep."""
+    keep_samples: int | None = None
+    """Keep at most this many samples."""
+    keep_bytes: str | None = None
+    """Keep at most this many bytes of samples, such as 20GiB."""
+    min_score: float | None = None
+    """Keep all classes or samples with at least this score."""
+    combine: Literal["sum", "max", "rank", "round-robin"] | None = None
+    """How to combine the scores for several targets. Default: the sum of votes, or the mean rank
+    of other scores."""
+    weights: tuple[float, ...] | None = None
+    """Weight of each target. Default: all equal."""
+    compact: bool = False
+    """Also write the retained samples to a beton."""
+    arch: str | None = None
+    """Architecture (torchvision's name, or timm:NAME). Needed for other programs' checkpoints."""
+    mean: tuple[float, float, float] | None = None
+    """Mean per channel that another program's model was trained with, for pixels in [0, 1]."""
+    std: tuple[float, float, float] | None = None
+    """Standard deviation per channel, as for --mean."""
+    resolution: int = 224
+    """Side of the centre crop in pixels, after resizing."""
+    crop_ratio: float = 224 / 256
+    """Side of the centre crop / shorter side of the image."""
+    stretch_contrast: bool = False
+    """Scale the pixels of each image to 0 to 255, for a target with less contrast than the
+    source."""
+    batch_size: int = 256
+    """Images per forward pass, rounded down to a power of two (300 runs as 256) of at most 4096."""
+    num_workers: int | None = None
+    """Loading threads per process, and threads that copy. Default: all cores."""
+    timeout: float | None = 10.0
+    """Seconds without a read that ends, before an error. None waits for ever."""
+    overwrite: bool = False
+    """Replace the files of a run with other options. Its features are kept if they would be the
+    same."""
+
+    def run(self) -> Any:
+        """Prune."""
+        from .. import prune
+
+        return prune(**self.arguments())
+
+
+@dataclass(frozen=True, kw_only=True)
 class Inspect(Verb):
     """Show what a beton contains, without decoding any image."""
 

@@ -124,13 +124,22 @@ def vote_matrix(features: "Features") -> NDArray[np.int64]:
     classes = features.num_outputs
     if features.predictions is None or classes is None:
         raise ValueError("`features` have no predictions. Extract them with a classifier.")
-    known = features.labels >= 0
-    labels = features.labels[known]
-    if not labels.size:
+    if (features.labels < 0).all():
         raise ValueError("No image has a label. Votes by target class need a labelled target.")
-    rows = int(labels.max()) + 1
-    pairs = labels * classes + features.predictions[known]
-    return np.bincount(pairs, minlength=rows * classes).reshape(rows, classes)
+    return votes_by_label(features.predictions, features.labels, classes)
+
+
+def votes_by_label(
+    votes: NDArray[np.int64], labels: NDArray[np.int64], num_classes: int
+) -> NDArray[np.int64]:
+    """Count the votes `(n,)` for each source class by the voter's label: `(T, num_classes)`.
+
+    Images with the label -1 are left out.
+    """
+    known = labels >= 0
+    rows = int(labels.max(initial=-1)) + 1
+    pairs = labels[known] * num_classes + votes[known]
+    return np.bincount(pairs, minlength=rows * num_classes).reshape(rows, num_classes)
 
 
 def own_votes(

@@ -51,6 +51,7 @@ def test_a_verb_calls_one_public_function(
 @pytest.mark.parametrize(
     ("verb", "function"),
     [
+        (verbs.Prune, dp4tl_ffcv.prune),
         (verbs.Inspect, dp4tl_ffcv.BetonIndex.summary),
         (verbs.Verify, dp4tl_ffcv.verify),
         (verbs.Index, dp4tl_ffcv.index_jpegs),

@@ -14,6 +14,9 @@ from inspect import getdoc, signature
 from pkgutil import iter_modules
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ...validate import check_choice
 from ..scores import Scores, Unit
 
@@ -31,8 +34,9 @@ class Method:
     """Arguments that are flags of `dp4tl score`, and their types there."""
     units: tuple[Unit, ...]
     """Units that the method can score."""
-    votes: bool = False
-    """Whether the scores are votes of the target's images, which `select(keep="auto")` needs."""
+    votes: Callable[..., NDArray[np.int64]] | None = None
+    """Returns the class that each image of the target votes for `(n,)`, given the function's
+    arguments. None: the scores are not votes, which `select(keep="auto")` needs."""
     outputs: Literal["logits", "predictions"] | None = None
     """Outputs of the surrogate's classifier that the method reads. None: needs no classifier."""
     reference: str = ""

@@ -1,7 +1,7 @@
 """Feature mapping (FM): number of target images nearest to the mean feature of each class."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,20 +53,13 @@ def feature_mapping(
     >>> feature_mapping([[0.9], [1.2], [4.0]], [[0.0], [1.0], [5.0]]).scores
     array([0., 2., 1.])
     """
-    from ...kernels import class_histogram, nearest_mean
+    from ...kernels import class_histogram
 
     of_target = features_or_none(target)
     labels = None if of_target is None else of_target.labels
-    images, of_source, about = target_and_source(target if labels is None else of_target, source)
-    if of_source is None:
-        if clusters is not None:
-            raise ValueError("`clusters` need the source's Features; got an array as `source`.")
-        means = as_array(source)
-    elif clusters is None:
-        means = of_source.class_means(num_classes_of(of_source))
-    else:
-        means, about["clusters_sha256"] = _means_of_clusters(of_source, clusters)
-    nearest, votes, own = nearest_mean(images, means)
+    (nearest, votes, own), about = _nearest(
+        target if labels is None else of_target, source, clusters
+    )
     if not nearest.size:
         raise ValueError("`target` holds no image. Check the target dataset.")
     return Scores.of_votes(
@@ -77,6 +70,32 @@ def feature_mapping(
         method="feature_mapping",
         provenance=about,
     )
+
+
+def _nearest(
+    target: FeaturesOrArray, source: FeaturesOrArray, clusters: "Clusters | Path | str | None"
+) -> tuple[tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]], dict[str, Any]]:
+    """Return what `nearest_mean` returns for the target, and the provenance of scores."""
+    from ...kernels import nearest_mean
+
+    images, of_source, about = target_and_source(target, source)
+    if of_source is None:
+        if clusters is not None:
+            raise ValueError("`clusters` need the source's Features; got an array as `source`.")
+        means = as_array(source)
+    elif clusters is None:
+        means = of_source.class_means(num_classes_of(of_source))
+    else:
+        means, about["clusters_sha256"] = _means_of_clusters(of_source, clusters)
+    return nearest_mean(images, means), about
+
+
+def _votes(
+    target: FeaturesOrArray,
+    source: FeaturesOrArray,
+    clusters: "Clusters | Path | str | None" = None,
+) -> NDArray[np.int64]:
+    return _nearest(target, source, clusters)[0][0]
 
 
 def _means_of_clusters(
@@ -100,6 +119,6 @@ METHOD = Method(
     function=feature_mapping,
     flags={"target": Path, "source": Path, "clusters": Path | None},
     units=("class",),
-    votes=True,
+    votes=_votes,
     reference="[Selectivity Drives Productivity](https://arxiv.org/abs/2310.08782)",
 )

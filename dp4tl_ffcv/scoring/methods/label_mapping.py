@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ...validate import check_int
-from ..inputs import FeaturesOrArray, check_soft_votes, predictions_of
+from ..inputs import FeaturesOrArray, as_array, check_soft_votes, predictions_of
 from ..scores import Scores
 from ..votes import label_information, own_votes
 from . import Method
@@ -66,11 +67,15 @@ def label_mapping(
     )
 
 
+def _votes(target: FeaturesOrArray) -> NDArray[np.int64]:
+    return as_array(predictions_of(target).ids)
+
+
 METHOD = Method(
     function=label_mapping,
     flags={"target": Path},
     units=("class",),
-    votes=True,
+    votes=_votes,
     outputs="predictions",
     reference="[Selectivity Drives Productivity](https://arxiv.org/abs/2310.08782)",
 )

@@ -1,0 +1,145 @@
+"""`prune`: from betons to a selection in one call."""
+
+import os
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from ..beton import BetonIndex
+from ..beton.splits import split_path
+from ..distributed import on_rank_zero, process_group
+from ..extraction import extract_features
+from ..runs import RunFolder
+from ..scoring import methods
+from ..scoring.combine import Combine
+from ..scoring.surrogate.checkpoints import ModelLike
+from ..selection.budgets import one_budget
+from .pruned import Pruned
+from .steps import Steps
+
+Data = str | os.PathLike[str]
+
+
+def prune(  # noqa: PLR0913  # options are named at the call
+    source: Data,
+    target: Data | Sequence[Data],
+    out: Data,
+    *,
+    surrogate: ModelLike,
+    method: str = "label_mapping",
+    options: Mapping[str, Any] | None = None,
+    clusters: int | None = None,
+    keep: float | Literal["auto"] | None = None,
+    keep_classes: int | None = None,
+    keep_samples: int | None = None,
+    keep_bytes: int | str | None = None,
+    min_score: float | None = None,
+    combine: Combine | None = None,
+    weights: Sequence[float] | None = None,
+    compact: bool = False,
+    arch: str | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    resolution: int = 224,
+    crop_ratio: float = 224 / 256,
+    stretch_contrast: bool = False,
+    batch_size: int = 256,
+    num_workers: int | None = None,
+    timeout: float | None = 10.0,
+    overwrite: bool = False,
+) -> Pruned:
+    """Select the part of a source that its targets map to, from betons to a selection.
+
+    Extracts the features that the method needs, scores, selects and, with `compact`, writes a
+    smaller beton. All files go to `out`: `features/`, `scores_NAME.npz` for each target,
+    `clusters.npz`, `selection.npz`, `train.beton`. A killed call continues when it is repeated,
+    and a finished one returns at once. Processes that `torchrun` started share the work.
+
+    Args:
+        source: beton of the source, or a folder with train.beton.
+        target: beton of a target's training split, or a folder with train.beton; or several.
+        out: folder to write.
+        surrogate: model that maps the target to the source; see `extract_features`.
+        method: scoring method, such as label_mapping, feature_mapping or similarity. Methods that
+            need other files than features, clusters and betons are for `scoring.score`.
+        options: other arguments of the method.
+        clusters: score this many k-means clusters of the source instead of its classes.
+        keep: fraction of classes (of samples, for sample scores) to keep, or `auto`; see `select`.
+        keep_classes: number of classes to keep.
+        keep_samples: keep at most this many samples.
+        keep_bytes: keep at most this many bytes of samples.
+        min_score: keep all classes or samples with at least this score.
+        combine: how to combine the scores for several targets. None: the sum of votes, or the mean
+            rank for other scores.
+        weights: weight of each target.
+        compact: also write the retained samples to a beton.
+        arch: for a checkpoint of another program: its architecture.
+        mean: for such a checkpoint: mean per channel.
+        std: for such a checkpoint: standard deviation per channel.
+        resolution: side of the centre crop in pixels, after resizing.
+        crop_ratio: side of the centre crop / shorter side of the image.
+        stretch_contrast: scale the pixels of each image to 0 to 255.
+        batch_size: images per forward pass, see `extract_features`.
+        num_workers: loading threads per process, and threads that copy. None: all cores.
+        timeout: seconds without a read that ends, as for `PrunedLoader`.
+        overwrite: replace the files of a call with other arguments. Its features are kept if they
+            would be the same.
+
+    Raises:
+        BlockingIOError: another process is writing `out`.
+        StaleArtifactError: the surrogate's classes have other names than the source's.
+        ValueError: an argument is wrong, `out` holds the files of a call with other arguments, or
+            the method needs a file that is not made here.
+    """
+    budget = {
+        "keep": keep,
+        "keep_classes": keep_classes,
+        "keep_samples": keep_samples,
+        "keep_bytes": keep_bytes,
+        "min_score": min_score,
+    }
+    one_budget(**budget)
+    given = [target] if isinstance(target, str | os.PathLike) else list(target)
+    images: dict[str, Any] = {
+        "arch": arch,
+        "mean": mean,
+        "std": std,
+        "resolution": resolution,
+        "crop_ratio": crop_ratio,
+        "stretch_contrast": stretch_contrast,
+    }
+    steps = Steps(
+        folder=Path(out),
+        source=BetonIndex.open(split_path(source)),
+        targets=[BetonIndex.open(split_path(each)) for each in given],
+        surrogate=surrogate,
+        method=methods.get(method.replace("-", "_")),
+        options=dict(options or {}),
+        clusters=clusters,
+    )
+    facts = {
+        **steps.facts,
+        **budget,
+        **images,
+        "combine": combine,
+        "weights": weights,
+        "compact": compact,
+    }
+    run = RunFolder(out, facts, overwrite=overwrite)
+    extract = partial(
+        extract_features,
+        surrogate,
+        **images,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        timeout=timeout,
+    )
+    rule = {**budget, "combine": combine or steps.combine, "weights": weights}
+    with process_group():
+        if on_rank_zero(run.finished) is None:
+            restart = overwrite and on_rank_zero(lambda: steps.other_features(run, images))
+            on_rank_zero(lambda: run.start(resume=True))
+            steps.extract(partial(extract, restart=restart))
+            on_rank_zero(lambda: steps.finish(run, rule, compact=compact, num_workers=num_workers))
+        return steps.result(compact=compact)
