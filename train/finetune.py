@@ -15,6 +15,7 @@ settings is not repeated, and a stopped run on all weights continues where it st
 from dp4tl_ffcv.utils import one_line_errors
 
 from .configs.command_line import parse
+from .configs.common import SPLITS
 from .configs.finetune import CONFIGS, Config
 
 if __name__ == "__main__":  # before the imports below, which take seconds
@@ -45,7 +46,7 @@ from .components.warm_up import try_batch
 def finetune(config: Config) -> dict[str, Any]:
     """Finetune a classifier and return the content of `result.json`."""
     with processes() as group:
-        splits = open_splits(train=config.train, val=config.val, test=config.test)
+        splits = open_splits(**{split: config.beton(split) for split in SPLITS})
         if config.mode == "linear_probe" and group.world_size > 1:
             raise ValueError(
                 "the mode linear_probe trains in one process, on features in memory. Start it "
@@ -53,9 +54,9 @@ def finetune(config: Config) -> dict[str, Any]:
             )
         pretrained = None
         if config.mode != "from_scratch":
-            pretrained = load_checkpoint(str(config.checkpoint), arch=config.arch)
+            pretrained = load_checkpoint(config.weights, arch=config.arch)
         inputs = {name: index.fingerprint for name, index in splits.items()}
-        inputs["checkpoint"] = sha256_of_file(str(config.checkpoint)) if pretrained else ""
+        inputs["checkpoint"] = sha256_of_file(config.weights) if pretrained else ""
         session = Session("finetune", config, group, inputs, checkpoint="best.pt")
         if finished := session.finished():
             return finished

@@ -49,7 +49,7 @@ from .components.warm_up import try_batch
 def pretrain(config: Config) -> dict[str, Any]:
     """Pretrain a classifier and return the content of `result.json`."""
     with processes() as group:
-        source = open_source(config.train, config.selection, config.val)
+        source = open_source(config.beton("train"), config.selection, config.val_beton)
         session = Session("pretrain", config, group, source.fingerprints())
         if finished := session.finished():
             return finished

@@ -55,7 +55,7 @@ def pretrain_moco(config: Config) -> dict[str, Any]:
     with requires("lightly", "pretrain_moco"):
         import lightly  # noqa: F401  # here, before the run folder is made
     with processes() as group:
-        source = open_source(config.train, config.selection)
+        source = open_source(config.beton("train"), config.selection)
         session = Session("pretrain_moco", config, group, source.fingerprints())
         if finished := session.finished():
             return finished

@@ -213,12 +213,23 @@ def test_a_flag_overrides_a_name() -> None:
     assert config == dataclasses.replace(named("ffcv_rn18_24"), **changes)
 
 
+def test_a_folder_stands_for_its_betons(tmp_path: Path) -> None:
+    config = Config(data=tmp_path, run=tmp_path)
+    assert (config.beton("train"), config.val_beton) == (tmp_path / "train.beton", None)
+    (tmp_path / "val.beton").touch()
+    assert config.val_beton == tmp_path / "val.beton"
+    given = dataclasses.replace(config, train=Path("a.beton"), val=Path("b.beton"))
+    assert (given.beton("train"), given.val_beton) == (Path("a.beton"), Path("b.beton"))
+    with pytest.raises(ValueError, match=r"`test` is missing. Name the beton, or pass a folder"):
+        finetune.Config(checkpoint=Path("last.pt"), train=Path("a"), val=Path("b"), run=tmp_path)
+
+
 @pytest.mark.parametrize("given", [[], ["--config", "rn18_16"]])
 def test_paths_must_be_given(given: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         parse(Config, CONFIGS, description=None, args=["--run", "run", *given])
     assert caught.value.code == 2
-    assert "--train" in capsys.readouterr().err
+    assert "`train` is missing" in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.parametrize(

@@ -65,6 +65,15 @@ def events(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return found
 
 
+def test_folders_stand_for_their_files(
+    configure: Configure, target: dict[str, Path], pretrained: Path
+) -> None:
+    result = finetune.finetune(configure())
+    folders = {"data": target["train"].parent, "checkpoint": pretrained.parents[1]}
+    config = configure(train=None, val=None, test=None, **folders)
+    assert finetune.finetune(config) == result  # the finished run of the same files
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_the_result_is_that_of_the_best_checkpoint(
     mode: str, configure: Configure, target: dict[str, Path], pretrained: Path, events: list[str]

@@ -6,10 +6,13 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from dp4tl_ffcv.utils import check_choice, check_number, settings_of
 
+Split = Literal["train", "val", "test"]
+SPLITS: tuple[Split, ...] = get_args(Split)
+
 # Settings that do not change the result.
 _WITHOUT_EFFECT = {
-    "run", "overwrite", "resume", "log_every", "save_every", "save_every_minutes", "num_workers",
-    "timeout", "cache",
+    "data", "run", "overwrite", "resume", "log_every", "save_every", "save_every_minutes",
+    "num_workers", "timeout", "cache",
 }  # fmt: skip
 # Settings that earlier versions did not have, and their values then. A setting with this value is
 # no fact, so that runs of earlier versions stay finished.
@@ -20,6 +23,10 @@ _LATER: dict[str, Any] = {"record_dynamics": False, "infobatch": 0.0, "infobatch
 class RunConfig:
     """Settings that every training recipe has."""
 
+    data: Path | None = None
+    """Folder with train.beton and, as far as the recipe reads them, val.beton and test.beton."""
+    train: Path | None = None
+    """Beton to train on, instead of train.beton in --data."""
     run: Path
     """Run folder to write."""
     resume: bool = True
@@ -91,12 +98,26 @@ class RunConfig:
         for name, hint in get_type_hints(type(self)).items():
             if get_origin(hint) is Literal:
                 check_choice(name, getattr(self, name), get_args(hint))
+        self.beton("train")
         check_fields(self, "seed lr weight_decay step_ratio save_every_minutes", at_least=0)
         check_fields(self, "num_workers log_every save_every epochs batch_size", at_least=1)
         check_fields(self, "step_length resolution", at_least=1)
         check_fields(self, "timeout", above=0)
         check_fields(self, "min_scale momentum", at_least=0, at_most=1)
         check_fields(self, "warmup start_factor end_factor", at_least=0, at_most=1)
+
+    def beton(self, split: Split) -> Path:
+        """Return the path of a split's beton.
+
+        Raises:
+            ValueError: neither the split nor `data` is set.
+        """
+        given: Path | None = getattr(self, split)
+        if given is None and self.data is None:
+            raise ValueError(
+                f"`{split}` is missing. Name the beton, or pass a folder with all splits as `data`."
+            )
+        return given or Path(str(self.data)) / f"{split}.beton"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,13 +12,12 @@ class Config(SupervisedConfig):
     """Settings of a finetuning run."""
 
     checkpoint: Path | None = None
-    """Checkpoint of `dp4tl pretrain` or of another program. The mode from_scratch needs none."""
-    train: Path
-    """Target beton to train on."""
-    val: Path
-    """Target beton to choose the epoch on."""
-    test: Path
-    """Target beton to test on."""
+    """Run folder of `dp4tl pretrain`, or a checkpoint, also of another program. The mode
+    from_scratch needs none."""
+    val: Path | None = None
+    """Beton to choose the epoch on, instead of val.beton in --data."""
+    test: Path | None = None
+    """Beton to test on, instead of test.beton in --data."""
     mode: Literal["linear_probe", "full_finetuning", "from_scratch"] = "linear_probe"
     """Train a new head on frozen features, or all weights, or all weights without pretraining."""
     arch: str | None = None
@@ -35,9 +34,17 @@ class Config(SupervisedConfig):
     save_every: int = 10
     """Epochs between two saved states to resume from. A linear probe saves no state."""
 
+    @property
+    def weights(self) -> Path:
+        """The checkpoint to finetune."""
+        given = Path(str(self.checkpoint))
+        return given / "checkpoints" / "last.pt" if given.is_dir() else given
+
     def __post_init__(self) -> None:
         """Check the settings."""
         super().__post_init__()
+        self.beton("val")
+        self.beton("test")
         needed = "arch" if self.mode == "from_scratch" else "checkpoint"
         if getattr(self, needed) is None:
             raise ValueError(f"`{needed}` is required for {self.mode}.")

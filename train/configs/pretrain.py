@@ -11,12 +11,11 @@ from .common import SupervisedConfig, check_fields
 class Config(SupervisedConfig):
     """Settings of a pretraining run."""
 
-    train: Path
-    """Beton to train on."""
     val: Path | None = None
-    """Beton to validate on. With a selection, only the retained classes are validated."""
+    """Beton to validate on, by default val.beton in --data if there is one. With a selection, only
+    the retained classes are validated."""
     selection: Path | None = None
-    """Selection made for --train. None trains on all samples."""
+    """Selection made for the training beton. None trains on all samples."""
     full_head: bool = False
     """Keep one output per source class. By default the head has the K retained classes."""
 
@@ -94,6 +93,13 @@ class Config(SupervisedConfig):
     record_dynamics: bool = False
     """Record how well each sample is predicted in each epoch, in dynamics.npz of the run folder.
     The methods forgetting, aum, dyn-unc and tdds score samples by this file."""
+
+    @property
+    def val_beton(self) -> Path | None:
+        """Beton to validate on."""
+        if self.val is None and (self.data is None or not (self.data / "val.beton").exists()):
+            return None
+        return self.beton("val")
 
     def __post_init__(self) -> None:
         """Check the settings."""

@@ -49,10 +49,9 @@ class Augmentation:
 class Config(Augmentation, RunConfig):
     """Settings of a self-supervised pretraining run; defaults of MoCo v2 (arXiv 2003.04297)."""
 
-    train: Path
-    """Beton to train on. Its labels are not read."""
     selection: Path | None = None
-    """Selection of classes or pseudo-classes, made for --train. None trains on all samples."""
+    """Selection of classes or pseudo-classes, made for the training beton, whose labels are not
+    read. None trains on all samples."""
 
     arch: str = "resnet50"
     """A classifier of torchvision, or resnet8_w16 or resnet8_w32 for images of 32 to 64 pixels."""

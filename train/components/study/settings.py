@@ -23,7 +23,7 @@ from ...configs.pretrain_moco import Config as MocoConfig
 from ...configs.study import Study
 
 _PLACES = ("train", "val", "test", "run", "selection", "checkpoint")
-_OF_STUDY = {*_PLACES, "seed", "iterations", "mode", "num_workers", "overwrite", "resume"}
+_OF_STUDY = {*_PLACES, "data", "seed", "iterations", "mode", "num_workers", "overwrite", "resume"}
 _RECIPES = {"pretrain": PretrainConfig, "pretrain-moco": MocoConfig}
 
 
