@@ -15,6 +15,7 @@ from .loading import RemapLabel as RemapLabel
 from .loading import evaluation_loader as evaluation_loader
 from .loading import training_loader as training_loader
 from .loading import view_pipelines as view_pipelines
+from .pipeline.cost import pruning_cost as pruning_cost
 from .pipeline.prune import prune as prune
 from .report.report import write_report as write_report
 from .scoring import Scores as Scores

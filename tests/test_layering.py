@@ -66,6 +66,7 @@ MODELS = (
     "dp4tl_ffcv.scoring.gradients",
     "dp4tl_ffcv.extraction",
     "dp4tl_ffcv.distributed",
+    "dp4tl_ffcv.pipeline.cost",
 )
 RUNNING = ("dp4tl_ffcv.loading", "train", "benchmarks")
 WRITING = ("dp4tl_ffcv.writing", "dp4tl_ffcv.ffcv_import")

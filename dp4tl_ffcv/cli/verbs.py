@@ -28,6 +28,12 @@ class Verb:
         return {name: value for name, value in vars(self).items() if name != "output"}
 
 
+_COST = (
+    "source", "target", "surrogate", "method", "arch", "mean", "std", "resolution", "crop_ratio",
+    "num_workers", "timeout",
+)  # fmt: skip
+
+
 @dataclass(frozen=True, kw_only=True)
 class Prune(Verb):
     """Select the part of a source that its targets map to: features, scores and selection.
@@ -90,12 +96,17 @@ class Prune(Verb):
     overwrite: bool = False
     """Replace the files of a run with other options. Its features are kept if they would be the
     same."""
+    dry_run: bool = False
+    """Print the expected time and size of the features, and stop."""
 
     def run(self) -> Any:
-        """Prune."""
-        from .. import prune
+        """Prune, or measure the cost."""
+        from .. import prune, pruning_cost
 
-        return prune(**self.arguments())
+        arguments = {n: value for n, value in self.arguments().items() if n != "dry_run"}
+        if self.dry_run:
+            return pruning_cost(**{n: arguments[n] for n in _COST})
+        return prune(**arguments)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,13 +1,10 @@
 """`prune`: from betons to a selection in one call."""
 
-import os
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from ..beton import BetonIndex
-from ..beton.splits import split_path
 from ..distributed import on_rank_zero, process_group
 from ..extraction import extract_features
 from ..runs import RunFolder
@@ -15,10 +12,9 @@ from ..scoring import methods
 from ..scoring.combine import Combine
 from ..scoring.surrogate.checkpoints import ModelLike
 from ..selection.budgets import one_budget
+from .inputs import Data, betons_of
 from .pruned import Pruned
 from .steps import Steps
-
-Data = str | os.PathLike[str]
 
 
 def prune(  # noqa: PLR0913  # options are named at the call
@@ -100,7 +96,7 @@ def prune(  # noqa: PLR0913  # options are named at the call
         "min_score": min_score,
     }
     one_budget(**budget)
-    given = [target] if isinstance(target, str | os.PathLike) else list(target)
+    index, targets = betons_of(source, target)
     images: dict[str, Any] = {
         "arch": arch,
         "mean": mean,
@@ -111,8 +107,8 @@ def prune(  # noqa: PLR0913  # options are named at the call
     }
     steps = Steps(
         folder=Path(out),
-        source=BetonIndex.open(split_path(source)),
-        targets=[BetonIndex.open(split_path(each)) for each in given],
+        source=index,
+        targets=targets,
         surrogate=surrogate,
         method=methods.get(method.replace("-", "_")),
         options=dict(options or {}),

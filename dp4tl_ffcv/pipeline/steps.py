@@ -51,8 +51,6 @@ class Steps:
                 f"the method {name} has no option {', '.join(unknown)}; it has "
                 f"{', '.join(sorted(known)) or 'none'}."
             )
-        if not self.targets:
-            raise ValueError("`target` is empty. Name at least one.")
         if self.clusters is None and "clusters" in self.method.required:
             raise ValueError(f"the method {name} needs `clusters`, a number of them.")
         if self.clusters is not None and "clusters" not in self.method.flags:

@@ -16,6 +16,7 @@ from dp4tl_ffcv import (
     cluster,
     extract_features,
     prune,
+    pruning_cost,
     save_checkpoint,
     select,
 )
@@ -171,6 +172,21 @@ def test_wrong_arguments_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=match):
         pruned(data, tmp_path / "out", **options)
+
+
+@pytest.mark.parametrize(
+    ("method", "images", "numbers"),
+    [("label_mapping", 30, 64), ("feature_mapping", 60, 64), ("el2n", 30, 69), ("random", 0, 0)],
+)
+def test_the_cost_is_that_of_the_features(
+    data: Path, method: str, images: int, numbers: int
+) -> None:
+    betons = (data / "source", [data / name for name in TARGETS])
+    cost = pruning_cost(*betons, surrogate=data / "surrogate.pt", method=method, **CROPS)
+    assert cost.images == images
+    assert cost.feature_bytes == 4 * numbers * images
+    assert cost.seconds == pytest.approx(images / cost.images_per_second)
+    assert cost.summary()["seconds"] == cost.seconds
 
 
 def test_no_target_is_refused(data: Path, tmp_path: Path) -> None:
