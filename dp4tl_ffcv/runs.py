@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .atomic import lock_folder, unlock, write_json
+from .errors import CheckpointError
 from .stored import adding_filename, inode_of, read_json
 from .version import __version__
 
@@ -143,6 +144,25 @@ class RunFolder:
         if inode_of(self.path) not in _HELD:
             file = lock_folder(self.path.resolve(), self.path)
             _HELD[inode_of(file)] = file
+
+
+def checkpoint_of(path: str | os.PathLike[str]) -> Path:
+    """Return the checkpoint of a finished run, given its folder; any other path is returned as is.
+
+    Raises:
+        CheckpointError: the folder is not that of a finished run with a checkpoint.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        return folder
+    result = _read(folder / "result.json")
+    name = result.get("checkpoint") if isinstance(result, dict) else None
+    if not isinstance(name, str):
+        raise CheckpointError(
+            f"{str(path)!r} is a folder, but not that of a finished run. Pass a run folder of "
+            "`dp4tl pretrain`, or a checkpoint."
+        )
+    return folder / "checkpoints" / Path(name).name  # the folder may have moved
 
 
 def settings_of(config: Any) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from .parallel import end_with_parent as end_with_parent
 from .pickles import scan_pickle as scan_pickle
 from .progress import track as track
 from .runs import RunFolder as RunFolder
+from .runs import checkpoint_of as checkpoint_of
 from .runs import environment as environment
 from .runs import settings_of as settings_of
 from .scoring.gradients.norms import gradient_norms as gradient_norms

@@ -262,7 +262,7 @@ def fail(*_: Any, **__: Any) -> None:
         ),
         (
             {"model": "resnet19"},
-            "^'resnet19' is neither a checkpoint file nor the name of a pretrained model",
+            "^'resnet19' is neither a checkpoint, a run folder nor the name of a",
         ),
     ],
 )

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from dp4tl_ffcv import __version__, atomic
-from dp4tl_ffcv.utils import RunFolder, environment
+from dp4tl_ffcv import CheckpointError, __version__, atomic
+from dp4tl_ffcv.utils import RunFolder, checkpoint_of, environment
 
 CONFIG = {"epochs": 3, "lr": 0.1, "parts": [1, 2], "deep": {"name": "ä", "none": None}}
 
@@ -234,3 +234,16 @@ def test_without_driver_files_torch_names_a_gpu_in_use(
         monkeypatch.setitem(sys.modules, "torch", torch)
     assert environment()["gpu"] == name
     assert ("torch" in sys.modules) == (initialized is not None)
+
+
+def test_a_run_folder_stands_for_its_checkpoint(tmp_path: Path) -> None:
+    finish(tmp_path / "old", CONFIG, checkpoint=str(tmp_path / "old/checkpoints/last.pt"))
+    (tmp_path / "old").rename(tmp_path / "run")
+    last = tmp_path / "run" / "checkpoints" / "last.pt"
+    assert checkpoint_of(tmp_path / "run") == last
+    assert checkpoint_of(last) == last
+    for made in ({}, {"checkpoint": None}):
+        finish(tmp_path / "other", CONFIG | made, **made)
+        with pytest.raises(CheckpointError, match=r"a folder, but not that of a finished run"):
+            checkpoint_of(tmp_path / "other")
+        (tmp_path / "other" / "result.json").unlink()

@@ -31,7 +31,7 @@ import torch
 from torch import Tensor, nn
 
 from dp4tl_ffcv import BetonIndex, build_model, load_checkpoint, training_loader
-from dp4tl_ffcv.utils import Classifier, replace_head, sha256_of_file
+from dp4tl_ffcv.utils import Classifier, checkpoint_of, replace_head, sha256_of_file
 
 from .components.data import names_of, open_splits
 from .components.optimizers import BestWeights, make_optimizer, take_step
@@ -52,11 +52,12 @@ def finetune(config: Config) -> dict[str, Any]:
                 "the mode linear_probe trains in one process, on features in memory. Start it "
                 "without torchrun."
             )
+        inputs = {name: index.fingerprint for name, index in splits.items()} | {"checkpoint": ""}
         pretrained = None
         if config.mode != "from_scratch":
-            pretrained = load_checkpoint(config.weights, arch=config.arch)
-        inputs = {name: index.fingerprint for name, index in splits.items()}
-        inputs["checkpoint"] = sha256_of_file(config.weights) if pretrained else ""
+            weights = checkpoint_of(str(config.checkpoint))
+            pretrained = load_checkpoint(weights, arch=config.arch)
+            inputs["checkpoint"] = sha256_of_file(weights)
         session = Session("finetune", config, group, inputs, checkpoint="best.pt")
         if finished := session.finished():
             return finished

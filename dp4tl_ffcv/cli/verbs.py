@@ -50,8 +50,8 @@ class Prune(Verb):
     out: Path
     """Folder to write."""
     surrogate: str
-    """Checkpoint; or a pretrained model: an architecture of torchvision, timm:NAME, or
-    efficientnet-lite0. A file of this name comes first."""
+    """Checkpoint, or run folder of `dp4tl pretrain`; or a pretrained model: an architecture of
+    torchvision, timm:NAME, or efficientnet-lite0. A file of this name comes first."""
     method: str = "label_mapping"
     """Scoring method, see `dp4tl score --help`."""
     clusters: int | None = None
@@ -178,8 +178,8 @@ class Features(Verb):
     beton: Annotated[Path, tyro.conf.Positional]
     """Source or target, with fields image and label."""
     model: str
-    """Checkpoint; or a pretrained model: an architecture of torchvision, timm:NAME, or
-    efficientnet-lite0. A file of this name comes first."""
+    """Checkpoint, or run folder of `dp4tl pretrain`; or a pretrained model: an architecture of
+    torchvision, timm:NAME, or efficientnet-lite0. A file of this name comes first."""
     out: Path
     """Folder to write."""
     arch: str | None = None

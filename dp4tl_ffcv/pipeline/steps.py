@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ..beton import BetonIndex
 from ..compaction.compact import compact as compact_beton
-from ..runs import RunFolder
+from ..runs import RunFolder, checkpoint_of
 from ..scoring import Scores, methods
 from ..scoring.clustering.kmeans import cluster
 from ..scoring.combine import Combine
@@ -200,4 +200,4 @@ def _described(surrogate: ModelLike) -> str:
     """Return the name of a model, or the hash of a checkpoint."""
     if isinstance(surrogate, Classifier):
         return surrogate.arch
-    return sha256_of_file(surrogate) if Path(surrogate).is_file() else str(surrogate)
+    return sha256_of_file(checkpoint_of(surrogate)) if Path(surrogate).exists() else str(surrogate)

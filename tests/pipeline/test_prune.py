@@ -164,7 +164,7 @@ def test_a_killed_call_continues(
         ({"options": {"neighbors": 3}}, "label_mapping has no option neighbors; it has none"),
         ({"keep_classes": 2}, "give exactly one of"),
         ({"keep": 1.5}, "keep"),
-        ({"surrogate": "nope"}, "neither a checkpoint file nor the name"),
+        ({"surrogate": "nope"}, "neither a checkpoint, a run folder nor the name"),
     ],
 )
 def test_wrong_arguments_are_refused(

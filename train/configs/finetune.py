@@ -34,12 +34,6 @@ class Config(SupervisedConfig):
     save_every: int = 10
     """Epochs between two saved states to resume from. A linear probe saves no state."""
 
-    @property
-    def weights(self) -> Path:
-        """The checkpoint to finetune."""
-        given = Path(str(self.checkpoint))
-        return given / "checkpoints" / "last.pt" if given.is_dir() else given
-
     def __post_init__(self) -> None:
         """Check the settings."""
         super().__post_init__()

@@ -12,6 +12,7 @@ from textwrap import shorten
 from typing import Any
 
 from ...errors import CheckpointError
+from ...runs import checkpoint_of
 from ...stored import sha256_of_file
 from .checkpoint_files import read_entries, write_entries
 from .models import Classifier, full_name
@@ -66,7 +67,7 @@ def load_checkpoint(
     the model.
 
     Args:
-        path: the checkpoint.
+        path: the checkpoint, or the folder of a finished run.
         arch: architecture, see `build_model`. Other programs' files need it. A checkpoint of this
             project records `arch`, `mean` and `std`; if one is given, it must agree.
         num_classes: number of classes that the caller expects; None accepts any.
@@ -82,6 +83,7 @@ def load_checkpoint(
         ValueError: there is no architecture `arch`.
     """
     mean, std = (None if values is None else tuple(values) for values in (mean, std))
+    path = checkpoint_of(path)
     try:
         values = read_entries(path)
         if len(values.keys() & _IS_VALID.keys()) >= len(_IS_VALID) - 1:  # one may be missing
@@ -103,9 +105,9 @@ def load_checkpoint(
 def load_model(model: ModelLike, **options: Any) -> tuple[Classifier, dict[str, str]]:
     """Return a classifier, and the provenance of its weights.
 
-    The name of a file loads this checkpoint. Any other name is that of a pretrained model, see
-    `pretrained_model`. `options` are passed to `load_checkpoint`, and must be None or False for a
-    model that is not a checkpoint.
+    The name of a file loads this checkpoint, and the name of a run folder the run's. Any other name
+    is that of a pretrained model, see `pretrained_model`. `options` are passed to
+    `load_checkpoint`, and must be None or False for a model that is not a checkpoint.
     """
     is_name = not isinstance(model, Classifier) and is_pretrained(str(model))
     if not isinstance(model, Classifier) and _is_checkpoint(Path(model), is_name):
@@ -115,11 +117,12 @@ def load_model(model: ModelLike, **options: Any) -> tuple[Classifier, dict[str, 
                 f"of this name. Write ./{model}, or move the file.",
                 stacklevel=3,
             )
-        return load_checkpoint(model, **options), {"checkpoint_sha256": sha256_of_file(model)}
+        file = checkpoint_of(model)
+        return load_checkpoint(file, **options), {"checkpoint_sha256": sha256_of_file(file)}
     if not (isinstance(model, Classifier) or is_name):
         raise CheckpointError(
-            f"{str(model)!r} is neither a checkpoint file nor the name of a pretrained model: "
-            "an architecture of torchvision, timm:NAME or efficientnet-lite0."
+            f"{str(model)!r} is neither a checkpoint, a run folder nor the name of a pretrained "
+            "model: an architecture of torchvision, timm:NAME or efficientnet-lite0."
         )
     for name, value in options.items():
         if value is not None and value is not False:
