@@ -41,7 +41,7 @@ def draw_photos(folder: Path) -> None:
 
 def in_miniature(words: list[str]) -> list[str]:
     """Add flags that make a command cheap. The last value of a flag counts."""
-    if words[1] in ("pretrain", "finetune", "features"):
+    if words[1] in ("pretrain", "finetune", "features", "prune"):
         words = [*words, "--resolution", "32", "--num-workers", "1"]
     if words[1] in ("pretrain", "finetune"):
         words = [*words, "--epochs", "1"]
@@ -79,7 +79,7 @@ def test_the_writers_write_betons(dataset: str, split: str, done: Path) -> None:
     assert index.class_counts().tolist() == [count] * len(names)
 
 
-@pytest.mark.parametrize("run", ["surrogate", "lm_40", "lm_40_probe"])
+@pytest.mark.parametrize("run", ["surrogate", "target_40", "target"])
 def test_the_recipes_finish(run: str, done: Path) -> None:
     folder = done / "runs" / run
     result = json.loads((folder / "result.json").read_text())
@@ -106,7 +106,8 @@ def test_the_best_classes_are_selected_trained_on_and_exported(done: Path) -> No
     selection.check(source)
     best = sorted(Scores.load(done / "lm.npz").ranking()[:2])
     assert selection.classes.tolist() == best
-    pretrained = json.loads((done / "runs/lm_40/result.json").read_text())
+    assert Selection.load(done / "target_40/selection.npz").digest() == selection.digest()
+    pretrained = json.loads((done / "runs/target_40/result.json").read_text())
     assert pretrained["retained_classes"] == 2
     assert pretrained["retained_samples"] == len(selection)
     exported = torch.load(done / "lm_40.indices", weights_only=True)
@@ -115,7 +116,7 @@ def test_the_best_classes_are_selected_trained_on_and_exported(done: Path) -> No
     assert compacted.class_names() == tuple(SOURCE[each] for each in best)
     kept = source.column("identifier")[selection.indices]
     assert sorted(compacted.column("identifier")) == sorted(kept)
-    pairs = BetonIndex.open(done / "lm_40.beton")
+    pairs = BetonIndex.open(done / "target_40.beton")
     assert [part.name for part in pairs.fields] == ["image", "label"]
 
 

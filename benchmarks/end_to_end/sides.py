@@ -188,7 +188,7 @@ class Trainer:
         cost.
         """
         config = self.state.config
-        surrogate = make_model(config, open_source(config.train, None), self.state.group)
+        surrogate = make_model(config, open_source(config.beton("train"), None), self.state.group)
         with TemporaryDirectory() as folder:
             started = time.perf_counter()
             seen = self._features(surrogate, target, Path(folder) / "target")
