@@ -79,9 +79,9 @@ def test_the_writers_write_betons(dataset: str, split: str, done: Path) -> None:
     assert index.class_counts().tolist() == [count] * len(names)
 
 
-@pytest.mark.parametrize("run", ["surrogate", "target_40", "target"])
+@pytest.mark.parametrize("run", ["target_40/surrogate", "runs/target_40", "runs/target"])
 def test_the_recipes_finish(run: str, done: Path) -> None:
-    folder = done / "runs" / run
+    folder = done / run
     result = json.loads((folder / "result.json").read_text())
     assert (done / result["checkpoint"]).is_file()
     assert (folder / "config.json").is_file()

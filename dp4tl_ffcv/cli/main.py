@@ -11,6 +11,7 @@ import tyro
 from ..errors import one_line_errors
 from ..torchrun import torchrun
 from .programs import programs, run_program, write_verb
+from .prune import Prune
 from .verbs import Verb
 
 _DESCRIPTION = "Prune a source dataset for a target task, and load the retained samples with FFCV."
@@ -35,7 +36,8 @@ def run_verb(verb: Verb) -> None:
 
 def _parse(words: Sequence[str]) -> Any:
     in_write = words[:1] == ["write"]
-    verbs = [*Verb.__subclasses__(), write_verb(), *programs("train")]
+    set_apart = [verb for verb in Verb.__subclasses__() if verb is not Prune]
+    verbs = [Prune, *set_apart, write_verb(), *programs("train")]
     return tyro.cli(
         reduce(or_, programs("writers") if in_write else verbs),
         prog="dp4tl write" if in_write else "dp4tl",

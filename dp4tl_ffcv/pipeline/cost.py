@@ -12,17 +12,22 @@ from ..distributed import best_device
 from ..loading import evaluation_loader
 from ..scoring import methods
 from ..scoring.surrogate.checkpoints import ModelLike, load_model
+from ..scoring.surrogate.models import build_model
 from .inputs import Data, betons_of
+from .surrogate import surrogate_settings
 
+_EPOCHS = 16  # the default of `dp4tl pretrain`
 _MEASURED = 64  # images that are timed, after as many that are not
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """Expected cost of the features, which is nearly all of the cost of pruning."""
+    """Expected cost of the surrogate and its features, which is nearly all that pruning costs."""
 
     images: int
-    """Images that the surrogate sees."""
+    """Images whose features are extracted."""
+    trained_images: int
+    """Images that the surrogate is trained on, times the epochs; 0 if it is trained already."""
     images_per_second: float
     """Measured: decoded and run through the surrogate, on one GPU or on all cores."""
     feature_bytes: int
@@ -30,13 +35,14 @@ class Cost:
 
     @property
     def seconds(self) -> float:
-        """Time of the extraction."""
-        return self.images / self.images_per_second if self.images else 0.0
+        """Time of training, three times that of extraction per image, and of extraction."""
+        return (self.images + 3 * self.trained_images) / self.images_per_second
 
     def summary(self) -> dict[str, Any]:
         """Return the numbers, JSON-able."""
         return {
             "images": self.images,
+            "trained_images": self.trained_images,
             "images_per_second": self.images_per_second,
             "seconds": self.seconds,
             "feature_bytes": self.feature_bytes,
@@ -47,19 +53,21 @@ def pruning_cost(  # noqa: PLR0913  # options are named at the call
     source: Data,
     target: Data | Sequence[Data],
     *,
-    surrogate: ModelLike,
+    surrogate: ModelLike | None = None,
     method: str = "label_mapping",
     arch: str | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
-    resolution: int = 224,
+    resolution: int | None = None,
     crop_ratio: float = 224 / 256,
     num_workers: int | None = None,
     timeout: float | None = 10.0,
 ) -> Cost:
     """Measure the surrogate on a few images of a target, and return what `prune` will cost.
 
-    The arguments are those of `prune`. Features that a folder holds already are not subtracted.
+    The arguments are those of `prune`. Without a surrogate, the cost includes training the small
+    classifier that `dp4tl prune` trains then. Features that a folder holds already are not
+    subtracted.
     """
     index, targets = betons_of(source, target)
     scoring = methods.get(method.replace("-", "_"))
@@ -67,12 +75,28 @@ def pruning_cost(  # noqa: PLR0913  # options are named at the call
     read = [*(targets if "target" in flags else ()), *([index] if "source" in flags else ())]
     images = sum(each.num_samples for each in read)
     if not images:
-        return Cost(images=0, images_per_second=1.0, feature_bytes=0)
-    model, _ = load_model(surrogate, arch=arch, num_classes=None, mean=mean, std=std)
-    options = {"resolution": resolution, "crop_ratio": crop_ratio, "num_workers": num_workers}
-    rate, width, classes = _measured(model, targets[0], {**options, "timeout": timeout})
+        return Cost(images=0, trained_images=0, images_per_second=1.0, feature_bytes=0)
+    trained = 0
+    if surrogate is None:
+        settings = surrogate_settings(index)
+        model = build_model(settings["arch"], index.num_classes)
+        resolution, trained = resolution or settings["resolution"], _EPOCHS * index.num_samples
+    else:
+        model, _ = load_model(surrogate, arch=arch, num_classes=None, mean=mean, std=std)
+    options = {
+        "resolution": resolution or 224,
+        "crop_ratio": crop_ratio,
+        "num_workers": num_workers,
+        "timeout": timeout,
+    }
+    rate, width, classes = _measured(model, targets[0], options)
     numbers = width + (classes if scoring.outputs == "logits" else 0)
-    return Cost(images=images, images_per_second=rate, feature_bytes=4 * numbers * images)
+    return Cost(
+        images=images,
+        trained_images=trained,
+        images_per_second=rate,
+        feature_bytes=4 * numbers * images,
+    )
 
 
 @torch.inference_mode()

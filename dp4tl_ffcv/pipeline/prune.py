@@ -37,7 +37,7 @@ def prune(  # noqa: PLR0913  # options are named at the call
     arch: str | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
-    resolution: int = 224,
+    resolution: int | None = None,
     crop_ratio: float = 224 / 256,
     stretch_contrast: bool = False,
     batch_size: int = 256,
@@ -73,7 +73,7 @@ def prune(  # noqa: PLR0913  # options are named at the call
         arch: for a checkpoint of another program: its architecture.
         mean: for such a checkpoint: mean per channel.
         std: for such a checkpoint: standard deviation per channel.
-        resolution: side of the centre crop in pixels, after resizing.
+        resolution: side of the centre crop in pixels, after resizing. None: 224.
         crop_ratio: side of the centre crop / shorter side of the image.
         stretch_contrast: scale the pixels of each image to 0 to 255.
         batch_size: images per forward pass, see `extract_features`.
@@ -101,7 +101,7 @@ def prune(  # noqa: PLR0913  # options are named at the call
         "arch": arch,
         "mean": mean,
         "std": std,
-        "resolution": resolution,
+        "resolution": 224 if resolution is None else resolution,
         "crop_ratio": crop_ratio,
         "stretch_contrast": stretch_contrast,
     }

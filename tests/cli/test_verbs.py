@@ -16,6 +16,7 @@ import dp4tl_ffcv
 from dp4tl_ffcv import scoring
 from dp4tl_ffcv.cli import main, verbs
 from dp4tl_ffcv.cli.main import run_verb
+from dp4tl_ffcv.cli.prune import Prune
 from dp4tl_ffcv.cli.verbs import Verb
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -41,7 +42,8 @@ def test_a_verb_calls_one_public_function(
     verb: type[Verb], public: MagicMock, capsys: pytest.CaptureFixture[str]
 ) -> None:
     required = [each.name for each in fields(verb) if each.default is each.default_factory]
-    run_verb(verb(**{name: MagicMock() for name in required}))
+    given = {"surrogate": "resnet18"} if verb is Prune else {}  # else it trains one first
+    run_verb(verb(**{name: MagicMock() for name in required}, **given))
     calls = [name for name, _, _ in public.mock_calls if "()" not in name]
     assert len(set(calls) - {"BetonIndex.open"}) <= 1  # a verb may open the beton
     assert len(calls) == len(set(calls)) > 0
@@ -51,7 +53,7 @@ def test_a_verb_calls_one_public_function(
 @pytest.mark.parametrize(
     ("verb", "function"),
     [
-        (verbs.Prune, dp4tl_ffcv.prune),
+        (Prune, dp4tl_ffcv.prune),
         (verbs.Inspect, dp4tl_ffcv.BetonIndex.summary),
         (verbs.Verify, dp4tl_ffcv.verify),
         (verbs.Index, dp4tl_ffcv.index_jpegs),
@@ -67,8 +69,9 @@ def test_an_option_has_the_default_of_the_argument(
     defaults = {each.name: each.default for each in fields(verb) if each.default is not MISSING}
     if verb is verbs.Compact:
         assert defaults.pop("selection") is None  # required in Python
-    if verb is verbs.Prune:
+    if verb is Prune:
         assert defaults.pop("dry_run") is False  # another function in Python
+        assert defaults.pop("surrogate") is None  # required in Python: no recipe is run there
     arguments = signature(function).parameters
     assert defaults == {name: arguments[name].default for name in defaults}
 
