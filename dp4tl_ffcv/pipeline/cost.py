@@ -17,7 +17,8 @@ from .inputs import Data, betons_of
 from .surrogate import surrogate_settings
 
 _EPOCHS = 16  # the default of `dp4tl pretrain`
-_MEASURED = 64  # images that are timed, after as many that are not
+_FEW, _MANY = 64, 1024  # images that are timed
+_ENOUGH = 2.0  # seconds for a few images, after which many are not timed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,15 +105,22 @@ def _measured(model: Any, index: BetonIndex, options: dict[str, Any]) -> tuple[f
     """Return images per second, and the numbers of features and outputs."""
     device = best_device()
     model.to(device).eval()
-    seen = min(_MEASURED, index.num_samples)
-    for is_timed in (False, True):
+
+    def extract(count: int) -> tuple[float, int, int]:
         started = time.perf_counter()
         for images, _ in evaluation_loader(
-            index, batch_size=seen, indices=range(seen), device=device, **options
+            index, batch_size=_FEW, indices=range(count), device=device, **options
         ):
             outputs, features = model.features(images)
             features.float().cpu()
-        if is_timed:
-            break
-    seconds = time.perf_counter() - started
-    return seen / seconds, features.shape[1], 0 if outputs is None else outputs.shape[1]
+        seconds = time.perf_counter() - started
+        return seconds, features.shape[1], 0 if outputs is None else outputs.shape[1]
+
+    few, many = min(_FEW, index.num_samples), min(_MANY, index.num_samples)
+    extract(few)  # compiles
+    start, width, classes = extract(few)
+    if start > _ENOUGH or many <= few:
+        return few / start, width, classes
+    # Less the time to start a loader, which a whole extraction takes once.
+    seconds = max(extract(many)[0] - start, 1e-6)
+    return (many - few) / seconds, width, classes

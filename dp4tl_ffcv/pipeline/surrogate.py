@@ -15,8 +15,9 @@ def surrogate_settings(source: BetonIndex) -> dict[str, Any]:
 
     Cheap where it costs no relevant classes: a narrow network, and half of the resolution that one
     would pretrain with. It trains on all samples for as many epochs as a pretraining, since fewer
-    do cost relevant classes (`python -m benchmarks.surrogates`). Images are not mirrored, because
-    the mirror images of some classes, such as digits, are other classes.
+    do cost relevant classes (`python -m benchmarks.surrogates`). Crops have at least half of the
+    image: with a quarter, feature mapping found 8 of 10 relevant classes of the demo. Images are
+    not mirrored: the mirror images of some classes, such as digits, are other classes.
 
     Args:
         source: a beton with the field `image`.
@@ -30,6 +31,6 @@ def surrogate_settings(source: BetonIndex) -> dict[str, Any]:
         "resolution": 80 if is_large else max(16, 8 * round(side / 16)),
         "batch_size": batch_size,
         "lr": round(0.5 * (batch_size / 1024) ** 0.5, 3),
-        "min_scale": 0.25,
+        "min_scale": 0.5,
         "flip": False,
     }
