@@ -128,7 +128,7 @@ def extract_features(  # noqa: PLR0913  # options are named at the call
             indices=ids,
             logits=logits,
             dtype=dtype,
-            facts={"weights_sha256": _digest(classifier), "device": device.type},
+            facts={"weights_sha256": weights_digest(classifier), "device": device.type},
             provenance={
                 "arch": classifier.arch,
                 "trained_on": classifier.trained_on,
@@ -215,7 +215,8 @@ def _dividing_a_block(batch_size: int) -> int:
     return size
 
 
-def _digest(model: torch.nn.Module) -> str:
+def weights_digest(model: torch.nn.Module) -> str:
+    """Return a SHA-256 of the parameters and buffers of a model."""
     digest = hashlib.sha256()
     for name, value in chain(model.named_parameters(), model.named_buffers()):
         content = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)

@@ -92,23 +92,33 @@ class Prune(Verb):
         if self.dry_run:
             return pruning_cost(**{n: arguments[n] for n in _COST})
         if self.surrogate is None:
-            arguments |= _trained(self)
+            for name in ("arch", "mean", "std"):
+                if arguments[name] is not None:
+                    raise ValueError(f"`{name}` describes the checkpoint of `surrogate`. Name one.")
+            settings = self._surrogate_settings()
+            arguments["resolution"] = settings["resolution"]
+            arguments["surrogate"] = lambda: self._train(settings)
         return prune(**arguments)
 
+    def _surrogate_settings(self) -> dict[str, Any]:
+        """Return the settings of the surrogate that is trained if none is given."""
+        from ..pipeline.inputs import betons_of
+        from ..pipeline.surrogate import surrogate_settings
 
-def _trained(verb: Prune) -> dict[str, Any]:
-    """Train a surrogate, unless it is trained, and return the arguments that it sets."""
-    from ..pipeline.inputs import betons_of
-    from ..pipeline.surrogate import surrogate_settings
+        settings = surrogate_settings(betons_of(self.source, self.target)[0])
+        if self.resolution is not None:
+            settings["resolution"] = self.resolution
+        return settings
 
-    run, is_folder = verb.out / "surrogate", verb.source.is_dir()
-    settings = surrogate_settings(betons_of(verb.source, verb.target)[0])
-    if verb.resolution is not None:
-        settings["resolution"] = verb.resolution
-    flags = [f"--{n.replace('_', '-')}={value}" for n, value in settings.items() if n != "flip"]
-    data = ["--data" if is_folder else "--train", str(verb.source), "--run", str(run), "--no-flip"]
-    if verb.num_workers is not None:
-        flags.append(f"--num-workers={verb.num_workers}")
-    with redirect_stdout(sys.stderr):  # stdout has the result of `prune`
-        run_program(["pretrain", *data, *flags, *(["--overwrite"] * verb.overwrite)])
-    return {"surrogate": run, "resolution": settings["resolution"]}
+    def _train(self, settings: dict[str, Any]) -> Path:
+        """Train a surrogate, unless it is trained, and return its run folder."""
+        run = self.out / "surrogate"
+        data = ["--data" if self.source.is_dir() else "--train", str(self.source)]
+        flags = [f"--{n.replace('_', '-')}={value}" for n, value in settings.items() if n != "flip"]
+        if self.num_workers is not None:
+            flags.append(f"--num-workers={self.num_workers}")
+        if self.overwrite:
+            flags.append("--overwrite")
+        with redirect_stdout(sys.stderr):  # stdout has the result of `prune`
+            run_program(["pretrain", *data, "--run", str(run), "--no-flip", *flags])
+        return run

@@ -16,6 +16,7 @@ from ..scoring.surrogate.models import build_model
 from .inputs import Data, betons_of
 from .surrogate import surrogate_settings
 
+_OF_GRADIENTS = 3  # times the cost of features
 _EPOCHS = 16  # the default of `dp4tl pretrain`
 _FEW, _MANY = 64, 1024  # images that are timed
 _ENOUGH = 2.0  # seconds for a few images, after which many are not timed
@@ -26,7 +27,7 @@ class Cost:
     """Expected cost of the surrogate and its features, which is nearly all that pruning costs."""
 
     images: int
-    """Images whose features are extracted."""
+    """Images that the surrogate runs on. Gradients of an image count as three."""
     trained_images: int
     """Images that the surrogate is trained on, times the epochs; 0 if it is trained already."""
     images_per_second: float
@@ -74,6 +75,7 @@ def pruning_cost(  # noqa: PLR0913  # options are named at the call
     scoring = methods.get(method.replace("-", "_"))
     flags = scoring.flags
     read = [*(targets if "target" in flags else ()), *([index] if "source" in flags else ())]
+    read += [index] * (_OF_GRADIENTS if "models" in flags else 0)
     images = sum(each.num_samples for each in read)
     if not images:
         return Cost(images=0, trained_images=0, images_per_second=1.0, feature_bytes=0)
@@ -92,11 +94,12 @@ def pruning_cost(  # noqa: PLR0913  # options are named at the call
     }
     rate, width, classes = _measured(model, targets[0], options)
     numbers = width + (classes if scoring.outputs == "logits" else 0)
+    stored = 0 if "models" in flags else images
     return Cost(
         images=images,
         trained_images=trained,
         images_per_second=rate,
-        feature_bytes=4 * numbers * images,
+        feature_bytes=4 * numbers * stored,
     )
 
 

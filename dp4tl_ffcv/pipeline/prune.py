@@ -1,17 +1,20 @@
 """`prune`: from betons to a selection in one call."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from ..distributed import on_rank_zero, process_group
-from ..extraction import extract_features
-from ..runs import RunFolder
+from ..extraction import extract_features, weights_digest
+from ..runs import RunFolder, checkpoint_of
 from ..scoring import methods
 from ..scoring.combine import Combine
-from ..scoring.surrogate.checkpoints import ModelLike
+from ..scoring.surrogate.checkpoints import ModelLike, is_checkpoint
+from ..scoring.surrogate.models import Classifier
 from ..selection.budgets import one_budget
+from ..stored import read_json, sha256_of_file
 from .inputs import Data, betons_of
 from .pruned import Pruned
 from .steps import Steps
@@ -22,7 +25,7 @@ def prune(  # noqa: PLR0913  # options are named at the call
     target: Data | Sequence[Data],
     out: Data,
     *,
-    surrogate: ModelLike,
+    surrogate: ModelLike | Callable[[], ModelLike],
     method: str = "label_mapping",
     options: Mapping[str, Any] | None = None,
     clusters: int | None = None,
@@ -56,7 +59,9 @@ def prune(  # noqa: PLR0913  # options are named at the call
         source: beton of the source, or a folder with train.beton.
         target: beton of a target's training split, or a folder with train.beton; or several.
         out: folder to write.
-        surrogate: model that maps the target to the source; see `extract_features`.
+        surrogate: model that maps the target to the source, see `extract_features`; or a function
+            that makes it, which is called after the arguments are checked, if the method needs a
+            surrogate.
         method: scoring method, such as label_mapping, feature_mapping or similarity. Methods that
             need other files than features, clusters and betons are for `scoring.score`.
         options: other arguments of the method.
@@ -97,45 +102,71 @@ def prune(  # noqa: PLR0913  # options are named at the call
     }
     one_budget(**budget)
     index, targets = betons_of(source, target)
+    scoring = methods.get(method.replace("-", "_"))
+    usual: Combine = "sum" if scoring.votes else "rank"  # only votes surely have a sum
     images: dict[str, Any] = {
         "arch": arch,
         "mean": mean,
         "std": std,
         "resolution": 224 if resolution is None else resolution,
         "crop_ratio": crop_ratio,
-        "stretch_contrast": stretch_contrast,
     }
     steps = Steps(
         folder=Path(out),
         source=index,
         targets=targets,
-        surrogate=surrogate,
-        method=methods.get(method.replace("-", "_")),
+        method=scoring,
         options=dict(options or {}),
         clusters=clusters,
+        images=images,
+        rule={**budget, "combine": combine or usual, "weights": weights},
+        compact=compact,
     )
+    if not steps.needs_surrogate:
+        surrogate = ""
+    elif callable(surrogate) and not isinstance(surrogate, Classifier):
+        surrogate = surrogate()
     facts = {
         **steps.facts,
-        **budget,
-        **images,
-        "combine": combine,
-        "weights": weights,
-        "compact": compact,
+        "stretch_contrast": stretch_contrast,
+        "surrogate": _described(surrogate) if steps.needs_surrogate else None,
     }
     run = RunFolder(out, facts, overwrite=overwrite)
-    extract = partial(
-        extract_features,
-        surrogate,
-        **images,
-        batch_size=batch_size,
-        num_workers=num_workers,
-        timeout=timeout,
-    )
-    rule = {**budget, "combine": combine or steps.combine, "weights": weights}
     with process_group():
-        if on_rank_zero(run.finished) is None:
-            restart = overwrite and on_rank_zero(lambda: steps.other_features(run, images))
-            on_rank_zero(lambda: run.start(resume=True))
-            steps.extract(partial(extract, restart=restart))
-            on_rank_zero(lambda: steps.finish(run, rule, compact=compact, num_workers=num_workers))
-        return steps.result(compact=compact)
+        if not on_rank_zero(lambda: run.finished() is not None and steps.is_whole):
+            on_rank_zero(lambda: _start(run, steps))
+            extract = partial(
+                extract_features,
+                surrogate,
+                **images,
+                stretch_contrast=stretch_contrast,
+                batch_size=batch_size,
+                num_workers=num_workers,
+                timeout=timeout,
+            )
+            steps.extract(extract, overwrite=overwrite)
+            on_rank_zero(lambda: steps.finish(run, surrogate, num_workers=num_workers))
+        return steps.result()
+
+
+def _start(run: RunFolder, steps: Steps) -> None:
+    """Start the run, unless the folder is that of another one."""
+    before = run.config
+    with suppress(FileNotFoundError, ValueError):  # missing or damaged
+        before = read_json(run.path / "config.json")
+    names = before.keys() | run.config.keys()
+    changed = sorted(name for name in names if before.get(name) != run.config.get(name))
+    if changed and not run.overwrite:
+        raise ValueError(
+            f"{str(run.path)!r} holds a run with other values of {', '.join(changed)}. Choose "
+            "another folder, or pass `overwrite`."
+        )
+    run.start(resume=True)
+    steps.delete_results()
+
+
+def _described(surrogate: ModelLike) -> str:
+    """Return the name of a model, or the hash of its checkpoint or weights."""
+    if isinstance(surrogate, Classifier):
+        return weights_digest(surrogate)
+    return sha256_of_file(checkpoint_of(surrogate)) if is_checkpoint(surrogate) else str(surrogate)

@@ -22,6 +22,8 @@ class Pruned:
     source: BetonIndex
     scores: tuple[Scores, ...]
     """Scores of the source's classes or samples: one for each target, if the method sees it."""
+    ranked: Scores
+    """The scores that selected: those of all targets combined."""
     selection: Selection
     served: NDArray[np.int64] | None
     """Target class whose images cast most of the votes for each source class `(C,)`, counted over
@@ -32,19 +34,25 @@ class Pruned:
     """The smaller beton, if it was asked for."""
 
     def classes(self) -> list[dict[str, Any]]:
-        """Return name, score and `for`, the target class served, of the kept classes, by score.
+        """Return the kept classes, the best first: `class`, `votes` or `score`, and `for`.
 
+        `votes` are those of all targets' images, and `for` is the target class that is served most.
         Empty if the scores are not of the source's classes.
         """
-        if self.scores[0].unit == "sample" or "clusters" in self.selection.provenance:
+        if self.ranked.unit == "sample" or "clusters" in self.selection.provenance:
             return []
         names = self.source.class_names(self.selection.label_field)
-        total = np.sum([each.scores for each in self.scores], axis=0)
-        kept = self.selection.classes
+        is_votes = self.scores[0].votes is not None
+        shown = np.sum([each.scores for each in self.scores], axis=0)
+        shown = shown if is_votes else self.ranked.scores
+        kept = set(self.selection.classes.tolist())
         found = []
-        for class_id in kept[np.argsort(-total[kept], kind="stable")].tolist():
+        for class_id in self.ranked.ranking().tolist():
+            if class_id not in kept:
+                continue
             name = names[class_id] if class_id < len(names) else class_id
-            entry = {"class": name, "score": float(total[class_id])}
+            value = int(shown[class_id]) if is_votes else float(shown[class_id])
+            entry = {"class": name, "votes" if is_votes else "score": value}
             if self.served is not None and self.served[class_id] >= 0:
                 entry["for"] = self.target_names[self.served[class_id]]
             found.append(entry)

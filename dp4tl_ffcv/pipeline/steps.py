@@ -1,7 +1,7 @@
 """The steps of pruning, and the files that they leave in a folder."""
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,19 +11,17 @@ from numpy.typing import NDArray
 
 from ..beton import BetonIndex
 from ..compaction.compact import compact as compact_beton
-from ..runs import RunFolder, checkpoint_of
+from ..runs import RunFolder
 from ..scoring import Scores, methods
 from ..scoring.clustering.kmeans import cluster
-from ..scoring.combine import Combine
+from ..scoring.combine import Combine, combine_scores
 from ..scoring.features.features import Features
-from ..scoring.surrogate.checkpoints import ModelLike
-from ..scoring.surrogate.models import Classifier
 from ..scoring.votes import votes_by_label
 from ..selection import Selection, select
-from ..stored import read_json, sha256_of_file
 from .pruned import SELECTION, Pruned
 
 _MADE = {"target", "source", "models", "beton", "clusters"}  # inputs of methods
+_BETON = "train.beton"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,19 +31,29 @@ class Steps:
     folder: Path
     source: BetonIndex
     targets: Sequence[BetonIndex]
-    surrogate: ModelLike
     method: methods.Method
     options: Mapping[str, Any]
     clusters: int | None
+    images: Mapping[str, Any]
+    """Settings of feature extraction and of methods that read images."""
+    rule: Mapping[str, Any]
+    """Arguments of `select`: the budget, `combine` and `weights`."""
+    compact: bool
 
     def __post_init__(self) -> None:
-        known = self.method.flags.keys() - _MADE
-        name = self.method.name
+        self._check_method()
+        self._check_rule()
+        if self.compact and (self.folder / _BETON).resolve() == self.source.path.resolve():
+            raise ValueError("`out` would overwrite the source. Choose another folder.")
+
+    def _check_method(self) -> None:
+        name, flags = self.method.name, self.method.flags
         if missing := sorted({*self.method.required} - _MADE - self.options.keys()):
             raise ValueError(
                 f"the method {name} needs {', '.join(missing)}. Pass them as `options`, or take "
                 f"the steps alone: `dp4tl score {name.replace('_', '-')}`, `dp4tl select`."
             )
+        known = flags.keys() - _MADE - self.images.keys()
         if unknown := sorted(self.options.keys() - known):
             raise ValueError(
                 f"the method {name} has no option {', '.join(unknown)}; it has "
@@ -53,83 +61,119 @@ class Steps:
             )
         if self.clusters is None and "clusters" in self.method.required:
             raise ValueError(f"the method {name} needs `clusters`, a number of them.")
-        if self.clusters is not None and "clusters" not in self.method.flags:
+        if self.clusters is not None and "clusters" not in flags:
             raise ValueError(f"the method {name} uses no `clusters`. Leave them out.")
+
+    def _check_rule(self) -> None:
+        name, weights = self.method.name, self.rule["weights"]
+        if self.rule["keep"] == "auto" and self.method.votes is None:
+            raise ValueError(
+                f"keep `auto` decides by votes of the target's images, which the method {name} "
+                "does not give. Give a fraction."
+            )
+        if weights and "target" not in self.method.flags:
+            raise ValueError(f"the method {name} does not see the targets. Leave out `weights`.")
+        if weights and len(weights) != len(self.targets):
+            raise ValueError(
+                f"`weights` must hold a number for each of the {len(self.targets)} targets; got "
+                f"{list(weights)}."
+            )
+
+    @property
+    def needs_surrogate(self) -> bool:
+        """Whether the method reads outputs of a surrogate."""
+        return bool({"target", "source", "models"} & self.method.flags.keys())
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What the scores depend on, as JSON values."""
+        """What the result depends on, besides the surrogate, as JSON values."""
         return {
             "source": self.source.fingerprint,
             "targets": [index.fingerprint for index in self.targets],
-            "surrogate": _described(self.surrogate),
-            "outputs": self.method.outputs,
             "method": self.method.name,
             "options": {name: _as_json(value) for name, value in self.options.items()},
             "clusters": self.clusters,
+            **self.images,
+            **self.rule,
+            "compact": self.compact,
         }
 
-    def other_features(self, run: RunFolder, images: Iterable[str]) -> bool:
-        """Return whether the folder holds features that this run cannot use.
+    def extract(self, extract: Callable[..., Any], *, overwrite: bool) -> None:
+        """Extract the features that the method reads.
 
         Args:
-            run: the run that is about to start.
-            images: names of the settings of feature extraction.
+            extract: takes a beton, the folder to write, and options of `extract_features`.
+            overwrite: replace features of other settings.
         """
-        try:
-            before = read_json(run.path / "config.json")
-        except (FileNotFoundError, ValueError):
-            return False
-        names = ("source", "targets", "surrogate", "outputs", *images)
-        is_loaded = isinstance(self.surrogate, Classifier)  # only its name is recorded
-        return is_loaded or any(before.get(name) != run.config[name] for name in names)
-
-    @property
-    def combine(self) -> Combine:
-        """How scores for several targets are combined: only votes surely have a sum."""
-        return "sum" if self.method.votes else "rank"
-
-    def extract(self, extract: Callable[..., Any]) -> None:
-        """Extract the features that the method reads."""
-        outputs = {"logits": self.method.outputs == "logits"}
-        if self._targets:
-            for index, folder in zip(self.targets, self._targets, strict=True):
-                extract(index, folder, **outputs)
+        logits = self.method.outputs == "logits"
+        read = [*zip(self.targets, self._targets, strict=True)] if self._targets else []
         if "source" in self.method.flags:
-            extract(self.source, self._features("source"), **outputs)
+            read.append((self.source, self._features("source")))
+        for index, folder in read:
+            try:
+                extract(index, folder, logits=logits)
+            except ValueError:  # other ranks than 0 do not know that it is StaleArtifactError
+                if not overwrite:
+                    raise
+                extract(index, folder, logits=logits, restart=True)
 
-    def finish(
-        self, run: RunFolder, rule: Mapping[str, Any], *, compact: bool, num_workers: int | None
-    ) -> None:
+    def delete_results(self) -> None:
+        """Delete the files of an earlier call, except for features, which may be the same."""
+        beton = self.folder / _BETON
+        for path in (
+            self.folder / SELECTION,
+            self.folder / "clusters.npz",
+            *self.folder.glob("scores*.npz"),
+            *(beton.with_name(beton.name + end) for end in ("", ".json", ".jpegs")),
+        ):
+            path.unlink(missing_ok=True)
+
+    def finish(self, run: RunFolder, surrogate: Any, *, num_workers: int | None) -> None:
         """Score, select and, if asked for, compact; then mark the run as finished."""
         if self.clusters is not None:
             cluster(self._features("source"), self.clusters, out=self._clusters)
+        scores = []
         targets: Sequence[Path | None] = self._targets or [None]
-        scores = [self._score(*pair) for pair in zip(targets, self._scores, strict=True)]
+        for target, out in zip(targets, self._scores, strict=True):
+            inputs = self._inputs(target, surrogate)
+            scores.append(methods.score(self.method.name, out=out, **inputs, **self.options))
         of_clusters = self.clusters is not None and scores[0].unit == "class"
         selection = select(
             scores,
             self.source,
-            **rule,
+            **self.rule,
             clusters=self._clusters if of_clusters else None,
             out=self.folder / SELECTION,
         )
-        if compact:
-            compact_beton(self.source.path, selection, self._compacted, num_workers=num_workers)
-        run.finish({"compacted": compact})
+        if self.compact:
+            compact_beton(
+                self.source.path, selection, self.folder / _BETON, num_workers=num_workers
+            )
+        run.finish({})
 
-    def result(self, *, compact: bool) -> Pruned:
+    @property
+    def is_whole(self) -> bool:
+        """Whether the scores and the selection are there."""
+        return all(path.exists() for path in (*self._scores, self.folder / SELECTION))
+
+    def result(self) -> Pruned:
         """Read the files of the finished run."""
         scores = tuple(map(Scores.load, self._scores))
-        served, names = self._served(len(scores[0]))
+        combine: Combine = self.rule["combine"]
+        weights = self.rule["weights"]
+        ranked = scores[0]
+        if len(scores) > 1:
+            ranked = combine_scores(scores, combine=combine, weights=weights)
+        served, names = self._served(len(ranked))
         return Pruned(
             folder=self.folder,
             source=self.source,
             scores=scores,
+            ranked=ranked,
             selection=Selection.load(self.folder / SELECTION),
             served=served,
             target_names=names,
-            compacted=self._compacted if compact else None,
+            compacted=self.folder / _BETON if self.compact else None,
         )
 
     def _served(self, num_classes: int) -> tuple[NDArray[np.int64] | None, tuple[str, ...]]:
@@ -139,7 +183,7 @@ class Steps:
         matrices, names = [], list[str]()
         for index, folder in zip(self.targets, self._targets, strict=True):
             labels = Features.load(folder).labels
-            votes = self.method.votes(**self._inputs(folder))
+            votes = self.method.votes(**self._inputs(folder, None))
             matrix = votes_by_label(votes, labels, num_classes)
             matrices.append(matrix)
             known = index.class_names()
@@ -149,17 +193,15 @@ class Steps:
             return None, ()
         return np.where(counts.any(axis=0), counts.argmax(axis=0), -1), tuple(names)
 
-    def _score(self, target: Path | None, out: Path) -> Scores:
-        return methods.score(self.method.name, out=out, **self._inputs(target), **self.options)
-
-    def _inputs(self, target: Path | None) -> dict[str, Any]:
-        """Return the arguments of the method that are made here."""
+    def _inputs(self, target: Path | None, surrogate: Any) -> dict[str, Any]:
+        """Return the arguments of the method that are not options."""
         made = {
             "target": target,
             "source": self._features("source"),
-            "models": [self.surrogate],
+            "models": [surrogate],
             "beton": self.source,
             "clusters": self._clusters if self.clusters is not None else None,
+            **self.images,
         }
         return {name: made[name] for name in self.method.flags & made.keys()}
 
@@ -187,17 +229,8 @@ class Steps:
     def _clusters(self) -> Path:
         return self.folder / "clusters.npz"
 
-    @property
-    def _compacted(self) -> Path:
-        return self.folder / "train.beton"
-
 
 def _as_json(value: Any) -> Any:
-    return str(value) if isinstance(value, os.PathLike) else value
-
-
-def _described(surrogate: ModelLike) -> str:
-    """Return the name of a model, or the hash of a checkpoint."""
-    if isinstance(surrogate, Classifier):
-        return surrogate.arch
-    return sha256_of_file(checkpoint_of(surrogate)) if Path(surrogate).exists() else str(surrogate)
+    if isinstance(value, os.PathLike):
+        return str(value)
+    return value.item() if isinstance(value, np.generic) else value

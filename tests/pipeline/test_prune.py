@@ -1,5 +1,6 @@
 """`prune`: the same files as the steps taken alone, several targets, resumed and finished runs."""
 
+import json
 from pathlib import Path
 from typing import Any
 from unittest.mock import MagicMock
@@ -13,14 +14,16 @@ from dp4tl_ffcv import (
     Features,
     Scores,
     Selection,
+    build_model,
     cluster,
+    combine_scores,
     extract_features,
     prune,
     pruning_cost,
     save_checkpoint,
     select,
 )
-from dp4tl_ffcv.pipeline.pruned import Pruned
+from dp4tl_ffcv.pipeline.pruned import SELECTION, Pruned
 from dp4tl_ffcv.scoring import methods
 from dp4tl_ffcv.utils import vote_matrix
 from tests.support.images import picture, write_images
@@ -55,6 +58,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("similarity", {"keep": 0.4}, {"options": {"neighbors": 2, "unit": "sample"}}),
         ("semdedup", {"keep": 0.5}, {"clusters": 3}),
         ("el2n", {"keep": 0.5}, {}),
+        ("grand", {"keep": 0.5}, {}),
         ("random", {"keep": 0.6}, {"options": {"seed": 7}}),
     ],
 )
@@ -66,7 +70,8 @@ def test_the_files_are_those_of_the_steps(
 
     index = BetonIndex.open(data / "source" / "train.beton")
     chosen = methods.get(method.replace("-", "_"))
-    inputs: dict[str, Any] = {"beton": index, **options.get("options", {})}
+    inputs: dict[str, Any] = {"beton": index, "models": [data / "surrogate.pt"], **CROPS}
+    inputs |= options.get("options", {})
     for name, beton in (("target", data / "pets" / "train.beton"), ("source", index)):
         logits = chosen.outputs == "logits"
         folder = tmp_path / name
@@ -110,11 +115,12 @@ def test_kept_classes_are_shown_with_the_target_class_that_they_serve(
     names = [name for each in TARGETS.values() for name in each]
     for each in shown:
         of_class = counts[:, int(each["class"].split()[1])]
-        assert each["score"] == of_class.sum()
+        assert each["votes"] == of_class.sum()
         assert each.get("for") == (names[of_class.argmax()] if of_class.any() else None)
-    scores = [each["score"] for each in shown]
-    assert scores == sorted(scores, reverse=True)
-    assert sum(scores) == 30
+    assert sum(each["votes"] for each in shown) == 30
+    order = [int(each["class"].split()[1]) for each in shown]
+    of_each = [Scores.load(tmp_path / "out" / f"scores_{n}.npz") for n in range(2)]
+    assert order == combine_scores(of_each).ranking().tolist()
 
 
 def test_compact_writes_the_retained_samples(data: Path, tmp_path: Path) -> None:
@@ -131,7 +137,7 @@ def test_a_finished_call_does_nothing_and_a_changed_one_reuses_the_features(
     monkeypatch.setattr(methods, "score", scored)
     assert pruned(data, tmp_path / "out").selection.digest() == before.selection.digest()
     scored.assert_not_called()
-    with pytest.raises(ValueError, match=r"finished run with other settings.*`overwrite`"):
+    with pytest.raises(ValueError, match=r"a run with other values of keep. .*`overwrite`"):
         pruned(data, tmp_path / "out", keep=0.6)
     features = tmp_path / "out" / "features" / "target_0" / "features.npy"
     made = features.stat().st_mtime_ns
@@ -139,6 +145,52 @@ def test_a_finished_call_does_nothing_and_a_changed_one_reuses_the_features(
     assert features.stat().st_mtime_ns == made
     pruned(data, tmp_path / "out", keep=0.6, overwrite=True, stretch_contrast=True)
     assert features.stat().st_mtime_ns > made
+
+
+def test_other_settings_after_a_kill_need_overwrite(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(methods, "score", MagicMock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            pruned(data, tmp_path / "out")
+    for _ in range(2):  # the folder is not changed
+        with pytest.raises(ValueError, match="holds a run with other values of crop_ratio"):
+            pruned(data, tmp_path / "out", crop_ratio=0.5)
+    done = pruned(data, tmp_path / "out", crop_ratio=0.5, overwrite=True)
+    header = json.loads((tmp_path / "out/features/target_0/header.json").read_text())
+    assert header["provenance"]["crop_ratio"] == 0.5
+    assert len(done.selection.classes) == 2
+
+
+def test_overwrite_leaves_no_file_of_the_call_before(data: Path, tmp_path: Path) -> None:
+    pruned(data, tmp_path / "out", compact=True)
+    prune(
+        data / "source", data / "pets", tmp_path / "out", surrogate=data / "surrogate.pt",
+        keep=0.2, overwrite=True, **CROPS,
+    )  # fmt: skip
+    left = {path.name for path in (tmp_path / "out").iterdir()}
+    assert left == {"config.json", "log.jsonl", "result.json", "features", "scores.npz", SELECTION}
+
+
+def test_models_in_memory_are_known_by_their_weights(data: Path, tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    models = [build_model("resnet8_w16", SOURCE) for _ in range(2)]
+    pruned(data, tmp_path / "out", surrogate=models[0])
+    with pytest.raises(ValueError, match="other values of surrogate"):
+        pruned(data, tmp_path / "out", surrogate=models[1])
+
+
+def test_a_surrogate_is_made_after_the_checks_and_only_if_it_is_needed(
+    data: Path, tmp_path: Path
+) -> None:
+    make_one = MagicMock(return_value=data / "surrogate.pt")
+    with pytest.raises(ValueError, match="keep"):
+        pruned(data, tmp_path / "out", surrogate=make_one, keep=1.5)
+    pruned(data, tmp_path / "random", surrogate=make_one, method="random")
+    make_one.assert_not_called()
+    pruned(data, tmp_path / "out", surrogate=make_one)
+    make_one.assert_called_once_with()
 
 
 def test_a_killed_call_continues(
@@ -161,6 +213,9 @@ def test_a_killed_call_continues(
         ({"method": "forgetting"}, "forgetting needs dynamics. Pass them as `options`, or take"),
         ({"method": "semdedup"}, "semdedup needs `clusters`, a number of them"),
         ({"clusters": 3}, "label_mapping uses no `clusters`"),
+        ({"weights": (1, 1, 1)}, "`weights` must hold a number for each of the 2 targets"),
+        ({"weights": (1, 1), "method": "el2n"}, "el2n does not see the targets"),
+        ({"keep": "auto", "method": "similarity"}, "keep `auto` decides by votes"),
         ({"options": {"neighbors": 3}}, "label_mapping has no option neighbors; it has none"),
         ({"keep_classes": 2}, "give exactly one of"),
         ({"keep": 1.5}, "keep"),
@@ -176,7 +231,13 @@ def test_wrong_arguments_are_refused(
 
 @pytest.mark.parametrize(
     ("method", "images", "numbers"),
-    [("label_mapping", 30, 64), ("feature_mapping", 60, 64), ("el2n", 30, 69), ("random", 0, 0)],
+    [
+        ("label_mapping", 30, 64),
+        ("feature_mapping", 60, 64),
+        ("el2n", 30, 69),
+        ("random", 0, 0),
+        ("grand", 90, 0),
+    ],
 )
 def test_the_cost_is_that_of_the_features(
     data: Path, method: str, images: int, numbers: int

@@ -75,6 +75,27 @@ def test_prune_without_a_surrogate_trains_one_and_continues(
     assert len(Selection.load(out / "selection.npz").classes) == 3
 
 
+def test_arguments_are_checked_before_a_surrogate_is_trained(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["prune", str(data / "source"), "--target", str(data / "target"), "--out"]
+    for options, words in (
+        ([], "give exactly one of"),
+        (["--keep", "0.5", "--method", "forgetting"], "forgetting needs dynamics"),
+        (["--keep", "0.5", "--arch", "resnet50"], "--arch describes the checkpoint of --surrogate"),
+    ):
+        with pytest.raises(SystemExit):
+            main([*command, str(tmp_path / "out"), *options])
+        assert words in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_batches_are_shared_among_processes(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "6")
+    index = BetonIndex.open(data / "source" / "train.beton")
+    assert surrogate_settings(index)["batch_size"] == 30
+
+
 def test_the_cost_includes_the_training(data: Path) -> None:
     cost = pruning_cost(data / "source", data / "target", num_workers=1)
     assert (cost.images, cost.trained_images) == (16, 16 * 32)

@@ -52,7 +52,7 @@ def test_a_pipe_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a.pt")
     with pytest.raises(CheckpointError, match="it is not a regular file"):
         load_checkpoint(tmp_path / "a.pt", arch="resnet8_w16")
-    with pytest.raises(IsADirectoryError):
+    with pytest.raises(CheckpointError, match="a folder, but not that of a finished run"):
         load_checkpoint(tmp_path, arch="resnet8_w16")
 
 

@@ -23,7 +23,9 @@ def model() -> Classifier:
 
 
 def make(model: nn.Module, **settings: Any) -> torch.optim.Optimizer:
-    config = RunConfig(run=Path("run"), epochs=1, batch_size=1, resolution=32, **settings)
+    config = RunConfig(
+        train=Path("a"), run=Path("run"), epochs=1, batch_size=1, resolution=32, **settings
+    )
     return make_optimizer(model, config)
 
 

@@ -98,7 +98,8 @@ class RunConfig:
         for name, hint in get_type_hints(type(self)).items():
             if get_origin(hint) is Literal:
                 check_choice(name, getattr(self, name), get_args(hint))
-        self.beton("train")
+        if self.data is not None and self.data.is_file():
+            raise ValueError(f"`data` must be a folder of betons; {str(self.data)!r} is a file.")
         check_fields(self, "seed lr weight_decay step_ratio save_every_minutes", at_least=0)
         check_fields(self, "num_workers log_every save_every epochs batch_size", at_least=1)
         check_fields(self, "step_length resolution", at_least=1)

@@ -110,7 +110,7 @@ def load_model(model: ModelLike, **options: Any) -> tuple[Classifier, dict[str, 
     `load_checkpoint`, and must be None or False for a model that is not a checkpoint.
     """
     is_name = not isinstance(model, Classifier) and is_pretrained(str(model))
-    if not isinstance(model, Classifier) and _is_checkpoint(Path(model), is_name):
+    if not isinstance(model, Classifier) and is_checkpoint(model):
         if is_name:
             warnings.warn(
                 f"loaded the file {str(model)!r} in the working folder, not the pretrained model "
@@ -133,8 +133,9 @@ def load_model(model: ModelLike, **options: Any) -> tuple[Classifier, dict[str, 
     return loaded, {"weights": weights}
 
 
-def _is_checkpoint(path: Path, is_name: bool) -> bool:
-    return path.exists() and not (is_name and path.is_dir())
+def is_checkpoint(model: str | os.PathLike[str]) -> bool:
+    """Return whether a file or run folder is meant, not a pretrained model by name."""
+    return Path(model).exists() and not (is_pretrained(str(model)) and Path(model).is_dir())
 
 
 def _recorded(values: Mapping[str, Any], headless: bool) -> Classifier:
