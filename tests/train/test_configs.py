@@ -220,6 +220,8 @@ def test_a_folder_stands_for_its_betons(tmp_path: Path) -> None:
     assert config.val_beton == tmp_path / "val.beton"
     given = dataclasses.replace(config, train=Path("a.beton"), val=Path("b.beton"))
     assert (given.beton("train"), given.val_beton) == (Path("a.beton"), Path("b.beton"))
+    with pytest.raises(ValueError, match=r"`data` must be a folder of betons; .* is a file"):
+        Config(data=tmp_path / "val.beton", run=tmp_path)
     with pytest.raises(ValueError, match=r"`test` is missing. Name the beton, or pass a folder"):
         finetune.Config(checkpoint=Path("last.pt"), train=Path("a"), val=Path("b"), run=tmp_path)
 

@@ -100,6 +100,7 @@ class RunConfig:
                 check_choice(name, getattr(self, name), get_args(hint))
         if self.data is not None and self.data.is_file():
             raise ValueError(f"`data` must be a folder of betons; {str(self.data)!r} is a file.")
+        self.beton("train")
         check_fields(self, "seed lr weight_decay step_ratio save_every_minutes", at_least=0)
         check_fields(self, "num_workers log_every save_every epochs batch_size", at_least=1)
         check_fields(self, "step_length resolution", at_least=1)
