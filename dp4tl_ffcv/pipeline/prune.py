@@ -51,9 +51,10 @@ def prune(  # noqa: PLR0913  # options are named at the call
     """Select the part of a source that its targets map to, from betons to a selection.
 
     Extracts the features that the method needs, scores, selects and, with `compact`, writes a
-    smaller beton. All files go to `out`: `features/`, `scores_NAME.npz` for each target,
-    `clusters.npz`, `selection.npz`, `train.beton`. A killed call continues when it is repeated,
-    and a finished one returns at once. Processes that `torchrun` started share the work.
+    smaller beton. All files go to `out`: `features/`, `scores.npz` (`scores_0.npz` and so on for
+    several targets), `clusters.npz`, `selection.npz`, `train.beton`. A killed call
+    continues when it is repeated, and a finished one returns at once. Processes that `torchrun`
+    started share the work.
 
     Args:
         source: beton of the source, or a folder with train.beton.
