@@ -36,8 +36,8 @@ def run_verb(verb: Verb) -> None:
 
 def _parse(words: Sequence[str]) -> Any:
     in_write = words[:1] == ["write"]
-    set_apart = [verb for verb in Verb.__subclasses__() if verb is not Prune]
-    verbs = [Prune, *set_apart, write_verb(), *programs("train")]
+    others = [verb for verb in Verb.__subclasses__() if verb is not Prune]
+    verbs = [Prune, *others, write_verb(), *programs("train")]
     return tyro.cli(
         reduce(or_, programs("writers") if in_write else verbs),
         prog="dp4tl write" if in_write else "dp4tl",

@@ -1,4 +1,4 @@
-"""What pruning will cost, from a short measurement."""
+"""Estimate the cost of pruning from a short measurement."""
 
 import time
 from collections.abc import Sequence
@@ -17,7 +17,6 @@ from .inputs import Data, betons_of
 from .surrogate import surrogate_settings
 
 _OF_GRADIENTS = 3  # times the cost of features
-_EPOCHS = 16  # the default of `dp4tl pretrain`
 _FEW, _MANY = 64, 1024  # images that are timed
 _ENOUGH = 2.0  # seconds for a few images, after which many are not timed
 
@@ -83,7 +82,8 @@ def pruning_cost(  # noqa: PLR0913  # options are named at the call
     if surrogate is None:
         settings = surrogate_settings(index)
         model = build_model(settings["arch"], index.num_classes)
-        resolution, trained = resolution or settings["resolution"], _EPOCHS * index.num_samples
+        resolution = resolution or settings["resolution"]
+        trained = settings["epochs"] * index.num_samples
     else:
         model, _ = load_model(surrogate, arch=arch, num_classes=None, mean=mean, std=std)
     options = {

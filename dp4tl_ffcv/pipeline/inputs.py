@@ -2,9 +2,9 @@
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 
 from ..beton import BetonIndex
-from ..beton.splits import split_path
 
 Data = str | os.PathLike[str]
 
@@ -18,7 +18,9 @@ def betons_of(source: Data, target: Data | Sequence[Data]) -> tuple[BetonIndex, 
     targets = [target] if isinstance(target, str | os.PathLike) else list(target)
     if not targets:
         raise ValueError("`target` is empty. Name at least one.")
-    return (
-        BetonIndex.open(split_path(source)),
-        [BetonIndex.open(split_path(each)) for each in targets],
-    )
+    return _open(source), [_open(each) for each in targets]
+
+
+def _open(data: Data) -> BetonIndex:
+    path = Path(data)
+    return BetonIndex.open(path / "train.beton" if path.is_dir() else path)

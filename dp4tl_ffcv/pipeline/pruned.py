@@ -1,4 +1,4 @@
-"""What pruning has selected, and why."""
+"""The result of pruning: a selection, and the scores and votes behind it."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ SELECTION = "selection.npz"
 
 @dataclass(frozen=True, kw_only=True)
 class Pruned:
-    """What `prune` has selected, and why."""
+    """A selection made by `prune`, with the scores and votes behind it."""
 
     folder: Path
     source: BetonIndex

@@ -86,7 +86,7 @@ class Steps:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What the result depends on, besides the surrogate, as JSON values."""
+        """Everything except the surrogate that the result depends on, as JSON values."""
         return {
             "source": self.source.fingerprint,
             "targets": [index.fingerprint for index in self.targets],

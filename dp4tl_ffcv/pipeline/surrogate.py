@@ -31,6 +31,7 @@ def surrogate_settings(source: BetonIndex) -> dict[str, Any]:
     batch_size = max(1, batch_size // processes) * processes
     return {
         "arch": "resnet18" if is_large else "resnet8_w16",
+        "epochs": 16,
         "resolution": 80 if is_large else max(16, 8 * round(side / 16)),
         "batch_size": batch_size,
         "lr": round(0.5 * (batch_size / 1024) ** 0.5, 3),

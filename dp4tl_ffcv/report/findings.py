@@ -50,12 +50,14 @@ class Findings:
     @cached_property
     def shared(self) -> list[str]:
         """Methods whose selection is the same for all seeds, since their surrogate is."""
-        found: dict[str, bool] = {}
-        for rows in grouped((row for row in self.rows if row.get("selection")), *_RULE, "keep"):
-            several = len({row["seed"] for row in rows}) > 1
-            one = several and len({row["selection"] for row in rows}) == 1
-            found[rows[0]["method"]] = found.get(rows[0]["method"], False) or one
-        return [method for method, is_shared in found.items() if is_shared]
+        groups = grouped((row for row in self.rows if row.get("selection")), *_RULE, "keep")
+        shared = (
+            rows[0]["method"]
+            for rows in groups
+            if len({row["seed"] for row in rows}) > 1
+            and len({row["selection"] for row in rows}) == 1
+        )
+        return list(dict.fromkeys(shared))
 
     @cached_property
     def control(self) -> str | None:

@@ -53,14 +53,13 @@ def notes_of(findings: Findings) -> Iterator[str]:
             "differed or were busy with other work, so the times and speed-ups may be wrong by "
             "this factor."
         )
-    better = [row for row in findings.comparisons if row["keep"] == 1 and row["mean"] > MARGIN]
-    for row in better:
-        if row["low"] is not None and row["low"] > 0:
-            yield (
-                f"{method_label(row['method']).capitalize()}, without pruning, gains "
-                f"{100 * row['mean']:.1f} points ({_place(row)}): the full source is trained too "
-                "little there, so that losses by pruning look smaller than they are."
-            )
+    unpruned = [row for row in findings.comparisons if row["keep"] == 1 and row["low"] is not None]
+    for row in (row for row in unpruned if row["mean"] > MARGIN and row["low"] > 0):
+        yield (
+            f"{method_label(row['method']).capitalize()}, without pruning, gains "
+            f"{100 * row['mean']:.1f} points ({_place(row)}): the full source is trained too "
+            "little there, so that losses by pruning look smaller than they are."
+        )
     if shared := findings.shared:
         yield (
             f"The seeds of {_listed(map(method_label, shared))} share one selection for each "

@@ -98,6 +98,14 @@ def pruned(data: Path, out: Path, **options: Any) -> Pruned:
     return prune(data / "source", [data / name for name in TARGETS], out, **given)
 
 
+def kill(data: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prune until the features are made."""
+    with monkeypatch.context() as patched:
+        patched.setattr(methods, "score", MagicMock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            pruned(data, out)
+
+
 def test_several_targets_are_combined(data: Path, tmp_path: Path) -> None:
     done = pruned(data, tmp_path / "out", weights=(3, 1))
     of_each = [Scores.load(tmp_path / "out" / f"scores_{n}.npz") for n in range(2)]
@@ -150,10 +158,7 @@ def test_a_finished_call_does_nothing_and_a_changed_one_reuses_the_features(
 def test_other_settings_after_a_kill_need_overwrite(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with monkeypatch.context() as patched:
-        patched.setattr(methods, "score", MagicMock(side_effect=KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt):
-            pruned(data, tmp_path / "out")
+    kill(data, tmp_path / "out", monkeypatch)
     for _ in range(2):  # the folder is not changed
         with pytest.raises(ValueError, match="holds a run with other values of crop_ratio"):
             pruned(data, tmp_path / "out", crop_ratio=0.5)
@@ -196,10 +201,7 @@ def test_a_surrogate_is_made_after_the_checks_and_only_if_it_is_needed(
 def test_a_killed_call_continues(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with monkeypatch.context() as patched:
-        patched.setattr(methods, "score", MagicMock(side_effect=KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt):
-            pruned(data, tmp_path / "out")
+    kill(data, tmp_path / "out", monkeypatch)
     features = tmp_path / "out" / "features" / "target_1" / "features.npy"
     made = features.stat().st_mtime_ns
     assert len(pruned(data, tmp_path / "out").selection.classes) == 2
