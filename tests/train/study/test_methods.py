@@ -9,6 +9,7 @@ import pytest
 
 from dp4tl_ffcv import Selection, build_model, image_fields, save_checkpoint, write_beton
 from dp4tl_ffcv.scoring import methods
+from dp4tl_ffcv.utils import RunFolder
 from tests.support.dynamics import dynamics_of
 from tests.support.images import picture
 from train.components.study import work
@@ -31,12 +32,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     (folder / "classes.txt").write_text("0\n2\n4\n")
 
     def pretrain(stage: Stage, _: int | None) -> dict[str, Any]:
-        (stage.folder / "run").mkdir()
-        dynamics_of(SAMPLES, 12).save(stage.folder / "run" / "dynamics.npz")
-        checkpoint = stage.folder / "run" / "checkpoints" / "last.pt"
-        checkpoint.parent.mkdir(parents=True)
-        save_checkpoint(checkpoint, build_model("resnet8_w16", CLASSES))
-        return {"checkpoint": str(checkpoint)}
+        run = RunFolder(stage.folder / "run", {})
+        run.start()
+        dynamics_of(SAMPLES, 12).save(run.path / "dynamics.npz")
+        run.checkpoints.mkdir()
+        save_checkpoint(run.checkpoints / "last.pt", build_model("resnet8_w16", CLASSES))
+        return run.finish({"checkpoint": str(run.checkpoints / "last.pt")})
 
     def halves(stage: Stage, _: int | None) -> dict[str, Any]:
         included = np.arange(RUNS * CLASSES).reshape(RUNS, CLASSES) % 5 < 2

@@ -16,7 +16,7 @@ import torch
 
 from dp4tl_ffcv import BetonIndex, Scores, Selection, cluster, extract_features, select
 from dp4tl_ffcv.scoring import methods
-from dp4tl_ffcv.utils import compile_timer
+from dp4tl_ffcv.utils import checkpoint_of, compile_timer
 
 from ... import finetune as finetune_recipe
 from ... import pretrain as pretrain_recipe
@@ -164,20 +164,19 @@ def halves(stage: Stage, threads: int | None) -> dict[str, Any]:
         settings = _recipe_settings(stage, threads, f"run_{run}")
         results.append(pretrain_recipe.pretrain(PretrainConfig(selection=chosen, **settings)))
     np.save(stage.folder / "included.npy", included)
-    return {
-        "pretrain_seconds": sum(each["pretrain_seconds"] for each in results),
-        "checkpoints": [Path(each["checkpoint"]).name for each in results],
-    }
+    return {"pretrain_seconds": sum(each["pretrain_seconds"] for each in results)}
 
 
 def influence(stage: Stage, threads: int | None) -> dict[str, Any]:
     """Probe each run of `halves` on a target, and keep which validation images are right."""
     settings, outcomes = stage.facts["settings"], []
     crops = {name: settings[name] for name in settings.keys() & {"resolution", "crop_ratio"}}
-    for run, checkpoint in enumerate(_result(stage, "halves")["checkpoints"]):
-        file = _folder(stage, "halves") / f"run_{run}" / "checkpoints" / Path(checkpoint).name
+    for run in range(stage.needs["halves"].facts["runs"]):
+        name = f"run_{run}"
         probe = finetune_recipe.finetune(
-            FinetuneConfig(checkpoint=file, **_recipe_settings(stage, threads, f"run_{run}"))
+            FinetuneConfig(
+                checkpoint=_folder(stage, "halves") / name, **_recipe_settings(stage, threads, name)
+            )
         )
         seen = extract_features(
             probe["checkpoint"],
@@ -291,9 +290,9 @@ def _model(stage: Stage, role: str) -> str:
     need, result = stage.needs[role], _result(stage, role)
     if "file" in need.paths:
         return str(need.paths["file"])
-    found = str(result["checkpoint"])
-    is_name = need.kind == "weights"
-    return found if is_name else str(need.folder / "run" / "checkpoints" / Path(found).name)
+    return str(
+        result["checkpoint"] if need.kind == "weights" else checkpoint_of(need.folder / "run")
+    )
 
 
 def _result(stage: Stage, role: str) -> dict[str, Any]:
